@@ -1,0 +1,8 @@
+"""understudy: make a small neural network take over a big one's role, with the data you really have."""
+
+from .api import Result, distill, evaluate, train
+from .data import load_data
+from .errors import UserError
+from .models import InputSpec, Model, load_model
+
+__all__ = ["InputSpec", "Model", "Result", "UserError", "distill", "evaluate", "load_data", "load_model", "train"]

@@ -1,0 +1,164 @@
+"""The commands. Options are the recipe's keys; each command parses, calls the Python function, and prints."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic_core import PydanticUndefined
+
+from .errors import UserError
+from .methods import METHODS
+from .methods.method import MethodSettings
+from .recipe import Recipe, merge, parse_sets, read_toml
+from .train.progress import console
+
+app = typer.Typer(
+    help="Make a small neural network take over a big one's role, with the data you really have.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path | None, typer.Argument(help="a TOML file with any of the options; options win over it")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key of the recipe")]
+Out = Annotated[Path | None, typer.Option(help="folder of this run")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="start anew in --out, replacing the run in it")]
+
+
+def _option(name: str, field: Any, *names: str) -> inspect.Parameter:
+    default = "" if field.default in (None, PydanticUndefined) else f" [default: {field.default}]"
+    option = typer.Option(
+        *(names or (f"--{name.replace('_', '-')}",)), metavar="VALUE", help=f"{field.description}{default}"
+    )
+    kind = Annotated[str | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+def _with_recipe_options(methods: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each key of the recipe, as text: the recipe itself parses and judges it."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        fields = {name: field for name, field in Recipe.model_fields.items() if name != "phases"}
+        kinds = [m.settings for m in METHODS.values()] if methods else [MethodSettings]
+        for kind in kinds:
+            fields |= kind.model_fields
+        if not methods:
+            fields = {k: f for k, f in fields.items() if k not in ("teacher", "method", "cache", "cache_budget")}
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
+        names = {"student": ("--student", "--model")} if not methods else {}
+        extra = [_option(name, field, *names.get(name, ())) for name, field in fields.items()]
+        command.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in [*own, *extra]}
+        return command
+
+    return decorate
+
+
+@app.command("distill")
+@_with_recipe_options(methods=True)
+def distill_command(
+    recipe: RecipeFile = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    sets: Sets = None,
+    **options: Any,
+) -> None:
+    """Teach a student to take over a teacher's role."""
+    from .api import distill
+
+    distill(out=out, resume=resume, overwrite=overwrite, **_settings(recipe, options, sets, out, resume))
+
+
+@app.command("train")
+@_with_recipe_options(methods=False)
+def train_command(
+    recipe: RecipeFile = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    sets: Sets = None,
+    **options: Any,
+) -> None:
+    """Train a network on labels only: how teachers are made."""
+    from .api import train
+
+    settings = _settings(recipe, options, sets, out, resume)
+    method = settings.pop("method", "none")
+    if method != "none" or settings.get("teacher") is not None:
+        raise UserError(f"train with method {method!r} or a teacher; expected labels only: use understudy distill.")
+    train(out=out, resume=resume, overwrite=overwrite, **settings)
+
+
+def _settings(
+    recipe: Path | None, options: dict[str, Any], sets: list[str] | None, out: Path | None, resume: bool
+) -> dict[str, Any]:
+    """Recipe, then options, then --set. A run that is resumed brings its own recipe."""
+    settings = read_toml(recipe) if recipe else {}
+    settings = merge(settings, {key: value for key, value in options.items() if value is not None})
+    settings = merge(settings, parse_sets(sets or []))
+    for action in ("out", "resume", "overwrite", "recipe"):
+        if action in settings:
+            raise UserError(f"the key {action!r} stands in a recipe; expected it as the option --{action} only.")
+    return settings
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[str, typer.Option(help="model spec or a run's student folder")],
+    data: Annotated[str, typer.Option(help="data spec")],
+    split: Annotated[str, typer.Option(help="train, val or test")] = "test",
+    image_size: Annotated[int | None, typer.Option(help="side images are brought to")] = None,
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32")] = "auto",
+) -> None:
+    """Measure a model on a data set; prints JSON."""
+    from .api import evaluate
+
+    print(json.dumps(evaluate(model, data, split=split, image_size=image_size, precision=precision), indent=1))
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="a run's or a study's folder")],
+) -> None:
+    """Write report.html anew from what a run or study has left so far."""
+    from .report import write_report
+
+    print(write_report(folder))
+
+
+def main() -> None:
+    """Entry point: user errors are one sentence and status 2, a traceback only with --debug."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments or bool(os.environ.get("UNDERSTUDY_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("understudy").setLevel(logging.INFO)
+    try:
+        status = app(args=arguments, prog_name="understudy", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except (KeyboardInterrupt, typer.Abort):
+        console.print("stopped; go on with --resume", markup=False)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        message = error.format_message() if hasattr(error, "format_message") else str(error)  # click's own errors
+        if isinstance(error, UserError) or hasattr(error, "format_message"):
+            if first:
+                console.print(f"error: {message}", markup=False, soft_wrap=True, style="red")
+            sys.exit(2)
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        console.print(f"internal error: {text}; run again with --debug for the traceback", markup=False, style="red")
+        sys.exit(1)

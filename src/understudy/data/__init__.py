@@ -1,0 +1,29 @@
+"""Data: sets by name, in memory or decoded as they are read, and views of their samples that can be replayed.
+
+Data yields raw pixels; a model carries how it wants them normalised.
+"""
+
+from understudy.data.batch import Batch
+from understudy.data.loader import batches
+from understudy.data.mapped import Mapped
+from understudy.data.samples import InMemory, Samples
+from understudy.data.spec import Data, default_augment, load_data
+from understudy.data.split import choose, hold_out
+from understudy.data.streams import Encoded
+from understudy.data.views import CLEAN, Augment
+
+__all__ = [
+    "CLEAN",
+    "Augment",
+    "Batch",
+    "Data",
+    "Encoded",
+    "InMemory",
+    "Mapped",
+    "Samples",
+    "batches",
+    "choose",
+    "default_augment",
+    "hold_out",
+    "load_data",
+]

@@ -1,0 +1,73 @@
+"""From samples and an order to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from understudy.data.batch import Batch
+from understudy.data.samples import Samples
+from understudy.data.views import Augment
+from understudy.errors import UserError
+
+
+class _Fetches(Dataset):
+    """What DataLoader workers hold: turns a list of positions into a batch.
+
+    A UserError is handed over as a value, because DataLoader would bury its sentence in a worker's traceback.
+    """
+
+    def __init__(self, samples: Samples, view: int, augment: Augment) -> None:
+        self.samples, self.view, self.augment = samples, view, augment
+
+    def __getitems__(self, positions: list[int]) -> Batch | UserError:
+        try:
+            return self.samples.fetch(torch.tensor(positions), self.view, self.augment)
+        except UserError as error:
+            return error
+
+    def __getitem__(self, position: int) -> Batch | UserError:
+        return self.__getitems__([position])
+
+
+def _unchanged(batch):
+    return batch
+
+
+def batches(
+    samples: Samples,
+    order: Sequence[Tensor],
+    view: int,
+    augment: Augment,
+    *,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+) -> Iterator[Batch]:
+    """One batch for each tensor of positions (int64 [B]) in `order`, in that order.
+
+    Sets in memory are fetched inline, on the device where they lie. Streams are decoded by `workers`
+    processes that run ahead (0: in this process). To start in the middle of an epoch give the rest of its
+    order: a batch depends on nothing but its positions, the view and `augment`. Batches end on `device` if
+    one is given. No number is drawn from torch's global generator.
+    """
+    if samples.in_memory:
+        for positions in order:
+            batch = samples.fetch(positions, view, augment)
+            yield batch if device is None else batch.to(device)
+        return
+    loader = DataLoader(
+        _Fetches(samples, view, augment),
+        batch_sampler=[positions.tolist() for positions in order],  # type: ignore[arg-type]
+        collate_fn=_unchanged,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=device is not None and torch.device(device).type == "cuda",
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch if device is None else batch.to(device)

@@ -1,0 +1,302 @@
+"""Data by name: `load_data` turns a spec, or the user's own Dataset, into training, validation and test
+samples."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from understudy.data.decode import SMALL, Deviation, Form, decode_all, survey
+from understudy.data.folders import Listing, image_folders, parquet_files
+from understudy.data.mapped import Mapped
+from understudy.data.progress import progress
+from understudy.data.samples import InMemory, Samples
+from understudy.data.sources import Source
+from understudy.data.split import hold_out
+from understudy.data.streams import Encoded
+from understudy.data.views import CLEAN, Augment, draws
+from understudy.errors import UserError
+
+GIB = 1 << 30
+_LOG = logging.getLogger("understudy")
+_HELD_OUT = 0.2
+_MEASURED = 2000
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples to learn from and to be judged on, their classes, and the augmentation that suits them.
+
+    `name`: the spec. `task`: "classification". `val` and `test`: None where there are none.
+    """
+
+    name: str
+    task: str
+    train: Samples
+    val: Samples | None
+    test: Samples | None
+    classes: tuple[str, ...]
+    augment: Augment
+
+    @cached_property
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        order = torch.argsort(draws(0, torch.arange(len(self.train)), 0, 1)[:, 0], stable=True)
+        count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+        for index in order[:_MEASURED].split(256):
+            values = self.train.fetch(index, CLEAN, Augment()).inputs.to("cpu", torch.float64) / 255
+            count += values.numel() // values.shape[1]
+            total = total + values.sum((0, 2, 3))
+            squares = squares + values.square().sum((0, 2, 3))
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, pixels as 0 to 1, over at most 2,000 training
+        images."""
+        return self._statistics
+
+
+def default_augment(height: int, width: int) -> Augment:
+    """Pad-and-crop by an eighth and flip for images up to 64 pixels; random resized crop and flip for
+    larger ones."""
+    if max(height, width) <= SMALL:
+        return Augment(shift=min(height, width) // 8, flip=True)
+    return Augment(crop=0.35, flip=True)
+
+
+def default_scratch() -> Path:
+    """$UNDERSTUDY_CACHE, or understudy/ in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("UNDERSTUDY_CACHE"):
+        return Path(own).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "understudy"
+
+
+def _check(name: str, splits: dict[str, Tensor], classes: tuple[str, ...]) -> None:
+    """Labels must lie in the classes, and training must show every class."""
+    if len(classes) < 2:
+        raise UserError(f"data '{name}' has only one class; at least two are expected.")
+    for split, labels in splits.items():
+        wrong = (labels < 0) | (labels >= len(classes))
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise UserError(
+                f"label {int(labels[row])} of {split} sample {row} in '{name}' is out of range; "
+                f"0 to {len(classes) - 1} is expected, as there are {len(classes)} classes."
+            )
+    empty = (torch.bincount(splits["train"], minlength=len(classes)) == 0).nonzero()
+    if len(empty):
+        first = int(empty[0])
+        raise UserError(
+            f"class {first} ('{classes[first]}') of '{name}' has no training sample; add some, or number "
+            "the labels without gaps."
+        )
+
+
+def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What to do where no test split is given: judge on the validation split, or hold a fifth of training
+    out."""
+    if "test" in splits:
+        return None
+    if "val" in splits:
+        splits["test"] = splits.pop("val")
+        _LOG.info("'%s' has no test split; its validation split is used as test.", name)
+        return None
+    train, test = hold_out(torch.arange(len(labels)), labels, _HELD_OUT, seed=0)
+    if not len(test):
+        raise UserError(
+            f"data '{name}' has too few samples ({len(labels)}) to hold out a test split; add some."
+        )
+    _LOG.info(
+        "'%s' has no test split; %d of %d samples, stratified, are held out.", name, len(test), len(labels)
+    )
+    return train, test
+
+
+def _decoded(name: str, source: Source, labels: Tensor, form: Form) -> InMemory:
+    out = np.empty((len(source), form.height, form.width, form.channels), np.uint8)
+    with progress(f"decoding {name} images", len(source)) as advance:
+        for done in decode_all(source.chunks(), form, out):
+            advance(done)
+    return InMemory(torch.from_numpy(out), labels)
+
+
+def _samples(
+    listing: Listing, image_size: int | None, memory_limit: int, scratch: Path
+) -> dict[str, Samples]:
+    """Decode into memory where that fits, and open as streams otherwise."""
+    sources = {split: source for split, (source, _) in listing.splits.items()}
+    total = sum(map(len, sources.values()))
+
+    def decoded(form: Form) -> dict[str, Samples]:
+        return {split: _decoded(split, *pair, form) for split, pair in listing.splits.items()}
+
+    known = survey(item for source in sources.values() for item in source.sample())
+    form = known.form(image_size)
+    if total * form.size <= memory_limit:
+        with suppress(Deviation):  # some image is unlike those surveyed: survey all
+            return decoded(form)
+    if not known.settled:
+        with progress("surveying images", total) as advance:
+            for source in sources.values():
+                for chunk in source.chunks():
+                    known = survey(chunk, known)
+                    advance(len(chunk))
+        form = known.form(image_size)
+        if total * form.size <= memory_limit:
+            return decoded(form)
+    return {
+        split: Encoded(source.streamable(scratch), labels, form)
+        for split, (source, labels) in listing.splits.items()
+    }
+
+
+def _part(samples: Samples, index: Tensor) -> Samples:
+    if isinstance(samples, InMemory):
+        return InMemory(samples.pixels[index], samples.labels[index])
+    if isinstance(samples, Encoded):
+        return Encoded(samples.source.part(index), samples.labels[index], samples.form)
+    assert isinstance(samples, Mapped)
+    return samples.part(index)
+
+
+def _finish(name: str, splits: dict[str, Samples], classes: tuple[str, ...], augment: Augment | None) -> Data:
+    train = splits["train"]
+    assert train.labels is not None
+    if held := _without_test(name, splits, train.labels):
+        splits = {**splits, "train": _part(train, held[0]), "test": _part(train, held[1])}
+        train = splits["train"]
+    augment = augment or default_augment(*train.shape[1:])
+    return Data(name, "classification", train, splits.get("val"), splits.get("test"), classes, augment)
+
+
+def _listed(
+    name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path | None
+) -> Data:
+    _check(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
+    splits = _samples(listing, image_size, memory_limit, scratch or default_scratch())
+    return _finish(name, splits, listing.classes, None)
+
+
+def _digits(name: str) -> Data:
+    """scikit-learn's handwritten digits (Alpaydin & Kaynak 1998): 1,797 grey images of 8×8, 360 held out as
+    test."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels = torch.from_numpy((found.images * (255 / 16)).round().astype(np.uint8))[..., None]
+    labels = torch.from_numpy(found.target)
+    parts = zip(
+        ("train", "test"), hold_out(torch.arange(len(labels)), labels, 360 / len(labels), seed=0), strict=True
+    )
+    splits: dict[str, Samples] = {split: InMemory(pixels[index], labels[index]) for split, index in parts}
+    return _finish(name, splits, tuple("0123456789"), Augment(shift=1))
+
+
+def from_datasets(datasets: dict[str, Any], memory_limit: int, name: str = "dataset") -> Data:
+    """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped`."""
+    mapped = {split: Mapped(dataset, f"{split} {name}") for split, dataset in datasets.items()}
+    shapes = {split: samples.shape for split, samples in mapped.items()}
+    for split, shape in shapes.items():
+        if shape != shapes["train"]:
+            raise UserError(
+                f"{split} {name} has images of shape {shape} and train {name} of {shapes['train']} "
+                "(channels, height, width); make them alike."
+            )
+    labels = mapped["train"].labels
+    own = getattr(datasets["train"], "classes", None)
+    classes = tuple(map(str, own)) if own else tuple(map(str, range(max(0, int(labels.max())) + 1)))
+    _check(name, {split: samples.labels for split, samples in mapped.items()}, classes)
+    decoded = sum(len(samples) for samples in mapped.values()) * int(np.prod(shapes["train"]))
+    splits: dict[str, Samples] = dict(mapped)
+    if decoded <= memory_limit:
+        splits = {split: samples.materialise() for split, samples in mapped.items()}
+    return _finish(name, splits, classes, None)
+
+
+def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Split "PATH?key=value" into the path and its options."""
+    path, mark, query = spec.rpartition("?")
+    if not mark or "=" not in query:
+        return spec, {}
+    options = dict(parse_qsl(query))
+    for key in options:
+        if key not in known:
+            raise UserError(
+                f"data '{spec}' has an unknown option '{key}'; known are {', '.join(known) or 'none'}."
+            )
+    return path, options
+
+
+SCHEMES = ("digits", "parquet", "images")
+
+
+def load_data(
+    spec: Any, *, image_size: int | None = None, memory_limit: int = 4 * GIB, scratch: Path | None = None
+) -> Data:
+    """Open data.
+
+    `spec` is "digits", "parquet:PATH" (with "?label=COLUMN"), "images:PATH", a map-style Dataset of
+    (image, label), a pair of them (train, test), or Data, which is returned as it is.
+
+    Images of files are brought to `image_size` × `image_size` pixels (224 if not given), unless they all
+    share one size up to 64 and none is given. Decoded pixels up to `memory_limit` bytes are kept in memory;
+    larger sets are decoded as they are fetched, Parquet after its images were extracted once to the folder
+    `scratch`. Without a test split the validation split is taken, or a fifth of training, stratified, is
+    held out.
+
+    Raises UserError, before anything is written, for every input that cannot be used.
+    """
+    if isinstance(spec, Data):
+        return spec
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image size {image_size} is not positive; give a number of pixels, such as 224.")
+    files = isinstance(spec, str) and spec.startswith(("images:", "parquet:"))
+    if image_size is not None and not files:
+        raise UserError(
+            f"image size {image_size} applies to images:PATH and parquet:PATH only; resize within the "
+            "dataset instead."
+        )
+    if isinstance(spec, tuple):
+        if len(spec) != 2:
+            raise UserError(
+                f"data is a tuple of {len(spec)}; a pair (train Dataset, test Dataset) is expected."
+            )
+        return from_datasets({"train": spec[0], "test": spec[1]}, memory_limit)
+    if not isinstance(spec, str):
+        return from_datasets({"train": spec}, memory_limit)
+    if spec == "digits":
+        return _digits(spec)
+    scheme, colon, rest = spec.partition(":")
+    openers: dict[str, tuple[Callable[..., Listing], tuple[str, ...]]] = {
+        "parquet": (parquet_files, ("label",)),
+        "images": (image_folders, ()),
+    }
+    if scheme not in openers or not colon:
+        near = get_close_matches(scheme, SCHEMES, 1)
+        if near:
+            hint = f"did you mean '{near[0]}'?"
+        elif Path(spec).exists():
+            hint = f"write 'images:{spec}' for a folder with one folder a class, or 'parquet:{spec}'."
+        else:
+            hint = "give digits, parquet:PATH or images:PATH."
+        raise UserError(f"data '{spec}' is not known; {hint}")
+    opener, known = openers[scheme]
+    path, options = _options(rest, known)
+    if not path:
+        raise UserError(f"data '{spec}' names no path; write {scheme}:PATH.")
+    listing = opener(Path(path).expanduser(), **options)
+    return _listed(spec, listing, image_size, memory_limit, scratch)

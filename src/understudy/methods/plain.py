@@ -1,0 +1,24 @@
+"""Plain training on labels: how teachers are made, and what every method must beat."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..data import Batch
+from ..tasks import cross_entropy
+from ..train.phase import Fit
+from .method import Cast, MethodSettings
+
+
+class Settings(MethodSettings):
+    """Nothing beyond the common ones."""
+
+
+def plan(cast: Cast) -> list[Fit]:
+    """One phase: cross-entropy with the labels."""
+
+    def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits, labels = cast.task.rows(student(batch.inputs), batch.labels)
+        return {"loss": cross_entropy(logits, labels, cast.settings.label_smoothing)}
+
+    return [Fit("labels", cast.student, step)]

@@ -1,0 +1,187 @@
+"""Where networks come from: the zoo, timm, and the user's own Python, each named by one string.
+
+A source is `zoo:NAME`, `timm:NAME` or `package.module:factory`; with its arguments it is all that
+`config.json` needs to build the network again. Arguments may follow a spec as in
+`zoo:resnet18?stem=imagenet`.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from . import zoo
+
+SCHEMES = ("zoo", "timm")
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def split_query(spec: str) -> tuple[str, dict[str, Any]]:
+    """`name?key=value&…` → name and arguments; values read as numbers, true, false, none or else text."""
+    name, _, query = spec.partition("?")
+    arguments: dict[str, Any] = {}
+    for item in filter(None, query.split("&")):
+        key, equals, value = item.partition("=")
+        if not key or not equals:
+            raise UserError(f"argument {item!r} of model {spec!r} is not of the form key=value; correct it.")
+        arguments[key] = _value(value)
+    return name, arguments
+
+
+def _value(text: str) -> Any:
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def is_source(name: str) -> bool:
+    """Whether the text has the form of a source rather than of a folder."""
+    return name.partition(":")[0] in SCHEMES or _FACTORY.fullmatch(name) is not None
+
+
+def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network that source `name` makes of `arguments`. `UserError` for whatever is wrong with either."""
+    scheme, _, rest = name.partition(":")
+    if scheme == "zoo":
+        return zoo.build(rest, arguments)
+    if scheme == "timm":
+        return build_timm(rest, arguments)
+    return call_factory(name, find_factory(name), arguments)
+
+
+def build_without_trace(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """`build` for a network whose weights will be replaced: the caller's random numbers stay untouched."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        return build(name, arguments)
+
+
+def find_factory(name: str) -> Callable[..., Any]:
+    """The callable at `package.module:attribute`, looked for in the working directory too."""
+    module_name, _, attribute = name.partition(":")
+    with _working_directory_first():
+        try:
+            found: Any = importlib.import_module(module_name)
+        except Exception as error:
+            raise UserError(_not_importable(name, module_name, error)) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            close = difflib.get_close_matches(part, known, n=1)
+            hint = f"did you mean {close[0]!r}" if close else "name a function or class defined there"
+            raise UserError(f"module {module_name!r} has no {part!r}, named by model {name!r}; {hint}.")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(
+            f"model {name!r} names a {type(found).__name__}; name a function or class that makes a network."
+        )
+    return found
+
+
+def _not_importable(name: str, module_name: str, error: Exception) -> str:
+    missing = isinstance(error, ModuleNotFoundError) and (
+        error.name is not None and (module_name + ".").startswith(error.name + ".")
+    )
+    if not missing:
+        return f"module {module_name!r} of model {name!r} fails on import with {_told(error)}; correct it."
+    close = difflib.get_close_matches(module_name, SCHEMES, n=1)
+    hint = f"did you mean '{close[0]}:'" if close else "use zoo:NAME, timm:NAME or a package.module:factory"
+    return f"model {name!r} names neither a known scheme nor a module that can be imported from here; {hint}."
+
+
+def call_factory(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
+    """What the user's factory returns, which must be an `nn.Module`."""
+    try:
+        network = factory(**arguments)
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(
+            f"calling {name}({given}) fails with {_told(error)}; correct the call or factory."
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"calling {name} gives a {type(network).__name__}, not an nn.Module; return the network itself."
+        )
+    return network
+
+
+def accepts(factory: Callable[..., Any], argument: str) -> bool:
+    """Whether a callable takes the named argument (a `**kwargs` is no promise that it is understood)."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return argument in parameters and parameters[argument].kind in kinds
+
+
+def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """`timm.create_model`, with its failures in one sentence each."""
+    timm = import_timm()
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"did you mean {close[0]!r}" if close else "timm.list_models() names them all"
+        raise UserError(f"timm has no model {name!r}; {hint}.")
+    try:
+        return timm.create_model(name, **arguments)
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(
+            f"timm:{name} cannot be built with {given}: {_told(error)}; correct the arguments."
+        ) from error
+
+
+def import_timm() -> Any:
+    """The timm module; `UserError` where it is not installed or torchvision beneath it is broken."""
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        if error.name == "timm":
+            remedy = "install it with `pip install understudy[timm]`"
+            raise UserError(
+                f"models 'timm:…' need the package timm, which is not installed; {remedy}."
+            ) from error
+        raise UserError(f"timm needs the package {error.name!r}, which is missing; install it.") from error
+    except Exception as error:
+        remedy = (
+            "reinstall torchvision from the same index as torch, so that both are CPU or both CUDA builds"
+        )
+        raise UserError(
+            f"timm cannot be imported ({_told(error)}), mostly a torchvision unfit for torch; {remedy}."
+        ) from (error)
+
+
+def _told(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+@contextmanager
+def _working_directory_first() -> Iterator[None]:
+    """The user's modules first while importing, afterwards last: they hide no installed package for long."""
+    here = os.getcwd()
+    known = here in sys.path or "" in sys.path
+    if not known:
+        sys.path.insert(0, here)
+        importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if not known:
+            sys.path.remove(here)
+            sys.path.append(here)

@@ -1,0 +1,58 @@
+"""The zoo: name → factory, and building by name with arguments that are checked by name and value."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import UserError
+from . import mobilenet, resnet, small, vgg, vit
+
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    **resnet.FACTORIES,
+    **vgg.FACTORIES,
+    **mobilenet.FACTORIES,
+    **vit.FACTORIES,
+    **small.FACTORIES,
+}
+
+FIXED_SIZE = frozenset({*vit.FACTORIES, "mlp"})  # built for one image size; the others take any
+
+
+def factory(name: str) -> Callable[..., nn.Module]:
+    """The zoo's factory of that name; `UserError` with the nearest name where there is none."""
+    if name not in ZOO:
+        raise UserError(f"the zoo has no model {name!r}; {nearest(name, ZOO)}.")
+    return ZOO[name]
+
+
+def arguments_of(name: str) -> tuple[str, ...]:
+    """The names of the arguments that the zoo's factory of that name takes."""
+    return tuple(inspect.signature(factory(name)).parameters)
+
+
+def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A fresh network. `UserError` for an unknown name or argument and for values it cannot be built with."""
+    build_network, known = factory(name), arguments_of(name)
+    for key, value in arguments.items():
+        if key not in known:
+            raise UserError(f"zoo:{name} has no argument {key!r}; {nearest(key, known)}.")
+        if key in ("num_classes", "channels", "image_size") and (type(value) is not int or value < 1):
+            raise UserError(
+                f"zoo:{name} got {key}={value!r}, but a whole number from 1 is needed; correct it."
+            )
+    try:
+        return build_network(**arguments)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(
+            f"zoo:{name} cannot be built with {given}: {error}; correct that argument."
+        ) from error
+
+
+def nearest(word: str, known: Any) -> str:
+    """'did you mean …' with the nearest known word, or the list of all of them."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}" if close else f"choose one of {', '.join(known)}"

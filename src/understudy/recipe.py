@@ -1,0 +1,169 @@
+"""A recipe: every setting of a run, typed. Keys are the command line's options and the Python function's arguments."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
+
+from .errors import UserError
+from .methods import METHODS
+from .train import FitSettings
+
+_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def _size(value: Any) -> str:
+    """A size such as ``4GiB`` or ``500MB``, kept as text; `size_in_bytes` reads it."""
+    text = str(value).strip()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
+    if not match or match[2].lower() not in _UNITS:
+        raise ValueError("expected a size such as 4GiB or 500MB")
+    return text
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes in a size such as ``4GiB``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
+    assert match
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _views(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+Size = Annotated[str, BeforeValidator(_size)]
+Views = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(_views)]
+
+
+class Recipe(FitSettings):
+    """The settings common to all methods; `recipe_type` adds those of one method."""
+
+    teacher: str | None = Field(None, description="the big network: zoo:NAME, a run's student folder, module:factory")
+    student: str = Field(description="the network that learns, named like a teacher")
+    data: str = Field(description="digits, parquet:PATH or images:PATH")
+    method: str = Field("kd", description=f"how to teach: {', '.join(METHODS)}")
+
+    fraction: float | None = Field(None, gt=0, le=1, description="share of the training samples, the same for each class")
+    samples: int | None = Field(None, ge=1, description="number of training samples, shared out over the classes")
+    validation: float | None = Field(
+        None, ge=0, lt=1, description="share of them held out; default: 0.1 where a best state or patience needs it"
+    )
+    views: Views | None = Field(
+        None, description="augmentations a sample has, replayed and remembered; 'all': a fresh one each epoch"
+    )
+    augment: str | None = Field(None, description="none, or e.g. shift=4,flip or crop=0.35,flip; default: by the data")
+    image_size: int | None = Field(None, ge=4, description="side images are brought to; default: their own up to 64")
+    memory_limit: Size = Field("4GiB", description="decoded images above it are streamed from disk")
+    workers: int = Field(2, ge=0, description="processes that decode streamed images")
+
+    seed: int = Field(0, ge=0, description="of weights, order and choice of samples")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")
+    cache: str | None = Field(None, description="folder of the teacher's signals; default: by fingerprint, shared")
+    cache_budget: Size = Field("4GiB", description="disk that one teacher's signals may take")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="time between checkpoints; 0: after every update")
+    log_with: str | None = Field(None, description="a tracker that Accelerate knows, such as tensorboard")
+    phases: dict[str, dict[str, Any]] = Field(default_factory=dict, description="fit settings of single phases")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.fraction is not None and self.samples is not None:
+            raise ValueError("fraction and samples are both given; expected one of them: remove the other")
+        for name, changes in self.phases.items():
+            unknown = set(changes) - set(FitSettings.model_fields)
+            if unknown:
+                raise ValueError(f"phases.{name} has the unknown key {min(unknown)!r}; expected a fit setting")
+        if (self.select == "best" or self.patience) and self.validation == 0:
+            raise ValueError("select = best and patience need held-out samples; expected validation above 0")
+        return self
+
+
+@cache
+def recipe_type(method: str) -> type[Recipe]:
+    """The recipe of one method: the common settings and its own."""
+    if method not in METHODS:
+        raise UserError(f"the method {method!r} is unknown; expected {_nearest(method, METHODS)}.")
+    return create_model(f"{method}_recipe", __base__=(Recipe, METHODS[method].settings))
+
+
+def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Validate settings. Raises `UserError` with one sentence for the first thing wrong."""
+    values = {key: value for key, value in values.items() if value is not None}
+    kind = recipe_type(str(values.get("method", "kd")))
+    for key in values:
+        if key not in kind.model_fields:
+            others = [name for name, m in METHODS.items() if key in m.settings.model_fields]
+            why = f" (it belongs to method {', '.join(others)})" if others else ""
+            raise UserError(f"the key {key!r} is unknown here{why}; expected {_nearest(key, kind.model_fields)}.")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal", "con")))
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "missing":
+            raise UserError(f"{where!r} is missing; expected it as --{where.replace('_', '-')} or in the recipe.") from None
+        if not where:
+            raise UserError(f"{message}.") from None
+        message = message[0].lower() + message[1:]
+        raise UserError(f"{where} = {first['input']!r} does not fit: {message}; change --{where.replace('_', '-')}.") from None
+
+
+def _nearest(word: str, words: Any) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"{close[0]!r}, the nearest right one" if close else f"one of {', '.join(sorted(words))}"
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A TOML file as a dict. Raises `UserError` when it is missing or not TOML."""
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{str(path)!r} does not exist; expected a TOML file: check the path.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{str(path)!r} is not readable as TOML ({error}); expected a recipe: mend that line.") from None
+
+
+def write_toml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write settings as TOML, leaving out what is None."""
+    path.write_text(tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def parse_sets(assignments: list[str]) -> dict[str, Any]:
+    """``["lr=0.1", "phases.head.epochs=5"]`` as nested settings. Raises `UserError` where there is no ``=``."""
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {assignment!r} has no key and value; expected KEY=VALUE, such as --set lr=0.05.")
+        try:
+            value = tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *parents, last = key.strip().split(".")
+        table = found
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise UserError(f"--set {assignment!r} contradicts another --set; expected one value for each key.")
+        table[last] = value
+    return found
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes``; nested tables are merged, everything else replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

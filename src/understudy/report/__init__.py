@@ -1,0 +1,33 @@
+"""Reports: a run or a study told in words and pictures, as one HTML file that needs nothing else.
+
+This room reads run folders (``recipe.toml``, ``metrics.jsonl``, ``result.json``) and study folders (``study.json``);
+it imports nothing of the rest of the house but its error, so a report can be made again long after the run, on
+another machine, without the data or the weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from understudy.errors import UserError
+from understudy.report.run import write_run_report
+from understudy.report.study import write_study_report
+from understudy.report.table import study_markdown
+
+__all__ = ["study_markdown", "write_report", "write_run_report", "write_study_report"]
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``folder/report.html`` for whatever the folder holds, a study or a run, and return its path.
+
+    Raises UserError when the folder holds neither.
+    """
+    folder = Path(folder)
+    if (folder / "study.json").is_file():
+        return write_study_report(folder)
+    if any((folder / name).is_file() for name in ("result.json", "metrics.jsonl", "recipe.toml")):
+        return write_run_report(folder)
+    raise UserError(
+        f"{folder} holds neither a run (recipe.toml, metrics.jsonl, result.json) nor a study (study.json): "
+        "name the folder that was given to --out"
+    )

@@ -1,0 +1,270 @@
+"""Geometry of the pictures: scales, ticks, line charts and dot strips, as values that the templates draw.
+
+Lines are drawn in an SVG of 100 × 100 units that stretches with the page (strokes do not); text and marks are placed in
+per cent of the same box, so that they keep their size on a phone and on a wide screen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+Point = tuple[float, float]
+COLOURS = 8  # classes c0 … c7 in style.css
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: segments of (x, y) points, drawn unconnected to each other; ``interval`` half widths at points."""
+
+    label: str
+    segments: list[list[Point]]
+    colour: str = "c0"
+    dashed: bool = False
+    marks: bool = False
+    interval: dict[Point, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tick:
+    at: str  # per cent along the axis
+    label: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    left: str
+    bottom: str
+    colour: str
+    title: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    left: str
+    width: str
+    label: str
+    shaded: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    colour: str
+    dashed: bool
+    path: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line chart, ready to draw."""
+
+    title: str
+    note: str
+    describe: str
+    gutter: int
+    x_label: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    lines: list[Line]
+    marks: list[Mark]
+    bands: list[Band]
+    legend: list[tuple[str, bool, str]]
+    level: Tick | None = None
+    level_below: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    low: float
+    high: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Where a value lies, in per cent of the axis."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(max(value, 1e-300))
+        return 50.0 if high == low else 100 * (value - low) / (high - low)
+
+
+def per_cent(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def nice_step(span: float, parts: int) -> float:
+    """The smallest of 1, 2, 5 × 10ⁿ that cuts a span into at most ``parts`` parts."""
+    raw = span / parts
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+
+
+def tick_text(value: float, step: float) -> str:
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "\u2212")
+    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step < 1 else 0
+    return f"{value:.{digits}f}".replace("-", "\u2212")
+
+
+def linear_axis(
+    values: Sequence[float], parts: int = 4, floor: bool = False
+) -> tuple[Scale, list[tuple[float, str]]]:
+    """A scale around values with round ends; ``floor`` starts at zero where that costs little room."""
+    low, high = min(values), max(values)
+    if floor and 0 < low < 0.5 * high:
+        low = 0.0
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        margin = 0.1 * abs(high) or 1.0
+        low, high = low - margin, high + margin
+    step = nice_step(high - low, parts)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = [(n * step, tick_text(n * step, step)) for n in range(first, last + 1)]
+    return Scale(first * step, last * step), ticks
+
+
+def log_axis(values: Sequence[float]) -> tuple[Scale, list[tuple[float, str]]]:
+    first = math.floor(math.log10(min(values)) + 1e-9)
+    last = max(first + 1, math.ceil(math.log10(max(values)) - 1e-9))
+    every = max(1, math.ceil((last - first) / 5))
+    ticks = [(10.0**n, tick_text(10.0**n, 10.0**n)) for n in range(first, last + 1, every)]
+    return Scale(10.0**first, 10.0**last, log=True), ticks
+
+
+def step_axis(first: float, last: float) -> tuple[Scale, list[tuple[float, str]]]:
+    """An axis of whole numbers (epochs): its ends are the data's, its ticks are round."""
+    if last <= first:
+        return Scale(first - 1, first + 1), [(first, tick_text(first, 1))]
+    step = max(1.0, nice_step(last - first, 5))
+    inner = [n * step for n in range(math.ceil(first / step), math.floor(last / step) + 1)]
+    ticks = sorted({first, *(x for x in inner if x - first > 0.35 * step)})
+    return Scale(first, last), [(x, tick_text(x, 1)) for x in ticks]
+
+
+def smooth_path(points: Iterable[Point], x: Callable[[float], float], y: Callable[[float], float]) -> str:
+    return "M" + "L".join(f"{x(a):.2f} {100 - y(b):.2f}" for a, b in points)
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    note: str = "",
+    x_label: str = "epoch",
+    x_axis: tuple[Scale, list[tuple[float, str]]] | None = None,
+    y_range: Sequence[float] = (),
+    level: tuple[float, str] | None = None,
+    best: Sequence[tuple[float, float, str]] = (),
+    bands: Sequence[tuple[float, float, str]] = (),
+    loss: bool = False,
+    unit: str = "",
+) -> Chart | None:
+    """A chart of lines; None when there is not one point.
+
+    ``level`` is a horizontal reference (value, label), ``best`` are marked points (x, y, label), ``bands`` the phases
+    (from, to, name) behind the lines. A ``loss`` starts at zero, or is drawn on a log axis where it falls fiftyfold.
+    """
+    series = [one for one in series if any(one.segments)]
+    points = [point for one in series for segment in one.segments for point in segment]
+    if not points:
+        return None
+    xs, ys = [point[0] for point in points], [point[1] for point in points]
+    ys += [y + side * half for one in series for (_, y), half in one.interval.items() for side in (-1, 1)]
+    ys += list(y_range) + ([level[0]] if level else [])
+    use_log = loss and min(ys) > 0 and max(ys) / min(ys) > 50
+    y_scale, y_ticks = log_axis(ys) if use_log else linear_axis(ys, floor=loss)
+    x_scale, x_ticks = x_axis or step_axis(min(xs), max(xs))
+    lines, marks = [], []
+    for one in series:
+        for segment in one.segments:
+            if len(segment) > 1:
+                lines.append(Line(one.colour, one.dashed, smooth_path(segment, x_scale, y_scale)))
+            if len(segment) == 1 or one.marks:
+                for x, y in segment:
+                    at = (per_cent(x_scale(x)), per_cent(y_scale(y)))
+                    marks.append(Mark(*at, one.colour, f"{one.label}: {y:.4g}"))
+        for (x, y), half in one.interval.items():
+            stem = smooth_path([(x, y - half), (x, y + half)], x_scale, y_scale)
+            lines.append(Line(one.colour, False, stem))
+    marks += [Mark(per_cent(x_scale(x)), per_cent(y_scale(y)), "c0", text, best=True) for x, y, text in best]
+    shown = [
+        Band(per_cent(x_scale(a)), per_cent(x_scale(b) - x_scale(a)), name, n % 2 == 1)
+        for n, (a, b, name) in enumerate(bands)
+    ]
+    labels = [Tick(per_cent(y_scale(value)), text + unit) for value, text in y_ticks]
+    return Chart(
+        title=title,
+        note=note + (" Log scale." if use_log else ""),
+        describe=f"{title}: " + ", ".join(one.label for one in series),
+        gutter=max(len(tick.label) for tick in labels),
+        x_label=x_label,
+        x_ticks=[Tick(per_cent(x_scale(value)), text) for value, text in x_ticks],
+        y_ticks=labels,
+        lines=lines,
+        marks=marks,
+        bands=shown,
+        legend=[(one.colour, one.dashed, one.label) for one in series],
+        level=Tick(per_cent(y_scale(level[0])), level[1]) if level else None,
+        level_below=bool(level) and y_scale(level[0]) > 85 if level else False,
+    )
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One setting of a dot strip: every run's value, the mean and its interval, in per cent of the width."""
+
+    label: str
+    colour: str
+    text: str
+    mean: str
+    low: str
+    high: str
+    dots: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Strips:
+    title: str
+    rows: list[Strip]
+    ticks: list[Tick]
+    level: Tick | None
+
+
+def dot_strips(
+    title: str,
+    rows: Sequence[tuple[str, str, str, float, float | None, Sequence[tuple[float, str]]]],
+    level: tuple[float, str] | None = None,
+    unit: str = "",
+) -> Strips:
+    """Strips on one common axis from rows of (label, colour, text, mean, half width, (value, title) of each run)."""
+    values = [value for row in rows for value in (row[3] - (row[4] or 0), row[3] + (row[4] or 0))]
+    values += [value for row in rows for value, _ in row[5]]
+    if level:
+        span = max(values) - min(values)  # a far level would squeeze the dots together
+        if not (min(values) - 1.5 * span <= level[0] <= max(values) + 1.5 * span):
+            level = None
+        else:
+            values.append(level[0])
+    scale, ticks = linear_axis(values, parts=3)
+
+    def at(value: float) -> str:
+        return per_cent(4 + 0.92 * scale(value))
+
+    strips = [
+        Strip(
+            label=label,
+            colour=colour,
+            text=text,
+            mean=at(mean),
+            low=at(mean - (half or 0)),
+            high=at(mean + (half or 0)),
+            dots=[(at(value), name) for value, name in runs],
+        )
+        for label, colour, text, mean, half, runs in rows
+    ]
+    return Strips(
+        title=title,
+        rows=strips,
+        ticks=[Tick(at(value), text + unit) for value, text in ticks],
+        level=Tick(at(level[0]), level[1]) if level else None,
+    )

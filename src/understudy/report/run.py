@@ -1,0 +1,279 @@
+"""A run's report: headline, cards, curves, classes, where time went, the recipe, and how to load the student."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from understudy.report import words
+from understudy.report.classes import class_change, confusion
+from understudy.report.curves import keys_of, run_charts, where_measured
+from understudy.report.headline import headline, phases, sample_noun
+from understudy.report.page import render, write_page
+from understudy.report.read import Run, is_number, numbers, read_run
+
+TIMING = (
+    ("data", "reading data", "c2"),
+    ("teacher", "teacher", "c1"),
+    ("student", "student", "c0"),
+    ("evaluate", "evaluation", "c3"),
+    ("other", "the rest", "c4"),
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Teacher, student before, or student after: one large figure and what belongs to it."""
+
+    role: str
+    title: str
+    spec: str
+    label: str
+    value: str
+    facts: list[tuple[str, str]]
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Slice:
+    name: str
+    colour: str
+    width: str
+    text: str
+
+
+def write_run_report(folder: Path) -> Path:
+    """Write ``folder/report.html`` from the run's files and return its path; an unfinished run is shown so far.
+
+    Raises UserError when the folder holds no run, a damaged result.json, or cannot be written.
+    """
+    folder = Path(folder)
+    run = read_run(folder)
+    student, teacher = run.part("student"), run.part("teacher")
+    measured = [
+        *numbers(student.get("metrics")),
+        *numbers(teacher.get("metrics")),
+        *keys_of(run.epochs, "eval"),
+    ]
+    metric = words.primary_metric(measured, run.setting("task"))
+    charts, closer = run_charts(run, metric)
+    text = render(
+        "run.html",
+        run=run,
+        title=" · ".join(
+            filter(None, [run.setting("method"), run.part("data").get("name"), "understudy run"])
+        ),
+        headline=headline(run, metric),
+        marks=marks(run),
+        cards=cards(run, metric),
+        charts=charts,
+        closer=closer,
+        phases=phase_rows(run, metric),
+        solved=solved_table(run),
+        change=class_change(run),
+        confusion=confusion(run),
+        slices=time_slices(run),
+        time_facts=time_facts(run),
+        snippets=snippets(run) if run.finished else [],
+        environment=[
+            (str(k), str(v)) for k, v in run.part("environment").items() if not isinstance(v, dict | list)
+        ],
+    )
+    return write_page(folder / "report.html", text)
+
+
+def marks(run: Run) -> list[str]:
+    data = run.part("data")
+    found = [
+        f"method {run.setting('method')}" if run.setting("method") else "",
+        f"data {data.get('name') or run.setting('data')}" if data.get("name") or run.setting("data") else "",
+        words.plural(data["classes"], "class").replace("classs", "classes")
+        if is_number(data.get("classes"))
+        else "",
+        f"seed {run.setting('seed')}" if run.setting("seed") else "",
+    ]
+    return [text for text in found if text]
+
+
+def sizes(model: dict[str, Any], teacher: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = []
+    for key, name in (("params", "parameters"), ("macs", "MACs")):
+        value, reference = model.get(key), teacher.get(key)
+        if is_number(value):
+            share = f" ({words.rough_share(value / reference)})" if is_number(reference) and reference else ""
+            facts.append((name, words.size(value) + share))
+    return facts
+
+
+def card(
+    role: str, title: str, spec: Any, metric: str, metrics: dict[str, float], facts: list[tuple[str, str]]
+) -> Card:
+    others = [
+        (words.metric_name(key), words.metric_value(key, value))
+        for key, value in metrics.items()
+        if key != metric
+    ]
+    label, value = words.metric_name(metric), words.metric_value(metric, metrics.get(metric))
+    return Card(role, title, str(spec or ""), label, value, others + facts)
+
+
+def cards(run: Run, metric: str) -> list[Card]:
+    student, teacher = run.part("student"), run.part("teacher")
+    spec = student.get("spec") or run.setting("student")
+    shown = []
+    if teacher:
+        of_teacher = numbers(teacher.get("metrics"))
+        name = teacher.get("spec") or run.setting("teacher")
+        shown.append(card("teacher", "Teacher", name, metric, of_teacher, sizes(teacher, {})))
+    before = numbers(student.get("before"))
+    if before:
+        shown.append(card("before", "Student before", spec, metric, before, sizes(student, {})))
+    after = numbers(student.get("metrics"))
+    if after and run.finished:
+        last = card("after", "Student after", spec, metric, after, sizes(student, teacher))
+        for reference, against in (
+            (before, "since before"),
+            (numbers(teacher.get("metrics")), "against the teacher"),
+        ):
+            if metric in reference and metric in after:
+                delta = after[metric] - reference[metric]
+                last.notes.append(
+                    (words.verdict(metric, delta), f"{words.difference(metric, delta)} {against}")
+                )
+        shown.append(last)
+    elif not run.finished:
+        recent = next((numbers(r.get("eval")) for r in reversed(run.epochs) if numbers(r.get("eval"))), {})
+        if recent:
+            where = f", on the {where_measured(run)}" if where_measured(run) else ""
+            shown.append(
+                card("after", f"Student so far{where}", spec, metric, recent, sizes(student, teacher))
+            )
+    return shown
+
+
+def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
+    """A row for each phase: of the result, or counted from the epochs while the run is unfinished."""
+    known = phases(run)
+    if not run.finished:
+        names = dict.fromkeys([*(str(p.get("name", "")) for p in known), *(r["phase"] for r in run.epochs)])
+        kinds = {str(p.get("name", "")): p.get("kind", "fit") for p in known}
+        known = []
+        for name in names:
+            records = [r for r in run.epochs if r["phase"] == name]
+            seconds = sum(r["seconds"] for r in records if is_number(r.get("seconds")))
+            known.append(
+                {"name": name, "kind": kinds.get(name, "fit"), "epochs": len(records), "seconds": seconds}
+            )
+    rows = []
+    for phase in known:
+        best = phase.get("best")
+        found = dict(best) if isinstance(best, dict) else {}
+        if isinstance(found.get("metrics"), dict):
+            found.update(found.pop("metrics"))
+        epoch = found.pop("epoch", None)
+        values = numbers(found)
+        keys = [key for key in (metric, *values) if key in values]
+        text = ", ".join(
+            f"{words.metric_name(k)} {words.metric_value(k, values[k])}" for k in dict.fromkeys(keys)
+        )
+        if is_number(epoch) and text:
+            text += f" (epoch {epoch:g})"
+        epochs = phase.get("epochs")
+        rows.append(
+            {
+                "name": str(phase.get("name", "")),
+                "kind": {"fit": "trained", "solve": "solved"}.get(
+                    str(phase.get("kind")), str(phase.get("kind", ""))
+                ),
+                "epochs": words.count(epochs) if is_number(epochs) and phase.get("kind") != "solve" else "—",
+                "seconds": words.duration(phase["seconds"]) if is_number(phase.get("seconds")) else "—",
+                "best": text or "—",
+            }
+        )
+    return rows
+
+
+def solved_table(run: Run) -> tuple[list[str], list[list[str]]] | None:
+    """``solve`` records as they are: one row a block, a column for every plain field."""
+    if not run.solves:
+        return None
+    hidden = {"event", "phase"} if len({r["phase"] for r in run.solves}) == 1 else {"event"}
+    keys = [k for k in dict.fromkeys(k for r in run.solves for k in r) if k not in hidden]
+    keys = [k for k in keys if not any(isinstance(r.get(k), dict | list) for r in run.solves)]
+
+    def text(key: str, value: Any) -> str:
+        if key == "seconds" and is_number(value):
+            return words.duration(value)
+        return "—" if value is None else words.plain(value) if is_number(value) else str(value)
+
+    rows = [[text(key, record.get(key)) for key in keys] for record in run.solves]
+    return [key.replace("_", " ") for key in keys], rows
+
+
+def time_slices(run: Run) -> list[Slice]:
+    timing = numbers(run.part("timing"))
+    names = {key: (name, colour) for key, name, colour in TIMING}
+    order = [key for key in names if key in timing] + [key for key in timing if key not in names]
+    total = sum(timing.values())
+    return [
+        Slice(
+            name=names.get(key, (key, "c5"))[0],
+            colour=names.get(key, (key, "c5"))[1],
+            width=f"{100 * timing[key] / total:.2f}",
+            text=f"{words.duration(timing[key])}, {words.share(timing[key] / total, 0)}",
+        )
+        for key in order
+        if total > 0 and timing[key] > 0
+    ]
+
+
+def time_facts(run: Run) -> list[tuple[str, str]]:
+    result, facts = run.result, []
+    done = sum(r["seconds"] for r in run.epochs if is_number(r.get("seconds")))
+    if is_number(result.get("seconds")):
+        facts.append(("whole run", words.duration(result["seconds"])))
+    elif done:
+        facts.append(("epochs so far", words.duration(done)))
+    noun = sample_noun(run) + "s"
+    for key, name in (
+        ("student_samples_seen", f"{noun} seen by the student"),
+        ("teacher_samples_forwarded", f"{noun} forwarded by the teacher"),
+    ):
+        if is_number(result.get(key)):
+            facts.append((name, words.count(result[key])))
+    cache = run.part("cache")
+    for key, name, say in (
+        ("stored", "answers stored in the cache", words.count),
+        ("hits", "answers served from the cache", words.count),
+        ("views", "views of each sample", words.count),
+        ("bytes", "size of the cache", words.bytes_size),
+    ):
+        if is_number(cache.get(key)):
+            facts.append((name, say(cache[key])))
+        elif key == "views" and cache.get(key) is not None:
+            facts.append((name, str(cache[key])))
+    spent = sum(f["seconds"] for f in run.fills if is_number(f.get("seconds")))
+    if spent:
+        facts.append(("spent filling the cache", words.duration(spent)))
+    return facts
+
+
+def snippets(run: Run) -> list[tuple[str, str]]:
+    """Code to copy: load the student in Python, evaluate it from a shell."""
+    place = (run.folder.resolve() / "student").as_posix()
+    data = run.part("data").get("spec") or run.recipe.get("data") or run.part("data").get("name") or "DATA"
+    data = data if isinstance(data, str) else str(run.part("data").get("name") or "DATA")
+    inputs = "images_uint8" if sample_noun(run) == "image" else "tokens"
+    comment = (
+        "uint8, [batch, channels, height, width]" if inputs == "images_uint8" else "int64, [batch, length]"
+    )
+    python = (
+        "import understudy\n\n"
+        f"student = understudy.load_model({json.dumps(place, ensure_ascii=False)})\n"
+        f"logits = student({inputs})  # {comment}"
+    )
+    shell = f"understudy evaluate --model {shlex.quote(place)} --data {shlex.quote(data)}"
+    return [("Python", python), ("Shell", shell)]

@@ -1,0 +1,99 @@
+"""A study as a Markdown table, for a README, an issue or a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from understudy.report import words
+from understudy.report.read import is_number, numbers
+
+
+def study_rows(study: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = study.get("rows")
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def study_columns(study: dict[str, Any]) -> list[str]:
+    """The grid's keys: as listed, else every key of the rows' settings."""
+    columns = study.get("columns")
+    if isinstance(columns, list) and columns:
+        return [str(column) for column in columns]
+    return list(dict.fromkeys(str(key) for row in study_rows(study) for key in row.get("setting") or {}))
+
+
+def study_metrics(study: dict[str, Any]) -> list[str]:
+    """The measured metrics, the one that decides first."""
+    names = list(dict.fromkeys(str(key) for row in study_rows(study) for key in row.get("metrics") or {}))
+    first = words.primary_metric(names, str(study.get("task", "")))
+    return sorted(names, key=lambda name: name != first)
+
+
+def estimate(table: Any, metric: str) -> tuple[float | None, float | None]:
+    """(mean, half width of the 95 % interval) of a metric in ``row["metrics"]`` or ``row["difference"]``."""
+    found = numbers((table or {}).get(metric) if isinstance(table, dict) else None)
+    return found.get("mean"), found.get("interval95")
+
+
+def with_interval(metric: str, mean: float | None, half: float | None) -> str:
+    """``57.31 % ± 0.42``; the interval is left out where one run gives none."""
+    if mean is None:
+        return "—"
+    text = words.metric_value(metric, mean, 2)
+    if half is None:
+        return text
+    return text + " ± " + (f"{100 * half:.2f}" if words.is_fraction(metric) else words.plain(half))
+
+
+def difference_text(metric: str, mean: float | None, half: float | None) -> str:
+    if mean is None:
+        return "—"
+    text = words.difference(metric, mean, 2)
+    if half is not None:
+        text += " ± " + (f"{100 * half:.2f}" if words.is_fraction(metric) else words.plain(half))
+    return text
+
+
+def is_baseline(study: dict[str, Any], row: dict[str, Any]) -> bool:
+    baseline, setting = study.get("baseline"), row.get("setting") or {}
+    return bool(
+        isinstance(baseline, dict) and baseline and all(setting.get(k) == v for k, v in baseline.items())
+    )
+
+
+def setting_text(value: Any) -> str:
+    return "—" if value is None else f"{value:g}" if is_number(value) and abs(value) < 1e6 else str(value)
+
+
+def study_markdown(study: dict[str, Any]) -> str:
+    """The table of a study: settings, metrics as mean ± half the 95 % interval, the paired difference of the deciding
+    metric to the baseline, runs, wall time, student samples seen and teacher samples forwarded."""
+    columns, metrics = study_columns(study), study_metrics(study)
+    first = metrics[0] if metrics else "accuracy"
+    head = [*columns, *(words.metric_name(m) for m in metrics[:1]), "difference"]
+    head += [
+        *(words.metric_name(m) for m in metrics[1:]),
+        "runs",
+        "time a run",
+        "samples seen",
+        "teacher samples",
+    ]
+    lines = [head, ["---"] * len(columns) + ["---:"] * (len(head) - len(columns))]
+    for row in study_rows(study):
+        setting = row.get("setting") or {}
+        cells = [setting_text(setting.get(column)) for column in columns]
+        cells += [with_interval(m, *estimate(row.get("metrics"), m)) for m in metrics[:1]]
+        delta = difference_text(first, *estimate(row.get("difference"), first))
+        cells.append("baseline" if is_baseline(study, row) else delta)
+        cells += [with_interval(m, *estimate(row.get("metrics"), m)) for m in metrics[1:]]
+        cells.append(words.count(numbers(row).get("runs")))
+        cells.append(words.duration(numbers(row).get("seconds")))
+        cells += [
+            words.count(numbers(row).get(k)) for k in ("student_samples_seen", "teacher_samples_forwarded")
+        ]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def markdown_cell(text: str) -> str:
+    text = text.replace("\\", "\\\\").replace("|", "\\|").replace(words.NBSP, " ")
+    return " ".join(text.replace("<", "&lt;").split())

@@ -1,0 +1,134 @@
+"""Numbers as a reader says them: percentages, points, shares, counts, durations; and what a metric is called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+NBSP = "\u00a0"
+MINUS = "\u2212"
+_FRACTIONS = {"accuracy", "top5", "top5_accuracy", "pixel_accuracy", "miou", "ece", "agreement", "f1"}
+_LOWER = {"nll", "ece", "perplexity", "loss", "error", "mse", "brier"}
+_NAMES = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "ece": "ECE",
+    "miou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "perplexity": "perplexity",
+}
+_PRIMARY = {"classification": "accuracy", "segmentation": "miou", "language": "perplexity"}
+
+
+def primary_metric(names: Iterable[str], task: str = "") -> str:
+    """The metric a run is judged by: its task's own, else the first known one, else the first named, else accuracy."""
+    present = list(names)
+    for start, metric in _PRIMARY.items():
+        if task.startswith(start) and (metric in present or not present):
+            return metric
+    known = [metric for metric in _PRIMARY.values() if metric in present]
+    return (known or present or ["accuracy"])[0]
+
+
+def is_fraction(metric: str) -> bool:
+    """Whether a metric lies in 0..1 and is said in percent."""
+    return metric in _FRACTIONS or metric.endswith("accuracy")
+
+
+def lower_is_better(metric: str) -> bool:
+    return metric in _LOWER or metric.endswith("loss")
+
+
+def metric_name(metric: str) -> str:
+    return _NAMES.get(metric, metric.replace("_", " "))
+
+
+def share(value: float, digits: int = 1) -> str:
+    """A fraction in percent: ``0.573`` → ``57.3 %``."""
+    return f"{100 * value:.{digits}f}{NBSP}%"
+
+
+def rough_share(value: float) -> str:
+    """A ratio in percent with about two digits; a little short of one is not rounded up to it."""
+    percent = 100 * value
+    digits = 0 if 10 <= percent < 98.95 or percent >= 99.995 else 1 if percent >= 1 else 2
+    return f"{percent:.{digits}f}{NBSP}%"
+
+
+def plain(value: float) -> str:
+    """A number without a unit, with three to four digits that mean something."""
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}".replace("-", MINUS)
+    if size and size < 0.001:
+        return f"{value:.1e}".replace("-", MINUS)
+    return f"{value:.{0 if value == int(value) and size >= 10 else 1 if size >= 100 else 2 if size >= 10 else 3}f}".replace(
+        "-", MINUS
+    )
+
+
+def metric_value(metric: str, value: float | None, digits: int = 1) -> str:
+    """A metric's value as said to a reader; an em dash where there is none."""
+    if value is None:
+        return "—"
+    return share(value, digits) if is_fraction(metric) else plain(value)
+
+
+def difference(metric: str, delta: float, digits: int = 1) -> str:
+    """A signed change: in percentage points for fractions (``+3.2 points``), as a number otherwise."""
+    sign = "+" if delta > 0 else MINUS if delta < 0 else "±"
+    if not is_fraction(metric):
+        return sign + plain(abs(delta))
+    return f"{sign}{100 * abs(delta):.{digits}f}{NBSP}points"
+
+
+def verdict(metric: str, delta: float, interval: float | None = None) -> str:
+    """``"better"``, ``"worse"`` or ``"unclear"`` (the interval, a half width, contains zero; or no change at all)."""
+    if delta == 0 or (interval is not None and abs(delta) <= interval):
+        return "unclear"
+    return "better" if (delta < 0) == lower_is_better(metric) else "worse"
+
+
+def count(value: float | None) -> str:
+    """An exact count with separators: ``50,000``."""
+    return "—" if value is None else f"{value:,.0f}"
+
+
+def size(value: float | None) -> str:
+    """A large number with three digits and k, M, G or T."""
+    if value is None:
+        return "—"
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            scaled = value / scale
+            return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f}{NBSP}{unit}"
+    return f"{value:.0f}"
+
+
+def bytes_size(value: float) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= scale:
+            return f"{value / scale:.1f}{NBSP}{unit}"
+    return f"{value:.0f}{NBSP}bytes"
+
+
+def duration(seconds: float | None) -> str:
+    """A span of time in the two largest units that matter."""
+    if seconds is None or not math.isfinite(seconds):
+        return "—"
+    if seconds < 60:
+        return f"{seconds:.{2 if seconds < 1 else 1}f}{NBSP}s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}{NBSP}min {whole % 60:02d}{NBSP}s"
+    if whole < 86400:
+        return f"{whole // 3600}{NBSP}h {whole % 3600 // 60:02d}{NBSP}min"
+    return f"{whole // 86400}{NBSP}d {whole % 86400 // 3600}{NBSP}h"
+
+
+def plural(number: float, noun: str) -> str:
+    return f"{count(number)} {noun}" if number == 1 else f"{count(number)} {noun}s"
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,87 @@
+"""A run folder: what it holds, and that nothing in it is overwritten unasked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .recipe import merge, read_toml
+
+OURS = ("recipe.toml", "metrics.jsonl", "result.json", "report.html", "checkpoint", "student", "logs")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def check_out(out: Path, *, resume: bool, overwrite: bool, marks: tuple[str, ...] = ("recipe.toml",)) -> None:
+    """Refuse a folder that holds something, cannot be written, or is no run to resume. Writes nothing."""
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite are both given; expected one of them: remove the other.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {str(out)!r} is a file; expected a folder: name another.")
+    parent = next(p for p in [out, *out.absolute().parents] if p.exists())
+    if not os.access(parent, os.W_OK | os.X_OK) or not _can_write(parent):
+        raise UserError(f"--out {str(out)!r} cannot be written; expected a writable place: name another folder.")
+    if not out.is_dir() or not any(out.iterdir()) or overwrite:
+        return
+    if resume and any((out / mark).exists() for mark in marks):
+        return
+    if resume:
+        raise UserError(f"--out {str(out)!r} holds no run to resume; expected {marks[0]} in it: name another folder.")
+    raise UserError(
+        f"--out {str(out)!r} is not empty; expected a new folder: name another, or add --resume to go on or "
+        "--overwrite to start anew."
+    )
+
+
+def _can_write(folder: Path) -> bool:
+    stats = os.statvfs(folder)
+    return not stats.f_flag & os.ST_RDONLY
+
+
+def clear(out: Path) -> None:
+    """Remove what an earlier run left in ``out``, and nothing else."""
+    for name in OURS:
+        path = out / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the run in ``out``; what is given again must agree with them."""
+    path = out / "recipe.toml"
+    if not path.exists():
+        return dict(given)
+    old = read_toml(path)
+    for key, value in given.items():
+        if value is None:
+            continue
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            same = merge(before, value) == before
+        else:
+            same = str(before) == str(value) or _same_number(before, value)
+        if not same:
+            raise UserError(
+                f"--resume with {key} = {value!r}, but {str(out)!r} was begun with {before!r}; expected the same "
+                f"settings: leave {key} out, or start another folder."
+            )
+    return old
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    try:
+        return float(a) == float(b)
+    except (TypeError, ValueError):
+        return False

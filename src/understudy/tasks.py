@@ -1,0 +1,120 @@
+"""Tasks turn outputs into rows.
+
+Classification, segmentation and language modelling differ in how logits flatten to ``[M, K]`` rows and in
+their metrics. Everything else in the house (targets, losses, methods) works on rows and so on every task
+(notation of Tang et al. 2020, "Understanding and Improving Knowledge Distillation").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
+
+IGNORE = -100  # the label of a position that has none
+
+
+@dataclass(frozen=True)
+class Task:
+    """How one kind of problem flattens to rows, and which metric decides."""
+
+    name: str
+    class_dim: int  # dimension of the outputs that holds the K classes
+    metric: str  # the metric that picks a best state
+    higher_is_better: bool = True
+
+    def rows(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Flatten ``outputs`` to ``[M, C]`` and ``labels`` to ``[M]``.
+
+        ``outputs`` is ``[N, C]``, ``[N, C, H, W]`` or ``[N, L, C]`` after the task; C is the class count for
+        logits, k for top-k signals, anything for features. Pixels and tokens labelled `IGNORE` are dropped; a
+        whole sample without a label stays, because a teacher can still teach it.
+        """
+        if outputs.dim() == 2:
+            return outputs, labels
+        flat = outputs.movedim(self.class_dim, -1).reshape(-1, outputs.shape[self.class_dim])
+        valid = labels.reshape(-1) != IGNORE
+        return flat[valid], labels.reshape(-1)[valid]
+
+    def better(self, new: float, old: float | None) -> bool:
+        """Whether ``new`` beats ``old`` in this task's metric."""
+        return old is None or (new > old if self.higher_is_better else new < old)
+
+
+TASKS = {
+    "classification": Task("classification", class_dim=1, metric="accuracy"),
+    "segmentation": Task("segmentation", class_dim=1, metric="miou"),
+    "language": Task("language", class_dim=-1, metric="perplexity", higher_is_better=False),
+}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of rows ``[M, K]`` with labels ``[M]``, in float32; rows without a label count as 0."""
+    total = F.cross_entropy(
+        logits.float(), labels, ignore_index=IGNORE, label_smoothing=smoothing, reduction="sum"
+    )
+    return total / (labels != IGNORE).sum().clamp(min=1)
+
+
+class Metrics:
+    """Metrics of a task, accumulated over rows on the device; `compute` sums over processes."""
+
+    def __init__(self, task: Task, classes: int, device: torch.device | str = "cpu") -> None:
+        self.task, self.classes = task, classes
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # rows, correct, negative log-likelihood
+        self.confusion = self.calibration = None
+        if task.name != "language":
+            self.confusion = MulticlassConfusionMatrix(classes, validate_args=False).to(device)
+        if task.name == "classification":
+            self.calibration = MulticlassCalibrationError(classes, n_bins=15, validate_args=False).to(device)
+
+    def update(self, outputs: Tensor, labels: Tensor) -> None:
+        """Add a batch: outputs and labels as the network and the data give them."""
+        logits, labels = self.task.rows(outputs, labels)
+        known = labels != IGNORE
+        logits, labels = logits[known].float(), labels[known]
+        nll = F.cross_entropy(logits, labels, reduction="sum")
+        correct = (logits.argmax(1) == labels).sum()
+        self.sums += torch.stack([torch.tensor(float(len(labels))).to(nll), correct.to(nll), nll])
+        if self.confusion is not None and len(labels):
+            self.confusion.update(logits, labels)
+        if self.calibration is not None and len(labels):
+            self.calibration.update(logits.softmax(1), labels)
+
+    def compute(self) -> dict[str, float]:
+        """The task's metrics as fractions and natural numbers; empty where no row had a label."""
+        sums = self.sums.clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if sums.device.type == "mps":  # float64 does not exist there
+                sums = sums.float()
+            torch.distributed.all_reduce(sums)
+        rows, correct, nll = sums.tolist()
+        if rows == 0:
+            return {}
+        values = {"accuracy": correct / rows, "nll": nll / rows}
+        if self.task.name == "language":
+            return {"perplexity": math.exp(min(nll / rows, 700.0)), **values}
+        assert self.confusion is not None
+        matrix = self.confusion.compute().double()
+        self.matrix = matrix
+        if self.task.name == "segmentation":
+            union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
+            iou = matrix.diag()[union > 0] / union[union > 0]
+            return {"miou": iou.mean().item(), "pixel_accuracy": values["accuracy"], "nll": values["nll"]}
+        assert self.calibration is not None
+        return {**values, "ece": self.calibration.compute().item()}
+
+    def details(self) -> dict[str, list]:
+        """After `compute`: ``per_class`` accuracy (recall), and ``confusion`` (rows: truth) up to 20 classes."""
+        if self.confusion is None or not hasattr(self, "matrix"):
+            return {}
+        count = self.matrix.sum(1)
+        recall = (self.matrix.diag() / count.clamp(min=1)).tolist()
+        found: dict[str, list] = {"per_class": [r if c else None for r, c in zip(recall, count.tolist())]}
+        if self.classes <= 20:
+            found["confusion"] = self.matrix.long().tolist()
+        return found

@@ -1,0 +1,197 @@
+"""The memory of signals: one row for each (sample, view), in memory-mapped files.
+
+Remembering is exact. A view is replayed from (seed, sample, view), so a signal stored for it is the signal of the
+very pixels the student sees (as in FKD, Shen & Xing 2022), never of other ones (known to hurt: Beyer et al. 2022).
+A stored row never changes. The folder knows the fingerprint of network + data + views and refuses any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from ..errors import UserError
+
+VERSION = 1
+_MEANING = {
+    "network": "weights",
+    "data": "data set",
+    "views": "augmentation",
+    "signals": "signals",
+    "precision": "precision",
+}
+
+
+def cache_root() -> Path:
+    """Where caches lie when none is named: ``$UNDERSTUDY_CACHE``, else the user's cache folder."""
+    if named := os.environ.get("UNDERSTUDY_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "understudy"
+
+
+class SignalCache:
+    """Signals of one frozen network on one data set's views.
+
+    ``identity`` maps `network`, `data`, `views`, `signals` and `precision` to text; ``fields`` is an example of one
+    batch's fields, whose shapes after the first dimension (and kinds) every row has. ``total`` samples have a row
+    in each view's files; of these a run uses ``used``. Floating fields are stored as float16, integers as they are.
+
+    Raises `UserError` when ``folder`` holds the signals of another identity, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, str],
+        fields: Mapping[str, Tensor],
+        *,
+        total: int,
+        used: int,
+        budget: int,
+    ) -> None:
+        self.folder, self.total = folder, total
+        self.layout = {
+            name: (tuple(value.shape[1:]), "float16" if value.is_floating_point() else str(value.dtype)[6:])
+            for name, value in fields.items()
+        }
+        self._views: dict[int, dict[str, np.memmap]] = {}
+        self._tensors: dict[int, dict[str, Tensor]] = {}
+        self._pending: dict[int, list[np.ndarray]] = {}
+        row = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.layout.values()) + 1
+        page = 4096  # files are sparse: a row that is never written costs nothing, a touched page is whole
+        self.row_bytes = row
+        self.view_bytes = min(total * row, used * (-(-row // page) + 1) * page)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "lock"):
+                self._claim(dict(identity))
+        except OSError as error:
+            raise UserError(
+                f"the cache folder {str(folder)!r} cannot be written ({error.strerror}); expected a writable "
+                "folder: name another with --cache."
+            ) from None
+        room = shutil.disk_usage(folder).free // 2 + self._bytes_on_disk()
+        self.capacity = int(min(budget, room) // max(self.view_bytes, 1))
+
+    def _claim(self, identity: dict[str, str]) -> None:
+        path = self.folder / "cache.json"
+        mine = {"version": VERSION, "identity": identity, "samples": self.total, "fields": self.layout}
+        if not path.exists():
+            if any(item.name != "lock" for item in self.folder.iterdir()):
+                raise UserError(
+                    f"the cache folder {str(self.folder)!r} holds other files; expected an empty folder or a cache: "
+                    "name another with --cache."
+                )
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(mine, indent=1))
+            os.replace(temporary, path)
+            return
+        try:
+            theirs = json.loads(path.read_text())
+            known = theirs["identity"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"the cache {str(self.folder)!r} is damaged (cache.json cannot be read); expected a cache this "
+                "program wrote: delete the folder or name another with --cache."
+            ) from None
+        for key, value in identity.items():
+            if known.get(key) != value:
+                raise UserError(
+                    f"the cache {str(self.folder)!r} was made by another teacher or for other pixels (its "
+                    f"{_MEANING.get(key, key)} differ); expected signals of this teacher on these views: name "
+                    "another folder with --cache or leave it out."
+                )
+        if json.loads(json.dumps(mine)) != theirs:
+            raise UserError(
+                f"the cache {str(self.folder)!r} has another version or layout; expected version {VERSION}: delete "
+                "the folder or name another with --cache."
+            )
+
+    def _name(self, view: int) -> Path:
+        return self.folder / ("clean" if view < 0 else f"view-{view:04d}")
+
+    def _open(self, view: int) -> dict[str, np.memmap]:
+        """The view's files as memory maps, made (sparse, all rows unknown) where they are not there yet."""
+        if view not in self._views:
+            folder = self._name(view)
+            with FileLock(self.folder / "lock"):
+                folder.mkdir(exist_ok=True)
+                maps = {}
+                for name, (shape, kind) in {**self.layout, "known": ((), "uint8")}.items():
+                    path = folder / f"{name.replace('/', '_')}.{kind}"
+                    size = self.total * int(np.prod(shape)) * np.dtype(kind).itemsize
+                    with open(path, "ab") as file:
+                        file.truncate(size)
+                    maps[name] = np.memmap(path, dtype=kind, mode="r+", shape=(self.total, *shape))
+            self._views[view] = maps
+            self._tensors[view] = {name: torch.from_numpy(m) for name, m in maps.items() if name != "known"}
+        return self._views[view]
+
+    def holds(self, view: int) -> bool:
+        """Whether this view lies within the budget, and so is stored."""
+        return view < self.capacity and self.capacity > 0
+
+    def known(self, view: int, index: Tensor) -> bool:
+        """Whether every one of these rows is stored."""
+        return bool(self._open(view)["known"][index.numpy()].all())
+
+    def write(self, view: int, index: Tensor, fields: Mapping[str, Tensor]) -> None:
+        """Store rows that are not known yet; they count as known after `commit`."""
+        maps = self._open(view)
+        rows = index.numpy()
+        new = np.flatnonzero(maps["known"][rows] == 0)
+        for name, value in fields.items():
+            stored = value.to("cpu", getattr(torch, self.layout[name][1]))
+            if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
+                raise UserError(
+                    f"the signal {name!r} has values that are not finite in half precision; expected finite "
+                    "teacher outputs: check the teacher's weights and normalisation, or use --views all."
+                )
+            maps[name][rows[new]] = stored.numpy()[new]
+        self._pending.setdefault(view, []).append(rows[new])
+
+    def commit(self, view: int) -> None:
+        """Flush what was written, then mark it as known: a kill at any moment leaves no half-written row."""
+        rows = self._pending.pop(view, [])
+        if rows:
+            maps = self._open(view)
+            for name, data in maps.items():
+                if name != "known":
+                    data.flush()
+            maps["known"][np.concatenate(rows)] = 1
+            maps["known"].flush()
+
+    def read(self, view: int, index: Tensor, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Rows of a view: floating fields as float32, integer fields as int64."""
+        self._open(view)
+        fields = {}
+        for name, stored in self._tensors[view].items():
+            value = stored[index.to(stored.device)].to(device, non_blocking=True)
+            fields[name] = value.float() if value.is_floating_point() else value.long()
+        return fields
+
+    def load(self, view: int, device: torch.device) -> None:
+        """Keep a whole view on the device, where it is an accelerator with room to spare."""
+        if device.type == "cuda" and self.view_bytes < torch.cuda.mem_get_info(device)[0] // 16:
+            self._open(view)
+            self._tensors[view] = {k: v.to(device) for k, v in self._tensors[view].items()}
+
+    def lock(self, view: int, part: str) -> FileLock:
+        """Held while (a part of) a view is filled, so that runs side by side pay for a teacher once."""
+        return FileLock(self.folder / f"lock-{self._name(view).name}-{part}")
+
+    def _bytes_on_disk(self) -> int:
+        return sum(p.stat().st_blocks * 512 for p in self.folder.rglob("*") if p.is_file())
+
+    def describe(self) -> dict[str, int | str]:
+        """Where it lies and how much of the disk it takes."""
+        views = len([p for p in self.folder.iterdir() if p.is_dir()])
+        return {"path": str(self.folder), "bytes": self._bytes_on_disk(), "views": views}

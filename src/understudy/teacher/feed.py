@@ -1,0 +1,111 @@
+"""A source's signals on the way to a batch: from the cache where the view is stored, else from a forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data import Augment, Batch, Samples, batches
+from .cache import SignalCache, cache_root
+from .signals import Source
+
+BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
+
+
+class Feed:
+    """Attaches a source's fields to batches of ``samples`` at ``positions`` (sorted).
+
+    ``views`` is how many views a sample has (0: a fresh one each epoch, nothing is stored). ``folder`` names a
+    cache folder; None takes one under `cache_root` by fingerprint. ``autocast`` gives the precision's context.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        samples: Samples,
+        positions: Tensor,
+        augment: Augment,
+        *,
+        views: int,
+        budget: int,
+        folder: Path | None,
+        precision: str,
+        autocast: Callable[[], AbstractContextManager],
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        self.source, self.samples, self.positions, self.augment = source, samples, positions, augment
+        self.autocast, self.device, self.workers = autocast, device, workers
+        self.cache: SignalCache | None = None
+        if views and budget:
+            example = next(batches(samples, [positions[:2]], 0, augment, device=device))
+            identity = {
+                "network": source.fingerprint(),
+                "data": samples.fingerprint(),
+                "views": str(augment) + f",seed={augment.seed}",
+                "signals": repr(source.signals),
+                "precision": f"{precision} on {device.type}",
+            }
+            if folder is None:
+                name = hashlib.blake2b(repr(sorted(identity.items())).encode(), digest_size=8).hexdigest()
+                folder = cache_root() / name
+            self.cache = SignalCache(
+                folder,
+                identity,
+                self._forward(example.inputs),
+                total=len(samples),
+                used=len(positions),
+                budget=budget,
+            )
+
+    def _forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        with self.autocast():
+            return self.source.compute(inputs)
+
+    def fill(
+        self, view: int, rank: int = 0, world: int = 1, progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Store the view's missing signals; returns how many samples were forwarded for it.
+
+        Blocks of positions are always forwarded whole and in the same composition, so that a fill that was
+        killed and resumed stores bit for bit what an undisturbed one would have.
+        """
+        if self.cache is None or not self.cache.holds(view):
+            return 0
+        done = 0
+        with self.cache.lock(view, f"{rank}of{world}"):
+            blocks = list(self.positions.split(BLOCK))[rank::world]
+            missing = [block for block in blocks if not self.cache.known(view, block)]
+            if missing:
+                saved = time.monotonic()
+                stream = batches(
+                    self.samples, missing, view, self.augment, workers=self.workers, device=self.device
+                )
+                for batch in stream:
+                    self.cache.write(view, batch.index.cpu(), self._forward(batch.inputs))
+                    done += len(batch)
+                    if time.monotonic() - saved > 5:
+                        self.cache.commit(view)
+                        saved = time.monotonic()
+                    if progress:
+                        progress(done, sum(map(len, missing)))
+                self.cache.commit(view)
+        self.cache.load(view, self.device)
+        return done
+
+    def attach(self, batch: Batch) -> int:
+        """Put the source's fields into ``batch.signals``, as float32; returns how many rows the cache served."""
+        if self.cache is not None and self.cache.holds(batch.view):
+            batch.signals[self.source.name] = self.cache.read(batch.view, batch.index, self.device)
+            return len(batch)
+        fields = self._forward(batch.inputs)
+        batch.signals[self.source.name] = {
+            name: value.float() if value.is_floating_point() else value for name, value in fields.items()
+        }
+        return 0

@@ -1,0 +1,141 @@
+"""Signals: what a frozen network is asked for.
+
+A method asks a `Source` (a frozen network: the teacher, or a student's frozen prefix) for signals. Whether they
+come from a forward pass or from the cache is not the method's business. A signal turns outputs and tapped
+features into named fields, tensors whose first dimension is the sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..tasks import Task
+
+
+class Signal(Protocol):
+    """Something a frozen network can be asked for; frozen and hashable, its ``repr`` identifies it."""
+
+    @property
+    def module(self) -> str | None:
+        """Name of the module whose output it needs; None: the network's outputs."""
+
+    def fields(self, output: Tensor, task: Task) -> dict[str, Tensor]:
+        """Named tensors ``[N, …]`` made from the output of that module."""
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The logits in full: field ``logits``, shaped like the network's outputs."""
+
+    module: None = field(default=None, init=False)
+
+    def fields(self, output: Tensor, task: Task) -> dict[str, Tensor]:
+        return {"logits": output}
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest probabilities at a temperature: fields ``probs`` and ``classes``, k in place of K.
+
+    All that KD-topk needs (Tang et al. 2020, section 3): the rest of the mass is spread evenly.
+    """
+
+    k: int
+    temperature: float = 1.0
+    module: None = field(default=None, init=False)
+
+    def fields(self, output: Tensor, task: Task) -> dict[str, Tensor]:
+        probs = (output.float() / self.temperature).softmax(task.class_dim)
+        probs, classes = probs.topk(min(self.k, probs.shape[task.class_dim]), dim=task.class_dim)
+        return {"probs": probs, "classes": classes}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """The output of a named module: field ``feature:NAME``."""
+
+    module: str
+
+    def fields(self, output: Tensor, task: Task) -> dict[str, Tensor]:
+        return {f"feature:{self.module}": output}
+
+
+class _Enough(Exception):
+    """Every tapped module has spoken; the rest of the forward pass is not needed."""
+
+
+class Source:
+    """A frozen network and the signals asked of it.
+
+    ``network`` is called on raw inputs; ``name`` is the key under which a batch carries the fields.
+    Raises `UserError` when a signal names a module that the network does not have.
+    """
+
+    def __init__(self, name: str, network: nn.Module, signals: Sequence[Signal], task: Task) -> None:
+        self.name, self.network, self.signals, self.task = name, network, tuple(signals), task
+        inner = getattr(network, "network", network)  # names are those of the user's own module
+        modules = dict(inner.named_modules())
+        self._taps: dict[str, nn.Module] = {}
+        for signal in self.signals:
+            if signal.module is None:
+                continue
+            if signal.module not in modules:
+                raise UserError(
+                    f"the {name} has no module {signal.module!r}; expected one of its named modules, such as "
+                    f"{', '.join(list(modules)[1:6])}."
+                )
+            self._taps[signal.module] = modules[signal.module]
+
+    @torch.no_grad()
+    def compute(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Fields of a batch of raw inputs, by one forward pass that stops after the last tapped module."""
+        self.network.eval()
+        heard: dict[str, Tensor] = {}
+        whole = any(signal.module is None for signal in self.signals)
+
+        def listen(name: str) -> Any:
+            def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+                heard[name] = output
+                if not whole and len(heard) == len(self._taps):
+                    raise _Enough
+
+            return hook
+
+        handles = [module.register_forward_hook(listen(name)) for name, module in self._taps.items()]
+        try:
+            outputs = self.network(inputs)
+        except _Enough:
+            outputs = None
+        finally:
+            for handle in handles:
+                handle.remove()
+        fields: dict[str, Tensor] = {}
+        for signal in self.signals:
+            output = outputs if signal.module is None else heard[signal.module]
+            fields.update(signal.fields(output, self.task))
+        return fields
+
+    def fingerprint(self) -> str:
+        """Digest of the network's weights and input handling, and of the signals asked for."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr(self.signals).encode())
+        digest.update(fingerprint(self.network).encode())
+        return digest.hexdigest()
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Digest of a network: its structure, how it wants its input, and every weight and buffer."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr(getattr(network, "input", None)).encode())
+    digest.update(repr(getattr(network, "network", network)).encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

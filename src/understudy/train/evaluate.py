@@ -1,0 +1,61 @@
+"""Evaluation: one pass over unaugmented samples, metrics accumulated on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from ..data import CLEAN, Augment, Samples, batches
+from ..tasks import Metrics, Task
+
+BATCH = 500
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    samples: Samples,
+    task: Task,
+    classes: int,
+    *,
+    positions: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager] | None = None,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, float], dict[str, list]]:
+    """Metrics and details (`Metrics.compute`, `Metrics.details`) of a network called on raw inputs.
+
+    The network's train/eval mode is as before afterwards. With several processes each takes its share of the
+    batches and all get the same metrics.
+    """
+    device = torch.device(device)
+    positions = torch.arange(len(samples)) if positions is None else positions
+    order = list(positions[rank::world].split(BATCH))
+    metrics = Metrics(task, classes, device)
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    done = 0
+    try:
+        for batch in batches(samples, order, CLEAN, Augment(), workers=workers, device=device):
+            if autocast is None:
+                outputs = network(batch.inputs)
+            else:
+                with autocast():
+                    outputs = network(batch.inputs)
+            metrics.update(outputs, batch.labels)
+            done += len(batch) * world
+            if progress:
+                progress(min(done, len(positions)), len(positions))
+    finally:
+        for module, training in modes:
+            module.training = training
+    values = metrics.compute()
+    return values, metrics.details()
+
+

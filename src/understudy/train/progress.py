@@ -1,0 +1,79 @@
+"""What a person sees while a run works: bars on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+
+
+class Display:
+    """One bar at a time, with a rate and the remaining time; silent in processes other than the first."""
+
+    def __init__(self, active: bool) -> None:
+        self.active = active
+        self.bars: Progress | None = None
+        self._task: Any = None
+        self._said = self._moved = 0.0
+
+    def __enter__(self) -> Display:
+        if self.active and console.is_terminal:
+            self.bars = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+            self.bars = None
+
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """Begin a bar of ``total`` samples."""
+        if self.bars:
+            if self._task is not None:
+                self.bars.remove_task(self._task)
+            self._task = self.bars.add_task(title, total=total, completed=done, note="")
+
+    def due(self) -> bool:
+        """Whether a bar is shown and half a second has passed since it last moved."""
+        if self.bars and time.monotonic() - self._moved > 0.5:
+            self._moved = time.monotonic()
+            return True
+        return False
+
+    def move(self, done: int, note: str = "") -> None:
+        """Move the bar to ``done``."""
+        if self.bars:
+            self.bars.update(self._task, completed=done, note=note)
+
+    def say(self, line: str, *, always: bool = False) -> None:
+        """A line above the bar; in a log, at most one every five seconds unless ``always``."""
+        if self.active and (always or self.bars or time.monotonic() - self._said > 5):
+            self._said = time.monotonic()
+            console.print(line, markup=False, soft_wrap=True)
+
+    def reporter(self, title: str) -> Any:
+        """A callback ``(done, total)`` that starts and moves a bar of its own."""
+        began = False
+
+        def report(done: int, total: int) -> None:
+            nonlocal began
+            if not began:
+                self.start(title, total)
+                began = True
+            if done >= total or self.due():
+                self.move(done)
+
+        return report

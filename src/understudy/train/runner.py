@@ -1,0 +1,526 @@
+"""The one runner: executes a plan of phases, with precision, progress, validation, checkpoints and resume.
+
+The inner loop is `Runner._train_epoch`; everything else prepares it or remembers it. Processes, devices and
+trackers are Accelerate's: a run started by ``accelerate launch`` or ``torchrun`` needs nothing more.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..data import CLEAN, Augment, Samples, batches
+from ..errors import UserError
+from ..tasks import Task
+from ..teacher import Source
+from ..teacher.feed import BLOCK, Feed
+from .checkpoint import load_checkpoint, save_checkpoint
+from .evaluate import evaluate
+from .phase import Fit, FitSettings, Phase
+from .progress import Display
+from .schedule import factor, make_optimizer
+
+
+@dataclass
+class Corpus:
+    """The samples of a run: where training, validation and test rows lie, and how views are made.
+
+    ``views``: 0 makes a fresh view each epoch, V > 0 cycles through V of them.
+    """
+
+    train: Samples
+    positions: Tensor  # sorted positions in ``train`` that are trained on
+    held: tuple[Samples, Tensor] | None  # validation samples, if any
+    monitor: tuple[Samples, Tensor] | None  # samples of the curve where nothing is held out
+    augment: Augment
+    views: int
+    classes: int
+    workers: int = 0
+
+
+@dataclass
+class Memory:
+    """The settings of the signal cache."""
+
+    budget: int
+    folder: Path | None = None
+
+
+@dataclass
+class State:
+    """All that changes while a run goes on, and so all that a checkpoint keeps (with the weights)."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0  # updates done in this epoch
+    updates: int = 0  # updates done in this phase
+    stale: int = 0  # evaluations without improvement
+    best: dict[str, Any] | None = None  # epoch, value, metrics, state of the best evaluation so far
+    sums: dict[str, Any] = field(default_factory=dict)  # loss parts summed over this epoch
+    seen: int = 0  # student samples, whole run
+    forwarded: int = 0  # samples through frozen networks for their signals, whole run
+    served: int = 0  # rows read from caches
+    phase_seconds: float = 0.0
+    done: list[dict[str, Any]] = field(default_factory=list)  # finished phases
+    timing: dict[str, float] = field(default_factory=dict)
+    log_bytes: int = 0  # length of metrics.jsonl
+
+
+def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """The context in which networks run at this precision (``bf16`` or ``fp32``)."""
+    if precision == "bf16":
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return nullcontext
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` is bf16 where the processor computes in it natively, else fp32: emulated bf16 is far slower."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = any(
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return "bf16" if native and device.type == "cpu" else "fp32"
+
+
+class Runner:
+    """Runs phases on a student in a run folder.
+
+    Calls to `run` and `evaluate` are the same in every process of a distributed run; only the first writes.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        task: Task,
+        corpus: Corpus,
+        settings: FitSettings,
+        overrides: dict[str, dict[str, Any]],
+        memory: Memory,
+        out: Path,
+        *,
+        accelerator: Accelerator,
+        precision: str,
+        seed: int,
+        checkpoint_seconds: float,
+        display: Display,
+    ) -> None:
+        self.student, self.task, self.corpus, self.settings = student, task, corpus, settings
+        self.overrides, self.memory, self.out = overrides, memory, out
+        self.accelerator, self.device, self.seed = accelerator, accelerator.device, seed
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.precision = precision
+        self.autocast = autocast_for(precision, self.device)
+        self.checkpoint_seconds, self.display = checkpoint_seconds, display
+        self.state = State()
+        self.caches: list[dict[str, Any]] = []
+        self._saved, self._number = time.monotonic(), 0
+
+    # ---- the plan -------------------------------------------------------------------------------------------
+
+    def run(self, phases: Sequence[Phase], resume: bool) -> State:
+        """Execute the phases in order, from the newest checkpoint if ``resume``; returns the final state."""
+        found = load_checkpoint(self.out / "checkpoint", self.device) if resume else None
+        saved: dict[str, Any] | None = None
+        if found:
+            self._number, saved = found
+            self.state = State(**saved["state"])
+            self.student.load_state_dict(saved["student"])
+            saved = saved if "trainee" in saved else None  # saved between two phases
+        if self.accelerator.is_main_process:
+            with open(self.out / "metrics.jsonl", "ab") as file:
+                file.truncate(self.state.log_bytes)
+        state = self.state
+        while state.phase < len(phases):
+            phase = phases[state.phase]
+            self._phase_began = time.monotonic() - state.phase_seconds
+            if isinstance(phase, Fit):
+                outcome = self._fit(phase, saved)
+            else:
+                self._seed_everything()
+                solved = phase.solve(self.display.reporter(phase.name))
+                self._log({"event": "solve", "phase": phase.name, "values": solved})
+                outcome = {"epochs": 0, "best": solved}
+            saved = None
+            seconds = time.monotonic() - self._phase_began
+            state.done.append({"name": phase.name, "kind": phase.kind, **outcome, "seconds": seconds})
+            state.phase += 1
+            state.epoch = state.step = state.updates = state.stale = 0
+            state.best, state.sums, state.phase_seconds = None, {}, 0.0
+            self._phase_began = time.monotonic()
+            self._save({})
+        return state
+
+    # ---- a fit phase ----------------------------------------------------------------------------------------
+
+    def _fit(self, phase: Fit, saved: dict[str, Any] | None) -> dict[str, Any]:
+        settings = self._settings_of(phase)
+        state, trainee = self.state, phase.trainee.to(self.device, memory_format=torch.channels_last)
+        for name, parameter in trainee.named_parameters():
+            parameter.requires_grad_(phase.learns(name))
+        if not any(p.requires_grad for p in trainee.parameters()):
+            raise UserError(f"phase {phase.name!r} has nothing to learn; expected at least one learning parameter.")
+        batch_size = settings.batch_size or default_batch_size(len(self.corpus.positions))
+        steps = max(1, math.ceil(len(self.corpus.positions) / batch_size))
+        epochs = settings.epochs or default_epochs(steps)
+        optimizer = make_optimizer(trainee, settings, batch_size)
+        average = _average(trainee, settings.ema) if settings.ema else None
+        self._seed_everything()
+        if saved:
+            trainee.load_state_dict(saved["trainee"])
+            optimizer.load_state_dict(saved["optimizer"])
+            if average is not None:
+                average.load_state_dict(saved["average"])
+            self._restore_random(saved["random"])
+        wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
+        feeds = [self._feed(source, self.corpus.train, self.corpus.positions) for source in phase.sources]
+        fit = _Running(phase, settings, wrapped, trainee, optimizer, average, feeds, steps, epochs)
+        every = settings.eval_every or max(1, epochs // 10)
+
+        while state.epoch < epochs:
+            self._train_epoch(fit)
+            state.epoch, state.step = state.epoch + 1, 0
+            last = state.epoch == epochs
+            evaluated = last or state.epoch % every == 0
+            self._end_epoch(fit, evaluated)
+            if settings.patience is not None and state.stale >= settings.patience:
+                self.display.say(f"{phase.name}: no improvement in {settings.patience} evaluations; stopping")
+                break
+            self._maybe_save(fit, last)
+
+        network = average.module if average is not None else trainee
+        if settings.select == "best" and state.best is not None:
+            network.load_state_dict(state.best["state"])
+        if network is not trainee:
+            trainee.load_state_dict(network.state_dict())
+        if phase.readout:
+            self.student.load_state_dict(phase.readout(trainee).state_dict())
+        for feed in feeds:
+            if feed.cache is not None:
+                self.caches.append(feed.cache.describe())
+        for parameter in trainee.parameters():
+            parameter.requires_grad_(True)
+        self.accelerator.free_memory()
+        best = state.best or {}
+        return {"epochs": state.epoch, "best": {"epoch": best.get("epoch", state.epoch), **best.get("metrics", {})}}
+
+    def _train_epoch(self, fit: _Running) -> None:
+        state, corpus = self.state, self.corpus
+        view = state.epoch % corpus.views if corpus.views else state.epoch
+        for feed in fit.feeds:
+            self._fill(feed, view)
+        order = self._order(state.epoch, fit.steps)[state.step :]
+        fit.set_modes()
+        total = fit.steps * fit.epochs
+        self.display.start(f"{fit.phase.name} {state.epoch + 1}/{fit.epochs}", fit.steps, state.step)
+        began, seen = time.perf_counter(), state.seen
+        rows = sum(map(len, order))
+        mine = [part.tensor_split(self.world)[self.rank] for part in order]
+        stream = iter(batches(corpus.train, mine, view, corpus.augment, workers=corpus.workers, device=self.device))
+        for part in order:
+            clock = time.perf_counter()
+            batch = next(stream)
+            clock = self._spent("data", clock)
+            for feed in fit.feeds:
+                served = feed.attach(batch)
+                state.served, state.forwarded = state.served + served, state.forwarded + len(part) - served
+            clock = self._spent("teacher", clock)
+
+            scale = factor(fit.settings.schedule, fit.settings.warmup, state.updates / total)
+            for group in fit.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale
+            pieces = batch.chunks(fit.settings.accumulate)
+            for i, piece in enumerate(pieces):
+                last = i == len(pieces) - 1
+                with nullcontext() if last else self.accelerator.no_sync(fit.wrapped):
+                    with self.autocast():
+                        losses = fit.phase.step(fit.wrapped, piece)
+                    share = len(piece) * self.world / len(part)  # an average over the rows of every process
+                    self.accelerator.backward(losses["loss"] * share)
+                for name, value in losses.items():
+                    state.sums[name] = state.sums.get(name, 0.0) + value.detach() * (share / self.world)
+            if fit.settings.clip:
+                self.accelerator.clip_grad_norm_(fit.wrapped.parameters(), fit.settings.clip)
+            fit.optimizer.step()
+            fit.optimizer.zero_grad()
+            if fit.average is not None:
+                fit.average.update_parameters(fit.trainee)
+            state.step, state.updates = state.step + 1, state.updates + 1
+            state.seen += len(part)
+            self._spent("student", clock)
+
+            if self.display.due():
+                rate = (state.seen - seen) / (time.perf_counter() - began)
+                loss = self._check(float(state.sums["loss"]) * self.world / state.step, fit)
+                self.display.move(state.step, f"loss {loss:.3f} · {rate:,.0f} samples/s")
+            self._maybe_save(fit)
+        fit.rate = rows / max(time.perf_counter() - began, 1e-9)
+
+    def _check(self, loss: float, fit: _Running) -> float:
+        """The loss, which must be finite: where it is not, the user can mend it."""
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss of phase {fit.phase.name!r} is {loss} in epoch {self.state.epoch + 1}; expected a finite "
+                "number: lower --lr, set --clip 1, or check the data."
+            )
+        return loss
+
+    def _end_epoch(self, fit: _Running, evaluated: bool) -> None:
+        state, settings = self.state, fit.settings
+        sums = self.accelerator.reduce(torch.stack(list(state.sums.values())), "sum")
+        means = dict(zip(state.sums, (sums / fit.steps).tolist(), strict=True))
+        self._check(means["loss"], fit)
+        state.sums = {}
+        event: dict[str, Any] = {
+            "event": "epoch",
+            "phase": fit.phase.name,
+            "epoch": state.epoch,
+            "step": state.updates,
+            "lr": fit.optimizer.param_groups[0]["lr"],
+            "train": means,
+            "images_per_second": fit.rate,
+        }
+        target = self.corpus.held or self.corpus.monitor
+        if evaluated and target is not None:
+            network = fit.average.module if fit.average is not None else fit.trainee
+            clock = time.perf_counter()
+            metrics = self._evaluate_phase(fit, network, target)
+            self._spent("evaluate", clock)
+            event["eval"], event["eval_on"] = metrics, "validation" if self.corpus.held else "test"
+            event["eval_samples"] = len(target[1])
+            name = fit.phase.select_by or self.task.metric
+            if metrics:
+                better = (
+                    self.task.better(metrics[name], state.best and state.best["value"])
+                    if fit.phase.select_by is None
+                    else state.best is None or metrics[name] < state.best["value"]
+                )
+                state.stale = 0 if better else state.stale + 1
+                if better or settings.select == "last":
+                    weights = copy.deepcopy(network.state_dict()) if settings.select == "best" else None
+                    state.best = {
+                        "epoch": state.epoch,
+                        "value": metrics[name],
+                        "metrics": metrics,
+                        "state": weights,
+                    }
+        event["seconds"] = sum(state.timing.values())
+        self._log(event)
+        shown = {**{f"train {k}": v for k, v in means.items() if k == "loss"}, **event.get("eval", {})}
+        text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+        self.display.say(
+            f"{fit.phase.name} epoch {state.epoch}/{fit.epochs}  {text}  {fit.rate:,.0f} samples/s",
+            always=state.epoch == fit.epochs,
+        )
+
+    def _evaluate_phase(self, fit: _Running, network: nn.Module, target: tuple[Samples, Tensor]) -> dict[str, float]:
+        """Task metrics of the network that the phase would keep, or its own loss on the target samples."""
+        if fit.phase.select_by is None:
+            kept = fit.phase.readout(network) if fit.phase.readout else network
+            return self.evaluate(kept, *target)[0]
+        samples, positions = target
+        feeds = [self._feed(feed.source, samples, positions) for feed in fit.feeds]
+        for feed in feeds:
+            self._fill(feed, CLEAN)
+        sums: dict[str, float] = {}
+        network.eval()
+        order = list(positions.split(BLOCK))
+        with torch.no_grad():
+            for batch in batches(samples, order, CLEAN, Augment(), workers=self.corpus.workers, device=self.device):
+                for feed in feeds:
+                    feed.attach(batch)
+                with self.autocast():
+                    losses = fit.phase.step(network, batch)
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + float(value) * len(batch) / len(positions)
+        return sums
+
+    # ---- what the loop stands on ----------------------------------------------------------------------------
+
+    def evaluate(self, network: nn.Module, samples: Samples, positions: Tensor | None = None, title: str = "") -> Any:
+        """(metrics, details) of a network on samples, shared among the processes."""
+        return evaluate(
+            network,
+            samples,
+            self.task,
+            self.corpus.classes,
+            positions=positions,
+            device=self.device,
+            autocast=self.autocast,
+            workers=self.corpus.workers,
+            rank=self.rank,
+            world=self.world,
+            progress=self.display.reporter(title) if title else None,
+        )
+
+    def _settings_of(self, phase: Fit) -> FitSettings:
+        changes = {**phase.overrides, **self.overrides.get(phase.name, {})}
+        common = self.settings.model_dump(include=set(FitSettings.model_fields))
+        return FitSettings.model_validate({**common, **changes})
+
+    def _feed(self, source: Source, samples: Samples, positions: Tensor) -> Feed:
+        source.network.to(self.device, memory_format=torch.channels_last)
+        return Feed(
+            source,
+            samples,
+            positions,
+            self.corpus.augment,
+            views=self.corpus.views,
+            budget=self.memory.budget,
+            folder=self.memory.folder,
+            precision=self.precision,
+            autocast=self.autocast,
+            device=self.device,
+            workers=self.corpus.workers,
+        )
+
+    def _fill(self, feed: Feed, view: int) -> None:
+        clock = time.perf_counter()
+        title = f"{feed.source.name}: view {view + 1}/{self.corpus.views}"
+        count = feed.fill(view, self.rank, self.world, self.display.reporter(title))
+        if self.world > 1:
+            count = int(self.accelerator.reduce(torch.tensor(count, device=self.device), "sum"))
+        self.state.forwarded += count
+        if count:
+            seconds = time.perf_counter() - clock
+            self._log({"event": "fill", "source": feed.source.name, "view": view, "samples": count, "seconds": seconds})
+        self._spent("teacher", clock)
+
+    def _order(self, epoch: int, steps: int) -> list[Tensor]:
+        """The epoch's batches: a permutation by (seed, phase, epoch), cut into pieces whose sizes differ by ≤ 1."""
+        generator = torch.Generator().manual_seed(_mix(self.seed, self.state.phase, epoch))
+        positions = self.corpus.positions
+        return list(positions[torch.randperm(len(positions), generator=generator)].tensor_split(steps))
+
+    def _spent(self, on: str, since: float) -> float:
+        now = time.perf_counter()
+        self.state.timing[on] = self.state.timing.get(on, 0.0) + now - since
+        return now
+
+    def _log(self, event: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with open(self.out / "metrics.jsonl", "ab") as file:
+                file.write(json.dumps(event).encode() + b"\n")
+                self.state.log_bytes = file.tell()
+        if event["event"] == "epoch":
+            flat = {f"train/{k}": v for k, v in event["train"].items()}
+            flat |= {f"eval/{k}": v for k, v in event.get("eval", {}).items()}
+            self.accelerator.log(flat, step=event["step"])
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------
+
+    def _maybe_save(self, fit: _Running, now: bool = False) -> None:
+        due = now or time.monotonic() - self._saved >= self.checkpoint_seconds
+        if due and self.state.sums:
+            self._check(float(self.state.sums["loss"]), fit)
+        if self.world > 1:  # the first process decides, at the end of an epoch, where all of them meet
+            if self.state.step:
+                return
+            due = gather_object([due])[0]
+        if due:
+            self._save(fit.state_dict())
+
+    def _save(self, running: dict[str, Any]) -> None:
+        randoms = {"random": gather_object([_random_state()]) if self.world > 1 else [_random_state()]}
+        if self.accelerator.is_main_process:
+            self._number += 1
+            state = {**vars(self.state), "phase_seconds": time.monotonic() - self._phase_began}
+            content = {"state": state, "student": self.student.state_dict(), **running, **randoms}
+            save_checkpoint(self.out / "checkpoint", self._number, content)
+        self._saved = time.monotonic()
+
+    def _seed_everything(self) -> None:
+        """Random numbers of a phase (dropout and the like) depend on the seed, the phase and the process alone."""
+        seed = _mix(self.seed, self.state.phase, -1 - self.rank)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def _restore_random(self, randoms: list[dict[str, Any]]) -> None:
+        if self.rank < len(randoms):
+            mine = randoms[self.rank]
+            torch.set_rng_state(mine["torch"].cpu())
+            if "cuda" in mine and self.device.type == "cuda":
+                torch.cuda.set_rng_state(mine["cuda"].cpu(), self.device)
+
+
+@dataclass
+class _Running:
+    """A fit phase while it runs."""
+
+    phase: Fit
+    settings: FitSettings
+    wrapped: nn.Module  # what the loop calls: the trainee, as Accelerate prepared it
+    trainee: nn.Module
+    optimizer: Any
+    average: AveragedModel | None
+    feeds: list[Feed]
+    steps: int  # updates in an epoch
+    epochs: int
+    rate: float = 0.0  # samples a second in the last epoch
+
+    def set_modes(self) -> None:
+        """Train mode where something learns; eval mode in modules whose every parameter is frozen."""
+        self.wrapped.train()
+        for module in self.trainee.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        found = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return found | ({"average": self.average.state_dict()} if self.average is not None else {})
+
+
+def default_batch_size(samples: int) -> int:
+    """A tenth of the samples, between 16 and 128."""
+    return max(1, min(samples, 128, max(16, samples // 10)))
+
+
+def default_epochs(steps: int) -> int:
+    """About 3,000 updates, but at least 30 and at most 300 epochs."""
+    return max(30, min(300, math.ceil(3000 / steps)))
+
+
+def _average(trainee: nn.Module, decay: float) -> AveragedModel:
+    """Moving average of weights and buffers; its decay starts small, so that the first weights are forgotten."""
+
+    def update(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+        now = min(decay, (1 + float(count)) / (10 + float(count)))
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - now)
+            else:
+                average.copy_(value)
+
+    return AveragedModel(trainee, multi_avg_fn=update, use_buffers=True)
+
+
+def _mix(*numbers: int) -> int:
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _random_state() -> dict[str, Any]:
+    found = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found

@@ -1,0 +1,47 @@
+"""Learning rates as pure functions of progress, so that a resumed run has nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from .phase import FitSettings
+
+
+def factor(schedule: str, warmup: float, t: float) -> float:
+    """Share of the peak learning rate at progress ``t`` in [0, 1).
+
+    ``onecycle`` (Smith & Topin 2018): cosine from 1/25 up to the peak over 30 %, then cosine down to 1e-4/25.
+    """
+    if schedule == "onecycle":
+        start, end, peak = 1 / 25, 1e-4 / 25, 0.3
+        if t < peak:
+            return start + (1 - start) * (1 - math.cos(math.pi * t / peak)) / 2
+        return end + (1 - end) * (1 + math.cos(math.pi * (t - peak) / (1 - peak))) / 2
+    if t < warmup:
+        return t / warmup
+    if schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * (t - warmup) / (1 - warmup))) / 2
+
+
+def make_optimizer(trainee: nn.Module, settings: FitSettings, batch_size: int) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW over the learning parameters; no decay on vectors and scalars.
+
+    The default rate of SGD is 0.1 at 128 samples and falls with the square root of smaller batches.
+    """
+    learning = [p for p in trainee.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in learning if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    sgd = settings.optimizer == "sgd"
+    lr = settings.lr or (0.1 * min(1.0, math.sqrt(batch_size / 128)) if sgd else 1e-3)
+    groups = [{**group, "initial_lr": lr} for group in groups if group["params"]]
+    fused = all(p.device.type == "cuda" for p in learning) or None
+    if sgd:
+        momentum = settings.momentum
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused)
