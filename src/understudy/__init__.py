@@ -5,4 +5,14 @@ from .data import load_data
 from .errors import UserError
 from .models import InputSpec, Model, load_model
 
-__all__ = ["InputSpec", "Model", "Result", "UserError", "distill", "evaluate", "load_data", "load_model", "train"]
+__all__ = [
+    "InputSpec",
+    "Model",
+    "Result",
+    "UserError",
+    "distill",
+    "evaluate",
+    "load_data",
+    "load_model",
+    "train",
+]

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .data import CLEAN, Augment, Data, batches, choose, hold_out, load_data
+from .data import load_data
 from .errors import UserError
-from .methods import METHODS, Cast
-from .models import Model, check_classes, count_macs, count_parameters, load_model
-from .recipe import Recipe, make_recipe, merge, read_toml, size_in_bytes, write_toml
-from .report import write_run_report
-from .runfolder import check_out, clear, resumed_settings, write_json
+from .methods import METHODS
+from .models import Model, check_classes, load_model
+from .production import Production
+from .recipe import make_recipe, merge, read_toml
+from .runfolder import check_out, resumed_settings
 from .tasks import TASKS
-from .teacher import cache_root
-from .teacher.signals import fingerprint
 from .train.evaluate import evaluate as run_evaluation
+from .train.precision import autocast_for, place, resolve_precision
 from .train.progress import Display
-from .train.runner import Corpus, Memory, Runner, autocast_for, resolve_precision
-
-DEFAULT_VIEWS = 8  # the fewest within 0.3 point of fresh views every epoch: studies/views.toml
-MONITORED = 2000  # test samples behind the curve of a run that holds nothing out
 
 
 @dataclass(frozen=True)
@@ -60,8 +49,9 @@ def distill(
 
     ``teacher`` and ``student`` are model specs (``zoo:resnet20``, a folder with ``config.json``,
     ``package.module:factory``), a `Model`, or any ``nn.Module``; ``data`` is a data spec (``digits``,
-    ``parquet:PATH``, ``images:PATH``) or a map-style ``Dataset`` (or a pair of train and test). ``recipe`` is a TOML file with any of
-    the keys; arguments win over it. All other settings are those of `understudy.recipe.Recipe` and of the method.
+    ``parquet:PATH``, ``images:PATH``) or a map-style ``Dataset`` (or a pair of train and test). ``recipe`` is a TOML
+    file with any of the keys; arguments win over it. All other settings are those of `understudy.recipe.Recipe`
+    and of the method.
 
         import understudy
         result = understudy.distill("runs/teacher/student", "zoo:resnet20", "images:photos", out="runs/small")
@@ -104,7 +94,7 @@ def evaluate(
     if samples is None:
         raise UserError(f"the data {loaded.name!r} has no {split} split; expected one of its own: name another.")
     device = Accelerator().device
-    network.to(device, memory_format=torch.channels_last)
+    place(network, device)
     with Display(True) as display:
         return run_evaluation(
             network,
@@ -135,230 +125,6 @@ def _run(
     if resume and (out / "result.json").exists():
         result = json.loads((out / "result.json").read_text())
         return Result(load_model(str(out / "student")), result["student"]["metrics"], result, out)
-    return _Production(settings, objects, out, resume, overwrite).run()
-
-
-class _Production:
-    """One run: load everything, check everything, then write."""
-
-    def __init__(
-        self, settings: Recipe, objects: Mapping[str, Any], out: Path, resume: bool, overwrite: bool
-    ) -> None:
-        self.began = time.monotonic()
-        self.settings, self.out, self.resume, self.overwrite = settings, out, resume, overwrite
-        self.accelerator = self._accelerator()
-        self.device = self.accelerator.device
-        self.precision = resolve_precision(settings.precision, self.device)
-        s = settings
-        data = load_data(
-            objects.get("data", s.data), image_size=s.image_size, memory_limit=size_in_bytes(s.memory_limit)
-        )
-        self.data, self.task = data, TASKS[data.task]
-        corpus = self._corpus()
-        torch.manual_seed(s.seed)
-        self.student = load_model(objects.get("student", s.student), data=data)
-        check_classes(self.student, data)
-        self.teacher: Model | None = None
-        if s.teacher is not None:
-            self.teacher = load_model(objects.get("teacher", s.teacher), data=data)
-            check_classes(self.teacher, data)
-        for network in filter(None, (self.student, self.teacher)):
-            network.to(self.device, memory_format=torch.channels_last)
-        method = METHODS[s.method]
-        own = method.settings.model_validate({k: getattr(s, k) for k in method.settings.model_fields})
-        self.phases = list(method.plan(Cast(self.student, self.teacher, self.task, own)))
-        unknown = set(s.phases) - {phase.name for phase in self.phases}
-        if unknown:
-            names = ", ".join(phase.name for phase in self.phases)
-            raise UserError(f"the phase {min(unknown)!r} does not exist; expected one of {names}.")
-        self.display = Display(self.accelerator.is_main_process)
-        self.runner = Runner(
-            self.student,
-            self.task,
-            corpus,
-            s,
-            s.phases,
-            Memory(size_in_bytes(s.cache_budget), Path(s.cache) if s.cache else None),
-            out,
-            accelerator=self.accelerator,
-            precision=self.precision,
-            seed=s.seed,
-            checkpoint_seconds=s.checkpoint_seconds,
-            display=self.display,
-        )
-
-    def _accelerator(self) -> Accelerator:
-        try:
-            return Accelerator(
-                mixed_precision="no", log_with=self.settings.log_with, project_dir=str(self.out)
-            )
-        except ValueError as error:
-            raise UserError(
-                f"log_with = {self.settings.log_with!r} cannot be used ({error}); expected an installed tracker such "
-                "as tensorboard."
-            ) from None
-
-    def _corpus(self) -> Corpus:
-        s, data = self.settings, self.data
-        labels = data.train.labels
-        positions = choose(
-            labels, fraction=s.fraction, samples=s.samples, seed=s.seed, count=len(data.train)
-        )
-        share = s.validation
-        if share is None:
-            share = 0.1 if (s.select == "best" or s.patience) and data.val is None else 0.0
-        held = None
-        if share:
-            positions, kept_out = hold_out(positions, labels, share, s.seed)
-            held = (data.train.to(self.device), kept_out)
-        elif data.val is not None:
-            held = (data.val.to(self.device), torch.arange(len(data.val)))
-        monitor = None
-        if data.test is not None:
-            count = len(data.test)
-            some = choose(data.test.labels, samples=min(count, MONITORED), seed=0, count=count)
-            monitor = (data.test.to(self.device), some)
-        views = s.views or (DEFAULT_VIEWS if s.teacher is not None and s.method != "none" else "all")
-        augment = data.augment if s.augment is None else Augment.parse(s.augment)
-        every = views == "all"
-        augment = Augment(augment.shift, augment.flip, augment.crop, seed=s.seed if every else 0)
-        return Corpus(
-            data.train.to(self.device),
-            positions,
-            held,
-            monitor,
-            augment,
-            views=0 if every else int(views),
-            classes=len(data.classes),
-            workers=s.workers,
-        )
-
-    def run(self) -> Result:
-        with self.display:
-            return self._run()
-
-    def _run(self) -> Result:
-        teacher = self._describe_teacher()
-        before = self._test(self.student, "student before")[0]
-        if self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            if self.overwrite:
-                clear(self.out)
-            write_toml(self.out / "recipe.toml", self.settings.model_dump())
-        self.accelerator.wait_for_everyone()
-        if self.settings.log_with:
-            self.accelerator.init_trackers("understudy", config=_flat(self.settings.model_dump()))
-        state = self.runner.run(self.phases, self.resume)
-        metrics, details = self._test(self.student, "student after")
-        corpus, spent = self.runner.corpus, state.timing
-        seconds = sum(phase["seconds"] for phase in state.done)
-        result = {
-            "version": 1,
-            "method": self.settings.method,
-            "task": self.task.name,
-            "seed": self.settings.seed,
-            "out": str(self.out),
-            "classes": list(self.data.classes),
-            "data": {
-                "name": self.settings.data,
-                "train_samples": len(corpus.positions),
-                "classes": len(self.data.classes),
-                "fraction": len(corpus.positions) / len(self.data.train),
-            },
-            "teacher": teacher,
-            "student": {
-                "spec": self.settings.student,
-                **self._sizes(self.student),
-                "before": before,
-                "metrics": metrics,
-                **details,
-            },
-            "phases": state.done,
-            "seconds": seconds,
-            "student_samples_seen": state.seen,
-            "teacher_samples_forwarded": state.forwarded,
-            "timing": {**spent, "other": max(0.0, seconds - sum(spent.values()))},
-            "cache": {**self.runner.caches[-1], "hits": state.served} if self.runner.caches else None,
-            "environment": self._environment(),
-        }
-        if self.accelerator.is_main_process:
-            self.student.save(self.out / "student", overwrite=True)
-            write_json(self.out / "result.json", result)
-            write_run_report(self.out)
-        if self.settings.log_with:
-            self.accelerator.end_training()
-        self.accelerator.wait_for_everyone()
-        name = self.task.metric
-        was, now = before.get(name, float("nan")), metrics.get(name, float("nan"))
-        self.display.say(f"{name} {was:.4f} → {now:.4f}; the student is in {self.out / 'student'}", always=True)
-        return Result(self.student, metrics, result, self.out)
-
-    def _test(self, network: Model, title: str) -> Any:
-        if self.data.test is None:
-            return {}, {}
-        return self.runner.evaluate(network, self.data.test.to(self.device), title=title)
-
-    def _sizes(self, network: Model) -> dict[str, int]:
-        raw = next(batches(self.data.train, [torch.tensor([0])], CLEAN, Augment())).inputs.to(self.device)
-        return {
-            "params": count_parameters(network.network),
-            "macs": count_macs(network.network, network.input(raw)),
-        }
-
-    def _describe_teacher(self) -> dict[str, Any] | None:
-        """Sizes and test metrics, after the check that it knows the transfer set at all.
-
-        Both evaluations are remembered by the fingerprints of teacher and data.
-        """
-        if self.teacher is None:
-            return None
-        corpus = self.runner.corpus
-        some = choose(
-            None, samples=min(len(corpus.positions), 1024), seed=0, count=len(corpus.positions)
-        )
-        key = [fingerprint(self.teacher), self.data.train.fingerprint(), self.precision, str(self.device.type)]
-        key += [self.data.test.fingerprint() if self.data.test else "", str(self.settings.seed), str(len(corpus.positions))]
-        memo = cache_root() / "evaluations" / f"{_digest(key)}.json"
-        known = json.loads(memo.read_text()) if memo.exists() and self.runner.world == 1 else None
-        if known is None:
-            transfer = self.runner.evaluate(self.teacher, corpus.train, corpus.positions[some], "teacher on training data")[0]
-        else:
-            transfer = known["transfer"]
-        chance = 1 / corpus.classes
-        if self.task.name == "classification" and transfer:
-            bound = chance + 3 * (chance * (1 - chance) / len(some)) ** 0.5
-            if transfer["accuracy"] <= min(bound, 0.95):
-                raise UserError(
-                    f"the teacher {self.settings.teacher!r} is at chance level on the transfer set (accuracy "
-                    f"{transfer['accuracy']:.3f}, chance {chance:.3f}); expected a trained teacher: check that its input normalisation, its "
-                    "channel order and the order of its classes are those it was trained with."
-                )
-        if known is None:
-            metrics, details = self._test(self.teacher, "teacher")
-            known = {"transfer": transfer, "metrics": metrics, **details}
-            if self.accelerator.is_main_process:
-                memo.parent.mkdir(parents=True, exist_ok=True)
-                write_json(memo, known)
-        described = {"spec": self.settings.teacher, **self._sizes(self.teacher), "metrics": known["metrics"]}
-        return described | {key: known[key] for key in ("per_class", "confusion") if key in known}
-
-    def _environment(self) -> dict[str, Any]:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
-        return {
-            "understudy": version("understudy"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": f"{self.device.type} ({name})",
-            "threads": torch.get_num_threads(),
-            "processes": self.runner.world,
-            "precision": self.precision,
-        }
-
-
-def _digest(parts: list[str]) -> str:
-    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a tracker takes them: numbers and text."""
-    return {key: value if isinstance(value, int | float) else str(value) for key, value in values.items()}
+    production = Production(settings, objects, out)
+    result = production.run(resume=resume, overwrite=overwrite)
+    return Result(production.student, result["student"]["metrics"], result, out)

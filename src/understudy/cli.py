@@ -127,6 +127,24 @@ def evaluate_command(
     print(json.dumps(evaluate(model, data, split=split, image_size=image_size, precision=precision), indent=1))
 
 
+@app.command("study")
+def study_command(
+    file: Annotated[Path, typer.Argument(help="a study file (TOML)")],
+    out: Annotated[Path, typer.Option(help="folder of the study")],
+    jobs: Annotated[int, typer.Option(min=1, help="runs side by side, each a process of its own")] = 1,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    sets: Sets = None,
+) -> None:
+    """Run a grid of runs and write one table."""
+    from .study import run_study
+
+    found = run_study(file, out, jobs=jobs, resume=resume, overwrite=overwrite, changes=parse_sets(sets or []))
+    print((out / "study.md").read_text())
+    if any(run["status"] != "done" for run in found["runs"]):
+        raise typer.Exit(1)
+
+
 @app.command("report")
 def report_command(
     folder: Annotated[Path, typer.Argument(help="a run's or a study's folder")],

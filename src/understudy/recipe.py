@@ -53,10 +53,15 @@ class Recipe(FitSettings):
     data: str = Field(description="digits, parquet:PATH or images:PATH")
     method: str = Field("kd", description=f"how to teach: {', '.join(METHODS)}")
 
-    fraction: float | None = Field(None, gt=0, le=1, description="share of the training samples, the same for each class")
+    fraction: float | None = Field(
+        None, gt=0, le=1, description="share of the training samples, the same for each class"
+    )
     samples: int | None = Field(None, ge=1, description="number of training samples, shared out over the classes")
     validation: float | None = Field(
-        None, ge=0, lt=1, description="share of them held out; default: 0.1 where a best state or patience needs it"
+        None,
+        ge=0,
+        lt=1,
+        description="share of them held out; default: 0.1 where a best state or patience needs it",
     )
     views: Views | None = Field(
         None, description="augmentations a sample has, replayed and remembered; 'all': a fresh one each epoch"
@@ -91,8 +96,9 @@ class Recipe(FitSettings):
 def recipe_type(method: str) -> type[Recipe]:
     """The recipe of one method: the common settings and its own."""
     if method not in METHODS:
-        raise UserError(f"the method {method!r} is unknown; expected {_nearest(method, METHODS)}.")
-    return create_model(f"{method}_recipe", __base__=(Recipe, METHODS[method].settings))
+        raise UserError(f"the method {method!r} is unknown; expected {nearest_key(method, METHODS)}.")
+    bases: Any = (Recipe, METHODS[method].settings)
+    return create_model(f"{method}_recipe", __base__=bases)
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -103,22 +109,29 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
         if key not in kind.model_fields:
             others = [name for name, m in METHODS.items() if key in m.settings.model_fields]
             why = f" (it belongs to method {', '.join(others)})" if others else ""
-            raise UserError(f"the key {key!r} is unknown here{why}; expected {_nearest(key, kind.model_fields)}.")
+            raise UserError(f"the key {key!r} is unknown here{why}; expected {nearest_key(key, kind.model_fields)}.")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal", "con")))
+        where = ".".join(
+            str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal", "con"))
+        )
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "missing":
-            raise UserError(f"{where!r} is missing; expected it as --{where.replace('_', '-')} or in the recipe.") from None
+            raise UserError(
+                f"{where!r} is missing; expected it as --{where.replace('_', '-')} or in the recipe."
+            ) from None
         if not where:
             raise UserError(f"{message}.") from None
         message = message[0].lower() + message[1:]
-        raise UserError(f"{where} = {first['input']!r} does not fit: {message}; change --{where.replace('_', '-')}.") from None
+        raise UserError(
+            f"{where} = {first['input']!r} does not fit: {message}; change --{where.replace('_', '-')}."
+        ) from None
 
 
-def _nearest(word: str, words: Any) -> str:
+def nearest_key(word: str, words: Any) -> str:
+    """The nearest right word, or all of them, as the end of an error's sentence."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f"{close[0]!r}, the nearest right one" if close else f"one of {', '.join(sorted(words))}"
 
@@ -131,7 +144,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{str(path)!r} does not exist; expected a TOML file: check the path.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{str(path)!r} is not readable as TOML ({error}); expected a recipe: mend that line.") from None
+        raise UserError(
+            f"{str(path)!r} is not readable as TOML ({error}); expected a recipe: mend that line."
+        ) from None
 
 
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:

@@ -54,9 +54,7 @@ TASKS = {
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of rows ``[M, K]`` with labels ``[M]``, in float32; rows without a label count as 0."""
-    total = F.cross_entropy(
-        logits.float(), labels, ignore_index=IGNORE, label_smoothing=smoothing, reduction="sum"
-    )
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, label_smoothing=smoothing, reduction="sum")
     return total / (labels != IGNORE).sum().clamp(min=1)
 
 
@@ -114,7 +112,7 @@ class Metrics:
             return {}
         count = self.matrix.sum(1)
         recall = (self.matrix.diag() / count.clamp(min=1)).tolist()
-        found: dict[str, list] = {"per_class": [r if c else None for r, c in zip(recall, count.tolist())]}
+        found: dict[str, list] = {"per_class": [r if c else None for r, c in zip(recall, count.tolist(), strict=True)]}
         if self.classes <= 20:
             found["confusion"] = self.matrix.long().tolist()
         return found

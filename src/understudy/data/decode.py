@@ -26,7 +26,7 @@ SMALL = 64
 """Images up to this many pixels high and wide keep their size."""
 
 _MANY = 2000
-_GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
 
 class Deviation(Exception):
@@ -94,7 +94,7 @@ def _corrupt(name: str, error: Exception) -> UserError:
 def header(data: bytes, name: str) -> tuple[tuple[int, int], bool]:
     """((width, height), whether it has colour) of an encoded image."""
     image = _open(data, name)
-    return image.size, image.mode not in _GREY
+    return image.size, image.mode not in GREY
 
 
 def survey(images: Iterable[tuple[bytes, str]], known: Survey | None = None) -> Survey:
@@ -105,19 +105,20 @@ def survey(images: Iterable[tuple[bytes, str]], known: Survey | None = None) -> 
     return result
 
 
-def _pixels(image: Image.Image, channels: int) -> Image.Image:
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """In 8 bit a pixel, grey (1) or in colour (3)."""
     if image.mode.startswith("I"):  # 16 bit a pixel; Pillow would clip instead of scale
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _centred(image: Image.Image, form: Form) -> Image.Image:
+def centred(image: Image.Image, width: int, height: int) -> Image.Image:
     """Short side resized, centre cropped, in one resampling."""
-    scale = min(image.width / form.width, image.height / form.height)
-    width, height = form.width * scale, form.height * scale
-    left, top = (image.width - width) / 2, (image.height - height) / 2
-    box = (left, top, left + width, top + height)
-    return image.resize((form.width, form.height), Image.Resampling.BILINEAR, box=box)
+    scale = min(image.width / width, image.height / height)
+    across, down = width * scale, height * scale
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    box = (left, top, left + across, top + down)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
 def decode(data: bytes, name: str, form: Form, crop: tuple[Augment, int, int] | None = None) -> np.ndarray:
@@ -127,12 +128,12 @@ def decode(data: bytes, name: str, form: Form, crop: tuple[Augment, int, int] | 
     Raises UserError naming the image where it cannot be decoded, and Deviation where it is not of the form.
     """
     image = _open(data, name)
-    if form.channels == 1 and image.mode not in _GREY:
+    if form.channels == 1 and image.mode not in GREY:
         raise Deviation(f"{name} is in colour")
     if not form.resize and image.size != (form.width, form.height):
         raise Deviation(f"{name} is {image.width}×{image.height}")
     try:
-        image = _pixels(image, form.channels)
+        image = to_channels(image, form.channels)
     except Exception as error:
         raise _corrupt(name, error) from error
     if crop is not None and crop[2] != CLEAN and crop[0].crop:
@@ -145,7 +146,7 @@ def decode(data: bytes, name: str, form: Form, crop: tuple[Augment, int, int] | 
         if flip.item():
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     elif form.resize:
-        image = _centred(image, form)
+        image = centred(image, form.width, form.height)
     return np.asarray(image).reshape(form.height, form.width, form.channels)
 
 

@@ -34,23 +34,17 @@ def _visible(folder: Path) -> list[Path]:
 def _class_folder(folder: Path) -> list[Path]:
     found = [p for p in _visible(folder) if p.suffix.lower() in SUFFIXES and p.is_file()]
     if not found:
-        raise UserError(
-            f"class folder {folder} holds no images ({' '.join(SUFFIXES)}); add some or remove the folder."
-        )
+        raise UserError(f"class folder {folder} holds no images ({' '.join(SUFFIXES)}); add some or remove the folder.")
     return found
 
 
 def image_folders(path: Path) -> Listing:
     """A folder for each class, directly in `path` or in its train/, val/ and test/."""
     if not path.exists():
-        raise UserError(
-            f"data path {path} does not exist; give a folder with one folder of images for each class."
-        )
+        raise UserError(f"data path {path} does not exist; give a folder with one folder of images for each class.")
     if not path.is_dir():
         raise UserError(f"data path {path} is not a folder; give one with a folder of images for each class.")
-    roots = {
-        split: root for split, names in _SPLITS.items() for name in names if (root := path / name).is_dir()
-    }
+    roots = {split: root for split, names in _SPLITS.items() for name in names if (root := path / name).is_dir()}
     if "train" not in roots:
         roots = {"train": path}
     splits: dict[str, tuple[Source, Tensor]] = {}
@@ -61,18 +55,13 @@ def image_folders(path: Path) -> Listing:
         if split == "train":
             classes = names
             if not folders:
-                raise UserError(
-                    f"data path {root} holds no class folders; put each class's images in a folder of it."
-                )
+                raise UserError(f"data path {root} holds no class folders; put each class's images in a folder of it.")
             if len(folders) == 1:
-                raise UserError(
-                    f"data path {root} has only one class, '{names[0]}'; at least two are expected."
-                )
+                raise UserError(f"data path {root} has only one class, '{names[0]}'; at least two are expected.")
         elif names != classes:
             odd = sorted(set(names) ^ set(classes))
             raise UserError(
-                f"class folders of {root} and {roots['train']} differ at '{odd[0]}'; both must have the "
-                "same classes."
+                f"class folders of {root} and {roots['train']} differ at '{odd[0]}'; both must have the same classes."
             )
         files = [_class_folder(folder) for folder in folders]
         labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(f) for f in files]))
@@ -82,9 +71,7 @@ def image_folders(path: Path) -> Listing:
 
 def _parquet_files(path: Path) -> dict[str, list[Path]]:
     if not path.exists():
-        raise UserError(
-            f"data path {path} does not exist; give a Parquet file or a folder with train*.parquet."
-        )
+        raise UserError(f"data path {path} does not exist; give a Parquet file or a folder with train*.parquet.")
     if path.is_file():
         return {"train": [path]}
     for folder in (path, path / "data"):  # the hub keeps shards in data/
@@ -95,18 +82,14 @@ def _parquet_files(path: Path) -> dict[str, list[Path]]:
         }
         if found["train"]:
             return {split: paths for split, paths in found.items() if paths}
-    raise UserError(
-        f"data path {path} holds no train*.parquet; give a Parquet file or a folder with such files."
-    )
+    raise UserError(f"data path {path} holds no train*.parquet; give a Parquet file or a folder with such files.")
 
 
 def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"data file {path} is not Parquet, or is damaged; give a readable Parquet file."
-        ) from error
+        raise UserError(f"data file {path} is not Parquet, or is damaged; give a readable Parquet file.") from error
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -141,13 +124,11 @@ def _label_column(schema: pa.Schema, path: Path, wanted: str | None) -> str:
         name = whole[0]
     else:
         raise UserError(
-            f"{path} has no column 'label' among {listed}; name the label column with ?label=COLUMN after "
-            "the path."
+            f"{path} has no column 'label' among {listed}; name the label column with ?label=COLUMN after the path."
         )
     if name not in whole:
         raise UserError(
-            f"label column '{name}' of {path} holds {schema.field(name).type} values; integers from 0 are "
-            "expected."
+            f"label column '{name}' of {path} holds {schema.field(name).type} values; integers from 0 are expected."
         )
     return name
 
@@ -160,9 +141,7 @@ def _labels(paths: list[Path], column: str) -> Tensor:
         values = pq.read_table(path, columns=[column]).column(0)
         missing = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False) if values.null_count else [])
         if len(missing):
-            raise UserError(
-                f"label column '{column}' is null in row {missing[0]} of {path}; every row needs a label."
-            )
+            raise UserError(f"label column '{column}' is null in row {missing[0]} of {path}; every row needs a label.")
         labels = torch.from_numpy(values.to_numpy().astype(np.int64))
         if len(labels) and labels.min() < 0:
             row = int(labels.argmin())

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from understudy.data.batch import Batch
+from understudy.data.decode import GREY, centred, to_channels
 from understudy.data.progress import progress
 from understudy.data.samples import InMemory, Samples
 from understudy.data.views import Augment, render
@@ -20,11 +21,13 @@ from understudy.errors import UserError
 _CHECKED = 16
 
 
-def image_pixels(image: Any, where: str) -> Tensor:
+def image_pixels(image: Any, where: str, image_size: int | None = None) -> Tensor:
     """Raw pixels, uint8 [H, W, C], of a PIL image, a uint8 array [H, W] or [H, W, C], or a tensor [H, W] or
-    [C, H, W] of uint8 or of floats from 0 to 1. Raises UserError naming `where` for anything else."""
+    [C, H, W] of uint8 or of floats from 0 to 1. PIL images are brought to `image_size` if that is given.
+    Raises UserError naming `where` for anything else."""
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+        image = to_channels(image, 1 if image.mode in GREY else 3)
+        image = np.array(centred(image, image_size, image_size) if image_size else image)
     if isinstance(image, np.ndarray):
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         tensor = tensor[:, :, None] if tensor.ndim == 2 else tensor
@@ -33,8 +36,7 @@ def image_pixels(image: Any, where: str) -> Tensor:
         tensor = tensor.permute(1, 2, 0) if tensor.ndim == 3 else tensor
     else:
         raise UserError(
-            f"{where} has an image of type {type(image).__name__}; a PIL image, an array or a tensor is "
-            "expected."
+            f"{where} has an image of type {type(image).__name__}; a PIL image, an array or a tensor is expected."
         )
     if tensor.ndim != 3 or tensor.shape[2] not in (1, 3):
         raise UserError(
@@ -65,8 +67,15 @@ class Mapped(Samples):
 
     in_memory = False
 
-    def __init__(self, dataset: Any, name: str = "dataset", *, positions: Tensor | None = None) -> None:
-        self.dataset, self.name = dataset, name
+    def __init__(
+        self,
+        dataset: Any,
+        name: str = "dataset",
+        *,
+        positions: Tensor | None = None,
+        image_size: int | None = None,
+    ) -> None:
+        self.dataset, self.name, self.image_size = dataset, name, image_size
         total = self._length()
         self.positions = torch.arange(total) if positions is None else positions
         first = self._pixels(0)
@@ -76,9 +85,7 @@ class Mapped(Samples):
         self._check_repeatable()
         known = self._known_labels(total)
         self.labels: Tensor = (
-            torch.tensor([self._label(i) for i in range(len(self))])
-            if known is None
-            else known[self.positions]
+            torch.tensor([self._label(i) for i in range(len(self))]) if known is None else known[self.positions]
         )
         self._digest: str | None = None
 
@@ -92,8 +99,7 @@ class Mapped(Samples):
             total = None
         if total is None or not hasattr(self.dataset, "__getitem__"):
             raise UserError(
-                f"{self.name} is a {type(self.dataset).__name__}; a map-style Dataset, with len() and "
-                "[i], is expected."
+                f"{self.name} is a {type(self.dataset).__name__}; a map-style Dataset, with len() and [i], is expected."
             )
         if total == 0:
             raise UserError(f"{self.name} is empty; a Dataset with at least one image a class is expected.")
@@ -105,20 +111,18 @@ class Mapped(Samples):
     def _item(self, at: int) -> Sequence:
         item = self.dataset[int(self.positions[at])]
         if not isinstance(item, Sequence) or len(item) < 2:
-            raise UserError(
-                f"{self._where(at)} is a {type(item).__name__}; a pair (image, label) is expected."
-            )
+            raise UserError(f"{self._where(at)} is a {type(item).__name__}; a pair (image, label) is expected.")
         return item
 
     def _pixels(self, at: int) -> Tensor:
-        return image_pixels(self._item(at)[0], self._where(at))
+        return image_pixels(self._item(at)[0], self._where(at), self.image_size)
 
     def _same_shape(self, at: int) -> Tensor:
         pixels = self._pixels(at)
         if tuple(pixels.shape) != self._expected:
             raise UserError(
                 f"{self._where(at)} has shape {tuple(pixels.shape)} unlike item {int(self.positions[0])}'s "
-                f"{self._expected} (height, width, channels); add a Resize and a CenterCrop to the dataset's "
+                f"{self._expected} (height, width, channels); give an image size, or resize in the "
                 "transforms so that all are alike."
             )
         return pixels
@@ -157,7 +161,7 @@ class Mapped(Samples):
 
     def part(self, index: Tensor) -> Mapped:
         """The items at positions `index` only."""
-        return Mapped(self.dataset, self.name, positions=self.positions[index])
+        return Mapped(self.dataset, self.name, positions=self.positions[index], image_size=self.image_size)
 
     def materialise(self) -> InMemory:
         """All pixels read into memory."""

@@ -45,9 +45,7 @@ class Files:
         try:
             return path.read_bytes(), f"image {path}"
         except OSError as error:
-            raise UserError(
-                f"image {path} cannot be read ({error.strerror}); restore or remove it."
-            ) from error
+            raise UserError(f"image {path} cannot be read ({error.strerror}); restore or remove it.") from error
 
     def chunks(self) -> Iterator[list[Named]]:
         for start in range(0, len(self), _CHUNK):
@@ -85,11 +83,11 @@ class Rows:
                 if column.type.num_fields:
                     column = column.field("bytes")
                 chunk = []
-                for value in column:
+                for data in column.to_pylist():
                     name = f"image in row {row} of {path}"
-                    if not value.is_valid:
+                    if data is None:
                         raise UserError(f"{name} is null; every row needs the encoded image's bytes.")
-                    chunk.append((value.as_py(), name))
+                    chunk.append((data, name))
                     row += 1
                 yield chunk
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from understudy.data.decode import SMALL, Deviation, Form, decode_all, survey
+from understudy.data.extras import hub_datasets, torchvision_datasets
 from understudy.data.folders import Listing, image_folders, parquet_files
 from understudy.data.mapped import Mapped
 from understudy.data.progress import progress
@@ -117,12 +117,8 @@ def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Te
         return None
     train, test = hold_out(torch.arange(len(labels)), labels, _HELD_OUT, seed=0)
     if not len(test):
-        raise UserError(
-            f"data '{name}' has too few samples ({len(labels)}) to hold out a test split; add some."
-        )
-    _LOG.info(
-        "'%s' has no test split; %d of %d samples, stratified, are held out.", name, len(test), len(labels)
-    )
+        raise UserError(f"data '{name}' has too few samples ({len(labels)}) to hold out a test split; add some.")
+    _LOG.info("'%s' has no test split; %d of %d samples, stratified, are held out.", name, len(test), len(labels))
     return train, test
 
 
@@ -134,9 +130,7 @@ def _decoded(name: str, source: Source, labels: Tensor, form: Form) -> InMemory:
     return InMemory(torch.from_numpy(out), labels)
 
 
-def _samples(
-    listing: Listing, image_size: int | None, memory_limit: int, scratch: Path
-) -> dict[str, Samples]:
+def _samples(listing: Listing, image_size: int | None, memory_limit: int, scratch: Path) -> dict[str, Samples]:
     """Decode into memory where that fits, and open as streams otherwise."""
     sources = {split: source for split, (source, _) in listing.splits.items()}
     total = sum(map(len, sources.values()))
@@ -159,8 +153,7 @@ def _samples(
         if total * form.size <= memory_limit:
             return decoded(form)
     return {
-        split: Encoded(source.streamable(scratch), labels, form)
-        for split, (source, labels) in listing.splits.items()
+        split: Encoded(source.streamable(scratch), labels, form) for split, (source, labels) in listing.splits.items()
     }
 
 
@@ -183,9 +176,7 @@ def _finish(name: str, splits: dict[str, Samples], classes: tuple[str, ...], aug
     return Data(name, "classification", train, splits.get("val"), splits.get("test"), classes, augment)
 
 
-def _listed(
-    name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path | None
-) -> Data:
+def _listed(name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path | None) -> Data:
     _check(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
     splits = _samples(listing, image_size, memory_limit, scratch or default_scratch())
     return _finish(name, splits, listing.classes, None)
@@ -199,16 +190,16 @@ def _digits(name: str) -> Data:
     found = load_digits()
     pixels = torch.from_numpy((found.images * (255 / 16)).round().astype(np.uint8))[..., None]
     labels = torch.from_numpy(found.target)
-    parts = zip(
-        ("train", "test"), hold_out(torch.arange(len(labels)), labels, 360 / len(labels), seed=0), strict=True
-    )
+    parts = zip(("train", "test"), hold_out(torch.arange(len(labels)), labels, 360 / len(labels), seed=0), strict=True)
     splits: dict[str, Samples] = {split: InMemory(pixels[index], labels[index]) for split, index in parts}
     return _finish(name, splits, tuple("0123456789"), Augment(shift=1))
 
 
-def from_datasets(datasets: dict[str, Any], memory_limit: int, name: str = "dataset") -> Data:
+def from_datasets(
+    datasets: dict[str, Any], memory_limit: int, image_size: int | None = None, name: str = "dataset"
+) -> Data:
     """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped`."""
-    mapped = {split: Mapped(dataset, f"{split} {name}") for split, dataset in datasets.items()}
+    mapped = {split: Mapped(dataset, f"{split} {name}", image_size=image_size) for split, dataset in datasets.items()}
     shapes = {split: samples.shape for split, samples in mapped.items()}
     for split, shape in shapes.items():
         if shape != shapes["train"]:
@@ -235,13 +226,11 @@ def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     options = dict(parse_qsl(query))
     for key in options:
         if key not in known:
-            raise UserError(
-                f"data '{spec}' has an unknown option '{key}'; known are {', '.join(known) or 'none'}."
-            )
+            raise UserError(f"data '{spec}' has an unknown option '{key}'; known are {', '.join(known) or 'none'}.")
     return path, options
 
 
-SCHEMES = ("digits", "parquet", "images")
+_OPTIONS = {"parquet": ("label",), "images": (), "torchvision": (), "hub": ("label",)}
 
 
 def load_data(
@@ -249,54 +238,50 @@ def load_data(
 ) -> Data:
     """Open data.
 
-    `spec` is "digits", "parquet:PATH" (with "?label=COLUMN"), "images:PATH", a map-style Dataset of
-    (image, label), a pair of them (train, test), or Data, which is returned as it is.
+    `spec` is "digits", "parquet:PATH" (with "?label=COLUMN"), "images:PATH", "torchvision:NAME:PATH",
+    "hub:NAME" (with "?label=COLUMN"), a map-style Dataset of (image, label), a pair of them (train, test),
+    or Data, which is returned as it is.
 
-    Images of files are brought to `image_size` × `image_size` pixels (224 if not given), unless they all
-    share one size up to 64 and none is given. Decoded pixels up to `memory_limit` bytes are kept in memory;
-    larger sets are decoded as they are fetched, Parquet after its images were extracted once to the folder
-    `scratch`. Without a test split the validation split is taken, or a fifth of training, stratified, is
-    held out.
+    Images of files, and PIL images of a Dataset if `image_size` is given, are brought to `image_size` ×
+    `image_size` pixels (224 if not given), unless they all share one size up to 64 and none is given.
+    Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
+    fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
+    validation split is taken, or a fifth of training, stratified, is held out.
 
-    Raises UserError, before anything is written, for every input that cannot be used.
+    Raises UserError for input that cannot be used. Images that stay encoded are not all decoded here, so
+    one of them that is damaged is reported when it is fetched.
     """
     if isinstance(spec, Data):
         return spec
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size} is not positive; give a number of pixels, such as 224.")
-    files = isinstance(spec, str) and spec.startswith(("images:", "parquet:"))
-    if image_size is not None and not files:
-        raise UserError(
-            f"image size {image_size} applies to images:PATH and parquet:PATH only; resize within the "
-            "dataset instead."
-        )
     if isinstance(spec, tuple):
         if len(spec) != 2:
-            raise UserError(
-                f"data is a tuple of {len(spec)}; a pair (train Dataset, test Dataset) is expected."
-            )
-        return from_datasets({"train": spec[0], "test": spec[1]}, memory_limit)
+            raise UserError(f"data is a tuple of {len(spec)}; a pair (train Dataset, test Dataset) is expected.")
+        return from_datasets({"train": spec[0], "test": spec[1]}, memory_limit, image_size)
     if not isinstance(spec, str):
-        return from_datasets({"train": spec}, memory_limit)
+        return from_datasets({"train": spec}, memory_limit, image_size)
     if spec == "digits":
+        if image_size not in (None, 8):
+            raise UserError(f"image size {image_size} cannot be had of 'digits', which are 8×8; leave it out.")
         return _digits(spec)
     scheme, colon, rest = spec.partition(":")
-    openers: dict[str, tuple[Callable[..., Listing], tuple[str, ...]]] = {
-        "parquet": (parquet_files, ("label",)),
-        "images": (image_folders, ()),
-    }
-    if scheme not in openers or not colon:
-        near = get_close_matches(scheme, SCHEMES, 1)
+    if scheme not in _OPTIONS or not colon:
+        near = get_close_matches(scheme, ["digits", *_OPTIONS], 1)
         if near:
-            hint = f"did you mean '{near[0]}'?"
+            hint = f"did you mean '{near[0]}{'' if near[0] == 'digits' else ':PATH'}'?"
         elif Path(spec).exists():
             hint = f"write 'images:{spec}' for a folder with one folder a class, or 'parquet:{spec}'."
         else:
             hint = "give digits, parquet:PATH or images:PATH."
         raise UserError(f"data '{spec}' is not known; {hint}")
-    opener, known = openers[scheme]
-    path, options = _options(rest, known)
+    path, options = _options(rest, _OPTIONS[scheme])
     if not path:
-        raise UserError(f"data '{spec}' names no path; write {scheme}:PATH.")
+        raise UserError(f"data '{spec}' names nothing behind the colon; write {scheme}:PATH.")
+    if scheme == "torchvision":
+        return from_datasets(torchvision_datasets(path), memory_limit, image_size, spec)
+    if scheme == "hub":
+        return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec)
+    opener = parquet_files if scheme == "parquet" else image_folders
     listing = opener(Path(path).expanduser(), **options)
     return _listed(spec, listing, image_size, memory_limit, scratch)

@@ -58,20 +58,15 @@ def choose(
     labels = labels.cpu()
     total, classes = len(labels), len(labels.unique())
     if fraction is not None and samples is not None:
-        raise UserError(
-            f"fraction {fraction:g} and samples {samples} were both given; give only one of them."
-        )
+        raise UserError(f"fraction {fraction:g} and samples {samples} were both given; give only one of them.")
     if fraction is not None:
         if not 0 < fraction <= 1:
-            raise UserError(
-                f"fraction {fraction:g} is not in (0, 1]; give 0.1 for a tenth of the training set."
-            )
+            raise UserError(f"fraction {fraction:g} is not in (0, 1]; give 0.1 for a tenth of the training set.")
         size = max(round(fraction * total), classes)
     elif samples is not None:
         if samples < classes:
             raise UserError(
-                f"samples {samples} is fewer than the {classes} classes; give at least {classes}, one a "
-                "class."
+                f"samples {samples} is fewer than the {classes} classes; give at least {classes}, one a class."
             )
         if samples > total:
             raise UserError(f"samples {samples} is more than the {total} available; give at most {total}.")

@@ -44,8 +44,7 @@ class Encoded(Samples):
                 pixels[at] = decode(data, name, form, (augment, position, view))
             except Deviation as error:
                 raise UserError(
-                    f"{error}, unlike the images read before; give an image size so that all are resized "
-                    "to it."
+                    f"{error}, unlike the images read before; give an image size so that all are resized to it."
                 ) from error
         rest = Augment(augment.shift, augment.flip and not augment.crop, 0.0, augment.seed)
         inputs = render(torch.from_numpy(pixels), torch.arange(len(index)), index, view, rest)

@@ -50,13 +50,9 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.shift < 0:
-            raise UserError(
-                f"augment shift={self.shift} is negative; give a number of pixels, 0 for no shift."
-            )
+            raise UserError(f"augment shift={self.shift} is negative; give a number of pixels, 0 for no shift.")
         if not 0.0 <= self.crop <= 1.0:
-            raise UserError(
-                f"augment crop={self.crop:g} is not a share of the image; give one from 0 (no crop) to 1."
-            )
+            raise UserError(f"augment crop={self.crop:g} is not a share of the image; give one from 0 (no crop) to 1.")
         if self.crop and self.shift:
             raise UserError(
                 f"augment 'shift={self.shift},crop={self.crop:g}' asks for both; a random resized crop "
@@ -85,8 +81,7 @@ class Augment:
                     values[key] = float(value) if key == "crop" else int(value)
             except ValueError:
                 raise UserError(
-                    f"augment '{text}' cannot be read at '{part}'; write it like 'shift=4,flip' or "
-                    "'crop=0.35,flip'."
+                    f"augment '{text}' cannot be read at '{part}'; write it like 'shift=4,flip' or 'crop=0.35,flip'."
                 ) from None
         return cls(**values)  # type: ignore[arg-type]
 

@@ -1,10 +1,10 @@
 """Networks: a small zoo, adapters, and models that carry how they want their input."""
 
-from .count import count_macs, count_parameters
-from .inputs import InputSpec
-from .load import check_classes, load_model, output_classes
-from .model import Model
-from .zoo import ZOO
+from understudy.models.count import count_macs, count_parameters
+from understudy.models.inputs import InputSpec
+from understudy.models.load import check_classes, load_model, output_classes
+from understudy.models.model import Model
+from understudy.models.zoo import ZOO
 
 __all__ = [
     "ZOO",

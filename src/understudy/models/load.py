@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from . import sources, storage, zoo
-from .inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
-from .model import Model
+from understudy.errors import UserError
+from understudy.models import sources, storage, zoo
+from understudy.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
+from understudy.models.model import Model
 
 DARKEST_STD = 1 / 255  # a channel without any variation is divided by one grey level, not by zero
 
@@ -59,9 +59,7 @@ def load_model(
     if isinstance(spec, nn.Module):
         return _from_module(spec, data)
     if not isinstance(spec, str | Path):
-        raise UserError(
-            f"model {spec!r} is a {type(spec).__name__}; give a spec string, a folder or an nn.Module."
-        )
+        raise UserError(f"model {spec!r} is a {type(spec).__name__}; give a spec string, a folder or an nn.Module.")
     if (
         isinstance(spec, Path)
         or network is not None
@@ -112,9 +110,7 @@ def output_classes(model: Model, data: DataLike) -> int:
             module.training = training
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         kind = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(
-            f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits."
-        )
+        raise UserError(f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits.")
     return logits.shape[-1 if tokens else 1]
 
 
@@ -136,22 +132,16 @@ def _from_zoo(name: str, arguments: dict[str, Any], data: DataLike | None, num_c
 
 def _from_timm(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
     pretrained = bool(arguments.get("pretrained", False))
-    if not (
-        pretrained and data is None and num_classes is None
-    ):  # a pretrained network may keep its own head
+    if not (pretrained and data is None and num_classes is None):  # a pretrained network may keep its own head
         arguments = {"num_classes": _class_count(f"timm:{name}", arguments, data, num_classes), **arguments}
     network = sources.build_timm(name, arguments)
     arguments = {key: value for key, value in arguments.items() if key != "pretrained"}
     arguments.setdefault("num_classes", int(getattr(network, "num_classes", 0)))
     spec = _input_from_timm(network, keep_size=pretrained, image_size=arguments.get("img_size"))
-    return _fresh(
-        network, spec or _input_for(_channels_of(network, data), data), f"timm:{name}", arguments, data
-    )
+    return _fresh(network, spec or _input_for(_channels_of(network, data), data), f"timm:{name}", arguments, data)
 
 
-def _from_factory(
-    name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None
-) -> Model:
+def _from_factory(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
     factory = sources.find_factory(name)
     if sources.accepts(factory, "num_classes"):
         arguments = {"num_classes": _class_count(name, arguments, data, num_classes), **arguments}
@@ -176,9 +166,7 @@ def _from_module(network: nn.Module, data: DataLike | None) -> Model:
 
 def _from_folder(path: Path, network: nn.Module | None, bare: str) -> Model:
     if bare in zoo.ZOO and not path.exists():
-        raise UserError(
-            f"there is no model folder {bare!r}; for a fresh network of that name write 'zoo:{bare}'."
-        )
+        raise UserError(f"there is no model folder {bare!r}; for a fresh network of that name write 'zoo:{bare}'.")
     folder = storage.locate(path)
     config = storage.read_config(folder)
     name, arguments = config["model"], config["arguments"]
@@ -189,9 +177,7 @@ def _from_folder(path: Path, network: nn.Module | None, bare: str) -> Model:
                 f"load it with load_model({str(folder)!r}, network=my_network)."
             )
         if not sources.is_source(name):
-            raise UserError(
-                f"{str(folder / storage.CONFIG)!r} names the unknown model {name!r}; save the model again."
-            )
+            raise UserError(f"{str(folder / storage.CONFIG)!r} names the unknown model {name!r}; save the model again.")
         network = sources.build_without_trace(name, arguments)
     storage.read_weights(folder, network, name or type(network).__name__)
     source = {"model": name, "arguments": arguments}
@@ -199,9 +185,7 @@ def _from_folder(path: Path, network: nn.Module | None, bare: str) -> Model:
     return Model(network, InputSpec.from_dict(config["input"]), source, classes, config["task"])
 
 
-def _fresh(
-    network: nn.Module, spec: InputSpec, name: str, arguments: dict[str, Any], data: DataLike | None
-) -> Model:
+def _fresh(network: nn.Module, spec: InputSpec, name: str, arguments: dict[str, Any], data: DataLike | None) -> Model:
     count = arguments.get("num_classes")
     if data is not None and count in (None, len(data.classes)):
         classes: Sequence[str] = data.classes

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import sources, storage
-from .inputs import InputSpec
+from understudy.models import sources, storage
+from understudy.models.inputs import InputSpec
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +126,6 @@ def _same_settings(first: nn.Module, second: nn.Module) -> bool:
         ]
 
     def untrained(entries: list[tuple[str, type, dict[str, Any]]]) -> list[tuple[str, type, dict[str, Any]]]:
-        return [
-            (name, kind, {k: v for k, v in values.items() if k != "training"})
-            for name, kind, values in entries
-        ]
+        return [(name, kind, {k: v for k, v in values.items() if k != "training"}) for name, kind, values in entries]
 
     return untrained(settings(first)) == untrained(settings(second))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .init import kaiming
+from understudy.models.init import kaiming
 
 SMALL_IMAGE = 64  # pixels; up to here a stem that shrinks images fourfold would leave too little
 
@@ -131,9 +131,7 @@ def imagenet_resnet(
 ) -> Callable[..., ResNet]:
     """A factory of four-stage networks. Without a `stem` images of up to 64 pixels get the small one."""
 
-    def build(
-        num_classes: int, channels: int = 3, image_size: int = 32, stem: str = "auto", width: int = 64
-    ) -> ResNet:
+    def build(num_classes: int, channels: int = 3, image_size: int = 32, stem: str = "auto", width: int = 64) -> ResNet:
         if stem not in ("auto", "small", "imagenet"):
             raise ValueError(f"stem {stem!r} is not known, use 'small' or 'imagenet'")
         if width < 1:

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .init import kaiming
+from understudy.models.init import kaiming
 
 
 class SmallCNN(nn.Module):
@@ -48,9 +48,7 @@ class MLP(nn.Module):
         return self.fc(self.layers(x.flatten(1)))
 
 
-def _cnn(
-    default_width: int, convolutions: int, num_classes: int, channels: int = 3, width: int = 0
-) -> SmallCNN:
+def _cnn(default_width: int, convolutions: int, num_classes: int, channels: int = 3, width: int = 0) -> SmallCNN:
     width = width or default_width
     return SmallCNN(num_classes, channels, tuple(width * 2**number for number in range(convolutions)))
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UserError
-from . import zoo
+from understudy.errors import UserError
+from understudy.models import zoo
 
 SCHEMES = ("zoo", "timm")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -110,9 +110,7 @@ def call_factory(name: str, factory: Callable[..., Any], arguments: Mapping[str,
         network = factory(**arguments)
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(
-            f"calling {name}({given}) fails with {_told(error)}; correct the call or factory."
-        ) from error
+        raise UserError(f"calling {name}({given}) fails with {_told(error)}; correct the call or factory.") from error
     if not isinstance(network, nn.Module):
         raise UserError(
             f"calling {name} gives a {type(network).__name__}, not an nn.Module; return the network itself."
@@ -141,9 +139,7 @@ def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         return timm.create_model(name, **arguments)
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(
-            f"timm:{name} cannot be built with {given}: {_told(error)}; correct the arguments."
-        ) from error
+        raise UserError(f"timm:{name} cannot be built with {given}: {_told(error)}; correct the arguments.") from error
 
 
 def import_timm() -> Any:
@@ -153,14 +149,10 @@ def import_timm() -> Any:
     except ModuleNotFoundError as error:
         if error.name == "timm":
             remedy = "install it with `pip install understudy[timm]`"
-            raise UserError(
-                f"models 'timm:…' need the package timm, which is not installed; {remedy}."
-            ) from error
+            raise UserError(f"models 'timm:…' need the package timm, which is not installed; {remedy}.") from error
         raise UserError(f"timm needs the package {error.name!r}, which is missing; install it.") from error
     except Exception as error:
-        remedy = (
-            "reinstall torchvision from the same index as torch, so that both are CPU or both CUDA builds"
-        )
+        remedy = "reinstall torchvision from the same index as torch, so that both are CPU or both CUDA builds"
         raise UserError(
             f"timm cannot be imported ({_told(error)}), mostly a torchvision unfit for torch; {remedy}."
         ) from (error)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import UserError
+from understudy.errors import UserError
 
 CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", 1
 KEYS = ("format", "model", "arguments", "task", "classes", "input", "dtype")
@@ -22,21 +22,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], overwrite: bool) -> None:
     """Write both files. A folder without `config.json` is no model: that file goes first and comes last."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(
-            f"{str(folder)!r} is a file where a folder for the model is expected; name another folder."
-        )
+        raise UserError(f"{str(folder)!r} is a file where a folder for the model is expected; name another folder.")
     for name in (CONFIG, WEIGHTS):
         if (folder / name).exists() and not overwrite:
-            raise UserError(
-                f"{str(folder / name)!r} exists already; name another folder or allow overwriting."
-            )
+            raise UserError(f"{str(folder / name)!r} exists already; name another folder or allow overwriting.")
     temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (CONFIG, WEIGHTS)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(weights), temporary[WEIGHTS])
-        temporary[CONFIG].write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary[CONFIG].write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in temporary.values():
             _flush(path)
         (folder / CONFIG).unlink(missing_ok=True)
@@ -92,9 +86,7 @@ def locate(folder: Path) -> Path:
     """The folder that holds the model: itself, or `student/` in a run folder. Else `UserError`."""
     if folder.is_file():
         if folder.suffix in PICKLES:
-            raise UserError(
-                f"{str(folder)!r} is a pickle file, which could run code when opened; {_convert(folder)}."
-            )
+            raise UserError(f"{str(folder)!r} is a pickle file, which could run code when opened; {_convert(folder)}.")
         raise UserError(f"{str(folder)!r} is a file; name the folder that holds {CONFIG} and {WEIGHTS}.")
     if not folder.is_dir():
         raise UserError(
@@ -130,9 +122,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{str(path)!r} cannot be read as JSON ({error}); save the model again.") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise UserError(
-            f'{str(path)!r} has format {found!r} where "format": {FORMAT} is expected; save it anew.'
-        )
+        raise UserError(f'{str(path)!r} has format {found!r} where "format": {FORMAT} is expected; save it anew.')
     for key in KEYS:
         if key not in config:
             raise UserError(f"{str(path)!r} lacks the key {key!r}; a model's keys are {', '.join(KEYS)}.")
@@ -145,9 +135,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     }
     for key, kind in expected.items():
         if not isinstance(config[key], kind):
-            raise UserError(
-                f"{str(path)!r} has {config[key]!r} as {key!r}, which is not usable; save the model again."
-            )
+            raise UserError(f"{str(path)!r} has {config[key]!r} as {key!r}, which is not usable; save the model again.")
     return config
 
 
@@ -163,9 +151,7 @@ def read_weights(folder: Path, network: nn.Module, name: str) -> None:
     misfits = misfits_of(network, weights)
     if misfits:
         more = f" and {len(misfits) - 2} more" if len(misfits) > 2 else ""
-        raise UserError(
-            f"{str(path)!r} does not fit {name}: {'; '.join(misfits[:2])}{more}; use matching files."
-        )
+        raise UserError(f"{str(path)!r} does not fit {name}: {'; '.join(misfits[:2])}{more}; use matching files.")
     network.load_state_dict(weights)
 
 

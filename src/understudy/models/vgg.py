@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .init import kaiming
+from understudy.models.init import kaiming
 
 LAYOUTS: dict[str, tuple[tuple[int, ...], ...]] = {
     "vgg8": ((64,), (128,), (256,), (512,), (512,)),
@@ -57,9 +57,20 @@ class VGG(nn.Module):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
 
-def _build(name: str, batch_norm: bool, num_classes: int, channels: int = 3, image_size: int = 32) -> VGG:
+def _build(
+    name: str,
+    batch_norm: bool,
+    num_classes: int,
+    channels: int = 3,
+    image_size: int = 32,
+    width: float = 1.0,
+) -> VGG:
+    """`width` multiplies every layer's channels."""
+    if not width > 0:
+        raise ValueError(f"width {width} should be above 0")
+    layout = tuple(tuple(max(1, round(planes * width)) for planes in block) for block in LAYOUTS[name])
     pools = max(0, min(5, int(math.log2(image_size)) - 1))
-    return VGG(LAYOUTS[name], batch_norm, pools, num_classes, channels)
+    return VGG(layout, batch_norm, pools, num_classes, channels)
 
 
 FACTORIES: dict[str, Callable[..., nn.Module]] = {

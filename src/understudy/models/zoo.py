@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UserError
-from . import mobilenet, resnet, small, vgg, vit
+from understudy.errors import UserError
+from understudy.models import mobilenet, resnet, small, vgg, vit
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
     **resnet.FACTORIES,
@@ -40,16 +40,12 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         if key not in known:
             raise UserError(f"zoo:{name} has no argument {key!r}; {nearest(key, known)}.")
         if key in ("num_classes", "channels", "image_size") and (type(value) is not int or value < 1):
-            raise UserError(
-                f"zoo:{name} got {key}={value!r}, but a whole number from 1 is needed; correct it."
-            )
+            raise UserError(f"zoo:{name} got {key}={value!r}, but a whole number from 1 is needed; correct it.")
     try:
         return build_network(**arguments)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(
-            f"zoo:{name} cannot be built with {given}: {error}; correct that argument."
-        ) from error
+        raise UserError(f"zoo:{name} cannot be built with {given}: {error}; correct that argument.") from error
 
 
 def nearest(word: str, known: Any) -> str:

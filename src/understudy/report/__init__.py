@@ -1,8 +1,8 @@
 """Reports: a run or a study told in words and pictures, as one HTML file that needs nothing else.
 
-This room reads run folders (``recipe.toml``, ``metrics.jsonl``, ``result.json``) and study folders (``study.json``);
-it imports nothing of the rest of the house but its error, so a report can be made again long after the run, on
-another machine, without the data or the weights.
+This room reads run folders (``recipe.toml``, ``metrics.jsonl``, ``result.json``) and study folders
+(``study.json``); it imports nothing of the rest of the house but its error, so a report can be made again long
+after the run, on another machine, without the data or the weights.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Geometry of the pictures: scales, ticks, line charts and dot strips, as values that the templates draw.
 
-Lines are drawn in an SVG of 100 × 100 units that stretches with the page (strokes do not); text and marks are placed in
-per cent of the same box, so that they keep their size on a phone and on a wide screen.
+Lines are drawn in an SVG of 100 × 100 units that stretches with the page (strokes do not); text and marks are
+placed in per cent of the same box, so that they keep their size on a phone and on a wide screen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ COLOURS = 8  # classes c0 … c7 in style.css
 
 @dataclass(frozen=True)
 class Series:
-    """One line: segments of (x, y) points, drawn unconnected to each other; ``interval`` half widths at points."""
+    """One line: segments of (x, y) points, not joined to each other; ``interval``: half widths at points."""
 
     label: str
     segments: list[list[Point]]
@@ -107,9 +107,7 @@ def tick_text(value: float, step: float) -> str:
     return f"{value:.{digits}f}".replace("-", "\u2212")
 
 
-def linear_axis(
-    values: Sequence[float], parts: int = 4, floor: bool = False
-) -> tuple[Scale, list[tuple[float, str]]]:
+def linear_axis(values: Sequence[float], parts: int = 4, floor: bool = False) -> tuple[Scale, list[tuple[float, str]]]:
     """A scale around values with round ends; ``floor`` starts at zero where that costs little room."""
     low, high = min(values), max(values)
     if floor and 0 < low < 0.5 * high:
@@ -158,11 +156,14 @@ def line_chart(
     bands: Sequence[tuple[float, float, str]] = (),
     loss: bool = False,
     unit: str = "",
+    level_above: bool = True,
+    keyed: bool = True,
 ) -> Chart | None:
     """A chart of lines; None when there is not one point.
 
-    ``level`` is a horizontal reference (value, label), ``best`` are marked points (x, y, label), ``bands`` the phases
-    (from, to, name) behind the lines. A ``loss`` starts at zero, or is drawn on a log axis where it falls fiftyfold.
+    ``level`` is a horizontal reference (value, label), ``best`` are marked points (x, y, label), ``bands``
+    the phases (from, to, name) behind the lines. A ``loss`` starts at zero, or is drawn on a log axis where it
+    falls fiftyfold.
     """
     series = [one for one in series if any(one.segments)]
     points = [point for one in series for segment in one.segments for point in segment]
@@ -189,8 +190,10 @@ def line_chart(
     marks += [Mark(per_cent(x_scale(x)), per_cent(y_scale(y)), "c0", text, best=True) for x, y, text in best]
     shown = [
         Band(per_cent(x_scale(a)), per_cent(x_scale(b) - x_scale(a)), name, n % 2 == 1)
-        for n, (a, b, name) in enumerate(bands)
+        for n, (a, b, name) in enumerate(clipped(bands, x_scale))
     ]
+    height = y_scale(level[0]) if level else 0.0
+    below = height > 85 if level_above else height > 10
     labels = [Tick(per_cent(y_scale(value)), text + unit) for value, text in y_ticks]
     return Chart(
         title=title,
@@ -203,10 +206,17 @@ def line_chart(
         lines=lines,
         marks=marks,
         bands=shown,
-        legend=[(one.colour, one.dashed, one.label) for one in series],
-        level=Tick(per_cent(y_scale(level[0])), level[1]) if level else None,
-        level_below=bool(level) and y_scale(level[0]) > 85 if level else False,
+        legend=[(one.colour, one.dashed, one.label) for one in series] if keyed else [],
+        level=Tick(per_cent(height), level[1]) if level else None,
+        level_below=below,
     )
+
+
+def clipped(bands: Sequence[tuple[float, float, str]], scale: Scale) -> list[tuple[float, float, str]]:
+    """The bands as far as they lie on the axis; none where a single one would be left."""
+    inside = [(max(a, scale.low), min(b, scale.high), name) for a, b, name in bands]
+    inside = [(a, b, name) for a, b, name in inside if b > a]
+    return inside if len(inside) > 1 else []
 
 
 @dataclass(frozen=True)
@@ -236,12 +246,12 @@ def dot_strips(
     level: tuple[float, str] | None = None,
     unit: str = "",
 ) -> Strips:
-    """Strips on one common axis from rows of (label, colour, text, mean, half width, (value, title) of each run)."""
+    """Strips on one axis, from rows of (label, colour, text, mean, half width, (value, title) of each run)."""
     values = [value for row in rows for value in (row[3] - (row[4] or 0), row[3] + (row[4] or 0))]
     values += [value for row in rows for value, _ in row[5]]
     if level:
         span = max(values) - min(values)  # a far level would squeeze the dots together
-        if not (min(values) - 1.5 * span <= level[0] <= max(values) + 1.5 * span):
+        if not (min(values) - 0.6 * span <= level[0] <= max(values) + 0.6 * span):
             level = None
         else:
             values.append(level[0])

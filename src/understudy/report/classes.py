@@ -1,4 +1,4 @@
-"""What happened to single classes: largest changes, the confusion matrix, and the pairs most often mixed up."""
+"""What happened to single classes: largest changes, the confusion matrix, the pairs most often mixed up."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def per_class(table: Any) -> list[Any]:
 
 
 def class_change(run: Run) -> ClassChange | None:
-    """Largest gains and losses since before training, else against the teacher, else the classes by themselves."""
+    """Largest gains and losses since before, else against the teacher, else the classes by themselves."""
     after = per_class(run.part("student"))
     before, teacher = per_class(run.part("student").get("before")), per_class(run.part("teacher"))
     measure = "IoU" if run.setting("task").startswith("segment") else "accuracy"
     names = class_names(run, len(after))
     if len(before) == len(after) and before:
-        reference, title = before, f"Class by class: {measure} after against before training"
+        reference, title = before, f"Class by class: {measure} after against before"
     elif len(teacher) == len(after) and teacher:
         reference, title = teacher, f"Class by class: student against teacher, {measure}"
     else:
@@ -78,8 +78,10 @@ def class_change(run: Run) -> ClassChange | None:
     if not changes:
         return None
     changes.sort(key=lambda pair: (-pair[0], pair[1]))
+    better, worse = sum(change > 0 for change, _ in changes), sum(change < 0 for change, _ in changes)
     half = MOST_BARS // 2
-    shown = changes if len(changes) <= MOST_BARS else changes[:half] + changes[-half:]
+    first = min(better, max(half, MOST_BARS - worse))
+    shown = changes if len(changes) <= MOST_BARS else changes[:first] + changes[first - MOST_BARS :]
     low, high = min(0.0, shown[-1][0]), max(0.0, shown[0][0])
     span = (high - low) or 1.0
     bars = []
@@ -95,41 +97,35 @@ def class_change(run: Run) -> ClassChange | None:
                 detail=f"{100 * reference[n]:.0f} → {share(after[n], 0)}",
             )
         )
-    better = sum(change > 0 for change, _ in changes)
-    worse = sum(change < 0 for change, _ in changes)
     against = "than before" if reference is before else "than the teacher"
-    note = f"Of {len(changes)} classes {better} are better and {worse} worse {against}; changes in points."
+    note = f"Of {len(changes)} classes {better or 'none'} are better and {worse or 'none'} worse {against}; changes in points."
     if len(shown) < len(changes):
-        note += f" The {half} largest gains and the {half} largest losses are shown."
+        gains = f"the {first} largest gains" if first < better else f"all {first} gains" if first else ""
+        left = MOST_BARS - first
+        losses = f"the {left} largest losses" if left < worse else "all losses" if left else ""
+        note += " Shown: " + " and ".join(filter(None, [gains, losses])) + "."
     return ClassChange(title, note, bars, f"{-100 * low / span:.2f}")
 
 
 def absolute(names: list[str], after: Sequence[Any], measure: str) -> ClassChange | None:
-    values = sorted(
-        ((float(v), n) for n, v in enumerate(after) if is_number(v)), key=lambda pair: (-pair[0], pair[1])
-    )
+    values = sorted(((float(v), n) for n, v in enumerate(after) if is_number(v)), key=lambda pair: (-pair[0], pair[1]))
     if not values:
         return None
     half = MOST_BARS // 2
     shown = values if len(values) <= MOST_BARS else values[:half] + values[-half:]
     bars = [Bar(names[n], "0", f"{100 * min(1, max(0, v)):.2f}", "neutral", share(v), "") for v, n in shown]
-    note = (
-        "All classes, best first."
-        if len(shown) == len(values)
-        else f"The {half} best and the {half} worst classes."
-    )
+    note = "All classes, best first." if len(shown) == len(values) else f"The {half} best and the {half} worst classes."
     return ClassChange(f"Class by class: {measure} of the student", note, bars, "0")
 
 
 def confusion(run: Run) -> Confusion | None:
-    """Row-normalised confusion matrix (rows: true class, columns: what the student says), when the run has one."""
+    """Row-normalised confusion matrix (rows: true class, columns: the student's), when the run has one."""
     matrix = run.part("student").get("confusion")
     if (
         not isinstance(matrix, list)
         or not matrix
         or any(
-            not isinstance(row, list) or len(row) != len(matrix) or not all(is_number(v) for v in row)
-            for row in matrix
+            not isinstance(row, list) or len(row) != len(matrix) or not all(is_number(v) for v in row) for row in matrix
         )
     ):
         return None

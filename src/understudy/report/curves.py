@@ -1,16 +1,18 @@
-"""The curves of a run: the metric it is judged by over all phases, each phase's losses, gaps, and the rest."""
+"""The curves of a run: the metric it is judged by over all phases, each phase's losses, gaps, the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from understudy.report.charts import COLOURS, Chart, Point, Series, line_chart
 from understudy.report.read import Run, is_number, numbers
-from understudy.report.words import is_fraction, lower_is_better, metric_name, metric_value
+from understudy.report.words import capital, is_fraction, lower_is_better, metric_name, metric_value
 
 LOSS_COLOURS = ("c0", "c2", "c3", "c5", "c6", "c7", "c4")
 MOST_PANELS = 24
+RATES = (("lr", "Learning rate"), ("images_per_second", "Samples per second"), ("seconds", "Seconds an epoch"))
 
 
 class Timeline:
@@ -20,9 +22,7 @@ class Timeline:
         first = min((record["epoch"] for record in epochs), default=1)
         self.phases: dict[str, list[tuple[float, dict[str, Any]]]] = {}
         for record in epochs:
-            self.phases.setdefault(record["phase"], []).append(
-                (record["epoch"] + (1 if first == 0 else 0), record)
-            )
+            self.phases.setdefault(record["phase"], []).append((record["epoch"] + (1 if first == 0 else 0), record))
         self.start: dict[str, float] = {}
         at = 0.0
         for phase, records in self.phases.items():
@@ -30,6 +30,7 @@ class Timeline:
             self.start[phase] = at
             at += records[-1][0]
         self.length = at
+        self.label = "epoch, counted over all phases" if len(self.phases) > 1 else "epoch"
 
     def bands(self) -> list[tuple[float, float, str]]:
         """(from, to, name) of each phase; nothing to tell where there is only one."""
@@ -43,11 +44,7 @@ class Timeline:
     def segments(self, pick: Callable[[dict[str, Any]], Any]) -> list[list[Point]]:
         """One segment for each phase of the points where ``pick(record)`` is a finite number."""
         return [
-            [
-                (self.start[phase] + epoch, float(pick(record)))
-                for epoch, record in records
-                if is_number(pick(record))
-            ]
+            [(self.start[phase] + epoch, float(pick(record))) for epoch, record in records if is_number(pick(record))]
             for phase, records in self.phases.items()
         ]
 
@@ -84,30 +81,27 @@ def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
     if any(in_training):
         series.append(Series("student, on training samples", in_training, "c4", dashed=True))
     choose = min if lower_is_better(metric) else max
-    phase_of = list(timeline.phases)
-    best = []
+    phase_of, best = list(timeline.phases), []
     for n, segment in enumerate(segments):
-        if segment:
+        if segment and metric != "ece":  # a calibration error has no best epoch: it is least before learning starts
             x, y = choose(segment, key=lambda point: point[1])
-            epoch = x - timeline.start[phase_of[n]]
-            best.append(
-                (x, y, f"best of {phase_of[n]}: {metric_value(metric, y / factor)} at epoch {epoch:.0f}")
-            )
+            where = f"at epoch {x - timeline.start[phase_of[n]]:.0f}"
+            where += f" of {phase_of[n]}" if len(phase_of) > 1 else ""
+            best.append((x, y, f"best: {metric_value(metric, y / factor)} {where}"))
     level = numbers(run.part("teacher").get("metrics")).get(metric)
-    note = ""
-    if best:
-        x, y, _ = choose(best, key=lambda mark: mark[1])
-        note = f"Best: {metric_value(metric, y / factor)} at epoch {x:.0f}."
+    note = f"{capital(choose(best, key=lambda mark: mark[1])[2])}." if best else ""
     name = metric_name(metric)
     return line_chart(
-        name[0].upper() + name[1:] + (f" on the {where_measured(run)}" if where_measured(run) else ""),
+        capital(name) + (f" on the {where_measured(run)}" if where_measured(run) else ""),
         series,
         note=note,
         unit=" %" if factor == 100 else "",
         level=(factor * level, f"teacher {metric_value(metric, level)}") if level is not None else None,
         best=best,
+        x_label=timeline.label,
         bands=timeline.bands(),
         loss=lower_is_better(metric),
+        level_above=not lower_is_better(metric),
     )
 
 
@@ -120,55 +114,68 @@ def phase_loss_chart(timeline: Timeline, phase: str) -> Chart | None:
     names.sort(key=lambda key: key != "loss")
     for n, key in enumerate(names):
         label = "total" if key == "loss" else key.removesuffix("_loss").replace("_", " ")
-        series.append(
-            Series(label, alone.segments(read_from("train", key)), LOSS_COLOURS[n % len(LOSS_COLOURS)])
-        )
+        series.append(Series(label, alone.segments(read_from("train", key)), LOSS_COLOURS[n % len(LOSS_COLOURS)]))
     for key in (key for key in keys_of(records, "eval") if "loss" in key or key == "mse"):
         colour = f"c{len(series) % COLOURS}"
         label = f"validation {key.replace('_', ' ')}"
         series.append(Series(label, alone.segments(read_from("eval", key)), colour, dashed=True))
-    title = f"Loss in phase {phase}" if len(timeline.phases) > 1 else "Training loss"
+    title = f"Loss in {phase}" if len(timeline.phases) > 1 else "Training loss"
     return line_chart(title, series, loss=True)
 
 
 def gap_chart(timeline: Timeline, epochs: Sequence[dict[str, Any]]) -> Chart | None:
-    """Everything recorded under a name that starts with ``gap``: how far teachers are ahead of the student."""
-    series = []
+    """Everything recorded under a name that starts with ``gap``: how far teachers are ahead."""
+    series: list[Series] = []
     for table in ("eval", "train"):
         for key in keys_of(epochs, table):
             if key.startswith("gap"):
                 label = key.removeprefix("gap").strip("_").replace("_", " ") or "gap"
                 label += " (training)" if table == "train" else ""
                 colour = LOSS_COLOURS[len(series) % len(LOSS_COLOURS)]
-                series.append(
-                    Series(label, timeline.segments(read_from(table, key)), colour, table == "train")
-                )
-    return line_chart("Gap to the student", series, bands=timeline.bands(), y_range=[0.0])
+                series.append(Series(label, timeline.segments(read_from(table, key)), colour, table == "train"))
+    return line_chart("Gap to the student", series, x_label=timeline.label, bands=timeline.bands(), y_range=[0.0])
 
 
-def run_charts(run: Run, primary: str) -> tuple[list[Chart], list[Chart]]:
-    """The charts of a run: those that tell the story, and those for who looks closer (rates and single figures)."""
+@dataclass(frozen=True)
+class RunCharts:
+    """The charts of a run: the story, the losses of its phases, and what one looks at when something is odd."""
+
+    story: list[Chart]
+    phases: list[Chart]
+    closer: list[Chart]
+
+
+def run_charts(run: Run, primary: str) -> RunCharts:
+    """All charts that the run's records give; those of up to two phases' losses are part of the story."""
     timeline = Timeline(run.epochs)
     evaluated = [key for key in keys_of(run.epochs, "eval") if "loss" not in key and key != "mse"]
     evaluated = [key for key in evaluated if not key.startswith("gap")]
     evaluated.sort(key=lambda key: key != primary)
+    losses = present([phase_loss_chart(timeline, phase) for phase in timeline.phases])
+    apart = len(losses) > 2
     story = [metric_chart(run, timeline, metric) for metric in evaluated[:1]]
-    story += [phase_loss_chart(timeline, phase) for phase in timeline.phases]
+    story += [] if apart else losses
     story += [gap_chart(timeline, run.epochs)]
     story += [metric_chart(run, timeline, metric) for metric in evaluated[1:]]
     closer = []
     for key in keys_of(run.epochs, "train"):
         if "loss" not in key and not key.startswith("gap") and key not in evaluated:
-            segments = timeline.segments(read_from("train", key))
-            title = key.replace("_", " ") + " (training)"
-            closer.append(line_chart(title, [Series(key, segments)], bands=timeline.bands()))
-    for key, title in (
+            title = capital(key.replace("_", " ")) + ", training"
+            closer.append(rate_chart(timeline, title, read_from("train", key)))
+    rates = (
         ("lr", "Learning rate"),
         ("images_per_second", "Samples per second"),
         ("seconds", "Seconds an epoch"),
-    ):
-        segments = timeline.segments(lambda record, key=key: record.get(key))  # type: ignore[misc]
-        closer.append(line_chart(title, [Series(key, segments, "c4")], bands=timeline.bands(), y_range=[0.0]))
-    return [chart for chart in story if chart][:MOST_PANELS], [chart for chart in closer if chart][
-        :MOST_PANELS
-    ]
+    )
+    for key, title in rates:
+        closer.append(rate_chart(timeline, title, lambda record, key=key: record.get(key)))
+    return RunCharts(present(story), losses if apart else [], present(closer))
+
+
+def rate_chart(timeline: Timeline, title: str, pick: Callable[..., Any]) -> Chart | None:
+    series = [Series(title, timeline.segments(pick), "c4")]
+    return line_chart(title, series, x_label=timeline.label, bands=timeline.bands(), y_range=[0.0])
+
+
+def present(charts: Sequence[Chart | None]) -> list[Chart]:
+    return [chart for chart in charts if chart][:MOST_PANELS]

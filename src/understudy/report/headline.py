@@ -44,9 +44,7 @@ def compared(run: Run, metric: str, value: float) -> str:
         ratio = student["params"] / teacher["params"]
         size = words.rough_share(ratio) + " of" if ratio <= 1 else f"{ratio:.1f}{words.NBSP}times"
         parts.append(
-            f"has {size} the teacher\u2019s parameters"
-            if ratio != 1
-            else "has as many parameters as the teacher"
+            f"has {size} the teacher\u2019s parameters" if ratio != 1 else "has as many parameters as the teacher"
         )
     reference = numbers(teacher.get("metrics")).get(metric)
     name = words.metric_name(metric)
@@ -61,7 +59,8 @@ def compared(run: Run, metric: str, value: float) -> str:
         elif words.is_fraction(metric) and reference > 0:
             parts.append(f"keeps {words.rough_share(value / reference)} of its {name}")
         else:
-            parts.append(f"is {amount} short of its {name} ({words.metric_value(metric, reference)})")
+            side = "above" if delta > 0 else "below"
+            parts.append(f"stays {amount} {side} its {name} of {words.metric_value(metric, reference)}")
     return "; it " + " and ".join(parts) if parts else ""
 
 
@@ -121,8 +120,4 @@ def unfinished(run: Run, metric: str) -> str:
     if value is None:
         return text + " the student has not been measured yet."
     where = where_measured(run)
-    return (
-        text
-        + f" the student stands at {named_value(metric, value)}"
-        + (f" on the {where}." if where else ".")
-    )
+    return text + f" the student stands at {named_value(metric, value)}" + (f" on the {where}." if where else ".")

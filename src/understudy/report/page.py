@@ -1,4 +1,4 @@
-"""Rendering a page: templates beside the code, everything escaped, nothing fetched, the file replaced atomically."""
+"""Rendering a page: templates beside the code, all escaped, nothing fetched, the file replaced atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **content: Any) -> str:
-    """Fill a template. The page's policy forbids every request, and every script but the copy button's (by its hash)."""
+    """Fill a template; the page's own policy forbids all requests, and all scripts but the copy button's."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -43,6 +43,6 @@ def write_page(path: Path, text: str) -> Path:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): make its folder writable and run 'understudy report' again"
+            f"{path} cannot be written ({error.strerror}): make its folder writable, then run 'understudy report' again"
         ) from error
     return path

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from understudy.errors import UserError
 
@@ -17,9 +17,9 @@ from understudy.errors import UserError
 class Run:
     """What a run folder says.
 
-    ``result`` is result.json; of an unfinished run, what ``start`` events of metrics.jsonl already tell of it (the same
-    keys), else empty. ``epochs`` holds the last record of each (phase, epoch), ``fills`` of each (source, view),
-    ``solves`` the records of solved blocks; all in the order in which they were first written.
+    ``result`` is result.json; of an unfinished run, what ``start`` events of metrics.jsonl already tell of
+    it (the same keys), else empty. ``epochs`` holds the last record of each (phase, epoch), ``fills`` of each
+    (source, view), ``solves`` the records of solved blocks; all in the order in which they were first written.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class Run:
         return value if isinstance(value, dict) else {}
 
     def setting(self, name: str) -> str:
-        """A name from the result, else from the recipe (a string, or a table's ``name`` or ``spec``), else ``""``."""
+        """A name from the result, else the recipe (a string, or a table's ``spec`` or ``name``), else ``""``."""
         for source in (self.result, self.recipe):
             value = source.get(name)
             if isinstance(value, dict):
@@ -54,7 +54,8 @@ def numbers(values: Any) -> dict[str, float]:
     return {str(key): float(value) for key, value in values.items() if is_number(value)}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number, truth values excepted."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -70,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a metrics.jsonl, skipping lines a kill left half written; empty when there is no file."""
+    """The JSON objects of a metrics.jsonl, without lines a kill left half written; none without a file."""
     events = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

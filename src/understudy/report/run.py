@@ -1,4 +1,4 @@
-"""A run's report: headline, cards, curves, classes, where time went, the recipe, and how to load the student."""
+"""A run's report: headline, cards, curves, classes, where time went, recipe, how to load the student."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Slice:
 
 
 def write_run_report(folder: Path) -> Path:
-    """Write ``folder/report.html`` from the run's files and return its path; an unfinished run is shown so far.
+    """Write ``folder/report.html`` from the run's files and return its path; of an unfinished run, so far.
 
     Raises UserError when the folder holds no run, a damaged result.json, or cannot be written.
     """
@@ -59,18 +59,14 @@ def write_run_report(folder: Path) -> Path:
         *keys_of(run.epochs, "eval"),
     ]
     metric = words.primary_metric(measured, run.setting("task"))
-    charts, closer = run_charts(run, metric)
     text = render(
         "run.html",
         run=run,
-        title=" · ".join(
-            filter(None, [run.setting("method"), run.part("data").get("name"), "understudy run"])
-        ),
+        title=" · ".join(filter(None, [run.setting("method"), run.part("data").get("name"), "understudy run"])),
         headline=headline(run, metric),
         marks=marks(run),
         cards=cards(run, metric),
-        charts=charts,
-        closer=closer,
+        charts=run_charts(run, metric),
         phases=phase_rows(run, metric),
         solved=solved_table(run),
         change=class_change(run),
@@ -78,21 +74,19 @@ def write_run_report(folder: Path) -> Path:
         slices=time_slices(run),
         time_facts=time_facts(run),
         snippets=snippets(run) if run.finished else [],
-        environment=[
-            (str(k), str(v)) for k, v in run.part("environment").items() if not isinstance(v, dict | list)
-        ],
+        environment=[(str(k), str(v)) for k, v in run.part("environment").items() if not isinstance(v, dict | list)],
     )
     return write_page(folder / "report.html", text)
 
 
 def marks(run: Run) -> list[str]:
     data = run.part("data")
+    classes = data.get("classes")
+    language = run.setting("task").startswith("lang")
     found = [
         f"method {run.setting('method')}" if run.setting("method") else "",
         f"data {data.get('name') or run.setting('data')}" if data.get("name") or run.setting("data") else "",
-        words.plural(data["classes"], "class").replace("classs", "classes")
-        if is_number(data.get("classes"))
-        else "",
+        f"{words.count(classes)} {'words' if language else 'classes'}" if is_number(classes) else "",
         f"seed {run.setting('seed')}" if run.setting("seed") else "",
     ]
     return [text for text in found if text]
@@ -112,9 +106,7 @@ def card(
     role: str, title: str, spec: Any, metric: str, metrics: dict[str, float], facts: list[tuple[str, str]]
 ) -> Card:
     others = [
-        (words.metric_name(key), words.metric_value(key, value))
-        for key, value in metrics.items()
-        if key != metric
+        (words.metric_name(key), words.metric_value(key, value)) for key, value in metrics.items() if key != metric
     ]
     label, value = words.metric_name(metric), words.metric_value(metric, metrics.get(metric))
     return Card(role, title, str(spec or ""), label, value, others + facts)
@@ -135,22 +127,18 @@ def cards(run: Run, metric: str) -> list[Card]:
     if after and run.finished:
         last = card("after", "Student after", spec, metric, after, sizes(student, teacher))
         for reference, against in (
-            (before, "since before"),
-            (numbers(teacher.get("metrics")), "against the teacher"),
+            (before, "compared with before"),
+            (numbers(teacher.get("metrics")), "compared with the teacher"),
         ):
             if metric in reference and metric in after:
                 delta = after[metric] - reference[metric]
-                last.notes.append(
-                    (words.verdict(metric, delta), f"{words.difference(metric, delta)} {against}")
-                )
+                last.notes.append((words.verdict(metric, delta), f"{words.difference(metric, delta)} {against}"))
         shown.append(last)
     elif not run.finished:
         recent = next((numbers(r.get("eval")) for r in reversed(run.epochs) if numbers(r.get("eval"))), {})
         if recent:
             where = f", on the {where_measured(run)}" if where_measured(run) else ""
-            shown.append(
-                card("after", f"Student so far{where}", spec, metric, recent, sizes(student, teacher))
-            )
+            shown.append(card("after", f"Student so far{where}", spec, metric, recent, sizes(student, teacher)))
     return shown
 
 
@@ -164,8 +152,18 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
         for name in names:
             records = [r for r in run.epochs if r["phase"] == name]
             seconds = sum(r["seconds"] for r in records if is_number(r.get("seconds")))
+            measured = [(r["epoch"], numbers(r.get("eval"))) for r in records]
+            measured = [(epoch, found[metric]) for epoch, found in measured if metric in found]
+            choose = min if words.lower_is_better(metric) else max
+            best = choose(measured, key=lambda pair: pair[1]) if measured else None
             known.append(
-                {"name": name, "kind": kinds.get(name, "fit"), "epochs": len(records), "seconds": seconds}
+                {
+                    "name": name,
+                    "kind": kinds.get(name, "fit"),
+                    "epochs": len(records),
+                    "seconds": seconds,
+                    "best": {"epoch": best[0], metric: best[1]} if best else {},
+                }
             )
     rows = []
     for phase in known:
@@ -176,18 +174,14 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
         epoch = found.pop("epoch", None)
         values = numbers(found)
         keys = [key for key in (metric, *values) if key in values]
-        text = ", ".join(
-            f"{words.metric_name(k)} {words.metric_value(k, values[k])}" for k in dict.fromkeys(keys)
-        )
+        text = ", ".join(f"{words.metric_name(k)} {words.metric_value(k, values[k])}" for k in dict.fromkeys(keys))
         if is_number(epoch) and text:
             text += f" (epoch {epoch:g})"
         epochs = phase.get("epochs")
         rows.append(
             {
                 "name": str(phase.get("name", "")),
-                "kind": {"fit": "trained", "solve": "solved"}.get(
-                    str(phase.get("kind")), str(phase.get("kind", ""))
-                ),
+                "kind": {"fit": "trained", "solve": "solved"}.get(str(phase.get("kind")), str(phase.get("kind", ""))),
                 "epochs": words.count(epochs) if is_number(epochs) and phase.get("kind") != "solve" else "—",
                 "seconds": words.duration(phase["seconds"]) if is_number(phase.get("seconds")) else "—",
                 "best": text or "—",
@@ -267,9 +261,7 @@ def snippets(run: Run) -> list[tuple[str, str]]:
     data = run.part("data").get("spec") or run.recipe.get("data") or run.part("data").get("name") or "DATA"
     data = data if isinstance(data, str) else str(run.part("data").get("name") or "DATA")
     inputs = "images_uint8" if sample_noun(run) == "image" else "tokens"
-    comment = (
-        "uint8, [batch, channels, height, width]" if inputs == "images_uint8" else "int64, [batch, length]"
-    )
+    comment = "uint8, [batch, channels, height, width]" if inputs == "images_uint8" else "int64, [batch, length]"
     python = (
         "import understudy\n\n"
         f"student = understudy.load_model({json.dumps(place, ensure_ascii=False)})\n"

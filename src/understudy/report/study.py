@@ -1,4 +1,4 @@
-"""A study's report: headline, the table, every seed as a dot, the metric against numeric settings, curves of runs."""
+"""A study's report: headline, table, every seed as a dot, the metric against numeric settings, curves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.report import words
-from understudy.report.charts import COLOURS, Chart, Scale, Series, Strips, dot_strips, line_chart, tick_text
+from understudy.report.charts import COLOURS, Chart, Scale, Series, Strips, dot_strips, line_chart
 from understudy.report.curves import Timeline, percent_points, read_from
 from understudy.report.page import render, write_page
 from understudy.report.read import is_number, numbers, read_events, read_json
@@ -27,7 +27,7 @@ Setting = dict[str, Any]
 
 
 def write_study_report(folder: Path) -> Path:
-    """Write ``folder/report.html`` from study.json (and the runs' metrics.jsonl where present) and return its path.
+    """Write ``folder/report.html`` from study.json (and the runs' metrics.jsonl if present); return its path.
 
     Raises UserError when study.json is missing or damaged, or the report cannot be written.
     """
@@ -53,16 +53,13 @@ def write_study_report(folder: Path) -> Path:
         teacher=teacher_text(study, metric),
         columns=study_columns(study),
         metric=words.metric_name(metric),
-        others=[words.metric_name(m) for m in metrics[1:]],
+        points=words.is_fraction(metric),
+        heads=[words.metric_name(m) + (", %" if words.is_fraction(m) else "") for m in metrics] or ["accuracy"],
         rows=[table_row(study, row, metrics) for row in rows],
         strips=strips(study, metric, colours),
-        lines=[
-            chart for column in numeric_columns(study) if (chart := against(study, metric, column, colours))
-        ],
+        lines=[chart for column in numeric_columns(study) if (chart := against(study, metric, column, colours))],
         curves=curves(folder, study, runs, metric, colours),
-        waiting=[
-            f"{say(r.get('setting') or {})}, seed {r.get('seed')}: {r['status']}" for r in runs if not_done(r)
-        ],
+        waiting=[f"{say(r.get('setting') or {})}, seed {r.get('seed')}: {r['status']}" for r in runs if not_done(r)],
         markdown=study_markdown(study),
     )
     return write_page(folder / "report.html", text)
@@ -73,26 +70,33 @@ def not_done(run: dict[str, Any]) -> bool:
 
 
 def say(setting: Setting) -> str:
-    """``kd, fraction 0.1``: a method by its name, everything else with its key."""
-    return ", ".join(
-        setting_text(value) if key == "method" else f"{key.replace('_', ' ')} {setting_text(value)}"
-        for key, value in setting.items()
-    )
+    """``kd (fraction 0.1, views 8)``: a method by its name, everything else with its key."""
+    others = ", ".join(f"{k.replace('_', ' ')} {setting_text(v)}" for k, v in setting.items() if k != "method")
+    if "method" not in setting:
+        return others
+    return setting_text(setting["method"]) + (f" ({others})" if others else "")
 
 
 class Colours:
-    """The same colour for the same thing in every figure: grey for the baseline, then in order of the rows."""
+    """The same colour for the same thing in every figure: grey for the baseline, then in order of rows."""
 
     def __init__(self, study: dict[str, Any]) -> None:
         self.taken: dict[str, str] = {}
         baseline = study.get("baseline")
         self.baseline = say(baseline) if isinstance(baseline, dict) else ""
-        self.order = ("c0", "c2", "c3", "c5", "c6", "c7", "c1")
+        alone = isinstance(baseline, dict) and set(baseline) <= set(numeric_columns(study))
+        self.order = ("c0",) if alone and baseline else ("c0", "c2", "c3", "c5", "c6", "c7", "c1")
 
     def __call__(self, label: str) -> str:
         if label == self.baseline:
             return "c4"
         return self.taken.setdefault(label, self.order[len(self.taken) % len(self.order)])
+
+
+def comparison(study: dict[str, Any], setting: Setting) -> str:
+    """The part of a setting that is compared with the baseline; all of it where there is no baseline."""
+    baseline = study.get("baseline")
+    return say({k: v for k, v in setting.items() if not baseline or k in baseline})
 
 
 def headline(study: dict[str, Any], metric: str) -> str:
@@ -103,11 +107,10 @@ def headline(study: dict[str, Any], metric: str) -> str:
     sign = -1 if words.lower_is_better(metric) else 1
     best = max(rows, key=lambda row: sign * (estimate(row.get("metrics"), metric)[0] or 0.0))
     number = numbers(best).get("runs", 1)
+    over = f"over {words.plural(number, 'run')}" if number > 1 else "in one run"
     value = with_interval(metric, *estimate(best.get("metrics"), metric))
-    text = (
-        f"{words.capital(say(best.get('setting') or {}))} does best, with {value} {words.metric_name(metric)}"
-    )
-    text += f" over {words.plural(number, 'run')}" if number > 1 else " in one run"
+    text = f"The best {words.metric_name(metric)}, {value} {over}, comes from {say(best.get('setting') or {})}"
+    text += ", the baseline" if is_baseline(study, best) else ""
     compared = [row for row in rows if estimate(row.get("difference"), metric)[0] is not None]
     compared = [row for row in compared if not is_baseline(study, row)]
     if not compared:
@@ -120,8 +123,9 @@ def headline(study: dict[str, Any], metric: str) -> str:
         gain = difference_text(metric, mean, half)
         return f"{text}; the largest gain over {baseline} is {gain}, by {say(row.get('setting') or {})}."
     if half is None:
-        return f"{text}; one run a setting cannot tell a gain over {baseline} from chance."
-    return f"{text}; no setting is better than {baseline} by more than its 95\u00a0% interval."
+        return f"{text}; one run of each setting cannot tell a gain over {baseline} from chance."
+    than = "" if is_baseline(study, best) else f" than {baseline}"
+    return f"{text}; no setting is better{than} by more than its 95\u00a0% interval."
 
 
 def teacher_text(study: dict[str, Any], metric: str) -> str:
@@ -140,18 +144,18 @@ def table_row(study: dict[str, Any], row: dict[str, Any], metrics: list[str]) ->
     metric = metrics[0] if metrics else "accuracy"
     mean, half = estimate(row.get("difference"), metric)
     baseline = is_baseline(study, row)
-    values = [with_interval(m, *estimate(row.get("metrics"), m)) for m in metrics] or ["—"]
+    values = [with_interval(m, *estimate(row.get("metrics"), m), unit=False) for m in metrics] or ["—"]
     return {
         "setting": [setting_text(setting.get(column)) for column in study_columns(study)],
         "baseline": baseline,
         "value": values[0],
         "others": values[1:],
-        "difference": "baseline" if baseline else difference_text(metric, mean, half),
+        "difference": "baseline" if baseline else difference_text(metric, mean, half, unit=False),
         "verdict": words.verdict(metric, mean, half) if mean is not None and not baseline else "",
         "runs": words.count(known.get("runs")),
         "seconds": words.duration(known.get("seconds")),
-        "seen": words.count(known.get("student_samples_seen")),
-        "forwarded": words.count(known.get("teacher_samples_forwarded")),
+        "seen": words.size(known.get("student_samples_seen")),
+        "forwarded": words.size(known.get("teacher_samples_forwarded")),
     }
 
 
@@ -170,7 +174,7 @@ def values_of(row: dict[str, Any], metric: str) -> list[float]:
 
 
 def strips(study: dict[str, Any], metric: str, colours: Colours) -> list[Strips]:
-    """One panel for each setting of everything but the baseline's keys; in it, what is compared with the baseline."""
+    """One panel for each setting of all but the baseline's keys; in it, what is compared."""
     factor = 100 if words.is_fraction(metric) else 1
     baseline = study.get("baseline") if isinstance(study.get("baseline"), dict) else {}
     groups: dict[str, list[Any]] = {}
@@ -197,7 +201,7 @@ def strips(study: dict[str, Any], metric: str, colours: Colours) -> list[Strips]
 
 
 def numeric_columns(study: dict[str, Any]) -> list[str]:
-    """Columns with at least two different numbers (a word among them, like ``all``, is allowed), seeds excepted."""
+    """Columns with two or more different numbers (and a word, like ``all``, perhaps), seeds excepted."""
     found = []
     for column in study_columns(study):
         values = {setting_text((row.get("setting") or {}).get(column)) for row in study_rows(study)}
@@ -212,13 +216,12 @@ def against(study: dict[str, Any], metric: str, column: str, colours: Colours) -
     factor = 100 if words.is_fraction(metric) else 1
     rows = [row for row in study_rows(study) if estimate(row.get("metrics"), metric)[0] is not None]
     values = {
-        setting_text((row.get("setting") or {}).get(column)): (row.get("setting") or {}).get(column)
-        for row in rows
+        setting_text((row.get("setting") or {}).get(column)): (row.get("setting") or {}).get(column) for row in rows
     }
-    figures = sorted(value for value in values.values() if is_number(value))
+    figures: list[float] = sorted(value for value in values.values() if is_number(value))
     if len(values) < 2 or len(figures) < 2:
         return None
-    ranked = [*figures, *(value for value in values.values() if not is_number(value))]
+    ranked: list[Any] = [*figures, *(value for value in values.values() if not is_number(value))]
     even = len(ranked) > len(figures)
     wide = not even and figures[0] > 0 and figures[-1] / figures[0] >= 8
     place = {setting_text(v): float(n) if even else float(v) for n, v in enumerate(ranked)}
@@ -232,9 +235,7 @@ def against(study: dict[str, Any], metric: str, column: str, colours: Colours) -
         mean, half = estimate(row.get("metrics"), metric)
         label = say({k: v for k, v in setting.items() if k != column}) or words.metric_name(metric)
         x = place[setting_text(setting.get(column))]
-        groups.setdefault(label, []).append(
-            (x, factor * (mean or 0.0), None if half is None else factor * half)
-        )
+        groups.setdefault(label, []).append((x, factor * (mean or 0.0), None if half is None else factor * half))
     series = []
     for label, points in list(groups.items())[:COLOURS]:
         points.sort(key=lambda point: point[0])
@@ -242,6 +243,12 @@ def against(study: dict[str, Any], metric: str, column: str, colours: Colours) -
         segment = [(x, y) for x, y, _ in points]
         series.append(Series(label, [segment], colours(label), marks=True, interval=intervals))
     note = f"{len(groups) - COLOURS} more settings are in the table only." if len(groups) > COLOURS else ""
+    level = teacher_level(study, metric)
+    heights = [y for points in groups.values() for _, y, _ in points]
+    span = max(heights) - min(heights)
+    if level and not min(heights) - 1.5 * span <= level[0] <= max(heights) + 1.5 * span:
+        note = f"{note} Off this scale: {level[1]}.".strip()
+        level = None
     name = words.capital(words.metric_name(metric))
     axis = column.replace("_", " ") + (" (evenly spaced)" if even else " (log scale)" if wide else "")
     return line_chart(
@@ -250,13 +257,13 @@ def against(study: dict[str, Any], metric: str, column: str, colours: Colours) -
         note=note,
         x_label=axis,
         x_axis=(scale, ticks),
-        level=teacher_level(study, metric),
+        level=level,
         unit=" %" if factor == 100 else "",
     )
 
 
 def run_epochs(folder: Path, out: str) -> list[dict[str, Any]]:
-    """Epoch records of a run named in study.json: its path may be absolute, or relative to the study or to here."""
+    """Epoch records of a run in study.json: its path may be absolute, or relative to the study or to here."""
     path = Path(out)
     for place in (folder / path, path, folder / path.name, folder / "runs" / path.name):
         if (place / "metrics.jsonl").is_file():
@@ -274,23 +281,22 @@ def curves(
 ) -> list[Chart]:
     """A small chart for each setting with a line for every seed, all on one vertical scale."""
     groups: dict[str, list[Any]] = {}
+    settings: dict[str, Setting] = {}
     for run in runs:
         segments = Timeline(run_epochs(folder, str(run.get("out", "")))).segments(read_from("eval", metric))
         segments = percent_points(metric, [segment for segment in segments if segment])
         if segments:
-            groups.setdefault(say(run.get("setting") or {}), []).append((run.get("seed"), segments))
-    values = [
-        y for items in groups.values() for _, segments in items for segment in segments for _, y in segment
-    ]
+            label = say(run.get("setting") or {})
+            settings[label] = run.get("setting") or {}
+            groups.setdefault(label, []).append((run.get("seed"), segments))
+    values = [y for items in groups.values() for _, segments in items for segment in segments for _, y in segment]
     if not values:
         return []
     shown = []
     for label, items in list(groups.items())[:MOST_PANELS]:
-        series = [
-            Series(f"seed {seed}", segments, f"c{(0, 2, 3, 5, 6, 7, 4)[n % 7]}")
-            for n, (seed, segments) in enumerate(items)
-        ]
+        colour = colours(comparison(study, settings[label]))
+        series = [Series(f"seed {seed}", segments, colour) for seed, segments in items]
         unit = " %" if words.is_fraction(metric) else ""
-        chart = line_chart(words.capital(label), series, y_range=[min(values), max(values)], unit=unit)
+        chart = line_chart(label, series, y_range=[min(values), max(values)], unit=unit, keyed=False)
         shown += [chart] if chart else []
     return shown

@@ -34,30 +34,35 @@ def estimate(table: Any, metric: str) -> tuple[float | None, float | None]:
     return found.get("mean"), found.get("interval95")
 
 
-def with_interval(metric: str, mean: float | None, half: float | None) -> str:
-    """``57.31 % ± 0.42``; the interval is left out where one run gives none."""
+def with_interval(metric: str, mean: float | None, half: float | None, unit: bool = True) -> str:
+    """``57.31 % ± 0.42``, without the sign where a heading has it; without interval where one run gives none."""
     if mean is None:
         return "—"
     text = words.metric_value(metric, mean, 2)
-    if half is None:
-        return text
-    return text + " ± " + (f"{100 * half:.2f}" if words.is_fraction(metric) else words.plain(half))
+    if not unit:
+        text = text.removesuffix(f"{words.NBSP}%")
+    return text if half is None else text + interval_text(metric, half)
 
 
-def difference_text(metric: str, mean: float | None, half: float | None) -> str:
+def interval_text(metric: str, half: float) -> str:
+    figure = f"{100 * half:.2f}" if words.is_fraction(metric) else words.figure(metric, half)
+    return f"{words.NBSP}±{words.NBSP}{figure}"
+
+
+def difference_text(metric: str, mean: float | None, half: float | None, unit: bool = True) -> str:
+    """``+3.20 ± 0.41 points``; without the last word where a heading says it."""
     if mean is None:
         return "—"
-    text = words.difference(metric, mean, 2)
+    fraction = words.is_fraction(metric)
+    text = words.difference(metric, mean, 2).removesuffix(f"{words.NBSP}points")
     if half is not None:
-        text += " ± " + (f"{100 * half:.2f}" if words.is_fraction(metric) else words.plain(half))
-    return text
+        text += interval_text(metric, half)
+    return text + (f"{words.NBSP}points" if fraction and unit else "")
 
 
 def is_baseline(study: dict[str, Any], row: dict[str, Any]) -> bool:
     baseline, setting = study.get("baseline"), row.get("setting") or {}
-    return bool(
-        isinstance(baseline, dict) and baseline and all(setting.get(k) == v for k, v in baseline.items())
-    )
+    return bool(isinstance(baseline, dict) and baseline and all(setting.get(k) == v for k, v in baseline.items()))
 
 
 def setting_text(value: Any) -> str:
@@ -65,8 +70,8 @@ def setting_text(value: Any) -> str:
 
 
 def study_markdown(study: dict[str, Any]) -> str:
-    """The table of a study: settings, metrics as mean ± half the 95 % interval, the paired difference of the deciding
-    metric to the baseline, runs, wall time, student samples seen and teacher samples forwarded."""
+    """The table of a study: settings, metrics as mean ± half the 95 % interval, the paired difference of the
+    deciding metric to the baseline, runs, wall time, student samples seen and teacher samples forwarded."""
     columns, metrics = study_columns(study), study_metrics(study)
     first = metrics[0] if metrics else "accuracy"
     head = [*columns, *(words.metric_name(m) for m in metrics[:1]), "difference"]
@@ -87,9 +92,7 @@ def study_markdown(study: dict[str, Any]) -> str:
         cells += [with_interval(m, *estimate(row.get("metrics"), m)) for m in metrics[1:]]
         cells.append(words.count(numbers(row).get("runs")))
         cells.append(words.duration(numbers(row).get("seconds")))
-        cells += [
-            words.count(numbers(row).get(k)) for k in ("student_samples_seen", "teacher_samples_forwarded")
-        ]
+        cells += [words.count(numbers(row).get(k)) for k in ("student_samples_seen", "teacher_samples_forwarded")]
         lines.append(cells)
     return "\n".join("| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines) + "\n"
 

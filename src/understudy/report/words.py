@@ -1,4 +1,4 @@
-"""Numbers as a reader says them: percentages, points, shares, counts, durations; and what a metric is called."""
+"""Numbers as a reader says them: percentages, points, counts, durations; and what a metric is called."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PRIMARY = {"classification": "accuracy", "segmentation": "miou", "language": "p
 
 
 def primary_metric(names: Iterable[str], task: str = "") -> str:
-    """The metric a run is judged by: its task's own, else the first known one, else the first named, else accuracy."""
+    """The metric a run is judged by: its task's own, else the first known, else the first named."""
     present = list(names)
     for start, metric in _PRIMARY.items():
         if task.startswith(start) and (metric in present or not present):
@@ -62,28 +62,32 @@ def plain(value: float) -> str:
         return f"{value:,.0f}".replace("-", MINUS)
     if size and size < 0.001:
         return f"{value:.1e}".replace("-", MINUS)
-    return f"{value:.{0 if value == int(value) and size >= 10 else 1 if size >= 100 else 2 if size >= 10 else 3}f}".replace(
-        "-", MINUS
-    )
+    digits = 0 if size >= 10 and value == int(value) else 1 if size >= 100 else 2 if size >= 10 else 3
+    return f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def figure(metric: str, value: float) -> str:
+    """A value of a metric that is no fraction; perplexities with one digit behind the point."""
+    return f"{value:,.1f}" if metric == "perplexity" else plain(value)
 
 
 def metric_value(metric: str, value: float | None, digits: int = 1) -> str:
     """A metric's value as said to a reader; an em dash where there is none."""
     if value is None:
         return "—"
-    return share(value, digits) if is_fraction(metric) else plain(value)
+    return share(value, digits) if is_fraction(metric) else figure(metric, value)
 
 
 def difference(metric: str, delta: float, digits: int = 1) -> str:
     """A signed change: in percentage points for fractions (``+3.2 points``), as a number otherwise."""
     sign = "+" if delta > 0 else MINUS if delta < 0 else "±"
     if not is_fraction(metric):
-        return sign + plain(abs(delta))
+        return sign + figure(metric, abs(delta))
     return f"{sign}{100 * abs(delta):.{digits}f}{NBSP}points"
 
 
 def verdict(metric: str, delta: float, interval: float | None = None) -> str:
-    """``"better"``, ``"worse"`` or ``"unclear"`` (the interval, a half width, contains zero; or no change at all)."""
+    """``"better"``, ``"worse"`` or ``"unclear"`` (the interval, a half width, contains zero; or no change)."""
     if delta == 0 or (interval is not None and abs(delta) <= interval):
         return "unclear"
     return "better" if (delta < 0) == lower_is_better(metric) else "worse"

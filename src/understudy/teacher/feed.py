@@ -68,9 +68,7 @@ class Feed:
         with self.autocast():
             return self.source.compute(inputs)
 
-    def fill(
-        self, view: int, rank: int = 0, world: int = 1, progress: Callable[[int, int], None] | None = None
-    ) -> int:
+    def fill(self, view: int, rank: int = 0, world: int = 1, progress: Callable[[int, int], None] | None = None) -> int:
         """Store the view's missing signals; returns how many samples were forwarded for it.
 
         Blocks of positions are always forwarded whole and in the same composition, so that a fill that was
@@ -84,9 +82,7 @@ class Feed:
             missing = [block for block in blocks if not self.cache.known(view, block)]
             if missing:
                 saved = time.monotonic()
-                stream = batches(
-                    self.samples, missing, view, self.augment, workers=self.workers, device=self.device
-                )
+                stream = batches(self.samples, missing, view, self.augment, workers=self.workers, device=self.device)
                 for batch in stream:
                     self.cache.write(view, batch.index.cpu(), self._forward(batch.inputs))
                     done += len(batch)

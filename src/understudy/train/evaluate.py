@@ -57,5 +57,3 @@ def evaluate(
             module.training = training
     values = metrics.compute()
     return values, metrics.details()
-
-

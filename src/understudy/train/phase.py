@@ -22,10 +22,14 @@ class FitSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: int | None = Field(
-        None, ge=1, description="passes over the training samples; default: about 3,000 updates, 30 to 300 epochs"
+        None,
+        ge=1,
+        description="passes over the training samples; default: about 3,000 updates, 30 to 300 epochs",
     )
     batch_size: int | None = Field(
-        None, ge=1, description="samples in an update, over all processes; default: a tenth of them, 16 to 128"
+        None,
+        ge=1,
+        description="samples in an update, over all processes; default: a tenth of them, 16 to 128",
     )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
     lr: float | None = Field(
@@ -40,7 +44,9 @@ class FitSettings(BaseModel):
     accumulate: int = Field(1, ge=1, description="pieces a batch is computed in, to save memory")
     select: Literal["last", "best"] = Field("last", description="which state a phase keeps")
     patience: int | None = Field(
-        None, ge=1, description="stop after this many evaluations without improvement (needs a validation share)"
+        None,
+        ge=1,
+        description="stop after this many evaluations without improvement (needs a validation share)",
     )
     eval_every: int | None = Field(None, ge=1, description="epochs between evaluations; default: ten in a phase")
 

@@ -19,6 +19,7 @@ class Display:
         self.bars: Progress | None = None
         self._task: Any = None
         self._said = self._moved = 0.0
+        self._title, self._total = "", 0
 
     def __enter__(self) -> Display:
         if self.active and console.is_terminal:
@@ -40,23 +41,26 @@ class Display:
             self.bars = None
 
     def start(self, title: str, total: int, done: int = 0) -> None:
-        """Begin a bar of ``total`` samples."""
+        """Begin a bar of ``total``."""
+        self._title, self._total, self._moved = title, total, time.monotonic()
         if self.bars:
             if self._task is not None:
                 self.bars.remove_task(self._task)
             self._task = self.bars.add_task(title, total=total, completed=done, note="")
 
     def due(self) -> bool:
-        """Whether a bar is shown and half a second has passed since it last moved."""
-        if self.bars and time.monotonic() - self._moved > 0.5:
+        """Whether it is time to move: twice a second on a terminal, twice a minute in a log."""
+        if self.active and time.monotonic() - self._moved > (0.5 if self.bars else 30):
             self._moved = time.monotonic()
             return True
         return False
 
     def move(self, done: int, note: str = "") -> None:
-        """Move the bar to ``done``."""
+        """Move the bar to ``done``; in a log, say so."""
         if self.bars:
             self.bars.update(self._task, completed=done, note=note)
+        elif self.active and done < self._total:
+            self.say(f"{self._title}  {done:,}/{self._total:,}  {note}", always=True)
 
     def say(self, line: str, *, always: bool = False) -> None:
         """A line above the bar; in a log, at most one every five seconds unless ``always``."""

@@ -7,23 +7,18 @@ trackers are Accelerate's: a run started by ``accelerate launch`` or ``torchrun`
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
-import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from ..data import CLEAN, Augment, Samples, batches
 from ..errors import UserError
@@ -33,72 +28,11 @@ from ..teacher.feed import BLOCK, Feed
 from .checkpoint import load_checkpoint, save_checkpoint
 from .evaluate import evaluate
 from .phase import Fit, FitSettings, Phase
+from .precision import autocast_for, place
 from .progress import Display
-from .schedule import factor, make_optimizer
-
-
-@dataclass
-class Corpus:
-    """The samples of a run: where training, validation and test rows lie, and how views are made.
-
-    ``views``: 0 makes a fresh view each epoch, V > 0 cycles through V of them.
-    """
-
-    train: Samples
-    positions: Tensor  # sorted positions in ``train`` that are trained on
-    held: tuple[Samples, Tensor] | None  # validation samples, if any
-    monitor: tuple[Samples, Tensor] | None  # samples of the curve where nothing is held out
-    augment: Augment
-    views: int
-    classes: int
-    workers: int = 0
-
-
-@dataclass
-class Memory:
-    """The settings of the signal cache."""
-
-    budget: int
-    folder: Path | None = None
-
-
-@dataclass
-class State:
-    """All that changes while a run goes on, and so all that a checkpoint keeps (with the weights)."""
-
-    phase: int = 0
-    epoch: int = 0
-    step: int = 0  # updates done in this epoch
-    updates: int = 0  # updates done in this phase
-    stale: int = 0  # evaluations without improvement
-    best: dict[str, Any] | None = None  # epoch, value, metrics, state of the best evaluation so far
-    sums: dict[str, Any] = field(default_factory=dict)  # loss parts summed over this epoch
-    seen: int = 0  # student samples, whole run
-    forwarded: int = 0  # samples through frozen networks for their signals, whole run
-    served: int = 0  # rows read from caches
-    phase_seconds: float = 0.0
-    done: list[dict[str, Any]] = field(default_factory=list)  # finished phases
-    timing: dict[str, float] = field(default_factory=dict)
-    log_bytes: int = 0  # length of metrics.jsonl
-
-
-def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """The context in which networks run at this precision (``bf16`` or ``fp32``)."""
-    if precision == "bf16":
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return nullcontext
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` is bf16 where the processor computes in it natively, else fp32: emulated bf16 is far slower."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    native = any(
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return "bf16" if native and device.type == "cpu" else "fp32"
+from .running import Running, mix, random_state, restore_random, seed_everything
+from .schedule import default_batch_size, default_epochs, factor, make_optimizer, moving_average
+from .state import Corpus, Memory, State
 
 
 class Runner:
@@ -155,7 +89,7 @@ class Runner:
             if isinstance(phase, Fit):
                 outcome = self._fit(phase, saved)
             else:
-                self._seed_everything()
+                seed_everything(self.seed, state.phase, self.rank)
                 solved = phase.solve(self.display.reporter(phase.name))
                 self._log({"event": "solve", "phase": phase.name, "values": solved})
                 outcome = {"epochs": 0, "best": solved}
@@ -169,30 +103,43 @@ class Runner:
             self._save({})
         return state
 
+    def check(self, phase: Phase) -> None:
+        """Raise what opening the phase's caches would raise, before anything is trained or written elsewhere."""
+        if isinstance(phase, Fit):
+            for source in phase.sources:
+                self._feed(source, self.corpus.train, self.corpus.positions)
+
     # ---- a fit phase ----------------------------------------------------------------------------------------
 
     def _fit(self, phase: Fit, saved: dict[str, Any] | None) -> dict[str, Any]:
         settings = self._settings_of(phase)
-        state, trainee = self.state, phase.trainee.to(self.device, memory_format=torch.channels_last)
+        state, trainee = self.state, phase.trainee
+        place(trainee, self.device)
+        learned = {parameter: parameter.requires_grad for parameter in trainee.parameters()}
         for name, parameter in trainee.named_parameters():
-            parameter.requires_grad_(phase.learns(name))
+            parameter.requires_grad_(parameter.requires_grad and phase.learns(name))
         if not any(p.requires_grad for p in trainee.parameters()):
             raise UserError(f"phase {phase.name!r} has nothing to learn; expected at least one learning parameter.")
         batch_size = settings.batch_size or default_batch_size(len(self.corpus.positions))
         steps = max(1, math.ceil(len(self.corpus.positions) / batch_size))
+        if len(self.corpus.positions) // steps < self.world:
+            raise UserError(
+                f"batch_size = {batch_size} gives some of the {self.world} processes no sample; expected at least one "
+                "for each: raise --batch-size or start fewer processes."
+            )
         epochs = settings.epochs or default_epochs(steps)
         optimizer = make_optimizer(trainee, settings, batch_size)
-        average = _average(trainee, settings.ema) if settings.ema else None
-        self._seed_everything()
+        average = moving_average(trainee, settings.ema) if settings.ema else None
+        seed_everything(self.seed, state.phase, self.rank)
         if saved:
             trainee.load_state_dict(saved["trainee"])
             optimizer.load_state_dict(saved["optimizer"])
             if average is not None:
                 average.load_state_dict(saved["average"])
-            self._restore_random(saved["random"])
+            restore_random(saved["random"], self.rank, self.device)
         wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
         feeds = [self._feed(source, self.corpus.train, self.corpus.positions) for source in phase.sources]
-        fit = _Running(phase, settings, wrapped, trainee, optimizer, average, feeds, steps, epochs)
+        fit = Running(phase, settings, wrapped, trainee, optimizer, average, feeds, steps, epochs)
         every = settings.eval_every or max(1, epochs // 10)
 
         while state.epoch < epochs:
@@ -216,13 +163,16 @@ class Runner:
         for feed in feeds:
             if feed.cache is not None:
                 self.caches.append(feed.cache.describe())
-        for parameter in trainee.parameters():
-            parameter.requires_grad_(True)
+        for parameter, learning in learned.items():
+            parameter.requires_grad_(learning)
         self.accelerator.free_memory()
         best = state.best or {}
-        return {"epochs": state.epoch, "best": {"epoch": best.get("epoch", state.epoch), **best.get("metrics", {})}}
+        return {
+            "epochs": state.epoch,
+            "best": {"epoch": best.get("epoch", state.epoch), **best.get("metrics", {})},
+        }
 
-    def _train_epoch(self, fit: _Running) -> None:
+    def _train_epoch(self, fit: Running) -> None:
         state, corpus = self.state, self.corpus
         view = state.epoch % corpus.views if corpus.views else state.epoch
         for feed in fit.feeds:
@@ -274,7 +224,7 @@ class Runner:
             self._maybe_save(fit)
         fit.rate = rows / max(time.perf_counter() - began, 1e-9)
 
-    def _check(self, loss: float, fit: _Running) -> float:
+    def _check(self, loss: float, fit: Running) -> float:
         """The loss, which must be finite: where it is not, the user can mend it."""
         if not math.isfinite(loss):
             raise UserError(
@@ -283,8 +233,8 @@ class Runner:
             )
         return loss
 
-    def _end_epoch(self, fit: _Running, evaluated: bool) -> None:
-        state, settings = self.state, fit.settings
+    def _end_epoch(self, fit: Running, evaluated: bool) -> None:
+        state = self.state
         sums = self.accelerator.reduce(torch.stack(list(state.sums.values())), "sum")
         means = dict(zip(state.sums, (sums / fit.steps).tolist(), strict=True))
         self._check(means["loss"], fit)
@@ -306,22 +256,8 @@ class Runner:
             self._spent("evaluate", clock)
             event["eval"], event["eval_on"] = metrics, "validation" if self.corpus.held else "test"
             event["eval_samples"] = len(target[1])
-            name = fit.phase.select_by or self.task.metric
             if metrics:
-                better = (
-                    self.task.better(metrics[name], state.best and state.best["value"])
-                    if fit.phase.select_by is None
-                    else state.best is None or metrics[name] < state.best["value"]
-                )
-                state.stale = 0 if better else state.stale + 1
-                if better or settings.select == "last":
-                    weights = copy.deepcopy(network.state_dict()) if settings.select == "best" else None
-                    state.best = {
-                        "epoch": state.epoch,
-                        "value": metrics[name],
-                        "metrics": metrics,
-                        "state": weights,
-                    }
+                self._judge(fit, network, metrics)
         event["seconds"] = sum(state.timing.values())
         self._log(event)
         shown = {**{f"train {k}": v for k, v in means.items() if k == "loss"}, **event.get("eval", {})}
@@ -331,7 +267,18 @@ class Runner:
             always=state.epoch == fit.epochs,
         )
 
-    def _evaluate_phase(self, fit: _Running, network: nn.Module, target: tuple[Samples, Tensor]) -> dict[str, float]:
+    def _judge(self, fit: Running, network: nn.Module, metrics: dict[str, float]) -> None:
+        """Keep the best evaluation so far (or the last, where that is what the phase keeps), and its weights."""
+        state, name = self.state, fit.phase.select_by or self.task.metric
+        value, before = metrics[name], state.best["value"] if state.best else None
+        lower = fit.phase.select_by == "loss"
+        better = (before is None or value < before) if lower else self.task.better(value, before)
+        state.stale = 0 if better else state.stale + 1
+        if better or fit.settings.select == "last":
+            weights = copy.deepcopy(network.state_dict()) if fit.settings.select == "best" else None
+            state.best = {"epoch": state.epoch, "value": value, "metrics": metrics, "state": weights}
+
+    def _evaluate_phase(self, fit: Running, network: nn.Module, target: tuple[Samples, Tensor]) -> dict[str, float]:
         """Task metrics of the network that the phase would keep, or its own loss on the target samples."""
         if fit.phase.select_by is None:
             kept = fit.phase.readout(network) if fit.phase.readout else network
@@ -377,7 +324,7 @@ class Runner:
         return FitSettings.model_validate({**common, **changes})
 
     def _feed(self, source: Source, samples: Samples, positions: Tensor) -> Feed:
-        source.network.to(self.device, memory_format=torch.channels_last)
+        place(source.network, self.device)
         return Feed(
             source,
             samples,
@@ -401,12 +348,20 @@ class Runner:
         self.state.forwarded += count
         if count:
             seconds = time.perf_counter() - clock
-            self._log({"event": "fill", "source": feed.source.name, "view": view, "samples": count, "seconds": seconds})
+            self._log(
+                {
+                    "event": "fill",
+                    "source": feed.source.name,
+                    "view": view,
+                    "samples": count,
+                    "seconds": seconds,
+                }
+            )
         self._spent("teacher", clock)
 
     def _order(self, epoch: int, steps: int) -> list[Tensor]:
         """The epoch's batches: a permutation by (seed, phase, epoch), cut into pieces whose sizes differ by ≤ 1."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.state.phase, epoch))
+        generator = torch.Generator().manual_seed(mix(self.seed, self.state.phase, epoch))
         positions = self.corpus.positions
         return list(positions[torch.randperm(len(positions), generator=generator)].tensor_split(steps))
 
@@ -427,7 +382,7 @@ class Runner:
 
     # ---- checkpoints ----------------------------------------------------------------------------------------
 
-    def _maybe_save(self, fit: _Running, now: bool = False) -> None:
+    def _maybe_save(self, fit: Running, now: bool = False) -> None:
         due = now or time.monotonic() - self._saved >= self.checkpoint_seconds
         if due and self.state.sums:
             self._check(float(self.state.sums["loss"]), fit)
@@ -439,88 +394,10 @@ class Runner:
             self._save(fit.state_dict())
 
     def _save(self, running: dict[str, Any]) -> None:
-        randoms = {"random": gather_object([_random_state()]) if self.world > 1 else [_random_state()]}
+        randoms = {"random": gather_object([random_state()]) if self.world > 1 else [random_state()]}
         if self.accelerator.is_main_process:
             self._number += 1
             state = {**vars(self.state), "phase_seconds": time.monotonic() - self._phase_began}
             content = {"state": state, "student": self.student.state_dict(), **running, **randoms}
             save_checkpoint(self.out / "checkpoint", self._number, content)
         self._saved = time.monotonic()
-
-    def _seed_everything(self) -> None:
-        """Random numbers of a phase (dropout and the like) depend on the seed, the phase and the process alone."""
-        seed = _mix(self.seed, self.state.phase, -1 - self.rank)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-
-    def _restore_random(self, randoms: list[dict[str, Any]]) -> None:
-        if self.rank < len(randoms):
-            mine = randoms[self.rank]
-            torch.set_rng_state(mine["torch"].cpu())
-            if "cuda" in mine and self.device.type == "cuda":
-                torch.cuda.set_rng_state(mine["cuda"].cpu(), self.device)
-
-
-@dataclass
-class _Running:
-    """A fit phase while it runs."""
-
-    phase: Fit
-    settings: FitSettings
-    wrapped: nn.Module  # what the loop calls: the trainee, as Accelerate prepared it
-    trainee: nn.Module
-    optimizer: Any
-    average: AveragedModel | None
-    feeds: list[Feed]
-    steps: int  # updates in an epoch
-    epochs: int
-    rate: float = 0.0  # samples a second in the last epoch
-
-    def set_modes(self) -> None:
-        """Train mode where something learns; eval mode in modules whose every parameter is frozen."""
-        self.wrapped.train()
-        for module in self.trainee.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
-
-    def state_dict(self) -> dict[str, Any]:
-        found = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return found | ({"average": self.average.state_dict()} if self.average is not None else {})
-
-
-def default_batch_size(samples: int) -> int:
-    """A tenth of the samples, between 16 and 128."""
-    return max(1, min(samples, 128, max(16, samples // 10)))
-
-
-def default_epochs(steps: int) -> int:
-    """About 3,000 updates, but at least 30 and at most 300 epochs."""
-    return max(30, min(300, math.ceil(3000 / steps)))
-
-
-def _average(trainee: nn.Module, decay: float) -> AveragedModel:
-    """Moving average of weights and buffers; its decay starts small, so that the first weights are forgotten."""
-
-    def update(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
-        now = min(decay, (1 + float(count)) / (10 + float(count)))
-        for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, 1 - now)
-            else:
-                average.copy_(value)
-
-    return AveragedModel(trainee, multi_avg_fn=update, use_buffers=True)
-
-
-def _mix(*numbers: int) -> int:
-    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-def _random_state() -> dict[str, Any]:
-    found = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found

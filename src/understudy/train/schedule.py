@@ -1,11 +1,13 @@
-"""Learning rates as pure functions of progress, so that a resumed run has nothing to restore."""
+"""How weights move: learning rates as pure functions of progress (nothing to restore), optimisers, averages."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from .phase import FitSettings
 
@@ -45,3 +47,27 @@ def make_optimizer(trainee: nn.Module, settings: FitSettings, batch_size: int) -
         momentum = settings.momentum
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused)
+
+
+def default_batch_size(samples: int) -> int:
+    """A tenth of the samples, between 16 and 128."""
+    return max(1, min(samples, 128, max(16, samples // 10)))
+
+
+def default_epochs(steps: int) -> int:
+    """About 3,000 updates, but at least 30 and at most 300 epochs."""
+    return max(30, min(300, math.ceil(3000 / steps)))
+
+
+def moving_average(trainee: nn.Module, decay: float) -> AveragedModel:
+    """Moving average of weights and buffers; its decay starts small, so that the first weights are forgotten."""
+
+    def update(averages: Any, values: Any, count: Any) -> None:
+        now = ((1 + count) / (10 + count)).clamp(max=decay)  # stays on the device
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, (1 - now).to(value))
+            else:
+                average.copy_(value)
+
+    return AveragedModel(trainee, multi_avg_fn=update, use_buffers=True)

@@ -1,0 +1,90 @@
+"""Sets of other libraries by name: torchvision's classes and the Hugging Face hub. Both are optional."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from understudy.errors import UserError
+
+
+def _imported(module: str, package: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except Exception as error:  # a torchvision built for another torch fails with a RuntimeError
+        raise UserError(
+            f"package {package} cannot be imported "
+            f"({str(error).splitlines()[0] if str(error) else 'no reason given'}); install one that fits "
+            f"your torch with: pip install {package}."
+        ) from error
+
+
+def torchvision_datasets(rest: str) -> dict[str, Any]:
+    """Training and test split of the class NAME of torchvision.datasets, kept in the folder PATH:
+    "NAME:PATH"."""
+    name, _, path = rest.partition(":")
+    if not path:
+        raise UserError(f"data 'torchvision:{rest}' names no folder; write torchvision:NAME:PATH.")
+    known = _imported("torchvision.datasets", "torchvision")
+    kind = getattr(known, name, None)
+    if not isinstance(kind, type):
+        raise UserError(f"torchvision has no dataset '{name}'; give a class of torchvision.datasets, such as CIFAR10.")
+    if not Path(path).expanduser().is_dir():
+        raise UserError(f"data path {path} does not exist; give the folder that holds torchvision's {name}.")
+    try:
+        return {split: kind(root=Path(path).expanduser(), train=split == "train") for split in ("train", "test")}
+    except (TypeError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"torchvision's {name} cannot be opened in {path} ({str(error).splitlines()[0]}); download it "
+            "there first, or pass your own Dataset to load_data."
+        ) from error
+
+
+class HubSplit:
+    """A split of a hub set as a map-style Dataset of (image, label)."""
+
+    def __init__(self, rows: Any, image: str, label: str) -> None:
+        self.rows, self.image, self.label = rows, image, label
+        self.labels = list(rows[label])
+        self.classes = list(rows.features[label].names)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> tuple[Any, int]:
+        row = self.rows[position]
+        return row[self.image], row[self.label]
+
+
+def hub_datasets(name: str, label: str | None = None) -> dict[str, HubSplit]:
+    """The splits of an image set of the Hugging Face hub, fetched by the `datasets` library."""
+    library = _imported("datasets", "datasets")
+    try:
+        found = library.load_dataset(name)
+    except Exception as error:
+        raise UserError(
+            f"hub set '{name}' cannot be loaded "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); check its name and "
+            "the connection."
+        ) from error
+    splits = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
+    datasets: dict[str, HubSplit] = {}
+    for split, rows in found.items():
+        kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
+        images = [column for column, kind in kinds.items() if kind == "Image"]
+        labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+        wanted = label or next((n for n in ("label", "fine_label", *labels) if n in labels), None)
+        if split not in splits:
+            continue
+        if not images or wanted is None or wanted not in labels:
+            raise UserError(
+                f"hub set '{name}' has no image column with a class label '{label or 'label'}' among "
+                f"{', '.join(kinds)}; give a set for image classification, and its label column with "
+                "?label=COLUMN."
+            )
+        datasets[splits[split]] = HubSplit(rows, images[0], wanted)
+    if "train" not in datasets:
+        raise UserError(f"hub set '{name}' has no split 'train' among {', '.join(found)}; give a set that has one.")
+    return datasets

@@ -1,0 +1,232 @@
+"""Studies: a grid of runs, resumable, told in one table with means, intervals and paired differences.
+
+A study is a TOML file::
+
+    name = "digits: labels alone against a teacher"
+    seeds = [0, 1, 2]
+    baseline = {method = "none"}        # each row is compared with the row that differs from it in this alone
+
+    [recipe]                            # what all runs share
+    teacher = "runs/teacher/student"
+    student = "zoo:resnet8"
+    data = "digits"
+
+    [grid]                              # every combination is a row of the table
+    method = ["none", "kd"]
+    samples = [100, 200]
+
+Where methods need settings of their own, ``[variants.NAME]`` tables take the place of a ``method`` list; the table
+then has a column ``variant``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.stats import t as student_t
+
+from .errors import UserError
+from .recipe import make_recipe, merge, nearest_key, read_toml, write_toml
+from .report import study_markdown, write_study_report
+from .runfolder import check_out, clear, write_json
+from .train.progress import Display
+
+
+class Study(BaseModel):
+    """What a study file says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    baseline: dict[str, Any] = Field(default_factory=dict)
+    recipe: dict[str, Any]
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def settings(self) -> list[dict[str, Any]]:
+        """One setting for each row of the table: grid keys, and ``variant`` where there are variants."""
+        axes = {**({"variant": list(self.variants)} if self.variants else {}), **self.grid}
+        return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+    def recipe_of(self, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """The recipe of one run."""
+        chosen = dict(setting)
+        own = self.variants.get(chosen.pop("variant", ""), {})
+        return merge(merge(merge(self.recipe, own), chosen), {"seed": seed})
+
+
+def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> Study:
+    """Read and check a study file, every recipe in it included. Raises `UserError` for the first thing wrong."""
+    values = merge(read_toml(path), changes or {})
+    for key in values:
+        if key not in Study.model_fields:
+            raise UserError(f"the study key {key!r} is unknown; expected {nearest_key(key, Study.model_fields)}.")
+    try:
+        study = Study.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where!r} in {str(path)!r} does not fit ({first['msg'].lower()}); mend that key.") from None
+    for setting in study.settings():
+        make_recipe(study.recipe_of(setting, 0))
+    rows = study.settings()
+    unknown = [k for k in study.baseline if rows and k not in rows[0]]
+    if unknown:
+        raise UserError(f"the baseline names {unknown[0]!r}; expected one of the columns {', '.join(rows[0])}.")
+    if study.baseline and not any(study.baseline.items() <= row.items() for row in rows):
+        raise UserError(f"the baseline {study.baseline} is no row of the study; expected values that the grid has.")
+    return study
+
+
+def run_study(
+    path: str | Path,
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run a study file's grid into ``out`` and return what ``study.json`` holds.
+
+    With ``jobs`` > 1 runs go side by side as processes of their own, each with its share of the processor. A run
+    that fails is named in the table and does not stop the others.
+    """
+    study, out = load_study(path, changes), Path(out)
+    check_out(out, resume=resume, overwrite=overwrite, marks=("study.toml",))
+    plan = study.model_dump(exclude_none=True)
+    if resume and (out / "study.toml").exists() and read_toml(out / "study.toml") != json.loads(json.dumps(plan)):
+        raise UserError(f"--resume in {str(out)!r}, which was begun with another study; expected the same file.")
+    if overwrite:
+        for folder in (out / "runs").glob("*"):
+            clear(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    write_toml(out / "study.toml", plan)
+    todo = [(setting, seed) for setting in study.settings() for seed in study.seeds]
+    runs: list[dict[str, Any]] = []
+    with Display(True) as display:
+        bar = display.reporter(study.name)
+
+        def one(work: tuple[dict[str, Any], int]) -> dict[str, Any]:
+            setting, seed = work
+            folder = out / "runs" / _slug(setting, seed)
+            status = _run(study.recipe_of(setting, seed), folder, jobs)
+            run = {"setting": setting, "seed": seed, "out": str(folder.relative_to(out)), "status": status}
+            runs.append(run)
+            _summarise(study, runs, out)
+            bar(len(runs), len(todo))
+            display.say(f"{len(runs)}/{len(todo)} {folder.name}: {_told(folder, status)}", always=True)
+            return run
+
+        bar(0, len(todo))
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(one, todo))
+    return _summarise(study, runs, out)
+
+
+def _run(recipe: dict[str, Any], folder: Path, jobs: int) -> str:
+    """One run in a process of its own, resumed where it stopped; ``done`` or the error's sentence."""
+    result = folder / "result.json"
+    if result.exists():
+        return "done"
+    logs = folder.parent.parent / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    recipe_file = logs / f"{folder.name}.toml"
+    write_toml(recipe_file, recipe)
+    command = [sys.executable, "-m", "understudy", "distill", str(recipe_file), "--out", str(folder)]
+    if (folder / "recipe.toml").exists():
+        command.append("--resume")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    log = logs / f"{folder.name}.log"
+    with open(log, "ab") as file:
+        status = subprocess.run(command, stdout=file, stderr=file, env=environment, stdin=subprocess.DEVNULL).returncode
+    if status == 0 and result.exists():
+        return "done"
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"failed with status {status}"
+
+
+def _told(folder: Path, status: str) -> str:
+    if status != "done":
+        return status
+    metrics = json.loads((folder / "result.json").read_text())["student"]["metrics"]
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _slug(setting: Mapping[str, Any], seed: int) -> str:
+    parts = [f"{key}={value}" for key, value in setting.items()] + [f"seed={seed}"]
+    return re.sub(r"[^\w=.,+-]+", "_", ",".join(parts))
+
+
+def interval95(values: list[float]) -> float | None:
+    """Half width of the 95 % t-interval of the mean; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(student_t.ppf(0.975, len(values) - 1)) * spread
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"mean": float(np.mean(values)), "interval95": interval95(values)}
+
+
+def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """Write study.json, study.md and report.html from the runs that are done."""
+    results = {
+        (repr(run["setting"]), run["seed"]): json.loads((out / run["out"] / "result.json").read_text())
+        for run in runs
+        if run["status"] == "done"
+    }
+    rows: list[dict[str, Any]] = []
+    for setting in study.settings():
+        mine = {seed: r for (key, seed), r in results.items() if key == repr(setting)}
+        if not mine:
+            continue
+        metrics = {
+            name: {**_spread(values), "values": values}
+            for name in next(iter(mine.values()))["student"]["metrics"]
+            for values in [[result["student"]["metrics"][name] for result in mine.values()]]
+        }
+        rival = {**setting, **study.baseline}
+        theirs = {seed: r for (key, seed), r in results.items() if key == repr(rival)}
+        shared = [seed for seed in mine if seed in theirs] if study.baseline and rival != setting else []
+        difference = {
+            name: _spread([mine[s]["student"]["metrics"][name] - theirs[s]["student"]["metrics"][name] for s in shared])
+            for name in metrics
+            if shared
+        }
+        means = {
+            key: float(np.mean([result[key] for result in mine.values()]))
+            for key in ("seconds", "student_samples_seen", "teacher_samples_forwarded")
+        }
+        row = {"setting": setting, "runs": len(mine), "metrics": metrics, "difference": difference or None, **means}
+        rows.append(row)
+    first: dict[str, Any] = next(iter(results.values()), {})
+    found = {
+        "version": 1,
+        "name": study.name,
+        "columns": list(study.settings()[0]),
+        "baseline": study.baseline,
+        "rows": rows,
+        "runs": sorted(runs, key=lambda run: run["out"]),
+        "teacher": first.get("teacher"),
+        "environment": first.get("environment"),
+    }
+    write_json(out / "study.json", found)
+    (out / "study.md").write_text(study_markdown(found))
+    write_study_report(out)
+    return found

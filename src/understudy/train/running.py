@@ -1,0 +1,72 @@
+"""A fit phase while it runs, and the random numbers it draws."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..teacher.feed import Feed
+from .phase import Fit, FitSettings
+
+
+@dataclass
+class Running:
+    """A fit phase while it runs."""
+
+    phase: Fit
+    settings: FitSettings
+    wrapped: nn.Module  # what the loop calls: the trainee, as Accelerate prepared it
+    trainee: nn.Module
+    optimizer: Any
+    average: AveragedModel | None
+    feeds: list[Feed]
+    steps: int  # updates in an epoch
+    epochs: int
+    rate: float = 0.0  # samples a second in the last epoch
+
+    def set_modes(self) -> None:
+        """Train mode where something learns; eval mode in modules whose every parameter is frozen."""
+        self.wrapped.train()
+        for module in self.trainee.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        found = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return found | ({"average": self.average.state_dict()} if self.average is not None else {})
+
+
+def mix(*numbers: int) -> int:
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def random_state() -> dict[str, Any]:
+    found = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def seed_everything(seed: int, phase: int, rank: int) -> None:
+    """Random numbers of a phase (dropout and the like) depend on the seed, the phase and the process alone."""
+    seed = mix(seed, phase, -1 - rank)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def restore_random(randoms: list[dict[str, Any]], rank: int, device: torch.device) -> None:
+    """Continue the random numbers of a checkpoint."""
+    if rank < len(randoms):
+        torch.set_rng_state(randoms[rank]["torch"].cpu())
+        if "cuda" in randoms[rank] and device.type == "cuda":
+            torch.cuda.set_rng_state(randoms[rank]["cuda"].cpu(), device)

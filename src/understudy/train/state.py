@@ -1,0 +1,56 @@
+"""What a run works on, and all that changes while it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..data import Augment, Samples
+
+
+@dataclass
+class Corpus:
+    """The samples of a run: where training, validation and test rows lie, and how views are made.
+
+    ``views``: 0 makes a fresh view each epoch, V > 0 cycles through V of them.
+    """
+
+    train: Samples
+    positions: Tensor  # sorted positions in ``train`` that are trained on
+    held: tuple[Samples, Tensor] | None  # validation samples, if any
+    monitor: tuple[Samples, Tensor] | None  # samples of the curve where nothing is held out
+    augment: Augment
+    views: int
+    classes: int
+    workers: int = 0
+
+
+@dataclass
+class Memory:
+    """The settings of the signal cache."""
+
+    budget: int
+    folder: Path | None = None
+
+
+@dataclass
+class State:
+    """All that changes while a run goes on, and so all that a checkpoint keeps (with the weights)."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0  # updates done in this epoch
+    updates: int = 0  # updates done in this phase
+    stale: int = 0  # evaluations without improvement
+    best: dict[str, Any] | None = None  # epoch, value, metrics, state of the best evaluation so far
+    sums: dict[str, Any] = field(default_factory=dict)  # loss parts summed over this epoch
+    seen: int = 0  # student samples, whole run
+    forwarded: int = 0  # samples through frozen networks for their signals, whole run
+    served: int = 0  # rows read from caches
+    phase_seconds: float = 0.0
+    done: list[dict[str, Any]] = field(default_factory=list)  # finished phases
+    timing: dict[str, float] = field(default_factory=dict)
+    log_bytes: int = 0  # length of metrics.jsonl
