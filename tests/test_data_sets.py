@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import Dataset
 
-from understudy.data import CLEAN, Augment, Data, Encoded, InMemory, Mapped, batches, load_data
+from understudy.data import CLEAN, Augment, Data, Encoded, InMemory, batches, load_data
+from understudy.errors import UserError
 
 REAL = Path(os.environ.get("UNDERSTUDY_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar100"
 
@@ -115,6 +116,14 @@ def test_batches_of_memory_come_in_order(both):
         assert torch.equal(a.index, b.index)
 
 
+def test_streams_travel_to_workers_that_are_spawned(both):
+    _, stream, _ = both
+    stream.train.fetch(torch.arange(2), 0, stream.augment)  # opens the file
+    copy, index = pickle.loads(pickle.dumps(stream.train)), torch.tensor([3, 33])
+    ours, theirs = (s.fetch(index, 1, stream.augment) for s in (copy, stream.train))
+    assert torch.equal(ours.inputs, theirs.inputs)
+
+
 def test_extraction_is_kept_and_used_again(both, tmp_path):
     _, stream, images = both
     source = stream.train.source
@@ -124,6 +133,31 @@ def test_extraction_is_kept_and_used_again(both, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
     assert again.train.fingerprint() == stream.train.fingerprint()
     assert again.train.fingerprint() != again.test.fingerprint()
+
+
+def test_a_damaged_extraction_is_named(tmp_path):
+    write_parquet(tmp_path / "train.parquet", random_images(20, 4, 4), np.arange(20) % 2)
+    options = {"memory_limit": 10, "scratch": tmp_path / "scratch"}
+    load_data(f"parquet:{tmp_path}", **options)
+    (extracted,) = (tmp_path / "scratch").iterdir()
+    for content in (extracted.read_bytes()[:-100], b""):
+        extracted.write_bytes(content)
+        with pytest.raises(UserError, match=f"{extracted.name} are damaged; remove"):
+            load_data(f"parquet:{tmp_path}", **options)
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path):
+    write_parquet(tmp_path / "train.parquet", random_images(20, 4, 4), np.arange(20) % 2)
+    options = {"memory_limit": 10, "scratch": tmp_path / "scratch"}
+    load_data(f"parquet:{tmp_path}", **options)
+    (extracted,) = (tmp_path / "scratch").iterdir()
+    old, fresh = (extracted.parent / f".{extracted.name}.{x}" for x in ("old", "fresh"))
+    old.write_bytes(b"x")
+    fresh.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    extracted.unlink()
+    load_data(f"parquet:{tmp_path}", **options)
+    assert sorted(extracted.parent.iterdir()) == sorted([extracted, fresh])
 
 
 def test_fingerprint_tells_content_apart():
@@ -266,64 +300,6 @@ def test_label_column_by_name_or_for_being_the_only_one(tmp_path):
     write_parquet(tmp_path / "train.parquet", random_images(10, 4, 4), np.arange(10) % 2, label="kind")
     assert load_data(f"parquet:{tmp_path}").classes == ("0", "1")
     assert load_data(f"parquet:{tmp_path}?label=kind").classes == ("0", "1")
-
-
-class Own(Dataset):
-    """A user's dataset, its images as `kind`."""
-
-    def __init__(self, count=20, kind="pil", targets=False):
-        self.pixels, self.kind, self.read = random_images(count, 6, 6), kind, 0
-        if targets:
-            self.targets = [i % 2 for i in range(count)]
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def __getitem__(self, i):
-        self.read += 1
-        image = self.pixels[i]
-        if self.kind == "pil":
-            return Image.fromarray(image), i % 2
-        if self.kind == "float":
-            return torch.from_numpy(image).permute(2, 0, 1).float() / 255, torch.tensor(i % 2)
-        return (image if self.kind == "array" else torch.from_numpy(image).permute(2, 0, 1)), np.int64(i % 2)
-
-
-@pytest.mark.parametrize("kind", ["pil", "array", "tensor", "float"])
-@pytest.mark.parametrize("targets", [False, True])
-def test_own_datasets(kind, targets):
-    data = load_data((Own(20, kind, targets), Own(6, kind, targets)))
-    assert isinstance(data.train, InMemory)
-    stream = load_data((Own(20, kind, targets), Own(6, kind, targets)), memory_limit=100)
-    assert isinstance(stream.train, Mapped)
-    assert torch.equal(data.train.pixels, torch.from_numpy(random_images(20, 6, 6)))
-    assert data.train.labels.tolist() == [i % 2 for i in range(20)]
-    assert torch.equal(data.train.labels, stream.train.labels)
-    augment = Augment(shift=2, flip=True)
-    for batch in batches(stream.train, torch.arange(20).split(7), 4, augment, workers=1):
-        assert torch.equal(batch.inputs, data.train.fetch(batch.index, 4, augment).inputs)
-    assert stream.train.fingerprint() != stream.test.fingerprint()
-
-
-def test_one_dataset_is_split_and_data_is_kept():
-    data = load_data(Own(50))
-    assert len(data.train) == 40
-    assert data.test.labels.bincount().tolist() == [5, 5]
-    stream = load_data(Own(50), memory_limit=100)
-    assert torch.equal(
-        stream.test.fetch(torch.arange(10), CLEAN, Augment()).inputs.permute(0, 2, 3, 1), data.test.pixels
-    )
-    assert load_data(data) is data
-
-
-def test_pil_images_of_a_dataset_are_resized_on_request():
-    assert load_data(Own(), image_size=4).train.shape == (3, 4, 4)
-
-
-def test_known_targets_save_reading_the_items():
-    own = Own(1000, targets=True)
-    Mapped(own)
-    assert own.read < 100
 
 
 def test_digits():

@@ -64,6 +64,15 @@ class Tied(nn.Module):
         return self.second(self.first(self.conv(x).mean((2, 3))))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small only lose by waiting for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def refused(*told, **arguments):
     """Loading ends in a UserError of one sentence that tells all of `told`."""
     with pytest.raises(UserError, match=r".") as caught:
@@ -146,7 +155,7 @@ def test_the_users_factory(tmp_path, monkeypatch):
 
 def test_a_factory_module_that_fails_on_import(tmp_path, monkeypatch):
     (tmp_path / "my_nets_b.py").write_text("import no_such_package_here\n")
-    (tmp_path / "my_nets_c.py").write_text("this is not Python\n")
+    (tmp_path / "my_nets_c.py").write_text("def (:\n")
     monkeypatch.chdir(tmp_path)
     refused("my_nets_b", "no_such_package_here", spec="my_nets_b:net", num_classes=3)
     refused("my_nets_c", "SyntaxError", spec="my_nets_c:net", num_classes=3)
@@ -155,7 +164,7 @@ def test_a_factory_module_that_fails_on_import(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ("zoo:resnet21", "did you mean 'resnet2"),
+        ("zoo:resnet21", "did you mean 'resnet"),
         ("zoo:alexnet", "choose one of resnet8"),
         ("zo:resnet20", "did you mean 'zoo:'"),
         ("hub:resnet20", "names neither"),

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_all_start_methods, get_context
 from os import cpu_count
 
@@ -26,6 +26,7 @@ SMALL = 64
 """Images up to this many pixels high and wide keep their size."""
 
 _MANY = 2000
+_CHUNK_BYTES = 4 << 20
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
 
@@ -170,13 +171,13 @@ def decode_all(chunks: Iterable[list[tuple[bytes, str]]], form: Form, out: np.nd
 
     Raises as `decode`.
     """
-    iterator = iter(chunks)
+    images, size = chain.from_iterable(chunks), max(1, min(256, _CHUNK_BYTES // form.size))
     pending: deque[Future[np.ndarray]] = deque()
     start = 0
     with _pool(form, len(out)) as pool:
         try:
             while True:
-                for chunk in islice(iterator, 2 * (cpu_count() or 1) - len(pending)):
+                while len(pending) < 2 * (cpu_count() or 1) and (chunk := list(islice(images, size))):
                     pending.append(pool.submit(_decode_chunk, chunk, form))
                 if not pending:
                     return

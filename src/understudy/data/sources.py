@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +24,7 @@ from understudy.errors import UserError
 
 _SAMPLE = 256
 _CHUNK = 256
+_CHUNK_BYTES = 16 << 20
 _STALE = 3600.0
 
 Named = tuple[bytes, str]
@@ -51,8 +55,8 @@ class Files:
         for start in range(0, len(self), _CHUNK):
             yield [self.read(i) for i in range(start, min(start + _CHUNK, len(self)))]
 
-    def sample(self) -> list[Named]:
-        return [self.read(i) for i in range(0, len(self), max(1, len(self) // _SAMPLE))]
+    def sample(self) -> Iterator[Named]:
+        return (self.read(i) for i in range(0, len(self), max(1, len(self) // _SAMPLE)))
 
     def streamable(self, scratch: Path) -> Files:
         return self
@@ -75,10 +79,13 @@ class Rows:
     def __len__(self) -> int:
         return self._count
 
-    def _read(self, path: Path) -> Iterator[list[Named]]:
+    def _read(self, path: Path, most: int = _CHUNK) -> Iterator[list[Named]]:
         row = 0
         with pq.ParquetFile(path, buffer_size=1 << 20) as file:
-            for batch in file.iter_batches(_CHUNK, columns=[self.column]):
+            groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+            each = sum(g.total_byte_size for g in groups) // max(1, file.metadata.num_rows)
+            rows = max(1, min(most, _CHUNK_BYTES // max(1, each)))
+            for batch in file.iter_batches(rows, columns=[self.column]):
                 column = batch.column(0)
                 if column.type.num_fields:
                     column = column.field("bytes")
@@ -95,8 +102,11 @@ class Rows:
         for path in self.paths:
             yield from self._read(path)
 
-    def sample(self) -> list[Named]:
-        return [item for path in self.paths for item in next(self._read(path), [])]
+    def sample(self) -> Iterator[Named]:
+        step = -(-len(self.paths) // _SAMPLE)
+        paths = self.paths[::step]
+        for path in paths:
+            yield from next(self._read(path, -(-_SAMPLE // len(paths))), [])
 
     def fingerprint(self) -> str:
         return hashlib.sha256(("".join(_stat(p) for p in self.paths) + self.column).encode()).hexdigest()
@@ -120,7 +130,7 @@ class Rows:
         for old in target.parent.glob(f".{target.name}.*"):
             if time.time() - old.stat().st_mtime > _STALE:  # left by a killed run
                 old.unlink(missing_ok=True)
-        partial = target.parent / f".{target.name}.{os.getpid()}"
+        partial = target.parent / f".{target.name}.{uuid4().hex}"
         ends = np.empty(len(self) + 1, np.int64)
         ends[0] = done = 0
         try:
@@ -144,10 +154,16 @@ class Blob:
 
     def __init__(self, path: Path, origins: list[tuple[Path, int]], digest: str) -> None:
         self.path, self.origins, self.digest = path, origins, digest
-        count = sum(n for _, n in origins)
+        self._ends = list(accumulate(rows for _, rows in origins))
+        count = self._ends[-1]
+        table = 8 * (count + 1)
+        size = path.stat().st_size
         with path.open("rb") as file:
-            file.seek(-8 * (count + 1), os.SEEK_END)
-            self.offsets = np.frombuffer(file.read(), np.int64)
+            file.seek(max(0, size - table))
+            data = file.read()
+        self.offsets = np.frombuffer(data, np.int64) if len(data) == table else np.zeros(1, np.int64)
+        if self.offsets[-1] + table != size:
+            raise UserError(f"extracted images {path} are damaged; remove this file, it is made anew.")
         self.rows = np.arange(count)
         self._file: int | None = None
 
@@ -162,11 +178,9 @@ class Blob:
             os.close(self._file)  # type: ignore[arg-type]
 
     def _name(self, row: int) -> str:
-        for path, count in self.origins:
-            if row < count:
-                return f"image in row {row} of {path}"
-            row -= count
-        raise IndexError(row)
+        shard = bisect_right(self._ends, row)
+        path, rows = self.origins[shard]
+        return f"image in row {row - self._ends[shard] + rows} of {path}"
 
     def read(self, position: int) -> Named:
         if self._file is None:

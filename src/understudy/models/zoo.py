@@ -49,6 +49,8 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def nearest(word: str, known: Any) -> str:
-    """'did you mean …' with the nearest known word, or the list of all of them."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}" if close else f"choose one of {', '.join(known)}"
+    """'did you mean …' with the nearest known words, or the list of all of them."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}"
+    return f"choose one of {', '.join(known)}"

@@ -127,8 +127,8 @@ def cards(run: Run, metric: str) -> list[Card]:
     if after and run.finished:
         last = card("after", "Student after", spec, metric, after, sizes(student, teacher))
         for reference, against in (
-            (before, "compared with before"),
-            (numbers(teacher.get("metrics")), "compared with the teacher"),
+            (before, "against before"),
+            (numbers(teacher.get("metrics")), "against the teacher"),
         ):
             if metric in reference and metric in after:
                 delta = after[metric] - reference[metric]
@@ -152,8 +152,7 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
         for name in names:
             records = [r for r in run.epochs if r["phase"] == name]
             seconds = sum(r["seconds"] for r in records if is_number(r.get("seconds")))
-            measured = [(r["epoch"], numbers(r.get("eval"))) for r in records]
-            measured = [(epoch, found[metric]) for epoch, found in measured if metric in found]
+            measured = [(r["epoch"], numbers(r["eval"])[metric]) for r in records if metric in numbers(r.get("eval"))]
             choose = min if words.lower_is_better(metric) else max
             best = choose(measured, key=lambda pair: pair[1]) if measured else None
             known.append(

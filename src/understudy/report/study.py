@@ -9,7 +9,7 @@ from understudy.report import words
 from understudy.report.charts import COLOURS, Chart, Scale, Series, Strips, dot_strips, line_chart
 from understudy.report.curves import Timeline, percent_points, read_from
 from understudy.report.page import render, write_page
-from understudy.report.read import is_number, numbers, read_events, read_json
+from understudy.report.read import is_number, numbers, read_json, run_epochs
 from understudy.report.table import (
     difference_text,
     estimate,
@@ -260,20 +260,6 @@ def against(study: dict[str, Any], metric: str, column: str, colours: Colours) -
         level=level,
         unit=" %" if factor == 100 else "",
     )
-
-
-def run_epochs(folder: Path, out: str) -> list[dict[str, Any]]:
-    """Epoch records of a run in study.json: its path may be absolute, or relative to the study or to here."""
-    path = Path(out)
-    for place in (folder / path, path, folder / path.name, folder / "runs" / path.name):
-        if (place / "metrics.jsonl").is_file():
-            found: dict[Any, dict[str, Any]] = {}
-            for event in read_events(place / "metrics.jsonl"):
-                if event.get("event") == "epoch" and is_number(event.get("epoch")):
-                    phase = str(event.get("phase", ""))
-                    found[phase, event["epoch"]] = {**event, "phase": phase}
-            return list(found.values())
-    return []
 
 
 def curves(

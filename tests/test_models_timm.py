@@ -1,0 +1,81 @@
+"""The timm adapter: with timm where it can be imported, and the sentences told where it cannot."""
+
+import contextlib
+import importlib
+import sys
+
+import pytest
+import torch
+from test_models_load import DIGITS, Pictures
+
+from understudy.errors import UserError
+from understudy.models import check_classes, load_model, sources
+
+
+@pytest.fixture(scope="module")
+def timm():
+    """timm; a torchvision built for another torch gets the schemas it asks for, enough for its Python parts."""
+    with contextlib.suppress(RuntimeError):
+        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    try:
+        return importlib.import_module("timm")
+    except Exception as error:
+        pytest.skip(f"timm cannot be imported here: {error}")
+
+
+def test_a_fresh_network(timm, tmp_path):
+    model = load_model("timm:test_resnet", data=Pictures())
+    assert model.input.mean == tuple(model.network.pretrained_cfg["mean"])
+    assert model.input.size is None
+    assert model.source["model"] == "timm:test_resnet"
+    check_classes(model, Pictures())
+    raw = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    again = load_model(model.save(tmp_path / "model"))
+    assert torch.equal(again.eval()(raw), model.eval()(raw))
+
+
+def test_a_network_of_fixed_size_gets_it(timm):
+    model = load_model("timm:test_vit", data=DIGITS)
+    assert model.input.size == tuple(model.network.pretrained_cfg["input_size"][1:])
+    assert model.input.channels == 3
+    check_classes(model, DIGITS)
+    assert load_model("timm:test_vit?img_size=32", data=DIGITS).input.size == (32, 32)
+
+
+def test_an_instance_keeps_its_own_input(timm):
+    network = timm.create_model("test_resnet", num_classes=3)
+    model = load_model(network)
+    assert model.network is network
+    assert model.input.std == tuple(network.pretrained_cfg["std"])
+    assert model.input.size == tuple(network.pretrained_cfg["input_size"][1:])
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"), [("timm:test_resnt", "did you mean 'test_resnet"), ("timm:test_resnet?widht=3", "widht")]
+)
+def test_names_and_arguments_timm_does_not_know(timm, spec, told):
+    with pytest.raises(UserError, match=told):
+        load_model(spec, num_classes=3)
+
+
+def failing(error):
+    def importing(name):
+        raise error
+
+    return importing
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ModuleNotFoundError("No module named 'timm'", name="timm"), r"pip install understudy\[timm\]"),
+        (ModuleNotFoundError("No module named 'torchvision'", name="torchvision"), "'torchvision', which is missing"),
+        (RuntimeError("operator torchvision::nms does not exist"), "reinstall torchvision"),
+    ],
+)
+def test_timm_that_cannot_be_imported(error, told, monkeypatch):
+    monkeypatch.setattr(sources.importlib, "import_module", failing(error))
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(UserError, match=told):
+        load_model("timm:resnet18", num_classes=3)

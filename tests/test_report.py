@@ -1,0 +1,399 @@
+"""Reports of made-up folders: read back with an HTML parser, as a browser would see them."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from understudy.errors import UserError
+from understudy.report import study_markdown, write_report, write_run_report, write_study_report
+
+RECIPE = 'method = "kd"\ndata = "parquet:/data/birds"\nstudent = "zoo:resnet20"\nseed = 3\n# <b>bold</b>\n'
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """What a page shows: its visible text, the text of each tag, all attributes, and whether tags are balanced."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.inside: dict[str, list[str]] = {}
+        self.scripts: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open, f"tags left open: {self.open}"
+        self.text = " ".join("".join(self.inside["body"]).replace("\u00a0", " ").split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self.open:
+            self.scripts.append(data)
+        elif "style" not in self.open:
+            for tag in set(self.open):
+                self.inside.setdefault(tag, []).append(data)
+
+    @property
+    def headline(self) -> str:
+        return " ".join("".join(self.inside["h1"]).replace("\u00a0", " ").split())
+
+    def count(self, tag: str, of: str = "") -> int:
+        return sum(name == tag and of in [*(attrs.get("class") or "").split(), ""] for name, attrs in self.tags)
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    base = {
+        "version": "0.1.0",
+        "method": "kd",
+        "task": "classification",
+        "seed": 3,
+        "out": "runs/kd",
+        "classes": ["wren", "<script>alert(1)</script>", 'quote" onload="x', "owl"],
+        "data": {"name": "birds", "train_samples": 5000, "classes": 4, "fraction": 0.1},
+        "teacher": {
+            "spec": "zoo:resnet56",
+            "params": 860_000,
+            "macs": 126_000_000,
+            "metrics": {"accuracy": 0.667, "nll": 1.2, "ece": 0.1},
+            "per_class": [0.6, 0.7, 0.7, 0.668],
+        },
+        "student": {
+            "spec": "zoo:resnet20",
+            "params": 275_200,
+            "macs": 41_000_000,
+            "before": {"accuracy": 0.25, "nll": 1.39, "ece": 0.01},
+            "metrics": {"accuracy": 0.573, "nll": 1.5, "ece": 0.04},
+            "per_class": [0.7, 0.5, 0.6, 0.492],
+            "confusion": [[70, 30, 0, 0], [10, 50, 40, 0], [0, 40, 60, 0], [0, 0, 51, 49]],
+        },
+        "phases": [{"name": "kd", "kind": "fit", "epochs": 6, "seconds": 60.0, "best": {"epoch": 5, "accuracy": 0.58}}],
+        "seconds": 75.0,
+        "student_samples_seen": 30_000,
+        "teacher_samples_forwarded": 20_000,
+        "timing": {"data": 5.0, "teacher": 10.0, "student": 40.0, "evaluate": 15.0, "other": 5.0},
+        "cache": {"path": "/tmp/cache", "bytes": 3 * 2**20, "views": 4, "hits": 10_000, "stored": 20_000},
+        "environment": {"torch": "2.13.0", "device": "cpu"},
+    }
+    return {**base, **changes}
+
+
+def epoch(number: int, phase: str = "kd", **changes: Any) -> dict[str, Any]:
+    event = {
+        "event": "epoch",
+        "phase": phase,
+        "epoch": number,
+        "step": 40 * number,
+        "lr": 0.1 / number,
+        "train": {"loss": 3.0 / number, "task_loss": 2.0 / number, "kd_loss": 1.0 / number},
+        "eval": {"accuracy": 0.1 * number, "nll": 2.0 / number, "ece": 0.05},
+        "eval_on": "validation",
+        "seconds": 10.0,
+        "images_per_second": 900.0,
+    }
+    return {**event, **changes}
+
+
+def make_run(folder: Path, result: dict[str, Any] | None = None, events: Any = (), recipe: str = RECIPE) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe:
+        (folder / "recipe.toml").write_text(recipe)
+    if events:
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    if result is not None:
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def study() -> dict[str, Any]:
+    def row(method: str, fraction: float, mean: float, gain: tuple[float, float] | None) -> dict[str, Any]:
+        return {
+            "setting": {"method": method, "fraction": fraction},
+            "runs": 3,
+            "metrics": {
+                "accuracy": {"mean": mean, "interval95": 0.004, "values": [mean - 0.01, mean, mean + 0.01]},
+                "nll": {"mean": 1.5, "interval95": None, "values": [1.5]},
+            },
+            "difference": {"accuracy": {"mean": gain[0], "interval95": gain[1]}} if gain else None,
+            "seconds": 754.0,
+            "student_samples_seen": 30_000,
+            "teacher_samples_forwarded": 20_000,
+        }
+
+    return {
+        "version": "0.1.0",
+        "name": "birds|few",
+        "columns": ["method", "fraction"],
+        "baseline": {"method": "none"},
+        "rows": [
+            row("none", 0.1, 0.40, None),
+            row("kd", 0.1, 0.4321, (0.0321, 0.008)),
+            row("none", 1.0, 0.67, None),
+            row("kd", 1.0, 0.665, (-0.005, 0.009)),
+            row("a|b", 1.0, 0.60, (-0.07, 0.01)),
+        ],
+        "runs": [
+            {"setting": {"method": "kd", "fraction": 0.1}, "seed": 0, "out": "runs/kd-0", "status": "done"},
+            {"setting": {"method": "kd", "fraction": 1.0}, "seed": 0, "out": "runs/absent", "status": "failed"},
+        ],
+        "teacher": result()["teacher"],
+    }
+
+
+def nothing_is_fetched(page: Page) -> None:
+    for tag, attrs in page.tags:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base")
+        assert not any(name in ("src", "href", "xlink:href", "action", "srcset") for name in attrs), (tag, attrs)
+        assert not any(name.startswith("on") for name in attrs), (tag, attrs)
+        assert "url(" not in (attrs.get("style") or "")
+
+
+def test_a_finished_run_says_what_happened(tmp_path: Path) -> None:
+    fills = [{"event": "fill", "source": "teacher", "view": view, "samples": 5000, "seconds": 2.5} for view in range(4)]
+    folder = make_run(tmp_path / "run", result(), [*fills, *(epoch(n) for n in range(1, 7))])
+    path = write_run_report(folder)
+    assert path == folder / "report.html"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "metrics.jsonl",
+        "recipe.toml",
+        "report.html",
+        "result.json",
+    ]
+    page = Page(path)
+    assert page.headline == (
+        "The student reaches 57.3 % accuracy on birds with 5,000 images (10 % of the training set); "
+        "it has 32 % of the teacher’s parameters and keeps 86 % of its accuracy."
+    )
+    nothing_is_fetched(page)
+    for shown in (
+        "66.7 %",
+        "25.0 %",
+        "+32.3 points",
+        "−9.4 points",
+        "30,000",
+        "20,000",
+        "3.0 MiB",
+        "1 min 15 s",
+        "53 %",
+    ):
+        assert shown in page.text, shown
+    assert f'understudy.load_model("{(folder / "student").resolve()}")' in page.text
+    assert "--data parquet:/data/birds" in page.text
+    assert "unfinished" not in page.text
+    assert page.count("b", "best") == 2, "the best epoch is marked for accuracy and NLL"
+    assert page.count("article") == 3
+
+
+def test_names_from_outside_are_only_ever_text(tmp_path: Path) -> None:
+    evil = "</code><script>alert(2)</script>"
+    told = result(data={"name": evil, "train_samples": 10, "classes": 4, "fraction": None}, method=evil)
+    told["phases"][0]["name"] = evil
+    folder = make_run(
+        tmp_path / "run <i>", told, [epoch(1, phase=evil), epoch(2, phase=evil)], recipe=f'data = "{evil}"'
+    )
+    page = Page(write_report(folder))
+    nothing_is_fetched(page)
+    assert page.count("script") == 1
+    assert "alert" not in "".join(page.scripts)
+    assert page.count("i", "")
+    assert "<script>alert(1)</script>" in page.text
+    assert not any("onload" in attrs for _, attrs in page.tags)
+
+
+def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", None, [epoch(1), epoch(2), epoch(3), epoch(2, eval={"accuracy": 0.9})])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "epoch", "pha')
+    page = Page(write_report(folder))
+    assert page.headline.startswith("Unfinished: after 3 epochs of phase kd")
+    assert "30.0 % accuracy on the validation set" in page.headline
+    assert "--resume" in page.text
+    assert page.count("path") >= 5
+    assert "load_model" not in page.text
+
+
+def test_an_unfinished_run_uses_what_its_start_told(tmp_path: Path) -> None:
+    plan = [{"name": "kd", "kind": "fit", "epochs": 60}]
+    start = {"event": "start", "method": "kd", "phases": plan, "teacher": result()["teacher"]}
+    page = Page(write_report(make_run(tmp_path / "run", None, [start, epoch(1)])))
+    assert (
+        page.headline
+        == "Unfinished: after 1 of 60 epochs of phase kd the student stands at 10.0 % accuracy on the validation set."
+    )
+    assert "teacher 66.7 %" in page.text
+
+
+def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path / "run")))
+    assert page.headline == "Unfinished: no epoch is done yet."
+
+
+def test_without_a_teacher(tmp_path: Path) -> None:
+    told = result(method="none", teacher=None, cache=None)
+    told["student"].pop("confusion")
+    page = Page(write_report(make_run(tmp_path / "run", told, [epoch(1)])))
+    assert page.headline.startswith("Trained on the labels alone, the student reaches 57.3 % accuracy")
+    assert "teacher’s" not in page.headline
+    assert page.count("article") == 2
+    assert page.count("table", "confusion") == 0
+    assert "All classes, best first." in page.text
+
+
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_few_and_many_classes(tmp_path: Path, classes: int) -> None:
+    told = result(classes=[f"class {n}" for n in range(classes)])
+    told["data"]["classes"] = classes
+    told["teacher"]["per_class"] = [0.5] * classes
+    told["student"]["per_class"] = [n / classes for n in range(classes)]
+    told["student"]["confusion"] = [[9, 1], [2, 8]] if classes == 2 else None
+    page = Page(write_report(make_run(tmp_path / "run", told, [{**epoch(n + 1), "epoch": n} for n in range(300)])))
+    assert page.count("div", "bar") == min(classes, 20)
+    assert (page.count("table", "confusion") == 1) == (classes == 2)
+    if classes == 1000:
+        assert "Of 1000 classes 499 are better and 500 worse" in page.text
+        assert "class 999" in page.text
+        assert "class 0" in page.text
+
+
+def test_many_phases_and_solves_and_gaps(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = [
+        {"event": "solve", "phase": "align", "block": f"layer{n}", "error_before": 0.5, "error_after": 0.1}
+        for n in (1, 2)
+    ]
+    for stage in ("stage1", "stage2", "stage3"):
+        for n in range(1, 5):
+            events.append(epoch(n, stage, train={"loss": 10.0**-n}, eval={"loss": 2 * 10.0**-n}))
+    events += [
+        epoch(n, "head", train={"loss": 1.0}, eval={"accuracy": 0.2 * n, "gap_static": 0.1}) for n in range(1, 4)
+    ]
+    phases = [{"name": "align", "kind": "solve", "epochs": 0, "seconds": 1.5, "best": {}}]
+    phases += [
+        {"name": name, "kind": "fit", "epochs": 4, "seconds": 8.0, "best": {"epoch": 4, "loss": 0.01}}
+        for name in ("stage1", "stage2", "stage3", "head")
+    ]
+    page = Page(write_report(make_run(tmp_path / "run", result(method="skd", phases=phases), events)))
+    assert page.headline.startswith("The student reaches 57.3 % accuracy, up from 25.0 %,")
+    for shown in ("Loss in stage1", "Loss in head", "Gap to the student", "solved", "layer2", "Log scale", "1.5 s"):
+        assert shown in page.text, shown
+
+
+def test_other_tasks_are_judged_by_their_own_metric(tmp_path: Path) -> None:
+    language = result(task="language", classes=[])
+    language["teacher"]["metrics"] = {"perplexity": 82.3, "nll": 4.41}
+    language["student"].update(before={"perplexity": 9000.0}, metrics={"nll": 4.5, "perplexity": 90.02}, per_class=None)
+    language["student"]["confusion"] = None
+    page = Page(write_report(make_run(tmp_path / "lm", language, [epoch(1, eval={"perplexity": 95.0})])))
+    assert "reaches a perplexity of 90.0 on birds" in page.headline
+    assert "stays 7.7 above its perplexity of 82.3" in page.headline
+
+    segmentation = result(task="segmentation")
+    segmentation["teacher"]["metrics"] = {"pixel_accuracy": 0.9, "miou": 0.5}
+    segmentation["student"].update(before={}, metrics={"pixel_accuracy": 0.89, "miou": 0.52})
+    page = Page(write_report(make_run(tmp_path / "seg", segmentation)))
+    assert "52.0 % mean IoU" in page.headline
+    assert "is 2.0 points better in mean IoU" in page.headline
+
+
+def test_missing_and_broken_figures_are_left_out(tmp_path: Path) -> None:
+    told = result(classes=None, timing=None, environment=None, data={}, phases=None, seconds=None)
+    told["teacher"] = {"params": None, "metrics": {}}
+    told["student"] = {"metrics": {"accuracy": 0.5, "nll": float("nan")}, "per_class": [None, 0.5], "before": None}
+    events = [epoch(1, train={"loss": float("nan")}, eval=None), epoch(2, train=None, eval={"accuracy": float("inf")})]
+    page = Page(write_report(make_run(tmp_path / "run", told, events, recipe="not = [toml")))
+    assert page.headline == "The student reaches 50.0 % accuracy."
+    assert "nan" not in page.text.lower().split()
+
+
+def test_a_study(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    make_run(folder / "runs" / "kd-0", None, [epoch(n) for n in range(1, 4)])
+    (folder / "study.json").write_text(json.dumps(study()))
+    page = Page(write_study_report(folder))
+    nothing_is_fetched(page)
+    assert page.headline == (
+        "The best accuracy, 67.00 % ± 0.40 over 3 runs, comes from none (fraction 1), the baseline; "
+        "the largest gain over none is +3.21 ± 0.80 points, by kd (fraction 0.1)."
+    )
+    for shown in ("+3.21 ± 0.80 better", "−0.50 ± 0.90 unclear", "−7.00 ± 1.00 worse", "12 min 34 s", "30.0 k"):
+        assert shown in page.text, shown
+    assert page.count("circle") == 15, "a dot for every seed of every row"
+    assert page.count("tr", "baseline") == 2
+    assert "Accuracy against fraction" in page.text
+    assert "kd (fraction 1), seed 0: failed" in page.text
+    assert "Curves of the runs" in page.text
+
+
+def test_a_study_of_one_run_each_or_none(tmp_path: Path) -> None:
+    told = study()
+    for row in told["rows"]:
+        row["runs"] = 1
+        row["metrics"]["accuracy"].update(interval95=None, values=[row["metrics"]["accuracy"]["mean"]])
+        if row["difference"]:
+            row["difference"]["accuracy"]["interval95"] = None
+    (tmp_path / "study.json").write_text(json.dumps(told))
+    assert "cannot tell a gain over none from chance" in Page(write_report(tmp_path)).headline
+    (tmp_path / "study.json").write_text(json.dumps({"name": "new", "rows": [], "runs": []}))
+    assert Page(write_report(tmp_path)).headline.startswith("Unfinished")
+
+
+def test_a_numeric_column_may_hold_a_word(tmp_path: Path) -> None:
+    rows = [
+        {"setting": {"views": views}, "runs": 3, "metrics": {"accuracy": {"mean": 0.5, "interval95": 0.01}}}
+        for views in (16, 1, "all", 4)
+    ]
+    (tmp_path / "study.json").write_text(json.dumps({"columns": ["views"], "rows": rows, "baseline": {"views": "all"}}))
+    page = Page(write_report(tmp_path))
+    assert "Accuracy against views" in page.text
+    assert page.text.index("1 4 16 all") > 0
+
+
+def test_the_markdown_table() -> None:
+    lines = study_markdown(study()).splitlines()
+    assert lines[0] == (
+        "| method | fraction | accuracy | difference | NLL | runs | time a run | samples seen | teacher samples |"
+    )
+    assert len(lines) == 2 + 5
+    assert lines[2].startswith("| none | 0.1 | 40.00 % ± 0.40 | baseline | 1.500 | 3 | 12 min 34 s | 30,000 | 20,000 |")
+    assert "| +3.21 ± 0.80 points |" in lines[3]
+    assert lines[6].startswith("| a\\|b |")
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_bad_folders_are_named_in_one_sentence(tmp_path: Path) -> None:
+    for write in (write_report, write_run_report):
+        for folder in (tmp_path, tmp_path / "missing"):
+            with pytest.raises(UserError) as caught:
+                write(folder)
+            assert str(folder) in str(caught.value)
+            assert "\n" not in str(caught.value)
+    for name, text in (("result.json", "{torn"), ("study.json", "[1]")):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(UserError, match=name):
+            write_report(folder)
+        assert not (folder / "report.html").exists()
+    with pytest.raises(UserError, match=r"study\.json"):
+        write_study_report(tmp_path)
+
+
+def test_an_old_report_survives_until_the_new_one_is_there(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", result())
+    (folder / "report.html").write_text("old")
+    assert "57.3" in Page(write_report(folder)).headline
+    assert not [file for file in folder.iterdir() if file.name.startswith(".")]
