@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from torch import nn
 
 from .data import load_data
 from .errors import UserError
-from .methods import METHODS
 from .models import Model, check_classes, load_model
 from .production import Production
 from .recipe import make_recipe, merge, read_toml
@@ -86,7 +86,9 @@ def evaluate(
     ``options`` are those of `understudy.data.load_data` (``image_size``, ``memory_limit`` in bytes).
     """
     if split not in ("train", "val", "test"):
-        raise UserError(f"the split {split!r} is unknown; expected train, val or test.")
+        raise UserError(f"the split {split!r} is unknown; expected train, val or test: change --split.")
+    if precision not in ("auto", "bf16", "fp32"):
+        raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
     loaded = load_data(data, **options)
     network = load_model(model, data=loaded)
     check_classes(network, loaded)
@@ -120,9 +122,8 @@ def _run(
     objects = {key: given[key] for key in ("teacher", "student", "data") if not isinstance(given.get(key), str | None)}
     given |= {key: f"python:{type(value).__qualname__}" for key, value in objects.items()}
     settings = make_recipe(resumed_settings(out, given) if resume else given)
-    if METHODS[settings.method].needs_teacher and settings.teacher is None:
-        raise UserError(f"method {settings.method!r} has no teacher; expected one: add --teacher.")
     if resume and (out / "result.json").exists():
+        logging.getLogger("understudy").info("the run in %s is finished already; nothing is left to do", out)
         result = json.loads((out / "result.json").read_text())
         return Result(load_model(str(out / "student")), result["student"]["metrics"], result, out)
     production = Production(settings, objects, out)

@@ -145,6 +145,18 @@ def study_command(
         raise typer.Exit(1)
 
 
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="folder of the demo")] = Path("runs/demo"),
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Teach a tiny network handwritten digits, ten images a class, and show what the teacher is worth."""
+    from .demo import demo
+
+    demo(out, resume=resume, overwrite=overwrite)
+
+
 @app.command("report")
 def report_command(
     folder: Annotated[Path, typer.Argument(help="a run's or a study's folder")],
@@ -172,11 +184,23 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        message = error.format_message() if hasattr(error, "format_message") else str(error)  # click's own errors
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
+            sys.exit(2)
         if isinstance(error, UserError) or hasattr(error, "format_message"):
             if first:
-                console.print(f"error: {message}", markup=False, soft_wrap=True, style="red")
+                console.print(f"error: {_sentence(error)}", markup=False, soft_wrap=True, style="red")
             sys.exit(2)
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        console.print(f"internal error: {text}; run again with --debug for the traceback", markup=False, style="red")
+        text = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
+        console.print(f"{text}; run again with --debug for the traceback", markup=False, soft_wrap=True, style="red")
         sys.exit(1)
+
+
+def _sentence(error: Any) -> str:
+    """An error on one line; click's own (an unknown option, a missing one) with the remedy that they lack."""
+    if isinstance(error, UserError):
+        text = " ".join(str(error).splitlines())
+        return text if text.endswith((".", "?")) else f"{text}."
+    text = " ".join(error.format_message().split()).replace(". Did you mean", "; did you mean").rstrip(".?")
+    context = getattr(error, "ctx", None)
+    return f"{text[:1].lower()}{text[1:]}; see {context.command_path if context else 'understudy'} --help."

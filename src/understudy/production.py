@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
 
 from .data import CLEAN, Augment, batches, choose, hold_out, load_data
 from .errors import UserError
@@ -23,6 +26,7 @@ from .runfolder import clear, write_json
 from .tasks import TASKS
 from .teacher import cache_root
 from .teacher.signals import fingerprint
+from .train.phase import Fit
 from .train.precision import place, resolve_precision
 from .train.progress import Display
 from .train.runner import Runner
@@ -48,14 +52,10 @@ class Production:
             objects.get("data", s.data), image_size=s.image_size, memory_limit=size_in_bytes(s.memory_limit)
         )
         self.data, self.task = data, TASKS[data.task]
-        corpus = self._corpus()
+        self._memo: tuple[Path, dict[str, Any]] | None = None
         torch.manual_seed(s.seed)
-        self.student = load_model(objects.get("student", s.student), data=data)
-        check_classes(self.student, data)
-        self.teacher: Model | None = None
-        if s.teacher is not None:
-            self.teacher = load_model(objects.get("teacher", s.teacher), data=data)
-            check_classes(self.teacher, data)
+        self.student = self._load("student", objects)
+        self.teacher = self._load("teacher", objects) if s.teacher is not None else None
         for network in filter(None, (self.student, self.teacher)):
             place(network, self.device)
         method = METHODS[s.method]
@@ -65,6 +65,7 @@ class Production:
         if unknown:
             names = ", ".join(phase.name for phase in self.phases)
             raise UserError(f"the phase {min(unknown)!r} does not exist; expected one of {names}.")
+        corpus = self._corpus()
         self.display = Display(self.accelerator.is_main_process)
         self.runner = Runner(
             self.student,
@@ -81,14 +82,26 @@ class Production:
             display=self.display,
         )
 
-    def _accelerator(self) -> Accelerator:
+    def _load(self, role: str, objects: Mapping[str, Any]) -> Model:
+        spec = getattr(self.settings, role)
+        network = load_model(objects.get(role, spec), data=self.data)
         try:
-            return Accelerator(mixed_precision="no", log_with=self.settings.log_with, project_dir=str(self.out))
-        except ValueError as error:
+            check_classes(network, self.data)
+        except UserError as error:
+            raise UserError(str(error).replace("the model ", f"the {role} {spec!r} ", 1)) from None
+        return network
+
+    def _accelerator(self) -> Accelerator:
+        """Processes, devices and trackers; Accelerate itself passes over a tracker that is not installed."""
+        named = self.settings.log_with
+        installed = [str(getattr(t, "value", t)) for t in get_available_trackers()]
+        if named and named not in [*installed, "all"]:
             raise UserError(
-                f"log_with = {self.settings.log_with!r} cannot be used ({error}); expected an installed tracker such "
-                "as tensorboard."
-            ) from None
+                f"log_with = {named!r} is no tracker that is installed here; expected one that Accelerate knows, such "
+                f"as tensorboard (installed: {', '.join(installed) or 'none'}): install it or leave it out."
+            )
+        folders = ProjectConfiguration(project_dir=str(self.out), logging_dir=str(self.out / "logs"))
+        return Accelerator(mixed_precision="no", log_with=named, project_config=folders)
 
     def _corpus(self) -> Corpus:
         s, data = self.settings, self.data
@@ -96,10 +109,16 @@ class Production:
         positions = choose(labels, fraction=s.fraction, samples=s.samples, seed=s.seed, count=len(data.train))
         share = s.validation
         if share is None:
-            share = 0.1 if (s.select == "best" or s.patience) and data.val is None else 0.0
+            share = 0.1 if self._judged() and data.val is None else 0.0
         held = None
         if share:
+            count = len(positions)
             positions, kept_out = hold_out(positions, labels, share, s.seed)
+            if not len(kept_out):
+                raise UserError(
+                    f"validation = {share:g} holds out none of {count} samples, as each class keeps one to learn from; "
+                    "expected at least one: give more samples, or leave out --validation, --select and --patience."
+                )
             held = (data.train.to(self.device), kept_out)
         elif data.val is not None:
             held = (data.val.to(self.device), torch.arange(len(data.val)))
@@ -123,15 +142,23 @@ class Production:
             workers=s.workers,
         )
 
+    def _judged(self) -> bool:
+        """Whether a phase keeps its best state or stops early, and so must not be judged on the test set."""
+        changes = [p.overrides for p in self.phases if isinstance(p, Fit)] + list(self.settings.phases.values())
+        each = [self.settings.model_dump(include={"select", "patience"}), *changes]
+        return any(one.get("select") == "best" or one.get("patience") for one in each)
+
     def run(self, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
         """Train, and write the run folder; returns what ``result.json`` holds."""
         with self.display:
             teacher = self._describe_teacher()
             before = self._test(self.student, "student before")[0]
+            self._check_cache()
             self.runner.check(self.phases[0])
             self._open_folder(overwrite)
-            state = self.runner.run(self.phases, resume)
+            state = self.runner.run(self.phases, resume, self._cast(teacher, before))
             after = self._test(self.student, "student after")
+        self._check_finite(after[0])
         result = self._result(teacher, before, after, state)
         if self.accelerator.is_main_process:
             self.student.save(self.out / "student", overwrite=True)
@@ -145,6 +172,26 @@ class Production:
         self.display.say(f"{name} {was:.4f} → {now:.4f}; the student is in {self.out / 'student'}", always=True)
         return result
 
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        """Refuse to hand out a student that the last updates spoiled: the loss is measured before each of them."""
+        values = [v for v in self.student.state_dict().values() if v.is_floating_point()]
+        if not all(bool(v.isfinite().all()) for v in values) or not all(map(math.isfinite, metrics.values())):
+            raise UserError(
+                "the student's weights or outputs are not finite after training; expected finite numbers: lower --lr "
+                "or set --clip 1, and start again with --overwrite."
+            )
+
+    def _check_cache(self) -> None:
+        """Refuse a folder of other files as --cache, before the cache puts its lock there."""
+        folder = Path(self.settings.cache) if self.settings.cache else None
+        if folder is None or not folder.is_dir() or (folder / "cache.json").exists():
+            return
+        if any(item.name not in ("lock", "cache.tmp") for item in folder.iterdir()):
+            raise UserError(
+                f"the cache folder {str(folder)!r} holds other files; expected an empty folder or a cache: name "
+                "another with --cache."
+            )
+
     def _open_folder(self, overwrite: bool) -> None:
         """The first thing written, after everything that can be wrong with the input has been checked."""
         if self.accelerator.is_main_process:
@@ -152,16 +199,17 @@ class Production:
             if overwrite:
                 clear(self.out)
             write_toml(self.out / "recipe.toml", self.settings.model_dump())
+            if self._memo:
+                self._memo[0].parent.mkdir(parents=True, exist_ok=True)
+                write_json(*self._memo)
         self.accelerator.wait_for_everyone()
         if self.settings.log_with:
             self.accelerator.init_trackers("understudy", config=_flat(self.settings.model_dump()))
 
-    def _result(self, teacher: Any, before: dict[str, float], after: Any, state: State) -> dict[str, Any]:
-        metrics, details = after
-        corpus, spent = self.runner.corpus, state.timing
-        seconds = sum(phase["seconds"] for phase in state.done)
+    def _cast(self, teacher: Any, before: dict[str, float]) -> dict[str, Any]:
+        """Who plays, on what: the part of the result that is known before anything is trained."""
+        positions = self.runner.corpus.positions
         return {
-            "version": 1,
             "method": self.settings.method,
             "task": self.task.name,
             "seed": self.settings.seed,
@@ -169,18 +217,24 @@ class Production:
             "classes": list(self.data.classes),
             "data": {
                 "name": self.settings.data,
-                "train_samples": len(corpus.positions),
+                "train_samples": len(positions),
+                "available_samples": len(self.data.train),
                 "classes": len(self.data.classes),
-                "fraction": len(corpus.positions) / len(self.data.train),
+                "fraction": len(positions) / len(self.data.train),
             },
             "teacher": teacher,
-            "student": {
-                "spec": self.settings.student,
-                **self._sizes(self.student),
-                "before": before,
-                "metrics": metrics,
-                **details,
-            },
+            "student": {"spec": self.settings.student, **self._sizes(self.student), "before": before},
+        }
+
+    def _result(self, teacher: Any, before: dict[str, float], after: Any, state: State) -> dict[str, Any]:
+        metrics, details = after
+        spent = state.timing
+        seconds = sum(phase["seconds"] for phase in state.done)
+        cast = self._cast(teacher, before)
+        return {
+            "version": 1,
+            **cast,
+            "student": {**cast["student"], "metrics": metrics, **details},
             "phases": state.done,
             "seconds": seconds,
             "student_samples_seen": state.seen,
@@ -242,9 +296,7 @@ class Production:
         if known is None:
             metrics, details = self._test(self.teacher, "teacher")
             known = {"transfer": transfer, "metrics": metrics, **details}
-            if self.accelerator.is_main_process:
-                memo.parent.mkdir(parents=True, exist_ok=True)
-                write_json(memo, known)
+            self._memo = memo, known
         described = {"spec": self.settings.teacher, **self._sizes(self.teacher), "metrics": known["metrics"]}
         return described | {key: known[key] for key in ("per_class", "confusion") if key in known}
 

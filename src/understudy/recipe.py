@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -38,7 +39,12 @@ def size_in_bytes(text: str) -> int:
 
 
 def _views(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isdigit() else value
+    if isinstance(value, str) and value != "all":
+        try:
+            return int(value)
+        except ValueError:
+            raise ValueError("expected a number from 1, or 'all'") from None
+    return value
 
 
 Size = Annotated[str, BeforeValidator(_size)]
@@ -71,7 +77,7 @@ class Recipe(FitSettings):
     memory_limit: Size = Field("4GiB", description="decoded images above it are streamed from disk")
     workers: int = Field(2, ge=0, description="processes that decode streamed images")
 
-    seed: int = Field(0, ge=0, description="of weights, order and choice of samples")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and choice of samples")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")
     cache: str | None = Field(None, description="folder of the teacher's signals; default: by fingerprint, shared")
     cache_budget: Size = Field("4GiB", description="disk that one teacher's signals may take")
@@ -84,10 +90,12 @@ class Recipe(FitSettings):
         if self.fraction is not None and self.samples is not None:
             raise ValueError("fraction and samples are both given; expected one of them: remove the other")
         for name, changes in self.phases.items():
-            unknown = set(changes) - set(FitSettings.model_fields)
-            if unknown:
-                raise ValueError(f"phases.{name} has the unknown key {min(unknown)!r}; expected a fit setting")
-        if (self.select == "best" or self.patience) and self.validation == 0:
+            for key in changes:
+                if key not in FitSettings.model_fields:
+                    near = nearest_key(key, FitSettings.model_fields)
+                    raise ValueError(f"phases.{name} has the unknown key {key!r}; expected {near}")
+        judged = [self.model_dump(include={"select", "patience"}), *self.phases.values()]
+        if any(s.get("select") == "best" or s.get("patience") for s in judged) and self.validation == 0:
             raise ValueError("select = best and patience need held-out samples; expected validation above 0")
         return self
 
@@ -104,30 +112,43 @@ def recipe_type(method: str) -> type[Recipe]:
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
     """Validate settings. Raises `UserError` with one sentence for the first thing wrong."""
     values = {key: value for key, value in values.items() if value is not None}
-    kind = recipe_type(str(values.get("method", "kd")))
+    method = str(values.get("method", "kd"))
+    kind = recipe_type(method)
     for key in values:
         if key not in kind.model_fields:
             others = [name for name, m in METHODS.items() if key in m.settings.model_fields]
-            why = f" (it belongs to method {', '.join(others)})" if others else ""
-            raise UserError(f"the key {key!r} is unknown here{why}; expected {nearest_key(key, kind.model_fields)}.")
+            if others:
+                raise UserError(
+                    f"the key {key!r} belongs to method {', '.join(others)}, but the method is {method!r}; expected "
+                    "settings of that method: leave it out or change --method."
+                )
+            raise UserError(f"the key {key!r} is unknown here; expected {nearest_key(key, kind.model_fields)}.")
+    phase = ""
     try:
-        return kind.model_validate(values)
+        recipe = kind.model_validate(values)
+        for name, changes in recipe.phases.items():
+            phase = f"phases.{name}."
+            FitSettings.model_validate(changes)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(
-            str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal", "con"))
-        )
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "missing":
-            raise UserError(
-                f"{where!r} is missing; expected it as --{where.replace('_', '-')} or in the recipe."
-            ) from None
-        if not where:
-            raise UserError(f"{message}.") from None
-        message = message[0].lower() + message[1:]
-        raise UserError(
-            f"{where} = {first['input']!r} does not fit: {message}; change --{where.replace('_', '-')}."
-        ) from None
+        raise _refusal(error, phase) from None
+    if METHODS[method].needs_teacher and recipe.teacher is None:
+        raise UserError(f"method {method!r} has no teacher; expected one: add --teacher.")
+    return recipe
+
+
+def _refusal(error: ValidationError, phase: str) -> UserError:
+    """The first thing wrong, as one sentence."""
+    first = error.errors()[0]
+    inner = ("function-", "literal", "constrained-")  # pydantic's own names for the parts of a key's type
+    where = phase + ".".join(str(part) for part in first["loc"] if not str(part).startswith(inner))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return UserError(f"{where!r} is missing; expected it as --{where.replace('_', '-')} or in the recipe.")
+    if not where:
+        return UserError(f"{message}.")
+    message = message[0].lower() + message[1:]
+    remedy = f"--set {where}=VALUE" if where.startswith("phases") else f"--{where.replace('_', '-')}"
+    return UserError(f"{where} = {first['input']!r} does not fit: {message}; change it with {remedy}.")
 
 
 def nearest_key(word: str, words: Any) -> str:
@@ -150,8 +171,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:
-    """Write settings as TOML, leaving out what is None."""
-    path.write_text(tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
+    """Write settings as TOML, atomically, leaving out what is None."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
+    os.replace(temporary, path)
 
 
 def parse_sets(assignments: list[str]) -> dict[str, Any]:

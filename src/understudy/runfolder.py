@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,38 @@ from typing import Any
 from .errors import UserError
 from .recipe import merge, read_toml
 
-OURS = ("recipe.toml", "metrics.jsonl", "result.json", "report.html", "checkpoint", "student", "logs")
+OURS = ("metrics.jsonl", "result.json", "report.html", "checkpoint", "student", "logs", "recipe.toml")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # runs side by side write the same memo
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(temporary, path)
 
 
 def check_out(out: Path, *, resume: bool, overwrite: bool, marks: tuple[str, ...] = ("recipe.toml",)) -> None:
-    """Refuse a folder that holds something, cannot be written, or is no run to resume. Writes nothing."""
+    """Refuse a folder that holds something, cannot be written, or is no run to resume. Leaves nothing behind."""
     if resume and overwrite:
         raise UserError("--resume and --overwrite are both given; expected one of them: remove the other.")
-    if out.exists() and not out.is_dir():
+    if os.path.isfile(out):
         raise UserError(f"--out {str(out)!r} is a file; expected a folder: name another.")
-    parent = next(p for p in [out, *out.absolute().parents] if p.exists())
-    if not os.access(parent, os.W_OK | os.X_OK) or not _can_write(parent):
-        raise UserError(f"--out {str(out)!r} cannot be written; expected a writable place: name another folder.")
-    if not out.is_dir() or not any(out.iterdir()) or overwrite:
+    if reason := _unwritable(out):
+        raise UserError(
+            f"--out {str(out)!r} cannot be written ({reason}); expected a writable place: name another folder."
+        )
+    if not out.is_dir() or all(item.suffix == ".tmp" for item in out.iterdir()):
         return
-    if resume and any((out / mark).exists() for mark in marks):
+    if any((out / mark).exists() for mark in marks):
+        if resume or overwrite:
+            return
+    elif overwrite:
+        foreign = [name for name in OURS if (out / name).exists()]
+        if foreign:
+            raise UserError(
+                f"--overwrite would replace {foreign[0]!r} in {str(out)!r}, which is no run's as there is no "
+                f"{marks[0]} beside it; expected a run's folder: name another, or move that away."
+            )
         return
     if resume:
         raise UserError(f"--out {str(out)!r} holds no run to resume; expected {marks[0]} in it: name another folder.")
@@ -43,13 +54,20 @@ def check_out(out: Path, *, resume: bool, overwrite: bool, marks: tuple[str, ...
     )
 
 
-def _can_write(folder: Path) -> bool:
-    stats = os.statvfs(folder)
-    return not stats.f_flag & os.ST_RDONLY
+def _unwritable(out: Path) -> str:
+    """Why no folder can be made at (or in) ``out``; empty where one can: only trying tells, on any file system."""
+    try:
+        parent = next(p for p in [out, *out.absolute().parents] if p.exists())
+        os.rmdir(tempfile.mkdtemp(prefix=".understudy-", dir=parent))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def clear(out: Path) -> None:
-    """Remove what an earlier run left in ``out``, and nothing else."""
+    """Remove what an earlier run left in ``out``, and nothing else: a folder without a recipe is no run's."""
+    if not (out / "recipe.toml").exists():
+        return
     for name in OURS:
         path = out / name
         if path.is_dir() and not path.is_symlink():
@@ -73,8 +91,9 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         else:
             same = str(before) == str(value) or _same_number(before, value)
         if not same:
+            begun = "its default" if before is None else repr(before)
             raise UserError(
-                f"--resume with {key} = {value!r}, but {str(out)!r} was begun with {before!r}; expected the same "
+                f"--resume with {key} = {value!r}, but {str(out)!r} was begun with {begun}; expected the same "
                 f"settings: leave {key} out, or start another folder."
             )
     return old

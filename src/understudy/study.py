@@ -28,6 +28,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,9 +81,17 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{where!r} in {str(path)!r} does not fit ({first['msg'].lower()}); mend that key.") from None
-    for setting in study.settings():
-        make_recipe(study.recipe_of(setting, 0))
+    for key, axis in study.grid.items():
+        if key in ("seed", "variant"):
+            raise UserError(f"the grid has the key {key!r}; expected it as seeds = […] or [variants.NAME]: move it.")
+        if not axis:
+            raise UserError(f"grid.{key} is empty; expected a list of values: add one or leave the key out.")
     rows = study.settings()
+    for setting in rows:
+        make_recipe(study.recipe_of(setting, 0))
+    runs = [_slug(setting, seed) for setting in rows for seed in study.seeds]
+    if twice := [name for name in runs if runs.count(name) > 1]:
+        raise UserError(f"the study has two runs named {twice[0]!r}; expected different ones: remove or rename one.")
     unknown = [k for k in study.baseline if rows and k not in rows[0]]
     if unknown:
         raise UserError(f"the baseline names {unknown[0]!r}; expected one of the columns {', '.join(rows[0])}.")
@@ -117,6 +126,7 @@ def run_study(
     write_toml(out / "study.toml", plan)
     todo = [(setting, seed) for setting in study.settings() for seed in study.seeds]
     runs: list[dict[str, Any]] = []
+    telling = threading.Lock()
     with Display(True) as display:
         bar = display.reporter(study.name)
 
@@ -125,10 +135,11 @@ def run_study(
             folder = out / "runs" / _slug(setting, seed)
             status = _run(study.recipe_of(setting, seed), folder, jobs)
             run = {"setting": setting, "seed": seed, "out": str(folder.relative_to(out)), "status": status}
-            runs.append(run)
-            _summarise(study, runs, out)
-            bar(len(runs), len(todo))
-            display.say(f"{len(runs)}/{len(todo)} {folder.name}: {_told(folder, status)}", always=True)
+            with telling:
+                runs.append(run)
+                _summarise(study, runs, out)
+                bar(len(runs), len(todo))
+                display.say(f"{len(runs)}/{len(todo)} {folder.name}: {_told(folder, status)}", always=True)
             return run
 
         bar(0, len(todo))
@@ -168,8 +179,8 @@ def _told(folder: Path, status: str) -> str:
 
 
 def _slug(setting: Mapping[str, Any], seed: int) -> str:
-    parts = [f"{key}={value}" for key, value in setting.items()] + [f"seed={seed}"]
-    return re.sub(r"[^\w=.,+-]+", "_", ",".join(parts))
+    parts = [f"{key}-{value}" for key, value in setting.items()] + [f"seed-{seed}"]
+    return re.sub(r"[^\w.+-]+", "-", "_".join(parts))
 
 
 def interval95(values: list[float]) -> float | None:
@@ -227,6 +238,7 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
         "environment": first.get("environment"),
     }
     write_json(out / "study.json", found)
-    (out / "study.md").write_text(study_markdown(found))
+    failed = "".join(f"- {Path(r['out']).name}: {r['status']}\n" for r in runs if r["status"] != "done")
+    (out / "study.md").write_text(study_markdown(found) + (f"\nNot done:\n\n{failed}" if failed else ""))
     write_study_report(out)
     return found

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
 IGNORE = -100  # the label of a position that has none
 
@@ -64,7 +63,12 @@ class Metrics:
     def __init__(self, task: Task, classes: int, device: torch.device | str = "cpu") -> None:
         self.task, self.classes = task, classes
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # rows, correct, negative log-likelihood
-        self.confusion = self.calibration = None
+        # Imported here: beside a torchvision that does not fit torch, torchmetrics cannot be imported at all, and a
+        # model can still be loaded and looked at.
+        from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
+
+        self.confusion: MulticlassConfusionMatrix | None = None
+        self.calibration: MulticlassCalibrationError | None = None
         if task.name != "language":
             self.confusion = MulticlassConfusionMatrix(classes, validate_args=False).to(device)
         if task.name == "classification":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +85,7 @@ class SignalCache:
         path = self.folder / "cache.json"
         mine = {"version": VERSION, "identity": identity, "samples": self.total, "fields": self.layout}
         if not path.exists():
-            if any(item.name != "lock" for item in self.folder.iterdir()):
+            if any(item.name not in ("lock", "cache.tmp") for item in self.folder.iterdir()):
                 raise UserError(
                     f"the cache folder {str(self.folder)!r} holds other files; expected an empty folder or a cache: "
                     "name another with --cache."
@@ -96,7 +96,7 @@ class SignalCache:
             return
         try:
             theirs = json.loads(path.read_text())
-            known = theirs["identity"]
+            known = dict(theirs["identity"])
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"the cache {str(self.folder)!r} is damaged (cache.json cannot be read); expected a cache this "
@@ -142,6 +142,36 @@ class SignalCache:
     def known(self, view: int, index: Tensor) -> bool:
         """Whether every one of these rows is stored."""
         return bool(self._open(view)["known"][index.numpy()].all())
+
+    def missing(self, view: int, index: Tensor) -> Tensor:
+        """Those of these rows that are not stored."""
+        return index[torch.from_numpy(self._open(view)["known"][index.numpy()] == 0)]
+
+    def plan(self, view: int, part: str) -> list[Tensor]:
+        """The blocks of rows that a fill of this part set out to store and has not stored in whole."""
+        try:
+            rows, sizes = np.split(np.load(self._plan(view, part)), 2)
+        except (OSError, ValueError, EOFError):
+            return []
+        blocks = torch.from_numpy(rows).split(sizes[sizes > 0].tolist())
+        return [block for block in blocks if not self.known(view, block)]
+
+    def set_plan(self, view: int, part: str, blocks: Sequence[Tensor]) -> None:
+        """Keep what is to be stored, atomically; nothing where there are no blocks."""
+        path = self._plan(view, part)
+        if not blocks:
+            path.unlink(missing_ok=True)
+            return
+        rows = torch.cat(list(blocks)).numpy()
+        sizes = np.zeros_like(rows)
+        sizes[: len(blocks)] = [len(block) for block in blocks]
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            np.save(file, np.concatenate([rows, sizes]))
+        os.replace(temporary, path)
+
+    def _plan(self, view: int, part: str) -> Path:
+        return self._name(view) / f"plan-{part}.npy"
 
     def write(self, view: int, index: Tensor, fields: Mapping[str, Tensor]) -> None:
         """Store rows that are not known yet; they count as known after `commit`."""

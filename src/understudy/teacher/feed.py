@@ -71,15 +71,22 @@ class Feed:
     def fill(self, view: int, rank: int = 0, world: int = 1, progress: Callable[[int, int], None] | None = None) -> int:
         """Store the view's missing signals; returns how many samples were forwarded for it.
 
-        Blocks of positions are always forwarded whole and in the same composition, so that a fill that was
-        killed and resumed stores bit for bit what an undisturbed one would have.
+        Missing positions are planned in blocks, and a planned block is forwarded whole whoever completes it, so that
+        a fill that was killed and resumed stores bit for bit what an undisturbed one would have.
         """
         if self.cache is None or not self.cache.holds(view):
             return 0
         done = 0
-        with self.cache.lock(view, f"{rank}of{world}"):
-            blocks = list(self.positions.split(BLOCK))[rank::world]
-            missing = [block for block in blocks if not self.cache.known(view, block)]
+        part = f"{rank}of{world}"
+        mine = torch.cat([self.positions[:0], *self.positions.split(BLOCK)[rank::world]])
+        with self.cache.lock(view, part):
+            planned = self.cache.plan(view, part)
+            fresh = self.cache.missing(view, mine)
+            fresh = fresh[~torch.isin(fresh, torch.cat([mine[:0], *planned]))]
+            if len(fresh):
+                planned += fresh.split(BLOCK)
+                self.cache.set_plan(view, part, planned)
+            missing = [block for block in planned if torch.isin(block, mine).any()]
             if missing:
                 saved = time.monotonic()
                 stream = batches(self.samples, missing, view, self.augment, workers=self.workers, device=self.device)
@@ -92,13 +99,15 @@ class Feed:
                     if progress:
                         progress(done, sum(map(len, missing)))
                 self.cache.commit(view)
+                self.cache.set_plan(view, part, self.cache.plan(view, part))
         self.cache.load(view, self.device)
         return done
 
     def attach(self, batch: Batch) -> int:
         """Put the source's fields into ``batch.signals``, as float32; returns how many rows the cache served."""
-        if self.cache is not None and self.cache.holds(batch.view):
-            batch.signals[self.source.name] = self.cache.read(batch.view, batch.index, self.device)
+        view, index, cache = batch.view, batch.index, self.cache
+        if cache is not None and cache.holds(view) and cache.known(view, index):  # unknown: another machine's rows
+            batch.signals[self.source.name] = cache.read(view, index, self.device)
             return len(batch)
         fields = self._forward(batch.inputs)
         batch.signals[self.source.name] = {

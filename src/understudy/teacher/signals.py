@@ -95,7 +95,11 @@ class Source:
 
     @torch.no_grad()
     def compute(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Fields of a batch of raw inputs, by one forward pass that stops after the last tapped module."""
+        """Fields of a batch of raw inputs, by one forward pass that stops after the last tapped module.
+
+        The network runs in eval mode and its modes are as before afterwards: it may share modules with what learns.
+        """
+        training = [module for module in self.network.modules() if module.training]
         self.network.eval()
         heard: dict[str, Tensor] = {}
         whole = any(signal.module is None for signal in self.signals)
@@ -116,6 +120,14 @@ class Source:
         finally:
             for handle in handles:
                 handle.remove()
+            for module in training:
+                module.training = True
+        for name in self._taps:
+            if name not in heard:
+                raise UserError(
+                    f"the module {name!r} of the {self.name} is never called in a forward pass; expected one that is: "
+                    "name another."
+                )
         fields: dict[str, Tensor] = {}
         for signal in self.signals:
             output = outputs if signal.module is None else heard[signal.module]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[i
             if hashlib.sha256(path.read_bytes()).hexdigest() != json.loads(record.read_text())["sha256"]:
                 raise ValueError("its checksum is wrong")
             state = torch.load(path, map_location=device, weights_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
             damaged.append(str(path))
             log.warning("checkpoint %s is damaged (%s); trying the one before it", path, error)
             continue

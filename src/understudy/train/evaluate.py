@@ -36,7 +36,7 @@ def evaluate(
     """
     device = torch.device(device)
     positions = torch.arange(len(samples)) if positions is None else positions
-    order = list(positions[rank::world].split(BATCH))
+    order = [part for part in positions[rank::world].split(BATCH) if len(part)]
     metrics = Metrics(task, classes, device)
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

@@ -65,13 +65,20 @@ class Runner:
         self.autocast = autocast_for(precision, self.device)
         self.checkpoint_seconds, self.display = checkpoint_seconds, display
         self.state = State()
-        self.caches: list[dict[str, Any]] = []
         self._saved, self._number = time.monotonic(), 0
+
+    @property
+    def caches(self) -> list[dict[str, Any]]:
+        """The caches that finished phases used."""
+        return self.state.caches
 
     # ---- the plan -------------------------------------------------------------------------------------------
 
-    def run(self, phases: Sequence[Phase], resume: bool) -> State:
-        """Execute the phases in order, from the newest checkpoint if ``resume``; returns the final state."""
+    def run(self, phases: Sequence[Phase], resume: bool, cast: dict[str, Any]) -> State:
+        """Execute the phases in order, from the newest checkpoint if ``resume``; returns the final state.
+
+        ``cast`` opens the log: what is known before anything is trained, so that a report can be made meanwhile.
+        """
         found = load_checkpoint(self.out / "checkpoint", self.device) if resume else None
         saved: dict[str, Any] | None = None
         if found:
@@ -83,6 +90,9 @@ class Runner:
             with open(self.out / "metrics.jsonl", "ab") as file:
                 file.truncate(self.state.log_bytes)
         state = self.state
+        if not state.log_bytes:
+            plan = [{"name": p.name, "kind": p.kind, "epochs": self._epochs(p)} for p in phases]
+            self._log({"event": "start", **cast, "phases": plan})
         while state.phase < len(phases):
             phase = phases[state.phase]
             self._phase_began = time.monotonic() - state.phase_seconds
@@ -120,14 +130,12 @@ class Runner:
             parameter.requires_grad_(parameter.requires_grad and phase.learns(name))
         if not any(p.requires_grad for p in trainee.parameters()):
             raise UserError(f"phase {phase.name!r} has nothing to learn; expected at least one learning parameter.")
-        batch_size = settings.batch_size or default_batch_size(len(self.corpus.positions))
-        steps = max(1, math.ceil(len(self.corpus.positions) / batch_size))
+        batch_size, steps, epochs = self._lengths(settings)
         if len(self.corpus.positions) // steps < self.world:
             raise UserError(
                 f"batch_size = {batch_size} gives some of the {self.world} processes no sample; expected at least one "
                 "for each: raise --batch-size or start fewer processes."
             )
-        epochs = settings.epochs or default_epochs(steps)
         optimizer = make_optimizer(trainee, settings, batch_size)
         average = moving_average(trainee, settings.ema) if settings.ema else None
         seed_everything(self.seed, state.phase, self.rank)
@@ -136,9 +144,16 @@ class Runner:
             optimizer.load_state_dict(saved["optimizer"])
             if average is not None:
                 average.load_state_dict(saved["average"])
-            restore_random(saved["random"], self.rank, self.device)
         wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
         feeds = [self._feed(source, self.corpus.train, self.corpus.positions) for source in phase.sources]
+        for feed in feeds:
+            if feed.cache is not None:  # a resumed run stores the views it began to store, whatever the disk now has
+                key = f"{state.phase}/{feed.source.name}"
+                room = feed.cache.capacity
+                room = min(gather_object([room])) if self.world > 1 else room
+                feed.cache.capacity = state.capacities.setdefault(key, room)
+        if saved:
+            restore_random(saved["random"], self.rank, self.device)
         fit = Running(phase, settings, wrapped, trainee, optimizer, average, feeds, steps, epochs)
         every = settings.eval_every or max(1, epochs // 10)
 
@@ -162,7 +177,7 @@ class Runner:
             self.student.load_state_dict(phase.readout(trainee).state_dict())
         for feed in feeds:
             if feed.cache is not None:
-                self.caches.append(feed.cache.describe())
+                state.caches.append(feed.cache.describe())
         for parameter, learning in learned.items():
             parameter.requires_grad_(learning)
         self.accelerator.free_memory()
@@ -175,14 +190,15 @@ class Runner:
     def _train_epoch(self, fit: Running) -> None:
         state, corpus = self.state, self.corpus
         view = state.epoch % corpus.views if corpus.views else state.epoch
-        for feed in fit.feeds:
-            self._fill(feed, view)
+        paid = sum([self._fill(feed, view) for feed in fit.feeds])
+        if paid:  # so that what was paid for stays counted
+            self._save(fit.state_dict())
         order = self._order(state.epoch, fit.steps)[state.step :]
         fit.set_modes()
         total = fit.steps * fit.epochs
         self.display.start(f"{fit.phase.name} {state.epoch + 1}/{fit.epochs}", fit.steps, state.step)
-        began, seen = time.perf_counter(), state.seen
-        rows = sum(map(len, order))
+        fit.began, seen = time.perf_counter(), state.seen
+        fit.rows = sum(map(len, order))
         mine = [part.tensor_split(self.world)[self.rank] for part in order]
         stream = iter(batches(corpus.train, mine, view, corpus.augment, workers=corpus.workers, device=self.device))
         for part in order:
@@ -190,7 +206,7 @@ class Runner:
             batch = next(stream)
             clock = self._spent("data", clock)
             for feed in fit.feeds:
-                served = feed.attach(batch)
+                served = len(part) if feed.attach(batch) else 0  # the rows of every process
                 state.served, state.forwarded = state.served + served, state.forwarded + len(part) - served
             clock = self._spent("teacher", clock)
 
@@ -218,11 +234,10 @@ class Runner:
             self._spent("student", clock)
 
             if self.display.due():
-                rate = (state.seen - seen) / (time.perf_counter() - began)
+                rate = (state.seen - seen) / (time.perf_counter() - fit.began)
                 loss = self._check(float(state.sums["loss"]) * self.world / state.step, fit)
                 self.display.move(state.step, f"loss {loss:.3f} · {rate:,.0f} samples/s")
             self._maybe_save(fit)
-        fit.rate = rows / max(time.perf_counter() - began, 1e-9)
 
     def _check(self, loss: float, fit: Running) -> float:
         """The loss, which must be finite: where it is not, the user can mend it."""
@@ -235,8 +250,10 @@ class Runner:
 
     def _end_epoch(self, fit: Running, evaluated: bool) -> None:
         state = self.state
+        self._share_buffers(fit)
         sums = self.accelerator.reduce(torch.stack(list(state.sums.values())), "sum")
-        means = dict(zip(state.sums, (sums / fit.steps).tolist(), strict=True))
+        means = dict(zip(state.sums, (sums / fit.steps).tolist(), strict=True))  # waits for the device
+        rate = fit.rows / (time.perf_counter() - fit.began)
         self._check(means["loss"], fit)
         state.sums = {}
         event: dict[str, Any] = {
@@ -246,7 +263,7 @@ class Runner:
             "step": state.updates,
             "lr": fit.optimizer.param_groups[0]["lr"],
             "train": means,
-            "images_per_second": fit.rate,
+            "images_per_second": rate,
         }
         target = self.corpus.held or self.corpus.monitor
         if evaluated and target is not None:
@@ -263,9 +280,16 @@ class Runner:
         shown = {**{f"train {k}": v for k, v in means.items() if k == "loss"}, **event.get("eval", {})}
         text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
         self.display.say(
-            f"{fit.phase.name} epoch {state.epoch}/{fit.epochs}  {text}  {fit.rate:,.0f} samples/s",
+            f"{fit.phase.name} epoch {state.epoch}/{fit.epochs}  {text}  {rate:,.0f} samples/s",
             always=state.epoch == fit.epochs,
         )
+
+    def _share_buffers(self, fit: Running) -> None:
+        """Give every process the first one's buffers (BatchNorm's statistics), which checkpoints keep."""
+        if self.world > 1:
+            for network in filter(None, (fit.trainee, fit.average)):
+                for buffer in network.buffers():
+                    torch.distributed.broadcast(buffer, 0)
 
     def _judge(self, fit: Running, network: nn.Module, metrics: dict[str, float]) -> None:
         """Keep the best evaluation so far (or the last, where that is what the phase keeps), and its weights."""
@@ -318,6 +342,16 @@ class Runner:
             progress=self.display.reporter(title) if title else None,
         )
 
+    def _lengths(self, settings: FitSettings) -> tuple[int, int, int]:
+        """(batch size, updates in an epoch, epochs)."""
+        samples = len(self.corpus.positions)
+        batch_size = settings.batch_size or default_batch_size(samples)
+        steps = max(1, math.ceil(samples / batch_size))
+        return batch_size, steps, settings.epochs or default_epochs(steps)
+
+    def _epochs(self, phase: Phase) -> int:
+        return self._lengths(self._settings_of(phase))[2] if isinstance(phase, Fit) else 0
+
     def _settings_of(self, phase: Fit) -> FitSettings:
         changes = {**phase.overrides, **self.overrides.get(phase.name, {})}
         common = self.settings.model_dump(include=set(FitSettings.model_fields))
@@ -332,14 +366,15 @@ class Runner:
             self.corpus.augment,
             views=self.corpus.views,
             budget=self.memory.budget,
-            folder=self.memory.folder,
+            folder=self.memory.folder if samples is self.corpus.train else None,
             precision=self.precision,
             autocast=self.autocast,
             device=self.device,
             workers=self.corpus.workers,
         )
 
-    def _fill(self, feed: Feed, view: int) -> None:
+    def _fill(self, feed: Feed, view: int) -> int:
+        """Store a view's missing signals; returns how many samples all processes forwarded for it."""
         clock = time.perf_counter()
         title = f"{feed.source.name}: view {view + 1}/{self.corpus.views}"
         count = feed.fill(view, self.rank, self.world, self.display.reporter(title))
@@ -358,6 +393,7 @@ class Runner:
                 }
             )
         self._spent("teacher", clock)
+        return count
 
     def _order(self, epoch: int, steps: int) -> list[Tensor]:
         """The epoch's batches: a permutation by (seed, phase, epoch), cut into pieces whose sizes differ by ≤ 1."""

@@ -29,7 +29,8 @@ class Running:
     feeds: list[Feed]
     steps: int  # updates in an epoch
     epochs: int
-    rate: float = 0.0  # samples a second in the last epoch
+    began: float = 0.0  # when this epoch's first update began
+    rows: int = 0  # samples in this epoch's updates
 
     def set_modes(self) -> None:
         """Train mode where something learns; eval mode in modules whose every parameter is frozen."""
@@ -50,7 +51,10 @@ def mix(*numbers: int) -> int:
 
 
 def random_state() -> dict[str, Any]:
-    found = {"torch": torch.get_rng_state()}
+    """Where this process's random numbers stand (torch, NumPy, Python), as plain values and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    numbers = [kind, keys.tolist(), *rest]
+    found = {"torch": torch.get_rng_state(), "numpy": numbers, "python": random.getstate()}
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state()
     return found
@@ -68,5 +72,7 @@ def restore_random(randoms: list[dict[str, Any]], rank: int, device: torch.devic
     """Continue the random numbers of a checkpoint."""
     if rank < len(randoms):
         torch.set_rng_state(randoms[rank]["torch"].cpu())
+        np.random.set_state(tuple(randoms[rank]["numpy"]))
+        random.setstate(randoms[rank]["python"])
         if "cuda" in randoms[rank] and device.type == "cuda":
             torch.cuda.set_rng_state(randoms[rank]["cuda"].cpu(), device)

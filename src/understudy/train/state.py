@@ -54,3 +54,5 @@ class State:
     done: list[dict[str, Any]] = field(default_factory=list)  # finished phases
     timing: dict[str, float] = field(default_factory=dict)
     log_bytes: int = 0  # length of metrics.jsonl
+    capacities: dict[str, int] = field(default_factory=dict)  # views that a phase's sources store, settled once
+    caches: list[dict[str, Any]] = field(default_factory=list)  # those that finished phases used

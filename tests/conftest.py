@@ -1,0 +1,30 @@
+"""What all tests share: a cache folder of their own, one thread, and a small teacher on digits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch) -> Path:
+    """Each test has its own ``UNDERSTUDY_CACHE``, so that none is served what another paid for."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Networks this small only lose by threads, and subprocesses are told the same number."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits_teacher(tmp_path_factory) -> Path:
+    """The student folder of a small network trained on digits to about 0.9."""
+    from understudy import train
+
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    train("zoo:mlp?hidden=32", "digits", out=out, epochs=6, batch_size=32, lr=0.05, weight_decay=0)
+    return out / "student"

@@ -1,0 +1,512 @@
+"""The memory of signals: exact, bounded, shared, and never another teacher's."""
+
+import json
+import multiprocessing
+import threading
+import time
+from contextlib import nullcontext
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, runner
+from torch import nn
+
+from understudy.data import CLEAN
+from understudy.errors import UserError
+from understudy.tasks import TASKS
+from understudy.teacher import Feature, Logits, SignalCache, Source, TopK
+from understudy.teacher import feed as feeding
+from understudy.teacher.feed import Feed
+
+TASK = TASKS["classification"]
+IDENTITY = {"network": "n", "data": "d", "views": "v", "signals": "s", "precision": "fp32 on cpu"}
+FIELDS = {"logits": torch.zeros(2, 5), "classes": torch.zeros(2, 3, dtype=torch.int64)}
+SAMPLES = 40
+
+
+def make(folder, identity=IDENTITY, fields=FIELDS, total=SAMPLES, used=SAMPLES, budget=2**30) -> SignalCache:
+    return SignalCache(folder, identity, fields, total=total, used=used, budget=budget)
+
+
+def values(rows: int, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "logits": torch.randn(rows, 5, generator=generator) * 8,
+        "classes": torch.randint(0, 10**6, (rows, 3), generator=generator),
+    }
+
+
+def feed(folder=None, *, positions=None, views=2, budget=2**30, network=None, signals=None, samples=None) -> Feed:
+    samples = pictures() if samples is None else samples
+    return Feed(
+        Source("teacher", network or model(seed=3), signals or [Logits()], TASK),
+        samples,
+        torch.arange(len(samples)) if positions is None else positions,
+        SHIFT,
+        views=views,
+        budget=budget,
+        folder=folder,
+        precision="fp32",
+        autocast=nullcontext,
+        device=torch.device("cpu"),
+        workers=0,
+    )
+
+
+class Counting(nn.Module):
+    """Passes on what it gets and counts the samples and calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples = self.calls = 0
+
+    def forward(self, x):
+        self.samples, self.calls = self.samples + len(x), self.calls + 1
+        return x
+
+
+def counted(**settings) -> tuple[nn.Module, Counting]:
+    network = Net(**settings)
+    network.drop = Counting()
+    return model(network, seed=3), network.drop
+
+
+# ---- the files ----------------------------------------------------------------------------------------------
+
+
+rows = st.lists(st.integers(0, SAMPLES - 1), min_size=1, max_size=SAMPLES, unique=True)
+acts = st.lists(st.tuples(st.sampled_from(["write", "commit", "reopen"]), st.integers(-1, 2), rows), max_size=12)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(acts)
+def test_stored_rows_never_change(tmp_path_factory, acts):
+    """Against a dictionary: a row keeps its first committed values; what was not committed is not known."""
+    folder = tmp_path_factory.mktemp("cache")
+    cache = make(folder)
+    stored: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+    pending: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+    for seed, (act, view, positions) in enumerate(acts):
+        index = torch.tensor(positions)
+        if act == "write":
+            fields = values(len(index), seed)
+            cache.write(view, index, fields)
+            for at, row in enumerate(positions):
+                if (view, row) not in stored:
+                    pending[view, row] = {name: value[at] for name, value in fields.items()}
+        elif act == "commit":
+            cache.commit(view)
+            done = {key: row for key, row in pending.items() if key[0] == view}
+            stored |= done
+            pending = {key: row for key, row in pending.items() if key not in done}
+        else:
+            cache, pending = make(folder), {}
+        for at in {view for view, _ in [*stored, *pending]}:
+            for row in range(SAMPLES):
+                one = torch.tensor([row])
+                assert cache.known(at, one) == ((at, row) in stored)
+                if (at, row) in stored:
+                    found, expected = cache.read(at, one), stored[at, row]
+                    assert torch.equal(found["logits"][0], expected["logits"].half().float())
+                    assert torch.equal(found["classes"][0], expected["classes"])
+
+
+def test_rows_come_back_as_float_and_long_in_the_order_asked(tmp_path):
+    cache, index = make(tmp_path), torch.tensor([7, 3, 30])
+    fields = {"logits": torch.randn(3, 5).bfloat16(), "classes": torch.arange(9).view(3, 3)}
+    cache.write(0, index, fields)
+    cache.commit(0)
+    found = cache.read(0, torch.tensor([30, 7, 7, 3]))
+    assert found["logits"].dtype == torch.float32
+    assert found["classes"].dtype == torch.int64
+    assert torch.equal(found["logits"], fields["logits"][[2, 0, 0, 1]].half().float())
+    assert torch.equal(found["classes"], fields["classes"][[2, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        ("network", "weights"),
+        ("data", "data set"),
+        ("views", "augmentation"),
+        ("signals", "signals"),
+        ("precision", "precision"),
+    ],
+)
+def test_another_identity_is_refused_by_name(tmp_path, key, word):
+    make(tmp_path)
+    with pytest.raises(UserError, match=f"its {word} differ.*--cache"):
+        make(tmp_path, {**IDENTITY, key: "other"})
+    make(tmp_path)
+
+
+def test_another_layout_is_refused(tmp_path):
+    make(tmp_path)
+    with pytest.raises(UserError, match="version or layout"):
+        make(tmp_path, total=SAMPLES + 1)
+    with pytest.raises(UserError, match="version or layout"):
+        make(tmp_path, fields={"logits": torch.zeros(2, 6)})
+
+
+def test_other_files_and_damage_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds other files"):
+        make(tmp_path / "a")
+    make(tmp_path / "b")
+    for text in ("{", "[]", '{"identity": 1}'):
+        (tmp_path / "b" / "cache.json").write_text(text)
+        with pytest.raises(UserError, match="is damaged"):
+            make(tmp_path / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        make(tmp_path / "file" / "cache")
+
+
+def test_killed_while_the_folder_was_claimed(tmp_path):
+    (tmp_path / "cache.tmp").write_text('{"versi')
+    cache = make(tmp_path)
+    cache.write(0, torch.tensor([1]), values(1, 0))
+    cache.commit(0)
+    assert make(tmp_path).known(0, torch.tensor([1]))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.integers(0, 10**9), min_size=1, max_size=30), max_size=5), st.binary(max_size=60))
+def test_plans_come_back_in_their_blocks(tmp_path_factory, blocks, noise):
+    cache = make(tmp_path_factory.mktemp("cache"), total=10**9 + 1)
+    planned = [torch.tensor(block) for block in blocks]
+    cache.known(0, torch.tensor([0]))
+    cache.set_plan(0, "0of1", planned)
+    assert [block.tolist() for block in cache.plan(0, "0of1")] == blocks
+    assert cache.plan(0, "0of2") == []
+    (cache.folder / "view-0000" / "plan-0of1.npy").write_bytes(noise)
+    assert cache.plan(0, "0of1") == []  # damaged: as if nothing had been planned
+
+
+def test_killed_between_write_and_commit(tmp_path):
+    cache, index = make(tmp_path), torch.arange(4)
+    cache.write(0, index, values(4, 0))
+    again = make(tmp_path)
+    assert not again.known(0, index[:1])
+    again.write(0, index, values(4, 1))
+    again.commit(0)
+    assert torch.equal(again.read(0, index)["logits"], values(4, 1)["logits"].half().float())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e6])
+def test_what_half_precision_cannot_hold_is_refused(tmp_path, bad):
+    cache, fields = make(tmp_path), values(2, 0)
+    fields["logits"][1, 2] = bad
+    with pytest.raises(UserError, match=r"'logits'.*not finite"):
+        cache.write(0, torch.arange(2), fields)
+    cache.commit(0)
+    assert not cache.known(0, torch.tensor([1]))
+
+
+def test_capacity_counts_whole_views(tmp_path):
+    row = 5 * 2 + 3 * 8 + 1
+    cache = make(tmp_path / "a", total=10_000, used=10_000, budget=3 * 10_000 * row + 17)
+    assert cache.view_bytes == 10_000 * row
+    assert cache.capacity == 3
+    assert [cache.holds(view) for view in (CLEAN, 0, 2, 3)] == [True, True, True, False]
+    few = make(tmp_path / "b", total=10**7, used=10, budget=2**20)
+    assert few.view_bytes < 200_000  # ten rows of a sparse file
+    assert few.capacity > 3
+    none = make(tmp_path / "c", budget=10)
+    assert not none.holds(0)
+    assert not none.holds(CLEAN)
+
+
+def test_rows_that_are_never_written_take_no_disk(tmp_path):
+    cache = make(tmp_path, total=1_000_000, used=10)
+    cache.write(0, torch.tensor([5, 999_999]), values(2, 0))
+    cache.commit(0)
+    found = cache.describe()
+    assert found["views"] == 1
+    assert found["bytes"] < 200_000
+
+
+# ---- from a network to a batch ----------------------------------------------------------------------------------
+
+
+def batch_of(found: Feed, view: int, index: torch.Tensor):
+    return found.samples.fetch(index, view, found.augment)
+
+
+@pytest.mark.parametrize("view", [CLEAN, 0, 1])
+def test_stored_and_online_signals_agree_to_half_precision(tmp_path, view):
+    stored, online = feed(tmp_path), feed(views=0)
+    assert stored.fill(view) == len(pictures())
+    index = torch.tensor([40, 3, 17, 8])
+    a, b = batch_of(stored, view, index), batch_of(online, view, index)
+    assert stored.attach(a) == 4
+    assert online.attach(b) == 0
+    assert a.signals["teacher"]["logits"].dtype == b.signals["teacher"]["logits"].dtype == torch.float32
+    torch.testing.assert_close(a.signals["teacher"]["logits"], b.signals["teacher"]["logits"], rtol=2**-10, atol=1e-4)
+
+
+def test_views_differ_and_are_not_mixed_up(tmp_path):
+    found, index = feed(tmp_path), torch.arange(48)
+    read = []
+    for view in (CLEAN, 0, 1):
+        found.fill(view)
+        batch = batch_of(found, view, index)
+        found.attach(batch)
+        read.append(batch.signals["teacher"]["logits"])
+    assert not torch.equal(read[0], read[1])
+    assert not torch.equal(read[1], read[2])
+
+
+def test_views_beyond_the_budget_are_computed_online(tmp_path):
+    network, counter = counted()
+    one = feed(tmp_path, network=network, budget=48 * 7 + 10)
+    assert one.cache is not None
+    assert one.cache.capacity == 1
+    before = counter.samples
+    assert (one.fill(0), one.fill(1)) == (48, 0)
+    assert counter.samples - before == 48
+    first, second = batch_of(one, 0, torch.arange(8)), batch_of(one, 1, torch.arange(8))
+    assert (one.attach(first), one.attach(second)) == (8, 0)
+    assert counter.samples - before == 56
+    expected = one.source.compute(second.inputs)["logits"]
+    assert torch.equal(second.signals["teacher"]["logits"], expected)
+
+
+def test_top_k(tmp_path):
+    network = model(Net(classes=7), seed=3)
+    found, index = feed(tmp_path, network=network, signals=(TopK(2, temperature=3.0),)), torch.arange(20)
+    found.fill(0)
+    batch = batch_of(found, 0, index)
+    found.attach(batch)
+    fields = batch.signals["teacher"]
+    probs, classes = (network(batch.inputs).detach() / 3.0).softmax(1).sort(dim=1, descending=True)
+    torch.testing.assert_close(fields["probs"], probs[:, :2], rtol=2**-10, atol=1e-4)
+    assert fields["classes"].dtype == torch.int64
+    assert torch.equal(fields["classes"], classes[:, :2])
+
+
+def test_top_k_of_more_than_there_are():
+    fields = TopK(9).fields(torch.randn(4, CLASSES), TASK)
+    assert fields["probs"].shape == fields["classes"].shape == (4, CLASSES)
+    torch.testing.assert_close(fields["probs"].sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize(("task", "shape"), [("segmentation", (2, 5, 4, 3)), ("language", (2, 4, 5))])
+def test_top_k_of_pixels_and_tokens(task, shape):
+    logits, task = torch.randn(shape), TASKS[task]
+    fields = TopK(2).fields(logits, task)
+    probs = logits.softmax(task.class_dim).movedim(task.class_dim, -1)
+    best = probs.gather(-1, fields["classes"].movedim(task.class_dim, -1))
+    torch.testing.assert_close(best, fields["probs"].movedim(task.class_dim, -1))
+    torch.testing.assert_close(best[..., 0], probs.amax(-1))
+
+
+def test_features_of_named_modules(tmp_path):
+    network = model(seed=3)
+    found = feed(tmp_path, network=network, signals=[Feature("conv1"), Logits(), Feature("bn2")])
+    found.fill(0)
+    batch = batch_of(found, 0, torch.arange(9))
+    found.attach(batch)
+    fields = batch.signals["teacher"]
+    inner, x = network.network, network.input(batch.inputs)
+    conv1 = inner.conv1(x)
+    conv2 = inner.conv2(conv1.relu())
+    assert set(fields) == {"feature:conv1", "feature:bn2", "logits"}
+    for name, expected in (("feature:conv1", conv1), ("feature:bn2", conv2), ("logits", network(batch.inputs))):
+        torch.testing.assert_close(fields[name], expected.detach(), rtol=2**-10, atol=1e-4)
+
+
+def test_unknown_and_silent_modules():
+    with pytest.raises(UserError, match=r"teacher has no module 'layer9'; expected .*conv1"):
+        Source("teacher", model(), [Feature("layer9")], TASK)
+    network = Net()
+    network.spare = nn.Linear(2, 2)
+    silent = Source("teacher", model(network), [Feature("spare")], TASK)
+    with pytest.raises(UserError, match=r"'spare'.*never"):
+        silent.compute(pictures().fetch(torch.arange(2), 0, SHIFT).inputs)
+
+
+def test_the_forward_pass_stops_where_nothing_more_is_asked():
+    network, counter = counted()
+    inputs = pictures().fetch(torch.arange(4), 0, SHIFT).inputs
+    Source("teacher", network, [Feature("conv1"), Feature("conv2")], TASK).compute(inputs)
+    assert counter.calls == 0
+    Source("teacher", network, [Feature("conv1"), Logits()], TASK).compute(inputs)
+    assert counter.calls == 1
+    network(inputs)  # no hook stays behind
+    assert counter.calls == 2
+
+
+def test_asking_leaves_modes_gradients_and_statistics_alone():
+    """A source may share modules with what learns."""
+    network = model(norm=True, drop=0.5)
+    network.network.bn1.eval()
+    before = [(module, module.training) for module in network.modules()]
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    source = Source("student", network, [Feature("conv2"), Logits()], TASK)
+    fields = source.compute(pictures().fetch(torch.arange(4), 0, SHIFT).inputs)
+    assert not any(value.requires_grad for value in fields.values())
+    assert all(module.training == mode for module, mode in before)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_fingerprints_tell_networks_apart():
+    source = Source("teacher", model(seed=1), [Logits()], TASK)
+    same = Source("teacher", model(seed=1).to(memory_format=torch.channels_last), [Logits()], TASK)
+    assert source.fingerprint() == same.fingerprint()
+    other = model(seed=1)
+    other.network.fc.bias.data[0] += 1e-6
+    brighter = model(seed=1)
+    brighter.input = type(brighter.input)(channels=1, mean=(0.4,), std=(0.25,))
+    for network, signals in ((other, [Logits()]), (brighter, [Logits()]), (model(seed=1), [TopK(2)])):
+        assert Source("teacher", network, signals, TASK).fingerprint() != source.fingerprint()
+
+
+# ---- paying once ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_fill_pays_for_the_rest_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(feeding, "BLOCK", 10)
+    network, counter = counted()
+    found = feed(tmp_path, network=network)
+    original, calls = found.source.compute, 0
+
+    def failing(inputs):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise Curtain
+        return original(inputs)
+
+    now = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(feeding.time, "monotonic", lambda: next(now))  # each block is committed
+    found.source.compute = failing  # type: ignore[method-assign]
+    with pytest.raises(Curtain):
+        found.fill(0)
+    again = feed(tmp_path, network=network)
+    before = counter.samples
+    assert again.fill(0) == 18
+    assert counter.samples - before == 18
+    assert again.fill(0) == 0
+
+
+def test_subsets_pay_for_new_samples_only(tmp_path):
+    first = feed(tmp_path, positions=torch.arange(0, 30))
+    assert first.fill(0) == 30
+    read = batch_of(first, 0, torch.arange(30))
+    first.attach(read)
+    second = feed(tmp_path, positions=torch.arange(20, 48))
+    assert second.fill(0) == 18
+    everything = feed(tmp_path)
+    assert everything.fill(0) == 0
+    again = batch_of(everything, 0, torch.arange(30))
+    everything.attach(again)
+    assert torch.equal(again.signals["teacher"]["logits"], read.signals["teacher"]["logits"])
+
+
+def test_processes_share_a_view(tmp_path):
+    found = feed(tmp_path)
+    assert [found.fill(0, rank, 2) for rank in (0, 1)] == [48, 0]  # one block, and it is the first one's
+    small = feed(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feeding, "BLOCK", 10)
+        assert [small.fill(1, rank, 2) for rank in (0, 1)] == [28, 20]
+    assert small.fill(1) == 0
+
+
+def slow(found: Feed) -> Feed:
+    original = found.source.compute
+
+    def compute(inputs):
+        time.sleep(0.2)
+        return original(inputs)
+
+    found.source.compute = compute  # type: ignore[method-assign]
+    return found
+
+
+def test_runs_side_by_side_pay_once_threads(tmp_path):
+    counts: list[int] = []
+    both = [slow(feed(tmp_path)) for _ in range(2)]
+    threads = [threading.Thread(target=lambda one=one: counts.append(one.fill(0))) for one in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(counts) == [0, 48]
+
+
+def _fill_and_tell(folder, ready, queue) -> None:
+    found = slow(feed(folder))
+    ready.wait()
+    queue.put(found.fill(0))
+
+
+def test_runs_side_by_side_pay_once_processes(tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue, ready = context.Queue(), context.Barrier(2)
+    processes = [context.Process(target=_fill_and_tell, args=(tmp_path, ready, queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert sorted(queue.get(timeout=60) for _ in processes) == [0, 48]
+    for process in processes:
+        process.join()
+
+
+# ---- in a run -------------------------------------------------------------------------------------------------
+
+
+def losses(out) -> list[dict]:
+    return [event["train"] for event in events(out) if event["event"] == "epoch"]
+
+
+def distilled(out, **settings):
+    student, teacher = model(seed=1), model(seed=3)
+    made = runner(student, out, epochs=4, batch_size=16, **settings)
+    return perform(made, plan("kd", student, teacher)), made
+
+
+def test_cached_and_online_losses_agree(tmp_path):
+    """The same views, stored, in part stored, or computed anew each time."""
+    all_stored, _ = distilled(tmp_path / "a", views=4)
+    in_part, _ = distilled(tmp_path / "b", views=4, budget=48 * 7 + 10, folder=tmp_path / "c")
+    online, made = distilled(tmp_path / "d", views=4, budget=0)
+    fresh, _ = distilled(tmp_path / "e", views=0)  # in four epochs four views, by the same numbers
+    assert made.caches == []
+    rows = 4 * 48
+    assert [(s.forwarded, s.served) for s in (all_stored, in_part, online, fresh)] == [
+        (rows, rows),
+        (rows, 48),
+        (rows, 0),
+        (rows, 0),
+    ]
+    for name in "abe":
+        for mine, theirs in zip(losses(tmp_path / name), losses(tmp_path / "d"), strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-3)
+    assert losses(tmp_path / "e") == losses(tmp_path / "d")
+
+
+def test_a_second_run_is_served(tmp_path):
+    """Another student and another seed pay nothing; another choice of samples pays for the new ones."""
+    some, other = torch.arange(0, 40, 2), torch.arange(0, 40)
+    first, _ = distilled(tmp_path / "a", views=2, positions=some)
+    assert (first.forwarded, first.served, first.seen) == (2 * 20, 4 * 20, 4 * 20)
+    second, _ = distilled(tmp_path / "b", views=2, positions=some, seed=7)
+    assert (second.forwarded, second.served) == (0, 4 * 20)
+    third, made = distilled(tmp_path / "c", views=2, positions=other, seed=8)
+    assert (third.forwarded, third.served) == (2 * 20, 4 * 40)
+    fills = [e for e in events(tmp_path / "c") if e["event"] == "fill"]
+    assert [(e["source"], e["view"], e["samples"]) for e in fills] == [("teacher", 0, 20), ("teacher", 1, 20)]
+    assert made.caches[-1]["views"] == 2
+
+
+def test_another_teacher_is_refused_before_training(tmp_path):
+    distilled(tmp_path / "a", views=2, folder=tmp_path / "cache")
+    student = model(seed=1)
+    made = runner(student, tmp_path / "b", views=2, folder=tmp_path / "cache", epochs=1)
+    with pytest.raises(UserError, match="weights differ"):
+        made.check(plan("kd", student, model(seed=4))[0])
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["version"] == 1

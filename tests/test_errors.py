@@ -1,0 +1,406 @@
+"""Bad input through the command line's entry point: status 2, one sentence, and nothing written or overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from understudy import cli
+from understudy.data import load_data
+from understudy.models import load_model
+
+SMALL = "--student zoo:mlp?hidden=8 --data digits --samples 50 --batch-size 50 --epochs 1 --precision fp32"
+TRAIN = f"train {SMALL}"
+KD = f"distill {SMALL} --teacher {{i}}/teacher/student"
+STUDY = '[recipe]\nstudent = "zoo:mlp"\ndata = "digits"\nmethod = "none"\nsamples = 50\nepochs = 1\n'
+
+
+def png(value: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(out, "png")
+    return out.getvalue()
+
+
+def images(root: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            (root / name / f"{i}.png").write_bytes(png(i))
+    return root
+
+
+def parquet(root: Path, labels: list[int]) -> None:
+    root.mkdir()
+    table = pa.table({"image": [png(i) for i in range(len(labels))], "label": labels})
+    names = {"names": '["a", "b"]'}
+    pq.write_table(table.replace_schema_metadata(names), root / "train.parquet")
+
+
+def tree(*roots: Path) -> dict[str, bytes | None]:
+    """Every path below, with its content."""
+    return {str(p): p.read_bytes() if p.is_file() else None for root in roots for p in root.rglob("*")}
+
+
+def call(*arguments: str) -> int:
+    """The status with which the command line ends, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["understudy", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def check_sentence(error: str, expected: str) -> None:
+    assert "Traceback" not in error
+    lines = error.strip().splitlines()
+    assert len(lines) == 1, error
+    assert lines[0].startswith("error: ")
+    assert lines[0].endswith((".", "?"))
+    assert not re.search(r"[.?!] [A-Z]", lines[0]), f"several sentences: {lines[0]}"
+    assert re.search(expected, lines[0]), f"{expected!r} is not told by: {lines[0]}"
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory) -> Path:
+    """A teacher, a finished run, and one of every bad thing; no test may change anything in it."""
+    here: Path = tmp_path_factory.mktemp("inputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDERSTUDY_CACHE", str(here / "cache"))
+        learn = "train --model zoo:mlp --data digits --epochs 4 --lr 0.5 --precision fp32 --out"
+        assert call(*shlex.split(f"{learn} {here}/teacher")) == 0
+        run = f"{KD} --out {{i}}/run --cache {{i}}/signals".format(i=here)
+        assert call(*shlex.split(run)) == 0
+        load_model("zoo:mlp", data=load_data("digits")).save(here / "fresh")
+        other = load_model(str(here / "teacher"))
+        with torch.no_grad():
+            other.network.fc.weight *= 0.9  # as good, but not the same
+        other.save(here / "other")
+
+    images(here / "empty-class", {"cat": 2, "dog": 2, "eel": 0})
+    images(here / "one-class", {"cat": 3})
+    images(here / "two-classes", {"cat": 5, "dog": 5})
+    (images(here / "corrupt", {"cat": 5, "dog": 5}) / "cat" / "1.png").write_bytes(b"not an image")
+    parquet(here / "out-of-range", [0, 1, 7, 1, 0, 1])
+
+    (here / "empty").mkdir()
+    (here / "teacher.pkl").write_bytes(pickle.dumps({"weight": 1}))
+    (here / "pickled").mkdir()
+    (here / "pickled" / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": 1}))
+    (here / "damaged").mkdir()
+    whole = here / "teacher" / "student"
+    (here / "damaged" / "config.json").write_bytes((whole / "config.json").read_bytes())
+    (here / "damaged" / "model.safetensors").write_bytes((whole / "model.safetensors").read_bytes()[:2000])
+
+    (here / "full").mkdir()
+    (here / "full" / "thesis.tex").write_text("years of work")
+    (here / "diary").mkdir()
+    (here / "diary" / "logs").mkdir()
+    (here / "diary" / "logs" / "monday.txt").write_text("not a run's")
+
+    recipes = {
+        "unknown-key": "epohcs = 3",
+        "wrong-type": 'epochs = "many"',
+        "not-toml": "epochs 3",
+        "has-out": 'out = "x"',
+        "number-as-model": 'student = 5\ndata = "digits"\nmethod = "none"',
+        "phase-unknown": "[phases.head]\nepochs = 3",
+        "phase-key": "[phases.kd]\nepohcs = 3",
+        "phase-value": "[phases.kd]\nepochs = 0",
+        "phases-number": "phases = 3",
+    }
+    studies = {
+        "study-key": f'nmae = "x"\n{STUDY}',
+        "study-recipe-key": f'name = "x"\n{STUDY}epohcs = 3\n',
+        "study-no-recipe": 'name = "x"\n',
+        "study-baseline": f'name = "x"\nbaseline = {{lr = 0.2}}\n{STUDY}[grid]\nlr = [0.1]\n',
+        "study-baseline-key": f'name = "x"\nbaseline = {{method = "kd"}}\n{STUDY}[grid]\nlr = [0.1]\n',
+        "study-empty": f'name = "x"\n{STUDY}[grid]\nlr = []\n',
+        "study-no-list": f'name = "x"\n{STUDY}[grid]\nlr = 0.1\n',
+        "study-seed": f'name = "x"\n{STUDY}[grid]\nseed = [1, 2]\n',
+        "study-twice": f'name = "x"\nseeds = [1, 1]\n{STUDY}',
+        "study-teacher": f'name = "x"\n{STUDY}[grid]\nmethod = ["none", "kd"]\n',
+        "study-value": f'name = "x"\n{STUDY}[grid]\nlr = [0.1, -1.0]\n',
+    }
+    for name, text in (recipes | studies).items():
+        (here / f"{name}.toml").write_text(f"{text}\n")
+    return here
+
+
+@pytest.fixture
+def quiet(inputs, tmp_path, monkeypatch, capsys):
+    """Call the command line with ``{i}`` (the inputs) and ``{o}`` (this test's own folder); returns stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+
+    def run(command: str, status: int = 2) -> str:
+        capsys.readouterr()
+        assert call(*shlex.split(command.format(i=inputs, o=tmp_path))) == status
+        return capsys.readouterr().err
+
+    return run
+
+
+OUT = "--out {o}/out"
+CASES: dict[str, tuple[str, str]] = {
+    # data
+    "data missing": (f"{KD} --data images:{{i}}/nowhere {OUT}", r"/nowhere does not exist; give a folder"),
+    "data scheme": (f"{KD} --data picture:x {OUT}", r"'picture:x' is not known; give digits, parquet:PATH"),
+    "empty class": (f"{KD} --data images:{{i}}/empty-class {OUT}", r"empty-class/eel holds no images.*remove"),
+    "one class": (f"{KD} --data images:{{i}}/one-class {OUT}", r"only one class, 'cat'; at least two"),
+    "label out of range": (f"{KD} --data parquet:{{i}}/out-of-range {OUT}", r"label 7 of .*0 to 1 is expected"),
+    "corrupt image": (f"{KD} --data images:{{i}}/corrupt {OUT}", r"cat/1.png cannot be decoded .*replace or remove"),
+    "image size": (f"{KD} --image-size 2 {OUT}", r"image_size = '2'.*greater than or equal to 4.*--image-size"),
+    "fraction and samples": (f"{KD} --fraction 0.1 {OUT}", r"fraction and samples are both given.*remove"),
+    "fraction 0": (f"{TRAIN} --set fraction=0 {OUT}", r"fraction = 0 .*greater than 0; change it with --fraction"),
+    "fewer samples than classes": (f"{KD} --samples 5 {OUT}", r"samples 5 is fewer than the 10 classes; give"),
+    "more samples than there are": (f"{KD} --samples 5000 {OUT}", r"samples 5000 is more than the 1437 .*give at most"),
+    "nothing to hold out": (f"{KD} --samples 10 --select best {OUT}", r"validation = 0.1 holds out none of 10 samples"),
+    "size": (f"{KD} --memory-limit '4 apples' {OUT}", r"memory_limit = '4 apples' .*such as 4GiB.*--memory-limit"),
+    "augment": (f"{KD} --augment spin=3 {OUT}", r"augment 'spin=3' .*'spin'; known are shift, flip"),
+    "views 0": (f"{KD} --views 0 {OUT}", r"views = 0 .*greater than or equal to 1; change it with --views"),
+    "views as text": (f"{KD} --views many {OUT}", r"views = 'many' .*a number from 1, or 'all'.*--views"),
+    # models
+    "other class count": (
+        f"{KD} --data images:{{i}}/two-classes --samples 4 {OUT}",
+        r"the teacher '.*/student' has 10 outputs but the data has 2 classes; use",
+    ),
+    "zoo": (f"{KD} --student zoo:resnet88 {OUT}", r"the zoo has no model 'resnet88'; did you mean 'resnet8'"),
+    "model scheme": (f"{KD} --student zo:resnet8 {OUT}", r"'zo:resnet8' .*did you mean 'zoo:'"),
+    "model of a number": (f"distill {{i}}/number-as-model.toml {OUT}", r"model 5 is a int; give a spec string"),
+    "teacher missing": (f"{KD} --teacher {{i}}/nowhere {OUT}", r"no model folder '.*/nowhere'; name a folder"),
+    "teacher without config": (
+        f"{KD} --teacher {{i}}/empty {OUT}",
+        r"/empty' has no config.json; a model folder holds",
+    ),
+    "pickle": (f"{KD} --teacher {{i}}/teacher.pkl {OUT}", r"teacher.pkl' is .*pickle.*could run code.*convert it"),
+    "pickle in a folder": (f"{KD} --teacher {{i}}/pickled {OUT}", r"the pickle file 'pytorch_model.bin'.*convert it"),
+    "damaged weights": (f"{KD} --teacher {{i}}/damaged {OUT}", r"damaged/model.safetensors' is damaged .*again"),
+    "teacher at chance": (f"{KD} --teacher {{i}}/fresh {OUT}", r"teacher '.*/fresh' is at chance level .*check that"),
+    # settings
+    "no teacher": (f"distill {SMALL} {OUT}", r"method 'kd' has no teacher; .*add --teacher"),
+    "method": (f"{KD} --method kdd {OUT}", r"the method 'kdd' is unknown; expected 'kd'"),
+    "train with a method": (f"{TRAIN} --set method=kd {OUT}", r"method 'kd' .*use understudy distill"),
+    "key of another method": (
+        f"{KD} --method none --temperature 3 {OUT}",
+        r"'temperature' belongs to method kd.*leave",
+    ),
+    "key": (f"distill {{i}}/unknown-key.toml {OUT}", r"'epohcs' is unknown here; expected 'epochs', the nearest"),
+    "key by --set": (f"{KD} --set epohcs=3 {OUT}", r"'epohcs' is unknown here; expected 'epochs'"),
+    "type": (
+        f"distill {{i}}/wrong-type.toml --student zoo:mlp --data digits {OUT}",
+        r"epochs = 'many' .*integer.*--ep",
+    ),
+    "range": (f"{KD} --weight 1.5 {OUT}", r"weight = '1.5' .*less than or equal to 1; change it with --weight"),
+    "seed": (f"{KD} --seed 99999999999999999999 {OUT}", r"seed = '9+' .*less than 4294967296; .*--seed"),
+    "precision": (f"{KD} --precision fp64 {OUT}", r"precision = 'fp64' .*'auto', 'bf16' or 'fp32'.*--precision"),
+    "best on no validation": (
+        f"{KD} --select best --validation 0 {OUT}",
+        r"select = best .*expected validation above 0",
+    ),
+    "missing key": (f"distill --student zoo:mlp --method none {OUT}", r"'data' is missing; expected it as --data"),
+    "recipe missing": (f"distill {{i}}/nowhere.toml {OUT}", r"nowhere.toml' does not exist; .*check the path"),
+    "recipe is a folder": (f"distill {{i}}/empty {OUT}", r"/empty' is not readable as TOML .*directory"),
+    "not TOML": (f"distill {{i}}/not-toml.toml {OUT}", r"not readable as TOML \(.*line 1.*mend"),
+    "out in a recipe": (f"distill {{i}}/has-out.toml {OUT}", r"'out' stands in a recipe; .*--out only"),
+    "--set without =": (f"{KD} --set lr {OUT}", r"--set 'lr' has no key and value; expected KEY=VALUE"),
+    "--set without key": (f"{KD} --set =3 {OUT}", r"--set '=3' has no key and value"),
+    "phase": (f"{KD} {{i}}/phase-unknown.toml {OUT}", r"the phase 'head' does not exist; expected one of kd"),
+    "key of a phase": (
+        f"{KD} {{i}}/phase-key.toml {OUT}",
+        r"phases.kd has the unknown key 'epohcs'; expected 'epochs'",
+    ),
+    "value of a phase": (f"{KD} {{i}}/phase-value.toml {OUT}", r"phases.kd.epochs = 0 .*--set phases.kd.epochs=VALUE"),
+    "phases not a table": (f"{KD} {{i}}/phases-number.toml {OUT}", r"phases = 3 .*dictionary"),
+    "tracker": (f"{KD} --log-with abacus {OUT}", r"log_with = 'abacus' is no tracker .*installed.*leave it out"),
+    # output and cache
+    "no out": (KD, r"'out' is missing; expected the folder for this run as --out"),
+    "out not empty": (f"{KD} --out {{i}}/full", r"/full' is not empty; .*another, or add --resume .*--overwrite"),
+    "out is a run": (f"{KD} --out {{i}}/run", r"/run' is not empty"),
+    "out is a file": (f"{KD} --out {{i}}/teacher.pkl", r"teacher.pkl' is a file; expected a folder"),
+    "out below a file": (f"{KD} --out {{i}}/teacher.pkl/x", r"/x' cannot be written \(.*\); .*another folder"),
+    "out where nothing can be": (f"{KD} --out /proc/understudy/x", r"'/proc/understudy/x' cannot be written \("),
+    "out too long": (f"{KD} --out {{o}}/{'x' * 300}", r"cannot be written \(File name too long\)"),
+    "overwrite what is no run's": (f"{KD} --overwrite --out {{i}}/diary", r"replace 'logs' .*no recipe.toml.*another"),
+    "resume no run": (f"{KD} --resume --out {{i}}/full", r"/full' holds no run to resume; expected recipe.toml"),
+    "resume otherwise": (
+        f"{KD} --resume --epochs 7 --out {{i}}/run",
+        r"epochs = '7', .*begun with 1; .*leave epochs out",
+    ),
+    "resume otherwise than default": (f"{KD} --resume --lr 7 --out {{i}}/run", r"lr = '7', .*begun with its default"),
+    "resume and overwrite": (f"{KD} --resume --overwrite --out {{i}}/run", r"both given; .*remove the other"),
+    "cache of another teacher": (
+        f"{KD} --teacher {{i}}/other --cache {{i}}/signals {OUT}",
+        r"/signals' was made by another teacher .*weights.*--cache",
+    ),
+    "cache for other pixels": (
+        f"{KD} --augment shift=2 --cache {{i}}/signals {OUT}",
+        r"/signals' was made by another teacher or for other pixels .*augmentation.*--cache",
+    ),
+    "cache with other files": (f"{KD} --cache {{i}}/full {OUT}", r"/full' holds other files; .*another with --cache"),
+    "cache is a file": (f"{KD} --cache {{i}}/teacher.pkl {OUT}", r"teacher.pkl' cannot be written .*--cache"),
+    # other commands
+    "split": ("evaluate --model {i}/teacher/student --data digits --split dev", r"split 'dev' .*train, val or test"),
+    "no such split": ("evaluate --model {i}/teacher/student --data digits --split val", r"'digits' has no val split"),
+    "precision of evaluate": (
+        "evaluate --model {i}/teacher/student --data digits --precision fp64",
+        r"precision 'fp64' is unknown; expected auto, bf16 or fp32",
+    ),
+    "evaluate other classes": (
+        "evaluate --model {i}/teacher/student --data images:{i}/two-classes",
+        r"has 10 outputs but the data has 2 classes",
+    ),
+    "report on nothing": ("report {i}/empty", r"/empty holds neither a run .*nor a study .*--out"),
+    "report on a missing folder": ("report {i}/nowhere", r"/nowhere"),
+    "study missing": (f"study {{i}}/nowhere.toml {OUT}", r"nowhere.toml' does not exist"),
+    "study key": (f"study {{i}}/study-key.toml {OUT}", r"study key 'nmae' is unknown; expected 'name'"),
+    "study's recipe": (f"study {{i}}/study-recipe-key.toml {OUT}", r"'epohcs' is unknown here; expected 'epochs'"),
+    "study without recipe": (f"study {{i}}/study-no-recipe.toml {OUT}", r"'recipe' in .*field required.*mend"),
+    "study's baseline": (f"study {{i}}/study-baseline.toml {OUT}", r"baseline .*0.2.* is no row .*the grid has"),
+    "study's baseline key": (f"study {{i}}/study-baseline-key.toml {OUT}", r"baseline names 'method'; .*columns lr"),
+    "study's empty axis": (f"study {{i}}/study-empty.toml {OUT}", r"grid.lr is empty; expected a list of values"),
+    "study's axis without list": (f"study {{i}}/study-no-list.toml {OUT}", r"'grid.lr' .*valid list.*mend"),
+    "study's seed": (f"study {{i}}/study-seed.toml {OUT}", r"the grid has the key 'seed'; expected it as seeds"),
+    "study's runs twice": (f"study {{i}}/study-twice.toml {OUT}", r"two runs named '[^']*1'; .*remove or rename"),
+    "study without teacher": (f"study {{i}}/study-teacher.toml {OUT}", r"method 'kd' has no teacher"),
+    "study's value": (f"study {{i}}/study-value.toml {OUT}", r"lr = -1.0 .*greater than 0"),
+    "study not empty": ("study {i}/study-teacher.toml --set recipe.teacher=x --out {i}/full", r"is not empty"),
+    # words the parser does not know
+    "option": (f"distill --epohcs 3 {OUT}", r"no such option: --epohcs .*--epochs.*; see understudy distill --help"),
+    "missing option": ("evaluate --data digits", r"missing option '--model'; see understudy evaluate --help"),
+    "command": ("distil", r"no such command 'distil'; did you mean 'distill'; see understudy --help"),
+    "argument": (f"distill a.toml b.toml {OUT}", r"unexpected extra argument.*b.toml.*; see understudy distill --help"),
+    "jobs": (f"study {{i}}/study-key.toml --jobs 0 {OUT}", r"'--jobs'.*1.*; see understudy study --help"),
+}
+
+
+@pytest.mark.parametrize(("command", "expected"), CASES.values(), ids=CASES)
+def test_refused(quiet, inputs, tmp_path, command, expected):
+    before = tree(inputs, tmp_path)
+    check_sentence(quiet(command), expected)
+    assert tree(inputs, tmp_path) == before
+
+
+def test_refused_in_a_process_of_its_own(inputs, tmp_path):
+    environment = {**os.environ, "UNDERSTUDY_CACHE": str(tmp_path / "cache")}
+    commands = [
+        ([sys.executable, "-m", "understudy"], "data missing"),
+        ([str(Path(sys.executable).with_name("understudy"))], "key by --set"),
+    ]
+    before = tree(inputs, tmp_path)
+    started = [
+        subprocess.Popen(
+            [*program, *shlex.split(CASES[name][0].format(i=inputs, o=tmp_path))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for program, name in commands
+    ]
+    for process, (_, name) in zip(started, commands, strict=True):
+        out, error = process.communicate()
+        assert process.returncode == 2
+        assert out == ""
+        check_sentence(error, CASES[name][1])
+    assert tree(inputs, tmp_path) == before
+
+
+def test_debug_shows_where(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["understudy", "report", "/nowhere", "--debug"])
+    with pytest.raises(Exception, match="/nowhere"):
+        cli.main()
+
+
+def test_an_error_of_the_program_is_status_1_and_one_line(monkeypatch, capsys):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a long line " * 20 + "\nand a second one")
+
+    monkeypatch.setattr("understudy.api.evaluate", broken)
+    assert call("evaluate", "--model", "x", "--data", "digits") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("internal error: RuntimeError: a long line")
+    assert "--debug" in error
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("--lr 1e9 --epochs 6", r"the loss of phase 'labels' is (nan|inf) in epoch \d; expected a finite .*--lr"),
+        ("--lr 3e38 --warmup 0 --schedule constant", r"not finite after training; .*lower --lr.*--overwrite"),
+    ],
+    ids=["loss", "weights after the last update"],
+)
+def test_a_run_that_is_not_finite_leaves_its_record_but_no_student(quiet, inputs, tmp_path, more, expected):
+    command = f"{TRAIN} --out {{o}}/out --set"
+    before = tree(inputs)
+    lines = quiet(f"{command} seed=1 {more}").strip().splitlines()
+    check_sentence(lines[-1], expected)
+    left = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"recipe.toml", "metrics.jsonl"} <= left <= {"recipe.toml", "metrics.jsonl", "checkpoint"}
+    assert tree(inputs) == before
+    quiet(f"{command} lr=0.01 --overwrite", status=0)
+    assert (tmp_path / "out" / "student" / "config.json").exists()
+
+
+def test_overwrite_removes_a_run_and_nothing_else(quiet, tmp_path):
+    out = tmp_path / "out"
+    quiet(f"{TRAIN} --out {{o}}/out", status=0)
+    first = (out / "recipe.toml").read_bytes()
+    others = {out / "notes.txt": "mine", out / "plots" / "a.svg": "<svg/>", tmp_path / "beside.txt": "x"}
+    for path, text in others.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    (out / "checkpoint" / "99999999.json").write_text("{}")
+    (out / "report.html").write_text("old")
+    quiet(f"{TRAIN} --seed 5 --out {{o}}/out --overwrite", status=0)
+    assert {path: path.read_text() for path in others} == others
+    assert (out / "recipe.toml").read_bytes() != first
+    assert not (out / "checkpoint" / "99999999.json").exists()
+    assert (out / "report.html").read_text() != "old"
+    assert json.loads((out / "result.json").read_text())["seed"] == 5
+
+
+def test_resume_of_a_finished_run_changes_nothing(quiet, inputs):
+    before = tree(inputs)
+    quiet("distill --resume --out {i}/run", status=0)
+    assert tree(inputs) == before
+
+
+def test_a_failing_run_is_named_in_the_study(quiet, tmp_path, monkeypatch):
+    def in_this_process(command: list[str], *, stderr: BinaryIO, **_: object) -> subprocess.CompletedProcess:
+        told = io.StringIO()
+        with contextlib.redirect_stderr(told):
+            status = call(*command[3:])
+        stderr.write(told.getvalue().encode())
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr("understudy.study.subprocess.run", in_this_process)
+    (tmp_path / "study.toml").write_text(f'name = "x"\nseeds = [0]\n{STUDY}[grid]\nlr = [0.1, 1e38]\nwarmup = [0.0]\n')
+    error = quiet("study {o}/study.toml --out {o}/out", status=1)
+    assert "Traceback" not in error
+    table = (tmp_path / "out" / "study.md").read_text()
+    found = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert [row["setting"]["lr"] for row in found["rows"]] == [0.1]
+    (failed,) = [run for run in found["runs"] if run["status"] != "done"]
+    assert failed["setting"]["lr"] == 1e38
+    assert failed["status"].startswith("error: the ")
+    assert f"- {Path(failed['out']).name}: {failed['status']}" in table

@@ -1,0 +1,255 @@
+"""Recipes: reading, merging and naming settings, and that file, option, --set and argument are one and the same."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import understudy
+from understudy import cli
+from understudy.errors import UserError
+from understudy.methods import METHODS
+from understudy.recipe import (
+    Recipe,
+    make_recipe,
+    merge,
+    nearest_key,
+    parse_sets,
+    read_toml,
+    recipe_type,
+    size_in_bytes,
+    write_toml,
+)
+
+BASE = {"student": "zoo:mlp", "data": "digits", "method": "none"}
+GIVEN: dict[str, Any] = {  # every key of every method, each with a value that is not its default
+    "teacher": "runs/teacher",
+    "student": "zoo:mlp",
+    "data": "digits",
+    "method": "kd",
+    "fraction": 0.5,
+    "samples": 100,
+    "validation": 0.2,
+    "views": 3,
+    "augment": "shift=1",
+    "image_size": 8,
+    "memory_limit": "1GiB",
+    "workers": 1,
+    "seed": 7,
+    "precision": "fp32",
+    "cache": "signals",
+    "cache_budget": "1GiB",
+    "checkpoint_seconds": 5.0,
+    "log_with": "tensorboard",
+    "phases": {"kd": {"epochs": 3}},
+    "epochs": 4,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "lr": 0.01,
+    "momentum": 0.8,
+    "weight_decay": 1e-4,
+    "schedule": "onecycle",
+    "warmup": 0.1,
+    "clip": 1.0,
+    "ema": 0.9,
+    "accumulate": 2,
+    "select": "best",
+    "patience": 3,
+    "eval_every": 2,
+    "label_smoothing": 0.1,
+    "temperature": 2.0,
+    "weight": 0.5,
+}
+
+
+def command(*arguments: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["understudy", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        ([], {}),
+        (["lr=0.1"], {"lr": 0.1}),
+        (["epochs=3", "select=best"], {"epochs": 3, "select": "best"}),
+        (["data=images:a=b"], {"data": "images:a=b"}),
+        (["cache="], {"cache": ""}),
+        (["views=all"], {"views": "all"}),
+        (["a=true", 'b="true"', "c=[1, 2]"], {"a": True, "b": "true", "c": [1, 2]}),
+        (["phases.kd.epochs=5", "phases.kd.lr=1e-3"], {"phases": {"kd": {"epochs": 5, "lr": 1e-3}}}),
+        (["phases={kd = {epochs = 5}}", "phases.kd.lr=1"], {"phases": {"kd": {"epochs": 5, "lr": 1}}}),
+        (["lr=1", "lr=2"], {"lr": 2}),
+    ],
+)
+def test_parse_sets(assignments, expected):
+    assert parse_sets(assignments) == expected
+
+
+@pytest.mark.parametrize("assignments", [["lr"], ["=1"], [""], ["phases=1", "phases.kd.lr=1"]])
+def test_parse_sets_refuses(assignments):
+    with pytest.raises(UserError, match=r"--set .*expected"):
+        parse_sets(assignments)
+
+
+def test_merge_is_deep_and_leaves_its_arguments_alone():
+    base = {"lr": 1, "phases": {"kd": {"epochs": 1, "lr": 2}, "head": {"epochs": 3}}}
+    changes = {"seed": 4, "phases": {"kd": {"lr": 5}}}
+    copy = json.loads(json.dumps([base, changes]))
+    expected = {"lr": 1, "seed": 4, "phases": {"kd": {"epochs": 1, "lr": 5}, "head": {"epochs": 3}}}
+    assert merge(base, changes) == expected
+    assert [base, changes] == copy
+    assert merge({"phases": 3}, {"phases": {"kd": {}}}) == {"phases": {"kd": {}}}
+    assert merge({"phases": {"kd": {}}}, {"phases": 3}) == {"phases": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("500", 500),
+        ("500B", 500),
+        ("1.5 KiB", 1536),
+        ("2kb", 2000),
+        ("500MB", 500 * 10**6),
+        ("4GiB", 4 * 2**30),
+        ("1TiB", 2**40),
+    ],
+)
+def test_sizes(text, size):
+    recipe = make_recipe({**BASE, "memory_limit": text})
+    assert size_in_bytes(recipe.memory_limit) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "4 apples", "-1GiB", "1e3", "4GiB more"])
+def test_sizes_refused(text):
+    with pytest.raises(UserError, match=r"memory_limit = .*such as 4GiB.*--memory-limit"):
+        make_recipe({**BASE, "memory_limit": text})
+
+
+def test_nearest_key():
+    assert nearest_key("epohcs", Recipe.model_fields) == "'epochs', the nearest right one"
+    assert nearest_key("temprature", recipe_type("kd").model_fields).startswith("'temperature'")
+    assert nearest_key("xyz", ["b", "a"]) == "one of a, b"
+
+
+@pytest.mark.parametrize(("given", "views"), [(4, 4), ("4", 4), ("all", "all"), (None, None)])
+def test_views(given, views):
+    assert make_recipe({**BASE, "views": given}).views == views
+
+
+@pytest.mark.parametrize("views", [0, "0", -1, "-1", "some", "", 1.5, "1.5"])
+def test_views_refused(views):
+    with pytest.raises(UserError, match=r"views = .* change it with --views"):
+        make_recipe({**BASE, "views": views})
+
+
+def test_text_means_what_the_number_means():
+    typed = {"lr": 0.1, "epochs": 3, "seed": 4, "views": 2, "fraction": 0.5}
+    assert make_recipe({**BASE, **typed}) == make_recipe({**BASE, **{k: str(v) for k, v in typed.items()}})
+
+
+def test_the_phase_that_picks_its_best_state_needs_held_out_samples():
+    with pytest.raises(UserError, match="held-out"):
+        make_recipe({**BASE, "validation": 0, "phases": {"labels": {"select": "best"}}})
+
+
+def test_a_key_of_another_method_is_told():
+    with pytest.raises(UserError, match="'temperature' belongs to method kd, but the method is 'none'"):
+        make_recipe({**BASE, "temperature": 2})
+
+
+def test_toml_there_and_back(tmp_path):
+    recipe = make_recipe({key: value for key, value in GIVEN.items() if key != "samples"})
+    write_toml(tmp_path / "recipe.toml", recipe.model_dump())
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.toml"]
+    assert make_recipe(read_toml(tmp_path / "recipe.toml")) == recipe
+
+
+def test_every_key_is_an_option_of_distill():
+    group: Any = typer.main.get_command(cli.app)
+    options = {parameter.name: parameter for parameter in group.commands["distill"].params}
+    for method in METHODS:
+        for key in recipe_type(method).model_fields:
+            if key == "phases":  # a table: written in a file, or by --set phases.NAME.KEY=VALUE
+                assert "--set" in options["sets"].opts
+                continue
+            assert f"--{key.replace('_', '-')}" in options[key].opts
+            assert options[key].help, key
+    learned = {parameter.name for parameter in group.commands["train"].params}
+    assert set(recipe_type("none").model_fields) - learned == {"teacher", "method", "cache", "cache_budget", "phases"}
+    assert "--model" in next(p for p in group.commands["train"].params if p.name == "student").opts
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[Recipe]:
+    """The settings that reach a run, in place of running it."""
+    found: list[Recipe] = []
+
+    def production(settings: Recipe, objects: Any, out: Path) -> None:
+        found.append(settings)
+        raise UserError("stopped.")
+
+    monkeypatch.setattr("understudy.api.Production", production)
+    return found
+
+
+def test_every_key_is_an_argument_of_distill(seen, tmp_path):
+    assert set(GIVEN) == {key for method in METHODS for key in recipe_type(method).model_fields}
+    for key, value in GIVEN.items():
+        needed = {"teacher": "runs/teacher", "student": "zoo:mlp", "data": "digits", "method": "kd"}
+        with pytest.raises(UserError, match=r"^stopped\.$"):
+            understudy.distill(**{**needed, key: value}, out=tmp_path / "out")
+        assert getattr(seen[-1], key) == value
+
+
+def test_every_key_is_read_from_the_option(seen, tmp_path):
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in GIVEN.items() if key not in ("phases", "samples")]
+    assert command("distill", *options, "--set", "phases.kd.epochs=3", "--out", str(tmp_path / "out")) == 2
+    expected = make_recipe({key: value for key, value in GIVEN.items() if key != "samples"})
+    assert seen == [expected]
+
+
+def test_options_win_over_the_recipe_and_set_over_both(seen, tmp_path):
+    file, out = tmp_path / "recipe.toml", str(tmp_path / "out")
+    file.write_text(
+        'student = "zoo:mlp"\ndata = "digits"\nmethod = "none"\nepochs = 1\nlr = 0.1\nseed = 1\n'
+        "[phases.labels]\nepochs = 1\nlr = 0.5\n"
+    )
+    options = ["--lr", "0.2", "--seed", "2", "--set", "seed=3", "--set", "phases.labels.lr=0.25", "--out", out]
+    assert command("distill", str(file), *options) == 2
+    assert (seen[-1].epochs, seen[-1].lr, seen[-1].seed) == (1, 0.2, 3)
+    assert seen[-1].phases == {"labels": {"epochs": 1, "lr": 0.25}}
+    with pytest.raises(UserError, match="stopped"):
+        understudy.distill(recipe=file, lr=0.2, seed=3, phases={"labels": {"lr": 0.25}}, out=out)
+    assert seen[-1] == seen[-2]
+
+
+def test_a_run_writes_a_recipe_that_runs_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    learn = "train --model zoo:mlp --data digits --epochs 3 --lr 0.5 --precision fp32 --out teacher"
+    assert command(*shlex.split(learn)) == 0
+    again = "distill --teacher teacher --student zoo:mlp?hidden=16 --data digits --samples 100 --batch-size 50"
+    again += " --views 2 --temperature 2 --set phases.kd.epochs=2 --select best --precision fp32 --seed 3 --out first"
+    assert command(*shlex.split(again)) == 0
+    assert command("distill", "first/recipe.toml", "--out", "second") == 0
+    first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("first", "second"))
+    assert first["student"]["metrics"] == second["student"]["metrics"]
+    assert first["phases"][0]["epochs"] == second["phases"][0]["epochs"] == 2
+    assert first["data"]["train_samples"] == second["data"]["train_samples"] == 90
+    weights = [(tmp_path / name / "student" / "model.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1]
+    texts = [(tmp_path / name / "recipe.toml").read_text() for name in ("first", "second")]
+    assert texts[0] == texts[1]
+    assert tomllib.loads(texts[0])["temperature"] == 2.0
