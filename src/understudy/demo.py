@@ -26,23 +26,10 @@ def demo(out: str | Path = "runs/demo", *, resume: bool = False, overwrite: bool
     out = Path(out)
     check_out(out, resume=resume, overwrite=overwrite, marks=(MARK,))
     out.mkdir(parents=True, exist_ok=True)
+    write_toml(out / MARK, _study(out))
     console.print("[bold]1. A teacher[/bold]: resnet20 on all 1,437 training digits, with their labels")
     resumed = resume and (out / "teacher").exists()
-    teacher = train("zoo:resnet20", "digits", out / "teacher", epochs=25, resume=resumed, overwrite=overwrite)
-    study = {
-        "name": "Ten labelled digits a class, alone and with a teacher",
-        "seeds": [0, 1, 2, 3, 4],
-        "baseline": {"method": "none"},
-        "recipe": {
-            "teacher": str(teacher.out / "student"),
-            "student": STUDENT,
-            "data": "digits",
-            "samples": 100,
-            "epochs": 100,
-        },
-        "grid": {"method": ["none", "kd"]},
-    }
-    write_toml(out / MARK, study)
+    train("zoo:resnet20", "digits", out / "teacher", epochs=25, resume=resumed, overwrite=overwrite)
     console.print(
         "[bold]2. Students[/bold]: a tiny network, 10 labelled images a class, five seeds, without and with the teacher"
     )
@@ -50,6 +37,23 @@ def demo(out: str | Path = "runs/demo", *, resume: bool = False, overwrite: bool
     found = run_study(out / MARK, out / "study", jobs=jobs, resume=resumed, overwrite=overwrite)
     _tell(found, out)
     return found
+
+
+def _study(out: Path) -> dict[str, Any]:
+    """Students alone against students taught."""
+    return {
+        "name": "Ten labelled digits a class, alone and with a teacher",
+        "seeds": [0, 1, 2, 3, 4],
+        "baseline": {"method": "none"},
+        "recipe": {
+            "teacher": str(out / "teacher" / "student"),
+            "student": STUDENT,
+            "data": "digits",
+            "samples": 100,
+            "epochs": 100,
+        },
+        "grid": {"method": ["none", "kd"]},
+    }
 
 
 def _tell(found: dict[str, Any], out: Path) -> None:

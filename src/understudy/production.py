@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
+from .audition import Memo, refuse_chance_level
 from .data import CLEAN, Augment, batches, choose, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast
@@ -24,8 +23,6 @@ from .recipe import Recipe, size_in_bytes, write_toml
 from .report import write_run_report
 from .runfolder import clear, write_json
 from .tasks import TASKS
-from .teacher import cache_root
-from .teacher.signals import fingerprint
 from .train.phase import Fit
 from .train.precision import place, resolve_precision
 from .train.progress import Display
@@ -48,11 +45,12 @@ class Production:
         self.device = self.accelerator.device
         self.precision = resolve_precision(settings.precision, self.device)
         s = settings
-        data = load_data(
-            objects.get("data", s.data), image_size=s.image_size, memory_limit=size_in_bytes(s.memory_limit)
-        )
+        with self.accelerator.main_process_first():  # the first may have to extract what the others then read
+            data = load_data(
+                objects.get("data", s.data), image_size=s.image_size, memory_limit=size_in_bytes(s.memory_limit)
+            )
         self.data, self.task = data, TASKS[data.task]
-        self._memo: tuple[Path, dict[str, Any]] | None = None
+        self._remember: Callable[[], None] = lambda: None  # what to write once everything has been checked
         torch.manual_seed(s.seed)
         self.student = self._load("student", objects)
         self.teacher = self._load("teacher", objects) if s.teacher is not None else None
@@ -151,10 +149,9 @@ class Production:
     def run(self, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
         """Train, and write the run folder; returns what ``result.json`` holds."""
         with self.display:
-            teacher = self._describe_teacher()
+            teacher = self._audition()
             before = self._test(self.student, "student before")[0]
-            self._check_cache()
-            self.runner.check(self.phases[0])
+            self.runner.check(self.phases)
             self._open_folder(overwrite)
             state = self.runner.run(self.phases, resume, self._cast(teacher, before))
             after = self._test(self.student, "student after")
@@ -181,17 +178,6 @@ class Production:
                 "or set --clip 1, and start again with --overwrite."
             )
 
-    def _check_cache(self) -> None:
-        """Refuse a folder of other files as --cache, before the cache puts its lock there."""
-        folder = Path(self.settings.cache) if self.settings.cache else None
-        if folder is None or not folder.is_dir() or (folder / "cache.json").exists():
-            return
-        if any(item.name not in ("lock", "cache.tmp") for item in folder.iterdir()):
-            raise UserError(
-                f"the cache folder {str(folder)!r} holds other files; expected an empty folder or a cache: name "
-                "another with --cache."
-            )
-
     def _open_folder(self, overwrite: bool) -> None:
         """The first thing written, after everything that can be wrong with the input has been checked."""
         if self.accelerator.is_main_process:
@@ -199,9 +185,7 @@ class Production:
             if overwrite:
                 clear(self.out)
             write_toml(self.out / "recipe.toml", self.settings.model_dump())
-            if self._memo:
-                self._memo[0].parent.mkdir(parents=True, exist_ok=True)
-                write_json(*self._memo)
+            self._remember()
         self.accelerator.wait_for_everyone()
         if self.settings.log_with:
             self.accelerator.init_trackers("understudy", config=_flat(self.settings.model_dump()))
@@ -244,6 +228,19 @@ class Production:
             "environment": self._environment(),
         }
 
+    def _audition(self) -> dict[str, Any] | None:
+        """The teacher's size and test metrics, once it has shown that it knows the transfer set at all."""
+        if self.teacher is None:
+            return None
+        refuse_chance_level(self.teacher, str(self.settings.teacher), self.runner)
+        memo = Memo(self.teacher, self.data.test, f"{self.precision} {self.device.type}")
+        known = memo.read() if self.runner.world == 1 else None
+        if known is None:
+            metrics, details = self._test(self.teacher, "teacher")
+            known = {"metrics": metrics, **details}
+            self._remember = lambda: memo.write(known)
+        return {"spec": self.settings.teacher, **self._sizes(self.teacher), **known}
+
     def _test(self, network: Model, title: str) -> Any:
         if self.data.test is None:
             return {}, {}
@@ -256,50 +253,6 @@ class Production:
             "macs": count_macs(network.network, network.input(raw)),
         }
 
-    def _describe_teacher(self) -> dict[str, Any] | None:
-        """Sizes and test metrics, after the check that it knows the transfer set at all.
-
-        Both evaluations are remembered by the fingerprints of teacher and data.
-        """
-        if self.teacher is None:
-            return None
-        corpus = self.runner.corpus
-        some = choose(None, samples=min(len(corpus.positions), 1024), seed=0, count=len(corpus.positions))
-        key = [
-            fingerprint(self.teacher),
-            self.data.train.fingerprint(),
-            self.precision,
-            str(self.device.type),
-        ]
-        key += [
-            self.data.test.fingerprint() if self.data.test else "",
-            str(self.settings.seed),
-            str(len(corpus.positions)),
-        ]
-        memo = cache_root() / "evaluations" / f"{_digest(key)}.json"
-        known = json.loads(memo.read_text()) if memo.exists() and self.runner.world == 1 else None
-        if known is None:
-            transfer = self.runner.evaluate(
-                self.teacher, corpus.train, corpus.positions[some], "teacher on training data"
-            )[0]
-        else:
-            transfer = known["transfer"]
-        chance = 1 / corpus.classes
-        if self.task.name == "classification" and transfer:
-            bound = chance + 3 * (chance * (1 - chance) / len(some)) ** 0.5
-            if transfer["accuracy"] <= min(bound, 0.95):
-                raise UserError(
-                    f"the teacher {self.settings.teacher!r} is at chance level on the transfer set (accuracy "
-                    f"{transfer['accuracy']:.3f}, chance {chance:.3f}); expected a trained teacher: check that its "
-                    "input normalisation, channel order and order of classes are those it was trained with."
-                )
-        if known is None:
-            metrics, details = self._test(self.teacher, "teacher")
-            known = {"transfer": transfer, "metrics": metrics, **details}
-            self._memo = memo, known
-        described = {"spec": self.settings.teacher, **self._sizes(self.teacher), "metrics": known["metrics"]}
-        return described | {key: known[key] for key in ("per_class", "confusion") if key in known}
-
     def _environment(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
         return {
@@ -311,10 +264,6 @@ class Production:
             "processes": self.runner.world,
             "precision": self.precision,
         }
-
-
-def _digest(parts: list[str]) -> str:
-    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

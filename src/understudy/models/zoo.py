@@ -53,4 +53,4 @@ def nearest(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}"
-    return f"choose one of {', '.join(known)}"
+    return f"choose one of {', '.join(sorted(known))}"

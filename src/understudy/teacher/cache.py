@@ -67,8 +67,8 @@ class SignalCache:
         self._pending: dict[int, list[np.ndarray]] = {}
         row = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.layout.values()) + 1
         page = 4096  # files are sparse: a row that is never written costs nothing, a touched page is whole
-        self.row_bytes = row
         self.view_bytes = min(total * row, used * (-(-row // page) + 1) * page)
+        self._refuse_strangers()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "lock"):
@@ -81,15 +81,20 @@ class SignalCache:
         room = shutil.disk_usage(folder).free // 2 + self._bytes_on_disk()
         self.capacity = int(min(budget, room) // max(self.view_bytes, 1))
 
+    def _refuse_strangers(self) -> None:
+        """Refuse a folder of other files before anything is put into it."""
+        if not self.folder.is_dir() or (self.folder / "cache.json").exists():
+            return
+        if any(item.name not in ("lock", "cache.tmp") for item in self.folder.iterdir()):
+            raise UserError(
+                f"the cache folder {str(self.folder)!r} holds other files; expected an empty folder or a cache: name "
+                "another with --cache."
+            )
+
     def _claim(self, identity: dict[str, str]) -> None:
         path = self.folder / "cache.json"
         mine = {"version": VERSION, "identity": identity, "samples": self.total, "fields": self.layout}
         if not path.exists():
-            if any(item.name not in ("lock", "cache.tmp") for item in self.folder.iterdir()):
-                raise UserError(
-                    f"the cache folder {str(self.folder)!r} holds other files; expected an empty folder or a cache: "
-                    "name another with --cache."
-                )
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(mine, indent=1))
             os.replace(temporary, path)
@@ -106,7 +111,7 @@ class SignalCache:
             if known.get(key) != value:
                 raise UserError(
                     f"the cache {str(self.folder)!r} was made by another teacher or for other pixels (its "
-                    f"{_MEANING.get(key, key)} differ); expected signals of this teacher on these views: name "
+                    f"{_MEANING.get(key, key)} not the same); expected signals of this teacher on these views: name "
                     "another folder with --cache or leave it out."
                 )
         if json.loads(json.dumps(mine)) != theirs:

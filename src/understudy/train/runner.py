@@ -113,10 +113,24 @@ class Runner:
             self._save({})
         return state
 
-    def check(self, phase: Phase) -> None:
-        """Raise what opening the phase's caches would raise, before anything is trained or written elsewhere."""
-        if isinstance(phase, Fit):
-            for source in phase.sources:
+    def check(self, phases: Sequence[Phase]) -> None:
+        """Raise what the plan would raise later, before anything is trained or written elsewhere."""
+        for phase in phases:
+            if not isinstance(phase, Fit):
+                continue
+            batch_size, steps, _ = self._lengths(self._settings_of(phase))
+            if len(self.corpus.positions) // steps < self.world:
+                raise UserError(
+                    f"batch_size = {batch_size} gives some of the {self.world} processes no sample; expected at least "
+                    "one for each: raise --batch-size or start fewer processes."
+                )
+            if not any(p.requires_grad and phase.learns(name) for name, p in phase.trainee.named_parameters()):
+                raise UserError(
+                    f"phase {phase.name!r} has nothing to learn; expected a parameter that is not frozen: call "
+                    "requires_grad_(True) on what is to learn."
+                )
+        if isinstance(phases[0], Fit):  # the sources of later phases may be what earlier ones have made
+            for source in phases[0].sources:
                 self._feed(source, self.corpus.train, self.corpus.positions)
 
     # ---- a fit phase ----------------------------------------------------------------------------------------
@@ -128,14 +142,7 @@ class Runner:
         learned = {parameter: parameter.requires_grad for parameter in trainee.parameters()}
         for name, parameter in trainee.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and phase.learns(name))
-        if not any(p.requires_grad for p in trainee.parameters()):
-            raise UserError(f"phase {phase.name!r} has nothing to learn; expected at least one learning parameter.")
         batch_size, steps, epochs = self._lengths(settings)
-        if len(self.corpus.positions) // steps < self.world:
-            raise UserError(
-                f"batch_size = {batch_size} gives some of the {self.world} processes no sample; expected at least one "
-                "for each: raise --batch-size or start fewer processes."
-            )
         optimizer = make_optimizer(trainee, settings, batch_size)
         average = moving_average(trainee, settings.ema) if settings.ema else None
         seed_everything(self.seed, state.phase, self.rank)
@@ -270,6 +277,8 @@ class Runner:
             network = fit.average.module if fit.average is not None else fit.trainee
             clock = time.perf_counter()
             metrics = self._evaluate_phase(fit, network, target)
+            for value in metrics.values():
+                self._check(value, fit)
             self._spent("evaluate", clock)
             event["eval"], event["eval_on"] = metrics, "validation" if self.corpus.held else "test"
             event["eval_samples"] = len(target[1])

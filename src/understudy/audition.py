@@ -1,0 +1,58 @@
+"""The audition: what a teacher must show before it may teach, and its figures, measured once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from .data import Samples, choose
+from .errors import UserError
+from .models import Model
+from .runfolder import write_json
+from .teacher import cache_root
+from .teacher.signals import fingerprint
+from .train.runner import Runner
+
+AUDITION = 1024  # transfer samples that a teacher is tried on
+
+
+def refuse_chance_level(teacher: Model, spec: str, runner: Runner) -> None:
+    """Raise `UserError` when the teacher's accuracy on the transfer set is within three deviations of chance.
+
+    That is what a wrong normalisation, channel order or class order looks like, and it is silent elsewhere.
+    """
+    corpus = runner.corpus
+    some = choose(None, samples=min(len(corpus.positions), AUDITION), seed=0, count=len(corpus.positions))
+    metrics = runner.evaluate(teacher, corpus.train, corpus.positions[some], "teacher on training data")[0]
+    if "accuracy" not in metrics or runner.task.name != "classification":
+        return
+    chance = 1 / corpus.classes
+    bound = chance + 3 * (chance * (1 - chance) / len(some)) ** 0.5
+    if metrics["accuracy"] <= min(bound, 0.95):
+        raise UserError(
+            f"the teacher {spec!r} is at chance level on the transfer set (accuracy {metrics['accuracy']:.3f}, chance "
+            f"{chance:.3f}); expected a trained teacher: check that its input normalisation, channel order and order "
+            "of classes are those it was trained with."
+        )
+
+
+class Memo:
+    """A teacher's test metrics, remembered by the fingerprints of teacher and data, so that a study pays once."""
+
+    def __init__(self, teacher: Model, test: Samples | None, how: str) -> None:
+        parts = [fingerprint(teacher), test.fingerprint() if test else "", how]
+        name = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+        self.path = cache_root() / "evaluations" / f"{name}.json"
+
+    def read(self) -> dict[str, Any] | None:
+        """What was measured before; None where nothing sound is there."""
+        try:
+            return json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return None
+
+    def write(self, known: dict[str, Any]) -> None:
+        """Remember."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, known)

@@ -1,0 +1,131 @@
+"""Two processes agree with one: the same weights, metrics and counts, and only the first writes."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tools import CLASSES, apart, events, surroundings
+
+import understudy
+from understudy import production
+from understudy.data import load_data
+from understudy.models import load_model
+from understudy.tasks import TASKS
+from understudy.train.evaluate import evaluate
+
+SETTINGS = {
+    **{"student": "zoo:mlp?hidden=12", "data": "digits", "samples": 150, "views": 2, "epochs": 4, "batch_size": 32},
+    **{"lr": 0.05, "precision": "fp32", "clip": 1.0, "ema": 0.8, "accumulate": 3, "validation": 0.1, "select": "best"},
+    **{"checkpoint_seconds": 0, "eval_every": 1},
+}
+
+PROBE = '''
+"""What each of the processes finds, written by each to a file of its own."""
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tools import CLASSES, Net, model, perform, pictures, plan, runner, weights
+
+from understudy.tasks import IGNORE, TASKS
+from understudy.train.evaluate import evaluate
+
+out, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
+rank, world = accelerator.process_index, accelerator.num_processes
+assert world == 2
+found = {}
+for count in (1, 2, 3, 40, 1001):
+    samples = pictures(count, seed=count)
+    found[count] = evaluate(model(seed=1), samples, TASKS["classification"], CLASSES, rank=rank, world=world)
+samples = pictures(7)
+samples._device_labels = torch.tensor([IGNORE, 1] * 3 + [IGNORE])  # the first process has no labels at all
+found["unlabelled"] = evaluate(model(seed=1), samples, TASKS["classification"], CLASSES, rank=rank, world=world)
+
+student = model(norm=True)  # BatchNorm's statistics are those of the first process
+made = runner(student, out / "norm", views=1, epochs=2, batch_size=16, ema=0.5)
+state = perform(made, plan("kd", student, model(seed=3)))
+found["counts"] = [state.forwarded, state.served, state.seen]
+found["metrics"] = made.evaluate(student, pictures(50, seed=9))[0]
+torch.save(weights(student), out / f"weights-{rank}.pt")
+(out / f"found-{rank}.json").write_text(json.dumps(found))
+'''
+
+
+def launch(arguments: list[str], **environment: object) -> None:
+    """torchrun with two processes, or all that they said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, *arguments], env=surroundings(**environment), capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+
+
+def test_distilling(digits_teacher, tmp_path, monkeypatch):
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in SETTINGS.items()]
+    options += ["--method", "kd", "--teacher", str(digits_teacher), "--out", str(tmp_path / "two")]
+    launch(["-m", "understudy", "distill", *options], UNDERSTUDY_CACHE=tmp_path / "cache")
+    monkeypatch.setattr(production, "write_run_report", lambda out: None)
+    understudy.distill(str(digits_teacher), method="kd", out=tmp_path / "one", **SETTINGS)
+
+    one, two = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("one", "two"))
+    assert apart(one, two) < 1e-5
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert (one["environment"]["processes"], two["environment"]["processes"]) == (1, 2)
+    for role in ("teacher", "student"):
+        assert two[role]["metrics"] == pytest.approx(one[role]["metrics"], abs=1e-4)
+        assert two[role]["confusion"] == one[role]["confusion"]
+    assert two["student"]["before"] == pytest.approx(one["student"]["before"], abs=1e-4)
+    assert [(p["epochs"], p["best"]["epoch"]) for p in two["phases"]] == [
+        (p["epochs"], p["best"]["epoch"]) for p in one["phases"]
+    ]
+    for key in ("student_samples_seen", "teacher_samples_forwarded"):
+        assert two[key] == one[key]
+    assert two["cache"]["hits"] == one["cache"]["hits"]
+    lines = [events(tmp_path / name) for name in ("one", "two")]
+    assert [line["event"] for line in lines[0]] == [line["event"] for line in lines[1]]  # nothing is written twice
+    for mine, theirs in zip(*lines, strict=True):
+        if mine["event"] == "epoch":
+            assert theirs["train"] == pytest.approx(mine["train"], abs=1e-4)
+            assert theirs["eval"] == pytest.approx(mine["eval"], abs=1e-3)
+    assert len(list((tmp_path / "two" / "checkpoint").glob("*.pt"))) == 2
+    assert not list((tmp_path / "two").rglob("*.tmp"))
+
+
+def test_evaluating_and_batch_norm(tmp_path):
+    (tmp_path / "probe.py").write_text(PROBE)
+    launch([str(tmp_path / "probe.py"), str(tmp_path)], PYTHONPATH=Path(__file__).parent)
+    mine, theirs = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
+    assert mine == theirs
+    from tools import model, pictures
+
+    for count in (1, 2, 3, 40, 1001):
+        expected, details = evaluate(model(seed=1), pictures(count, seed=count), TASKS["classification"], CLASSES)
+        assert mine[str(count)][0] == pytest.approx(expected, rel=1e-5)
+        assert mine[str(count)][1] == details
+    assert mine["unlabelled"][0].keys() == {"accuracy", "nll", "ece"}
+    states = [torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1)]
+    assert apart(*states) == 0
+    assert mine["counts"] == [48, 96, 96]
+    network = model(norm=True)
+    network.load_state_dict(states[0])
+    expected = evaluate(network, pictures(50, seed=9), TASKS["classification"], CLASSES)[0]
+    assert mine["metrics"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_saved_student_is_the_one_that_was_measured(digits_teacher):
+    """What these tests stand on: a saved folder loads to the same metrics."""
+    data = load_data("digits")
+    network = load_model(str(digits_teacher))
+    metrics = evaluate(network, data.test, TASKS["classification"], 10)[0]
+    told = json.loads((digits_teacher.parent / "result.json").read_text())["student"]["metrics"]
+    assert metrics == pytest.approx(told, abs=1e-3)
+    assert metrics["accuracy"] > 0.85

@@ -1,0 +1,507 @@
+"""The runner against plain loops and independent formulas."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tools import CLASSES, SHIFT, Curtain, Net, apart, events, model, perform, pictures, plan, runner, same, weights
+from torch import nn
+
+from understudy.data import CLEAN, Augment
+from understudy.errors import UserError
+from understudy.tasks import TASKS
+from understudy.teacher import Logits, Source
+from understudy.train import Fit, FitSettings, Solve
+from understudy.train.evaluate import evaluate
+from understudy.train.runner import Runner
+from understudy.train.schedule import default_batch_size, default_epochs, factor, make_optimizer
+
+TASK = TASKS["classification"]
+
+
+# ---- schedules and optimisers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.4])
+def test_cosine_and_constant(warmup):
+    for step in range(1000):
+        t = step / 1000
+        if t < warmup:
+            expected = flat = t / warmup
+        else:
+            expected, flat = math.cos(math.pi / 2 * (t - warmup) / (1 - warmup)) ** 2, 1.0
+        assert factor("cosine", warmup, t) == pytest.approx(expected, abs=1e-12)
+        assert factor("constant", warmup, t) == pytest.approx(flat)
+
+
+def test_one_cycle_is_torchs():
+    steps = 3000
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.7, total_steps=steps)
+    for step in range(steps):
+        assert 0.7 * factor("onecycle", 0.0, step / steps) == pytest.approx(schedule.get_last_lr()[0], abs=2e-3)
+        optimizer.step()
+        if step < steps - 1:
+            schedule.step()
+    assert factor("onecycle", 0.0, 0.3) == 1
+    assert factor("onecycle", 0.0, 0.0) == pytest.approx(1 / 25)
+    assert factor("onecycle", 0.0, 1.0) == pytest.approx(1e-4 / 25)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "constant"])
+def test_the_rate_of_each_update(schedule, tmp_path, monkeypatch):
+    student, rates = model(), []
+    original = Runner._maybe_save
+
+    def watch(self, fit, now=False):
+        if not now and self.state.step:
+            rates.append([group["lr"] for group in fit.optimizer.param_groups])
+        original(self, fit, now)
+
+    monkeypatch.setattr(Runner, "_maybe_save", watch)
+    made = runner(student, tmp_path, epochs=4, batch_size=16, schedule=schedule, warmup=0.25, lr=0.3)
+    perform(made, plan("none", student, None))
+    assert [len(rate) for rate in rates] == [2] * 12
+    for step, (weights_rate, biases_rate) in enumerate(rates):
+        assert weights_rate == biases_rate == pytest.approx(0.3 * factor(schedule, 0.25, step / 12))
+
+
+def test_no_decay_on_biases_and_normalisation():
+    network = Net(norm=True)
+    network.conv2.weight.requires_grad_(False)
+    for name in ("sgd", "adamw"):
+        optimizer = make_optimizer(network, FitSettings(optimizer=name, weight_decay=0.3, lr=0.1), 128)
+        decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        for key, parameter in network.named_parameters():
+            if key == "conv2.weight":
+                assert id(parameter) not in decayed
+            else:
+                assert decayed[id(parameter)] == (0.3 if key in ("conv1.weight", "fc.weight") else 0.0)
+
+
+def test_defaults():
+    assert [default_batch_size(n) for n in (1, 10, 100, 500, 5000)] == [1, 10, 16, 50, 128]
+    assert [default_epochs(n) for n in (1, 20, 100, 400)] == [300, 150, 30, 30]
+    rates = [make_optimizer(Net(), FitSettings(), size).param_groups[0]["lr"] for size in (512, 128, 32)]
+    assert rates == pytest.approx([0.1, 0.1, 0.05])
+    assert make_optimizer(Net(), FitSettings(optimizer="adamw"), 32).param_groups[0]["lr"] == 1e-3
+
+
+# ---- the loop ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 0.1, "weight_decay": 1e-2},
+        {"lr": 0.01, "optimizer": "adamw", "schedule": "onecycle", "weight_decay": 0.1, "clip": 0.3},
+        {"lr": 0.1, "momentum": 0.0, "schedule": "constant", "warmup": 0.0, "accumulate": 3},
+    ],
+    ids=["sgd", "adamw", "plain"],
+)
+def test_a_hand_written_loop_ends_with_the_same_weights(settings, tmp_path):
+    """Kd on two views, with dropout: the same order of samples, and torch's optimiser from its textbook."""
+    network = {"norm": settings["lr"] == 0.1, "drop": 0.4}  # Adam would blow up the rounding of biases before a norm
+    if "accumulate" in settings:  # pieces have statistics and random numbers of their own
+        network = {}
+    student, teacher = model(**network), model(seed=9, width=8)
+    mine, samples = copy.deepcopy(student), pictures(50)
+    made = runner(student, tmp_path, samples=samples, views=2, budget=0, epochs=4, batch_size=16, **settings)
+    orders = [made._order(epoch, 4) for epoch in range(4)]
+    start: list[torch.Tensor] = []
+    phases = plan("kd", student, teacher, temperature=3.0, weight=0.7)
+    step = phases[0].step
+    phases[0].step = lambda *given: (start.append(torch.get_rng_state()), step(*given))[1]
+    perform(made, phases)
+
+    torch.set_rng_state(start[0])
+    decayed = [p for p in mine.parameters() if p.dim() > 1]
+    rest = [p for p in mine.parameters() if p.dim() <= 1]
+    decay = settings.get("weight_decay", 5e-4)
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    if settings.get("optimizer") == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=1.0)
+    else:
+        momentum = settings.get("momentum", 0.9)
+        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=momentum > 0)
+    mine.train()
+    for update in range(16):
+        batch = samples.fetch(orders[update // 4][update % 4], update // 4 % 2, SHIFT)
+        for group in optimizer.param_groups:
+            group["lr"] = settings["lr"] * factor(
+                settings.get("schedule", "cosine"), settings.get("warmup", 0.05), update / 16
+            )
+        logits = mine(batch.inputs)
+        with torch.no_grad():
+            soft = (teacher(batch.inputs) / 3.0).softmax(1)
+        kl = (soft * (soft.log() - (logits / 3.0).log_softmax(1))).sum(1).mean()
+        loss = 0.3 * F.cross_entropy(logits, batch.labels) + 0.7 * 9.0 * kl
+        optimizer.zero_grad()
+        loss.backward()
+        if "clip" in settings:
+            torch.nn.utils.clip_grad_norm_(mine.parameters(), settings["clip"])
+        optimizer.step()
+    assert apart(weights(student), weights(mine)) < 1e-6
+    assert apart(weights(student), weights(model(**network))) > 1e-2
+
+
+def test_the_order_of_samples(tmp_path):
+    positions = torch.arange(0, 94, 2)
+    made = runner(model(), tmp_path, samples=pictures(96), positions=positions)
+    for epoch in range(3):
+        order = made._order(epoch, 6)
+        assert sorted(torch.cat(order).tolist()) == positions.tolist()
+        assert {len(part) for part in order} == {7, 8}
+    assert not torch.equal(torch.cat(made._order(0, 1)), torch.cat(made._order(1, 1)))
+    again = runner(model(), tmp_path, samples=pictures(96), positions=positions, seed=1)
+    assert not torch.equal(torch.cat(made._order(0, 1)), torch.cat(again._order(0, 1)))
+
+
+@pytest.mark.parametrize("size", [16, 15])
+def test_accumulation_changes_nothing(size, tmp_path):
+    found = []
+    for accumulate in (1, 4):
+        student = model()
+        made = runner(student, tmp_path / str(accumulate), epochs=3, batch_size=size, accumulate=accumulate)
+        perform(made, plan("none", student, None))
+        found.append(
+            (
+                weights(student),
+                [e["train"]["loss"] for e in events(tmp_path / str(accumulate)) if e["event"] == "epoch"],
+            )
+        )
+    assert apart(found[0][0], found[1][0]) < 1e-5
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+
+
+def test_moving_average(tmp_path, monkeypatch):
+    student, seen = model(norm=True), []
+    original = Runner._maybe_save
+
+    def watch(self, fit, now=False):
+        if self.state.step:
+            seen.append(weights(fit.trainee))
+        original(self, fit, now)
+
+    monkeypatch.setattr(Runner, "_maybe_save", watch)
+    perform(runner(student, tmp_path, epochs=6, batch_size=16, ema=0.6), plan("none", student, None))
+    average = {name: value.double() for name, value in seen[0].items()}
+    for count, now in enumerate(seen[1:], 1):
+        decay = min(0.6, (1 + count) / (10 + count))
+        average = {name: decay * value + (1 - decay) * now[name].double() for name, value in average.items()}
+    found = weights(student)
+    for name, value in found.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), average[name], rtol=1e-5, atol=1e-6)
+    assert found["network.bn1.num_batches_tracked"] == 18
+    assert apart(found, seen[-1]) > 1e-4
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_what_may_not_learn_stays_bit_for_bit(ema, tmp_path):
+    student = model(norm=True)
+    student.network.conv1.bias.requires_grad_(False)
+    before = weights(student)
+    step = plan("none", student, None)[0].step
+    learns = lambda name: name.startswith(("network.conv2", "network.bn2", "network.conv1"))  # noqa: E731
+    made = runner(student, tmp_path, epochs=2, batch_size=16, ema=ema, optimizer="adamw", lr=0.01)
+    perform(made, [Fit("part", student, step, learns=learns)])
+    for name, value in student.state_dict().items():
+        learning = name.startswith(("network.conv2", "network.bn2", "network.conv1.weight"))
+        assert torch.equal(value, before[name]) != learning, name
+    still = {name for name, parameter in student.named_parameters() if not parameter.requires_grad}
+    assert still == {"network.conv1.bias"}
+
+
+def test_nothing_to_learn(tmp_path):
+    student = model()
+    step = plan("none", student, None)[0].step
+    with pytest.raises(UserError, match="'part' has nothing to learn"):
+        perform(runner(student, tmp_path, epochs=1), [Fit("part", student, step, learns=lambda name: False)])
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    student = model()
+    made = runner(student, tmp_path, epochs=3, batch_size=16, checkpoint_seconds=0)
+    student.network.fc.weight.data[0, 0] = float("inf")
+    with pytest.raises(UserError, match=r"loss of phase 'labels' is (nan|inf) in epoch 1; .*--lr"):
+        perform(made, plan("none", student, None))
+    assert not list(tmp_path.glob("checkpoint/*"))
+
+
+# ---- which state is kept ----------------------------------------------------------------------------------------
+
+
+def scripted(monkeypatch, values: list[float]) -> list[dict]:
+    """Let evaluations find these accuracies; returns the weights evaluated, as they come."""
+    seen: list[dict] = []
+
+    def evaluate(self, network, samples, positions=None, title=""):
+        seen.append(weights(network))
+        return {"accuracy": values[len(seen) - 1]}, {}
+
+    monkeypatch.setattr(Runner, "evaluate", evaluate)
+    return seen
+
+
+HELD = {"held": (pictures(12, seed=1), torch.arange(12)), "eval_every": 1, "batch_size": 16}
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_best_state_is_kept(ema, tmp_path, monkeypatch):
+    student = model(norm=True)
+    seen = scripted(monkeypatch, [0.1, 0.5, 0.2, 0.5, 0.4])
+    state = perform(runner(student, tmp_path, epochs=5, select="best", ema=ema, **HELD), plan("none", student, None))
+    assert same(weights(student), seen[1])
+    assert not same(seen[1], seen[4])
+    assert state.done[0]["best"] == {"epoch": 2, "accuracy": 0.5}
+    assert state.done[0]["epochs"] == 5
+
+
+def test_the_last_state_is_kept(tmp_path, monkeypatch):
+    student = model()
+    seen = scripted(monkeypatch, [0.1, 0.5, 0.2])
+    state = perform(runner(student, tmp_path, epochs=3, **HELD), plan("none", student, None))
+    assert same(weights(student), seen[2])
+    assert state.done[0]["best"] == {"epoch": 3, "accuracy": 0.2}
+
+
+def test_patience(tmp_path, monkeypatch):
+    student = model()
+    seen = scripted(monkeypatch, [0.1, 0.3, 0.2, 0.3, 0.9])
+    made = runner(student, tmp_path, epochs=5, select="best", patience=2, **HELD)
+    state = perform(made, plan("none", student, None))
+    assert len(seen) == state.done[0]["epochs"] == 4
+    assert state.done[0]["best"]["epoch"] == 2
+    assert same(weights(student), seen[1])
+
+
+def test_evaluations_now_and_then(tmp_path):
+    student = model()
+    perform(runner(student, tmp_path, epochs=5, **{**HELD, "eval_every": 2}), plan("none", student, None))
+    epochs = [event for event in events(tmp_path) if event["event"] == "epoch"]
+    assert [e["epoch"] for e in epochs if "eval" in e] == [2, 4, 5]
+    assert {e["eval_on"] for e in epochs if "eval" in e} == {"validation"}
+
+
+@pytest.mark.parametrize("where", ["held", "monitor"])
+def test_selection_by_the_phases_own_loss(where, tmp_path):
+    """The loss of the phase on the samples held out, unaugmented, its teacher's signals included."""
+    student, teacher = model(norm=True), model(seed=9)
+    samples, positions = pictures(20, seed=4), torch.arange(3, 17)
+    phase = plan("kd", student, teacher)[0]
+    phase.select_by = "loss"
+    made = runner(
+        student, tmp_path / "run", views=2, epochs=4, eval_every=1, batch_size=16, folder=tmp_path / "cache",
+        **{where: (samples, positions)}, select="best", validation=0.1,
+    )  # fmt: skip
+    state = perform(made, [phase])
+    found = [e["eval"]["loss"] for e in events(tmp_path / "run") if e["event"] == "epoch"]
+    batch = samples.fetch(positions, CLEAN, Augment())
+    batch.signals["teacher"] = {"logits": teacher(batch.inputs).detach()}
+    student.eval()
+    assert state.done[0]["best"]["loss"] == pytest.approx(min(found))
+    assert phase.step(student, batch)["loss"].item() == pytest.approx(min(found), rel=1e-3)
+
+
+# ---- plans of several phases --------------------------------------------------------------------------------------
+
+
+def three_phases(student):
+    step = plan("none", student, None)[0].step
+
+    def solve(report):
+        with torch.no_grad():
+            student.network.fc.weight.mul_(0.5).add_(torch.randn(student.network.fc.weight.shape) * 0.01)
+        report(1, 1)
+        return {"halved": 1.0}
+
+    return [
+        Fit("first", student, step, overrides={"epochs": 2}),
+        Solve("halve", solve),
+        Fit("second", student, step, learns=lambda name: "fc" in name),
+    ]
+
+
+def test_a_solve_between_two_fits(tmp_path):
+    student = model(norm=True)
+    snapshots = []
+    phases = three_phases(student)
+    solve = phases[1].solve
+    phases[1].solve = lambda report: (
+        snapshots.append(weights(student)),
+        solve(report),
+        snapshots.append(weights(student)),
+    )[1]
+    made = runner(student, tmp_path, epochs=3, batch_size=16, phases={"second": {"lr": 0.01, "batch_size": 24}})
+    state = perform(made, phases)
+    assert [(p["name"], p["kind"], p["epochs"]) for p in state.done] == [
+        ("first", "fit", 2),
+        ("halve", "solve", 0),
+        ("second", "fit", 3),
+    ]
+    assert state.done[1]["best"] == {"halved": 1.0}
+    assert all(p["seconds"] >= 0 for p in state.done)
+    assert state.seen == 5 * 48
+    kinds = [(e["event"], e.get("phase")) for e in events(tmp_path) if e["event"] != "start"]
+    assert kinds == [("epoch", "first")] * 2 + [("solve", "halve")] + [("epoch", "second")] * 3
+    assert [e["step"] for e in events(tmp_path) if e.get("phase") == "second"] == [2, 4, 6]
+    final = weights(student)
+    for name in final:  # the second phase began with what was solved, and learned the last layer only
+        assert torch.equal(final[name], snapshots[1][name]) == ("fc" not in name)
+    assert not same(snapshots[0], snapshots[1])
+
+
+@pytest.mark.parametrize(
+    "moment", ["in the first", "after the first", "in the solve", "after it", "in the second", "at the end"]
+)
+def test_plans_resume(moment, tmp_path, monkeypatch):
+    def begin(out):
+        student = model(norm=True)
+        return student, runner(student, out, epochs=3, batch_size=16, checkpoint_seconds=0), three_phases(student)
+
+    undisturbed, made, phases = begin(tmp_path / "a")
+    expected = perform(made, phases)
+
+    student, made, phases = begin(tmp_path / "b")
+    saves, original = 0, Runner._save
+    stop = {"in the first": 4, "after the first": 8, "after it": 9, "in the second": 14, "at the end": 19}.get(moment)
+
+    def save(self, running):
+        nonlocal saves
+        original(self, running)
+        saves += 1
+        if saves == stop:
+            raise Curtain
+
+    def failing(report):
+        with torch.no_grad():
+            student.network.fc.weight.zero_()
+        raise Curtain
+
+    if stop is None:
+        phases[1].solve = failing
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "_save", save)
+        with pytest.raises(Curtain):
+            perform(made, phases)
+    student, made, phases = begin(tmp_path / "b")
+    found = perform(made, phases, resume=True)
+    assert same(weights(student), weights(undisturbed))
+    assert [{**p, "seconds": 0} for p in found.done] == [{**p, "seconds": 0} for p in expected.done]
+    assert events(tmp_path / "a") == events(tmp_path / "b")
+    assert (found.seen, found.forwarded) == (expected.seen, expected.forwarded)
+
+
+class Doubled(nn.Module):
+    """A trainee that is not the student: a copy of it beside a correction that is read out at the end."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.inner = copy.deepcopy(student)
+        self.gain = nn.Parameter(torch.ones(CLASSES))
+
+    def forward(self, raw):
+        return self.inner(raw) * self.gain
+
+
+def read_out(trainee: nn.Module) -> nn.Module:
+    found = copy.deepcopy(trainee.inner)
+    with torch.no_grad():
+        found.network.fc.weight.mul_(trainee.gain.unsqueeze(1))
+        found.network.fc.bias.mul_(trainee.gain)
+    return found
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_wrapped_trainee_is_read_out(ema, tmp_path):
+    student = model()
+    before, trainee = weights(student), Doubled(student)
+    step = plan("none", student, None)[0].step
+    held = (pictures(30, seed=5), torch.arange(30))
+    phase = Fit("wide", trainee, step, readout=read_out)
+    made = runner(student, tmp_path, epochs=3, batch_size=16, ema=ema, held=held, eval_every=1)
+    state = perform(made, [phase])
+    inputs = pictures(9, seed=2).fetch(torch.arange(9), 0, SHIFT).inputs
+    torch.testing.assert_close(student(inputs), trainee(inputs), rtol=1e-4, atol=1e-5)
+    assert not same(weights(student), before)
+    assert trainee.gain.ne(1).any()
+    student.eval()
+    accuracy = (
+        sum(
+            student(held[0].fetch(torch.tensor([i]), CLEAN, Augment()).inputs).argmax().item() == held[0].labels[i]
+            for i in range(30)
+        )
+        / 30
+    )
+    assert state.done[0]["best"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_two_sources_and_a_step_that_uses_both(tmp_path):
+    student, one, two = model(), model(seed=2), model(seed=3)
+    seen = []
+
+    def step(network, batch):
+        seen.append(batch)
+        target = batch.signals["one"]["logits"] + batch.signals["two"]["logits"]
+        return {"loss": (network(batch.inputs) - target).square().mean()}
+
+    sources = tuple(Source(name, network, [Logits()], TASK) for name, network in (("one", one), ("two", two)))
+    state = perform(
+        runner(student, tmp_path, views=1, epochs=2, batch_size=16, accumulate=2),
+        [Fit("both", student, step, sources=sources)],
+    )
+    assert state.forwarded == 2 * 48
+    for batch in seen[:3]:
+        for name, network in (("one", one), ("two", two)):
+            torch.testing.assert_close(
+                batch.signals[name]["logits"], network(batch.inputs).detach(), rtol=2e-3, atol=1e-3
+            )
+    assert len(seen) == 12
+    assert len({entry["path"] for entry in state.caches}) == 2
+
+
+# ---- evaluation -------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_against_a_plain_loop():
+    network, samples = model(norm=True), pictures(40)
+    network.network.bn1.eval()
+    modes = [module.training for module in network.modules()]
+    before = weights(network)
+    positions = torch.tensor([3, 30, 8, 9, 20])
+    found, details = evaluate(network, samples, TASK, CLASSES, positions=positions)
+    assert [module.training for module in network.modules()] == modes
+    assert same(weights(network), before)
+    network.eval()
+    right, nll = 0, 0.0
+    for i in positions.tolist():
+        logits = network(samples.fetch(torch.tensor([i]), CLEAN, Augment()).inputs)[0].detach()
+        right += int(logits.argmax() == samples.labels[i])
+        nll -= logits.log_softmax(0)[samples.labels[i]].item()
+    assert found["accuracy"] == right / 5
+    assert found["nll"] == pytest.approx(nll / 5, rel=1e-5)
+    assert sum(map(sum, details["confusion"])) == 5
+
+
+def test_modes_come_back_when_an_evaluation_fails():
+    network = model(drop=0.5)
+    network.network.fc = nn.Linear(3, 3)
+    with pytest.raises(RuntimeError):
+        evaluate(network, pictures(4), TASK, CLASSES)
+    assert all(module.training for module in network.modules())
+
+
+def test_metrics_of_a_killed_epoch_are_not_logged_twice(tmp_path):
+    student = model()
+    made = runner(student, tmp_path, epochs=2, batch_size=16, checkpoint_seconds=0)
+    perform(made, plan("none", student, None))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"event": "epoch", "half a li')
+    student = model()
+    perform(runner(student, tmp_path, epochs=2, batch_size=16), plan("none", student, None), resume=True)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines if "start" not in line] == ["epoch", "epoch"]

@@ -1,0 +1,254 @@
+"""Rows, metrics and losses of the three tasks, against loops that are too simple to be wrong."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tools import CLASSES, events, perform, pictures, plan, runner
+from torch import nn
+
+from understudy.data import Augment, InMemory
+from understudy.methods.kd import kd_loss
+from understudy.models import Model
+from understudy.models.inputs import InputSpec
+from understudy.tasks import IGNORE, TASKS, Metrics, cross_entropy
+
+CLASSIFICATION, SEGMENTATION, LANGUAGE = (TASKS[name] for name in ("classification", "segmentation", "language"))
+
+
+def example(task: str, seed: int, classes: int = 4, n: int = 5, ignored: float = 0.3):
+    """Random outputs and labels of a task, some of the labels ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    outputs, labels = {"classification": ((n, classes), (n,)), "segmentation": ((n, classes, 3, 2), (n, 3, 2))}.get(
+        task, ((n, 6, classes), (n, 6))
+    )
+    logits = torch.randn(outputs, generator=generator) * 3
+    truth = torch.randint(0, classes, labels, generator=generator)
+    truth[torch.rand(labels, generator=generator) < ignored] = IGNORE
+    return logits, truth
+
+
+def by_hand(task: str, logits, labels) -> list[tuple[list[float], int]]:
+    """(logits, label) of each position, sample by sample."""
+    found = []
+    for i in range(len(logits)):
+        if task == "classification":
+            found.append((logits[i].tolist(), labels[i].item()))
+        elif task == "segmentation":
+            for y in range(labels.shape[1]):
+                for x in range(labels.shape[2]):
+                    found.append((logits[i, :, y, x].tolist(), labels[i, y, x].item()))
+        else:
+            for t in range(labels.shape[1]):
+                found.append((logits[i, t].tolist(), labels[i, t].item()))
+    return found
+
+
+def softmax(row: list[float]) -> list[float]:
+    exps = [math.exp(value - max(row)) for value in row]
+    return [value / sum(exps) for value in exps]
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 4), ignored=st.sampled_from([0.0, 0.4, 1.0]))
+def test_rows(task, seed, n, ignored):
+    logits, labels = example(task, seed, n=n, ignored=ignored)
+    rows, truth = TASKS[task].rows(logits, labels)
+    expected = by_hand(task, logits, labels)
+    if task != "classification":  # a sample without a label can still be taught; a pixel or token is dropped
+        expected = [(row, label) for row, label in expected if label != IGNORE]
+    assert rows.shape == (len(expected), 4)
+    assert rows.tolist() == [row for row, _ in expected]
+    assert truth.tolist() == [label for _, label in expected]
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_rows_of_other_widths(task):
+    """Top-k signals and features flatten as logits do."""
+    _, labels = example(task, 0)
+    other, _ = example(task, 1, classes=9)
+    assert TASKS[task].rows(other, labels)[0].shape[1] == 9
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), cut=st.integers(1, 10))
+def test_metrics(task, seed, cut):
+    """In pieces of any size, against naive computations."""
+    logits, labels = example(task, seed, n=11)
+    metrics = Metrics(TASKS[task], 4)
+    for part in range(0, 11, cut):
+        metrics.update(logits[part : part + cut], labels[part : part + cut])
+    found = metrics.compute()
+    rows = [(softmax(row), label) for row, label in by_hand(task, logits, labels) if label != IGNORE]
+    guesses = [(max(range(4), key=row.__getitem__), label) for row, label in rows]
+    accuracy = sum(guess == label for guess, label in guesses) / len(rows)
+    nll = -sum(math.log(row[label]) for row, label in rows) / len(rows)
+    expected = {"nll": nll}
+    if task == "segmentation":
+        overlaps = []
+        for k in range(4):
+            both = sum(guess == label == k for guess, label in guesses)
+            either = sum(k in pair for pair in guesses)
+            overlaps += [both / either] if either else []
+        expected |= {"pixel_accuracy": accuracy, "miou": sum(overlaps) / len(overlaps)}
+    elif task == "language":
+        expected |= {"accuracy": accuracy, "perplexity": math.exp(nll)}
+    else:
+        expected |= {
+            "accuracy": accuracy,
+            "ece": calibration([(max(row), g == y) for (row, y), (g, _) in zip(rows, guesses, strict=True)]),
+        }
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    if task != "language":
+        details = metrics.details()
+        for k in range(4):
+            of = [guess for guess, label in guesses if label == k]
+            assert details["confusion"][k] == [of.count(j) for j in range(4)]
+            assert details["per_class"][k] == (pytest.approx(of.count(k) / len(of)) if of else None)
+
+
+def calibration(rows: list[tuple[float, bool]]) -> float:
+    """Expected calibration error in 15 bins of equal width (Guo et al. 2017)."""
+    error = 0.0
+    for b in range(15):
+        inside = [(c, right) for c, right in rows if b / 15 < c <= (b + 1) / 15]
+        if inside:
+            confidence = sum(c for c, _ in inside) / len(inside)
+            accuracy = sum(right for _, right in inside) / len(inside)
+            error += abs(confidence - accuracy) * len(inside) / len(rows)
+    return error
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_metrics_without_labels(task):
+    logits, labels = example(task, 0, ignored=1.0)
+    metrics = Metrics(TASKS[task], 4)
+    metrics.update(logits, labels)
+    assert metrics.compute() == {}
+    assert metrics.details() == {}
+
+
+def test_perplexity_of_nonsense_is_a_number():
+    metrics = Metrics(LANGUAGE, 2)
+    metrics.update(torch.tensor([[[0.0, 1e6]]]), torch.tensor([[0]]))
+    assert math.isfinite(metrics.compute()["perplexity"])
+
+
+def test_better():
+    assert CLASSIFICATION.better(0.2, None)
+    assert CLASSIFICATION.better(0.2, 0.1)
+    assert not CLASSIFICATION.better(0.1, 0.1)
+    assert LANGUAGE.better(10.0, 11.0)
+    assert not LANGUAGE.better(11.0, 10.0)
+
+
+def test_cross_entropy_counts_labelled_rows_only():
+    logits, labels = example("classification", 3, n=9)
+    rows = [(softmax(row), label) for row, label in by_hand("classification", logits, labels) if label != IGNORE]
+    expected = -sum(math.log(row[label]) for row, label in rows) / len(rows)
+    assert cross_entropy(logits, labels).item() == pytest.approx(expected, rel=1e-5)
+    smooth = sum(-0.9 * math.log(row[y]) - 0.1 / 4 * sum(map(math.log, row)) for row, y in rows) / len(rows)
+    assert cross_entropy(logits, labels, 0.1).item() == pytest.approx(smooth, rel=1e-5)
+    none = cross_entropy(logits.requires_grad_(), torch.full((9,), IGNORE))
+    assert none.item() == 0
+    none.backward()
+    assert not logits.grad.any()  # type: ignore[union-attr]
+
+
+# ---- the loss of Hinton et al. ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(2, 7), st.sampled_from([0.5, 1.0, 4.0, 20.0]))
+def test_kd_loss(seed, rows, classes, temperature):
+    """The value from the definition, and the gradient ``T (q^T - p^T) / M``, in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(rows, classes, generator=generator) * 4
+    teacher = torch.randn(rows, classes, generator=generator) * 4
+    total, gradient = 0.0, []
+    for z, v in zip(student.double().tolist(), teacher.double().tolist(), strict=True):
+        q, p = softmax([x / temperature for x in z]), softmax([x / temperature for x in v])
+        total += sum(pk * (math.log(pk) - math.log(qk)) for pk, qk in zip(p, q, strict=True))
+        gradient.append([temperature * (qk - pk) / rows for pk, qk in zip(p, q, strict=True)])
+    student.requires_grad_()
+    loss = kd_loss(student, teacher, temperature)
+    loss.backward()
+    assert loss.item() == pytest.approx(temperature**2 * total / rows, rel=1e-4, abs=1e-5 * temperature**2)
+    torch.testing.assert_close(student.grad.double(), torch.tensor(gradient).double(), rtol=1e-3, atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_kd_gradients_do_not_shrink_with_temperature():
+    """Why the loss has T²: at high temperatures its gradient tends to that of matching logits (section 2.1)."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 5, generator=generator)
+    student, teacher = (x - x.mean(1, keepdim=True) for x in (student, teacher))
+    limit = (student - teacher) / (5 * 6)
+    for temperature, tolerance in ((10.0, 0.15), (100.0, 0.015), (1000.0, 0.004)):
+        leaf = student.clone().requires_grad_()
+        kd_loss(leaf, teacher, temperature).backward()
+        assert (leaf.grad - limit).abs().max() < tolerance * limit.abs().max()  # type: ignore[operator]
+
+
+def test_kd_loss_of_equal_logits_is_zero():
+    logits = torch.randn(4, 5)
+    assert kd_loss(logits, logits + 3, 2.0).item() == pytest.approx(0, abs=1e-5)
+
+
+class Pixels(nn.Module):
+    """[B, 1, 6, 6] → [B, K, 6, 6]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, CLASSES, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+class Words(nn.Module):
+    """Rows of the picture as six tokens: [B, 1, 6, 6] → [B, 6, K]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, width), nn.Linear(width, CLASSES)
+
+    def forward(self, x):
+        return self.b(self.a(x.squeeze(1)).relu())
+
+
+@pytest.mark.parametrize(("task", "kind", "shape"), [("segmentation", Pixels, (6, 6)), ("language", Words, (6,))])
+def test_kd_on_pixels_and_tokens(task, kind, shape, tmp_path):
+    """The method, the cache and the runner know nothing of the task: the student comes near its teacher."""
+    samples = pictures()
+    brightness = (samples.pixels.float().squeeze(-1) / 75).long().clamp(max=CLASSES - 1)
+    labels = brightness if task == "segmentation" else brightness.float().mean(-1).round().long()
+    labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) < 0.2] = IGNORE
+    samples = InMemory(samples.pixels, labels)
+    assert samples.labels.shape == (48, *shape)
+    spec = InputSpec(channels=1, mean=(0.5,), std=(0.25,))
+    torch.manual_seed(0)
+    teacher, student = Model(kind(16), spec, task=task), Model(kind(8), spec, task=task)
+    everything = (samples, torch.arange(48))
+    common = {"samples": samples, "task": task, "monitor": everything, "augment": Augment(), "batch_size": 16}
+    perform(
+        runner(teacher, tmp_path / "t", epochs=8, optimizer="adamw", lr=0.02, **common),
+        plan("none", teacher, None, TASKS[task]),
+    )
+    kd = plan("kd", student, teacher, TASKS[task], weight=1.0)
+    state = perform(runner(student, tmp_path / "s", epochs=8, optimizer="adamw", lr=0.02, views=1, **common), kd)
+    assert state.served == 8 * 48
+    epochs = [event for event in events(tmp_path / "s") if event["event"] == "epoch"]
+    assert epochs[-1]["train"]["kd_loss"] < 0.5 * epochs[0]["train"]["kd_loss"]
+    name = TASKS[task].metric
+    assert TASKS[task].better(epochs[-1]["eval"][name], epochs[0]["eval"][name])
+    batch = samples.fetch(torch.arange(10), 0, Augment())
+    z, v = (network(batch.inputs).detach() for network in (student, teacher))
+    pairs = zip(by_hand(task, z, batch.labels), by_hand(task, v, batch.labels), strict=True)
+    rows = [(a, b) for (a, label), (b, _) in pairs if label != IGNORE]
+    expected = kd_loss(torch.tensor([a for a, _ in rows]), torch.tensor([b for _, b in rows]), 4.0)
+    batch.signals["teacher"] = {"logits": v}
+    assert kd[0].step(student, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
