@@ -1,6 +1,7 @@
 """Two processes agree with one: the same weights, metrics and counts, and only the first writes."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_distilling(digits_teacher, tmp_path, monkeypatch):
 
 def test_evaluating_and_batch_norm(tmp_path):
     (tmp_path / "probe.py").write_text(PROBE)
-    launch([str(tmp_path / "probe.py"), str(tmp_path)], PYTHONPATH=Path(__file__).parent)
+    launch([str(tmp_path / "probe.py"), str(tmp_path)], PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     mine, theirs = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
     assert mine == theirs
     from tools import model, pictures

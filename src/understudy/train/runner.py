@@ -246,11 +246,11 @@ class Runner:
                 self.display.move(state.step, f"loss {loss:.3f} · {rate:,.0f} samples/s")
             self._maybe_save(fit)
 
-    def _check(self, loss: float, fit: Running) -> float:
-        """The loss, which must be finite: where it is not, the user can mend it."""
+    def _check(self, loss: float, fit: Running, what: str = "loss") -> float:
+        """A loss or metric, which must be finite: where it is not, the user can mend it."""
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss of phase {fit.phase.name!r} is {loss} in epoch {self.state.epoch + 1}; expected a finite "
+                f"the {what} of phase {fit.phase.name!r} is {loss} in epoch {self.state.epoch + 1}; expected a finite "
                 "number: lower --lr, set --clip 1, or check the data."
             )
         return loss
@@ -277,8 +277,8 @@ class Runner:
             network = fit.average.module if fit.average is not None else fit.trainee
             clock = time.perf_counter()
             metrics = self._evaluate_phase(fit, network, target)
-            for value in metrics.values():
-                self._check(value, fit)
+            for name, value in metrics.items():
+                self._check(value, fit, name)
             self._spent("evaluate", clock)
             event["eval"], event["eval_on"] = metrics, "validation" if self.corpus.held else "test"
             event["eval_samples"] = len(target[1])
