@@ -1,8 +1,9 @@
 PYTHON ?= python3.11
 VENV := .venv
+ADAPTERS := .venv-adapters
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test test-adapters lint types check clean
 
 # The environment is made once and again whenever its description changes.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -18,7 +19,16 @@ demo: $(VENV)/.core
 	$(BIN)/understudy demo --out runs/demo --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
+
+# torchvision, which timm needs, breaks other imports where it does not fit torch: its tests have their own environment.
+$(ADAPTERS)/.ready: pyproject.toml constraints.txt
+	test -x $(ADAPTERS)/bin/python || $(PYTHON) -m venv $(ADAPTERS)
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,timm]'
+	touch $@
+
+test-adapters: $(ADAPTERS)/.ready
+	$(ADAPTERS)/bin/python -m pytest -p no:cacheprovider tests/test_models_timm.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -27,7 +37,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types test test-adapters
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(ADAPTERS) runs

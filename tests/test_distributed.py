@@ -65,7 +65,7 @@ def launch(arguments: list[str], **environment: object) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run([*command, *arguments], env=surroundings(**environment), capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()[-4000:]
 
@@ -103,7 +103,8 @@ def test_distilling(digits_teacher, tmp_path, monkeypatch):
 
 def test_evaluating_and_batch_norm(tmp_path):
     (tmp_path / "probe.py").write_text(PROBE)
-    launch([str(tmp_path / "probe.py"), str(tmp_path)], PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    launch([str(tmp_path / "probe.py"), str(tmp_path)], PYTHONPATH=paths)
     mine, theirs = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
     assert mine == theirs
     from tools import model, pictures

@@ -345,7 +345,10 @@ def test_an_error_of_the_program_is_status_1_and_one_line(monkeypatch, capsys):
     ("more", "expected"),
     [
         ("--lr 1e9 --epochs 6", r"the (loss|nll) of phase 'labels' is (nan|inf) in epoch \d; expected a finite .*--lr"),
-        ("--lr 3e38 --warmup 0 --schedule constant", r"(not finite after training|of phase 'labels' is nan in epoch 2); expected .*lower --lr"),
+        (
+            "--lr 3e38 --warmup 0 --schedule constant",
+            r"(not finite after training|of phase 'labels' is nan in epoch 2); expected .*lower --lr",
+        ),
     ],
     ids=["loss", "weights after the last update"],
 )

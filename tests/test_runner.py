@@ -165,7 +165,9 @@ def test_accumulation_changes_nothing(size, tmp_path):
     found = []
     for accumulate in (1, 4):
         student = model()
-        made = runner(student, tmp_path / str(accumulate), epochs=3, batch_size=size, accumulate=accumulate)
+        made = runner(
+            student, tmp_path / str(accumulate), samples=pictures(50), epochs=3, batch_size=size, accumulate=accumulate
+        )
         perform(made, plan("none", student, None))
         found.append(
             (
@@ -220,7 +222,7 @@ def test_nothing_to_learn(tmp_path):
     student = model()
     step = plan("none", student, None)[0].step
     with pytest.raises(UserError, match="'part' has nothing to learn"):
-        perform(runner(student, tmp_path, epochs=1), [Fit("part", student, step, learns=lambda name: False)])
+        runner(student, tmp_path, epochs=1).check([Fit("part", student, step, learns=lambda name: False)])
 
 
 def test_a_loss_that_is_not_finite(tmp_path):
@@ -355,17 +357,22 @@ def test_a_solve_between_two_fits(tmp_path):
     assert not same(snapshots[0], snapshots[1])
 
 
+def begin(out):
+    student = model(norm=True)
+    return student, runner(student, out, epochs=3, batch_size=16, checkpoint_seconds=0), three_phases(student)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    student, made, phases = begin(out)
+    return out, student, perform(made, phases)
+
+
 @pytest.mark.parametrize(
     "moment", ["in the first", "after the first", "in the solve", "after it", "in the second", "at the end"]
 )
-def test_plans_resume(moment, tmp_path, monkeypatch):
-    def begin(out):
-        student = model(norm=True)
-        return student, runner(student, out, epochs=3, batch_size=16, checkpoint_seconds=0), three_phases(student)
-
-    undisturbed, made, phases = begin(tmp_path / "a")
-    expected = perform(made, phases)
-
+def test_plans_resume(moment, undisturbed, tmp_path, monkeypatch):
     student, made, phases = begin(tmp_path / "b")
     saves, original = 0, Runner._save
     stop = {"in the first": 4, "after the first": 8, "after it": 9, "in the second": 14, "at the end": 19}.get(moment)
@@ -390,9 +397,10 @@ def test_plans_resume(moment, tmp_path, monkeypatch):
             perform(made, phases)
     student, made, phases = begin(tmp_path / "b")
     found = perform(made, phases, resume=True)
-    assert same(weights(student), weights(undisturbed))
+    out, expected_student, expected = undisturbed
+    assert same(weights(student), weights(expected_student))
     assert [{**p, "seconds": 0} for p in found.done] == [{**p, "seconds": 0} for p in expected.done]
-    assert events(tmp_path / "a") == events(tmp_path / "b")
+    assert events(out) == events(tmp_path / "b")
     assert (found.seen, found.forwarded) == (expected.seen, expected.forwarded)
 
 

@@ -4,7 +4,7 @@ Data yields raw pixels; a model carries how it wants them normalised.
 """
 
 from understudy.data.batch import Batch
-from understudy.data.loader import batches
+from understudy.data.loader import batches, forward_size
 from understudy.data.mapped import Mapped
 from understudy.data.samples import InMemory, Samples
 from understudy.data.spec import Data, default_augment, load_data
@@ -24,6 +24,7 @@ __all__ = [
     "batches",
     "choose",
     "default_augment",
+    "forward_size",
     "hold_out",
     "load_data",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -35,6 +36,14 @@ class _Fetches(Dataset):
 
 def _unchanged(batch):
     return batch
+
+
+def forward_size(samples: Samples, most: int) -> int:
+    """Samples to put through a network at once where nothing is learned: at most `most`, fewer if they are large.
+
+    A batch has at most 2^20 pixels (256 images of 64×64, 20 of 224×224), so that activations stay moderate.
+    """
+    return min(most, max(8, 2**20 // math.prod(samples.shape[1:])))
 
 
 def batches(

@@ -20,6 +20,7 @@ from torch import Tensor
 from understudy.data.decode import SMALL, Deviation, Form, decode_all, survey
 from understudy.data.extras import hub_datasets, torchvision_datasets
 from understudy.data.folders import Listing, image_folders, parquet_files
+from understudy.data.loader import forward_size
 from understudy.data.mapped import Mapped
 from understudy.data.progress import progress
 from understudy.data.samples import InMemory, Samples
@@ -54,7 +55,7 @@ class Data:
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         order = torch.argsort(draws(0, torch.arange(len(self.train)), 0, 1)[:, 0], stable=True)
         count, total, squares = 0, torch.zeros(1), torch.zeros(1)
-        for index in order[:_MEASURED].split(256):
+        for index in order[:_MEASURED].split(forward_size(self.train, 256)):
             values = self.train.fetch(index, CLEAN, Augment()).inputs.to("cpu", torch.float64) / 255
             count += values.numel() // values.shape[1]
             total = total + values.sum((0, 2, 3))

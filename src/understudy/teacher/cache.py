@@ -110,8 +110,8 @@ class SignalCache:
         for key, value in identity.items():
             if known.get(key) != value:
                 raise UserError(
-                    f"the cache {str(self.folder)!r} was made by another teacher or for other pixels (its "
-                    f"{_MEANING.get(key, key)} not the same); expected signals of this teacher on these views: name "
+                    f"the cache {str(self.folder)!r} was made by another teacher or for other pixels (not the "
+                    f"same {_MEANING.get(key, key)}); expected signals of this teacher on these views: name "
                     "another folder with --cache or leave it out."
                 )
         if json.loads(json.dumps(mine)) != theirs:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import Augment, Batch, Samples, batches
+from ..data import Augment, Batch, Samples, batches, forward_size
 from .cache import SignalCache, cache_root
 from .signals import Source
 
@@ -78,13 +78,14 @@ class Feed:
             return 0
         done = 0
         part = f"{rank}of{world}"
-        mine = torch.cat([self.positions[:0], *self.positions.split(BLOCK)[rank::world]])
+        size = forward_size(self.samples, BLOCK)
+        mine = torch.cat([self.positions[:0], *self.positions.split(size)[rank::world]])
         with self.cache.lock(view, part):
             planned = self.cache.plan(view, part)
             fresh = self.cache.missing(view, mine)
             fresh = fresh[~torch.isin(fresh, torch.cat([mine[:0], *planned]))]
             if len(fresh):
-                planned += fresh.split(BLOCK)
+                planned += fresh.split(size)
                 self.cache.set_plan(view, part, planned)
             missing = [block for block in planned if torch.isin(block, mine).any()]
             if missing:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from ..data import CLEAN, Augment, Samples, batches
+from ..data import CLEAN, Augment, Samples, batches, forward_size
 from ..tasks import Metrics, Task
 
 BATCH = 500
@@ -36,7 +36,7 @@ def evaluate(
     """
     device = torch.device(device)
     positions = torch.arange(len(samples)) if positions is None else positions
-    order = [part for part in positions[rank::world].split(BATCH) if len(part)]
+    order = [part for part in positions[rank::world].split(forward_size(samples, BATCH)) if len(part)]
     metrics = Metrics(task, classes, device)
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..data import CLEAN, Augment, Samples, batches
+from ..data import CLEAN, Augment, Samples, batches, forward_size
 from ..errors import UserError
 from ..tasks import Task
 from ..teacher import Source
@@ -322,7 +322,7 @@ class Runner:
             self._fill(feed, CLEAN)
         sums: dict[str, float] = {}
         network.eval()
-        order = list(positions.split(BLOCK))
+        order = list(positions.split(forward_size(samples, BLOCK)))
         with torch.no_grad():
             for batch in batches(samples, order, CLEAN, Augment(), workers=self.corpus.workers, device=self.device):
                 for feed in feeds:

@@ -52,8 +52,8 @@ def mix(*numbers: int) -> int:
 
 def random_state() -> dict[str, Any]:
     """Where this process's random numbers stand (torch, NumPy, Python), as plain values and tensors."""
-    kind, keys, *rest = np.random.get_state()
-    numbers = [kind, keys.tolist(), *rest]
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    numbers = [kind, np.asarray(keys).tolist(), *rest]
     found = {"torch": torch.get_rng_state(), "numpy": numbers, "python": random.getstate()}
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state()
