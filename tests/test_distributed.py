@@ -33,9 +33,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tools import CLASSES, Net, model, perform, pictures, plan, runner, weights
+from tools import CLASSES, Curtain, model, perform, pictures, plan, runner, same, weights
 
 from understudy.tasks import IGNORE, TASKS
+from understudy.train import Runner
 from understudy.train.evaluate import evaluate
 
 out, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
@@ -55,6 +56,30 @@ state = perform(made, plan("kd", student, model(seed=3)))
 found["counts"] = [state.forwarded, state.served, state.seen]
 found["metrics"] = made.evaluate(student, pictures(50, seed=9))[0]
 torch.save(weights(student), out / f"weights-{rank}.pt")
+
+
+def dropping(name, resume=False):
+    student = model(norm=True, drop=0.5)
+    made = runner(student, out / name, views=1, epochs=4, batch_size=16, ema=0.5, checkpoint_seconds=0)
+    perform(made, plan("kd", student, model(seed=3)), resume)
+    return weights(student)
+
+
+def save(self, running):
+    original(self, running)
+    if self.state.epoch == 2:
+        raise Curtain
+
+
+undisturbed, original, Runner._save = dropping("a"), Runner._save, save
+try:
+    dropping("b")
+    found["stopped"] = False
+except Curtain:
+    found["stopped"] = True
+accelerator.wait_for_everyone()  # the first process has written
+Runner._save = original
+found["resumed"] = same(dropping("b", resume=True), undisturbed)
 (out / f"found-{rank}.json").write_text(json.dumps(found))
 '''
 
@@ -66,8 +91,13 @@ def launch(arguments: list[str], **environment: object) -> None:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     environment["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run([*command, *arguments], env=surroundings(**environment), capture_output=True, timeout=240)
-    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    process = subprocess.Popen([*command, *arguments], env=surroundings(**environment), stderr=subprocess.PIPE)
+    try:
+        _, said = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes
+        _, said = process.communicate()
+    assert process.returncode == 0, said.decode()[-4000:]
 
 
 def test_distilling(digits_teacher, tmp_path, monkeypatch):
@@ -101,7 +131,7 @@ def test_distilling(digits_teacher, tmp_path, monkeypatch):
     assert not list((tmp_path / "two").rglob("*.tmp"))
 
 
-def test_evaluating_and_batch_norm(tmp_path):
+def test_evaluating_batch_norm_and_resuming(tmp_path):
     (tmp_path / "probe.py").write_text(PROBE)
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     launch([str(tmp_path / "probe.py"), str(tmp_path)], PYTHONPATH=paths)
@@ -117,6 +147,8 @@ def test_evaluating_and_batch_norm(tmp_path):
     states = [torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1)]
     assert apart(*states) == 0
     assert mine["counts"] == [48, 96, 96]
+    assert mine["stopped"]
+    assert mine["resumed"]
     network = model(norm=True)
     network.load_state_dict(states[0])
     expected = evaluate(network, pictures(50, seed=9), TASKS["classification"], CLASSES)[0]

@@ -99,7 +99,8 @@ class Production:
                 f"as tensorboard (installed: {', '.join(installed) or 'none'}): install it or leave it out."
             )
         folders = ProjectConfiguration(project_dir=str(self.out), logging_dir=str(self.out / "logs"))
-        return Accelerator(mixed_precision="no", log_with=named, project_config=folders)
+        cpu = not torch.accelerator.is_available()  # else Accelerate takes torchrun's processes for one each
+        return Accelerator(cpu=cpu, mixed_precision="no", log_with=named, project_config=folders)
 
     def _corpus(self) -> Corpus:
         s, data = self.settings, self.data
