@@ -165,7 +165,7 @@ def test_a_factory_module_that_fails_on_import(tmp_path, monkeypatch):
     ("spec", "told"),
     [
         ("zoo:resnet21", "did you mean 'resnet"),
-        ("zoo:alexnet", "choose one of resnet8"),
+        ("zoo:alexnet", "choose one of cnn_small"),
         ("zo:resnet20", "did you mean 'zoo:'"),
         ("hub:resnet20", "names neither"),
         ("no.such.module:net", "names neither"),

@@ -16,6 +16,7 @@ from .errors import UserError
 from .models import Model, check_classes, load_model
 from .production import Production
 from .recipe import make_recipe, merge, read_toml
+from .report import write_run_report
 from .runfolder import check_out, resumed_settings
 from .tasks import TASKS
 from .train.evaluate import evaluate as run_evaluation
@@ -125,6 +126,8 @@ def _run(
     if resume and (out / "result.json").exists():
         logging.getLogger("understudy").info("the run in %s is finished already; nothing is left to do", out)
         result = json.loads((out / "result.json").read_text())
+        if not (out / "report.html").exists():  # killed between the two
+            write_run_report(out)
         return Result(load_model(str(out / "student")), result["student"]["metrics"], result, out)
     production = Production(settings, objects, out)
     result = production.run(resume=resume, overwrite=overwrite)
