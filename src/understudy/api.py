@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from .models import Model, check_classes, load_model
 from .production import Production
 from .recipe import make_recipe, merge, read_toml
 from .report import write_run_report
-from .runfolder import check_out, resumed_settings
+from .runfolder import check_out, held, resumed_settings
 from .tasks import TASKS
 from .train.evaluate import evaluate as run_evaluation
 from .train.precision import autocast_for, place, resolve_precision
@@ -28,9 +28,9 @@ from .train.progress import Display
 class Result:
     """What a run leaves: the student, its test metrics, and everything in ``result.json``."""
 
-    student: Model
+    student: Model = field(repr=False)
     metrics: dict[str, float]
-    result: dict[str, Any]
+    result: dict[str, Any] = field(repr=False)
     out: Path
 
 
@@ -58,7 +58,8 @@ def distill(
         result = understudy.distill("runs/teacher/student", "zoo:resnet20", "images:photos", out="runs/small")
         result.student.save("small")
 
-    Raises `UserError` for bad input, before anything is trained or written.
+    A student given as a module is trained in place. Raises `UserError` for bad input, before anything is trained or
+    written.
     """
     given = {"teacher": teacher, "student": student, "data": data, "method": method, **settings}
     return _run(given, out, recipe, resume, overwrite)
@@ -117,11 +118,18 @@ def _run(
     if out is None:
         raise UserError("'out' is missing; expected the folder for this run as --out or out=.")
     out = Path(out)
+    with held(out):
+        return _perform(given, out, recipe, resume, overwrite)
+
+
+def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume: bool, overwrite: bool) -> Result:
     check_out(out, resume=resume, overwrite=overwrite)
     if recipe is not None:
         given = merge(read_toml(recipe), {key: value for key, value in given.items() if value is not None})
     objects = {key: given[key] for key in ("teacher", "student", "data") if not isinstance(given.get(key), str | None)}
-    given |= {key: f"python:{type(value).__qualname__}" for key, value in objects.items()}
+    given |= {k: f"python:{type(getattr(v, 'network', v)).__qualname__}" for k, v in objects.items()}
+    if resume and not (out / "recipe.toml").exists() and given.get("student") is None:
+        raise UserError(f"--resume found no run in {str(out)!r}; expected a run's folder: name another with --out.")
     settings = make_recipe(resumed_settings(out, given) if resume else given)
     if resume and (out / "result.json").exists():
         logging.getLogger("understudy").info("the run in %s is finished already; nothing is left to do", out)

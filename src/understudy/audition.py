@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
-from .data import Samples, choose
+import torch
+
+from .data import CLEAN, Augment, Samples, batches, choose
 from .errors import UserError
 from .models import Model
 from .runfolder import write_json
 from .teacher import cache_root
-from .teacher.signals import fingerprint
+from .teacher.feed import PROBE
+from .teacher.signals import behaviour, fingerprint
 from .train.runner import Runner
 
 AUDITION = 1024  # transfer samples that a teacher is tried on
@@ -25,6 +29,11 @@ def refuse_chance_level(teacher: Model, spec: str, runner: Runner) -> None:
     corpus = runner.corpus
     some = choose(None, samples=min(len(corpus.positions), AUDITION), seed=0, count=len(corpus.positions))
     metrics = runner.evaluate(teacher, corpus.train, corpus.positions[some], "teacher on training data")[0]
+    if not all(map(math.isfinite, metrics.values())):
+        raise UserError(
+            f"the teacher {spec!r} gives values that are not finite on the transfer set; expected finite outputs: "
+            "check its weights file."
+        )
     if "accuracy" not in metrics or runner.task.name != "classification":
         return
     chance = 1 / corpus.classes
@@ -40,8 +49,13 @@ def refuse_chance_level(teacher: Model, spec: str, runner: Runner) -> None:
 class Memo:
     """A teacher's test metrics, remembered by the fingerprints of teacher and data, so that a study pays once."""
 
-    def __init__(self, teacher: Model, test: Samples | None, how: str) -> None:
-        parts = [fingerprint(teacher), test.fingerprint() if test else "", how]
+    def __init__(self, teacher: Model, test: Samples, runner: Runner) -> None:
+        how = f"{runner.precision} {runner.device.type}"
+        first = next(batches(test, [torch.arange(min(PROBE, len(test)))], CLEAN, Augment(), device=runner.device))
+        teacher.eval()
+        with torch.no_grad(), runner.autocast():
+            shown = behaviour({"logits": teacher(first.inputs)})
+        parts = [fingerprint(teacher), shown, test.fingerprint(), how]
         name = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
         self.path = cache_root() / "evaluations" / f"{name}.json"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class Production:
         torch.manual_seed(s.seed)
         self.student = self._load("student", objects)
         self.teacher = self._load("teacher", objects) if s.teacher is not None else None
+        if self.teacher is not None:
+            _refuse_shared(self.student, self.teacher)
         for network in filter(None, (self.student, self.teacher)):
             place(network, self.device)
         method = METHODS[s.method]
@@ -154,6 +157,9 @@ class Production:
             before = self._test(self.student, "student before")[0]
             self.runner.check(self.phases)
             self._open_folder(overwrite)
+            if teacher:
+                figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
+                self.display.say(f"teacher: {figures}", always=True)
             state = self.runner.run(self.phases, resume, self._cast(teacher, before))
             after = self._test(self.student, "student after")
         self._check_finite(after[0])
@@ -168,6 +174,7 @@ class Production:
         name = self.task.metric
         was, now = before.get(name, float("nan")), after[0].get(name, float("nan"))
         self.display.say(f"{name} {was:.4f} → {now:.4f}; the student is in {self.out / 'student'}", always=True)
+        self.student.eval()
         return result
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
@@ -234,12 +241,13 @@ class Production:
         if self.teacher is None:
             return None
         refuse_chance_level(self.teacher, str(self.settings.teacher), self.runner)
-        memo = Memo(self.teacher, self.data.test, f"{self.precision} {self.device.type}")
-        known = memo.read() if self.runner.world == 1 else None
+        memo = Memo(self.teacher, self.data.test.to(self.device), self.runner) if self.data.test else None
+        known = memo.read() if memo and self.runner.world == 1 else None
         if known is None:
             metrics, details = self._test(self.teacher, "teacher")
             known = {"metrics": metrics, **details}
-            self._remember = lambda: memo.write(known)
+            if memo:
+                self._remember = partial(memo.write, known)
         return {"spec": self.settings.teacher, **self._sizes(self.teacher), **known}
 
     def _test(self, network: Model, title: str) -> Any:
@@ -265,6 +273,16 @@ class Production:
             "processes": self.runner.world,
             "precision": self.precision,
         }
+
+
+def _refuse_shared(student: Model, teacher: Model) -> None:
+    """Raise where teaching the student would change the teacher."""
+    owned = {tensor.data_ptr() for tensor in teacher.state_dict().values() if tensor.numel()}
+    if any(tensor.data_ptr() in owned for tensor in student.state_dict().values() if tensor.numel()):
+        raise UserError(
+            "the student shares weights with the teacher, which would change while it teaches; expected two networks: "
+            "give the student a copy.deepcopy."
+        )
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

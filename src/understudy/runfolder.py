@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .errors import UserError
 from .recipe import merge, read_toml
@@ -62,6 +66,28 @@ def _unwritable(out: Path) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keep other runs on this machine out of ``out`` meanwhile; of a run's processes the first one does so."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    folder = Path(tempfile.gettempdir()) / f"understudy-{os.getuid() if hasattr(os, 'getuid') else 'locks'}"
+    folder.mkdir(exist_ok=True)
+    name = hashlib.blake2b(str(out.absolute()).encode(), digest_size=8).hexdigest()
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"--out {str(out)!r} is in use by another run; expected a folder of its own: wait for it or name another."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def clear(out: Path) -> None:

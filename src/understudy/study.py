@@ -41,7 +41,7 @@ from scipy.stats import t as student_t
 from .errors import UserError
 from .recipe import make_recipe, merge, nearest_key, read_toml, write_toml
 from .report import study_markdown, write_study_report
-from .runfolder import check_out, clear, write_json
+from .runfolder import check_out, clear, held, write_json
 from .train.progress import Display
 
 
@@ -114,7 +114,11 @@ def run_study(
     With ``jobs`` > 1 runs go side by side as processes of their own, each with its share of the processor. A run
     that fails is named in the table and does not stop the others.
     """
-    study, out = load_study(path, changes), Path(out)
+    with held(Path(out)):
+        return _perform(load_study(path, changes), Path(out), jobs, resume, overwrite)
+
+
+def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) -> dict[str, Any]:
     check_out(out, resume=resume, overwrite=overwrite, marks=("study.toml",))
     plan = study.model_dump(exclude_none=True)
     if resume and (out / "study.toml").exists() and read_toml(out / "study.toml") != json.loads(json.dumps(plan)):

@@ -115,8 +115,9 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
 
 def centred(image: Image.Image, width: int, height: int) -> Image.Image:
     """Short side resized, centre cropped, in one resampling."""
-    scale = min(image.width / width, image.height / height)
-    across, down = width * scale, height * scale
+    # Whole numbers are divided once at the end: the box may not be larger than the image by even a rounding.
+    across = min(image.width, width * image.height / height)
+    down = min(image.height, height * image.width / width)
     left, top = (image.width - across) / 2, (image.height - down) / 2
     box = (left, top, left + across, top + down)
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)

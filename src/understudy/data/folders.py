@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -111,8 +112,14 @@ def _image_column(schema: pa.Schema, path: Path) -> str:
     return found[0]
 
 
+def _holds_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # pandas' categories
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
 def _label_column(schema: pa.Schema, path: Path, wanted: str | None) -> str:
     whole = [f.name for f in schema if pa.types.is_integer(f.type)]
+    usable = [*whole, *(f.name for f in schema if _holds_text(f.type))]
     listed = ", ".join(schema.names)
     if wanted is not None:
         if wanted not in schema.names:
@@ -126,22 +133,53 @@ def _label_column(schema: pa.Schema, path: Path, wanted: str | None) -> str:
         raise UserError(
             f"{path} has no column 'label' among {listed}; name the label column with ?label=COLUMN after the path."
         )
-    if name not in whole:
+    if name not in usable:
         raise UserError(
-            f"label column '{name}' of {path} holds {schema.field(name).type} values; integers from 0 are expected."
+            f"label column '{name}' of {path} holds {schema.field(name).type} values; "
+            "integers from 0, or class names as text, are expected."
         )
     return name
 
 
-def _labels(paths: list[Path], column: str) -> Tensor:
+def _label_values(path: Path, column: str, text: bool) -> pa.ChunkedArray:
+    """The label column of a file: without nulls, and of class names if `text`, else of integers."""
+    schema = _schema(path)
+    if column not in schema.names:
+        raise UserError(f"label column '{column}' is not in {path}; every file must have it.")
+    kind = schema.field(column).type
+    if not (_holds_text(kind) if text else pa.types.is_integer(kind)):
+        wanted = "class names" if text else "integers"
+        raise UserError(f"label column '{column}' of {path} holds {kind} values; {wanted} are expected, as elsewhere.")
+    values = pq.read_table(path, columns=[column]).column(0)
+    values = values.cast(pa.large_string()) if text else values
+    missing = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False) if values.null_count else [])
+    if len(missing):
+        raise UserError(f"label column '{column}' is null in row {missing[0]} of {path}; every row needs a label.")
+    return values
+
+
+def _names_in(paths: list[Path], column: str) -> tuple[str, ...]:
+    """The different texts of a label column, sorted."""
+    names: set[str] = set()
+    for path in paths:
+        names.update(_label_values(path, column, text=True).unique().to_pylist())
+    return tuple(sorted(names))
+
+
+def _labels(paths: list[Path], column: str, names: tuple[str, ...] | None) -> Tensor:
+    """Labels as int64 [N]: the column's integers, or the positions of its texts in `names`."""
     parts = []
     for path in paths:
-        if column not in _schema(path).names:
-            raise UserError(f"label column '{column}' is not in {path}; every file must have it.")
-        values = pq.read_table(path, columns=[column]).column(0)
-        missing = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False) if values.null_count else [])
-        if len(missing):
-            raise UserError(f"label column '{column}' is null in row {missing[0]} of {path}; every row needs a label.")
+        values = _label_values(path, column, text=names is not None)
+        if names is not None:
+            numbers = pc.index_in(values, value_set=pa.array(names, pa.large_string()))
+            unknown = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False))
+            if len(unknown):
+                raise UserError(
+                    f"label '{values[int(unknown[0])]}' in row {unknown[0]} of {path} is not in the training files; "
+                    "both must have the same classes."
+                )
+            values = numbers
         labels = torch.from_numpy(values.to_numpy().astype(np.int64))
         if len(labels) and labels.min() < 0:
             row = int(labels.argmin())
@@ -167,20 +205,24 @@ def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
 
 
 def parquet_files(path: Path, label: str | None = None) -> Listing:
-    """train*.parquet, val*.parquet and test*.parquet in `path`, or one file."""
+    """train*.parquet, val*.parquet and test*.parquet in `path`, or one file.
+
+    Labels are integers from 0, or class names, which are numbered in sorted order as class folders are.
+    """
     files = _parquet_files(path)
     schema = _schema(files["train"][0])
     image = _image_column(schema, path)
     column = _label_column(schema, path, label)
+    names = _names_in(files["train"], column) if _holds_text(schema.field(column).type) else None
     splits: dict[str, tuple[Source, Tensor]] = {}
     for split, paths in files.items():
         for file in paths:
             if image not in _schema(file).names:
                 raise UserError(f"image column '{image}' is not in {file}; every file must have it.")
-        labels = _labels(paths, column)
+        labels = _labels(paths, column, names)
         if not len(labels):
             raise UserError(f"the {split} files of {path} hold no rows; give files with images.")
         splits[split] = Rows(paths, image), labels
-    found = _class_names(schema, column)
+    found = names or _class_names(schema, column)
     classes = found or tuple(map(str, range(int(splits["train"][1].max()) + 1)))
     return Listing(splits, classes)

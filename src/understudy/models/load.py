@@ -1,37 +1,18 @@
-"""`load_model`: one front door to every kind of network, and whether a model fits the data."""
+"""`load_model`: one front door to every kind of network."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from understudy.errors import UserError
 from understudy.models import sources, storage, zoo
+from understudy.models.fit import DataLike
 from understudy.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
 from understudy.models.model import Model
 
 DARKEST_STD = 1 / 255  # a channel without any variation is divided by one grey level, not by zero
-
-
-class TrainingSamples(Protocol):
-    """What is asked of a training set: the shape (channels, height, width) of its images."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-class DataLike(Protocol):
-    """What is asked of data: task, class names, image shape, and per-channel mean and std in 0..1."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def train(self) -> TrainingSamples: ...
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]: ...
 
 
 def load_model(
@@ -46,8 +27,9 @@ def load_model(
     - "zoo:NAME" or "zoo:NAME?key=value&…": a fresh network; "timm:NAME", with "?pretrained=true" for its
       weights;
     - "package.module:factory": the user's own, called with `num_classes` if it takes that;
-    - a folder with `config.json` and `model.safetensors` (or a run folder with such a `student/`); where its
-      network was built in Python, `network` is the module to load the weights into;
+    - a folder with `config.json` and `model.safetensors` (or a run folder with such a `student/`), whose
+      model comes in eval mode; where its network was built in Python, `network` is the module to load the
+      weights into;
     - an `nn.Module`, used as it is; a `Model`, returned as it is.
 
     `data` gives a fresh network its class count, channels and normalisation; without it, `num_classes` is
@@ -74,44 +56,6 @@ def load_model(
     if scheme == "timm":
         return _from_timm(rest, arguments, data, num_classes)
     return _from_factory(name, arguments, data, num_classes)
-
-
-def check_classes(model: Model, data: DataLike) -> None:
-    """Raise `UserError` unless the model, run on a blank example of the data, gives one output a class."""
-    found, expected = output_classes(model, data), len(data.classes)
-    if found != expected:
-        raise UserError(
-            f"the model has {found} outputs but the data has {expected} classes; "
-            "use a model made for this data, or data with the model's classes."
-        )
-
-
-def output_classes(model: Model, data: DataLike) -> int:
-    """The size of the class dimension of the model's logits on the data's images."""
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    tokens = model.input.kind == "tokens"
-    shape = (1, 2) if tokens else (1, *data.train.shape)
-    example = torch.zeros(shape, dtype=torch.int64 if tokens else torch.uint8, device=device)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(example)
-    except UserError:
-        raise
-    except Exception as error:
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"the model fails on an input of shape {list(shape)} ({told}); use a model for such inputs."
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
-    if not isinstance(logits, Tensor) or logits.dim() < 2:
-        kind = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits.")
-    return logits.shape[-1 if tokens else 1]
 
 
 def _from_zoo(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
@@ -182,7 +126,7 @@ def _from_folder(path: Path, network: nn.Module | None, bare: str) -> Model:
     storage.read_weights(folder, network, name or type(network).__name__)
     source = {"model": name, "arguments": arguments}
     classes = tuple(str(label) for label in config["classes"])
-    return Model(network, InputSpec.from_dict(config["input"]), source, classes, config["task"])
+    return Model(network, InputSpec.from_dict(config["input"]), source, classes, config["task"]).eval()
 
 
 def _fresh(network: nn.Module, spec: InputSpec, name: str, arguments: dict[str, Any], data: DataLike | None) -> Model:

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ class Model(nn.Module):
     `source` tells how to build the network again, as {"model": "zoo:resnet20", "arguments": {"num_classes":
     10}}; without one the network is the user's own instance. `classes` are the names of its outputs, () where
     unknown.
+
+    `layout` is the memory layout in which the network can run: "channels_last", or "contiguous" for one that
+    fails on channels-last images (one that calls `x.view`, say), as `check_classes` finds out. Such a network
+    gets contiguous input, and its weights must not be made channels-last.
     """
+
+    layout: str = "channels_last"
 
     def __init__(
         self,
@@ -41,8 +48,16 @@ class Model(nn.Module):
         self.task = task
 
     def forward(self, raw: Tensor) -> Any:
-        """Raw images [B, C, H, W] (uint8 or 0..1 floats) or tokens [B, L] → the network's outputs."""
-        return self.network(self.input(raw))
+        """Raw images [B, C, H, W] (uint8 or 0..1 floats) or tokens [B, L] → the network's outputs; of outputs
+        that hold `logits` among others, as Hugging Face's do, these."""
+        return self.run(self.network, raw)
+
+    def run(self, network: nn.Module, raw: Tensor) -> Any:
+        """`forward` through another network in the place of the own one."""
+        ready = self.input(raw)
+        if self.layout == "contiguous":  # one channel is contiguous in both layouts, but not by its strides
+            ready = ready.contiguous().flatten().view(ready.shape)
+        return _logits_in(network(ready))
 
     def save(self, folder: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
         """Write `config.json` and `model.safetensors` into `folder`, atomically, and return the folder.
@@ -66,6 +81,15 @@ class Model(nn.Module):
             logger.warning("the network cannot be built again by name; %s is %s", folder, UNNAMED_NOTE)
         storage.write(folder, config, weights, overwrite)
         return folder
+
+
+def _logits_in(outputs: Any) -> Any:
+    """The `logits` of outputs that are a mapping or an object with them; all other outputs as they are."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs)
+    return getattr(outputs, "logits", outputs)
 
 
 def saved_source(model: Model) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from understudy.errors import UserError
 from understudy.models import zoo
 
 SCHEMES = ("zoo", "timm")
+TOLD = 300
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -100,7 +101,10 @@ def _not_importable(name: str, module_name: str, error: Exception) -> str:
     if not missing:
         return f"module {module_name!r} of model {name!r} fails on import with {_told(error)}; correct it."
     close = difflib.get_close_matches(module_name, SCHEMES, n=1)
-    hint = f"did you mean '{close[0]}:'" if close else "use zoo:NAME, timm:NAME or a package.module:factory"
+    top, dot, _ = module_name.partition(".")
+    where = f"the folder {top!r}" if dot else f"{module_name}.py"
+    remedy = f"run it where {where} is, or put its folder on PYTHONPATH, or use zoo:NAME or timm:NAME"
+    hint = f"did you mean '{close[0]}:'" if close else remedy
     return f"model {name!r} names neither a known scheme nor a module that can be imported from here; {hint}."
 
 
@@ -158,9 +162,15 @@ def import_timm() -> Any:
         ) from (error)
 
 
+def in_one_line(error: Exception) -> str:
+    """What an error says, its lines joined and shortened to `TOLD` characters; its type where it says nothing."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return (text if len(text) <= TOLD else text[: TOLD - 1] + "…") or type(error).__name__
+
+
 def _told(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    name, text = type(error).__name__, in_one_line(error)
+    return name if text == name else f"{name}: {text}"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(weights), temporary[WEIGHTS])
         temporary[CONFIG].write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.copymode(temporary[CONFIG], temporary[WEIGHTS])  # safetensors hides its files from other users
         for path in temporary.values():
             _flush(path)
         (folder / CONFIG).unlink(missing_ok=True)

@@ -98,7 +98,8 @@ def class_change(run: Run) -> ClassChange | None:
             )
         )
     against = "than before" if reference is before else "than the teacher"
-    note = f"Of {len(changes)} classes {better or 'none'} are better and {worse or 'none'} worse {against}; "
+    verb = "is" if better == 1 else "are"
+    note = f"Of {len(changes)} classes {better or 'none'} {verb} better and {worse or 'none'} worse {against}; "
     note += "changes in points."
     if len(shown) < len(changes):
         gains = f"the {first} largest gains" if first < better else f"all {first} gains" if first else ""

@@ -154,7 +154,8 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
             seconds = sum(r["seconds"] for r in records if is_number(r.get("seconds")))
             measured = [(r["epoch"], numbers(r["eval"])[metric]) for r in records if metric in numbers(r.get("eval"))]
             choose = min if words.lower_is_better(metric) else max
-            best = choose(measured, key=lambda pair: pair[1]) if measured else None
+            last = run.setting("select") == "last"
+            best = None if not measured else measured[-1] if last else choose(measured, key=lambda pair: pair[1])
             known.append(
                 {
                     "name": name,
@@ -183,7 +184,7 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
                 "kind": {"fit": "trained", "solve": "solved"}.get(str(phase.get("kind")), str(phase.get("kind", ""))),
                 "epochs": words.count(epochs) if is_number(epochs) and phase.get("kind") != "solve" else "—",
                 "seconds": words.duration(phase["seconds"]) if is_number(phase.get("seconds")) else "—",
-                "best": text or "—",
+                "kept": text or "—",
             }
         )
     return rows
@@ -241,7 +242,7 @@ def time_facts(run: Run) -> list[tuple[str, str]]:
     for key, name, say in (
         ("stored", "answers stored in the cache", words.count),
         ("hits", "answers served from the cache", words.count),
-        ("views", "views of each sample", words.count),
+        ("views", "views stored in the cache", words.count),
         ("bytes", "size of the cache", words.bytes_size),
     ):
         if is_number(cache.get(key)):
@@ -260,11 +261,13 @@ def snippets(run: Run) -> list[tuple[str, str]]:
     data = run.part("data").get("spec") or run.recipe.get("data") or run.part("data").get("name") or "DATA"
     data = data if isinstance(data, str) else str(run.part("data").get("name") or "DATA")
     inputs = "images_uint8" if sample_noun(run) == "image" else "tokens"
-    comment = "uint8, [batch, channels, height, width]" if inputs == "images_uint8" else "int64, [batch, length]"
+    comment = "raw uint8 images [N, C, H, W]" if inputs == "images_uint8" else "int64 tokens [N, L]"
     python = (
         "import understudy\n\n"
-        f"student = understudy.load_model({json.dumps(place, ensure_ascii=False)})\n"
+        f"student = understudy.load_model({json.dumps(place, ensure_ascii=False)})  # in eval mode\n"
         f"logits = student({inputs})  # {comment}"
     )
     shell = f"understudy evaluate --model {shlex.quote(place)} --data {shlex.quote(data)}"
+    size = run.recipe.get("image_size")
+    shell += f" --image-size {size}" if is_number(size) else ""
     return [("Python", python), ("Shell", shell)]

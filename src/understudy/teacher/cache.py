@@ -23,6 +23,7 @@ from ..errors import UserError
 VERSION = 1
 _MEANING = {
     "network": "weights",
+    "outputs": "outputs",
     "data": "data set",
     "views": "augmentation",
     "signals": "signals",
@@ -40,9 +41,9 @@ def cache_root() -> Path:
 class SignalCache:
     """Signals of one frozen network on one data set's views.
 
-    ``identity`` maps `network`, `data`, `views`, `signals` and `precision` to text; ``fields`` is an example of one
-    batch's fields, whose shapes after the first dimension (and kinds) every row has. ``total`` samples have a row
-    in each view's files; of these a run uses ``used``. Floating fields are stored as float16, integers as they are.
+    ``identity`` maps `network`, `outputs`, `data`, `views`, `signals` and `precision` to text. ``fields`` is an example
+    of one batch's fields, whose shapes after the first dimension (and kinds) every row has. ``total`` samples have a
+    row in each view's files; of these a run uses ``used``. Floating fields are stored as float16, integers as they are.
 
     Raises `UserError` when ``folder`` holds the signals of another identity, or cannot be written.
     """

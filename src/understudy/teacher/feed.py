@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import Augment, Batch, Samples, batches, forward_size
+from ..data import CLEAN, Augment, Batch, Samples, batches, forward_size
 from .cache import SignalCache, cache_root
-from .signals import Source
+from .signals import Source, behaviour
 
 BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
+PROBE = 64  # samples on which a network shows that it is the one whose signals are stored
 
 
 class Feed:
@@ -44,9 +45,12 @@ class Feed:
         self.autocast, self.device, self.workers = autocast, device, workers
         self.cache: SignalCache | None = None
         if views and budget:
-            example = next(batches(samples, [positions[:2]], 0, augment, device=device))
+            first = torch.arange(min(PROBE, len(samples)))
+            example = next(batches(samples, [first], CLEAN, augment, device=device))
+            fields = self._forward(example.inputs)
             identity = {
                 "network": source.fingerprint(),
+                "outputs": behaviour(fields),
                 "data": samples.fingerprint(),
                 "views": str(augment) + f",seed={augment.seed}",
                 "signals": repr(source.signals),
@@ -58,7 +62,7 @@ class Feed:
             self.cache = SignalCache(
                 folder,
                 identity,
-                self._forward(example.inputs),
+                fields,
                 total=len(samples),
                 used=len(positions),
                 budget=budget,

@@ -31,5 +31,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def place(network: nn.Module, device: torch.device) -> None:
     """Move a network to the device, its image weights channels-last."""
     network.to(device)
+    if getattr(network, "layout", "channels_last") != "channels_last":
+        return  # a network that works on contiguous images only
     if not any(p.dim() == 5 for p in network.parameters()):  # torch refuses volumes in this layout
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,108 @@
+"""What a new user ran into: each of these was once silently wrong."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import understudy
+from understudy import InputSpec, Model, UserError
+from understudy.runfolder import held
+
+SPEC = InputSpec(channels=1, size=None, mean=(0.3,), std=(0.37,))
+COMMON = {"samples": 60, "epochs": 2, "views": 2, "seed": 3}
+
+
+class Permuting(nn.Module):
+    """The same weights behind code that can be changed."""
+
+    def __init__(self, network, change):
+        super().__init__()
+        self.network, self.change = network, change
+
+    def forward(self, x):
+        return self.change(self.network(x))
+
+
+def of(teacher, change):
+    return Model(Permuting(copy.deepcopy(teacher.network), change), teacher.input)
+
+
+def test_signals_are_not_those_of_the_same_weights_behind_other_code(digits_teacher, tmp_path):
+    teacher = understudy.load_model(digits_teacher)
+
+    def figures(name, change):
+        run = understudy.distill(of(teacher, change), "zoo:cnn_tiny", "digits", out=tmp_path / name, **COMMON)
+        return run.result["teacher"]["metrics"]["accuracy"], run.result["teacher_samples_forwarded"]
+
+    order = [1, 0, 3, 2, 4, 5, 6, 7, 8, 9]
+    wrong, _ = figures("wrong", lambda z: z[:, order])
+    right, forwarded = figures("right", lambda z: z)
+    assert forwarded == 120
+    assert right > wrong + 0.2
+    assert figures("softened", lambda z: z / 7)[1] == 120
+    assert figures("again", lambda z: z)[1] == 0
+
+
+def test_a_student_that_shares_weights_with_its_teacher_is_refused(digits_teacher, tmp_path):
+    teacher = understudy.load_model(digits_teacher)
+    before = copy.deepcopy(teacher.state_dict())
+    for student in (teacher, teacher.network, Permuting(teacher.network, lambda z: z)):
+        with pytest.raises(UserError, match="shares weights with the teacher"):
+            understudy.distill(teacher, student, "digits", out=tmp_path / "run", **COMMON)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_is_not_finite_is_called_that(digits_teacher, tmp_path):
+    teacher = understudy.load_model(digits_teacher)
+    with torch.no_grad():
+        next(teacher.parameters())[0] = float("nan")
+    with pytest.raises(UserError, match="not finite on the transfer set"):
+        understudy.distill(teacher, "zoo:cnn_tiny", "digits", out=tmp_path / "run", **COMMON)
+
+
+def test_one_folder_serves_one_run_at_a_time(digits_teacher, tmp_path):
+    out = tmp_path / "run"
+    with held(out), pytest.raises(UserError, match="in use by another run"):
+        understudy.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=out, **COMMON)
+    assert not out.exists()
+
+
+def test_the_student_comes_back_ready_for_use(digits_teacher, tmp_path):
+    run = understudy.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=tmp_path / "run", **COMMON)
+    assert not run.student.training
+    images = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8)
+    assert torch.allclose(run.student(images)[:2], run.student(images[:2]), atol=1e-5)
+    assert len(repr(run)) < 300
+
+
+def test_the_usual_flatten_works(tmp_path):
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 10)
+
+        def forward(self, x):
+            x = self.conv(x).relu()
+            return self.fc(x.view(x.size(0), -1))
+
+    run = understudy.train(Model(Viewing(), SPEC), "digits", out=tmp_path / "run", epochs=3, batch_size=32)
+    assert run.metrics["accuracy"] > 0.5
+
+
+def test_resuming_nothing_says_so(tmp_path):
+    with pytest.raises(UserError, match="found no run"):
+        understudy.distill(out=tmp_path / "nothing", resume=True)
+
+
+def test_a_killed_run_that_was_done_gets_its_report(digits_teacher, tmp_path):
+    out = tmp_path / "run"
+    understudy.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=out, **COMMON)
+    (out / "report.html").unlink()
+    before = json.loads((out / "result.json").read_text())
+    understudy.distill(out=out, resume=True)
+    assert (out / "report.html").exists()
+    assert json.loads((out / "result.json").read_text()) == before
