@@ -117,8 +117,19 @@ def test_null_label(tmp_path):
     assert "null in row 3" in refused(f"parquet:{parquet(tmp_path, (0, 1, 0, None))}")
 
 
-def test_labels_that_are_not_integers(tmp_path):
-    assert "holds string values" in refused(f"parquet:{parquet(tmp_path, ('a', 'b', 'a', 'b'))}")
+def test_labels_that_are_neither_integers_nor_text(tmp_path):
+    assert "holds double values" in refused(f"parquet:{parquet(tmp_path, (0.5, 1, 0, 1))}")
+
+
+def test_class_names_that_the_training_files_do_not_have(tmp_path):
+    parquet(tmp_path, ("a", "b", "a", "b"))
+    parquet(tmp_path, ("b", "c"), name="test")
+    assert "label 'c' in row 1" in refused(f"parquet:{tmp_path}")
+    parquet(tmp_path, ("b", None), name="test")
+    assert "null in row 1" in refused(f"parquet:{tmp_path}")
+    parquet(tmp_path, (0, 1), name="test")
+    assert "holds int64 values; class names are expected" in refused(f"parquet:{tmp_path}")
+    assert "only one class" in refused(f"parquet:{parquet(tmp_path, ('a', 'a'))}/train.parquet")
 
 
 def test_unknown_label_column(tmp_path):

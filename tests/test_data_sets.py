@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from understudy.data import CLEAN, Augment, Data, Encoded, InMemory, batches, load_data
+from understudy.data.decode import centred
 from understudy.errors import UserError
 
 REAL = Path(os.environ.get("UNDERSTUDY_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar100"
@@ -347,3 +348,37 @@ def test_cifar100(tmp_path):
     coarse = load_data(f"parquet:{single}?label=coarse_label", memory_limit=10**6, scratch=tmp_path)
     assert len(coarse.classes) == 20
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@settings(deadline=None, max_examples=300)
+@given(*[st.integers(1, 300)] * 4)
+def test_any_image_is_brought_to_any_size(width, height, target_width, target_height):
+    found = centred(Image.new("L", (width, height), 7), target_width, target_height)
+    assert found.size == (target_width, target_height)
+    assert found.getextrema() == (7, 7)
+
+
+@pytest.mark.parametrize("size", [(61, 60), (60, 61), (29, 30), (29, 29)])
+def test_images_whose_sides_round_badly_are_resized(size):
+    assert centred(Image.new("RGB", size), 224, 224).size == (224, 224)
+    assert centred(Image.new("L", (33, 31)), 61, 60).size == (61, 60)
+
+
+def test_small_images_of_several_sizes_are_brought_to_the_default_square(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i, size in enumerate([(61, 60), (29, 30), (60, 64)]):
+            Image.new("RGB", size).save(tmp_path / name / f"{i}.png")
+    assert load_data(f"images:{tmp_path}").train.shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_class_names_as_labels_are_numbered_in_sorted_order(tmp_path, kind):
+    images = random_images(6, 4, 4)
+    names = ["dog", "cat", "eel", "cat", "dog", "eel"]
+    for split, order in (("train-0", names), ("train-1", names[::-1]), ("test", ["eel", "dog"])):
+        write_parquet(tmp_path / f"{split}.parquet", images[: len(order)], pa.array(order).cast(kind))
+    data = load_data(f"parquet:{tmp_path}")
+    assert data.classes == ("cat", "dog", "eel")
+    assert data.train.labels.tolist() == [1, 0, 2, 0, 1, 2, 2, 1, 0, 2, 0, 1]
+    assert data.test.labels.tolist() == [2, 1]

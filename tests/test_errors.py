@@ -307,7 +307,7 @@ def test_refused_in_a_process_of_its_own(inputs, tmp_path):
     before = tree(inputs, tmp_path)
     started = [
         subprocess.Popen(
-            [*program, *shlex.split(CASES[name][0].format(i=inputs, o=tmp_path))],
+            [*program, *shlex.split(CASES[name][0].format(i=inputs, o=tmp_path / program[0].rpartition("/")[2]))],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

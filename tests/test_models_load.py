@@ -412,7 +412,7 @@ def test_the_class_dimension_of_other_tasks():
     [
         (nn.Conv2d(3, 4, 40), "fails on an input of shape"),
         (nn.Identity(), "has 3 outputs"),
-        (nn.Flatten(0), "shape [3072]"),
+        (nn.Flatten(0), "shape [6144]"),
     ],
 )
 def test_networks_that_cannot_be_used(network, told):

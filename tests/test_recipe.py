@@ -159,9 +159,11 @@ def test_text_means_what_the_number_means():
     assert make_recipe({**BASE, **typed}) == make_recipe({**BASE, **{k: str(v) for k, v in typed.items()}})
 
 
-def test_the_phase_that_picks_its_best_state_needs_held_out_samples():
-    with pytest.raises(UserError, match="held-out"):
-        make_recipe({**BASE, "validation": 0, "phases": {"labels": {"select": "best"}}})
+def test_the_phase_that_picks_its_best_state_needs_held_out_samples(tmp_path):
+    for chosen in ({"phases": {"labels": {"select": "best"}}}, {"patience": 2}):
+        with pytest.raises(UserError, match="held-out"):
+            understudy.train("zoo:mlp", "digits", out=tmp_path / "run", epochs=1, validation=0, **chosen)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_key_of_another_method_is_told():

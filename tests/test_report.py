@@ -397,3 +397,34 @@ def test_an_old_report_survives_until_the_new_one_is_there(tmp_path: Path) -> No
     (folder / "report.html").write_text("old")
     assert "57.3" in Page(write_report(folder)).headline
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_the_phases_table_tells_what_was_kept(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path / "done", result(), [epoch(1)])))
+    assert "timekept" in page.text.replace(" ", "")
+    events = [epoch(1, eval={"accuracy": 0.9}), epoch(2, eval={"accuracy": 0.3})]
+    for select, kept in (("best", "accuracy 90.0 % (epoch 1)"), ("last", "accuracy 30.0 % (epoch 2)")):
+        page = Page(write_report(make_run(tmp_path / select, None, events, recipe=f'select = "{select}"')))
+        assert kept in page.text
+
+
+def test_the_snippets_load_and_judge_the_student_as_the_run_did(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path / "own", result())))
+    assert "# in eval mode" in page.text
+    assert "raw uint8 images [N, C, H, W]" in page.text
+    assert "--image-size" not in page.text
+    assert "views stored in the cache" in page.text
+    recipe = RECIPE + "image_size = 96\n"
+    page = Page(write_report(make_run(tmp_path / "given", result(), recipe=recipe)))
+    assert "--data parquet:/data/birds --image-size 96" in page.text
+
+
+@pytest.mark.parametrize(
+    ("better", "told"),
+    [(1, "1 is better and 3 worse"), (2, "2 are better and 2 worse"), (0, "none are better and 4 worse")],
+)
+def test_one_class_is_told_in_the_singular(tmp_path: Path, better: int, told: str) -> None:
+    found = result()
+    found["teacher"]["per_class"] = [0.5] * 4
+    found["student"]["per_class"] = [0.6] * better + [0.4] * (4 - better)
+    assert f"Of 4 classes {told}" in Page(write_report(make_run(tmp_path / "run", found))).text

@@ -66,7 +66,7 @@ def test_the_rate_of_each_update(schedule, tmp_path, monkeypatch):
     perform(made, plan("none", student, None))
     assert [len(rate) for rate in rates] == [2] * 12
     for step, (weights_rate, biases_rate) in enumerate(rates):
-        assert weights_rate == biases_rate == pytest.approx(0.3 * factor(schedule, 0.25, step / 12))
+        assert weights_rate == biases_rate == pytest.approx(0.3 * factor(schedule, 0.25, (step + 0.5) / 12))
 
 
 def test_no_decay_on_biases_and_normalisation():
@@ -132,7 +132,7 @@ def test_a_hand_written_loop_ends_with_the_same_weights(settings, tmp_path):
         batch = samples.fetch(orders[update // 4][update % 4], update // 4 % 2, SHIFT)
         for group in optimizer.param_groups:
             group["lr"] = settings["lr"] * factor(
-                settings.get("schedule", "cosine"), settings.get("warmup", 0.05), update / 16
+                settings.get("schedule", "cosine"), settings.get("warmup", 0.05), (update + 0.5) / 16
             )
         logits = mine(batch.inputs)
         with torch.no_grad():

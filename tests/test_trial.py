@@ -106,3 +106,48 @@ def test_a_killed_run_that_was_done_gets_its_report(digits_teacher, tmp_path):
     understudy.distill(out=out, resume=True)
     assert (out / "report.html").exists()
     assert json.loads((out / "result.json").read_text()) == before
+
+
+def test_a_factory_that_gives_a_model_can_be_loaded_by_name(digits_teacher, tmp_path, monkeypatch):
+    (tmp_path / "mine_trial.py").write_text(
+        "import understudy\n"
+        "from understudy.models.zoo import build\n"
+        "def small(num_classes):\n"
+        "    network = build('cnn_tiny', {'num_classes': num_classes, 'channels': 1})\n"
+        "    return understudy.Model(network, understudy.InputSpec(channels=1, mean=(0.3,), std=(0.4,)))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "run"
+    run = understudy.distill(digits_teacher, "mine_trial:small", "digits", out=out, **COMMON)
+    again = understudy.load_model(out / "student")
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(again(images), run.student(images))
+    assert again.input == InputSpec(channels=1, mean=(0.3,), std=(0.4,))
+    assert understudy.distill(out=out, resume=True).metrics == run.metrics
+
+
+@pytest.mark.parametrize("name", ["os:system", "shutil:rmtree", "torch:load"])
+def test_a_folder_cannot_have_just_any_function_called(name, digits_teacher, tmp_path):
+    folder, mark = tmp_path / "model", tmp_path / "mark"
+    mark.mkdir()
+    understudy.load_model(digits_teacher).save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    arguments = {"os:system": {"command": f"rmdir {mark}"}, "shutil:rmtree": {"path": str(mark)}}.get(name, {})
+    (folder / "config.json").write_text(json.dumps({**config, "model": name, "arguments": arguments}))
+    with pytest.raises(UserError, match="neither a network class nor a function of your own"):
+        understudy.load_model(folder)
+    assert mark.exists()
+
+
+def test_a_good_teacher_of_few_samples_is_not_at_chance(tmp_path, digits_teacher):
+    run = understudy.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=tmp_path / "run", samples=10, epochs=1)
+    assert run.result["data"]["train_samples"] == 10
+
+
+def test_patience_counts_from_the_best_and_not_from_the_last(tmp_path, monkeypatch):
+    from understudy.train import Runner
+
+    scores = iter([0.9, 0.8, 0.81, 0.8, 0.81, 0.8])
+    monkeypatch.setattr(Runner, "_evaluate_phase", lambda *_: {"accuracy": next(scores)})
+    run = understudy.train("zoo:cnn_tiny", "digits", out=tmp_path / "run", epochs=6, patience=2, eval_every=1)
+    assert run.result["phases"][0]["epochs"] == 3

@@ -76,7 +76,9 @@ def train(
     **settings: Any,
 ) -> Result:
     """Train ``student`` on labels only: how teachers are made. Like `distill` with method ``none``."""
-    given = {"student": student, "data": data, "method": "none", **settings}
+    if settings.get("method", "none") != "none":
+        raise UserError(f"train with method {settings['method']!r}; expected labels only: use distill.")
+    given = {"student": student, "data": data, **settings, "method": "none"}
     return _run(given, out, recipe, resume, overwrite)
 
 
@@ -126,6 +128,7 @@ def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume
     check_out(out, resume=resume, overwrite=overwrite)
     if recipe is not None:
         given = merge(read_toml(recipe), {key: value for key, value in given.items() if value is not None})
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     objects = {key: given[key] for key in ("teacher", "student", "data") if not isinstance(given.get(key), str | None)}
     given |= {k: f"python:{type(getattr(v, 'network', v)).__qualname__}" for k, v in objects.items()}
     if resume and not (out / "recipe.toml").exists() and given.get("student") is None:
@@ -136,7 +139,10 @@ def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume
         result = json.loads((out / "result.json").read_text())
         if not (out / "report.html").exists():  # killed between the two
             write_run_report(out)
-        return Result(load_model(str(out / "student")), result["student"]["metrics"], result, out)
+        own = objects.get("student")
+        network = None if own is None else getattr(own, "network", own)
+        student = load_model(str(out / "student"), network=network)
+        return Result(student, result["student"]["metrics"], result, out)
     production = Production(settings, objects, out)
     result = production.run(resume=resume, overwrite=overwrite)
     return Result(production.student, result["student"]["metrics"], result, out)

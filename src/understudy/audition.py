@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ AUDITION = 1024  # transfer samples that a teacher is tried on
 
 
 def refuse_chance_level(teacher: Model, spec: str, runner: Runner) -> None:
-    """Raise `UserError` when the teacher's accuracy on the transfer set is within three deviations of chance.
+    """Raise `UserError` when the teacher's accuracy on the transfer set is within three deviations of chance,
+    which is the share of the commonest class.
 
     That is what a wrong normalisation, channel order or class order looks like, and it is silent elsewhere.
     """
@@ -36,9 +38,10 @@ def refuse_chance_level(teacher: Model, spec: str, runner: Runner) -> None:
         )
     if "accuracy" not in metrics or runner.task.name != "classification":
         return
-    chance = 1 / corpus.classes
+    labels = None if corpus.train.labels is None else corpus.train.labels[corpus.positions[some]]
+    chance = 1 / corpus.classes if labels is None else float(labels.bincount().max()) / len(labels)
     bound = chance + 3 * (chance * (1 - chance) / len(some)) ** 0.5
-    if metrics["accuracy"] <= min(bound, 0.95):
+    if metrics["accuracy"] <= min(bound, (1 + chance) / 2):  # with very few samples, three deviations say nothing
         raise UserError(
             f"the teacher {spec!r} is at chance level on the transfer set (accuracy {metrics['accuracy']:.3f}, chance "
             f"{chance:.3f}); expected a trained teacher: check that its input normalisation, channel order and order "
@@ -68,5 +71,6 @@ class Memo:
 
     def write(self, known: dict[str, Any]) -> None:
         """Remember."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, known)
+        with suppress(OSError):  # without it the next run measures again
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +51,8 @@ class Production:
             data = load_data(
                 objects.get("data", s.data), image_size=s.image_size, memory_limit=size_in_bytes(s.memory_limit)
             )
+        val, test = (samples and samples.to(self.device) for samples in (data.val, data.test))
+        data = replace(data, train=data.train.to(self.device), val=val, test=test)
         self.data, self.task = data, TASKS[data.task]
         self._remember: Callable[[], None] = lambda: None  # what to write once everything has been checked
         torch.manual_seed(s.seed)
@@ -121,20 +124,20 @@ class Production:
                     f"validation = {share:g} holds out none of {count} samples, as each class keeps one to learn from; "
                     "expected at least one: give more samples, or leave out --validation, --select and --patience."
                 )
-            held = (data.train.to(self.device), kept_out)
+            held = (data.train, kept_out)
         elif data.val is not None:
-            held = (data.val.to(self.device), torch.arange(len(data.val)))
+            held = (data.val, torch.arange(len(data.val)))
         monitor = None
         if data.test is not None:
             count = len(data.test)
-            some = choose(data.test.labels, samples=min(count, MONITORED), seed=0, count=count)
-            monitor = (data.test.to(self.device), some)
-        views = s.views or (DEFAULT_VIEWS if s.teacher is not None and s.method != "none" else "all")
+            some = choose(data.test.labels, samples=min(count, max(MONITORED, len(data.classes))), seed=0, count=count)
+            monitor = (data.test, some)
+        views = s.views or (DEFAULT_VIEWS if METHODS[s.method].needs_teacher else "all")
         augment = data.augment if s.augment is None else Augment.parse(s.augment)
         every = views == "all"
-        augment = Augment(augment.shift, augment.flip, augment.crop, seed=s.seed if every else 0)
+        augment = Augment(augment.shift, augment.flip, augment.crop, seed=augment.seed or (s.seed if every else 0))
         return Corpus(
-            data.train.to(self.device),
+            data.train,
             positions,
             held,
             monitor,
@@ -241,7 +244,7 @@ class Production:
         if self.teacher is None:
             return None
         refuse_chance_level(self.teacher, str(self.settings.teacher), self.runner)
-        memo = Memo(self.teacher, self.data.test.to(self.device), self.runner) if self.data.test else None
+        memo = Memo(self.teacher, self.data.test, self.runner) if self.data.test else None
         known = memo.read() if memo and self.runner.world == 1 else None
         if known is None:
             metrics, details = self._test(self.teacher, "teacher")
@@ -253,13 +256,13 @@ class Production:
     def _test(self, network: Model, title: str) -> Any:
         if self.data.test is None:
             return {}, {}
-        return self.runner.evaluate(network, self.data.test.to(self.device), title=title)
+        return self.runner.evaluate(network, self.data.test, title=title)
 
     def _sizes(self, network: Model) -> dict[str, int]:
         raw = next(batches(self.data.train, [torch.tensor([0])], CLEAN, Augment())).inputs.to(self.device)
         return {
             "params": count_parameters(network.network),
-            "macs": count_macs(network.network, network.input(raw)),
+            "macs": count_macs(network, raw),
         }
 
     def _environment(self) -> dict[str, Any]:

@@ -94,9 +94,6 @@ class Recipe(FitSettings):
                 if key not in FitSettings.model_fields:
                     near = nearest_key(key, FitSettings.model_fields)
                     raise ValueError(f"phases.{name} has the unknown key {key!r}; expected {near}")
-        judged = [self.model_dump(include={"select", "patience"}), *self.phases.values()]
-        if any(s.get("select") == "best" or s.get("patience") for s in judged) and self.validation == 0:
-            raise ValueError("select = best and patience need held-out samples; expected validation above 0")
         return self
 
 

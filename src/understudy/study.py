@@ -32,7 +32,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -51,7 +51,7 @@ class Study(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1)
     baseline: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, Any]
     grid: dict[str, list[Any]] = Field(default_factory=dict)
@@ -208,7 +208,7 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
     }
     rows: list[dict[str, Any]] = []
     for setting in study.settings():
-        mine = {seed: r for (key, seed), r in results.items() if key == repr(setting)}
+        mine = {seed: r for (key, seed), r in sorted(results.items()) if key == repr(setting)}
         if not mine:
             continue
         metrics = {

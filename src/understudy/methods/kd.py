@@ -24,7 +24,7 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """``T²·KL(p^T ‖ q^T)``, mean over rows: ``student`` and ``teacher`` logits ``[M, K]`` → scalar (section 2)."""
     q = F.log_softmax(student.float() / temperature, dim=1)
     p = F.log_softmax(teacher.float() / temperature, dim=1)
-    return F.kl_div(q, p, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(q, p, reduction="sum", log_target=True) / max(len(q), 1) * temperature**2
 
 
 def plan(cast: Cast) -> list[Fit]:

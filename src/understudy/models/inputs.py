@@ -110,9 +110,9 @@ class InputSpec:
             )
         if raw.dtype != torch.uint8 and not raw.is_floating_point():
             raise UserError(f"images are {raw.dtype}; give uint8, or floats from 0 to 1.")
-        layout = (
-            torch.channels_last if raw.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        )
+        # one channel is contiguous in both layouts; its stride tells which, to convolutions too
+        pixels_first = raw.is_contiguous(memory_format=torch.channels_last) and raw.stride(1) == 1
+        layout = torch.channels_last if pixels_first else torch.contiguous_format
         unit = 1 / 255 if raw.dtype == torch.uint8 else 1.0
         if self.size is not None and tuple(raw.shape[2:]) != self.size:
             raw = _resized(raw, self.size)

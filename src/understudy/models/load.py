@@ -91,6 +91,8 @@ def _from_factory(name: str, arguments: dict[str, Any], data: DataLike | None, n
         arguments = {"num_classes": _class_count(name, arguments, data, num_classes), **arguments}
     network = sources.call_factory(name, factory, arguments)
     if isinstance(network, Model):
+        if network.source["model"] is None:
+            network.source = {"model": name, "arguments": arguments}
         return network
     spec = _input_from_timm(network, keep_size=True) or _input_for(_channels_of(network, data), data)
     return _fresh(network, spec, name, arguments, data)

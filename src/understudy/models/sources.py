@@ -12,8 +12,10 @@ import inspect
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +65,14 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         return zoo.build(rest, arguments)
     if scheme == "timm":
         return build_timm(rest, arguments)
-    return call_factory(name, find_factory(name), arguments)
+    factory = find_factory(name)
+    if not _is_trusted(factory):
+        raise UserError(
+            f"the folder names {name!r} to build its network with, which is neither a network class nor a function of "
+            "your own code; load it with load_model(folder, network=my_network)."
+        )
+    network = call_factory(name, factory, arguments)
+    return getattr(network, "network", network) if hasattr(network, "input") else network  # one that gave a Model
 
 
 def build_without_trace(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -106,6 +115,18 @@ def _not_importable(name: str, module_name: str, error: Exception) -> str:
     remedy = f"run it where {where} is, or put its folder on PYTHONPATH, or use zoo:NAME or timm:NAME"
     hint = f"did you mean '{close[0]}:'" if close else remedy
     return f"model {name!r} names neither a known scheme nor a module that can be imported from here; {hint}."
+
+
+def _is_trusted(factory: Callable[..., Any]) -> bool:
+    """Whether a folder's config may have this called: a file must not get to call just any installed function."""
+    if inspect.isclass(factory):
+        return issubclass(factory, nn.Module)
+    if not inspect.isfunction(factory):
+        return False
+    file = Path(inspect.getfile(factory)).resolve()
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    installed = {Path(sysconfig.get_path(kind)).resolve() for kind in kinds}
+    return not any(file.is_relative_to(folder) for folder in installed)
 
 
 def call_factory(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
@@ -165,7 +186,7 @@ def import_timm() -> Any:
 def in_one_line(error: Exception) -> str:
     """What an error says, its lines joined and shortened to `TOLD` characters; its type where it says nothing."""
     text = " ".join(str(error).split()).rstrip(".")
-    return (text if len(text) <= TOLD else text[: TOLD - 1] + "…") or type(error).__name__
+    return (text if len(text) <= TOLD else text[: TOLD - 1].rstrip() + "…") or type(error).__name__
 
 
 def _told(error: Exception) -> str:

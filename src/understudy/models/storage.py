@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from understudy.errors import UserError
 
@@ -165,5 +166,5 @@ def misfits_of(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     return misfits + [
         f"{key!r} has shape {list(weights[key].shape)} instead of {list(value.shape)}"
         for key, value in state.items()
-        if key in weights and weights[key].shape != value.shape
+        if key in weights and not is_lazy(value) and weights[key].shape != value.shape
     ]

@@ -131,9 +131,15 @@ class SignalCache:
             with FileLock(self.folder / "lock"):
                 folder.mkdir(exist_ok=True)
                 maps = {}
+                begun = (folder / "known.uint8").exists()
                 for name, (shape, kind) in {**self.layout, "known": ((), "uint8")}.items():
                     path = folder / f"{name.replace('/', '_')}.{kind}"
                     size = self.total * int(np.prod(shape)) * np.dtype(kind).itemsize
+                    if begun and name != "known" and (not path.exists() or path.stat().st_size != size):
+                        raise UserError(
+                            f"the cache file {str(path)!r} is damaged (it has not its {size} bytes); expected what "
+                            f"this program wrote: delete the folder {str(self.folder)!r}."
+                        )
                     with open(path, "ab") as file:
                         file.truncate(size)
                     maps[name] = np.memmap(path, dtype=kind, mode="r+", shape=(self.total, *shape))
@@ -210,7 +216,7 @@ class SignalCache:
         self._open(view)
         fields = {}
         for name, stored in self._tensors[view].items():
-            value = stored[index.to(stored.device)].to(device, non_blocking=True)
+            value = stored[index.to(stored.device, non_blocking=True)].to(device, non_blocking=True)
             fields[name] = value.float() if value.is_floating_point() else value.long()
         return fields
 

@@ -105,7 +105,6 @@ class Feed:
                         progress(done, sum(map(len, missing)))
                 self.cache.commit(view)
                 self.cache.set_plan(view, part, self.cache.plan(view, part))
-        self.cache.load(view, self.device)
         return done
 
     def attach(self, batch: Batch) -> int:

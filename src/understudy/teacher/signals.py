@@ -106,7 +106,10 @@ class Source:
 
         def listen(name: str) -> Any:
             def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-                heard[name] = output
+                if name not in heard:  # a module that is called again has spoken the first time
+                    heard[name] = (
+                        output.clone() if isinstance(output, Tensor) else output
+                    )  # what follows may be in place
                 if not whole and len(heard) == len(self._taps):
                     raise _Enough
 

@@ -31,7 +31,7 @@ from .phase import Fit, FitSettings, Phase
 from .precision import autocast_for, place
 from .progress import Display
 from .running import Running, mix, random_state, restore_random, seed_everything
-from .schedule import default_batch_size, default_epochs, factor, make_optimizer, moving_average
+from .schedule import MovingAverage, default_batch_size, default_epochs, factor, make_optimizer
 from .state import Corpus, Memory, State
 
 
@@ -108,7 +108,7 @@ class Runner:
             state.done.append({"name": phase.name, "kind": phase.kind, **outcome, "seconds": seconds})
             state.phase += 1
             state.epoch = state.step = state.updates = state.stale = 0
-            state.best, state.sums, state.phase_seconds = None, {}, 0.0
+            state.best, state.record, state.sums, state.phase_seconds = None, None, {}, 0.0
             self._phase_began = time.monotonic()
             self._save({})
         return state
@@ -118,7 +118,13 @@ class Runner:
         for phase in phases:
             if not isinstance(phase, Fit):
                 continue
-            batch_size, steps, _ = self._lengths(self._settings_of(phase))
+            settings = self._settings_of(phase)
+            if self.corpus.held is None and (settings.select == "best" or settings.patience):
+                raise UserError(
+                    "select = best and patience need held-out samples; expected validation above 0: leave it out or "
+                    "give a share."
+                )
+            batch_size, steps, _ = self._lengths(settings)
             if len(self.corpus.positions) // steps < self.world:
                 raise UserError(
                     f"batch_size = {batch_size} gives some of the {self.world} processes no sample; expected at least "
@@ -144,7 +150,7 @@ class Runner:
             parameter.requires_grad_(parameter.requires_grad and phase.learns(name))
         batch_size, steps, epochs = self._lengths(settings)
         optimizer = make_optimizer(trainee, settings, batch_size)
-        average = moving_average(trainee, settings.ema) if settings.ema else None
+        average = MovingAverage(trainee, settings.ema) if settings.ema else None
         seed_everything(self.seed, state.phase, self.rank)
         if saved:
             trainee.load_state_dict(saved["trainee"])
@@ -196,6 +202,7 @@ class Runner:
 
     def _train_epoch(self, fit: Running) -> None:
         state, corpus = self.state, self.corpus
+        fit.clock = time.perf_counter()
         view = state.epoch % corpus.views if corpus.views else state.epoch
         paid = sum([self._fill(feed, view) for feed in fit.feeds])
         if paid:  # so that what was paid for stays counted
@@ -217,7 +224,7 @@ class Runner:
                 state.served, state.forwarded = state.served + served, state.forwarded + len(part) - served
             clock = self._spent("teacher", clock)
 
-            scale = factor(fit.settings.schedule, fit.settings.warmup, state.updates / total)
+            scale = factor(fit.settings.schedule, fit.settings.warmup, (state.updates + 0.5) / total)
             for group in fit.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scale
             pieces = batch.chunks(fit.settings.accumulate)
@@ -235,7 +242,7 @@ class Runner:
             fit.optimizer.step()
             fit.optimizer.zero_grad()
             if fit.average is not None:
-                fit.average.update_parameters(fit.trainee)
+                fit.average.update(fit.trainee)
             state.step, state.updates = state.step + 1, state.updates + 1
             state.seen += len(part)
             self._spent("student", clock)
@@ -258,8 +265,10 @@ class Runner:
     def _end_epoch(self, fit: Running, evaluated: bool) -> None:
         state = self.state
         self._share_buffers(fit)
+        clock = time.perf_counter()
         sums = self.accelerator.reduce(torch.stack(list(state.sums.values())), "sum")
         means = dict(zip(state.sums, (sums / fit.steps).tolist(), strict=True))  # waits for the device
+        self._spent("student", clock)
         rate = fit.rows / (time.perf_counter() - fit.began)
         self._check(means["loss"], fit)
         state.sums = {}
@@ -284,7 +293,7 @@ class Runner:
             event["eval_samples"] = len(target[1])
             if metrics:
                 self._judge(fit, network, metrics)
-        event["seconds"] = sum(state.timing.values())
+        event["seconds"] = time.perf_counter() - fit.clock
         self._log(event)
         shown = {**{f"train {k}": v for k, v in means.items() if k == "loss"}, **event.get("eval", {})}
         text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
@@ -296,17 +305,17 @@ class Runner:
     def _share_buffers(self, fit: Running) -> None:
         """Give every process the first one's buffers (BatchNorm's statistics), which checkpoints keep."""
         if self.world > 1:
-            for network in filter(None, (fit.trainee, fit.average)):
+            for network in [fit.trainee, *([fit.average.module] if fit.average else [])]:
                 for buffer in network.buffers():
                     torch.distributed.broadcast(buffer, 0)
 
     def _judge(self, fit: Running, network: nn.Module, metrics: dict[str, float]) -> None:
         """Keep the best evaluation so far (or the last, where that is what the phase keeps), and its weights."""
         state, name = self.state, fit.phase.select_by or self.task.metric
-        value, before = metrics[name], state.best["value"] if state.best else None
+        value, before = metrics[name], state.record
         lower = fit.phase.select_by == "loss"
         better = (before is None or value < before) if lower else self.task.better(value, before)
-        state.stale = 0 if better else state.stale + 1
+        state.record, state.stale = (value, 0) if better else (before, state.stale + 1)
         if better or fit.settings.select == "last":
             weights = copy.deepcopy(network.state_dict()) if fit.settings.select == "best" else None
             state.best = {"epoch": state.epoch, "value": value, "metrics": metrics, "state": weights}
@@ -389,6 +398,8 @@ class Runner:
         count = feed.fill(view, self.rank, self.world, self.display.reporter(title))
         if self.world > 1:
             count = int(self.accelerator.reduce(torch.tensor(count, device=self.device), "sum"))
+        if feed.cache is not None and feed.cache.holds(view):
+            feed.cache.load(view, self.device)  # only now, when every process has stored its share
         self.state.forwarded += count
         if count:
             seconds = time.perf_counter() - clock
@@ -428,6 +439,8 @@ class Runner:
     # ---- checkpoints ----------------------------------------------------------------------------------------
 
     def _maybe_save(self, fit: Running, now: bool = False) -> None:
+        if self.world > 1 and self.state.step:  # all processes meet at the end of an epoch only
+            return
         due = now or time.monotonic() - self._saved >= self.checkpoint_seconds
         if due and self.state.sums:
             self._check(float(self.state.sums["loss"]), fit)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from ..teacher.feed import Feed
 from .phase import Fit, FitSettings
+from .schedule import MovingAverage
 
 
 @dataclass
@@ -25,10 +25,11 @@ class Running:
     wrapped: nn.Module  # what the loop calls: the trainee, as Accelerate prepared it
     trainee: nn.Module
     optimizer: Any
-    average: AveragedModel | None
+    average: MovingAverage | None
     feeds: list[Feed]
     steps: int  # updates in an epoch
     epochs: int
+    clock: float = 0.0  # when this epoch began, its fill included
     began: float = 0.0  # when this epoch's first update began
     rows: int = 0  # samples in this epoch's updates
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from .phase import FitSettings
 
@@ -59,15 +59,34 @@ def default_epochs(steps: int) -> int:
     return max(30, min(300, math.ceil(3000 / steps)))
 
 
-def moving_average(trainee: nn.Module, decay: float) -> AveragedModel:
-    """Moving average of weights and buffers; its decay starts small, so that the first weights are forgotten."""
+class MovingAverage:
+    """Exponential moving average of a network's weights and buffers, in ``module``, on their own device.
 
-    def update(averages: Any, values: Any, count: Any) -> None:
-        now = ((1 + count) / (10 + count)).clamp(max=decay)  # stays on the device
-        for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, (1 - now).to(value))
-            else:
+    The decay starts small, so that the first weights are forgotten: ``min(decay, (1 + n) / (10 + n))`` at update n.
+    """
+
+    def __init__(self, trainee: nn.Module, decay: float) -> None:
+        self.module, self.decay, self.count = copy.deepcopy(trainee), decay, 0
+
+    @torch.no_grad()
+    def update(self, trainee: nn.Module) -> None:
+        """Move towards the network's present values; whole numbers are copied."""
+        mine, theirs = self.module.state_dict().values(), trainee.state_dict().values()
+        pairs = list(zip(mine, theirs, strict=True))
+        floats = [(m, t) for m, t in pairs if m.is_floating_point()]
+        if self.count == 0:
+            share = 1.0
+        else:
+            share = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
+        torch._foreach_lerp_([m for m, _ in floats], [t for _, t in floats], share)
+        for average, value in pairs:
+            if not average.is_floating_point():
                 average.copy_(value)
+        self.count += 1
 
-    return AveragedModel(trainee, multi_avg_fn=update, use_buffers=True)
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        self.module.load_state_dict(state["module"])
