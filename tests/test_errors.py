@@ -244,7 +244,11 @@ CASES: dict[str, tuple[str, str]] = {
         f"{KD} --resume --epochs 7 --out {{i}}/run",
         r"epochs = '7', .*begun with 1; .*leave epochs out",
     ),
-    "resume otherwise than default": (f"{KD} --resume --lr 7 --out {{i}}/run", r"lr = '7', .*begun with its default"),
+    "resume otherwise": (f"{KD} --resume --lr 7 --out {{i}}/run", r"lr = '7', .*begun with 0\.0625"),
+    "resume otherwise than default": (
+        f"{KD} --resume --clip 7 --out {{i}}/run",
+        r"clip = '7', .*begun with its default",
+    ),
     "resume and overwrite": (f"{KD} --resume --overwrite --out {{i}}/run", r"both given; .*remove the other"),
     "cache of another teacher": (
         f"{KD} --teacher {{i}}/other --cache {{i}}/signals {OUT}",

@@ -115,7 +115,7 @@ class Production:
         share = s.validation
         if share is None:
             share = 0.1 if self._judged() and data.val is None else 0.0
-        held = None
+        held, self._share = None, share
         if share:
             count = len(positions)
             positions, kept_out = hold_out(positions, labels, share, s.seed)
@@ -195,7 +195,7 @@ class Production:
             self.out.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 clear(self.out)
-            write_toml(self.out / "recipe.toml", self.settings.model_dump())
+            write_toml(self.out / "recipe.toml", {**self.runner.resolved(), "validation": self._share})
             self._remember()
         self.accelerator.wait_for_everyone()
         if self.settings.log_with:

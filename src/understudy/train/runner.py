@@ -31,7 +31,7 @@ from .phase import Fit, FitSettings, Phase
 from .precision import autocast_for, place
 from .progress import Display
 from .running import Running, mix, random_state, restore_random, seed_everything
-from .schedule import MovingAverage, default_batch_size, default_epochs, factor, make_optimizer
+from .schedule import MovingAverage, default_batch_size, default_epochs, default_lr, factor, make_optimizer
 from .state import Corpus, Memory, State
 
 
@@ -366,6 +366,14 @@ class Runner:
         batch_size = settings.batch_size or default_batch_size(samples)
         steps = max(1, math.ceil(samples / batch_size))
         return batch_size, steps, settings.epochs or default_epochs(steps)
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings with every default that depends on the samples filled in."""
+        batch_size, _, epochs = self._lengths(self.settings)
+        lr = self.settings.lr or default_lr(self.settings.optimizer, batch_size)
+        views = self.corpus.views or "all"
+        found = {"batch_size": batch_size, "epochs": epochs, "lr": lr, "views": views}
+        return self.settings.model_dump() | found | {"augment": str(self.corpus.augment)}
 
     def _epochs(self, phase: Phase) -> int:
         return self._lengths(self._settings_of(phase))[2] if isinstance(phase, Fit) else 0

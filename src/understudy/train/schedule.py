@@ -32,7 +32,7 @@ def factor(schedule: str, warmup: float, t: float) -> float:
 def make_optimizer(trainee: nn.Module, settings: FitSettings, batch_size: int) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum or AdamW over the learning parameters; no decay on vectors and scalars.
 
-    The default rate of SGD is 0.1 at 128 samples and falls with the square root of smaller batches.
+    See `default_lr` for the rate where none is set.
     """
     learning = [p for p in trainee.parameters() if p.requires_grad]
     groups = [
@@ -40,13 +40,18 @@ def make_optimizer(trainee: nn.Module, settings: FitSettings, batch_size: int) -
         {"params": [p for p in learning if p.dim() <= 1], "weight_decay": 0.0},
     ]
     sgd = settings.optimizer == "sgd"
-    lr = settings.lr or (0.1 * min(1.0, math.sqrt(batch_size / 128)) if sgd else 1e-3)
+    lr = settings.lr or default_lr(settings.optimizer, batch_size)
     groups = [{**group, "initial_lr": lr} for group in groups if group["params"]]
     fused = all(p.device.type == "cuda" for p in learning) or None
     if sgd:
         momentum = settings.momentum
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused)
+
+
+def default_lr(optimizer: str, batch_size: int) -> float:
+    """0.1 for SGD at 128 samples, falling with the square root of smaller batches; 1e-3 for AdamW."""
+    return 0.1 * min(1.0, math.sqrt(batch_size / 128)) if optimizer == "sgd" else 1e-3
 
 
 def default_batch_size(samples: int) -> int:
