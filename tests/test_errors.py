@@ -244,7 +244,7 @@ CASES: dict[str, tuple[str, str]] = {
         f"{KD} --resume --epochs 7 --out {{i}}/run",
         r"epochs = '7', .*begun with 1; .*leave epochs out",
     ),
-    "resume otherwise": (f"{KD} --resume --lr 7 --out {{i}}/run", r"lr = '7', .*begun with 0\.0625"),
+    "resume at another rate": (f"{KD} --resume --lr 7 --out {{i}}/run", r"lr = '7', .*begun with 0\.0625"),
     "resume otherwise than default": (
         f"{KD} --resume --clip 7 --out {{i}}/run",
         r"clip = '7', .*begun with its default",

@@ -172,7 +172,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments or bool(os.environ.get("UNDERSTUDY_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    rank = os.environ.get("RANK", "0")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("understudy").setLevel(logging.INFO)
     try:
@@ -188,8 +188,8 @@ def main() -> None:
             print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
             sys.exit(2)
         if isinstance(error, UserError) or hasattr(error, "format_message"):
-            if first:
-                console.print(f"error: {_sentence(error)}", markup=False, soft_wrap=True, style="red")
+            where = "" if rank == "0" else f" in process {rank}"  # one may meet what the others do not
+            console.print(f"error{where}: {_sentence(error)}", markup=False, soft_wrap=True, style="red")
             sys.exit(2)
         text = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
         console.print(f"{text}; run again with --debug for the traceback", markup=False, soft_wrap=True, style="red")
