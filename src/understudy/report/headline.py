@@ -22,7 +22,8 @@ def sample_noun(run: Run) -> str:
 def with_data(run: Run) -> str:
     """`` on cifar100 with 5,000 of 50,000 images``, as far as the run says."""
     data = run.part("data")
-    name = data.get("name") or run.setting("data")
+    name = str(data.get("name") or run.setting("data") or "")
+    name = name.partition("?")[0].rstrip("/").rpartition("/")[2] or name  # a path's last part is what it is called
     text = f" on {name}" if name else ""
     used, fraction, available = data.get("train_samples"), data.get("fraction"), data.get("available_samples")
     if not is_number(used):
