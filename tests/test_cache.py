@@ -310,7 +310,7 @@ def test_top_k_of_pixels_and_tokens(task, shape):
     logits, task = torch.randn(shape), TASKS[task]
     fields = TopK(2).fields(logits, task)
     probs = logits.softmax(task.class_dim).movedim(task.class_dim, -1)
-    best = probs.gather(-1, fields["classes"].movedim(task.class_dim, -1))
+    best = probs.gather(-1, fields["classes"].long().movedim(task.class_dim, -1))
     torch.testing.assert_close(best, fields["probs"].movedim(task.class_dim, -1))
     torch.testing.assert_close(best[..., 0], probs.amax(-1))
 

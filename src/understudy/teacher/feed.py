@@ -115,6 +115,6 @@ class Feed:
             return len(batch)
         fields = self._forward(batch.inputs)
         batch.signals[self.source.name] = {
-            name: value.float() if value.is_floating_point() else value for name, value in fields.items()
+            name: value.float() if value.is_floating_point() else value.long() for name, value in fields.items()
         }
         return 0

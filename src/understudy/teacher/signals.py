@@ -53,8 +53,9 @@ class TopK:
 
     def fields(self, output: Tensor, task: Task) -> dict[str, Tensor]:
         probs = (output.float() / self.temperature).softmax(task.class_dim)
-        probs, classes = probs.topk(min(self.k, probs.shape[task.class_dim]), dim=task.class_dim)
-        return {"probs": probs, "classes": classes}
+        count = probs.shape[task.class_dim]
+        probs, classes = probs.topk(min(self.k, count), dim=task.class_dim)
+        return {"probs": probs, "classes": classes.to(torch.int16 if count < 2**15 else torch.int32)}
 
 
 @dataclass(frozen=True)
