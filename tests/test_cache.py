@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import threading
 import time
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from understudy.errors import UserError
 from understudy.tasks import TASKS
 from understudy.teacher import Feature, Logits, SignalCache, Source, TopK
 from understudy.teacher import feed as feeding
+from understudy.teacher.cache import evict
 from understudy.teacher.feed import Feed
 
 TASK = TASKS["classification"]
@@ -26,8 +28,10 @@ FIELDS = {"logits": torch.zeros(2, 5), "classes": torch.zeros(2, 3, dtype=torch.
 SAMPLES = 40
 
 
-def make(folder, identity=IDENTITY, fields=FIELDS, total=SAMPLES, used=SAMPLES, budget=2**30) -> SignalCache:
-    return SignalCache(folder, identity, fields, total=total, used=used, budget=budget)
+def make(
+    folder, identity=IDENTITY, fields=FIELDS, total=SAMPLES, used=SAMPLES, budget=2**30, named=None
+) -> SignalCache:
+    return SignalCache(folder, identity, fields, total=total, used=used, budget=budget, named=named)
 
 
 def values(rows: int, seed: int) -> dict[str, torch.Tensor]:
@@ -165,7 +169,7 @@ def test_other_files_and_damage_are_refused(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="holds other files"):
-        make(tmp_path / "a")
+        make(tmp_path / "a" / "teacher-0123456789abcdef", named=tmp_path / "a")
     make(tmp_path / "b")
     for text in ("{", "[]", '{"identity": 1}'):
         (tmp_path / "b" / "cache.json").write_text(text)
@@ -547,4 +551,35 @@ def test_another_teacher_is_refused_before_training(tmp_path):
     made = runner(student, tmp_path / "b", views=2, folder=tmp_path / "cache", epochs=1)
     with pytest.raises(UserError, match="not the same weights"):
         made.check(plan("kd", student, model(seed=4)))
-    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["version"] == 1
+    (made,) = (tmp_path / "cache").glob("teacher-*/cache.json")
+    assert json.loads(made.read_text())["version"] == 2
+
+
+def test_features_come_back_channels_last(tmp_path):
+    values = torch.randn(4, 3, 5, 2)
+    cache = make(tmp_path / "a", fields={"0": values[:2]}, total=4, used=4)
+    cache.write(0, torch.arange(4), {"0": values})
+    cache.commit(0)
+    found = cache.read(0, torch.tensor([3, 1]))["0"]
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, values[[3, 1]], atol=2e-3, rtol=1e-3)
+
+
+def test_caches_not_used_for_long_make_room(tmp_path):
+    used = []
+    for age, name in enumerate(["newest", "open", "oldest"]):
+        cache = make(tmp_path / name)
+        cache.write(0, torch.arange(SAMPLES), {k: v[:1].expand(SAMPLES, -1) for k, v in FIELDS.items()})
+        cache.commit(0)
+        os.utime(tmp_path / name / "cache.json", (1e9 - age, 1e9 - age))
+        used.append(cache)
+    size = sum(f.stat().st_blocks * 512 for f in (tmp_path / "newest").rglob("*"))
+    used[2:] = []
+    del cache
+    evict(tmp_path, 4 * size)
+    assert len(list(tmp_path.iterdir())) == 3
+    evict(tmp_path, size // 2)  # only one of them is not in use
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["newest", "open"]
+    used.clear()
+    evict(tmp_path, size + size // 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["newest"]

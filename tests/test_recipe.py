@@ -66,6 +66,13 @@ GIVEN: dict[str, Any] = {  # every key of every method, each with a value that i
     "label_smoothing": 0.1,
     "temperature": 2.0,
     "weight": 0.5,
+    "target": "topk",
+    "k": 5,
+    "epsilon": 0.2,
+    "tau": 0.3,
+    "mix": 0.5,
+    "alpha": 2.0,
+    "beta": 4.0,
 }
 
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from understudy.data import Augment, InMemory
-from understudy.methods import METHODS, Cast
+from understudy.methods import METHODS, Cast, Transfer
 from understudy.models import Model
 from understudy.models.inputs import InputSpec
 from understudy.recipe import make_recipe
@@ -61,7 +61,14 @@ def model(network: nn.Module | None = None, *, seed: int = 0, **settings) -> Mod
 
 def plan(method: str, student: nn.Module, teacher: nn.Module | None, task: Task = TASKS["classification"], **settings):
     """The phases of a method."""
-    return list(METHODS[method].plan(Cast(student, teacher, task, METHODS[method].settings(**settings))))  # type: ignore[arg-type]
+    return list(METHODS[method].plan(cast(student, teacher, task, METHODS[method].settings(**settings))))
+
+
+def cast(student: nn.Module, teacher: nn.Module | None, task: Task, settings: object, samples: InMemory | None = None):
+    """What a method's plan gets, on small pictures."""
+    samples = pictures() if samples is None else samples
+    transfer = Transfer(samples, torch.arange(len(samples)), SHIFT, 0, torch.device("cpu"))
+    return Cast(student, teacher, task, settings, transfer)  # type: ignore[arg-type]
 
 
 def runner(

@@ -1,6 +1,6 @@
 """understudy: make a small neural network take over a big one's role, with the data you really have."""
 
-from .api import Result, distill, evaluate, train
+from .api import Result, distill, evaluate, preview, train
 from .data import load_data
 from .errors import UserError
 from .models import InputSpec, Model, load_model
@@ -14,5 +14,6 @@ __all__ = [
     "evaluate",
     "load_data",
     "load_model",
+    "preview",
     "train",
 ]

@@ -65,6 +65,25 @@ def distill(
     return _run(given, out, recipe, resume, overwrite)
 
 
+def preview(
+    teacher: str | nn.Module | None = None,
+    student: str | nn.Module | None = None,
+    data: Any = None,
+    method: str | None = None,
+    *,
+    recipe: str | Path | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What `distill` would do with the same arguments, checked like it; nothing is trained or written.
+
+    ``phases`` lists name, kind and settings of each phase; ``plan`` is how the method will treat the two networks (the
+    stages it paired, say), a list of dicts with the same keys.
+    """
+    given = {"teacher": teacher, "student": student, "data": data, "method": method, **settings}
+    settings_, objects = _read(given, recipe)
+    return Production(make_recipe(settings_), objects, Path()).preview()
+
+
 def train(
     student: str | nn.Module | None = None,
     data: Any = None,
@@ -124,13 +143,18 @@ def _run(
         return _perform(given, out, recipe, resume, overwrite)
 
 
-def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume: bool, overwrite: bool) -> Result:
-    check_out(out, resume=resume, overwrite=overwrite)
+def _read(given: dict[str, Any], recipe: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recipe and arguments as settings of text and numbers, and the objects among them by key."""
     if recipe is not None:
         given = merge(read_toml(recipe), {key: value for key, value in given.items() if value is not None})
     given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     objects = {key: given[key] for key in ("teacher", "student", "data") if not isinstance(given.get(key), str | None)}
-    given |= {k: f"python:{type(getattr(v, 'network', v)).__qualname__}" for k, v in objects.items()}
+    return given | {k: f"python:{type(getattr(v, 'network', v)).__qualname__}" for k, v in objects.items()}, objects
+
+
+def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume: bool, overwrite: bool) -> Result:
+    check_out(out, resume=resume, overwrite=overwrite)
+    given, objects = _read(given, recipe)
     if resume and not (out / "recipe.toml").exists() and given.get("student") is None:
         raise UserError(f"--resume found no run in {str(out)!r}; expected a run's folder: name another with --out.")
     settings = make_recipe(resumed_settings(out, given) if resume else given)

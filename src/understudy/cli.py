@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.table import Table
 
 from .errors import UserError
 from .methods import METHODS
@@ -71,13 +73,35 @@ def distill_command(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, and stop")] = False,
     sets: Sets = None,
     **options: Any,
 ) -> None:
     """Teach a student to take over a teacher's role."""
-    from .api import distill
+    from .api import distill, preview
 
-    distill(out=out, resume=resume, overwrite=overwrite, **_settings(recipe, options, sets, out, resume))
+    settings = _settings(recipe, options, sets)
+    if dry_run:
+        _print_preview(preview(**settings))
+    else:
+        distill(out=out, resume=resume, overwrite=overwrite, **settings)
+
+
+def _print_preview(found: dict[str, Any]) -> None:
+    print(f"method {found['method']} on {found['samples']:,} samples")
+    for title, rows in (("what it will do with these networks", found["plan"]), ("phases", found["phases"])):
+        if rows:
+            columns = list(dict.fromkeys(key for row in rows for key in row))
+            table = Table(*(column.replace("_", " ") for column in columns), title=title, title_justify="left")
+            for row in rows:
+                table.add_row(*(_cell(row.get(column)) for column in columns))
+            Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "yes" if value else ""
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 @app.command("train")
@@ -93,16 +117,14 @@ def train_command(
     """Train a network on labels only: how teachers are made."""
     from .api import train
 
-    settings = _settings(recipe, options, sets, out, resume)
+    settings = _settings(recipe, options, sets)
     method = settings.pop("method", "none")
     if method != "none" or settings.get("teacher") is not None:
         raise UserError(f"train with method {method!r} or a teacher; expected labels only: use understudy distill.")
     train(out=out, resume=resume, overwrite=overwrite, **settings)
 
 
-def _settings(
-    recipe: Path | None, options: dict[str, Any], sets: list[str] | None, out: Path | None, resume: bool
-) -> dict[str, Any]:
+def _settings(recipe: Path | None, options: dict[str, Any], sets: list[str] | None) -> dict[str, Any]:
     """Recipe, then options, then --set. A run that is resumed brings its own recipe."""
     settings = read_toml(recipe) if recipe else {}
     settings = merge(settings, {key: value for key, value in options.items() if value is not None})

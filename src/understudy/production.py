@@ -19,13 +19,12 @@ from accelerate.utils import ProjectConfiguration
 from .audition import Memo, refuse_chance_level
 from .data import CLEAN, Augment, batches, choose, hold_out, load_data
 from .errors import UserError
-from .methods import METHODS, Cast
+from .methods import METHODS, Cast, Transfer
 from .models import Model, check_classes, count_macs, count_parameters, load_model
 from .recipe import Recipe, size_in_bytes, write_toml
 from .report import write_run_report
 from .runfolder import clear, write_json
 from .tasks import TASKS
-from .train.phase import Fit
 from .train.precision import place, resolve_precision
 from .train.progress import Display
 from .train.runner import Runner
@@ -62,14 +61,17 @@ class Production:
             _refuse_shared(self.student, self.teacher)
         for network in filter(None, (self.student, self.teacher)):
             place(network, self.device)
+        corpus = self._corpus()
         method = METHODS[s.method]
         own = method.settings.model_validate({k: getattr(s, k) for k in method.settings.model_fields})
-        self.phases = list(method.plan(Cast(self.student, self.teacher, self.task, own)))
+        c = corpus
+        transfer = Transfer(c.train, c.positions, c.augment, c.views, self.device, c.workers)
+        self.cast = Cast(self.student, self.teacher, self.task, own, transfer)
+        self.phases = list(method.plan(self.cast))
         unknown = set(s.phases) - {phase.name for phase in self.phases}
         if unknown:
             names = ", ".join(phase.name for phase in self.phases)
             raise UserError(f"the phase {min(unknown)!r} does not exist; expected one of {names}.")
-        corpus = self._corpus()
         self.display = Display(self.accelerator.is_main_process)
         self.runner = Runner(
             self.student,
@@ -136,6 +138,8 @@ class Production:
         augment = data.augment if s.augment is None else Augment.parse(s.augment)
         every = views == "all"
         augment = Augment(augment.shift, augment.flip, augment.crop, seed=augment.seed or (s.seed if every else 0))
+        if not augment.changes:  # every view is the same
+            views, every = 1, False
         return Corpus(
             data.train,
             positions,
@@ -149,8 +153,7 @@ class Production:
 
     def _judged(self) -> bool:
         """Whether a phase keeps its best state or stops early, and so must not be judged on the test set."""
-        changes = [p.overrides for p in self.phases if isinstance(p, Fit)] + list(self.settings.phases.values())
-        each = [self.settings.model_dump(include={"select", "patience"}), *changes]
+        each = [self.settings.model_dump(include={"select", "patience"}), *self.settings.phases.values()]
         return any(one.get("select") == "best" or one.get("patience") for one in each)
 
     def run(self, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -179,6 +182,17 @@ class Production:
         self.display.say(f"{name} {was:.4f} → {now:.4f}; the student is in {self.out / 'student'}", always=True)
         self.student.eval()
         return result
+
+    def preview(self) -> dict[str, Any]:
+        """What `run` would do: the phases with their settings, and the method's own plan for these networks."""
+        self.runner.check(self.phases, build=False)
+        method = METHODS[self.settings.method]
+        return {
+            "method": self.settings.method,
+            "samples": len(self.runner.corpus.positions),
+            "phases": self.runner.describe(self.phases),
+            "plan": method.preview(self.cast) if method.preview else [],
+        }
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         """Refuse to hand out a student that the last updates spoiled: the loss is measured before each of them."""

@@ -99,11 +99,16 @@ class Recipe(FitSettings):
 
 @cache
 def recipe_type(method: str) -> type[Recipe]:
-    """The recipe of one method: the common settings and its own."""
+    """The recipe of one method: the common settings, with the method's defaults for them, and its own."""
     if method not in METHODS:
         raise UserError(f"the method {method!r} is unknown; expected {nearest_key(method, METHODS)}.")
-    bases: Any = (Recipe, METHODS[method].settings)
-    return create_model(f"{method}_recipe", __base__=bases)
+    chosen = METHODS[method]
+    bases: Any = (Recipe, chosen.settings)
+    fields: dict[str, Any] = {}
+    for key, value in chosen.defaults.items():
+        common = Recipe.model_fields[key]
+        fields[key] = (Annotated[common.annotation, *common.metadata], Field(value, description=common.description))
+    return create_model(f"{method}_recipe", __base__=bases, **fields)
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:

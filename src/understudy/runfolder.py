@@ -17,7 +17,17 @@ from filelock import FileLock, Timeout
 from .errors import UserError
 from .recipe import merge, read_toml
 
-OURS = ("metrics.jsonl", "result.json", "report.html", "checkpoint", "student", "logs", "recipe.toml")
+OURS = (
+    "metrics.jsonl",
+    "result.json",
+    "report.html",
+    "checkpoint",
+    "student",
+    "signals",
+    "pictures",
+    "logs",
+    "recipe.toml",
+)
 
 
 def write_json(path: Path, value: Any) -> None:

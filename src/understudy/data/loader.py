@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -41,9 +40,10 @@ def _unchanged(batch):
 def forward_size(samples: Samples, most: int) -> int:
     """Samples to put through a network at once where nothing is learned: at most `most`, fewer if they are large.
 
-    A batch has at most 2^20 pixels (256 images of 64×64, 20 of 224×224), so that activations stay moderate.
+    A batch has at most 2^20 pixels (256 images of 64×64, 20 of 224×224), or 8 images of up to 2^23 pixels in all, so
+    that activations stay moderate.
     """
-    return min(most, max(8, 2**20 // math.prod(samples.shape[1:])))
+    return max(1, min(most, max(2**20 // samples.extent, min(8, 2**23 // samples.extent))))
 
 
 def batches(
@@ -79,4 +79,15 @@ def batches(
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
+        yield batch if device is None else batch.to(device)
+
+
+def bare_batches(
+    samples: Samples, order: Sequence[Tensor], view: int, *, device: torch.device | str | None = None
+) -> Iterator[Batch]:
+    """`batches` without a look at the images: inputs [B, 0], and labels where a sample has one (else [B, 0])."""
+    for positions in order:
+        nothing = torch.empty(len(positions), 0)
+        labels = nothing.long() if samples.labels is None else samples.labels[positions]
+        batch = Batch(nothing, labels, positions, view)
         yield batch if device is None else batch.to(device)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
+from ..data import CLEAN, Augment, Batch, Samples, batches
 from ..models import Model
 from ..tasks import Task
 from ..train.phase import Phase
@@ -22,25 +25,51 @@ class MethodSettings(BaseModel):
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """The transfer set: the samples that a run may learn from, for methods that look at them while they plan or solve.
+
+    ``positions`` are those of this run in ``samples``; ``views`` is how many augmentations each has (0: a fresh one
+    each epoch).
+    """
+
+    samples: Samples
+    positions: Tensor
+    augment: Augment
+    views: int
+    device: torch.device
+    workers: int = 0
+
+    def batches(self, size: int, view: int = CLEAN, positions: Tensor | None = None) -> Iterator[Batch]:
+        """The run's samples (or some of them) in order, ``size`` at a time, on the device."""
+        order = list((self.positions if positions is None else positions).split(size))
+        return batches(self.samples, order, view, self.augment, workers=self.workers, device=self.device)
+
+    def example(self, count: int = 4) -> Tensor:
+        """Raw inputs of the first few samples."""
+        return next(self.batches(count, positions=self.positions[:count])).inputs
+
+
+@dataclass(frozen=True)
 class Cast:
-    """Who plays: what a method gets to write its plan."""
+    """Who plays: what a method gets to write its plan. ``teacher`` is None only where the method does without one."""
 
     student: Model
-    teacher: Model | None
+    teacher: Any  # a Model, or None
     task: Task
     settings: Any  # an instance of the method's own settings
-
-    @property
-    def star(self) -> Model:
-        """The teacher, for methods that need one."""
-        assert self.teacher is not None
-        return self.teacher
+    transfer: Transfer
 
 
 @dataclass(frozen=True)
 class Method:
-    """A plan of phases, the settings it reads, and whether it needs a teacher."""
+    """A plan of phases, the settings it reads, and whether it needs a teacher.
+
+    ``defaults`` are fit settings that suit the method better than the common defaults. ``preview`` gives the rows of
+    the table that ``--dry-run`` prints: how the method will treat these two networks.
+    """
 
     plan: Callable[[Cast], Sequence[Phase]]
     settings: type[MethodSettings]
     needs_teacher: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    preview: Callable[[Cast], list[dict[str, Any]]] | None = None

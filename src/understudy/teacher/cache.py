@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,12 @@ from torch import Tensor
 
 from ..errors import UserError
 
-VERSION = 1
+try:
+    import fcntl
+except ImportError:  # not on Windows: caches are then never evicted
+    fcntl = None  # type: ignore[assignment]
+
+VERSION = 2
 _MEANING = {
     "network": "weights",
     "outputs": "outputs",
@@ -38,14 +46,62 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "understudy"
 
 
+def evict(root: Path, limit: int) -> None:
+    """Delete the caches under ``root`` that were not used for longest until the rest takes ``limit`` bytes at most.
+
+    A cache that some process has open stays.
+    """
+    caches = sorted(root.glob("*/cache.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    taken = 0
+    for path in caches:
+        taken += _bytes_in(path.parent)
+        if taken > limit and (alone := _exclusive_lock(path.parent)):
+            taken -= _bytes_in(path.parent)
+            shutil.rmtree(path.parent, ignore_errors=True)
+            os.close(alone)
+
+
+def _shared_lock(folder: Path) -> int | None:
+    """A handle that says that the folder is in use, until it is closed."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder / "in-use", os.O_RDWR | os.O_CREAT)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
+def _exclusive_lock(folder: Path) -> int | None:
+    """A handle that holds the folder alone; None where it is in use."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder / "in-use", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(p.stat().st_blocks * 512 for p in folder.rglob("*") if p.is_file())
+
+
+def _rows_last(value: Tensor) -> Tensor:
+    """Images with their channels last, everything else as it is."""
+    return value.movedim(1, -1) if value.dim() == 4 else value
+
+
 class SignalCache:
     """Signals of one frozen network on one data set's views.
 
     ``identity`` maps `network`, `outputs`, `data`, `views`, `signals` and `precision` to text. ``fields`` is an example
     of one batch's fields, whose shapes after the first dimension (and kinds) every row has. ``total`` samples have a
-    row in each view's files; of these a run uses ``used``. Floating fields are stored as float16, integers as they are.
+    row in each view's files; of these a run uses ``used``. Floating fields are stored as float16, integers as they are;
+    fields ``[N, C, H, W]`` lie channels-last, and come back as convolutions want them.
 
-    Raises `UserError` when ``folder`` holds the signals of another identity, or cannot be written.
+    ``named`` is the folder that the user named, in which this one lies. Raises `UserError` when ``folder`` holds the signals of another identity, or cannot be written.
     """
 
     def __init__(
@@ -57,10 +113,11 @@ class SignalCache:
         total: int,
         used: int,
         budget: int,
+        named: Path | None = None,
     ) -> None:
-        self.folder, self.total = folder, total
+        self.folder, self.total, self.shown = folder, total, str(named or folder)
         self.layout = {
-            name: (tuple(value.shape[1:]), "float16" if value.is_floating_point() else str(value.dtype)[6:])
+            name: (tuple(_rows_last(value).shape[1:]), "float16" if value.is_floating_point() else str(value.dtype)[6:])
             for name, value in fields.items()
         }
         self._views: dict[int, dict[str, np.memmap]] = {}
@@ -69,26 +126,28 @@ class SignalCache:
         row = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.layout.values()) + 1
         page = 4096  # files are sparse: a row that is never written costs nothing, a touched page is whole
         self.view_bytes = min(total * row, used * (-(-row // page) + 1) * page)
-        self._refuse_strangers()
+        if named is not None:
+            self._refuse_strangers()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "lock"):
                 self._claim(dict(identity))
         except OSError as error:
             raise UserError(
-                f"the cache folder {str(folder)!r} cannot be written ({error.strerror}); expected a writable "
+                f"the cache folder {self.shown!r} cannot be written ({error.strerror}); expected a writable "
                 "folder: name another with --cache."
             ) from None
+        if (handle := _shared_lock(folder)) is not None:
+            weakref.finalize(self, os.close, handle)
         room = shutil.disk_usage(folder).free // 2 + self._bytes_on_disk()
         self.capacity = int(min(budget, room) // max(self.view_bytes, 1))
 
     def _refuse_strangers(self) -> None:
         """Refuse a folder of other files before anything is put into it."""
-        if not self.folder.is_dir() or (self.folder / "cache.json").exists():
-            return
-        if any(item.name not in ("lock", "cache.tmp") for item in self.folder.iterdir()):
+        folder = Path(self.shown)
+        if folder.is_dir() and any(not re.fullmatch(r"\w+-[0-9a-f]{16}", item.name) for item in folder.iterdir()):
             raise UserError(
-                f"the cache folder {str(self.folder)!r} holds other files; expected an empty folder or a cache: name "
+                f"the cache folder {self.shown!r} holds other files; expected an empty folder or a cache: name "
                 "another with --cache."
             )
 
@@ -100,24 +159,25 @@ class SignalCache:
             temporary.write_text(json.dumps(mine, indent=1))
             os.replace(temporary, path)
             return
+        os.utime(path)
         try:
             theirs = json.loads(path.read_text())
             known = dict(theirs["identity"])
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"the cache {str(self.folder)!r} is damaged (cache.json cannot be read); expected a cache this "
+                f"the cache {self.shown!r} is damaged (cache.json cannot be read); expected a cache this "
                 "program wrote: delete the folder or name another with --cache."
             ) from None
         for key, value in identity.items():
             if known.get(key) != value:
                 raise UserError(
-                    f"the cache {str(self.folder)!r} was made by another teacher or for other pixels (not the "
+                    f"the cache {self.shown!r} was made by another teacher or for other pixels (not the "
                     f"same {_MEANING.get(key, key)}); expected signals of this teacher on these views: name "
                     "another folder with --cache or leave it out."
                 )
         if json.loads(json.dumps(mine)) != theirs:
             raise UserError(
-                f"the cache {str(self.folder)!r} has another version or layout; expected version {VERSION}: delete "
+                f"the cache {self.shown!r} has another version or layout; expected version {VERSION}: delete "
                 "the folder or name another with --cache."
             )
 
@@ -191,7 +251,7 @@ class SignalCache:
         rows = index.numpy()
         new = np.flatnonzero(maps["known"][rows] == 0)
         for name, value in fields.items():
-            stored = value.to("cpu", getattr(torch, self.layout[name][1]))
+            stored = _rows_last(value).to("cpu", getattr(torch, self.layout[name][1]))
             if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
                 raise UserError(
                     f"the signal {name!r} has values that are not finite in half precision; expected finite "
@@ -217,6 +277,7 @@ class SignalCache:
         fields = {}
         for name, stored in self._tensors[view].items():
             value = stored[index.to(stored.device, non_blocking=True)].to(device, non_blocking=True)
+            value = value.movedim(-1, 1) if value.dim() == 4 else value
             fields[name] = value.float() if value.is_floating_point() else value.long()
         return fields
 
@@ -231,7 +292,12 @@ class SignalCache:
         return FileLock(self.folder / f"lock-{self._name(view).name}-{part}")
 
     def _bytes_on_disk(self) -> int:
-        return sum(p.stat().st_blocks * 512 for p in self.folder.rglob("*") if p.is_file())
+        return _bytes_in(self.folder)
+
+    def remove(self) -> None:
+        """Delete the folder: for signals that no other run can use."""
+        self._views, self._tensors = {}, {}
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def describe(self) -> dict[str, int | str]:
         """Where it lies and how much of the disk it takes."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import CLEAN, Augment, Batch, Samples, batches, forward_size
-from .cache import SignalCache, cache_root
+from .cache import SignalCache, cache_root, evict
 from .signals import Source, behaviour
 
 BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
@@ -22,8 +22,9 @@ PROBE = 64  # samples on which a network shows that it is the one whose signals 
 class Feed:
     """Attaches a source's fields to batches of ``samples`` at ``positions`` (sorted).
 
-    ``views`` is how many views a sample has (0: a fresh one each epoch, nothing is stored). ``folder`` names a
-    cache folder; None takes one under `cache_root` by fingerprint. ``autocast`` gives the precision's context.
+    ``views`` is how many views a sample has (0: a fresh one each epoch, nothing is stored). ``folder`` is where the
+    source has its cache folder; None takes one under `cache_root` by fingerprint, where those that were not used for
+    long make room when all together take more than twice the budget. ``autocast`` gives the precision's context.
     """
 
     def __init__(
@@ -57,16 +58,23 @@ class Feed:
                 "precision": f"{precision} on {device.type}",
             }
             if folder is None:
-                name = hashlib.blake2b(repr(sorted(identity.items())).encode(), digest_size=8).hexdigest()
-                folder = cache_root() / name
+                own = cache_root() / _digest(sorted(identity.items()))
+            else:  # of one teacher, and so refused to another
+                own = folder / f"{source.name}-{_digest(source.signals)}"
             self.cache = SignalCache(
-                folder,
+                own,
                 identity,
                 fields,
                 total=len(samples),
                 used=len(positions),
                 budget=budget,
+                named=folder,
             )
+            evict(cache_root(), 2 * budget)
+
+    def serves(self, view: int) -> bool:
+        """Whether the cache has every signal of the view, so that nobody needs the pixels for it."""
+        return self.cache is not None and self.cache.holds(view) and self.cache.known(view, self.positions)
 
     def _forward(self, inputs: Tensor) -> dict[str, Tensor]:
         with self.autocast():
@@ -118,3 +126,7 @@ class Feed:
             name: value.float() if value.is_floating_point() else value.long() for name, value in fields.items()
         }
         return 0
+
+
+def _digest(values: object) -> str:
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()

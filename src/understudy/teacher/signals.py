@@ -41,6 +41,16 @@ class Logits:
 
 
 @dataclass(frozen=True)
+class Outputs:
+    """All that the network returns, a tensor or a tuple of them: fields ``0``, ``1`` and so on."""
+
+    module: None = field(default=None, init=False)
+
+    def fields(self, output: Any, task: Task) -> dict[str, Tensor]:
+        return {str(i): value for i, value in enumerate(output if isinstance(output, tuple) else (output,))}
+
+
+@dataclass(frozen=True)
 class TopK:
     """The k largest probabilities at a temperature: fields ``probs`` and ``classes``, k in place of K.
 
@@ -75,12 +85,16 @@ class _Enough(Exception):
 class Source:
     """A frozen network and the signals asked of it.
 
-    ``network`` is called on raw inputs; ``name`` is the key under which a batch carries the fields.
+    ``network`` is called on raw inputs; ``name`` is the key under which a batch carries the fields. ``lasting`` says
+    whether other runs will want the same signals: those of a student's own frozen stages go when their phase ends.
     Raises `UserError` when a signal names a module that the network does not have.
     """
 
-    def __init__(self, name: str, network: nn.Module, signals: Sequence[Signal], task: Task) -> None:
+    def __init__(
+        self, name: str, network: nn.Module, signals: Sequence[Signal], task: Task, lasting: bool = True
+    ) -> None:
         self.name, self.network, self.signals, self.task = name, network, tuple(signals), task
+        self.lasting = lasting
         inner = getattr(network, "network", network)  # names are those of the user's own module
         modules = dict(inner.named_modules())
         self._taps: dict[str, nn.Module] = {}

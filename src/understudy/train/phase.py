@@ -59,8 +59,10 @@ class Fit:
     ``sources`` are in ``batch.signals[source.name]``. Parameters whose name ``learns`` refuses are frozen, and
     modules without a learning parameter run in eval mode, so that their buffers stay bit-identical.
     ``readout`` maps the trainee (or its moving average) to the network to evaluate and keep; None: itself.
-    ``overrides`` are fit settings of this phase alone. ``select_by`` is the metric that picks the best state:
-    the task's by default, or ``"loss"`` for the phase's own objective on the validation samples.
+    ``overrides`` are fit settings of this phase that the method's own settings name (the epochs of a last fine-tuning,
+    say). ``select_by`` is the metric that picks the best state: the task's by default, or ``"loss"`` for the phase's
+    own objective on the validation samples. ``reads`` says what ``step`` looks at besides the signals; where that is
+    less than pixels and all signals come from caches, no image is fetched.
     """
 
     name: str
@@ -71,18 +73,21 @@ class Fit:
     readout: Callable[[nn.Module], nn.Module] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     select_by: str | None = None
+    reads: frozenset[Literal["pixels", "labels"]] = frozenset({"pixels", "labels"})
     kind: Literal["fit"] = "fit"
 
 
 @dataclass
 class Solve:
-    """Change the student by computing, not by descending: ``solve(report)`` returns scalars about what it did.
+    """Change the student by computing, not by descending: ``solve(report)`` returns what it did.
 
-    ``report(done, total)`` moves the progress bar. A solve phase is short and starts anew when it is resumed.
+    ``report(done, total)`` moves the progress bar. What is returned are scalars, and under ``blocks`` a list of
+    dicts, one for each block in order (its ``name`` and scalars), which the log keeps one by one. A solve phase is
+    short, starts anew when it is resumed, and leaves the names and shapes of the student's weights as they are.
     """
 
     name: str
-    solve: Callable[[Callable[[int, int], None]], dict[str, float]]
+    solve: Callable[[Callable[[int, int], None]], dict[str, Any]]
     kind: Literal["solve"] = "solve"
 
 

@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..data import CLEAN, Augment, Samples, batches, forward_size
+from ..data import CLEAN, Batch, Samples, bare_batches, batches, forward_size
 from ..errors import UserError
 from ..tasks import Task
 from ..teacher import Source
@@ -101,7 +101,9 @@ class Runner:
             else:
                 seed_everything(self.seed, state.phase, self.rank)
                 solved = phase.solve(self.display.reporter(phase.name))
-                self._log({"event": "solve", "phase": phase.name, "values": solved})
+                for block in (blocks := solved.pop("blocks", [])):
+                    self._log({"event": "block", "phase": phase.name, **block})
+                self._log({"event": "solve", "phase": phase.name, "blocks": len(blocks), "values": solved})
                 outcome = {"epochs": 0, "best": solved}
             saved = None
             seconds = time.monotonic() - self._phase_began
@@ -113,8 +115,29 @@ class Runner:
             self._save({})
         return state
 
-    def check(self, phases: Sequence[Phase]) -> None:
-        """Raise what the plan would raise later, before anything is trained or written elsewhere."""
+    def describe(self, phases: Sequence[Phase]) -> list[dict[str, Any]]:
+        """What each phase will do, as plain values: updates, rates and how many numbers learn."""
+        rows = []
+        for phase in phases:
+            row: dict[str, Any] = {"name": phase.name, "kind": phase.kind}
+            if isinstance(phase, Fit):
+                settings = self._settings_of(phase)
+                batch_size, steps, epochs = self._lengths(settings)
+                row |= {"epochs": epochs, "updates": epochs * steps, "batch_size": batch_size}
+                row |= {
+                    "optimizer": settings.optimizer,
+                    "lr": settings.lr or default_lr(settings.optimizer, batch_size),
+                }
+                learning = [p for n, p in phase.trainee.named_parameters() if p.requires_grad and phase.learns(n)]
+                row |= {"learning_parameters": sum(p.numel() for p in learning)}
+            rows.append(row)
+        return rows
+
+    def check(self, phases: Sequence[Phase], build: bool = True) -> None:
+        """Raise what the plan would raise later, before anything is trained or written elsewhere.
+
+        ``build`` also opens the caches of the first phase, which another teacher's would refuse.
+        """
         for phase in phases:
             if not isinstance(phase, Fit):
                 continue
@@ -135,7 +158,7 @@ class Runner:
                     f"phase {phase.name!r} has nothing to learn; expected a parameter that is not frozen: call "
                     "requires_grad_(True) on what is to learn."
                 )
-        if isinstance(phases[0], Fit):  # the sources of later phases may be what earlier ones have made
+        if build and isinstance(phases[0], Fit):  # the sources of later phases may be what earlier ones have made
             for source in phases[0].sources:
                 self._feed(source, self.corpus.train, self.corpus.positions)
 
@@ -159,6 +182,8 @@ class Runner:
                 average.load_state_dict(saved["average"])
         wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
         feeds = [self._feed(source, self.corpus.train, self.corpus.positions) for source in phase.sources]
+        target = self.corpus.held or self.corpus.monitor
+        judges = [self._feed(source, *target) for source in phase.sources] if phase.select_by and target else []
         for feed in feeds:
             if feed.cache is not None:  # a resumed run stores the views it began to store, whatever the disk now has
                 key = f"{state.phase}/{feed.source.name}"
@@ -167,7 +192,7 @@ class Runner:
                 feed.cache.capacity = state.capacities.setdefault(key, room)
         if saved:
             restore_random(saved["random"], self.rank, self.device)
-        fit = Running(phase, settings, wrapped, trainee, optimizer, average, feeds, steps, epochs)
+        fit = Running(phase, settings, wrapped, trainee, optimizer, average, feeds, judges, steps, epochs)
         every = settings.eval_every or max(1, epochs // 10)
 
         while state.epoch < epochs:
@@ -191,6 +216,10 @@ class Runner:
         for feed in feeds:
             if feed.cache is not None:
                 state.caches.append(feed.cache.describe())
+        self.accelerator.wait_for_everyone()
+        for feed in [*feeds, *judges]:
+            if feed.cache is not None and not feed.source.lasting and self.accelerator.is_main_process:
+                feed.cache.remove()
         for parameter, learning in learned.items():
             parameter.requires_grad_(learning)
         self.accelerator.free_memory()
@@ -214,7 +243,7 @@ class Runner:
         fit.began, seen = time.perf_counter(), state.seen
         fit.rows = sum(map(len, order))
         mine = [part.tensor_split(self.world)[self.rank] for part in order]
-        stream = iter(batches(corpus.train, mine, view, corpus.augment, workers=corpus.workers, device=self.device))
+        stream = self._stream(fit.phase, corpus.train, mine, view, fit.feeds)
         for part in order:
             clock = time.perf_counter()
             batch = next(stream)
@@ -326,15 +355,14 @@ class Runner:
             kept = fit.phase.readout(network) if fit.phase.readout else network
             return self.evaluate(kept, *target)[0]
         samples, positions = target
-        feeds = [self._feed(feed.source, samples, positions) for feed in fit.feeds]
-        for feed in feeds:
+        for feed in fit.judges:
             self._fill(feed, CLEAN)
         sums: dict[str, float] = {}
         network.eval()
         order = list(positions.split(forward_size(samples, BLOCK)))
         with torch.no_grad():
-            for batch in batches(samples, order, CLEAN, Augment(), workers=self.corpus.workers, device=self.device):
-                for feed in feeds:
+            for batch in self._stream(fit.phase, samples, order, CLEAN, fit.judges):
+                for feed in fit.judges:
                     feed.attach(batch)
                 with self.autocast():
                     losses = fit.phase.step(network, batch)
@@ -360,6 +388,16 @@ class Runner:
             progress=self.display.reporter(title) if title else None,
         )
 
+    def _stream(
+        self, phase: Fit, samples: Samples, order: list[Tensor], view: int, feeds: list[Feed]
+    ) -> Iterator[Batch]:
+        """The batches of an order, without their images where caches have all that the phase looks at."""
+        needs = {"pixels"} if samples.labels is not None else {"pixels", "labels"}
+        if not needs & phase.reads and all(feed.serves(view) for feed in feeds):
+            return bare_batches(samples, order, view, device=self.device)
+        augment = self.corpus.augment
+        return iter(batches(samples, order, view, augment, workers=self.corpus.workers, device=self.device))
+
     def _lengths(self, settings: FitSettings) -> tuple[int, int, int]:
         """(batch size, updates in an epoch, epochs)."""
         samples = len(self.corpus.positions)
@@ -371,7 +409,7 @@ class Runner:
         """The settings with every default that depends on the samples filled in."""
         batch_size, _, epochs = self._lengths(self.settings)
         lr = self.settings.lr or default_lr(self.settings.optimizer, batch_size)
-        views = self.corpus.views or "all"
+        views = getattr(self.settings, "views", None) or self.corpus.views or "all"
         found = {"batch_size": batch_size, "epochs": epochs, "lr": lr, "views": views}
         return self.settings.model_dump() | found | {"augment": str(self.corpus.augment)}
 
@@ -385,6 +423,9 @@ class Runner:
 
     def _feed(self, source: Source, samples: Samples, positions: Tensor) -> Feed:
         place(source.network, self.device)
+        folder = self.memory.folder if samples is self.corpus.train else None
+        if not source.lasting:
+            folder = self.out / "signals" / f"{self.state.phase}-{'train' if samples is self.corpus.train else 'other'}"
         return Feed(
             source,
             samples,
@@ -392,7 +433,7 @@ class Runner:
             self.corpus.augment,
             views=self.corpus.views,
             budget=self.memory.budget,
-            folder=self.memory.folder if samples is self.corpus.train else None,
+            folder=folder,
             precision=self.precision,
             autocast=self.autocast,
             device=self.device,
@@ -402,7 +443,8 @@ class Runner:
     def _fill(self, feed: Feed, view: int) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
         clock = time.perf_counter()
-        title = f"{feed.source.name}: view {view + 1}/{self.corpus.views}"
+        part = f"view {view + 1}/{self.corpus.views}" if view >= 0 else "validation"
+        title = f"{feed.source.name}: {part}"
         count = feed.fill(view, self.rank, self.world, self.display.reporter(title))
         if self.world > 1:
             count = int(self.accelerator.reduce(torch.tensor(count, device=self.device), "sum"))

@@ -27,6 +27,7 @@ class Running:
     optimizer: Any
     average: MovingAverage | None
     feeds: list[Feed]
+    judges: list[Feed]  # the same signals of the samples that the phase's own loss is evaluated on
     steps: int  # updates in an epoch
     epochs: int
     clock: float = 0.0  # when this epoch began, its fill included
@@ -43,6 +44,8 @@ class Running:
 
     def state_dict(self) -> dict[str, Any]:
         found = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.phase.readout:  # so that a run that is never resumed has left a usable student
+            found["student"] = self.phase.readout(self.average.module if self.average else self.trainee).state_dict()
         return found | ({"average": self.average.state_dict()} if self.average is not None else {})
 
 
