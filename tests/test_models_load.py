@@ -261,7 +261,7 @@ def test_an_instance_its_class_cannot_make_needs_the_instance(network, tmp_path)
 
 def test_a_network_changed_since_it_was_built_does_not_claim_its_name(tmp_path):
     model = load_model("zoo:cnn_tiny", data=Pictures())
-    model.network.fc = nn.Linear(16, 3, bias=False)
+    model.network.fc = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 3))
     model.save(tmp_path / "model")
     refused("network=my_network", spec=tmp_path / "model")
     assert load_model(tmp_path / "model", network=model.network).network is model.network

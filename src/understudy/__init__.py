@@ -2,14 +2,17 @@
 
 from .api import Result, distill, evaluate, preview, train
 from .data import load_data
+from .diagnose import Diagnosis, diagnose
 from .errors import UserError
 from .models import InputSpec, Model, load_model
 
 __all__ = [
+    "Diagnosis",
     "InputSpec",
     "Model",
     "Result",
     "UserError",
+    "diagnose",
     "distill",
     "evaluate",
     "load_data",

@@ -9,44 +9,76 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .data import CLEAN, Augment, Samples, batches, choose
+from .data import CLEAN, Augment, Samples, batches, choose, forward_size
 from .errors import UserError
 from .models import Model
 from .runfolder import write_json
+from .tasks import IGNORE
 from .teacher import cache_root
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
 from .train.runner import Runner
 
 AUDITION = 1024  # transfer samples that a teacher is tried on
+SCENES = 64  # in segmentation, where each has thousands of rows
+BLIND = 0.05  # the part of the way from chance to perfect that a teacher of pixels must have gone
 
 
 def refuse_chance_level(teacher: Model, spec: str, runner: Runner) -> None:
     """Raise `UserError` when the teacher's accuracy on the transfer set is within three deviations of chance,
-    which is the share of the commonest class.
+    which is the share of the commonest class. A language model must know more than how frequent words are.
+
+    In segmentation one class often fills most of the pixels, and neighbours are alike: there it is the accuracy
+    averaged over classes, whose chance is 1/K for every guess that does not look at the image.
 
     That is what a wrong normalisation, channel order or class order looks like, and it is silent elsewhere.
     """
     corpus = runner.corpus
-    some = choose(None, samples=min(len(corpus.positions), AUDITION), seed=0, count=len(corpus.positions))
-    metrics = runner.evaluate(teacher, corpus.train, corpus.positions[some], "teacher on training data")[0]
+    most = SCENES if runner.task.name == "segmentation" else AUDITION
+    some = choose(None, samples=min(len(corpus.positions), most), seed=0, count=len(corpus.positions))
+    metrics, details = runner.evaluate(teacher, corpus.train, corpus.positions[some], "teacher on training data")
     if not all(map(math.isfinite, metrics.values())):
         raise UserError(
             f"the teacher {spec!r} gives values that are not finite on the transfer set; expected finite outputs: "
             "check its weights file."
         )
+    causes = "its input normalisation, channel order and order of classes are those it was trained with"
+    labels = None if corpus.train.labels is None else corpus.train.labels[corpus.positions[some]]
+    if runner.task.name == "language":
+        _refuse_word_counter(spec, metrics, corpus.train.fetch(corpus.positions[some], CLEAN, Augment()).labels)
+        return
+    if runner.task.name == "segmentation" and metrics:
+        recalls = [recall for recall in details["per_class"] if recall is not None]
+        reached, chance = sum(recalls) / len(recalls), 1 / len(recalls)
+        if len(recalls) > 1 and reached <= chance + BLIND * (1 - chance):
+            raise _at_chance(spec, "mean accuracy of the classes", reached, chance, causes)
+        return
     if "accuracy" not in metrics or runner.task.name != "classification":
         return
-    labels = None if corpus.train.labels is None else corpus.train.labels[corpus.positions[some]]
     chance = 1 / corpus.classes if labels is None else float(labels.bincount().max()) / len(labels)
     bound = chance + 3 * (chance * (1 - chance) / len(some)) ** 0.5
     if metrics["accuracy"] <= min(bound, (1 + chance) / 2):  # with very few samples, three deviations say nothing
-        raise UserError(
-            f"the teacher {spec!r} is at chance level on the transfer set (accuracy {metrics['accuracy']:.3f}, chance "
-            f"{chance:.3f}); expected a trained teacher: check that its input normalisation, channel order and order "
-            "of classes are those it was trained with."
-        )
+        raise _at_chance(spec, "accuracy", metrics["accuracy"], chance, causes)
+
+
+def _at_chance(spec: str, what: str, reached: float, chance: float, causes: str) -> UserError:
+    return UserError(
+        f"the teacher {spec!r} is at chance level on the transfer set ({what} {reached:.3f}, chance {chance:.3f}); "
+        f"expected a trained teacher: check that {causes}."
+    )
+
+
+def _refuse_word_counter(spec: str, metrics: dict[str, float], labels: Tensor) -> None:
+    """Refuse a language model that is no better than the words' frequencies in this text, neither in perplexity nor in
+    its first guesses (an over-confident one has a high perplexity, and yet guesses well)."""
+    share = labels[labels != IGNORE].bincount().double()
+    share = share[share > 0] / share.sum()
+    counted = float(-(share * share.log()).sum())
+    if metrics["nll"] >= counted and metrics["accuracy"] <= float(share.max()):
+        causes = "it was trained, and on text of this kind"
+        raise _at_chance(spec, "perplexity", metrics["perplexity"], math.exp(counted), causes)
 
 
 class Memo:
@@ -54,7 +86,8 @@ class Memo:
 
     def __init__(self, teacher: Model, test: Samples, runner: Runner) -> None:
         how = f"{runner.precision} {runner.device.type}"
-        first = next(batches(test, [torch.arange(min(PROBE, len(test)))], CLEAN, Augment(), device=runner.device))
+        some = torch.arange(min(forward_size(test, PROBE), len(test)))
+        first = next(batches(test, [some], CLEAN, Augment(), device=runner.device))
         teacher.eval()
         with torch.no_grad(), runner.autocast():
             shown = behaviour({"logits": teacher(first.inputs)})

@@ -149,6 +149,41 @@ def evaluate_command(
     print(json.dumps(evaluate(model, data, split=split, image_size=image_size, precision=precision), indent=1))
 
 
+@app.command("diagnose")
+def diagnose_command(
+    teacher: Annotated[str, typer.Option(help="model spec or a run's student folder")],
+    data: Annotated[str, typer.Option(help="data spec")],
+    out: Annotated[Path, typer.Option(help="folder of the diagnosis")],
+    student: Annotated[str | None, typer.Option(help="model spec of the student to teach")] = None,
+    fraction: Annotated[float | None, typer.Option(help="share of the training samples to teach with")] = None,
+    samples: Annotated[int | None, typer.Option(help="number of training samples to teach with")] = None,
+    temperature: Annotated[float, typer.Option(help="T of the distillation that is meant")] = 4.0,
+    weight: Annotated[float, typer.Option(help="λ of the distillation that is meant")] = 0.9,
+    image_size: Annotated[int | None, typer.Option(help="side images are brought to")] = None,
+    seed: Annotated[int, typer.Option(help="of the choice of samples and a fresh student's weights")] = 0,
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the diagnosis in --out")] = False,
+) -> None:
+    """Read a teacher before using it: what may go wrong, and which method and settings to take."""
+    from .diagnose import diagnose
+
+    found = diagnose(
+        teacher,
+        data,
+        student=student,
+        out=out,
+        fraction=fraction,
+        samples=samples,
+        temperature=temperature,
+        weight=weight,
+        seed=seed,
+        precision=precision,
+        overwrite=overwrite,
+        image_size=image_size,
+    )
+    print(f"{found}\n\nReport: {out / 'report.html'}")
+
+
 @app.command("study")
 def study_command(
     file: Annotated[Path, typer.Argument(help="a study file (TOML)")],

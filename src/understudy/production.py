@@ -68,6 +68,7 @@ class Production:
         transfer = Transfer(c.train, c.positions, c.augment, c.views, self.device, c.workers)
         self.cast = Cast(self.student, self.teacher, self.task, own, transfer)
         self.phases = list(method.plan(self.cast))
+        self.plan = method.preview(self.cast) if method.preview else []
         unknown = set(s.phases) - {phase.name for phase in self.phases}
         if unknown:
             names = ", ".join(phase.name for phase in self.phases)
@@ -186,12 +187,11 @@ class Production:
     def preview(self) -> dict[str, Any]:
         """What `run` would do: the phases with their settings, and the method's own plan for these networks."""
         self.runner.check(self.phases, build=False)
-        method = METHODS[self.settings.method]
         return {
             "method": self.settings.method,
             "samples": len(self.runner.corpus.positions),
             "phases": self.runner.describe(self.phases),
-            "plan": method.preview(self.cast) if method.preview else [],
+            "plan": self.plan,
         }
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
@@ -223,7 +223,7 @@ class Production:
             "task": self.task.name,
             "seed": self.settings.seed,
             "out": str(self.out),
-            "classes": list(self.data.classes),
+            "classes": [] if self.task.name == "language" else list(self.data.classes),  # words are the student's
             "data": {
                 "name": self.settings.data,
                 "train_samples": len(positions),
@@ -233,6 +233,7 @@ class Production:
             },
             "teacher": teacher,
             "student": {"spec": self.settings.student, **self._sizes(self.student), "before": before},
+            "plan": self.plan,
         }
 
     def _result(self, teacher: Any, before: dict[str, float], after: Any, state: State) -> dict[str, Any]:

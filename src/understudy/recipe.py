@@ -107,7 +107,8 @@ def recipe_type(method: str) -> type[Recipe]:
     fields: dict[str, Any] = {}
     for key, value in chosen.defaults.items():
         common = Recipe.model_fields[key]
-        fields[key] = (Annotated[common.annotation, *common.metadata], Field(value, description=common.description))
+        kind: Any = Annotated[(common.annotation, *common.metadata)] if common.metadata else common.annotation
+        fields[key] = (kind, Field(value, description=common.description))
     return create_model(f"{method}_recipe", __base__=bases, **fields)
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # the label of a position that has none
+AT_ONCE = 2**24  # logits that metrics look at in one go
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Task:
         """
         if outputs.dim() == 2:
             return outputs, labels
+        if self.name == "language":  # some networks answer to the context too, which is not scored
+            outputs = outputs[:, -labels.shape[1] :]
         flat = outputs.movedim(self.class_dim, -1).reshape(-1, outputs.shape[self.class_dim])
         valid = labels.reshape(-1) != IGNORE
         return flat[valid], labels.reshape(-1)[valid]
@@ -76,14 +79,22 @@ class Metrics:
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
         """Add a batch: outputs and labels as the network and the data give them."""
+        step = max(1, AT_ONCE * len(outputs) // max(1, outputs.numel()))  # logits of pixels are copied in float32
+        for some, truth in zip(outputs.split(step), labels.split(step), strict=True):
+            self._update(some, truth)
+
+    def _update(self, outputs: Tensor, labels: Tensor) -> None:
         logits, labels = self.task.rows(outputs, labels)
-        known = labels != IGNORE
-        logits, labels = logits[known].float(), labels[known]
+        if outputs.dim() == 2:  # pixels and tokens without a label are dropped already
+            known = labels != IGNORE
+            logits, labels = logits[known], labels[known]
+        logits = logits.float()
         nll = F.cross_entropy(logits, labels, reduction="sum")
-        correct = (logits.argmax(1) == labels).sum()
+        guesses = logits.argmax(1)
+        correct = (guesses == labels).sum()
         self.sums += torch.stack([torch.tensor(float(len(labels))).to(nll), correct.to(nll), nll])
         if self.confusion is not None and len(labels):
-            self.confusion.update(logits, labels)
+            self.confusion.update(guesses, labels)
         if self.calibration is not None and len(labels):
             self.calibration.update(logits.softmax(1), labels)
 
@@ -104,19 +115,26 @@ class Metrics:
         matrix = self.confusion.compute().double()
         self.matrix = matrix
         if self.task.name == "segmentation":
-            union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
-            iou = matrix.diag()[union > 0] / union[union > 0]
-            return {"miou": iou.mean().item(), "pixel_accuracy": values["accuracy"], "nll": values["nll"]}
+            miou = _overlap(matrix).nanmean().item()
+            return {"miou": miou, "pixel_accuracy": values["accuracy"], "nll": values["nll"]}
         assert self.calibration is not None
         return {**values, "ece": self.calibration.compute().item()}
 
     def details(self) -> dict[str, list]:
-        """After `compute`: ``per_class`` accuracy (recall), and ``confusion`` (rows: truth) up to 20 classes."""
+        """After `compute`: ``per_class`` accuracy (recall), in segmentation also ``per_class_iou``, each None for a
+        class that does not occur, and ``confusion`` (rows: truth) up to 20 classes."""
         if self.confusion is None or not hasattr(self, "matrix"):
             return {}
         count = self.matrix.sum(1)
         recall = (self.matrix.diag() / count.clamp(min=1)).tolist()
         found: dict[str, list] = {"per_class": [r if c else None for r, c in zip(recall, count.tolist(), strict=True)]}
+        if self.task.name == "segmentation":
+            found["per_class_iou"] = [None if math.isnan(v) else v for v in _overlap(self.matrix).tolist()]
         if self.classes <= 20:
             found["confusion"] = self.matrix.long().tolist()
         return found
+
+
+def _overlap(confusion: Tensor) -> Tensor:
+    """Intersection over union of each class, ``[K]``; nan for one that neither occurs nor is guessed."""
+    return confusion.diag() / (confusion.sum(0) + confusion.sum(1) - confusion.diag())

@@ -4,7 +4,7 @@ Data yields raw pixels; a model carries how it wants them normalised.
 """
 
 from understudy.data.batch import Batch
-from understudy.data.loader import batches, forward_size
+from understudy.data.loader import bare_batches, batches, forward_size
 from understudy.data.mapped import Mapped
 from understudy.data.samples import InMemory, Samples
 from understudy.data.spec import Data, default_augment, load_data

@@ -113,14 +113,16 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def centred(image: Image.Image, width: int, height: int) -> Image.Image:
+def centred(
+    image: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
     """Short side resized, centre cropped, in one resampling."""
     # Whole numbers are divided once at the end: the box may not be larger than the image by even a rounding.
     across = min(image.width, width * image.height / height)
     down = min(image.height, height * image.width / width)
     left, top = (image.width - across) / 2, (image.height - down) / 2
     box = (left, top, left + across, top + down)
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return image.resize((width, height), resample, box=box)
 
 
 def decode(data: bytes, name: str, form: Form, crop: tuple[Augment, int, int] | None = None) -> np.ndarray:

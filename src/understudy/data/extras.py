@@ -1,7 +1,8 @@
-"""Sets of other libraries by name: torchvision's classes and the Hugging Face hub. Both are optional."""
+"""Sets of other libraries by name: torchvision's classes and the Hugging Face hub, and its tokenizers. All optional."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -88,3 +89,23 @@ def hub_datasets(name: str, label: str | None = None) -> dict[str, HubSplit]:
     if "train" not in datasets:
         raise UserError(f"hub set '{name}' has no split 'train' among {', '.join(found)}; give a set that has one.")
     return datasets
+
+
+def read_tokenizer(folder: str) -> tuple[Callable[[str], list[int]], tuple[str, ...], int]:
+    """A Hugging Face tokenizer from its folder: what turns text into token numbers, the tokens, and the number of the
+    one that ends a text."""
+    library = _imported("transformers", "transformers")
+    try:
+        found = library.AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
+    except Exception as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"tokenizer '{folder}' cannot be opened ({told}); give a folder with tokenizer.json, as save_pretrained "
+            "writes it."
+        ) from error
+    end = next((n for n in (found.eos_token_id, found.sep_token_id, found.bos_token_id) if n is not None), 0)
+
+    def encode(text: str) -> list[int]:
+        return found.encode(text, add_special_tokens=False)
+
+    return encode, tuple(map(str, found.convert_ids_to_tokens(range(len(found))))), end

@@ -17,23 +17,24 @@ from understudy.data.sources import Files, Rows, Source
 from understudy.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Encoded images with labels (int64 [N]) for each split found, and the class names."""
+    """Encoded images with labels (int64 [N]) for each split found, the class names, and each class's superclass."""
 
     splits: dict[str, tuple[Source, Tensor]]
     classes: tuple[str, ...]
+    superclasses: tuple[int, ...] | None = None
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 
 def _class_folder(folder: Path) -> list[Path]:
-    found = [p for p in _visible(folder) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    found = [p for p in visible(folder) if p.suffix.lower() in SUFFIXES and p.is_file()]
     if not found:
         raise UserError(f"class folder {folder} holds no images ({' '.join(SUFFIXES)}); add some or remove the folder.")
     return found
@@ -45,13 +46,13 @@ def image_folders(path: Path) -> Listing:
         raise UserError(f"data path {path} does not exist; give a folder with one folder of images for each class.")
     if not path.is_dir():
         raise UserError(f"data path {path} is not a folder; give one with a folder of images for each class.")
-    roots = {split: root for split, names in _SPLITS.items() for name in names if (root := path / name).is_dir()}
+    roots = {split: root for split, names in SPLITS.items() for name in names if (root := path / name).is_dir()}
     if "train" not in roots:
         roots = {"train": path}
     splits: dict[str, tuple[Source, Tensor]] = {}
     classes: tuple[str, ...] = ()
     for split, root in roots.items():
-        folders = [p for p in _visible(root) if p.is_dir()]
+        folders = [p for p in visible(root) if p.is_dir()]
         names = tuple(p.name for p in folders)
         if split == "train":
             classes = names
@@ -76,7 +77,7 @@ def _parquet_files(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
     for folder in (path, path / "data"):  # the hub keeps shards in data/
-        files = [p for p in _visible(folder) if p.suffix == ".parquet"] if folder.is_dir() else []
+        files = [p for p in visible(folder) if p.suffix == ".parquet"] if folder.is_dir() else []
         found = {
             split: [p for p in files if p.name.startswith(names)]
             for split, names in (("train", "train"), ("val", "val"), ("test", "test"))
@@ -204,6 +205,18 @@ def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
         return None
 
 
+def _superclasses(paths: list[Path], labels: Tensor) -> tuple[int, ...] | None:
+    """The coarse label of each class, from a column 'coarse_label' as CIFAR-100 has; None without one that fits."""
+    for path in paths:
+        schema = _schema(path)
+        if "coarse_label" not in schema.names or not pa.types.is_integer(schema.field("coarse_label").type):
+            return None
+    coarse = _labels(paths, "coarse_label", None)
+    found = torch.full((int(labels.max()) + 1,), -1)
+    found[labels] = coarse
+    return tuple(found.tolist()) if torch.equal(found[labels], coarse) and bool((found >= 0).all()) else None
+
+
 def parquet_files(path: Path, label: str | None = None) -> Listing:
     """train*.parquet, val*.parquet and test*.parquet in `path`, or one file.
 
@@ -225,4 +238,5 @@ def parquet_files(path: Path, label: str | None = None) -> Listing:
         splits[split] = Rows(paths, image), labels
     found = names or _class_names(schema, column)
     classes = found or tuple(map(str, range(int(splits["train"][1].max()) + 1)))
-    return Listing(splits, classes)
+    superclasses = None if column == "coarse_label" else _superclasses(files["train"], splits["train"][1])
+    return Listing(splits, classes, superclasses if superclasses and len(superclasses) == len(classes) else None)

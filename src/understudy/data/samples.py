@@ -6,6 +6,7 @@ Positions always refer to the full set; a part of it is a tensor of positions, n
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -19,12 +20,12 @@ class Samples(ABC):
     """A set of examples that are fetched by position.
 
     `labels`: int64 [N] on the CPU, one label a sample; None where labels are per pixel or token.
-    `shape`: (C, H, W) of what `fetch` returns.
+    `shape`: of one of the inputs that `fetch` returns: (C, H, W), or (L,) of tokens.
     `in_memory`: whether `fetch` is a few tensor operations, or reads and decodes.
     """
 
     labels: Tensor | None
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     in_memory: bool
 
     @abstractmethod
@@ -36,6 +37,11 @@ class Samples(ABC):
 
         The pixels depend on (position, view, augment) only. Raises UserError where an image cannot be read.
         """
+
+    @property
+    def extent(self) -> int:
+        """How large a sample is to a network, in pixels."""
+        return math.prod(self.shape[1:])
 
     @abstractmethod
     def fingerprint(self) -> str:

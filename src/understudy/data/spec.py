@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +24,13 @@ from understudy.data.loader import forward_size
 from understudy.data.mapped import Mapped
 from understudy.data.progress import progress
 from understudy.data.samples import InMemory, Samples
+from understudy.data.scenes import Scenes
+from understudy.data.segmentation import segmentation_folder
 from understudy.data.sources import Source
 from understudy.data.split import hold_out
 from understudy.data.streams import Encoded
+from understudy.data.synthetic import class_names, read_dials, synthetic
+from understudy.data.text import open_text
 from understudy.data.views import CLEAN, Augment, draws
 from understudy.errors import UserError
 
@@ -40,7 +44,8 @@ _MEASURED = 2000
 class Data:
     """Samples to learn from and to be judged on, their classes, and the augmentation that suits them.
 
-    `name`: the spec. `task`: "classification". `val` and `test`: None where there are none.
+    `name`: the spec. `task`: "classification". `val` and `test`: None where there are none. `superclasses`: the
+    superclass of each class, where the data tells.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Data:
     test: Samples | None
     classes: tuple[str, ...]
     augment: Augment
+    superclasses: tuple[int, ...] | None = None
 
     @cached_property
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -159,6 +165,8 @@ def _samples(listing: Listing, image_size: int | None, memory_limit: int, scratc
 
 
 def _part(samples: Samples, index: Tensor) -> Samples:
+    if isinstance(samples, Scenes):
+        return samples.part(index)
     if isinstance(samples, InMemory):
         return InMemory(samples.pixels[index], samples.labels[index])
     if isinstance(samples, Encoded):
@@ -180,7 +188,17 @@ def _finish(name: str, splits: dict[str, Samples], classes: tuple[str, ...], aug
 def _listed(name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path | None) -> Data:
     _check(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
     splits = _samples(listing, image_size, memory_limit, scratch or default_scratch())
-    return _finish(name, splits, listing.classes, None)
+    return replace(_finish(name, splits, listing.classes, None), superclasses=listing.superclasses)
+
+
+def _segmentation(name: str, path: Path, image_size: int | None, memory_limit: int, **options: str) -> Data:
+    found, classes = segmentation_folder(path, image_size, memory_limit, **options)
+    splits: dict[str, Samples] = dict(found)
+    unlabelled = torch.zeros(len(splits["train"]), dtype=torch.int64)  # nothing to stratify by
+    if held := _without_test(name, splits, unlabelled):
+        splits |= {split: _part(splits["train"], part) for split, part in zip(("train", "test"), held, strict=True)}
+    augment = Augment(crop=0.5, flip=True)  # half the area and more: what is small stays seen, as in CamVid's poles
+    return Data(name, "segmentation", splits["train"], splits.get("val"), splits.get("test"), classes, augment)
 
 
 def _digits(name: str) -> Data:
@@ -194,6 +212,12 @@ def _digits(name: str) -> Data:
     parts = zip(("train", "test"), hold_out(torch.arange(len(labels)), labels, 360 / len(labels), seed=0), strict=True)
     splits: dict[str, Samples] = {split: InMemory(pixels[index], labels[index]) for split, index in parts}
     return _finish(name, splits, tuple("0123456789"), Augment(shift=1))
+
+
+def _synthetic(name: str, text: str) -> Data:
+    dials = read_dials(text, name)
+    found = _finish(name, dict(synthetic(dials)), class_names(dials), Augment())
+    return replace(found, superclasses=dials.superclass)
 
 
 def from_datasets(
@@ -231,7 +255,14 @@ def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     return path, options
 
 
-_OPTIONS = {"parquet": ("label",), "images": (), "torchvision": (), "hub": ("label",)}
+_OPTIONS = {
+    "parquet": ("label",),
+    "images": (),
+    "segmentation": ("classes", "ignore"),
+    "text": ("vocabulary", "length", "context", "tokenizer"),
+    "torchvision": (),
+    "hub": ("label",),
+}
 
 
 def load_data(
@@ -239,12 +270,16 @@ def load_data(
 ) -> Data:
     """Open data.
 
-    `spec` is "digits", "parquet:PATH" (with "?label=COLUMN"), "images:PATH", "torchvision:NAME:PATH",
+    `spec` is "digits", "synthetic:KEY=VALUE,…" (see `understudy.data.synthetic`), "parquet:PATH" (with
+    "?label=COLUMN"), "images:PATH",
+    "segmentation:PATH" (with "?classes=NAME,NAME" and "?ignore=VALUE", see `understudy.data.segmentation`),
+    "torchvision:NAME:PATH",
     "hub:NAME" (with "?label=COLUMN"), a map-style Dataset of (image, label), a pair of them (train, test),
     or Data, which is returned as it is.
 
     Images of files, and PIL images of a Dataset if `image_size` is given, are brought to `image_size` ×
-    `image_size` pixels (224 if not given), unless they all share one size up to 64 and none is given.
+    `image_size` pixels (224 if not given), unless they all share one size up to 64 and none is given. Images for
+    segmentation keep their shape: `image_size` is their shorter side, without it they keep their size.
     Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
     fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
     validation split is taken, or a fifth of training, stratified, is held out.
@@ -267,8 +302,12 @@ def load_data(
             raise UserError(f"image size {image_size} cannot be had of 'digits', which are 8×8; leave it out.")
         return _digits(spec)
     scheme, colon, rest = spec.partition(":")
+    if scheme == "synthetic":
+        if image_size is not None:
+            raise UserError(f"image size {image_size} cannot be had of '{spec}', which has one pixel; leave it out.")
+        return _synthetic(spec, rest)
     if scheme not in _OPTIONS or not colon:
-        near = get_close_matches(scheme, ["digits", *_OPTIONS], 1)
+        near = get_close_matches(scheme, ["digits", "synthetic", *_OPTIONS], 1)
         if near:
             hint = f"did you mean '{near[0]}{'' if near[0] == 'digits' else ':PATH'}'?"
         elif Path(spec).exists():
@@ -283,6 +322,13 @@ def load_data(
         return from_datasets(torchvision_datasets(path), memory_limit, image_size, spec)
     if scheme == "hub":
         return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec)
+    if scheme == "segmentation":
+        return _segmentation(spec, Path(path).expanduser(), image_size, memory_limit, **options)
+    if scheme == "text":
+        if image_size is not None:
+            raise UserError(f"image size {image_size} cannot be had of '{spec}', which is text; leave it out.")
+        parts, words = open_text(Path(path).expanduser(), **options)
+        return Data(spec, "language", parts["train"], parts["val"], parts["test"], words, Augment())
     opener = parquet_files if scheme == "parquet" else image_folders
     listing = opener(Path(path).expanduser(), **options)
     return _listed(spec, listing, image_size, memory_limit, scratch)

@@ -147,9 +147,9 @@ def reflect(position: Tensor, size: int) -> Tensor:
     return torch.minimum(position, period - position)
 
 
-def windows(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Source row of each output row, int64 [B, height], and source column of each output column, [B, width],
-    for views made by translation and flip."""
+def moved(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where views made by translation and flip take their rows, int64 [B, height], and columns, [B, width],
+    from; positions outside the image are not folded back."""
     rows = torch.arange(height, device=index.device).expand(len(index), height)
     columns = torch.arange(width, device=index.device).expand(len(index), width)
     if view == CLEAN:
@@ -159,8 +159,16 @@ def windows(augment: Augment, index: Tensor, view: int, height: int, width: int)
         columns = torch.where(below(random[:, _FLIP, None], 2) == 1, width - 1 - columns, columns)
     if augment.shift:
         move = below(random[:, :_FLIP], 2 * augment.shift + 1) - augment.shift
-        rows = reflect(rows + move[:, :1], height)
-        columns = reflect(columns + move[:, 1:], width)
+        rows, columns = rows + move[:, :1], columns + move[:, 1:]
+    return rows, columns
+
+
+def windows(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Source row of each output row, int64 [B, height], and source column of each output column, [B, width],
+    for views made by translation and flip."""
+    rows, columns = moved(augment, index, view, height, width)
+    if augment.shift and view != CLEAN:
+        rows, columns = reflect(rows, height), reflect(columns, width)
     return rows, columns
 
 
@@ -172,16 +180,19 @@ def pick(pixels: Tensor, at: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return picked.view(len(at), rows.shape[1], columns.shape[1], channels)
 
 
-def boxes(augment: Augment, index: Tensor, view: int, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+def boxes(
+    augment: Augment, index: Tensor, view: int, height: Tensor, width: Tensor, aspect: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Crop boxes of random resized crops in images of the given sizes (int64 [B] each).
 
-    Returns int64 [B, 4] of (top, left, height, width) in pixels, and the flips, bool [B]. Where a ratio
-    would not fit into the image it is moved to the nearest that does, so the area keeps its share.
+    Returns int64 [B, 4] of (top, left, height, width) in pixels, and the flips, bool [B]. The boxes' ratio of
+    width to height is 3/4 to 4/3 of `aspect`. Where a ratio would not fit into the image it is moved to the
+    nearest that does, so the area keeps its share.
     """
     random = draws(augment.seed, index, view, _LEFT + 1)
     share = augment.crop + (1 - augment.crop) * random[:, _AREA].double() / 2**32
     log = torch.log(torch.tensor(4 / 3, dtype=torch.float64, device=index.device))
-    ratio = torch.exp((2 * random[:, _RATIO].double() / 2**32 - 1) * log)
+    ratio = aspect * torch.exp((2 * random[:, _RATIO].double() / 2**32 - 1) * log)
     shape = width.double() / height.double()
     ratio = torch.minimum(torch.maximum(ratio, share * shape), shape / share)
     area = share * height.double() * width.double()
@@ -205,12 +216,14 @@ def _taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Ten
     return start[:, None] + low, start[:, None] + high, centre & 255
 
 
-def resized_crops(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment) -> Tensor:
+def resized_crops(
+    pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment, aspect: float = 1.0
+) -> Tensor:
     """Random resized crops, uint8 [B, H, W, C], of images pixels[at] (uint8 [N, H, W, C]), by bilinear
-    interpolation back to the images' own size."""
+    interpolation back to the images' own size; `aspect` as in `boxes`."""
     _, height, width, _ = pixels.shape
     size = torch.full_like(index, height), torch.full_like(index, width)
-    box, flip = boxes(augment, index, view, *size)
+    box, flip = boxes(augment, index, view, *size, aspect)
     top, bottom, down = _taps(box[:, 0], box[:, 2], height)
     left, right, across = _taps(box[:, 1], box[:, 3], width)
     reverse = flip[:, None]

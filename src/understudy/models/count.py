@@ -1,5 +1,7 @@
 """How big a network is: parameters and multiply-adds."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -11,8 +13,13 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def _recurrence(inputs, w_ih, w_hh, *_args, out_shape=None, **_others) -> int:
+    """Operations of one layer of oneDNN's LSTM, from the shapes of its inputs [L, B, I] and weights."""
+    return 2 * math.prod(inputs[:2]) * (math.prod(w_ih) + math.prod(w_hh))
+
+
 def count_macs(network: nn.Module, example_input: Tensor) -> int:
-    """Multiply-adds of the convolutions, linear layers and attention products for one sample.
+    """Multiply-adds of the convolutions, linear and recurrent layers and attention products for one sample.
 
     `example_input` [B, …] is what `forward` takes, on the network's device; only its first sample is run, in
     eval mode and without gradients. Modes, buffers and gradients are left as they were.
@@ -20,9 +27,10 @@ def count_macs(network: nn.Module, example_input: Tensor) -> int:
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        counter = FlopCounterMode(display=False)
-        # the fused attention kernels of some devices have no count; the plain one is made of counted products
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _recurrence})
+        # the fused kernels of some devices have no count; the plain ones are made of counted products
+        plain = torch.backends.cudnn.flags(enabled=False)
+        with torch.no_grad(), plain, sdpa_kernel(SDPBackend.MATH), counter:
             network(example_input[:1])
         return counter.get_total_flops() // 2
     finally:

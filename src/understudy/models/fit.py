@@ -14,7 +14,7 @@ from understudy.models.sources import in_one_line
 
 
 class TrainingSamples(Protocol):
-    """What is asked of a training set: the shape (channels, height, width) of its images."""
+    """What is asked of a training set: the shape of its inputs, (channels, height, width) or (tokens,)."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -36,10 +36,17 @@ def check_classes(model: Model, data: DataLike) -> None:
     """Raise `UserError` unless the model, run on a blank example of the data, gives one output a class, and
     its class names (where both are named) are the data's in the same order.
 
-    Finds out which memory layout the network can run in, and notes it as `model.layout`. Weights, buffers and
-    modes stay as they are; a network with lazy layers is initialised.
+    Finds out which memory layout the network can run in, and notes it as `model.layout`; tells a language model with a
+    number `context` how many of a text's tokens are only read. Weights, buffers and modes stay as they are; a network
+    with lazy layers is initialised.
     """
+    _check_kind(model, data)
+    if data.task == "language" and type(getattr(model.network, "context", None)) is int:
+        context: Any = getattr(data.train, "context", 0)
+        model.network.context = context
     found, expected = output_classes(model, data), len(data.classes)
+    if data.task == "language":
+        _check_words(model, data, found)
     if found != expected:
         raise UserError(
             f"the model has {found} outputs but the data has {expected} classes; "
@@ -53,12 +60,35 @@ def check_classes(model: Model, data: DataLike) -> None:
         )
 
 
+def _check_kind(model: Model, data: DataLike) -> None:
+    text = data.task == "language"
+    if text and model.input.kind != "tokens":
+        raise UserError("the model takes images but the data is text; use a language model, such as zoo:lstm.")
+    if not text and model.input.kind == "tokens":
+        raise UserError("the model takes text but the data has images; use an image model, or data text:PATH.")
+
+
+def _check_words(model: Model, data: DataLike, found: int) -> None:
+    """Word numbers mean nothing under another vocabulary."""
+    remedy = "open the text with the vocabulary of the model, text:PATH?vocabulary=FOLDER, or use a model made for it"
+    expected = len(data.classes)
+    if found != expected:
+        raise UserError(f"the model knows {found} words but the data's vocabulary has {expected}; {remedy}.")
+    named = model.classes if not all(map(str.isdecimal, model.classes)) else ()
+    wrong = next((n for n, (a, b) in enumerate(zip(named, data.classes, strict=False)) if a != b), None)
+    if wrong is not None:
+        raise UserError(
+            f"the model has another vocabulary than the data, as word {wrong} is {model.classes[wrong]!r} there and "
+            f"{data.classes[wrong]!r} here; {remedy}."
+        )
+
+
 def output_classes(model: Model, data: DataLike) -> int:
     """The size of the class dimension of the model's logits on the data's images; sets `model.layout`."""
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     tokens = model.input.kind == "tokens"
-    shape = (2, 2) if tokens else (2, *data.train.shape)
+    shape = (2, *data.train.shape)
     example = torch.zeros(shape, dtype=torch.int64 if tokens else torch.uint8, device=device)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -75,7 +105,28 @@ def output_classes(model: Model, data: DataLike) -> int:
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         kind = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else _with_article(type(logits).__name__)
         raise UserError(f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits.")
+    _check_positions(data, logits.shape)
     return logits.shape[-1 if tokens else 1]
+
+
+def _check_positions(data: DataLike, shape: Sequence[int]) -> None:
+    """Images have one row of logits, or in segmentation one for each of their pixels."""
+    given, size = list(shape), list(data.train.shape[1:])
+    if data.task == "classification" and len(given) != 2:
+        raise UserError(
+            f"the model gives outputs of shape {given} where one row of logits an image is expected; use a classifier, "
+            "or data segmentation:PATH for a network that labels pixels."
+        )
+    if data.task == "segmentation" and len(given) != 4:
+        raise UserError(
+            f"the model gives outputs of shape {given} where logits for each pixel, [batch, classes, height, width], "
+            "are expected; use a segmentation network, such as zoo:unet18."
+        )
+    if data.task == "segmentation" and given[2:] != size:
+        raise UserError(
+            f"the model labels {given[2]}×{given[3]} pixels but the data's masks have {size[0]}×{size[1]}; outputs as "
+            "large as the image are expected: enlarge the logits in the model's forward, or clear its input size."
+        )
 
 
 def _in_its_layout(model: Model, example: Tensor) -> Any:

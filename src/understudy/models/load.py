@@ -7,11 +7,13 @@ from typing import Any
 from torch import nn
 
 from understudy.errors import UserError
-from understudy.models import sources, storage, zoo
+from understudy.models import sources, storage, transformers_adapter, zoo
 from understudy.models.fit import DataLike
 from understudy.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
 from understudy.models.model import Model
+from understudy.surgery import rebuild
 
+TOKENS = InputSpec(kind="tokens", channels=1)
 DARKEST_STD = 1 / 255  # a channel without any variation is divided by one grey level, not by zero
 
 
@@ -25,7 +27,7 @@ def load_model(
     """The model that `spec` names.
 
     - "zoo:NAME" or "zoo:NAME?key=value&…": a fresh network; "timm:NAME", with "?pretrained=true" for its
-      weights;
+      weights; "transformers:FOLDER" for a causal language model, "?pretrained=false" for fresh weights;
     - "package.module:factory": the user's own, called with `num_classes` if it takes that;
     - a folder with `config.json` and `model.safetensors` (or a run folder with such a `student/`), whose
       model comes in eval mode; where its network was built in Python, `network` is the module to load the
@@ -55,11 +57,17 @@ def load_model(
         return _from_zoo(rest, arguments, data, num_classes)
     if scheme == "timm":
         return _from_timm(rest, arguments, data, num_classes)
+    if scheme == "transformers":
+        return _from_transformers(rest, arguments, data, num_classes)
     return _from_factory(name, arguments, data, num_classes)
 
 
 def _from_zoo(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
     known = zoo.arguments_of(name)
+    if data is not None and _has_tokens(data) != (name in zoo.LANGUAGE):
+        kinds = ("text", "images") if name in zoo.LANGUAGE else ("images", "text")
+        other = "zoo:resnet20" if name in zoo.LANGUAGE else "zoo:lstm"
+        raise UserError(f"zoo:{name} takes {kinds[0]} but the data is {kinds[1]}; choose another, such as {other}.")
     arguments = {"num_classes": _class_count(f"zoo:{name}", arguments, data, num_classes), **arguments}
     size = None
     if data is not None and not _has_tokens(data):
@@ -67,10 +75,12 @@ def _from_zoo(name: str, arguments: dict[str, Any], data: DataLike | None, num_c
         arguments.setdefault("channels", channels)
         if "image_size" in known:
             arguments.setdefault("image_size", max(size))
+    elif data is not None and "length" in known:
+        arguments.setdefault("length", data.train.shape[0])
     network = zoo.build(name, arguments)
     if name in zoo.FIXED_SIZE:
         size = [arguments.get("image_size", 32)] * 2
-    spec = _input_for(arguments.get("channels", 3), data, size)
+    spec = TOKENS if name in zoo.LANGUAGE else _input_for(arguments.get("channels", 3), data, size)
     return _fresh(network, spec, f"zoo:{name}", arguments, data)
 
 
@@ -83,6 +93,15 @@ def _from_timm(name: str, arguments: dict[str, Any], data: DataLike | None, num_
     arguments.setdefault("num_classes", int(getattr(network, "num_classes", 0)))
     spec = _input_from_timm(network, keep_size=pretrained, image_size=arguments.get("img_size"))
     return _fresh(network, spec or _input_for(_channels_of(network, data), data), f"timm:{name}", arguments, data)
+
+
+def _from_transformers(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
+    if data is not None and not _has_tokens(data):
+        raise UserError(f"transformers:{name} takes text but the data is images; choose another, such as zoo:resnet20.")
+    words = len(data.classes) if data is not None else num_classes
+    network, source, tokens = transformers_adapter.open_causal(name, arguments, words)
+    named = tokens or (data.classes if data is not None and len(data.classes) == network.num_classes else ())
+    return Model(network, TOKENS, source, named, "language")
 
 
 def _from_factory(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
@@ -125,10 +144,12 @@ def _from_folder(path: Path, network: nn.Module | None, bare: str) -> Model:
         if not sources.is_source(name):
             raise UserError(f"{str(folder / storage.CONFIG)!r} names the unknown model {name!r}; save the model again.")
         network = sources.build_without_trace(name, arguments)
+    network = rebuild(network, config.get("structure", []))
     storage.read_weights(folder, network, name or type(network).__name__)
     source = {"model": name, "arguments": arguments}
     classes = tuple(str(label) for label in config["classes"])
-    return Model(network, InputSpec.from_dict(config["input"]), source, classes, config["task"]).eval()
+    spec, changes = InputSpec.from_dict(config["input"]), (config.get("structure", []), config.get("kept", {}))
+    return Model(network, spec, source, classes, config["task"], *changes).eval()
 
 
 def _fresh(network: nn.Module, spec: InputSpec, name: str, arguments: dict[str, Any], data: DataLike | None) -> Model:
@@ -157,7 +178,7 @@ def _has_tokens(data: DataLike) -> bool:
 def _input_for(channels: int, data: DataLike | None, size: Sequence[int] | None = None) -> InputSpec:
     """The spec of a network without its own: the data's statistics, or ImageNet's where there is no data."""
     if data is not None and _has_tokens(data):
-        return InputSpec(kind="tokens", channels=1)
+        return TOKENS
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     if data is not None:

@@ -3,15 +3,17 @@
 import importlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from understudy.errors import UserError
 from understudy.models import sources, storage
 from understudy.models.inputs import InputSpec
+from understudy.surgery import rebuild, record
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,10 @@ class Model(nn.Module):
     `source` tells how to build the network again, as {"model": "zoo:resnet20", "arguments": {"num_classes":
     10}}; without one the network is the user's own instance. `classes` are the names of its outputs, () where
     unknown.
+
+    Of a network that was shrunk, `structure` are the edits that make it of a fresh one of its source
+    (`understudy.surgery.structure`), and `kept` tells for each layer by name which output channels of the network
+    it was first shrunk from it still has; both are empty for others.
 
     `layout` is the memory layout in which the network can run: "channels_last", or "contiguous" for one that
     fails on channels-last images (one that calls `x.view`, say), as `check_classes` finds out. Such a network
@@ -39,6 +45,8 @@ class Model(nn.Module):
         source: dict[str, Any] | None = None,
         classes: tuple[str, ...] = (),
         task: str = "classification",
+        structure: Sequence[Mapping[str, Any]] = (),
+        kept: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -46,6 +54,8 @@ class Model(nn.Module):
         self.source = source or {"model": None, "arguments": {}}
         self.classes = tuple(classes)
         self.task = task
+        self.structure = [dict(edit) for edit in structure]
+        self.kept = {name: list(channels) for name, channels in (kept or {}).items()}
 
     def forward(self, raw: Tensor) -> Any:
         """Raw images [B, C, H, W] (uint8 or 0..1 floats) or tokens [B, L] → the network's outputs; of outputs
@@ -57,7 +67,7 @@ class Model(nn.Module):
         ready = self.input(raw)
         if self.layout == "contiguous":  # one channel is contiguous in both layouts, but not by its strides
             ready = ready.contiguous().flatten().view(ready.shape)
-        return _logits_in(network(ready))
+        return logits_in(network(ready))
 
     def save(self, folder: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
         """Write `config.json` and `model.safetensors` into `folder`, atomically, and return the folder.
@@ -67,7 +77,7 @@ class Model(nn.Module):
         """
         folder = Path(folder)
         weights = storage.weights_of(self.network, dtype)
-        source = saved_source(self)
+        source, structure = saved_source(self)
         config = {
             "format": storage.FORMAT,
             **source,
@@ -76,6 +86,10 @@ class Model(nn.Module):
             "input": self.input.to_dict(),
             "dtype": storage.dtype_of(weights),
         }
+        if structure:
+            config["structure"] = structure
+        if self.kept:
+            config["kept"] = self.kept
         if source["model"] is None:
             config["note"] = UNNAMED_NOTE
             logger.warning("the network cannot be built again by name; %s is %s", folder, UNNAMED_NOTE)
@@ -83,7 +97,7 @@ class Model(nn.Module):
         return folder
 
 
-def _logits_in(outputs: Any) -> Any:
+def logits_in(outputs: Any) -> Any:
     """The `logits` of outputs that are a mapping or an object with them; all other outputs as they are."""
     if isinstance(outputs, Tensor):
         return outputs
@@ -92,25 +106,32 @@ def _logits_in(outputs: Any) -> Any:
     return getattr(outputs, "logits", outputs)
 
 
-def saved_source(model: Model) -> dict[str, Any]:
-    """The source for `config.json`, tried out: building it must give the network's own keys and shapes.
+def saved_source(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The source and structure for `config.json`, tried out: they must give the network's own keys and shapes.
 
-    A network changed since it was built (pruned, say) and an instance whose class cannot make an equal one
-    without arguments have none: "model" is then None.
+    The structure is that of the network as it is now, [] where it is its source's. A network changed in ways that no
+    structure tells, and an instance whose class cannot make an equal one without arguments, have no source: "model" is
+    then None.
     """
+    unnamed: tuple[dict[str, Any], list[dict[str, Any]]] = ({"model": None, "arguments": {}}, [])
     source = dict(model.source)
     own_instance = source["model"] is None
     if own_instance:
         source = _class_source(model.network)
-    if source["model"] is not None:
-        try:
-            rebuilt = _skeleton(source)
-        except Exception:
-            return {"model": None, "arguments": {}}
-        same = not storage.misfits_of(rebuilt, model.network.state_dict())
-        if same and (not own_instance or _same_settings(rebuilt, model.network)):
-            return source
-    return {"model": None, "arguments": {}}
+    if source["model"] is None:
+        return unnamed
+    structure: list[dict[str, Any]] = []
+    try:
+        rebuilt = _skeleton(source)
+        if model.structure or storage.misfits_of(rebuilt, model.network.state_dict()):
+            structure = record(rebuilt, model.network)
+            rebuilt = rebuild(rebuilt, structure)
+    except Exception as error:
+        if isinstance(error, UserError) and not own_instance:
+            logger.warning("the network's structure cannot be told: %s", error)
+        return unnamed
+    same = not storage.misfits_of(rebuilt, model.network.state_dict())
+    return (source, structure) if same and (not own_instance or _same_settings(rebuilt, model.network)) else unnamed
 
 
 def _skeleton(source: dict[str, Any]) -> nn.Module:

@@ -1,6 +1,6 @@
 """Where networks come from: the zoo, timm, and the user's own Python, each named by one string.
 
-A source is `zoo:NAME`, `timm:NAME` or `package.module:factory`; with its arguments it is all that
+A source is `zoo:NAME`, `timm:NAME`, `transformers:NAME` or `package.module:factory`; with its arguments it is all that
 `config.json` needs to build the network again. Arguments may follow a spec as in
 `zoo:resnet18?stem=imagenet`.
 """
@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from understudy.errors import UserError
-from understudy.models import zoo
+from understudy.models import transformers_adapter, zoo
 
-SCHEMES = ("zoo", "timm")
+SCHEMES = ("zoo", "timm", "transformers")
 TOLD = 300
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -65,6 +65,8 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         return zoo.build(rest, arguments)
     if scheme == "timm":
         return build_timm(rest, arguments)
+    if scheme == "transformers":
+        return transformers_adapter.build(rest, arguments)
     factory = find_factory(name)
     if not _is_trusted(factory):
         raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(weights), temporary[WEIGHTS])
-        temporary[CONFIG].write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary[CONFIG].write_text(_in_json(config) + "\n", encoding="utf-8")
         shutil.copymode(temporary[CONFIG], temporary[WEIGHTS])  # safetensors hides its files from other users
         for path in temporary.values():
             _flush(path)
@@ -48,6 +49,13 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
         for path in temporary.values():
             if path.parent.is_dir():
                 path.unlink(missing_ok=True)
+
+
+def _in_json(config: Mapping[str, Any]) -> str:
+    """Indented, but each list of numbers on one line: a shrunk network has thousands of them."""
+    text = json.dumps(config, indent=2, ensure_ascii=False)  # in which no string has a line break
+    lists = r"\[\n\s+(-?[\d.e+-]+(?:,\n\s+-?[\d.e+-]+)*)\n\s+\]"
+    return re.sub(lists, lambda found: "[" + " ".join(found[1].split()) + "]", text)
 
 
 def _flush(path: Path) -> None:
@@ -135,10 +143,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         "task": str,
         "classes": list,
         "input": dict,
+        "structure": list,
+        "kept": dict,
     }
     for key, kind in expected.items():
-        if not isinstance(config[key], kind):
+        if key in config and not isinstance(config[key], kind):
             raise UserError(f"{str(path)!r} has {config[key]!r} as {key!r}, which is not usable; save the model again.")
+    kept = config.get("kept", {})
+    if not all(isinstance(v, list) and all(type(n) is int and n >= 0 for n in v) for v in kept.values()):
+        raise UserError(f"{str(path)!r} has a 'kept' that is no table of channel numbers; save the model again.")
     return config
 
 

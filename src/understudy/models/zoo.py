@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from understudy.errors import UserError
-from understudy.models import mobilenet, resnet, small, vgg, vit
+from understudy.models import language, mobilenet, resnet, small, unet, vgg, vit
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
     **resnet.FACTORIES,
@@ -16,8 +16,11 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     **mobilenet.FACTORIES,
     **vit.FACTORIES,
     **small.FACTORIES,
+    **unet.FACTORIES,
+    **language.FACTORIES,
 }
 
+LANGUAGE = frozenset(language.FACTORIES)  # they take tokens; the others take images
 FIXED_SIZE = frozenset({*vit.FACTORIES, "mlp"})  # built for one image size; the others take any
 
 

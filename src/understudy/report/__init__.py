@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from understudy.errors import UserError
+from understudy.report.diagnosis import write_diagnosis_report
 from understudy.report.run import write_run_report
 from understudy.report.study import write_study_report
 from understudy.report.table import study_markdown
 
-__all__ = ["study_markdown", "write_report", "write_run_report", "write_study_report"]
+__all__ = ["study_markdown", "write_diagnosis_report", "write_report", "write_run_report", "write_study_report"]
 
 
 def write_report(folder: Path) -> Path:
@@ -25,6 +26,8 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     if (folder / "study.json").is_file():
         return write_study_report(folder)
+    if (folder / "diagnosis.json").is_file():
+        return write_diagnosis_report(folder)
     if any((folder / name).is_file() for name in ("result.json", "metrics.jsonl", "recipe.toml")):
         return write_run_report(folder)
     raise UserError(

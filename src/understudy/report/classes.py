@@ -54,7 +54,7 @@ def class_names(run: Run, number: int) -> list[str]:
 
 
 def per_class(table: Any) -> list[Any]:
-    value = table.get("per_class") if isinstance(table, dict) else None
+    value = table.get("per_class_iou", table.get("per_class")) if isinstance(table, dict) else None
     return value if isinstance(value, list) else []
 
 

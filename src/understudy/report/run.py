@@ -14,6 +14,7 @@ from understudy.report.curves import keys_of, run_charts, where_measured
 from understudy.report.headline import headline, phases, sample_noun
 from understudy.report.page import render, write_page
 from understudy.report.read import Run, is_number, numbers, read_run
+from understudy.report.segmentation import segmentation
 
 TIMING = (
     ("data", "reading data", "c2"),
@@ -59,6 +60,7 @@ def write_run_report(folder: Path) -> Path:
         *keys_of(run.epochs, "eval"),
     ]
     metric = words.primary_metric(measured, run.setting("task"))
+    scenes = segmentation(run)
     text = render(
         "run.html",
         run=run,
@@ -69,7 +71,8 @@ def write_run_report(folder: Path) -> Path:
         charts=run_charts(run, metric),
         phases=phase_rows(run, metric),
         solved=solved_table(run),
-        change=class_change(run),
+        scenes=scenes,
+        change=None if scenes and scenes.rows else class_change(run),
         confusion=confusion(run),
         slices=time_slices(run),
         time_facts=time_facts(run),

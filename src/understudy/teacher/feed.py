@@ -46,7 +46,7 @@ class Feed:
         self.autocast, self.device, self.workers = autocast, device, workers
         self.cache: SignalCache | None = None
         if views and budget:
-            first = torch.arange(min(PROBE, len(samples)))
+            first = torch.arange(min(forward_size(samples, PROBE), len(samples)))
             example = next(batches(samples, [first], CLEAN, augment, device=device))
             fields = self._forward(example.inputs)
             identity = {

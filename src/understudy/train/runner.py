@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..data import CLEAN, Batch, Samples, bare_batches, batches, forward_size
+from ..data import CLEAN, Samples, forward_size
 from ..errors import UserError
 from ..tasks import Task
 from ..teacher import Source
@@ -33,6 +33,7 @@ from .progress import Display
 from .running import Running, mix, random_state, restore_random, seed_everything
 from .schedule import MovingAverage, default_batch_size, default_epochs, default_lr, factor, make_optimizer
 from .state import Corpus, Memory, State
+from .supply import Supply
 
 
 class Runner:
@@ -58,12 +59,13 @@ class Runner:
         display: Display,
     ) -> None:
         self.student, self.task, self.corpus, self.settings = student, task, corpus, settings
-        self.overrides, self.memory, self.out = overrides, memory, out
+        self.overrides, self.out = overrides, out
         self.accelerator, self.device, self.seed = accelerator, accelerator.device, seed
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.precision = precision
         self.autocast = autocast_for(precision, self.device)
         self.checkpoint_seconds, self.display = checkpoint_seconds, display
+        self.supply = Supply(corpus, memory, out / "signals", precision, accelerator, display)
         self.state = State()
         self._saved, self._number = time.monotonic(), 0
 
@@ -243,7 +245,7 @@ class Runner:
         fit.began, seen = time.perf_counter(), state.seen
         fit.rows = sum(map(len, order))
         mine = [part.tensor_split(self.world)[self.rank] for part in order]
-        stream = self._stream(fit.phase, corpus.train, mine, view, fit.feeds)
+        stream = self.supply.stream(fit.phase, corpus.train, mine, view, fit.feeds)
         for part in order:
             clock = time.perf_counter()
             batch = next(stream)
@@ -361,7 +363,7 @@ class Runner:
         network.eval()
         order = list(positions.split(forward_size(samples, BLOCK)))
         with torch.no_grad():
-            for batch in self._stream(fit.phase, samples, order, CLEAN, fit.judges):
+            for batch in self.supply.stream(fit.phase, samples, order, CLEAN, fit.judges):
                 for feed in fit.judges:
                     feed.attach(batch)
                 with self.autocast():
@@ -388,16 +390,6 @@ class Runner:
             progress=self.display.reporter(title) if title else None,
         )
 
-    def _stream(
-        self, phase: Fit, samples: Samples, order: list[Tensor], view: int, feeds: list[Feed]
-    ) -> Iterator[Batch]:
-        """The batches of an order, without their images where caches have all that the phase looks at."""
-        needs = {"pixels"} if samples.labels is not None else {"pixels", "labels"}
-        if not needs & phase.reads and all(feed.serves(view) for feed in feeds):
-            return bare_batches(samples, order, view, device=self.device)
-        augment = self.corpus.augment
-        return iter(batches(samples, order, view, augment, workers=self.corpus.workers, device=self.device))
-
     def _lengths(self, settings: FitSettings) -> tuple[int, int, int]:
         """(batch size, updates in an epoch, epochs)."""
         samples = len(self.corpus.positions)
@@ -422,46 +414,16 @@ class Runner:
         return FitSettings.model_validate({**common, **changes})
 
     def _feed(self, source: Source, samples: Samples, positions: Tensor) -> Feed:
-        place(source.network, self.device)
-        folder = self.memory.folder if samples is self.corpus.train else None
-        if not source.lasting:
-            folder = self.out / "signals" / f"{self.state.phase}-{'train' if samples is self.corpus.train else 'other'}"
-        return Feed(
-            source,
-            samples,
-            positions,
-            self.corpus.augment,
-            views=self.corpus.views,
-            budget=self.memory.budget,
-            folder=folder,
-            precision=self.precision,
-            autocast=self.autocast,
-            device=self.device,
-            workers=self.corpus.workers,
-        )
+        return self.supply.feed(source, samples, positions, self.state.phase)
 
     def _fill(self, feed: Feed, view: int) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
         clock = time.perf_counter()
-        part = f"view {view + 1}/{self.corpus.views}" if view >= 0 else "validation"
-        title = f"{feed.source.name}: {part}"
-        count = feed.fill(view, self.rank, self.world, self.display.reporter(title))
-        if self.world > 1:
-            count = int(self.accelerator.reduce(torch.tensor(count, device=self.device), "sum"))
-        if feed.cache is not None and feed.cache.holds(view):
-            feed.cache.load(view, self.device)  # only now, when every process has stored its share
+        count = self.supply.fill(feed, view)
         self.state.forwarded += count
         if count:
             seconds = time.perf_counter() - clock
-            self._log(
-                {
-                    "event": "fill",
-                    "source": feed.source.name,
-                    "view": view,
-                    "samples": count,
-                    "seconds": seconds,
-                }
-            )
+            self._log({"event": "fill", "source": feed.source.name, "view": view, "samples": count, "seconds": seconds})
         self._spent("teacher", clock)
         return count
 

@@ -1,0 +1,11 @@
+"""Reading a teacher before using it: measures, a verdict, and what to do (Tang et al. 2020, arXiv 2002.03532).
+
+`rows` reads a network once over samples, `relations` and `measure` sum up, `verdict` judges and `recommend` advises,
+both as pure functions of the measurements; `run` puts them together as `understudy.diagnose`.
+"""
+
+from .recommend import Facts, Recommendation, kinship, recommend
+from .run import Diagnosis, diagnose
+from .verdict import Finding, judge, primary
+
+__all__ = ["Diagnosis", "Facts", "Finding", "Recommendation", "diagnose", "judge", "kinship", "primary", "recommend"]

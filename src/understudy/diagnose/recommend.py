@@ -1,0 +1,145 @@
+"""Which method, which target, which T, k and λ: rules from what is known, a pure function, with its reasons.
+
+Few samples and a student cut out of the teacher ask for FSKD (Li et al. 2020, 50 to 1000 samples), few samples for
+stagewise distillation (Kulkarni et al. 2020, from a tenth of the data), a far-away teacher for GPD (Guo et al. 2025),
+and everything else for a target of Tang et al. 2020 on the whole set. The numbers are as provisional as the verdict's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .measure import at_temperature
+from .verdict import FAILING, HEALTHY, RISK, Finding, judge, share, temperature_range, weights_keep_relations
+
+FEW = 1000  # samples in all, up to which a solve beats a descent
+FEW_PER_CLASS = 60  # a tenth of what the usual sets have
+HOTTEST = 8.0
+MASS = 0.99  # of the teacher's probability that the k classes of topk hold
+MANY_CLASSES = 20
+ROWLESS = ("skd", "fskd")  # methods without a term on the teacher's rows, fine-tuning excepted
+TRUST = {HEALTHY: 0.9, RISK: 0.6, FAILING: 0.3}  # λ, by how wrong the teacher is
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before anything is measured.
+
+    ``samples``: of the transfer set. ``labelled``: whether it has labels. ``shrunk``: whether the student was made of
+    the teacher, by pruning or decoupling, and has inherited its weights (see `kinship`).
+    """
+
+    task: str
+    classes: int
+    samples: int
+    labelled: bool
+    shrunk: bool
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A method, the settings to give it (keys of ``understudy distill``), and a sentence for each choice.
+
+    ``teaching`` is what suits a term on the teacher's rows: target, T, k and λ. It is in ``settings`` where the method
+    has such a term by itself.
+    """
+
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    teaching: dict[str, Any] = field(default_factory=dict)
+
+
+def kinship(student: Any, teacher: Any) -> str:
+    """How two models are related: "shrunk" where the student's record says so, "alike" where all names are the
+    teacher's and no tensor is larger but some are smaller, else ""."""
+    if getattr(student, "kept", None) or getattr(student, "structure", None):
+        return "shrunk"
+    shapes: list[Mapping[str, Sequence[int]]] = [
+        {name: tuple(value.shape) for name, value in model.network.state_dict().items()} for model in (student, teacher)
+    ]
+    small, large = shapes
+    if small.keys() != large.keys() or small == large:
+        return ""
+    fits = all(
+        len(a) == len(large[name]) and all(x <= y for x, y in zip(a, large[name], strict=True))
+        for name, a in small.items()
+    )
+    return "alike" if fits else ""
+
+
+def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommendation:
+    """Method and settings for what is known; ``measured`` (see `verdict.judge`) adds what a diagnosis found."""
+    findings = {finding.name: finding for finding in judge(measured)} if measured else {}
+    teaching, reasons = ({}, []) if measured is None else _target(facts, measured, findings)
+    if not facts.labelled:
+        teaching["weight"] = 1.0
+        reasons = ["λ = 1: the transfer set has no labels.", *reasons[1:]]
+    method, reason = _method(facts, findings)
+    if method in ROWLESS:
+        reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
+    return Recommendation(method, {} if method in ROWLESS else dict(teaching), [reason, *reasons], teaching)
+
+
+def _method(facts: Facts, findings: Mapping[str, Finding]) -> tuple[str, str]:
+    few = facts.samples <= FEW
+    if facts.shrunk and (few or not facts.labelled):
+        what = f"only {facts.samples} samples" if few else "no labels"
+        return "fskd", f"fskd: the student was cut out of the teacher and there are {what}; it is solved, not trained."
+    each = facts.samples / facts.classes
+    if facts.task != "language" and facts.labelled and (each <= FEW_PER_CLASS if facts.classes > 2 else few):
+        return "skd", f"skd: {each:.0f} samples a class are few, and features say more of each than logits do."
+    gap = findings.get("gap")
+    if gap and gap.status in (RISK, FAILING):
+        return "gpd", "gpd: the teacher is far ahead of the student, and a dynamic teacher bridges the gap."
+    return "kd", f"kd: {facts.samples:,} samples are enough to learn from the teacher's rows."
+
+
+def _target(
+    facts: Facts, measured: dict[str, Any], findings: Mapping[str, Finding]
+) -> tuple[dict[str, Any], list[str]]:
+    """Target, T, k and λ."""
+    seen = measured["teacher"]["transfer"]
+    trust = TRUST.get(findings["wrong"].status, TRUST[HEALTHY])
+    settings: dict[str, Any] = {"target": "kd", "weight": trust}
+    reasons = [f"λ = {trust:g}: " + (_owned(seen) if facts.labelled else "nothing is known against the teacher.")]
+    smoothed = findings["smoothed"].status
+    if smoothed == FAILING and facts.labelled and weights_keep_relations(measured):
+        settings["target"] = "sim"
+        reasons.append("target sim: the rows hold few class relations, and the logit layer's weights still do.")
+        return settings, reasons
+    heat = _temperature(seen, smoothed)
+    settings["temperature"] = heat
+    reasons.append(f"T = {heat:g}: {_why_heat(seen, heat, smoothed)}.")
+    k = next((int(k) for k, mass in seen["top"].items() if mass >= MASS and int(k) > 1), None)
+    if k is not None and facts.classes >= MANY_CLASSES and k <= facts.classes // 2:
+        settings |= {"target": "topk", "k": k}
+        reasons.append(
+            f"target topk with k = {k}: {share(seen['top'][str(k)])} of the teacher's probability lies there, the rest "
+            "is noise, and the cache stores no more."
+        )
+    else:
+        few = f"there are only {facts.classes} classes" if facts.classes < MANY_CLASSES else "no few classes hold it"
+        reasons.append(f"target kd: the whole row, as {few}.")
+    return settings, reasons
+
+
+def _owned(seen: dict[str, Any]) -> str:
+    return f"the teacher contradicts {share(seen['wrong']['share'])} of the labels." if seen["wrong"] else "as usual."
+
+
+def _why_heat(seen: dict[str, Any], heat: float, smoothed: str) -> str:
+    if smoothed == FAILING:
+        return "a smoothed teacher is flat as it is, and heat erases what is left"
+    if heat == 1.0:
+        return "the targets are soft as they are"
+    return f"the targets then hold {share(at_temperature(seen['temperatures'], heat)['truth'])} on the truth"
+
+
+def _temperature(seen: dict[str, Any], smoothed: str) -> float:
+    bounds = temperature_range(seen)
+    half = bounds["half"] or HOTTEST
+    highest = min(HOTTEST, bounds["high"] or HOTTEST, 1.0 if smoothed == FAILING else HOTTEST)
+    return max(1.0, round(2 * min(half, highest)) / 2)

@@ -1,0 +1,70 @@
+"""Losses between features of student and teacher, as the methods that this library is compared with have them.
+
+FitNets (Romero et al. 2015, arXiv 1412.6550), attention transfer (Zagoruyko & Komodakis 2017, arXiv 1612.03928) and
+the flow of solution procedure, FSP (Yim et al. 2017, "A Gift from Knowledge Distillation"). Feature maps are
+``[N, C, H, W]``; where heights and widths differ, the larger map is pooled to the smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+def hint_loss(student: Tensor, teacher: Tensor, regressor: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """FitNets: mean squared error between teacher features and the regressor's of the student's (section 2.2).
+
+    Without a regressor (`make_regressor`) both have the same channels.
+    """
+    student = student if regressor is None else regressor(student)
+    student, teacher = _same_size(student, teacher, F.adaptive_avg_pool2d)
+    return F.mse_loss(student.float(), teacher.float())
+
+
+def make_regressor(student: Tensor, teacher: Tensor) -> nn.Conv2d | None:
+    """A 1×1 convolution from the student's channels to the teacher's; None where they are as many."""
+    if student.shape[1] == teacher.shape[1]:
+        return None
+    return nn.Conv2d(student.shape[1], teacher.shape[1], 1).to(student.device)
+
+
+def attention_map(features: Tensor) -> Tensor:
+    """Where features are active: the mean square over channels, scaled to length 1, ``[N, H·W]`` (section 3.1)."""
+    return F.normalize(features.float().square().mean(1).flatten(1), dim=1)
+
+
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """AT: mean squared error between attention maps; channels may differ. The authors weigh it by 1000 / 2."""
+    student, teacher = _same_size(student, teacher, F.adaptive_avg_pool2d)
+    return F.mse_loss(attention_map(student), attention_map(teacher))
+
+
+def flow(first: Tensor, second: Tensor) -> Tensor:
+    """FSP matrix between two layers of one network, ``[N, C1, C2]``: the mean over pixels of channel products
+    (section 3.2). Maps of different sizes are max-pooled, as there."""
+    first, second = _same_size(first.float(), second.float(), F.adaptive_max_pool2d)
+    return first.flatten(2) @ second.flatten(2).transpose(1, 2) / first[0, 0].numel()
+
+
+def flow_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """FSP: mean squared error between the flows of two pairs of layers, each (where it begins, where it ends).
+
+    Raises `UserError` where the channels of student and teacher differ.
+    """
+    for own, other in zip(student, teacher, strict=True):
+        if own.shape[1] != other.shape[1]:
+            raise UserError(
+                f"FSP compares layers of {own.shape[1]} and {other.shape[1]} channels; expected as many in student and "
+                "teacher: name other cuts, or choose another method."
+            )
+    return F.mse_loss(flow(*student), flow(*teacher))
+
+
+def _same_size(a: Tensor, b: Tensor, pool: Callable[[Tensor, tuple[int, int]], Tensor]) -> tuple[Tensor, Tensor]:
+    """Both at the smaller height and the smaller width."""
+    size = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
+    return tuple(x if x.shape[2:] == size else pool(x, size) for x in (a, b))  # type: ignore[return-value]

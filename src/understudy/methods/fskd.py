@@ -1,0 +1,258 @@
+"""Knowledge distillation from few samples (FSKD: Li et al. 2020, arXiv 1812.01839): teaching by solving.
+
+The student is a shrunken teacher. For each layer in forward order, a matrix Q behind the student's layer is chosen by
+least squares so that its outputs match the teacher's on a few samples, and absorbed: no parameter is added, no label is
+read. Unlike the authors' code, which runs both networks from the start for every layer, both are run once: their values
+at the frontier are kept, and a solved Q is applied to what is kept there.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..data import CLEAN, Batch
+from ..errors import UserError
+from ..models import Model
+from ..surgery.absorb import absorb, blocks_of, has_intercept
+from ..surgery.alignment import Point, plan_alignment
+from ..surgery.solve import Moments, solve
+from ..surgery.walk import Frontier, Walk
+from ..teacher import Logits, Source
+from ..train.phase import Fit, Phase, Solve
+from ..train.precision import place
+from .kd import kd_loss
+from .method import Cast, MethodSettings
+
+logger = logging.getLogger(__name__)
+
+FOLDS = 4  # parts of the samples, each once left out to choose the ridge
+PIXELS = 2**15  # in a chunk: what is computed at once stays small, whatever the number of samples
+BUDGET = 256 * 2**20  # bytes of frontier in memory; more lies in temporary files
+
+Inputs = Callable[[int], tuple[Tensor, Tensor]]  # number of a chunk → inputs for the student and for the teacher
+
+
+class Settings(MethodSettings):
+    """How far Q may move away from the identity, and what follows the solve."""
+
+    ridge: float | None = Field(
+        None,
+        ge=0,
+        description="pull of Q towards the identity, in units of XᵀX's mean diagonal; default: by held-out samples",
+    )
+    augmented: int = Field(0, ge=0, description="augmented views of each sample to solve on, beside the clean one")
+    sweeps: int = Field(1, ge=1, description="passes over the layers; further ones stop where the error stops falling")
+    finetune_steps: int = Field(0, ge=0, description="updates on the teacher's logits after the solve (whole epochs)")
+    finetune_lr: float = Field(0.01, gt=0, description="peak learning rate of these updates")
+    temperature: float = Field(4.0, gt=0, description="T of the fine-tuning: how far both distributions are softened")
+
+
+def recover(
+    student: nn.Module,
+    teacher: nn.Module,
+    kept: Mapping[str, Sequence[int]],
+    inputs: Inputs,
+    chunks: int,
+    *,
+    ridge: float | None = None,
+    sweeps: int = 1,
+    budget: int = BUDGET,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Align the student with the teacher, layer by layer; changes its weights (and norms) in place.
+
+    ``inputs`` gives each of the ``chunks`` of samples, prepared for both networks. ``kept`` names the teacher's output
+    channels that the student's layers kept. Returns ``before`` and ``after``, the relative error of the student's
+    outputs ``‖S-T‖²/‖T‖²``, the number of ``sweeps`` that were kept, and ``blocks``, the same error for each layer in
+    each kept sweep, just before and just after its own Q is absorbed. A sweep that does not lessen the error of the
+    outputs is undone. Raises `UserError` where the two do not correspond or a value is not finite.
+    """
+    modes = {module: module.training for network in (student, teacher) for module in network.modules()}
+    student.eval(), teacher.eval()
+    try:
+        walks = Walk(student, "student"), Walk(teacher, "teacher")
+        first = inputs(0)
+        points = plan_alignment(*walks, kept, (first[0][:2], first[1][:2]))
+        found: dict[str, Any] = {"sweeps": 0, "blocks": []}
+        for sweep in range(sweeps):
+            saved = copy.deepcopy(student.state_dict())
+
+            def progress(done: int, total: int, base: int = sweep) -> None:
+                report(base * total + done, sweeps * total)
+
+            before, after, blocks = _sweep(*walks, points, inputs, chunks, ridge, budget, progress)
+            found.setdefault("before", before)
+            if not after < before:
+                student.load_state_dict(saved)
+                found.setdefault("after", before)
+                if sweep == 0 and before > 0:
+                    logger.warning("aligning the student did not bring its outputs nearer to the teacher's: undone")
+                break
+            found["after"], found["sweeps"] = after, sweep + 1
+            found["blocks"] += [{**block, "sweep": sweep + 1} for block in blocks] if sweeps > 1 else blocks
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return found
+
+
+def _sweep(
+    student: Walk,
+    teacher: Walk,
+    points: list[Point],
+    inputs: Inputs,
+    chunks: int,
+    ridge: float | None,
+    budget: int,
+    report: Callable[[int, int], None],
+) -> tuple[float, float, list[dict[str, Any]]]:
+    """(error of the outputs before, after, what became of each layer): every layer solved once, in forward order."""
+    blocks: list[dict[str, Any]] = []
+    mine = theirs = 0  # nodes that each network has run
+    with Frontier(budget) as frontier:
+        for chunk in range(chunks):
+            x, y = inputs(chunk)
+            frontier.put(chunk, {"inputs": x, "outputs before": _logits(student.run(x))}, {"inputs": y})
+        change: Callable[[dict[str, Any]], None] = lambda live: None  # noqa: E731 - nothing is solved yet
+
+        def advanced(chunk: int, to: int, their_to: int) -> tuple[dict[str, Any], dict[str, Any]]:
+            """A chunk's values with both networks run on; what was solved last is applied to them first."""
+            s, t = frontier.take(chunk)
+            change(s)
+            student.advance(s, mine, to, s.pop("inputs", None))
+            teacher.advance(t, theirs, their_to, t.pop("inputs", None))
+            return s, t
+
+        for number, point in enumerate(points):
+            stop, their_stop = point.stop, max(theirs, teacher.index[point.target] + 1)
+            layer = student.modules[point.layer]
+            norm = student.modules[point.norm] if point.norm else None
+            moments, size = None, 0.0
+            for chunk in range(chunks):
+                s, t = advanced(chunk, stop, their_stop)
+                x, y, whole = point.pair(s, t)
+                if moments is None:
+                    shape = blocks_of(layer), x.shape[1] // blocks_of(layer)
+                    device = "cpu" if x.device.type == "mps" else x.device  # which has no float64
+                    moments = Moments.zeros(min(FOLDS, chunks), *shape, device)
+                moments.add(chunk % FOLDS, x, y)
+                size += float(whole.double().square().sum())
+                frontier.put(chunk, s, t)
+            assert moments is not None
+            _check_finite(moments, size, point)
+            solution = solve(moments, has_intercept(layer, norm), ridge)
+            absorb(layer, solution.q, solution.intercept, norm, (solution.mean, solution.variance))
+            change = _changing(point, solution.q, solution.intercept)
+            mine, theirs = stop, their_stop
+            errors = {"before": _relative(solution.before, size), "after": _relative(solution.after, size)}
+            strength = solution.ridge if math.isfinite(solution.ridge) else None
+            blocks.append({"name": point.layer, **errors, "ridge": strength})
+            report(number + 1, len(points))
+
+        before = after = size = 0.0
+        for chunk in range(chunks):
+            s, t = advanced(chunk, len(student.nodes), len(teacher.nodes))
+            target = _logits(t["output"]).double()
+            before += float((s["outputs before"].double() - target).square().sum())
+            after += float((_logits(s["output"]).double() - target).square().sum())
+            size += float(target.square().sum())
+    return _relative(before, size), _relative(after, size), blocks
+
+
+def _changing(point: Point, q: Tensor, intercept: Tensor | None) -> Callable[[dict[str, Any]], None]:
+    return lambda live: point.change(live, q, intercept)
+
+
+def _relative(error: float, size: float) -> float:
+    return error / size if size else float(error > 0)
+
+
+def _logits(outputs: Any) -> Tensor:
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
+    if not isinstance(found, Tensor):
+        raise UserError(
+            f"a network's output is a {type(outputs).__name__}; expected one tensor: wrap the network in a module that "
+            "returns its logits."
+        )
+    return found
+
+
+def _check_finite(moments: Moments, size: float, point: Point) -> None:
+    if math.isfinite(size) and all(bool(value.isfinite().all()) for value in vars(moments).values()):
+        return
+    who = f"student's layer {point.layer!r}" if math.isfinite(size) else f"teacher's layer {point.teacher!r}"
+    raise UserError(
+        f"the {who} yields values that are not finite; expected numbers: check the network's weights, its "
+        "normalisation and the samples."
+    )
+
+
+def _chunks(cast: Cast) -> tuple[Inputs, int]:
+    """The transfer samples in chunks, each spread over all of them so that sorted samples make like folds."""
+    transfer, count = cast.transfer, len(cast.transfer.positions)
+    if count == 0:
+        raise UserError("there are no samples to recover the student from; expected at least one: raise --samples.")
+    views = range(CLEAN, cast.settings.augmented if transfer.augment.changes else 0)  # the clean one is -1
+    most = PIXELS // (math.prod(transfer.samples.shape[1:]) * len(views))
+    size = max(1, min(most, math.ceil(count / FOLDS)))
+    number = math.ceil(count / size)
+
+    def inputs(chunk: int) -> tuple[Tensor, Tensor]:
+        positions = transfer.positions[chunk::number]
+        raw = [next(iter(transfer.batches(len(positions), view, positions))).inputs for view in views]
+        together = torch.cat(raw)  # all views of a sample lie in one fold
+        return _prepared(cast.student, together), _prepared(cast.teacher, together)
+
+    return inputs, number
+
+
+def _prepared(model: Model, raw: Tensor) -> Tensor:
+    return model.run(nn.Identity(), raw)
+
+
+def preview(cast: Cast) -> list[dict[str, Any]]:
+    """The alignment points, one row each: what ``--dry-run`` prints."""
+    return [point.row() for point in _points(cast)]
+
+
+def _points(cast: Cast) -> list[Point]:
+    inputs = _chunks(cast)[0](0)
+    student, teacher = cast.student.to(inputs[0].device), cast.teacher.to(inputs[0].device)
+    walks = Walk(student.network, "student"), Walk(teacher.network, "teacher")
+    return plan_alignment(*walks, cast.student.kept, (inputs[0][:2], inputs[1][:2]))
+
+
+def plan(cast: Cast) -> list[Phase]:
+    """Solve layer by layer; then, if asked for, a few updates on the teacher's logits of the same samples."""
+    s = cast.settings
+    _points(cast)  # what does not correspond is told before anything is changed
+
+    def align(report: Callable[[int, int], None]) -> dict[str, Any]:
+        for model in (cast.student, cast.teacher):
+            place(model, cast.transfer.device)
+        inputs, chunks = _chunks(cast)
+        networks = cast.student.network, cast.teacher.network
+        return recover(*networks, cast.student.kept, inputs, chunks, ridge=s.ridge, sweeps=s.sweeps, report=report)
+
+    def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        nobody = torch.zeros_like(batch.labels)  # every row counts, and no label is read
+        z, _ = cast.task.rows(student(batch.inputs), nobody)
+        v, _ = cast.task.rows(batch.signals["teacher"]["logits"], nobody)
+        return {"loss": kd_loss(z, v, s.temperature)}
+
+    phases: list[Phase] = [Solve("align", align)]
+    if s.finetune_steps:
+        size = min(64, len(cast.transfer.positions))
+        epochs = math.ceil(s.finetune_steps / math.ceil(len(cast.transfer.positions) / size))
+        overrides = {"batch_size": size, "epochs": epochs, "lr": s.finetune_lr}
+        source = Source("teacher", cast.teacher, [Logits()], cast.task)
+        phases.append(Fit("finetune", cast.student, step, sources=(source,), overrides=overrides))
+    return phases

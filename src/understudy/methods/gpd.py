@@ -1,0 +1,114 @@
+"""Gap preserving distillation, GPD (Guo et al. 2025, arXiv 2410.04140): a teacher that grows with the student.
+
+A dynamic teacher, a wider and multi-branch version of the student, starts as exactly the student's function (inverse
+reparameterisation) and shares its parameters with it (channel-branch reparameterisation), see `surgery/widen.py` and
+`surgery/readout.py`. In each step (section 3)
+
+    dynamic teacher   task loss + what the static teacher teaches
+    student           task loss + what the static teacher teaches + λ·CE(softmax(dynamic teacher), student)
+
+and one optimiser moves the parameters of both. The static teacher may be left out (training from scratch, fine-tuning).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..data import Batch
+from ..surgery import BRANCHES, Shared, readout, share
+from ..tasks import IGNORE, cross_entropy
+from ..teacher import Source
+from ..train.phase import Fit
+from .method import Cast
+from .teaching import TargetSettings, teaching
+
+# The authors average weights and clip gradients; the numbers are for some thousand updates rather than ImageNet.
+DEFAULTS: dict[str, Any] = {"ema": 0.995, "clip": 5.0}
+
+
+class Settings(TargetSettings):
+    """The dynamic teacher, and how much it teaches. The target's settings are those of the static teacher."""
+
+    ratio: int = Field(2, ge=2, description="r: how many times the student's channels the dynamic teacher has")
+    gap_weight: float = Field(
+        3.0, ge=0, description="λ: weight of what the dynamic teacher teaches, where that of the labels is 1"
+    )
+    gap_smoothing: float = Field(0.1, ge=0, lt=1, description="label smoothing of the dynamic teacher's predictions")
+    branches: tuple[str, ...] = Field(
+        tuple(BRANCHES), description="branches of a kernel beside the unrestricted one: " + ", ".join(BRANCHES)
+    )
+    perturbation: float = Field(
+        0.05, ge=0, description="how far copies start apart, as a share of the weights; the function stays the same"
+    )
+
+
+def gap_loss(student: Tensor, dynamic: Tensor, smoothing: float) -> Tensor:
+    """``CE(softmax(v), z)`` with smoothed targets, mean over rows: logits ``[M, K]`` of both → scalar."""
+    target = dynamic.detach().float().softmax(1)
+    return F.cross_entropy(student.float(), target, label_smoothing=smoothing, reduction="sum") / max(len(student), 1)
+
+
+def plan(cast: Cast) -> list[Fit]:
+    """One phase: ``(1-w)·(task + λ·gap) + w·term`` for the student, the same without the gap for its dynamic teacher.
+
+    w is the target's ``weight``, 0 without a teacher.
+    """
+    s, student = cast.settings, cast.student
+    term = teaching(s, cast) if cast.teacher is not None else None
+    weight = term.weight if term else 0.0
+    trainee = _trainee(cast)
+
+    def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        wide, narrow = trainee(batch.inputs)
+        v, labels = cast.task.rows(wide, batch.labels)
+        z, _ = cast.task.rows(narrow, batch.labels)
+        gap = gap_loss(z, v, s.gap_smoothing)
+        losses = {"gap_loss": gap}
+        total = (1 - weight) * s.gap_weight * gap
+        for name, logits in (("student", z), ("dynamic", v)):
+            task_loss = cross_entropy(logits, labels, s.label_smoothing)
+            total = total + (1 - weight) * task_loss
+            losses |= {f"{name}_{key}": value for key, value in _standing(logits, labels).items()}
+            if term:
+                losses[f"{name}_kd_loss"] = kd = term.loss(logits, labels, batch)
+                total = total + weight * kd
+        if "logits" in batch.signals.get("teacher", {}):
+            static, _ = cast.task.rows(batch.signals["teacher"]["logits"], batch.labels)
+            losses |= {f"static_{key}": value for key, value in _standing(static, labels).items()}
+        return {"loss": total, **losses}
+
+    def read(trainee: nn.Module) -> nn.Module:
+        kept = copy.copy(student)
+        kept._modules = dict(student._modules)
+        kept.network = readout(trainee)  # type: ignore[arg-type]
+        return kept
+
+    sources = (Source("teacher", cast.teacher, term.signals, cast.task),) if term and term.signals else ()
+    return [Fit("gpd", trainee, step, sources, readout=read)]
+
+
+def _trainee(cast: Cast) -> Shared:
+    """The student and its dynamic teacher in one set of parameters, called on raw inputs."""
+    s, student = cast.settings, cast.student
+    parameter = next(student.network.parameters())
+    example = student.input(cast.transfer.example(2).to(parameter.device))
+    if student.layout == "contiguous":
+        example = example.contiguous()
+    trainee = share(
+        student.network, s.ratio, example, branches=s.branches, perturbation=s.perturbation, run=student.run
+    )
+    trainee.layout = student.layout  # type: ignore[assignment]
+    return trainee
+
+
+@torch.no_grad()
+def _standing(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Where a network stands on the batch: the gap between three of them is what this method is about."""
+    known = (labels != IGNORE).sum().clamp(min=1)
+    return {"nll": cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).sum() / known}

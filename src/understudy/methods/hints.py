@@ -1,0 +1,105 @@
+"""Methods that learn from features along the way, which Stagewise KD is compared with.
+
+FitNets (Romero et al. 2015, arXiv 1412.6550), attention transfer (Zagoruyko & Komodakis 2017, arXiv 1612.03928), FSP
+(Yim et al. 2017) and "simultaneous", all stages at once (Kulkarni et al. 2020, arXiv 1911.06786, section 4). Layers
+are compared where the stages end; losses are in `features`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..data import Batch
+from ..surgery import Tapped
+from ..tasks import cross_entropy
+from ..train.phase import Fit
+from . import kd
+from .features import attention_loss, flow_loss
+from .method import Cast
+from .stages import Apprentice, StageSettings, feature_loss, features, stage, tapped
+
+ATTENTION = 500.0  # half of the authors' β of 1000
+
+
+class AttentionSettings(StageSettings):
+    """How much the attention maps count beside the labels."""
+
+    feature_weight: float = Field(ATTENTION, ge=0, description="β/2: weight of the attention maps' term")
+
+
+def fitnets(cast: Cast) -> list[Fit]:
+    """The first half of the student learns the teacher's middle features through a regressor; then the whole by KD."""
+    found = stage(cast)
+    middle = (len(found.pairs) - 1) // 2
+    pair = found.pairs[middle]
+
+    def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        feature = cast.student.run(apprentice, batch.inputs)
+        return {"loss": feature_loss(feature, batch.signals["teacher"][f"feature:{pair.teacher.name}"])}
+
+    guided = Apprentice(found.stages[: middle + 1], pair)
+    source = features(cast, [pair.teacher.name])
+    hint = Fit("hint", guided, step, (source,), select_by="loss", reads=frozenset({"pixels"}))
+    return [hint, *kd.plan(cast)]
+
+
+def at(cast: Cast) -> list[Fit]:
+    """``CE(y, q) + β/2·Σ_s MSE(attention maps at cut s)``."""
+    pairs = stage(cast).pairs
+
+    def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        ours, outputs = trainee(batch.inputs)
+        task_loss = _task_loss(cast, outputs, batch)
+        theirs = [batch.signals["teacher"][f"feature:{p.teacher.name}"] for p in pairs]
+        each = [attention_loss(a, b) for a, b in zip(ours, theirs, strict=True)]
+        loss = torch.stack(each).sum()
+        return {"loss": task_loss + cast.settings.feature_weight * loss, "task_loss": task_loss, "feature_loss": loss}
+
+    plain = Tapped(cast.student, [p.student.name for p in pairs], [nn.Identity() for _ in pairs])
+    return [_whole(cast, "attention", plain, step, [p.teacher.name for p in pairs])]
+
+
+def fsp(cast: Cast) -> list[Fit]:
+    """The whole student learns the flows between the teacher's neighbouring cuts; then the task from labels."""
+    pairs = stage(cast).pairs
+
+    def flows(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        ours, _ = trainee(batch.inputs)
+        theirs = [batch.signals["teacher"][f"feature:{p.teacher.name}"] for p in pairs]
+        each = [flow_loss(a, b) for a, b in zip(pairwise(ours), pairwise(theirs), strict=True)]
+        return {"loss": torch.stack(each).mean()}
+
+    def labels(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": _task_loss(cast, trainee(batch.inputs), batch)}
+
+    first = _whole(cast, "flow", tapped(cast.student, pairs), flows, [p.teacher.name for p in pairs])
+    first.select_by = "loss"
+    return [first, Fit("labels", cast.student, labels)]
+
+
+def simultaneous(cast: Cast) -> list[Fit]:
+    """All stage losses and the task's at once, summed and divided by their count."""
+    pairs = stage(cast).pairs
+
+    def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        ours, outputs = trainee(batch.inputs)
+        task_loss = _task_loss(cast, outputs, batch)
+        theirs = [batch.signals["teacher"][f"feature:{p.teacher.name}"] for p in pairs]
+        loss = torch.stack([feature_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).sum()
+        return {"loss": (task_loss + loss) / (len(pairs) + 1), "task_loss": task_loss, "feature_loss": loss}
+
+    return [_whole(cast, "simultaneous", tapped(cast.student, pairs), step, [p.teacher.name for p in pairs])]
+
+
+def _whole(cast: Cast, name: str, trainee: Tapped, step, names: list[str]) -> Fit:
+    """A phase in which the whole student learns, seen through its taps."""
+    return Fit(name, trainee, step, (features(cast, names),), readout=lambda trainee: trainee.model)
+
+
+def _task_loss(cast: Cast, outputs: Tensor, batch: Batch) -> Tensor:
+    logits, labels = cast.task.rows(outputs, batch.labels)
+    return cross_entropy(logits, labels, cast.settings.label_smoothing)

@@ -1,0 +1,96 @@
+"""Stagewise knowledge distillation, SKD (Kulkarni et al. 2020, arXiv 1911.06786): teach one stage after the other.
+
+For s = 1..S only the student's stage s learns, by the mean squared error between its features and the teacher's;
+what lies before is frozen, what lies after plays no part. Then the head learns the task. The same small share of the
+data serves all phases (section 3, algorithm 1). Classification and segmentation have the same code.
+
+While stage s learns, its input and its target are constants of the (sample, view): both come from caches, so that a
+stage costs what that stage costs.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..data import Batch
+from ..models import logits_in
+from ..surgery import Stage
+from ..tasks import cross_entropy
+from ..train.phase import Fit, Phase, Solve
+from . import kd
+from .method import Cast
+from .stages import Apprentice, Staged, StageSettings, accuracy, feature_loss, features, frozen, live, stage
+
+# The authors use Adam, and keep the best state of a stage by its validation loss.
+DEFAULTS: dict[str, Any] = {"optimizer": "adamw", "select": "best", "patience": 3}
+
+
+class Settings(StageSettings):
+    """What comes before and after the stages. The target's settings are those of the joint fine-tuning."""
+
+    inherit: bool = Field(
+        False, description="start stem and head from the teacher's weights, where names and shapes agree"
+    )
+    finetune_epochs: int = Field(
+        0, ge=0, description="epochs in which the whole student then learns by kd (see target); 0: the paper"
+    )
+
+
+def plan(cast: Cast) -> list[Phase]:
+    """A phase for each stage, one for the head, and a joint one if asked for."""
+    s, found = cast.settings, stage(cast)
+    phases: list[Phase] = [Solve("inherit", partial(inherit, cast, found))] if s.inherit else []
+    for i, (own, pair) in enumerate(zip(found.stages, found.pairs, strict=False)):
+        phases.append(_stage_phase(cast, found.stages[:i], own, pair))
+    phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1]))
+    if s.finetune_epochs:
+        joint = kd.plan(cast)[0]
+        joint.name, joint.overrides = "finetune", {"epochs": s.finetune_epochs}
+        phases.append(joint)
+    return phases
+
+
+def _stage_phase(cast: Cast, before: list[Stage], own: Stage, pair: Any) -> Fit:
+    target = pair.teacher.name
+
+    def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        feature = apprentice(live(batch)) if before else cast.student.run(apprentice, batch.inputs)
+        return {"loss": feature_loss(feature, batch.signals["teacher"][f"feature:{target}"])}
+
+    sources = ([frozen(cast, before)] if before else []) + [features(cast, [target])]
+    reads: Any = frozenset() if before else frozenset({"pixels"})
+    return Fit(own.name, Apprentice([own], pair), step, tuple(sources), select_by="loss", reads=reads)
+
+
+def _head_phase(cast: Cast, before: list[Stage], head: Stage) -> Fit:
+    def step(head: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        z, labels = cast.task.rows(logits_in(head(live(batch))), batch.labels)
+        loss = cross_entropy(z, labels, cast.settings.label_smoothing)
+        return {"loss": loss, "accuracy": accuracy(z, labels)}
+
+    return Fit("head", head, step, (frozen(cast, before),), select_by="loss", reads=frozenset({"labels"}))
+
+
+def inherit(cast: Cast, found: Staged, report: Any) -> dict[str, float]:
+    """Copy the teacher's stem (modules of the network itself before the first cut) and head, where they fit."""
+    first, head = found.stages[0].state_dict(), found.stages[-1].state_dict()
+    stem = {name for name in first if name.count(".") == 2}  # network.conv1.weight
+    theirs = cast.teacher.state_dict()
+    ours = cast.student.state_dict()
+    copied = 0
+    with torch.no_grad():
+        for name in stem | set(head):
+            if name in theirs and name in ours and theirs[name].shape == ours[name].shape:
+                ours[name].copy_(theirs[name])
+                copied += ours[name].numel()
+    return {"copied_values": float(copied)}
+
+
+def preview(cast: Cast) -> list[dict[str, Any]]:
+    """The stages and how they pair up."""
+    return stage(cast).describe()

@@ -1,0 +1,124 @@
+"""What the stagewise methods share: the two networks in stages that correspond, and learners made of stages.
+
+Stages are those of Kulkarni et al. 2020 (arXiv 1911.06786, section 3), see `surgery/stages.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..data import Batch
+from ..errors import UserError
+from ..models import Model
+from ..surgery import Chain, Pair, Stage, Tapped, describe, pair, split
+from ..teacher import Feature, Outputs, Source
+from .features import hint_loss
+from .method import Cast
+from .teaching import TargetSettings
+
+
+class StageSettings(TargetSettings):
+    """Which features correspond; the target is that of the phases that learn from the teacher's rows."""
+
+    stages: str | None = Field(
+        None,
+        description="student_module=teacher_module,…: where stages end; default: the last common cut at each resolution",
+    )
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Both networks cut where they correspond: one pair for each stage but the last, the head."""
+
+    pairs: list[Pair]
+    stages: list[Stage]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """A row for each stage: names, shapes, parameters."""
+        return describe(self.stages, self.pairs)
+
+
+def stage(cast: Cast) -> Staged:
+    """Pair and cut the networks of a cast. Raises `UserError` where that cannot be done."""
+    raw = cast.transfer.example()
+    ours, theirs = cast.student.input(raw), cast.teacher.input(raw)
+    pairs = pair(cast.student.network, cast.teacher.network, ours, theirs, cast.settings.stages)
+    stages = split(cast.student.network, [p.student.name for p in pairs], ours)
+    for own in stages:
+        if not any(True for _ in own.parameters()):
+            where = f"after the cut {pairs[-1].student.name!r}" if own is stages[-1] else f"in stage {own.name!r}"
+            raise UserError(f"{where} nothing is left to learn; expected parameters there: name other --stages.")
+    return Staged(pairs, stages)
+
+
+def adapter(found: Pair) -> nn.Module:
+    """What stands between the student's features and the teacher's while a stage learns: a 1×1 layer, or nothing."""
+    if not found.adapter:
+        return nn.Identity()
+    ours, theirs = found.student.shape, found.teacher.shape
+    if len(ours) == 3:
+        return nn.Conv2d(ours[0], theirs[0], 1)
+    return nn.Linear(ours[-1], theirs[-1])
+
+
+class Apprentice(nn.Module):
+    """Stages that learn to give a teacher's features: what is alive before them → the last one's (adapted) feature."""
+
+    def __init__(self, stages: Sequence[Stage], found: Pair) -> None:
+        super().__init__()
+        self.chain, self.adapter = Chain(stages), adapter(found)
+
+    def forward(self, live: Tensor | tuple[Tensor, ...]) -> Tensor:
+        return self.adapter(self.chain(live)[0])
+
+
+class Prefix(nn.Module):
+    """The first stages of a student, frozen: raw inputs → what is alive after them."""
+
+    def __init__(self, student: Model, stages: Sequence[Stage]) -> None:
+        super().__init__()
+        self.input, self.chain = student.input, Chain(stages)
+        self._run = student.run
+
+    def forward(self, raw: Tensor) -> tuple[Tensor, ...]:
+        return self._run(self.chain, raw)
+
+
+def frozen(cast: Cast, stages: Sequence[Stage]) -> Source:
+    """A student's first stages as a source of what the next one takes; of no use to another run."""
+    return Source("prefix", Prefix(cast.student, stages), [Outputs()], cast.task, lasting=False)
+
+
+def live(batch: Batch) -> tuple[Tensor, ...]:
+    """What `frozen` stages have left in a batch."""
+    said = batch.signals["prefix"]
+    return tuple(said[key] for key in sorted(said, key=int))
+
+
+def features(cast: Cast, names: Sequence[str]) -> Source:
+    """The teacher as a source of the features at named modules."""
+    return Source("teacher", cast.teacher, [Feature(name) for name in names], cast.task)
+
+
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error between features ``[N, C, H, W]`` or ``[N, L, C]`` (of maps: at the smaller size)."""
+    if student.dim() == 4:
+        return hint_loss(student, teacher)
+    return F.mse_loss(student.float(), teacher.float())
+
+
+def tapped(student: Model, pairs: Sequence[Pair]) -> Tapped:
+    """The whole student, which also gives its features at the cuts, adapted to the teacher's."""
+    return Tapped(student, [p.student.name for p in pairs], [adapter(p) for p in pairs])
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of rows ``[M, K]`` whose largest logit is the label's; no gradient."""
+    known = labels >= 0
+    return ((logits.argmax(1) == labels) & known).sum() / known.sum().clamp(min=1)

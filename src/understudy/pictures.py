@@ -1,0 +1,110 @@
+"""What a run of segmentation leaves to look at: a few scenes with truth, teacher, student and where they differ.
+
+The pictures are files of the run folder, so that its report can be made again without data or weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .data import CLEAN, Augment, Samples, batches
+from .models import Model
+from .report.segmentation import INDEX, NO_LABEL, PICTURES, TONES, palette
+from .runfolder import write_json
+from .tasks import IGNORE
+
+VOID = 255  # the value of a pixel without a label in a picture of labels
+
+
+@torch.no_grad()
+def segmentation_pictures(
+    student: Model,
+    teacher: Model | None,
+    samples: Samples,
+    classes: Sequence[str],
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager] | None = None,
+    count: int = 4,
+) -> None:
+    """Write ``out/pictures/`` for `count` samples spread evenly over a set: of each the image, and pictures of its
+    true labels, of what each network says, and of where they are right. The networks' modes are as before afterwards.
+    """
+    positions = torch.linspace(0, len(samples) - 1, min(count, len(samples))).round().long()
+    batch = next(batches(samples, [positions], CLEAN, Augment(), device=device))
+    networks = {"teacher": teacher, "student": student}
+    guesses = {role: _guesses(n, batch.inputs, autocast) for role, n in networks.items() if n is not None}
+    truth = batch.labels.cpu().numpy()
+    images = batch.inputs.cpu().permute(0, 2, 3, 1).numpy()
+    folder = out / PICTURES
+    folder.mkdir(exist_ok=True)
+    colours = palette(len(classes))
+    scenes: list[dict[str, Any]] = []
+    for n, position in enumerate(positions.tolist()):
+        pictures = {
+            "image": Image.fromarray(images[n].squeeze()).convert("RGB"),
+            "truth": _labels(np.where(truth[n] == IGNORE, VOID, truth[n]), colours),
+            **{role: _labels(guess[n], colours) for role, guess in guesses.items()},
+        }
+        right = {role: guess[n] == truth[n] for role, guess in guesses.items()}
+        pictures["difference"] = _difference(images[n], truth[n], right)
+        files = {}
+        for name, picture in pictures.items():
+            photo = name in ("image", "difference")
+            files[name] = f"{n}-{name}.{'jpg' if photo else 'png'}"
+            picture.save(folder / files[name], **({"quality": 92, "subsampling": 0} if photo else {"optimize": True}))
+        labelled = max(1, int((truth[n] != IGNORE).sum()))
+        shares = {role: float(hits.sum()) / labelled for role, hits in right.items()}
+        scenes.append({"position": position, "files": files, "right": shares})
+    write_json(folder / INDEX, {"classes": list(classes), "scenes": scenes})
+
+
+def _guesses(network: Model, inputs: Tensor, autocast: Any) -> np.ndarray:
+    """The class that a network sees in each pixel, [N, H, W]; one image at a time, as pixels are many."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        found = []
+        for image in inputs.split(1):
+            if autocast is None:
+                logits = network(image)
+            else:
+                with autocast():
+                    logits = network(image)
+            found.append(logits.argmax(1).cpu())
+    finally:
+        for module, training in modes:
+            module.training = training
+    return torch.cat(found).numpy()
+
+
+def _labels(values: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """A picture whose pixels are label values, shown in the classes' colours."""
+    picture = Image.fromarray(values.astype(np.uint8))
+    table = [*colours, *[NO_LABEL] * (256 - len(colours))]
+    picture.putpalette([part for colour in table for part in colour])
+    return picture
+
+
+def _difference(image: np.ndarray, truth: np.ndarray, right: dict[str, np.ndarray]) -> Image.Image:
+    """The image, pale and grey, coloured where somebody is wrong."""
+    grey = image.mean(-1, keepdims=True)
+    shown = np.repeat(140 + grey * (100 / 255), 3, axis=-1)
+    student = right["student"]
+    teacher = right.get("teacher", np.zeros_like(student))
+    where = {"student": student & ~teacher, "teacher": teacher & ~student, "wrong": ~student & ~teacher}
+    if "teacher" not in right:
+        del where["student"]  # alone, being right is nothing to point at
+    for tone, mask in where.items():
+        shown[mask] = 0.15 * shown[mask] + 0.85 * np.array(TONES[tone])
+    shown[truth == IGNORE] = NO_LABEL
+    return Image.fromarray(shown.round().astype(np.uint8))

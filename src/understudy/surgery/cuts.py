@@ -1,0 +1,301 @@
+"""Where to cut two networks so that the pieces correspond (Stagewise KD, arXiv 1911.06786, section 3).
+
+A cut is the output of a module at which a stage may end: nothing else is alive there but it and, in a U-Net, skip
+connections on their way to the decoder. Networks are paired at the last cut before each change of resolution, relative
+to their own input; transformers, which keep one resolution, at blocks of proportional depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import UserError
+from .tracing import Trace, Untraceable, tensors_in, trace
+from .words import nearest
+
+SAME = 0.3  # halvings: convolutions without padding shrink a map too, but stay at a resolution
+TOKEN_STAGES = 4  # transformers are cut into at most this many stages before the head
+NO_ENDS = ("torch.nn.modules.pooling", "torch.nn.modules.dropout")  # they belong to what follows
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The first output of module `name`, its `shape` for one sample: [C, H, W], or [L, C] for tokens.
+
+    `level` is how often the input was halved on the way, None for tokens and vectors.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    level: int | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A cut of the student and the teacher's that it learns to match."""
+
+    student: Cut
+    teacher: Cut
+
+    @property
+    def adapter(self) -> bool:
+        """Whether the channels differ, so that a 1×1 layer must stand between."""
+        return _channels(self.student) != _channels(self.teacher)
+
+    @property
+    def resized(self) -> bool:
+        """Whether the maps differ in size, as when the networks take inputs of different sizes."""
+        return len(self.student.shape) == 3 and self.student.shape[1:] != self.teacher.shape[1:]
+
+
+def pair(
+    student: nn.Module,
+    teacher: nn.Module,
+    student_example: Tensor,
+    teacher_example: Tensor,
+    stages: str | None = None,
+) -> list[Pair]:
+    """The cuts of two networks that correspond, in forward order.
+
+    `stages` names them: "student_module=teacher_module,…"; a name alone means the same in both. Without it they are
+    found (`find_cuts`) and paired by level, in order, or for transformers by depth. Examples [N, …] are prepared inputs
+    on the networks' devices. Raises `UserError` for names that do not exist, come twice or out of order, for outputs
+    that do not match in resolution, and where nothing corresponds.
+    """
+    if stages is not None:
+        named = [[name.strip() for name in item.split("=", 1)] for item in stages.split(",")]
+        ours = _measured(student, "student", [names[0] for names in named], student_example)
+        theirs = _measured(teacher, "teacher", [names[-1] for names in named], teacher_example)
+        found = [Pair(ours[first], theirs[last]) for first, *_, last in ([*names, names[-1]] for names in named)]
+    else:
+        found = _corresponding(find_cuts(student, student_example), find_cuts(teacher, teacher_example))
+        if not found:
+            raise UserError(
+                f"no stages of the student ({type(student).__name__}) and the teacher ({type(teacher).__name__}) "
+                'correspond by themselves; name them as stages = "student_module=teacher_module,…".'
+            )
+    for each in found:
+        a, b = each.student, each.teacher
+        for role, cut in (("student", a), ("teacher", b)):
+            if cut.level is None and len(cut.shape) == 3 and cut.shape[1:] != (1, 1):
+                raise UserError(
+                    f"the {role}'s module {cut.name!r} gives {_said(cut)}; expected a map [channels, height, width] "
+                    "that shrinks alike in both directions: name another."
+                )
+        if a.level != b.level or len(a.shape) != len(b.shape) or (len(a.shape) == 2 and a.shape[0] != b.shape[0]):
+            raise UserError(
+                f"the stage {a.name}={b.name} pairs the student's {_said(a)} with the teacher's {_said(b)}; expected "
+                "the same resolution in relation to the input: pair modules that match."
+            )
+    return found
+
+
+def find_cuts(network: nn.Module, example: Tensor) -> list[Cut]:
+    """Where a network is best cut, in forward order: the last cut at each resolution, or a transformer's blocks.
+
+    `example` [N, …] is a prepared input. Modules whose own code cannot be traced are taken whole. Every stage
+    and the head have parameters. Raises `UserError` where nothing can be seen inside the network.
+    """
+    found = _traced(network, example)
+    nodes = found.nodes
+    order = {node: number for number, node in enumerate(nodes)}
+    names: dict[fx.Node, list[tuple[str, nn.Module]]] = defaultdict(list)
+    for name, module in network.named_modules():
+        node = found.first.get(module)
+        if name and node is not None and isinstance(found.values[node], Tensor):
+            names[node].append((name, module))
+    learned = [
+        order[node]
+        for node in nodes
+        if (node.op == "call_module" and any(True for _ in found.entry.get_submodule(str(node.target)).parameters()))
+        or any(n.op == "get_attr" and isinstance(found.values[n], nn.Parameter) for n in node.all_input_nodes)
+    ]
+    levels = {node: _level(found.values[node], example) for node in nodes}
+    ends = [
+        node
+        for node in sorted(names, key=order.__getitem__)
+        if (levels[node] is not None or found.values[node].dim() == 3)
+        and not any(type(module).__module__ in NO_ENDS for _, module in names[node])
+        and learned[:1] < [order[node] + 1]
+        and learned[-1:] > [order[node]]
+    ]
+    ends = _uncrossed(ends, found, order, levels)
+
+    runs: list[list[Cut]] = []  # of one resolution each
+    last: fx.Node | None = None
+    kinds: dict[Any, list[Cut]] = defaultdict(list)
+    for node in ends:
+        shape, level = tuple(found.values[node].shape[1:]), levels[node]
+        if level is None:
+            for name, module in names[node]:
+                kinds[type(module), shape].append(Cut(name, shape, None))
+            continue
+        cut = Cut(min((name for name, _ in names[node]), key=lambda name: name.count(".")), shape, round(level))
+        if last and abs((levels[last] or 0) - level) < SAME:
+            runs[-1].append(cut)
+        elif any((order[last] if last else -1) < place <= order[node] for place in learned):
+            runs.append([cut])
+        else:
+            continue
+        last = node
+    blocks = max(kinds.values(), key=len, default=[])
+    if len(blocks) > len(runs):
+        return blocks
+    ended = {
+        name: _rounded(levels[node]) for node, same in names.items() for name, module in same if not _is_row(module)
+    }
+    chosen = [_last(run, ended) for run in runs]
+    result = found.nodes[-1].args[0]
+    for name, module in network.named_modules():  # a block that gives the network's outputs is the head as a whole
+        inside = [cut for cut in chosen if cut.name.startswith(f"{name}.")]
+        if name and not _is_row(module) and found.first.get(module) is result and inside and inside == chosen[1:][-1:]:
+            chosen.pop()
+    return chosen
+
+
+def _last(run: Sequence[Cut], ended: Mapping[str, int | None]) -> Cut:
+    """The last cut of a resolution, but not within a block that goes on to the next one, if that can be."""
+
+    def depth(cut: Cut) -> int:
+        around = [cut.name[:at] for at, letter in enumerate(cut.name) if letter == "."]
+        return sum(ended.get(name, cut.level) != cut.level for name in around)
+
+    least = min(map(depth, run))
+    return [cut for cut in run if depth(cut) == least][-1]
+
+
+def _uncrossed(
+    candidates: list[fx.Node], found: Trace, order: dict[fx.Node, int], levels: dict[fx.Node, float | None]
+) -> list[fx.Node]:
+    """Those through which all goes that is used later, but for long skips: what is used next at a finer resolution,
+    or at the same after a detour through coarser ones."""
+    moving = {found.nodes[0]}  # what depends on the input
+    uses: list[tuple[int, int, float | None]] = []  # from where to where a tensor is needed, and the level there
+    for node in found.nodes:
+        if any(source in moving for source in node.all_input_nodes):
+            moving.add(node)
+            if tensors_in(found.values[node]):
+                uses += [
+                    (order[n], order[node], levels[node])
+                    for n in node.all_input_nodes
+                    if n in moving and tensors_in(found.values[n])
+                ]
+    kept = []
+    for node in candidates:
+        here, level = order[node], levels[node]
+        others = [(end, used) for start, end, used in uses if start < here < end]
+        if level is None:
+            clear = not others
+        else:
+            coarser = (order[later] for later in found.nodes[here:] if (levels[later] or 0) > level + SAME)
+            detour = next(coarser, len(found.nodes))
+            clear = all(used is not None and used < level + (SAME if end > detour else -SAME) for end, used in others)
+        if clear:
+            kept.append(node)
+    return kept
+
+
+def _is_row(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential)
+
+
+def _traced(network: nn.Module, example: Tensor) -> Trace:
+    """A trace that goes as deep as it can."""
+    closed: set[nn.Module] = set()
+
+    def opens(module: nn.Module) -> bool:
+        own = not type(module).__module__.startswith("torch.nn") or _is_row(module)
+        return own and module not in closed
+
+    while True:
+        try:
+            return trace(network, example, opens)
+        except Untraceable as error:
+            if error.module is network or error.module in closed:
+                raise UserError(
+                    f"the code of {type(network).__name__} cannot be traced to find its stages ({error.reason}); name "
+                    'them as stages = "student_module=teacher_module,…" or take a method without stages.'
+                ) from error
+            closed.add(error.module)
+
+
+def _corresponding(ours: Sequence[Cut], theirs: Sequence[Cut]) -> list[Pair]:
+    if ours and theirs and ours[0].level is None and theirs[0].level is None:
+        count = min(TOKEN_STAGES, len(ours), len(theirs))
+        return [
+            Pair(ours[len(ours) * n // count - 1], theirs[len(theirs) * n // count - 1]) for n in range(1, count + 1)
+        ]
+    levels, others = [cut.level for cut in ours], [cut.level for cut in theirs]
+    blocks = SequenceMatcher(None, levels, others, autojunk=False).get_matching_blocks()
+    return [
+        Pair(ours[i + n], theirs[j + n]) for i, j, size in blocks for n in range(size) if ours[i + n].level is not None
+    ]
+
+
+def _measured(network: nn.Module, role: str, names: Sequence[str], example: Tensor) -> dict[str, Cut]:
+    """The named cuts, seen in a plain forward pass. Raises unless they exist, once each, in this order."""
+    modules = dict(network.named_modules(remove_duplicate=False))
+    for name in names:
+        if not name or name not in modules:
+            raise UserError(f"the {role} has no module {name!r} to cut at; {nearest(name, modules)}.")
+        if names.count(name) > 1:
+            raise UserError(f"the {role}'s module {name!r} is named twice in the stages; name each once.")
+    heard: dict[str, Any] = {}
+
+    def listen(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            heard.setdefault(name, output)
+
+        return hook
+
+    modes = [(module, module.training) for module in network.modules()]
+    handles = [modules[name].register_forward_hook(listen(name)) for name in names]
+    try:
+        network.eval()
+        with torch.no_grad():
+            network(example.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    for name in names:
+        if name not in heard:
+            raise UserError(f"the {role}'s module {name!r} is never called in a forward pass; name one that is.")
+        if not isinstance(heard[name], Tensor):
+            raise UserError(f"the {role}'s module {name!r} does not return a single tensor; name one that does.")
+    if list(heard) != list(names):
+        raise UserError(
+            f"the {role}'s stages are named in the order {', '.join(names)} but are run in the order "
+            f"{', '.join(heard)}; name them in that order."
+        )
+    return {name: Cut(name, tuple(value.shape[1:]), _rounded(_level(value, example))) for name, value in heard.items()}
+
+
+def _level(value: Any, example: Tensor) -> float | None:
+    """How often the input was halved; None for what is no map [N, C, H, W] of it, such as a pooled one or a gate."""
+    if not isinstance(value, Tensor) or value.dim() != 4 or example.dim() != 4 or value.shape[2:].numel() < 2:
+        return None
+    across, down = (math.log2(n / max(m, 1)) for n, m in zip(example.shape[2:], value.shape[2:], strict=True))
+    return (across + down) / 2 if abs(across - down) < 2 * SAME else None
+
+
+def _rounded(level: float | None) -> int | None:
+    return None if level is None else round(level)
+
+
+def _channels(cut: Cut) -> int:
+    return cut.shape[0] if len(cut.shape) == 3 else cut.shape[-1]
+
+
+def _said(cut: Cut) -> str:
+    place = f" (the input halved {cut.level} times)" if cut.level is not None else ""
+    return f"output of shape {list(cut.shape)}{place}"

@@ -1,0 +1,725 @@
+"""Which channels of which tensor are copied when a network is widened.
+
+A network is run once on an example, in its own code, while every function it calls on tensors is watched. A tensor's
+*layout* says for each of its dimensions whether it is copied and in which order: wide position → student's channel.
+
+- Weights (linear, convolution, embedding, attention) begin a layout: their outputs are new channels, each copied
+  ``ratio`` times, by default next to one another.
+- Every other function is *tried*: on random numbers and on copies of them. Where the second result is a copy of the
+  first, that copy is the result's layout; so no list of functions is needed. Where it is not, what the program says in
+  numbers (``view(…, heads, …)``, groups, split sizes) may have to grow, which is written down as an `Edit`; or a weight
+  may have to order its copies differently (heads are copied whole); or a bare parameter (position and class tokens, the
+  scale of a norm) has to be copied too. The latter two are learned, and the network is run again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UserError
+
+PASSES = 60  # runs of the example until the layouts agree; most networks need three
+VIEWS = (Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.unflatten)
+CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """One copied dimension: ``index[wide position]`` is the student's channel.
+
+    ``maker`` is the weight (``name:dimension``) whose order of copies it is, ``choice`` the call that split it.
+    """
+
+    index: Tensor
+    maker: str | None = None
+    choice: tuple | None = None
+
+
+Layout = tuple[Copies | None, ...]
+
+
+def spread(channels: int, ratio: int, inner: int = 1) -> Tensor:
+    """``[ratio·channels]`` → channel: blocks of ``inner`` channels, each copied ``ratio`` times in a row."""
+    return torch.arange(channels).view(-1, 1, inner).expand(-1, ratio, -1).flatten()
+
+
+def gather(tensor: Tensor, layout: Layout) -> Tensor:
+    """The tensor with its copied dimensions copied."""
+    for dim, copies in enumerate(layout):
+        if copies is not None:
+            tensor = tensor.index_select(dim, copies.index.to(tensor.device))
+    return tensor
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a parameter or buffer grows: its copied dimensions, and the one whose values are shared out (``shared``)."""
+
+    layout: Layout
+    shared: int | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How one call differs in the wide network.
+
+    ``numbers``: position among the call's whole numbers → (student's, wide). ``view``: sizes that no batch changes, and
+    the groups of dimensions that hold the same elements before and after, each with the one to compute (or None).
+    ``divide``: the input is divided by these counts.
+    """
+
+    numbers: dict[int, tuple[int, int]] = field(default_factory=dict)
+    view: tuple[dict[int, int], list[tuple[list[int], list[int], int | None]]] | None = None
+    divide: Tensor | None = None
+
+    def __call__(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The call, edited. Sizes that the program read from a wide tensor are right already and stay."""
+        if self.view is not None:
+            x = args[0] if args else kwargs["input"]
+            fixed, groups = self.view
+            sizes = _sizes(func, x, args[1:], kwargs)
+            for dim, size in fixed.items():
+                sizes[dim] = size
+            for ins, outs, grown in groups:
+                grown = next((dim for dim in outs if sizes[dim] == -1), grown)
+                if grown is not None:
+                    sizes[grown] = math.prod(x.shape[d] for d in ins) // math.prod(sizes[d] for d in outs if d != grown)
+            return x.reshape(sizes)
+        if self.divide is not None:
+            return func(args[0] / self.divide.to(args[0]), *args[1:], **kwargs)
+        count = itertools.count()
+
+        def visit(leaf: Any) -> Any:
+            if type(leaf) is int:
+                narrow, wide = self.numbers.get(next(count), (None, None))
+                return wide if leaf == narrow else leaf
+            return leaf
+
+        args, kwargs = rebuild((args, kwargs), visit)
+        return func(*args, **kwargs)
+
+
+def rebuild(value: Any, visit: Callable[[Any], Any]) -> Any:
+    """A nest of tuples, lists, dicts and slices with every leaf replaced by ``visit(leaf)``, in order."""
+    if isinstance(value, slice):
+        return slice(*(rebuild(part, visit) for part in (value.start, value.stop, value.step)))
+    if isinstance(value, dict):
+        return {key: rebuild(part, visit) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [rebuild(part, visit) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return visit(value)
+
+
+def leaves(value: Any, kind: type) -> list[Any]:
+    """The leaves of exactly (whole numbers) or at least (tensors) that type."""
+    found: list[Any] = []
+    rebuild(value, lambda leaf: found.append(leaf) if (type(leaf) is int if kind is int else isinstance(leaf, kind)) else 0)
+    return found
+
+
+def _sizes(func: Callable, x: Tensor, rest: tuple, kwargs: dict[str, Any]) -> list[int]:
+    """The sizes a view asks for, all of them."""
+    if func in (Tensor.unflatten, torch.unflatten):
+        dim, sizes = (*rest, *(kwargs[k] for k in ("dim", "sizes") if k in kwargs))
+        dim %= x.dim()
+        return [*x.shape[:dim], *sizes, *x.shape[dim + 1 :]]
+    rest = (*rest, *(kwargs[k] for k in ("shape", "size") if k in kwargs))
+    return list(rest[0]) if not isinstance(rest[0], int) else list(rest)
+
+
+class _Again(Exception):
+    """Something was learned that makes the rest of this run pointless."""
+
+
+@dataclass
+class _Known:
+    tensor: Tensor  # kept, so that its id stays its own
+    layout: Layout
+    origins: frozenset[str] | None  # the parameters and buffers it is made of; None: data
+
+
+@dataclass
+class _Frame:
+    path: str
+    kind: type
+    counts: Counter = field(default_factory=Counter)
+
+
+@dataclass
+class _Attempt:
+    layouts: list[Layout]
+    numbers: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sizes: tuple[int, ...] | None = None
+    fixed: frozenset[int] = frozenset()  # dimensions of the result whose sizes no batch changes
+    inner: dict[str, int] = field(default_factory=dict)
+    bare: dict[tuple[str, int], Copies] = field(default_factory=dict)
+
+
+class Tracer(TorchFunctionMode):
+    """Finds the layouts of a network in eval mode. After `run`: ``placements``, ``edits`` and ``modules``."""
+
+    def __init__(self, network: nn.Module, ratio: int) -> None:
+        super().__init__()
+        self.network, self.ratio = network, ratio
+        named = [*network.named_parameters(), *network.named_buffers()]
+        self.names = {id(tensor): name for name, tensor in named}
+        self.tensors = dict(named)
+        self.inner: dict[str, int] = {}  # order of a weight's copies; 0: not copied
+        self.bare: dict[tuple[str, int], Copies] = {}
+        self.undivided: set[str] = set()  # weights that are both embedding and layer
+        self.choices: Counter = Counter()
+        self.blame: dict[tuple, str] = {}
+        self.demanded: set[tuple[str, int]] = set()
+
+    def run(self, example: Tensor) -> None:
+        """Run the network until every layout agrees with every other."""
+        for _ in range(PASSES):
+            self.changed = False
+            self.learned: dict[str, int] = {}  # in this run, so not yet in effect
+            self.known: dict[int, _Known] = {}
+            self.placements: dict[str, Placement] = {}
+            self.edits: dict[str, dict[tuple[Callable, int], Edit]] = {}
+            self.modules: dict[str, dict[str, Any]] = {}  # module → attributes that grow with its calls
+            self.stack = [_Frame("", type(self.network))]
+            hooks = [h for name, module in self.network.named_modules() for h in self._hooks(name, module)]
+            self.noise = torch.Generator().manual_seed(0)
+            try:
+                with torch.no_grad(), self:
+                    outputs = self.network(example)
+            except _Again:
+                continue
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            self._keep_outputs(outputs)
+            if not self.changed:
+                return
+        raise UserError(
+            f"the channels of {type(self.network).__name__} found no order of copies in {PASSES} tries; expected a network "
+            "whose layers agree: use another student."
+        )
+
+    def _hooks(self, path: str, module: nn.Module) -> list[Any]:
+        def enter(module: nn.Module, args: Any) -> None:
+            self.stack.append(_Frame(path, type(module)))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self.stack.pop()
+
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    # ---- every call -----------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        for frame in self.stack:
+            frame.counts[func] += 1
+        results = leaves(out, Tensor)
+        if results:
+            layouts, origins = self._layouts(func, args, kwargs, results)
+            for tensor, layout in zip(results, layouts, strict=True):
+                self.known[id(tensor)] = _Known(tensor, layout, origins)
+        return out
+
+    def _layouts(self, func: Any, args: tuple, kwargs: dict, results: list[Tensor]) -> tuple[list[Layout], Any]:
+        if func is F.multi_head_attention_forward:
+            return self._attention(args, kwargs, results), None
+        if found := self._weight_of(func, args, kwargs):
+            return [self._weighted(func, args, kwargs, results[0], **found)], None
+        operands = [self._look(tensor) for tensor in leaves((args, kwargs), Tensor)]
+        if not any(copies for operand in operands for copies in operand.layout):
+            known = [operand.origins for operand in operands]
+            origins = None if None in known else frozenset().union(*known)  # type: ignore[arg-type]
+            return [(None,) * tensor.dim() for tensor in results], origins
+        return self._tried(func, args, kwargs, results, operands), None
+
+    def _look(self, tensor: Tensor) -> _Known:
+        if id(tensor) in self.known:
+            return self.known[id(tensor)]
+        name = self.names.get(id(tensor))
+        if name is None:
+            return _Known(tensor, (None,) * tensor.dim(), None)
+        layout = tuple(self.bare.get((name, dim)) for dim in range(tensor.dim()))
+        if any(layout):
+            self._place(name, layout, None)
+        return _Known(tensor, layout, frozenset([name]))
+
+    def _learn(self, inner: dict[str, int], bare: dict[tuple[str, int], Copies]) -> None:
+        for maker, value in inner.items():
+            if self.inner.get(maker, 1) != value:
+                self.inner[maker], self.learned[maker], self.changed = value, value, True
+                self.demanded.add((maker, value))
+                self.bare = {key: copies for key, copies in self.bare.items() if copies.maker != maker}
+        for key, copies in bare.items():
+            self.bare[key], self.changed = copies, True
+
+    def _askable(self, maker: str, inner: int) -> bool:
+        """Whether a weight can be asked for this order of copies: newly, or again within this run."""
+        if maker in self.learned:
+            return self.learned[maker] == inner
+        return (maker, inner) not in self.demanded and self.inner.get(maker, 1) != inner
+
+    def _fail(self, func: Any, why: str = "") -> UserError:
+        frame = self.stack[-1]
+        place = f"module {frame.path!r} ({frame.kind.__name__})" if frame.path else f"{frame.kind.__name__}.forward"
+        return UserError(
+            f"{place} calls {_title(func)} in a way that cannot be widened{why}; expected a function that treats copies "
+            "of a channel alike: replace it, or use another student."
+        )
+
+    def _edit(self, func: Any, edit: Edit) -> None:
+        frame = self.stack[-1]
+        self.edits.setdefault(frame.path, {})[func, frame.counts[func]] = edit
+
+    # ---- weights --------------------------------------------------------------------------------------------
+
+    def _weight_of(self, func: Any, args: tuple, kwargs: dict) -> dict[str, Any] | None:
+        """Where a call multiplies by a parameter of the network: its parts; None for any other call."""
+
+        def part(position: int, name: str) -> Any:
+            return args[position] if len(args) > position else kwargs.get(name)
+
+        bias = None
+        if func is F.linear or func in CONVOLUTIONS or func in TRANSPOSED:
+            x, weight, bias = part(0, "input"), part(1, "weight"), part(2, "bias")
+            out, into = (1, 0) if func in TRANSPOSED else (0, 1)
+            groups = 1 if func is F.linear else part(6, "groups") or 1
+        elif func is F.embedding:
+            x, weight, out, into, groups = part(0, "input"), part(1, "weight"), 1, None, 1
+        elif func is torch.addmm:
+            bias, x, weight, out, into, groups = args[0], args[1], args[2], 1, 0, 1
+        elif func in (torch.matmul, Tensor.matmul, Tensor.__matmul__) and args[1].dim() == 2:
+            x, weight, out, into, groups = args[0], args[1], 1, 0, 1
+        else:
+            return None
+        if id(weight) not in self.names:
+            return None
+        channel = 1 if func in CONVOLUTIONS or func in TRANSPOSED else -1
+        return {"x": x, "weight": weight, "bias": bias, "out": out, "into": into, "groups": groups, "channel": channel}
+
+    def _weighted(
+        self, func: Any, args: tuple, kwargs: dict, result: Tensor, *, x, weight, bias, out, into, groups, channel
+    ) -> Layout:
+        name, layout = self.names[id(weight)], list(self._look(x).layout)
+        if into is None:
+            layout, entering = [*layout, None], None
+        else:
+            entering = layout[channel]
+        others = [copies for dim, copies in enumerate(layout) if copies and dim not in (channel % len(layout), 0)]
+        if others and func is not F.linear and func not in (torch.matmul, Tensor.matmul, Tensor.__matmul__):
+            raise self._fail(func)
+        if groups > 1:
+            leaving = self._grouped(func, args, kwargs, name, entering, x.shape[channel], result.shape[channel], groups)
+        else:
+            leaving = self._fresh(f"{name}:{out}", weight.shape[out])
+            dims: list[Copies | None] = [None] * weight.dim()
+            dims[out] = leaving
+            if into is not None:
+                dims[into] = entering
+            shared = into if entering is not None else None
+            if shared is not None and name in self.undivided:
+                shared = None
+                self._edit(func, Edit(divide=_counts(entering)))
+            if not self._place(name, tuple(dims), shared):
+                leaving = self._disagree(func, name, tuple(dims), shared, out)
+        if bias is not None and id(bias) in self.names:
+            self._place(self.names[id(bias)], (leaving,), None)
+        layout[channel] = leaving
+        return tuple(layout)
+
+    def _grouped(self, func, args, kwargs, name, entering, inputs, outputs, groups) -> Copies | None:
+        """Groups are copied whole: each copy's group reads its own copy of the inputs, so nothing is shared out."""
+        if entering is None:
+            return None
+        size, out_size = inputs // groups, outputs // groups
+        rows = entering.index.view(groups, -1) if len(entering.index) % groups == 0 else entering.index[None]
+        within = rows - torch.arange(len(rows))[:, None] * size
+        blocks = entering.index.view(-1, size) if len(entering.index) % size == 0 else entering.index[None]
+        whole = blocks.shape[1] == size and bool((blocks == blocks[:, :1] // size * size + torch.arange(size)).all())
+        if not whole and entering.maker and self._askable(entering.maker, size):
+            self._learn({entering.maker: size}, {})
+            blocks, whole = spread(inputs, self.ratio, size).view(-1, size), True
+        if not whole and len(rows) == groups and (within == within[0]).all() and func not in TRANSPOSED:
+            leaving = self._fresh(f"{name}:0", outputs)  # as many groups as before, each with copies inside
+            if leaving is not None and out_size % self.inner.get(leaving.maker or "", 1) == 0:
+                self._place(name, (leaving, Copies(within[0]), *(None,) * (self.tensors[name].dim() - 2)), 1)
+                return leaving
+        if not whole:
+            raise self._fail(func)
+        index = (blocks[:, :1] // size * out_size + torch.arange(out_size)).flatten()
+        leaving = Copies(index, entering.maker if size == out_size else None, entering.choice)
+        weight = self.tensors[name]
+        rest: Layout = (None,) * (weight.dim() - 1)
+        first = Copies(blocks.flatten()) if func in TRANSPOSED else leaving
+        if not self._place(name, (first, *rest), None):
+            raise self._fail(func)
+        if issubclass(self.stack[-1].kind, nn.modules.conv._ConvNd):
+            self.modules.setdefault(self.stack[-1].path, {})["groups"] = len(blocks)
+        else:
+            before = {key: kwargs[key] for key in itertools.takewhile(lambda key: key != "groups", kwargs)}
+            self._edit(func, Edit({len(leaves((args[:6], before), int)): (groups, len(blocks))}))
+        return leaving
+
+    def _fresh(self, maker: str, channels: int) -> Copies | None:
+        inner = self.inner.get(maker, 1)
+        return Copies(spread(channels, self.ratio, inner), maker) if inner else None
+
+    def _place(self, name: str, layout: Layout, shared: int | None) -> bool:
+        """Note how a tensor grows; False where another use of it wants otherwise."""
+        there = self.placements.setdefault(name, Placement(layout, shared))
+        return there.shared == shared and all(map(_same, there.layout, layout))
+
+    def _disagree(self, func: Any, name: str, layout: Layout, shared: int | None, out: int) -> Copies | None:
+        """One weight in two roles (tied embeddings): the output stays as it is, or the input is divided instead."""
+        there = self.placements[name]
+        if not _same(there.layout[out], layout[out]) and there.layout[out] is None and self.inner.get(f"{name}:{out}", 1):
+            self._learn({f"{name}:{out}": 0}, {})
+        elif name not in self.undivided and all(map(_same, there.layout, layout)):
+            self.undivided.add(name)
+            self.changed = True
+        else:
+            raise self._fail(func, f" with {name!r}, which is used twice")
+        return there.layout[out]
+
+    def _attention(self, args: tuple, kwargs: dict, results: list[Tensor]) -> list[Layout]:
+        """`nn.MultiheadAttention`: heads are copied whole, so that each attends as before."""
+        func = F.multi_head_attention_forward
+        x, embed, heads, joint, joint_bias = args[0], args[3], args[4], args[5], args[6]
+        out, out_bias = args[11], args[12]
+        known = [self._look(operand).layout[-1] for operand in args[:3]]
+        if joint is None or args[7] is not None or not all(_same(known[0], other) for other in known):
+            raise self._fail(func)
+        size = embed // heads
+        inside = Copies(spread(embed, self.ratio, size))
+        three = Copies(spread(3 * embed, self.ratio, size))
+        leaving = self._fresh(f"{self.names[id(out)]}:0", embed)
+        for tensor, layout, shared in (
+            (joint, (three, known[0]), 1 if known[0] else None),
+            (joint_bias, (three,), None),
+            (out, (leaving, inside), 1),
+            (out_bias, (leaving,), None),
+        ):
+            if tensor is not None and not self._place(self.names[id(tensor)], layout, shared):
+                raise self._fail(func)
+        wide = embed * self.ratio
+        if leaving is None or known[0] is None:  # the module has one width for its input, inside and output
+            raise self._fail(func)
+        attributes = {"num_heads": heads * self.ratio, "embed_dim": wide, "kdim": wide, "vdim": wide}
+        self.modules.setdefault(self.stack[-1].path, {}).update(attributes)
+        layouts: list[Layout] = [(*(None,) * (x.dim() - 1), leaving)]
+        for weights in results[1:]:
+            per_head = weights.dim() == 4
+            layouts.append((None, Copies(spread(heads, self.ratio)), None, None) if per_head else (None,) * weights.dim())
+        return layouts
+
+    # ---- everything else ------------------------------------------------------------------------------------
+
+    def _tried(self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[_Known]) -> list[Layout]:
+        frame = self.stack[-1]
+        choice = (frame.kind, func, frame.counts[func])  # layers of one kind decide alike
+        skip = self.choices[choice]
+        trial = _Trial(func, args, kwargs, operands, self.noise)
+        retried = False
+        for attempt in self._attempts(func, args, kwargs, results, operands):
+            if 0 in attempt.inner.values() and not retried:
+                self._advance(func, operands)  # raises, where another way to split is left
+                retried = True
+            layouts = trial(attempt, choice)
+            if layouts is None:
+                continue
+            if skip > 0:
+                skip -= 1
+                continue
+            self._learn(attempt.inner, attempt.bare)
+            if attempt.sizes is not None:
+                narrow = list(results[0].shape)
+                asked = _sizes(func, args[0], args[1:], kwargs)
+                grown = next(dim for dim, size in enumerate(attempt.sizes) if size != narrow[dim])
+                if attempt.fixed or asked[grown] != -1:
+                    groups = [(i, o, grown if grown in o else None) for i, o in _groups(args[0].shape, results[0].shape)]
+                    self._edit(func, Edit(view=({dim: attempt.sizes[dim] for dim in attempt.fixed}, groups)))
+            elif attempt.numbers:
+                self._edit(func, Edit(attempt.numbers))
+            return layouts
+        self._advance(func, operands)
+        raise UserError(self.blame[choice]) if choice in self.blame else self._fail(func)
+
+    def _advance(self, func: Any, operands: list[_Known]) -> None:
+        """Let the calls that split the operands' channels split them another way, and run again."""
+        found = {copies.choice for operand in operands for copies in operand.layout if copies and copies.choice}
+        left = {choice for choice in found if self.choices[choice] < 8 and choice not in self.blame} or set()
+        if not left:
+            return
+        for choice in left:
+            self.choices[choice] += 1
+            if self.choices[choice] == 8:
+                self.blame[choice] = str(self._fail(func))
+        raise _Again
+
+    def _attempts(self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[_Known]) -> Iterator[_Attempt]:
+        layouts = [operand.layout for operand in operands]
+        if func in VIEWS and leaves((args[1:], kwargs), int):
+            yield from self._view_attempts(operands[0].tensor, layouts[0], results[0])
+            return
+        numbers = leaves((args, kwargs), int)
+        options: list[dict[int, tuple[int, int]]] = [{}]
+        if len(numbers) <= 12:
+            chosen = [(i,) for i in reversed(range(len(numbers)))]
+            chosen += [tuple(range(a, b)) for a, b in ((0, len(numbers)), (1, len(numbers)), (0, len(numbers) - 1))]
+            options += [{i: (numbers[i], numbers[i] * self.ratio) for i in some} for some in chosen if some]
+        for way, inner in self._ways(layouts):
+            for freed, bare in self._freed(operands, way):
+                for option in options:
+                    yield _Attempt(freed, option, inner=inner, bare=bare)
+
+    def _ways(self, layouts: list[Layout]) -> Iterator[tuple[list[Layout], dict[str, int]]]:
+        """The layouts as they are; then with the copies of one weight ordered otherwise; then not copied at all."""
+        yield layouts, {}
+        copied = [copies for layout in layouts for copies in layout if copies]
+        makers = {copies.maker: int(copies.index.max()) + 1 for copies in copied if copies.maker}
+        for maker, channels in makers.items():
+            for inner in range(1, channels):
+                if channels % inner == 0 and self._askable(maker, inner):
+                    yield self._with_inner(layouts, maker, inner), {maker: inner}
+        if len(layouts) > 1:
+            for maker in makers:
+                if self._askable(maker, 0):
+                    yield self._with_inner(layouts, maker, 0), {maker: 0}
+
+    def _with_inner(self, layouts: list[Layout], maker: str, inner: int) -> list[Layout]:
+        def change(copies: Copies | None) -> Copies | None:
+            if copies is None or copies.maker != maker:
+                return copies
+            channels = int(copies.index.max()) + 1
+            if inner == 0 or channels % inner:
+                return None
+            return Copies(spread(channels, self.ratio, inner), maker, copies.choice)
+
+        return [tuple(map(change, layout)) for layout in layouts]
+
+    def _freed(self, operands: list[_Known], layouts: list[Layout]) -> Iterator[tuple[list[Layout], dict]]:
+        """The layouts as they are; then with bare parameters copied along, by position from the right, then by size."""
+        yield layouts, {}
+        copied = [
+            (dim - len(layout), operand.tensor.shape[dim], copies)
+            for operand, layout in zip(operands, layouts, strict=True)
+            for dim, copies in enumerate(layout)
+            if copies
+        ]
+        for aligned in (True, False):
+            bare: dict[tuple[str, int], Copies] = {}
+            freed = list(layouts)
+            for i, operand in enumerate(operands):
+                if not operand.origins or any(layouts[i]):
+                    continue
+                for from_right, size, copies in copied:
+                    shape = operand.tensor.shape
+                    places = [d for d in range(len(shape)) if shape[d] == size and (not aligned or d - len(shape) == from_right)]
+                    if places and size > 0:
+                        dim = places[-1]
+                        freed[i] = tuple(copies if d == dim else None for d in range(len(shape)))
+                        for name in operand.origins:
+                            own = [d for d, length in enumerate(self.tensors[name].shape) if length == size]
+                            if own:
+                                bare[name, own[-1]] = copies
+                        break
+            if bare:
+                yield freed, bare
+
+    def _view_attempts(self, x: Tensor, layout: Layout, result: Tensor) -> Iterator[_Attempt]:
+        """A view keeps copies where the channels stay whole, and splits them before the last factor: (heads, size)."""
+        found: list[list[_Attempt]] = []
+        for ins, outs in _groups(x.shape, result.shape):
+            copied = [dim for dim in ins if layout[dim] is not None]
+            if not copied:
+                continue
+            if len(copied) > 1:
+                return
+            copies, wide_in = layout[copied[0]], math.prod(len(c.index) if (c := layout[d]) else x.shape[d] for d in ins)
+            assert copies is not None
+            pure = [dim for dim in ins if x.shape[dim] > 1] in ([], copied)
+            order = [dim for dim in outs if result.shape[dim] > 1] or outs[:1]
+            if pure and len(order) > 1:
+                order = [order[-2], order[-1], *order[:-2]]
+            elif not pure:  # where the channels stay a dimension of their own, they stay whole
+                order.sort(key=lambda dim: result.shape[dim] != x.shape[copied[0]])
+            options = []
+            for dim in order:
+                rest = math.prod(result.shape[d] for d in outs if d != dim)
+                if wide_in % rest:
+                    continue
+                after = math.prod(result.shape[d] for d in outs if d > dim)
+                sizes = list(result.shape)
+                sizes[dim] = wide_in // rest
+                attempt = _Attempt([layout], sizes=tuple(sizes), fixed=frozenset(outs) if pure and len(outs) > 1 and 0 not in ins else frozenset())
+                options.append(attempt)
+                maker = copies.maker
+                if pure and maker and dim != 0 and self._askable(maker, after):
+                    changed = self._with_inner([layout], maker, after)
+                    if changed[0][copied[0]] is not None:
+                        options.append(_Attempt(changed, sizes=attempt.sizes, fixed=attempt.fixed, inner={maker: after}))
+            found.append(options)
+        if len(found) == 1:
+            yield from found[0]
+
+    def _keep_outputs(self, outputs: Any) -> None:
+        """What the network returns is not copied."""
+        for tensor in leaves(logits_of(outputs), Tensor):
+            for copies in self._look(tensor).layout:
+                if copies is None:
+                    continue
+                if copies.maker is None or self.inner.get(copies.maker) == 0:
+                    raise UserError(
+                        f"the outputs of {type(self.network).__name__} are not made by a last layer of their own; expected "
+                        "logits out of a linear layer or convolution: use another student."
+                    )
+                self._learn({copies.maker: 0}, {})
+
+
+class _Trial:
+    """One call on random numbers, against the same call on copies of them."""
+
+    def __init__(self, func: Any, args: tuple, kwargs: dict, operands: list[_Known], generator: torch.Generator) -> None:
+        self.func, self.args, self.kwargs, self.operands = func, args, kwargs, operands
+        self.inputs = [
+            torch.rand(o.tensor.shape, generator=generator, dtype=o.tensor.dtype).to(o.tensor) + 0.5
+            if o.tensor.is_floating_point() and o.origins != frozenset() and (any(o.layout) or o.origins)
+            else o.tensor
+            for o in operands
+        ]
+        self.expected = leaves(self._call([x.clone() for x in self.inputs], {}), Tensor)
+
+    def _call(self, tensors: list[Tensor], numbers: dict[int, tuple[int, int]]) -> Any:
+        given, count = iter(tensors), itertools.count()
+
+        def visit(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return next(given)
+            if type(leaf) is int:
+                return numbers.get(next(count), (0, leaf))[1]
+            return leaf
+
+        args, kwargs = rebuild((self.args, self.kwargs), visit)
+        return self.func(*args, **kwargs)
+
+    def __call__(self, attempt: _Attempt, choice: tuple) -> list[Layout] | None:
+        """The layouts of the results under an attempt; None where they are not copies of the student's."""
+        wide = [gather(x.clone(), layout) for x, layout in zip(self.inputs, attempt.layouts, strict=True)]
+        try:
+            if attempt.sizes is not None:
+                found = [wide[0].reshape(attempt.sizes)]
+            else:
+                found = leaves(self._call(wide, attempt.numbers), Tensor)
+        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
+            return None
+        if len(found) != len(self.expected):
+            return None
+        hints = [copies for layout in attempt.layouts for copies in layout if copies]
+        layouts = [_match(a, b, hints, choice) for a, b in zip(self.expected, found, strict=True)]
+        return None if any(layout is None for layout in layouts) else layouts  # type: ignore[return-value]
+
+
+def _match(narrow: Tensor, wide: Tensor, hints: list[Copies], choice: tuple) -> Layout | None:
+    """The layout in which ``wide`` is a copy of ``narrow``; None where it is not."""
+    if narrow.dim() != wide.dim():
+        return None
+    grown = [dim for dim in range(narrow.dim()) if narrow.shape[dim] != wide.shape[dim]]
+    fits = [
+        [h for h in hints if len(h.index) == wide.shape[dim] and int(h.index.max()) + 1 == narrow.shape[dim]]
+        for dim in grown
+    ]
+    layout = _first_match(narrow, wide, grown, fits)
+    if layout is not None or not grown:
+        return layout
+    maker = hints[0].maker if len({h.maker for h in hints}) == 1 else None
+    found = [_signature(narrow, wide, dim, grown) for dim in grown]
+    return _first_match(narrow, wide, grown, [[Copies(f, maker, choice)] if f is not None else [] for f in found])
+
+
+def _first_match(narrow: Tensor, wide: Tensor, grown: list[int], options: list[list[Copies]]) -> Layout | None:
+    for some in itertools.product(*options):
+        layout: list[Copies | None] = [None] * narrow.dim()
+        for dim, copies in zip(grown, some, strict=True):
+            layout[dim] = copies
+        if _close(gather(narrow, tuple(layout)), wide):
+            return tuple(layout)
+    return None
+
+
+def _signature(narrow: Tensor, wide: Tensor, dim: int, grown: list[int]) -> Tensor | None:
+    """Match the slices of ``wide`` along a dimension with those of ``narrow``."""
+    others = [d for d in grown if d != dim]
+    a, b = narrow.double(), wide.double()
+    if others:
+        a, b = a.amax(others, keepdim=True), b.amax(others, keepdim=True)
+    a, b = a.movedim(dim, 0).flatten(1), b.movedim(dim, 0).flatten(1)
+    if a.shape[1] != b.shape[1] or a.shape[1] == 0:
+        return None
+    along = torch.rand(a.shape[1], generator=torch.Generator().manual_seed(1), dtype=a.dtype).to(a)
+    return ((b @ along)[:, None] - (a @ along)[None]).abs().argmin(1).cpu()
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point():  # positions, as of a maximum over copies, are what they are
+        return bool((a == b).all()) or a.dtype == torch.int64
+    tolerance = 1e-9 if a.dtype == torch.float64 else 1e-4
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _same(a: Copies | None, b: Copies | None) -> bool:
+    return (a is None and b is None) or (a is not None and b is not None and torch.equal(a.index, b.index))
+
+
+def _counts(copies: Copies) -> Tensor:
+    """How many copies each wide position's channel has."""
+    return copies.index.bincount()[copies.index]
+
+
+def _groups(before: torch.Size, after: torch.Size) -> Iterator[tuple[list[int], list[int]]]:
+    """The dimensions of a view that make up the same elements before and after."""
+    i = j = 0
+    while i < len(before) or j < len(after):
+        ins, outs = [], []
+        left = right = 1
+        while not (ins or outs) or left != right:
+            if (left <= right and i < len(before)) or j >= len(after):
+                ins.append(i)
+                left *= before[i]
+                i += 1
+            else:
+                outs.append(j)
+                right *= after[j]
+                j += 1
+        while i < len(before) and before[i] == 1 and (j >= len(after) or after[j] != 1):
+            ins.append(i)
+            i += 1
+        while j < len(after) and after[j] == 1 and (i >= len(before) or before[i] != 1):
+            outs.append(j)
+            j += 1
+        yield ins, outs
+
+
+def logits_of(outputs: Any) -> Any:
+    """The ``logits`` of outputs that hold them among others; all other outputs as they are."""
+    if isinstance(outputs, dict):
+        return outputs.get("logits", outputs)
+    return getattr(outputs, "logits", outputs)
+
+
+def _title(func: Any) -> str:
+    return getattr(func, "__name__", str(func))

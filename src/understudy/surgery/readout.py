@@ -1,0 +1,198 @@
+"""Reading the student out of a wide network, at any moment, and training both as one.
+
+Channel-branch reparameterisation (Guo et al. 2025, "Gap Preserving Distillation", arXiv 2410.04140): the student *is* a
+slice of the wide network: the first copy of every channel, input weights times the ratio, branches summed. Nothing of the
+student is stored but its buffers; its own module runs on tensors that are computed from the wide network's, so gradients
+of both flow into one set of parameters.
+
+Branches (Hu et al. 2022, "Online Convolutional Re-parameterization", arXiv 2204.00826): a k×k kernel is a sum of an
+unrestricted one, the origin, and restricted ones. The origin starts as the kernel minus the others.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..errors import UserError
+from .widen import Projection, named_tensors, put, widen
+
+SHARE = 0.1  # how large a branch starts, as a share of the kernel's root mean square
+
+
+def _pointwise(size: Sequence[int], one: Tensor) -> Tensor:
+    """1×1: the middle of the kernel."""
+    pad = [side for k in reversed(size) for side in (k // 2, k - 1 - k // 2)]
+    return F.pad(one, pad)
+
+
+def _average(size: Sequence[int], one: Tensor) -> Tensor:
+    """1×1, then an average over the window."""
+    return one / math.prod(size)
+
+
+def _series(size: Sequence[int], one: Tensor, kernel: Tensor) -> Tensor:
+    """1×1 ``[M, I]``, then k×k ``[O, M, …]``."""
+    return torch.tensordot(kernel, one, ([1], [0])).movedim(-1, 1)
+
+
+def _separable(size: Sequence[int], depthwise: Tensor, one: Tensor) -> Tensor:
+    """Depthwise ``[1, I, …]``, then 1×1 ``[O, I, 1, …]``."""
+    return depthwise * one
+
+
+def _shapes(kernel: torch.Size) -> dict[str, list[list[int]]]:
+    """The shapes of each branch's tensors for a kernel ``[O, I, …]``; without those that would restrict nothing."""
+    out, into, *size = kernel
+    ones = [1] * len(size)
+    shapes = {"pointwise": [[out, into, *ones]], "average": [[out, into, *ones]]}
+    if into > 1:
+        shapes["series"] = [[max(1, into // 2), into], [out, max(1, into // 2), *size]]
+        shapes["separable"] = [[1, into, *size], [out, into, *ones]]
+    return shapes
+
+
+BRANCHES: dict[str, Callable[..., Tensor]] = {
+    "pointwise": _pointwise,
+    "average": _average,
+    "series": _series,
+    "separable": _separable,
+}
+
+
+class Shared(nn.Module):
+    """A student and its wide network in one set of parameters; called, it gives the outputs of both.
+
+    ``wide`` holds the parameters (of a convolution with branches: the origin), ``extra`` the other branches, ``plain`` the
+    student's own module without parameters, but with its buffers: each network has its own BatchNorm statistics.
+    ``run(network, x)`` is how either is called. Merged kernels are formed once a call and serve both.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        wide: nn.Module,
+        projection: Projection,
+        *,
+        branches: Sequence[str] = tuple(BRANCHES),
+        seed: int = 0,
+        run: Callable[[nn.Module, Any], Any] = lambda network, x: network(x),
+    ) -> None:
+        super().__init__()
+        if unknown := [name for name in branches if name not in BRANCHES]:
+            raise UserError(f"branch {unknown[0]!r} is not known; expected some of {', '.join(BRANCHES)}: correct branches.")
+        self.wide, self.projection, self.run = wide, projection, run
+        self.plain = copy.deepcopy(student)
+        for module in self.plain.modules():
+            for name in module._parameters:
+                module._parameters[name] = None
+        self.extra = nn.ParameterDict()
+        self.branches: dict[str, tuple[str, ...]] = {}  # kernel → its branches beside the origin
+        generator = torch.Generator().manual_seed(seed)
+        convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        kernels = [f"{path}.weight" for path, module in wide.named_modules() if isinstance(module, convolutions)]
+        found = dict(wide.named_parameters())
+        for name in kernels:
+            kernel = found.get(name.lstrip("."))
+            if kernel is not None and kernel.requires_grad and math.prod(kernel.shape[2:]) > 1:
+                self._branch(name.lstrip("."), kernel, branches, generator)
+
+    @torch.no_grad()
+    def _branch(self, name: str, kernel: nn.Parameter, branches: Sequence[str], generator: torch.Generator) -> None:
+        shapes = _shapes(kernel.shape)
+        self.branches[name] = tuple(branch for branch in branches if branch in shapes)
+        size = SHARE * kernel.square().mean().sqrt()
+        for branch in self.branches[name]:
+            parts = [torch.randn(shape, generator=generator).to(kernel) for shape in shapes[branch]]
+            now = BRANCHES[branch](kernel.shape[2:], *parts).square().mean().sqrt()
+            factor = (size / now.clamp(min=1e-12)) ** (1 / len(parts))
+            for number, part in enumerate(parts):
+                self.extra[_key(name, branch, number)] = nn.Parameter(part * factor)
+        kernel -= self._others(name, kernel)
+
+    def _others(self, name: str, kernel: Tensor) -> Tensor | int:
+        total: Tensor | int = 0
+        for branch in self.branches.get(name, ()):
+            count = 2 if branch in ("series", "separable") else 1
+            parts = [self.extra[_key(name, branch, number)] for number in range(count)]
+            total = total + BRANCHES[branch](kernel.shape[2:], *parts)
+        return total
+
+    def merged(self) -> dict[str, Tensor]:
+        """The wide network's parameters, under all their names, with branches summed. Differentiable."""
+        made: dict[int, Tensor] = {}
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.wide.named_parameters(remove_duplicate=False):
+            if id(parameter) not in made:
+                with torch.autocast(parameter.device.type, enabled=False):
+                    merged = parameter + self._others(name, parameter) if self.branches.get(name) else parameter
+                made[id(parameter)] = merged
+            found[name] = made[id(parameter)]
+        return found
+
+    def forward(self, x: Any) -> tuple[Any, Any]:
+        """→ (wide outputs, student outputs)."""
+        merged = self.merged()
+        return self.wide_outputs(x, merged), self.student_outputs(x, merged)
+
+    def wide_outputs(self, x: Any, merged: Mapping[str, Tensor] | None = None) -> Any:
+        """The wide network's outputs, of kernels merged already or now."""
+        merged = self.merged() if merged is None else merged
+        return self.run(_Bound(self.wide, {name: merged[name] for name in merged if self.branches.get(name)}), x)
+
+    def student_outputs(self, x: Any, merged: Mapping[str, Tensor] | None = None) -> Any:
+        """The student's outputs, of kernels merged already or now."""
+        for mine, theirs in zip(self.plain.modules(), self.wide.modules(), strict=True):
+            mine.training = theirs.training  # a frozen layer is in eval mode in both
+        return self.run(_Bound(self.plain, self.projection(self.merged() if merged is None else merged)), x)
+
+
+class _Bound:
+    """A network called on given tensors in the place of its parameters."""
+
+    def __init__(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+        self.network, self.tensors = network, tensors
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.network, self.tensors, args, kwargs) if self.tensors else self.network(*args, **kwargs)
+
+
+@torch.no_grad()
+def readout(shared: Shared) -> nn.Module:
+    """The student as it stands: a copy of its own module with parameters and buffers of its own."""
+    network = copy.deepcopy(shared.plain)
+    tensors = shared.projection(shared.merged())
+    made: dict[int, nn.Parameter] = {}
+    for name, parameter in shared.wide.named_parameters(remove_duplicate=False):
+        if id(parameter) not in made:
+            made[id(parameter)] = nn.Parameter(tensors[name].clone(memory_format=torch.contiguous_format), parameter.requires_grad)
+        put(network, name, made[id(parameter)])
+    for mine, theirs in zip(network.modules(), shared.wide.modules(), strict=True):
+        mine.training = theirs.training
+    return network
+
+
+def share(
+    student: nn.Module,
+    ratio: int,
+    example: Tensor,
+    *,
+    branches: Sequence[str] = tuple(BRANCHES),
+    perturbation: float = 0.05,
+    seed: int = 0,
+    run: Callable[[nn.Module, Any], Any] = lambda network, x: network(x),
+) -> Shared:
+    """Widen a student (`widen`), add branches, and tie both together (`Shared`). The student is left as it is."""
+    wide, projection = widen(student, ratio, example, perturbation=perturbation, seed=seed)
+    return Shared(student, wide, projection, branches=branches, seed=seed, run=run)
+
+
+def _key(name: str, branch: str, number: int) -> str:
+    return f"{name.replace('.', '/')}:{branch}{number}"

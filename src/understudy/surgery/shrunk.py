@@ -1,0 +1,97 @@
+"""What every way of shrinking shares: its result, choosing layers by name, and counting multiply-adds by layer."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import UserError
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A smaller network, and for each layer by name which of the original's output channels it still has, in order."""
+
+    network: nn.Module = field(repr=False)
+    kept: dict[str, list[int]] = field(repr=False)
+
+
+def outputs_of(layer: Any) -> int:
+    """The output channels of a convolution or linear layer."""
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def kept_whole(network: nn.Module) -> dict[str, list[int]]:
+    """All output channels of every convolution and linear layer, by the layer's name."""
+    return {name: list(range(outputs_of(m))) for name, m in network.named_modules() if isinstance(m, LAYERS)}
+
+
+def compose(first: dict[str, list[int]], second: dict[str, list[int]]) -> dict[str, list[int]]:
+    """What two shrinkings in a row kept, in the channels of the network before both."""
+    return {
+        name: [first[name][channel] for channel in channels] if name in first else channels
+        for name, channels in second.items()
+        if name in first or not any(name.startswith(f"{owner}.") for owner in first)
+    }
+
+
+def matching(patterns: Sequence[str], able: Sequence[str], network: nn.Module) -> list[str]:
+    """The names in `able` that fit any of the patterns (`fnmatch`'s); `UserError` for one that fits none."""
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    found: list[str] = []
+    for pattern in patterns:
+        fitting = [name for name in able if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise _no_such(pattern, able, dict(network.named_modules()))
+        found += [name for name in fitting if name not in found]
+    return found
+
+
+def _no_such(pattern: str, able: Sequence[str], modules: Iterable[str]) -> UserError:
+    if pattern in modules:
+        return UserError(
+            f"the layer {pattern!r} cannot be shrunk so (it gives the outputs, or its channels are fixed); expected "
+            f"some of {_some(able)}: name others."
+        )
+    close = difflib.get_close_matches(pattern, able, n=1)
+    return UserError(
+        f"there is no layer {pattern!r}; " + (f"did you mean {close[0]!r}?" if close else f"expected {_some(able)}.")
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "none"
+
+
+def profile(network: nn.Module, example: Tensor) -> tuple[int, dict[str, int]]:
+    """Multiply-adds for one sample of the prepared `example`: of the whole network, and of each layer by name."""
+    names = {module: name for name, module in network.named_modules() if isinstance(module, LAYERS)}
+    layers: dict[str, int] = {}
+
+    def note(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        places = inputs[0].numel() // layer.in_channels if getattr(layer, "transposed", False) else None
+        places = output.numel() // outputs_of(layer) if places is None else places
+        layers[names[layer]] = layers.get(names[layer], 0) + places * layer.weight.numel()
+
+    modes = [(module, module.training) for module in network.modules()]
+    hooks = [module.register_forward_hook(note) for module in names]
+    network.eval()
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            network(example[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return counter.get_total_flops() // 2, layers

@@ -1,0 +1,191 @@
+"""The least squares behind FSKD (arXiv 1812.01839), from sums alone: memory O(C²), whatever the number of samples.
+
+Sought are Q and c with ``X·Q + c ≈ Y`` over rows (pixels, tokens) of ``C`` channels, and a ridge that pulls Q
+*towards the identity*: ``(XᵀX + λI)·Q = XᵀY + λI``. With ``Q = I + Δ`` and ``D = Y − X`` this is plain ridge
+regression of what is missing, ``(XᵀX + λI)·Δ = XᵀD``, which is how it is computed: a perfect student has D = 0 and
+loses no digit, and where the samples say nothing (dead, constant or dependent channels) Δ is zero.
+
+Sums are kept for each fold of the samples, in float64, so that λ is chosen by what Q does to samples it was not solved
+on. One eigendecomposition a fold gives the held-out error for every λ in O(C²): no second look at the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GRID = tuple(10 ** (step / 2) for step in range(-12, 7))  # λ relative to the mean of XᵀX's diagonal
+WIDE = 512  # channels; beyond them one fold is left out, not each in turn: an eigendecomposition takes seconds
+
+
+@dataclass
+class Moments:
+    """Sums over rows of X and D = Y − X, each leading with ``[folds, blocks]``; n is the channels in a block.
+
+    ``rows [folds]``, ``x`` and ``d [.., n]``, ``xx = XᵀX`` and ``xd = XᵀD [.., n, n]``, ``dd = ‖D‖² [folds]``.
+    """
+
+    rows: Tensor
+    x: Tensor
+    d: Tensor
+    xx: Tensor
+    xd: Tensor
+    dd: Tensor
+
+    @classmethod
+    def zeros(cls, folds: int, blocks: int, n: int, device: torch.device | str = "cpu") -> Moments:
+        """No rows seen yet."""
+
+        def zero(*shape: int) -> Tensor:
+            return torch.zeros(folds, *shape, dtype=torch.float64, device=device)
+
+        return cls(zero(), zero(blocks, n), zero(blocks, n), zero(blocks, n, n), zero(blocks, n, n), zero())
+
+    def add(self, fold: int, x: Tensor, y: Tensor) -> None:
+        """Add rows ``[M, C]`` of the student's output and of the target."""
+        _, blocks, n = self.x.shape
+        x = x.to(self.x)
+        d = y.to(self.x) - x
+        self.rows[fold] += len(x)
+        self.dd[fold] += d.square().sum()
+        x, d = (value.unflatten(1, (blocks, n)).transpose(0, 1) for value in (x, d))
+        self.x[fold] += x.sum(1)
+        self.d[fold] += d.sum(1)
+        if n == 1:  # a matrix product of one column is no more than a sum
+            self.xx[fold] += x.square().sum(1, keepdim=True)
+            self.xd[fold] += (x * d).sum(1, keepdim=True)
+        else:
+            self.xx[fold] += x.mT @ x
+            self.xd[fold] += x.mT @ d
+
+    def total(self, without: int | None = None) -> Moments:
+        """The sums over all folds (but one), as a single fold."""
+        keep = [fold for fold in range(len(self.rows)) if fold != without]
+        return Moments(*(value[keep].sum(0, keepdim=True) for value in vars(self).values()))
+
+    def fold(self, number: int) -> Moments:
+        """The sums of one fold."""
+        return Moments(*(value[number : number + 1] for value in vars(self).values()))
+
+    def about(self, mean_x: Tensor, mean_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``xx``, ``xd`` and ``dd`` of the rows less these means (``[blocks, n]``), summed over folds."""
+        rows, x, d = self.rows.sum(), self.x.sum(0), self.d.sum(0)
+        xx = self.xx.sum(0) - _outer(x, mean_x) - _outer(mean_x, x) + rows * _outer(mean_x, mean_x)
+        xd = self.xd.sum(0) - _outer(x, mean_d) - _outer(mean_x, d) + rows * _outer(mean_x, mean_d)
+        dd = self.dd.sum() - 2 * (d * mean_d).sum() + rows * (mean_d * mean_d).sum()
+        return xx, xd, dd
+
+    def means(self, intercept: bool) -> tuple[Tensor, Tensor]:
+        """Means of X and D, ``[blocks, n]``; zeros where there is no intercept to take them up."""
+        rows = self.rows.sum().clamp(min=1) if intercept else torch.full_like(self.rows.sum(), torch.inf)
+        return self.x.sum(0) / rows, self.d.sum(0) / rows
+
+
+@dataclass(frozen=True)
+class Solution:
+    """``q [blocks, n, n]`` (input first), ``intercept [blocks·n]`` or None, and what they do.
+
+    ``ridge`` is the relative λ (infinite: no mixing, at most an intercept). ``before`` and ``after`` are ``‖D‖²`` and
+    ``‖Y − XQ − c‖²`` over all rows; ``mean`` and ``variance [blocks·n]`` are those of ``XQ + c``.
+    """
+
+    q: Tensor
+    intercept: Tensor | None
+    ridge: float
+    before: float
+    after: float
+    mean: Tensor
+    variance: Tensor
+
+
+def solve(moments: Moments, intercept: bool = True, ridge: float | None = None) -> Solution:
+    """Q and c from the sums; never worse than no change on the rows that were added.
+
+    ``ridge`` is λ relative to the mean of a block's ``XᵀX`` diagonal (about its mean, with an intercept). None
+    chooses it, and whether to change anything at all, by the error on each fold after solving on the others; with one
+    fold only it is 0.01.
+    """
+    moments = Moments(*(value.cpu() for value in vars(moments).values()))
+    n = moments.x.shape[-1]
+    whole = moments.total()
+    if ridge is None and float(whole.dd):
+        ridge = 0.01 if len(moments.rows) == 1 else _held_out_choice(moments, intercept)
+    before = float(whole.dd)
+    identity = torch.eye(n, dtype=torch.float64).expand_as(whole.xx[0]).clone()
+    nothing = Solution(
+        identity, torch.zeros(identity[:, 0].numel()).double() if intercept else None, torch.inf, before, before,
+        *_moments_of_output(whole, identity, torch.zeros_like(whole.x[0])),
+    )  # fmt: skip
+    if ridge is None:
+        return nothing
+    mean_x, mean_d = whole.means(intercept)
+    path = _Path(whole, mean_x, mean_d)
+    delta = path.delta(ridge)
+    after = float(path.errors(whole, torch.tensor([ridge], dtype=torch.float64)))
+    if not after <= before:
+        return nothing
+    c = mean_d - torch.einsum("bi,bio->bo", mean_x, delta)
+    return Solution(
+        identity + delta, c.flatten() if intercept else None, ridge, before, max(after, 0.0),
+        *_moments_of_output(whole, identity + delta, c),
+    )  # fmt: skip
+
+
+def _held_out_choice(moments: Moments, intercept: bool) -> float | None:
+    """The λ whose solutions do best on the folds that were left out; None where no change does best."""
+    ridges = torch.tensor([*GRID, torch.inf], dtype=torch.float64)
+    errors = torch.zeros_like(ridges)
+    wide = moments.x.shape[-1] > WIDE
+    for fold in range(1 if wide else len(moments.rows)):
+        rest = moments.total(without=fold)
+        path = _Path(rest, *rest.means(intercept))
+        errors += path.errors(moments.fold(fold), ridges)
+    best = int(errors.flip(0).argmin())  # of equals the strongest ridge
+    return float(ridges[len(GRID) - best]) if errors.min() < moments.dd[: 1 if wide else None].sum() else None
+
+
+class _Path:
+    """All ridge solutions of one set of sums, by the eigenvectors of XᵀX."""
+
+    def __init__(self, moments: Moments, mean_x: Tensor, mean_d: Tensor) -> None:
+        self.means = mean_x, mean_d
+        xx, xd, _ = moments.about(mean_x, mean_d)
+        values, self.vectors = torch.linalg.eigh((xx + xx.mT) / 2)
+        self.values = values.clamp(min=0)
+        self.unit = self.values.mean(-1, keepdim=True)
+        # Rounding alone makes eigenvalues of this size; nothing is known in their directions. Without a unit (a
+        # constant block) nothing is known at all.
+        noise = torch.finfo(torch.float64).eps * len(values[0]) * self.values.amax(-1, keepdim=True)
+        level = moments.xx.sum(0).diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
+        self.known = self.values > torch.maximum(noise, torch.finfo(torch.float64).eps * 16 * level)
+        self.rotated = self.vectors.mT @ xd
+
+    def shrunk(self, ridges: Tensor) -> Tensor:
+        """``1/(s + λ)`` for every ridge and eigenvalue s, ``[R, blocks, n]``; 0 in directions not known."""
+        return torch.where(self.known, 1 / (self.values + ridges.view(-1, 1, 1) * self.unit), 0.0)
+
+    def delta(self, ridge: float) -> Tensor:
+        """Q − I, ``[blocks, n, n]``."""
+        return self.vectors @ (self.shrunk(torch.tensor([ridge]).double())[0, ..., None] * self.rotated)
+
+    def errors(self, moments: Moments, ridges: Tensor) -> Tensor:
+        """The squared error of the solutions for these ridges ``[R]`` on other sums; each costs O(n²)."""
+        xx, xd, dd = moments.about(*self.means)
+        quadratic = (self.vectors.mT @ xx @ self.vectors) * (self.rotated @ self.rotated.mT)
+        linear = (self.rotated * (self.vectors.mT @ xd)).sum(-1)
+        w = self.shrunk(ridges)
+        return dd + ((torch.einsum("rbi,bij->rbj", w, quadratic) - 2 * linear) * w).sum((1, 2))
+
+
+def _moments_of_output(moments: Moments, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    mean_x = moments.x[0] / moments.rows.sum().clamp(min=1)
+    covariance = moments.xx[0] / moments.rows.sum().clamp(min=1) - _outer(mean_x, mean_x)
+    mean = torch.einsum("bi,bio->bo", mean_x, q) + c
+    variance = torch.einsum("bio,bij,bjo->bo", q, covariance, q)
+    return mean.flatten(), variance.clamp(min=0).flatten()
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., :, None] * b[..., None, :]

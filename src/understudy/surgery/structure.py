@@ -1,0 +1,271 @@
+"""What was changed in a network's structure, as plain JSON: a list of edits that do it again to a fresh one.
+
+A pruned network has its source's modules with other sizes. `record` finds the differences between the two, module
+by module, and `rebuild` makes them in another fresh network, whose weights are then to be loaded: so a changed
+network is stored by name, sizes and weights, and nothing is ever unpickled.
+
+An edit names a module, its type, and sizes: {"module": "layer1.0.conv1", "type": "Conv2d", "in_channels": 16,
+"out_channels": 11, "groups": 1, "bias": false}. Besides modules there are parameters of their own ("type":
+"Parameter", "shape"), whole numbers that a module computes with ("type": "Attributes"), a convolution that became a
+`Decoupled` pair, and a module that became an identity (a folded BatchNorm, say).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from ..errors import UserError
+from .decouple import Decoupled
+
+Edit = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _conv_shapes(module: Any) -> Shapes:
+    ends = (module.in_channels, module.out_channels)
+    first, second = ends if module.transposed else ends[::-1]
+    return {"weight": (first, second // module.groups, *module.kernel_size), "bias": (module.out_channels,)}
+
+
+def _norm_shapes(module: Any) -> Shapes:
+    return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (module.num_features,))
+
+
+# name: class, what its sizes are called, and the shapes of its tensors that follow from them
+_CONV = ("in_channels", "out_channels", "groups")
+_SIZED: dict[str, tuple[type[nn.Module], tuple[str, ...], Callable[[Any], Shapes]]] = {
+    **{
+        kind.__name__: (kind, _CONV, _conv_shapes)
+        for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    },
+    "Linear": (
+        nn.Linear,
+        ("in_features", "out_features"),
+        lambda m: {"weight": (m.out_features, m.in_features), "bias": (m.out_features,)},
+    ),
+    "BatchNorm": (_BatchNorm, ("num_features",), _norm_shapes),
+    "InstanceNorm": (_InstanceNorm, ("num_features",), _norm_shapes),
+    "LayerNorm": (
+        nn.LayerNorm,
+        ("normalized_shape",),
+        lambda m: dict.fromkeys(("weight", "bias"), tuple(m.normalized_shape)),
+    ),
+    "GroupNorm": (
+        nn.GroupNorm,
+        ("num_channels", "num_groups"),
+        lambda m: dict.fromkeys(("weight", "bias"), (m.num_channels,)),
+    ),
+    "PReLU": (nn.PReLU, ("num_parameters",), lambda m: {"weight": (m.num_parameters,)}),
+    "Embedding": (
+        nn.Embedding,
+        ("num_embeddings", "embedding_dim"),
+        lambda m: {"weight": (m.num_embeddings, m.embedding_dim)},
+    ),
+}
+_BIASED = (*(name for name in _SIZED if name.startswith("Conv")), "Linear")
+_PAIR = ("in_channels", "out_channels", "rank", "bias")
+
+
+def record(original: nn.Module, changed: nn.Module) -> list[Edit]:
+    """The edits that give a network built like `original` the structure of `changed`; [] where nothing differs.
+
+    Neither network is touched. Raises `UserError` for a change that edits cannot tell, naming the module.
+    """
+    before, after = dict(original.named_modules()), dict(changed.named_modules())
+    edits: list[Edit] = []
+    replaced: list[str] = []
+    for name, module in after.items():
+        if _inside(name, replaced):
+            continue
+        if name not in before:
+            raise UserError(
+                f"the changed network has a module {name!r} that its source lacks; expected the same names."
+            )
+        edit = _difference(name, before[name], module)
+        if edit is not None:
+            edits.append(edit)
+        if isinstance(module, Decoupled) or type(before[name]) is not type(module):
+            replaced.append(name)
+        else:
+            edits += _own_differences(name, before[name], module)
+    gone = [name for name in before if name not in after and not _inside(name, replaced)]
+    if gone:
+        raise UserError(f"the changed network lacks the module {gone[0]!r} of its source; expected the same names.")
+    return edits
+
+
+def rebuild(network: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module:
+    """Make the edits in `network`, in place, and return it. Tensors of a changed shape are left uninitialised.
+
+    Edits tell sizes, not differences: making them twice changes nothing more. Raises `UserError` for an edit that
+    does not fit the network.
+    """
+    for edit in edits:
+        name, kind = _checked(network, edit)
+        if kind == "Parameter":
+            _reshape_parameter(network, name, _sizes_in(edit, "shape"))
+            continue
+        module = network.get_submodule(name)
+        if kind == "Identity":
+            _put(network, name, nn.Identity())
+        elif kind == "Decoupled":
+            _put(network, name, _pair_for(module, edit))
+        elif kind == "Attributes":
+            _set_attributes(module, edit)
+        else:
+            _resize(module, kind, edit)
+    return network
+
+
+def _inside(name: str, owners: Sequence[str]) -> bool:
+    return any(name.startswith(f"{owner}.") for owner in owners)
+
+
+def _kind_of(module: nn.Module) -> str | None:
+    return next((name for name, (kind, _, _) in _SIZED.items() if isinstance(module, kind)), None)
+
+
+def _sizes_of(module: nn.Module) -> Edit | None:
+    kind = _kind_of(module)
+    if kind is None:
+        return None
+    sizes = {key: _plain(getattr(module, key)) for key in _SIZED[kind][1]}
+    return sizes | ({"bias": module.bias is not None} if kind in _BIASED else {})
+
+
+def _plain(value: Any) -> Any:
+    return [int(item) for item in value] if isinstance(value, tuple | list | torch.Size) else value
+
+
+def _difference(name: str, before: nn.Module, after: nn.Module) -> Edit | None:
+    if isinstance(after, Decoupled):
+        now = {key: getattr(after, key) for key in _PAIR}
+        if isinstance(before, Decoupled) and now == {key: getattr(before, key) for key in _PAIR}:
+            return None
+        if isinstance(before, nn.Conv2d | Decoupled):
+            return {"module": name, "type": "Decoupled", **now}
+    elif type(before) is type(after):
+        sizes = _sizes_of(after)
+        if sizes is None or sizes == _sizes_of(before):
+            return None
+        return {"module": name, "type": _kind_of(after), **sizes}
+    elif type(after) is nn.Identity and name:
+        return {"module": name, "type": "Identity"}
+    raise UserError(
+        f"the module {name!r} is a {type(after).__name__} where its source has a {type(before).__name__}; expected "
+        "another size of the same kind: save such a network with a factory that builds it."
+    )
+
+
+def _own_differences(name: str, before: nn.Module, after: nn.Module) -> list[Edit]:
+    """Parameters and whole numbers that belong to the module itself, where those do not follow from its sizes."""
+    if _kind_of(after) is not None or isinstance(after, nn.modules.lazy.LazyModuleMixin):
+        return []
+    edits: list[Edit] = []
+    for key, value in after.named_parameters(recurse=False):
+        old = before._parameters.get(key)
+        if old is None:
+            raise UserError(f"the module {name!r} has a parameter {key!r} that its source lacks; expected the same.")
+        if old.shape != value.shape:
+            path = f"{name}.{key}" if name else key
+            edits.append({"module": path, "type": "Parameter", "shape": list(value.shape)})
+    values = {key: value for key, value in _numbers(after).items() if _numbers(before).get(key, value) != value}
+    return [*edits, {"module": name, "type": "Attributes", "values": values}] if values else edits
+
+
+def _numbers(module: nn.Module) -> dict[str, int]:
+    return {key: value for key, value in vars(module).items() if type(value) is int}
+
+
+def _checked(network: nn.Module, edit: Mapping[str, Any]) -> tuple[str, str]:
+    """The module (or parameter) and the type an edit names, both known to exist."""
+    if not isinstance(edit, Mapping) or not isinstance(edit.get("module"), str) or "type" not in edit:
+        raise UserError(f'the edit {edit!r} of a structure is not usable; expected "module", "type" and sizes.')
+    name, kind = edit["module"], edit["type"]
+    kinds = (*_SIZED, "Parameter", "Attributes", "Identity", "Decoupled")
+    if kind not in kinds:
+        raise UserError(f"the structure has an edit of the unknown type {kind!r}; expected one of {', '.join(kinds)}.")
+    known = dict(network.named_parameters()) if kind == "Parameter" else dict(network.named_modules())
+    if name not in known or (name == "" and kind != "Attributes"):
+        raise UserError(
+            f"the structure changes {name!r}, which {type(network).__name__} does not have; expected edits of this "
+            "network: load it with the source that it was saved with."
+        )
+    if kind in _SIZED and not isinstance(known[name], _SIZED[kind][0]):
+        raise _unlike(name, known[name], kind)
+    return name, kind
+
+
+def _unlike(name: str, found: object, kind: str) -> UserError:
+    return UserError(
+        f"the structure takes {name!r} for a {kind} but it is a {type(found).__name__}; expected edits of this "
+        "network: load it with the source that it was saved with."
+    )
+
+
+def _sizes_in(edit: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    value = edit.get(key)
+    sizes = value if isinstance(value, list | tuple) else [value]
+    if not sizes or any(type(size) is not int or size < 1 for size in sizes):
+        raise UserError(f"the edit of {edit['module']!r} has {key} = {value!r}; expected whole numbers from 1.")
+    return tuple(sizes)
+
+
+def _resize(module: Any, kind: str, edit: Mapping[str, Any]) -> None:
+    _, keys, shapes_of = _SIZED[kind]
+    for key in keys:
+        sizes = _sizes_in(edit, key)
+        setattr(module, key, sizes if key == "normalized_shape" else sizes[0])
+    groups = getattr(module, "groups", 1)
+    if kind.startswith("Conv") and (module.in_channels % groups or module.out_channels % groups):
+        raise UserError(f"the edit of {edit['module']!r} has channels that {groups} groups do not divide; correct it.")
+    shapes = shapes_of(module)
+    if kind in _BIASED:
+        if edit.get("bias") is True and module.bias is None:
+            module.bias = nn.Parameter(module.weight.new_zeros(shapes["bias"]))
+        elif edit.get("bias") is False:
+            module.bias = None
+    for key, shape in shapes.items():
+        value = getattr(module, key, None)
+        if value is not None and tuple(value.shape) != shape:
+            setattr(module, key, _empty_like(value, shape))
+
+
+def _empty_like(value: Tensor, shape: Sequence[int]) -> Tensor:
+    # zeros, not `empty`: what is not loaded over must at least be finite
+    fresh = torch.zeros(tuple(shape), dtype=value.dtype, device=value.device)
+    return nn.Parameter(fresh, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else fresh
+
+
+def _reshape_parameter(network: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    owner, _, key = name.rpartition(".")
+    module = network.get_submodule(owner)
+    setattr(module, key, _empty_like(getattr(module, key), shape))
+
+
+def _set_attributes(module: nn.Module, edit: Mapping[str, Any]) -> None:
+    values, known = edit.get("values"), _numbers(module)
+    if not isinstance(values, Mapping) or any(key not in known or type(v) is not int for key, v in values.items()):
+        raise UserError(
+            f"the edit of {edit['module']!r} has values = {values!r}; expected whole numbers for some of "
+            f"{', '.join(known) or 'none'}."
+        )
+    for key, value in values.items():
+        setattr(module, key, value)
+
+
+def _pair_for(module: nn.Module, edit: Mapping[str, Any]) -> Decoupled:
+    if not isinstance(module, nn.Conv2d | Decoupled):
+        raise _unlike(edit["module"], module, "Conv2d")
+    inputs, outputs, rank = (_sizes_in(edit, key)[0] for key in ("in_channels", "out_channels", "rank"))
+    like = module if isinstance(module, nn.Conv2d) else module.depthwise
+    return Decoupled.shaped(like, inputs, outputs, rank, edit.get("bias") is True)
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    owner, _, key = name.rpartition(".")
+    setattr(network.get_submodule(owner), key, module)

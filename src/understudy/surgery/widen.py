@@ -1,0 +1,279 @@
+"""Widening: a network with ``ratio`` times the channels that computes exactly what the student computes.
+
+Inverse reparameterisation (Guo et al. 2025, "Gap Preserving Distillation", arXiv 2410.04140): every hidden channel is
+copied, and a layer's input weights are shared out over the copies. Symmetry is broken exactly: with out-copy i and
+in-copy j of a weight written ``w/r + δ_ij``, the wide network computes the student's function if ``Σ_j δ_ij = 0`` for
+every i, and the first copies, times r, *are* the student if ``δ_11 = 0``.
+
+    student      y = W x                     [C_out, C_in]
+    wide         [y; y] = [[W/2,     W/2    ],  [x; x]
+                           [W/2 + δ, W/2 - δ]]
+    projection   W = 2 · (first rows, first columns)
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UserError
+from .layout import Edit, Placement, Tracer, gather, leaves, logits_of, spread
+
+Projection = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+@torch.no_grad()
+def widen(
+    student: nn.Module, ratio: int, example: Tensor, *, perturbation: float = 0.05, seed: int = 0
+) -> tuple[nn.Module, Projection]:
+    """A copy of the student with ``ratio`` times the hidden channels, and the projection back.
+
+    ``example`` is a batch of what the student's ``forward`` takes. ``perturbation`` is the size of δ as a share of
+    a weight's own root mean square. The student is left as it is. The wide network has the student's module names, its
+    modes, and its own parameters and buffers; its inputs and outputs keep their sizes. ``projection`` maps tensors of the
+    wide network by name (parameters, buffers or both) to the student's, differentiably.
+
+    Raises `UserError` for a ratio that is not a whole number from 2, and for a network that cannot be widened, naming the
+    module and the function.
+    """
+    if type(ratio) is not int or ratio < 2:
+        raise UserError(f"ratio = {ratio!r} cannot widen a network; expected a whole number from 2: set ratio 2.")
+    example = example[torch.tensor([0, 1]) % len(example)]
+    network = copy.deepcopy(student).eval()
+    precise = _in_double(network, example)
+    if precise:
+        network, example = network.double(), example.double() if example.is_floating_point() else example
+    tracer = Tracer(network, ratio)
+    tracer.run(example)
+    placements = tracer.placements
+    if not any(any(placement.layout) for placement in placements.values()):
+        raise UserError(
+            f"{type(student).__name__} has no hidden channels to copy; expected at least one layer before the last: use a "
+            "deeper student."
+        )
+    wide = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[int, Tensor] = {}
+    for name, tensor in named_tensors(wide):
+        if id(tensor) not in made:
+            placement = placements.get(tracer.names[id(_find(network, name))])
+            made[id(tensor)] = _grown(tensor, placement, perturbation, generator) if placement else tensor
+        put(wide, name, made[id(tensor)])
+    for path, module in wide.named_modules():
+        _adjust(module, tracer.modules.get(path, {}), tracer.edits.get(path, {}))
+    for rows in ([0, 1], [0, 1, 0]):  # whatever the batch
+        _check(network, wide, example[rows], precise)
+    originals = dict(named_tensors(student))
+    for name, tensor in named_tensors(wide):
+        tensor.data = tensor.data.to(originals[name])
+    for module, like in zip(wide.modules(), student.modules(), strict=True):
+        module.training = like.training
+    names = {name: tracer.names[id(tensor)] for name, tensor in named_tensors(network)}
+    return wide, functools.partial(_project, {name: _Slice.of(placements.get(known)) for name, known in names.items()})
+
+
+def _in_double(network: nn.Module, example: Tensor) -> bool:
+    """Whether the network also runs in double precision, in which laws are checked best."""
+    if example.device.type == "mps":
+        return False
+    try:
+        copy.deepcopy(network).double()(example.double() if example.is_floating_point() else example)
+    except RuntimeError:
+        return False
+    return True
+
+
+# ---- parameters ---------------------------------------------------------------------------------------------
+
+
+def _grown(tensor: Tensor, placement: Placement, perturbation: float, generator: torch.Generator) -> Tensor:
+    """The wide tensor: copies, shared out along the input dimension, plus a δ that sums to zero over copies."""
+    wide, shared = gather(tensor.detach(), placement.layout), placement.shared
+    if shared is not None:
+        index = placement.layout[shared].index.to(tensor.device)  # type: ignore[union-attr]
+        along = [1] * wide.dim()
+        along[shared] = -1
+        copies = index.bincount()[index]
+        wide = wide / copies.view(along)
+        size = perturbation * wide.square().mean().sqrt()
+        delta = torch.randn(wide.shape, generator=generator, dtype=torch.float64).to(wide) * size
+        pinned = torch.ones_like(wide, dtype=torch.bool)  # first copies of rows and columns: the student itself
+        for dim, copied in enumerate(placement.layout):
+            if copied is not None:
+                shape = [1] * wide.dim()
+                shape[dim] = -1
+                pinned &= _is_first(copied.index).to(wide.device).view(shape)
+        delta.masked_fill_(pinned, 0)
+        free = (~pinned).to(wide)
+        zeros = torch.zeros(tensor.shape, dtype=wide.dtype, device=wide.device)
+        for dim, copied in enumerate(placement.layout):
+            if copied is not None and dim != shared:
+                zeros = zeros.index_select(dim, copied.index.to(wide.device))
+        total = zeros.index_add(shared, index, delta) / zeros.index_add(shared, index, free).clamp(min=1)
+        wide = wide + delta - total.index_select(shared, index) * free
+    return nn.Parameter(wide, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else wide
+
+
+def _is_first(index: Tensor) -> Tensor:
+    """Which wide positions are the first copy of their channel."""
+    first = torch.zeros(len(index), dtype=torch.bool)
+    first[_first(index)] = True
+    return first
+
+
+def _first(index: Tensor) -> Tensor:
+    """channel → the wide position of its first copy."""
+    first = torch.full((int(index.max()) + 1,), len(index))
+    return first.scatter_reduce(0, index, torch.arange(len(index)), "amin")
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Where the student's tensor lies in a wide one, and what it is multiplied by.
+
+    ``takes``: (dimension, channels a block, positions a block) where copies are made block by block, as nearly always;
+    else (dimension, positions).
+    """
+
+    takes: tuple[tuple[int, int, int] | tuple[int, Tensor], ...] = ()
+    scale: float | Tensor = 1.0
+
+    @staticmethod
+    def of(placement: Placement | None) -> _Slice:
+        takes: list[tuple[int, int, int] | tuple[int, Tensor]] = []
+        scale: float | Tensor = 1.0
+        for dim, copies in enumerate(placement.layout if placement else ()):
+            if copies is None:
+                continue
+            counts = copies.index.bincount()
+            channels, ratio = len(counts), int(counts[0])
+            uniform = bool((counts == ratio).all())
+            blocks = [k for k in range(1, channels + 1) if channels % k == 0] if uniform else []
+            inner = next((k for k in blocks if torch.equal(spread(channels, ratio, k), copies.index)), None)
+            takes.append((dim, inner, inner * ratio) if inner else (dim, _first(copies.index)))
+            if placement and dim == placement.shared:
+                scale = float(ratio) if uniform else counts.view([-1 if d == dim else 1 for d in range(len(placement.layout))])
+        return _Slice(tuple(takes), scale)
+
+    def __call__(self, wide: Tensor) -> Tensor:
+        for dim, *take in self.takes:
+            if len(take) == 1:
+                wide = wide.index_select(dim, take[0].to(wide.device))
+            elif take[0] == 1:
+                wide = wide[(slice(None),) * dim + (slice(None, None, take[1]),)]
+            else:
+                wide = wide.unflatten(dim, (-1, take[1])).narrow(dim + 1, 0, take[0]).flatten(dim, dim + 1)
+        if isinstance(self.scale, Tensor):
+            return wide * self.scale.to(wide)
+        return wide * self.scale if self.scale != 1.0 else wide
+
+
+def _project(slices: dict[str, _Slice], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: slices[name](tensor) for name, tensor in state.items()}
+
+
+def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers under every name they have."""
+    return [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+
+
+def _find(network: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    return getattr(network.get_submodule(path), leaf)
+
+
+def put(network: nn.Module, name: str, tensor: Tensor) -> None:
+    """Set a parameter or buffer by its name."""
+    path, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(path), leaf, tensor)
+
+
+# ---- modules ------------------------------------------------------------------------------------------------
+
+
+def _adjust(module: nn.Module, attributes: dict[str, Any], edits: dict[tuple[Callable, int], Edit]) -> None:
+    """Make a module of the wide network agree with its parameters: its attributes, or else the calls it makes."""
+    weight = getattr(module, "weight", None)
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        rows, columns = module.weight.shape[:2]
+        module.out_channels = columns * module.groups if transposed else rows
+        module.in_channels = rows if transposed else columns * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.modules.batchnorm._NormBase) and (weight if weight is not None else module.running_mean) is not None:
+        module.num_features = len(weight if weight is not None else module.running_mean)  # type: ignore[arg-type]
+    elif isinstance(module, nn.GroupNorm):
+        for edit in edits.values():
+            module.num_groups = next((wide for _, wide in edit.numbers.values()), module.num_groups)
+        module.num_channels = len(weight) if weight is not None else module.num_channels
+        return
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        for edit in edits.values():
+            shape = [edit.numbers.get(i, (0, size))[1] for i, size in enumerate(module.normalized_shape)]
+            module.normalized_shape = tuple(shape)
+        return
+    if edits:
+        module.forward = functools.partial(_edited, _Edits(edits), module.forward)  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class _Edits:
+    """The edits of one module's calls: (function, how many-eth call of it) → edit. Shared by copies of the module."""
+
+    calls: dict[tuple[Callable, int], Edit]
+
+    def __deepcopy__(self, memo: Any) -> _Edits:
+        return self
+
+
+def _edited(edits: _Edits, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    with _Editing(edits):
+        return forward(*args, **kwargs)
+
+
+class _Editing(TorchFunctionMode):
+    """While a module runs, some of the calls it makes are made otherwise."""
+
+    def __init__(self, edits: _Edits) -> None:
+        super().__init__()
+        self.calls, self.counts = edits.calls, Counter[Callable]()
+        self.functions = {func for func, _ in edits.calls}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.functions:
+            self.counts[func] += 1
+            if edit := self.calls.get((func, self.counts[func])):
+                return edit(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _check(student: nn.Module, wide: nn.Module, example: Tensor, precise: bool) -> None:
+    """Both must give the same outputs, whatever the layouts said."""
+    try:
+        found = leaves(logits_of(wide(example)), Tensor)
+    except Exception as error:
+        raise UserError(
+            f"{type(student).__name__} cannot be widened: {str(error).splitlines()[0]}; expected a network that reads sizes "
+            "from its tensors or keeps them in its calls: use another student."
+        ) from error
+    expected = leaves(logits_of(student(example)), Tensor)
+    for a, b in zip(expected, found, strict=True):
+        apart = (a - b).abs().max() / a.abs().max().clamp(min=1e-30) if a.is_floating_point() else (a != b).any()
+        if not apart <= (1e-6 if precise else 1e-4):
+            raise UserError(
+                f"{type(student).__name__} cannot be widened: its wide copy differs by {float(apart):.1e}; expected the same "
+                "outputs: use a student that treats copies of a channel alike."
+            )

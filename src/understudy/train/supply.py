@@ -1,0 +1,77 @@
+"""Where a phase's batches come from, and the signals that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..data import Batch, Samples, bare_batches, batches
+from ..teacher import Source
+from ..teacher.feed import Feed
+from .phase import Fit
+from .precision import autocast_for, place
+from .progress import Display
+from .state import Corpus, Memory
+
+
+class Supply:
+    """Makes feeds and batches of a corpus; signals that no other run can use lie in ``passing`` meanwhile."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        memory: Memory,
+        passing: Path,
+        precision: str,
+        accelerator: Accelerator,
+        display: Display,
+    ) -> None:
+        self.corpus, self.memory, self.passing, self.precision = corpus, memory, passing, precision
+        self.accelerator, self.device, self.display = accelerator, accelerator.device, display
+
+    def feed(self, source: Source, samples: Samples, positions: Tensor, phase: int) -> Feed:
+        """The way from a source to the batches of these samples, in phase number ``phase``."""
+        place(source.network, self.device)
+        training = samples is self.corpus.train
+        folder = self.memory.folder if training else None
+        if not source.lasting:
+            folder = self.passing / f"{phase}-{'train' if training else 'other'}"
+        return Feed(
+            source,
+            samples,
+            positions,
+            self.corpus.augment,
+            views=self.corpus.views,
+            budget=self.memory.budget,
+            folder=folder,
+            precision=self.precision,
+            autocast=autocast_for(self.precision, self.device),
+            device=self.device,
+            workers=self.corpus.workers,
+        )
+
+    def fill(self, feed: Feed, view: int) -> int:
+        """Store a view's missing signals; returns how many samples all processes forwarded for it."""
+        accelerator, world = self.accelerator, self.accelerator.num_processes
+        part = f"view {view + 1}/{self.corpus.views}" if view >= 0 else "validation"
+        bar = self.display.reporter(f"{feed.source.name}: {part}")
+        count = feed.fill(view, accelerator.process_index, world, bar)
+        if world > 1:
+            count = int(accelerator.reduce(torch.tensor(count, device=self.device), "sum"))
+        if feed.cache is not None and feed.cache.holds(view):
+            feed.cache.load(view, self.device)  # only now, when every process has stored its share
+        return count
+
+    def stream(
+        self, phase: Fit, samples: Samples, order: list[Tensor], view: int, feeds: list[Feed]
+    ) -> Iterator[Batch]:
+        """The batches of an order, without their images where caches have all that the phase looks at."""
+        needs = {"pixels"} if samples.labels is not None else {"pixels", "labels"}
+        if not needs & phase.reads and all(feed.serves(view) for feed in feeds):
+            return bare_batches(samples, order, view, device=self.device)
+        augment, workers = self.corpus.augment, self.corpus.workers
+        return iter(batches(samples, order, view, augment, workers=workers, device=self.device))

@@ -1,0 +1,363 @@
+"""Recovery by solving: what must hold on every kind of network, and what is told where it cannot work."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tools import Net, apart, pictures, same, weights
+from torch import nn
+
+from understudy.data import Augment, InMemory
+from understudy.errors import UserError
+from understudy.methods import METHODS, Cast, Transfer, fskd
+from understudy.models import Model, zoo
+from understudy.models.inputs import InputSpec
+from understudy.surgery import Frontier, Walk, plan_alignment
+from understudy.surgery.absorb import LAYERS
+from understudy.surgery.decouple import decouple
+from understudy.surgery.shrink import shrink
+from understudy.tasks import TASKS
+
+NETWORKS = {
+    "vgg8": {"width": 0.125},
+    "vgg8_bn": {"width": 0.125},
+    "resnet8": {},
+    "resnet10": {"width": 4},
+    "mobilenetv2": {"width": 0.25},
+    "mlp": {"hidden": 24, "depth": 2, "image_size": 16, "channels": 3},
+}
+
+
+def network(name, seed=0):
+    """A network whose BatchNorms have seen something."""
+    torch.manual_seed(seed)
+    made = zoo.build(name, {"num_classes": 5, **NETWORKS[name]})
+    with torch.no_grad():
+        for _ in range(8):
+            made.train()(images(24))
+    return made.eval()
+
+
+def images(count=24, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return nn.functional.interpolate(torch.randn(count, 3, 8, 8, generator=generator), 16, mode="bilinear")
+
+
+def pruned(teacher, ratio=0.4):
+    made = shrink(teacher, images(2), "l1", ratio=ratio)
+    return made.network.eval(), made.kept
+
+
+def recover(student, teacher, kept, x, chunks=4, **settings):
+    return fskd.recover(student, teacher, kept, lambda c: (x[c::chunks], x[c::chunks]), chunks, **settings)
+
+
+def distance(student, teacher, x):
+    with torch.no_grad():
+        s, t = student.eval()(x).double(), teacher.eval()(x).double()
+    return float((s - t).square().sum() / t.square().sum())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_pruned_student_comes_nearer_and_keeps_its_shape(name):
+    teacher = network(name)
+    student, kept = pruned(teacher)
+    x, before = images(32), {k: v.shape for k, v in student.state_dict().items()}
+    theirs, first = weights(teacher), distance(student, teacher, x)
+    found = recover(student, teacher, kept, x)
+    assert {k: v.shape for k, v in student.state_dict().items()} == before
+    assert same(theirs, weights(teacher))
+    # what the frontier says is what the whole network does
+    assert found["before"] == pytest.approx(first, rel=1e-3)
+    assert found["after"] == pytest.approx(distance(student, teacher, x), rel=1e-2, abs=1e-5)
+    assert found["after"] < 0.7 * found["before"]
+    assert [b["name"] for b in found["blocks"]] == sorted(
+        (n for n, m in student.named_modules() if isinstance(m, LAYERS)), key=[b["name"] for b in found["blocks"]].index
+    )
+    for block in found["blocks"]:  # the law: solving a layer never makes the aligned error larger
+        assert block["after"] <= block["before"] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["vgg8_bn", "resnet8"])
+def test_a_perfect_student_stays_as_it_is(name):
+    teacher = network(name)
+    student = copy.deepcopy(teacher)
+    found = recover(student, teacher, {}, images())
+    assert found["before"] == found["after"] == 0
+    assert same(weights(student), weights(teacher))
+
+
+@pytest.mark.parametrize("name", ["vgg8", "resnet8"])
+def test_a_channel_mixture_is_undone_exactly(name):
+    """A student whose layers are the teacher's times a random matrix is solved back to the teacher."""
+    teacher = network(name).double()
+    student = copy.deepcopy(teacher)
+    generator = torch.Generator().manual_seed(0)
+    for module in student.modules():
+        if isinstance(module, LAYERS):
+            count = len(module.weight)
+            mix = torch.eye(count).double() + torch.randn(count, count, generator=generator).double() / count**0.5
+            with torch.no_grad():
+                module.weight.copy_(torch.einsum("oi,i...->o...", mix, module.weight))
+    x = images(64).double()
+    assert distance(student, teacher, x) > 0.1
+    recover(student, teacher, {}, x, ridge=0)
+    assert distance(student, teacher, images(32, seed=9).double()) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["vgg8", "vgg8_bn", "resnet8"])
+def test_decoupled_convolutions_take_q_into_the_pointwise_part(name):
+    teacher = network(name)
+    made = decouple(teacher, rank=1)
+    points = plan_alignment(Walk(made.network, "student"), Walk(teacher, "teacher"), made.kept, (images(2),) * 2)
+    decoupled = [p for p in points if p.layer != p.teacher]
+    assert decoupled
+    assert all(p.layer == p.teacher + ".pointwise" for p in decoupled)
+    found = recover(made.network, teacher, made.kept, images(32))
+    assert found["after"] < found["before"]
+
+
+def naive(student, teacher, kept, x, ridge):
+    """Layer by layer with a full forward of both networks and the stacked pixels: the paper's procedure."""
+    points = plan_alignment(Walk(student, "student"), Walk(teacher, "teacher"), kept, (x[:2], x[:2]))
+    for point in points:
+        name = point.norm or point.layer
+        heard = []
+        for net, module in ((student, name), (teacher, name)):
+            handle = net.get_submodule(module).register_forward_hook(
+                lambda m, i, o, heard=heard: heard.append(o.clone())
+            )
+            with torch.no_grad():
+                net(x)
+            handle.remove()
+        s, t = heard
+        if point.kept is not None:
+            t = t.index_select(point.dim, torch.tensor(point.kept))
+        s, t = (v.movedim(point.dim, -1).flatten(0, -2) for v in (s, t))
+        a, b = s - s.mean(0), t - t.mean(0)
+        strength = ridge * a.square().sum() / a.shape[1] * torch.eye(a.shape[1]).double()
+        q = torch.linalg.solve(a.mT @ a + strength, a.mT @ b + strength)
+        layer, c = student.get_submodule(point.layer), t.mean(0) - s.mean(0) @ q
+        with torch.no_grad():
+            if point.norm:
+                norm = student.get_submodule(point.norm)
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                shift = (norm.bias + scale * (layer.bias - norm.running_mean)) @ q + c
+                layer.weight.copy_(torch.einsum("io,i...->o...", q, scale.view(-1, 1, 1, 1) * layer.weight))
+                layer.bias.zero_(), norm.running_mean.zero_(), norm.running_var.fill_(1 - norm.eps)
+                norm.weight.fill_(1), norm.bias.copy_(shift)
+            else:
+                layer.weight.copy_(torch.einsum("io,i...->o...", q, layer.weight))
+                layer.bias.copy_(layer.bias @ q + c)
+
+
+@pytest.mark.parametrize("name", ["vgg8", "vgg8_bn", "mlp"])
+def test_the_frontier_does_what_full_forwards_do(name):
+    teacher = network(name).double()
+    student, kept = pruned(teacher.float())
+    student, teacher = student.double(), teacher.double()
+    other, x = copy.deepcopy(student), images(20).double()
+    recover(student, teacher, kept, x, chunks=3, ridge=1e-2)
+    naive(other, teacher, kept, x, 1e-2)
+    with torch.no_grad():
+        torch.testing.assert_close(student.eval()(x), other.eval()(x), rtol=1e-7, atol=1e-7)
+
+
+def test_sums_with_a_shortcut_are_aligned():
+    teacher = network("resnet8")
+    student, kept = pruned(teacher)
+    points = plan_alignment(Walk(student, "student"), Walk(teacher, "teacher"), kept, (images(2),) * 2)
+    summed = [p.layer for p in points if p.shortcut]
+    assert summed == ["layer1.0.conv2", "layer2.0.conv2", "layer3.0.conv2"]
+    rows = [p.row() for p in points]
+    assert rows[2]["teacher"] == "layer1.0.conv2 + shortcut"
+    assert rows[2]["absorbed into"] == "layer1.0.conv2 and layer1.0.bn2"
+    assert rows[2]["channels"] == len(kept["layer1.0.conv2"])
+
+
+def test_files_hold_what_memory_does_not():
+    teacher = network("resnet8")
+    student, kept = pruned(teacher)
+    other = copy.deepcopy(student)
+    recover(student, teacher, kept, images(20))
+    recover(other, teacher, kept, images(20), budget=0)
+    assert same(weights(student), weights(other))
+    with Frontier(100) as frontier:
+        frontier.put(0, {"a": torch.ones(20)})
+        frontier.put(1, {"a": torch.ones(20), "size": 3})
+        assert frontier.used == 80
+        folder = frontier._folder
+        assert frontier.take(1)[0]["size"] == 3
+    assert folder is not None
+    assert not Path(folder.name).exists()
+
+
+def test_another_sweep_never_makes_it_worse():
+    teacher = network("resnet8")
+    student, kept = pruned(teacher)
+    other = copy.deepcopy(student)
+    one, more = recover(student, teacher, kept, images()), recover(other, teacher, kept, images(), sweeps=3)
+    assert 1 <= more["sweeps"] <= 3
+    assert more["after"] <= one["after"]
+
+
+def test_blocks_in_the_shape_of_torchvision():
+    """The shortcut's convolution runs after the main branch, sums are in place, and so is the nonlinearity."""
+
+    class Block(nn.Module):
+        def __init__(self, a, b):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b)
+            self.conv2, self.bn2 = nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b)
+            self.relu, self.drop = nn.ReLU(inplace=True), nn.Identity()
+            self.downsample = nn.Sequential(nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b)) if a != b else None
+
+        def forward(self, x):
+            out = self.drop(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+            out += x if self.downsample is None else self.downsample(x)
+            return self.relu(out)
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.fc(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    teacher = nn.Sequential(Block(3, 12), Block(12, 12), Head())
+    with torch.no_grad():
+        teacher.train()(images(32))
+    teacher.eval()
+    student, kept = pruned(teacher)
+    points = plan_alignment(Walk(student, "student"), Walk(teacher, "teacher"), kept, (images(2),) * 2)
+    assert [p.layer for p in points if p.shortcut] == ["0.conv2", "1.conv2"]
+    x = images(32)
+    found = recover(student, teacher, kept, x)
+    assert found["after"] == pytest.approx(distance(student, teacher, x), rel=1e-3)
+    assert found["after"] < found["before"]
+
+
+# ---- the method ---------------------------------------------------------------------------------------------------
+
+
+def cast(samples, student, kept, teacher, positions=None, augment=None, **settings):
+    task = TASKS["classification"]
+    positions = torch.arange(len(samples)) if positions is None else positions
+    transfer = Transfer(samples, positions, augment or Augment(), 1, torch.device("cpu"))
+    spec = InputSpec(channels=1, mean=(0.5,), std=(0.25,))
+    models = Model(student, spec, kept=kept), Model(teacher, spec)
+    return Cast(*models, task, METHODS["fskd"].settings(**settings), transfer)
+
+
+def shrunken(**settings):
+    torch.manual_seed(0)
+    teacher = Net(width=8, **settings)
+    made = shrink(teacher.eval(), torch.randn(2, 1, 6, 6), "l1", ratio=0.5)
+    return made.network, made.kept, teacher
+
+
+def test_labels_are_never_read():
+    """Garbage labels, and none at all, give the same student bit for bit; so does the same run again."""
+    students = []
+    pixels = pictures(20)
+    for labels in (pixels.labels, torch.randint(-(2**40), 2**40, (20,)), torch.full((20,), -100), pixels.labels):
+        student, kept, teacher = shrunken(norm=True)
+        phases = fskd.plan(cast(InMemory(pixels.pixels, labels), student, kept, teacher))
+        assert [(p.name, p.kind) for p in phases] == [("align", "solve")]
+        before = weights(student)
+        found = phases[0].solve(lambda done, total: None)
+        assert found["after"] < found["before"]
+        assert apart(before, weights(student)) > 0
+        students.append(weights(student))
+    assert all(same(students[0], other) for other in students[1:])
+
+
+def test_the_fine_tune_reads_no_label_either():
+    student, kept, teacher = shrunken()
+    made = cast(pictures(20), student, kept, teacher, finetune_steps=7)
+    phases = fskd.plan(made)
+    assert [p.name for p in phases] == ["align", "finetune"]
+    fit = phases[1]
+    assert fit.overrides["epochs"] == 7  # one update an epoch
+    batch = next(made.transfer.batches(20))
+    batch.signals["teacher"] = fit.sources[0].compute(batch.inputs)
+    losses = []
+    for labels in (batch.labels, torch.full_like(batch.labels, -100)):
+        losses.append(fit.step(made.student, dataclasses.replace(batch, labels=labels))["loss"])
+    assert torch.equal(*losses)
+
+
+def test_augmented_views_are_more_samples():
+    results = []
+    for augmented in (0, 2):
+        student, kept, teacher = shrunken()
+        made = cast(pictures(16), student, kept, teacher, augment=Augment(shift=1), augmented=augmented)
+        fskd.plan(made)[0].solve(lambda done, total: None)
+        results.append(weights(student))
+    assert apart(*results) > 0
+
+
+def test_progress_and_preview():
+    student, kept, teacher = shrunken()
+    made, seen = cast(pictures(12), student, kept, teacher), []
+    fskd.plan(made)[0].solve(lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert [row["student"] for row in fskd.preview(made)] == ["conv1", "conv2", "fc"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_single_sample_is_enough_to_run(count):
+    student, kept, teacher = shrunken(norm=True)
+    found = fskd.plan(cast(pictures(count), student, kept, teacher))[0].solve(lambda done, total: None)
+    assert found["after"] <= found["before"]
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(36, 36)
+
+    def forward(self, x):
+        return self.fc(self.fc(x.flatten(1)))
+
+
+class Branching(Net):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+def test_what_cannot_be_recovered_is_told_in_a_sentence():
+    student, kept, teacher = shrunken()
+
+    def told(words, *, student=student, kept=kept, teacher=teacher, samples=None, positions=None, solve=False):
+        made = cast(samples or pictures(12), student, kept, teacher, positions)
+        act = fskd.plan(made)[0].solve if solve else lambda report: fskd.plan(made)
+        with pytest.raises(UserError, match=words) as caught:
+            act(lambda done, total: None)
+        assert str(caught.value).endswith(".")
+        assert "expected" in str(caught.value)
+
+    told("no samples", positions=torch.arange(0))
+    told("no layer of that name", teacher=zoo.build("mlp", {"num_classes": 3, "channels": 1, "image_size": 6}))
+    told("conv1.*4 channels of the teacher's 8", kept={})
+    told("list of kept channels", kept={**kept, "conv1": [0, 1, 2, 99]})
+    told("not known|list of kept", kept={**kept, "conv1": [0]})
+    told("more than once", student=Twice(), teacher=Twice(), kept={})
+    told("cannot be traced", student=Branching(8), teacher=Branching(8), kept={})
+    transposed = nn.Sequential(nn.ConvTranspose2d(1, 4, 3), nn.Flatten(), nn.Linear(256, 3))
+    told("'0' is a ConvTranspose2d", student=transposed, teacher=copy.deepcopy(transposed), kept={})
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    told(r"cannot run on samples of shape \[1, 6, 6\]", student=flat, teacher=copy.deepcopy(flat), kept={})
+    strided = copy.deepcopy(teacher)
+    strided.conv1.stride = (2, 2)
+    told("maps of one size", teacher=strided)
+    broken = copy.deepcopy(teacher)
+    broken.conv2.weight.data[kept["conv2"][0]] = torch.nan
+    told("teacher's layer 'conv2'.*not finite", teacher=broken, solve=True)
+    broken = copy.deepcopy(student)
+    broken.conv1.weight.data[0, 0, 0, 0] = torch.inf
+    told("student's layer 'conv1'.*not finite", student=broken, solve=True)

@@ -1,0 +1,295 @@
+"""Stagewise KD: what learns when, from what, and the same result from caches as from forward passes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tools import CLASSES, Curtain, apart, cast, model, perform, pictures, runner, same, weights
+from torch import nn
+
+import understudy
+from understudy import api, cli, production
+from understudy.data import InMemory
+from understudy.methods import METHODS
+from understudy.methods.skd import Settings
+from understudy.models import zoo
+from understudy.tasks import TASKS
+from understudy.train.runner import Runner
+
+TASK = TASKS["classification"]
+
+
+def network(name: str, seed: int = 0, **arguments):
+    torch.manual_seed(seed)
+    made = model(zoo.build(name, {"num_classes": CLASSES, "channels": 1, **arguments}), seed=seed)
+    with torch.no_grad():  # statistics that matter
+        for module in made.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.2, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+    return made
+
+
+PAIRS = {
+    "residual": (("resnet8", {}), ("resnet20", {})),
+    "narrower": (("cnn_small", {"width": 4}), ("cnn_small", {"width": 6})),
+    "transformer": (("vit_tiny", {"image_size": 16}), ("vit_tiny", {"image_size": 16})),
+}
+
+
+def networks(kind: str):
+    (ours, own), (theirs, other) = PAIRS[kind]
+    return network(ours, 1, **own), network(theirs, 2, **other)
+
+
+def images(kind: str, **more) -> InMemory:
+    return pictures(24, side=16, **more)
+
+
+def taught(kind: str, out: Path, *, method: str = "skd", samples: InMemory | None = None, watch=None, **settings):
+    """Run a method on small pictures; ``watch`` sees the student after each phase."""
+    student, teacher = networks(kind)
+    samples = images(kind) if samples is None else samples
+    chosen = METHODS[method]
+    own = {k: settings.pop(k) for k in list(settings) if k in chosen.settings.model_fields}
+    phases = list(chosen.plan(cast(student, teacher, TASK, chosen.settings(**own), samples)))
+    held = (samples, torch.arange(18, 24))
+    common = {"epochs": 2, "batch_size": 6, "lr": 0.01, "optimizer": "adamw", "views": 2, "select": "best"}
+    made = runner(student, out, samples=samples, positions=torch.arange(18), held=held, **{**common, **settings})
+    if watch:
+        original = made._fit
+
+        def fit(phase, saved):
+            outcome = original(phase, saved)
+            watch(phase, student)
+            return outcome
+
+        made._fit = fit  # type: ignore[method-assign]
+    return student, phases, perform(made, phases)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_earlier_stages_stay_bit_for_bit(kind, tmp_path):
+    seen: list[tuple] = []
+    student, phases, _ = taught(kind, tmp_path, watch=lambda phase, s: seen.append((phase, weights(s))))
+    assert [p.name for p, _ in seen] == [p.name for p in phases]
+    assert seen[-1][0].name == "head"
+    before = weights(networks(kind)[0])
+    for phase, after in seen:
+        own = {n for n, _ in phase.trainee.named_parameters()} | {n for n, _ in phase.trainee.named_buffers()}
+        own = {n.split("stages.0.")[-1] for n in own if "adapter" not in n}
+        changed = {name for name in after if not torch.equal(after[name], before[name])}
+        assert changed
+        assert changed <= own
+        assert {n for n, p in student.named_parameters()} & own <= changed  # every parameter of the stage learned
+        before = after
+
+
+def test_what_a_phase_needs(tmp_path):
+    student, teacher = networks("residual")
+    phases = METHODS["skd"].plan(cast(student, teacher, TASK, Settings(), images("residual")))
+    assert [p.name for p in phases] == ["layer1", "layer2", "layer3", "head"]
+    assert [sorted(p.reads) for p in phases] == [["pixels"], [], [], ["labels"]]
+    assert [[s.name for s in p.sources] for p in phases] == [["teacher"], ["prefix", "teacher"]] * 1 + [
+        ["prefix", "teacher"],
+        ["prefix"],
+    ]
+    total = sum(p.numel() for phase in phases for p in phase.trainee.parameters())
+    assert total == sum(p.numel() for p in student.parameters())  # each learns once; equal widths need no adapter
+
+
+def test_adapters_are_no_part_of_the_student(tmp_path):
+    student, phases, _ = taught("narrower", tmp_path)
+    names = set(networks("narrower")[0].state_dict())
+    assert set(student.state_dict()) == names
+    assert any("adapter.weight" in name for name, _ in phases[0].trainee.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["residual", "transformer"])
+def test_cached_as_online(kind, tmp_path):
+    """Stage input and target from half-precision caches, or recomputed up to the cut: the same to rounding."""
+    cached, _, state = taught(kind, tmp_path / "a", optimizer="sgd", select="last")
+    online, _, other = taught(kind, tmp_path / "b", optimizer="sgd", select="last", budget=0)
+    assert state.served > 0
+    assert other.served == 0
+    moved = apart(weights(online), weights(networks(kind)[0]))
+    assert apart(weights(cached), weights(online)) < 0.02 * moved
+    assert not list((tmp_path / "a" / "signals").rglob("*.float16"))  # of no use to another run
+
+
+def test_pixels_are_left_alone_where_caches_have_all(tmp_path, monkeypatch):
+    fetched: list[str] = []
+    original = InMemory.fetch
+    running: list[str] = []
+    monkeypatch.setattr(
+        InMemory, "fetch", lambda self, *a: (fetched.append(running[-1] if running else ""), original(self, *a))[1]
+    )
+    epoch = Runner._train_epoch
+
+    def train_epoch(self, fit):
+        running.append(f"{fit.phase.name} {self.state.epoch}")
+        epoch(self, fit)
+
+    monkeypatch.setattr(Runner, "_train_epoch", train_epoch)
+    taught("residual", tmp_path, epochs=4, eval_every=4)
+    assert "layer1 3" in fetched  # the first stage learns from images
+    assert "layer2 0" in fetched  # to fill the caches
+    assert "layer2 2" not in fetched
+    assert "head 2" not in fetched
+
+
+def test_stages_do_not_read_labels(tmp_path):
+    garbage = images("residual")
+    garbage = InMemory(garbage.pixels, garbage.labels.flip(0))
+    seen: dict[str, list] = {"a": [], "b": []}
+    taught("residual", tmp_path / "a", watch=lambda _, s: seen["a"].append(weights(s)))
+    taught("residual", tmp_path / "b", samples=garbage, watch=lambda _, s: seen["b"].append(weights(s)))
+    for a, b in list(zip(seen["a"], seen["b"], strict=True))[:-1]:
+        assert same(a, b)
+    assert not same(seen["a"][-1], seen["b"][-1])
+
+
+def test_a_stage_learns_its_features(tmp_path):
+    """The loss of each stage falls to a part of what it was, and is what the networks really differ by."""
+    student, phases, _ = taught("residual", tmp_path, epochs=40, views=1, select="last", augment=understudy_clean())
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for name in ("layer1", "layer2", "layer3"):
+        losses = [e["train"]["loss"] for e in log if e.get("event") == "epoch" and e["phase"] == name]
+        assert losses[-1] < 0.7 * losses[0]
+    teacher = networks("residual")[1].eval()
+    samples = images("residual")
+    heard = []
+    for each in (student.eval(), teacher):
+        handle = each.network.layer3.register_forward_hook(lambda m, i, o: heard.append(o.detach()))
+        each(samples.fetch(torch.arange(18, 24), -1, understudy_clean()).inputs)
+        handle.remove()
+    told = [e["eval"]["loss"] for e in log if e.get("event") == "epoch" and e["phase"] == "layer3" and e.get("eval")]
+    assert told[-1] == pytest.approx(float((heard[0] - heard[1]).square().mean()), rel=1e-2)
+
+
+def understudy_clean():
+    from understudy.data import Augment
+
+    return Augment()
+
+
+def test_inherited_stem_and_head(tmp_path):
+    student, teacher = networks("residual")
+    found = METHODS["skd"].plan(cast(student, teacher, TASK, Settings(inherit=True), images("residual")))
+    before = weights(student)
+    found[0].solve(lambda done, total: None)
+    after, theirs = weights(student), weights(teacher)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert {name.split(".")[1] for name in changed} == {"conv1", "bn1", "fc"}
+    assert all(torch.equal(after[name], theirs[name]) for name in changed)
+
+
+def test_joint_finetuning_learns_everything_from_the_target(tmp_path):
+    seen: list[tuple] = []
+    _, phases, state = taught(
+        "residual", tmp_path, finetune_epochs=3, target="topk", k=2, watch=lambda p, s: seen.append((p, weights(s)))
+    )
+    assert [d["name"] for d in state.done] == ["layer1", "layer2", "layer3", "head", "finetune"]
+    assert state.done[-1]["epochs"] == 3
+    a, b = seen[-2][1], seen[-1][1]
+    assert all(not torch.equal(a[name], b[name]) for name, _ in networks("residual")[0].named_parameters())
+
+
+@pytest.mark.parametrize("method", ["simultaneous", "fitnets", "at", "fsp"])
+@pytest.mark.parametrize("kind", ["residual", "narrower"])
+def test_the_methods_it_is_compared_with(method, kind, tmp_path):
+    before = weights(networks(kind)[0])
+    student, _, state = taught(kind, tmp_path, method=method)
+    after = weights(student)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert all(not torch.equal(before[name], after[name]) for name, _ in student.named_parameters())
+    assert set(after) == set(before)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    understudy.train("zoo:cnn_tiny?width=6", "digits", out=out, epochs=3, batch_size=32, lr=0.05)
+    return out / "student"
+
+
+RUN = {
+    **{"student": "zoo:cnn_tiny?width=3", "data": "digits", "samples": 60, "views": 2, "method": "skd", "epochs": 2},
+    **{"batch_size": 16, "precision": "fp32", "checkpoint_seconds": 0, "finetune_epochs": 1, "eval_every": 1},
+}
+
+
+@pytest.mark.parametrize("moment", [2, 7, 13, 19])
+def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
+    for module in (api, production):
+        monkeypatch.setattr(module, "write_run_report", lambda out: None)
+    understudy.distill(str(teacher), out=tmp_path / "whole", **RUN)
+    with pytest.MonkeyPatch.context() as patch:
+        original, calls = Runner._maybe_save, 0
+
+        def hooked(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            original(*args, **kwargs)
+            if calls == moment:
+                raise Curtain
+
+        patch.setattr(Runner, "_maybe_save", hooked)
+        with pytest.raises(Curtain):
+            understudy.distill(str(teacher), out=tmp_path / "run", **RUN)
+    understudy.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
+    mine, theirs = (load_file(tmp_path / n / "student" / "model.safetensors") for n in ("run", "whole"))
+    assert same(mine, theirs)
+    mine, theirs = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("run", "whole"))
+    assert [p["best"] for p in mine["phases"]] == [p["best"] for p in theirs["phases"]]
+    assert mine["student"]["metrics"] == theirs["student"]["metrics"]
+
+
+def test_own_defaults_give_way_to_the_user(teacher, tmp_path):
+    found = understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", samples=60)
+    assert {phase["optimizer"] for phase in found["phases"]} == {"adamw"}
+    found = understudy.preview(
+        *(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd"),
+        **{"samples": 60, "optimizer": "sgd", "epochs": 7, "finetune_epochs": 3, "phases": {"head": {"epochs": 5}}},
+    )
+    assert {phase["optimizer"] for phase in found["phases"]} == {"sgd"}
+    assert [phase["epochs"] for phase in found["phases"]] == [7, 7, 5, 3]
+
+
+def dry_run(teacher: Path, *more: str) -> int:
+    arguments = ["distill", "--teacher", str(teacher), "--student", "zoo:cnn_tiny?width=3", "--data", "digits"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr("sys.argv", ["understudy", *arguments, "--method", "skd", "--samples", "60", "--dry-run", *more])
+        cli.main()
+    return int(end.value.code or 0)
+
+
+def test_dry_run_prints_the_pairing_and_writes_nothing(teacher, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert dry_run(teacher) == 0
+    told = capsys.readouterr().out
+    assert "layer1" in told
+    assert "(3, 8, 8)" in told
+    assert "(6, 8, 8)" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    {
+        "no such module": ("layer9=layer1", "layer9"),
+        "no such teacher module": ("layer1=layer7", "layer7"),
+        "out of order": ("layer2=layer2,layer1=layer1", "layer1"),
+        "twice": ("layer1=layer1,layer1=layer2", "layer1"),
+        "other resolution": ("layer2=layer1", "resolution"),
+        "no feature": ("fc=fc", "fc"),
+    }.values(),
+)
+def test_stages_that_cannot_be(stages, expected, teacher, capsys):
+    assert dry_run(teacher, "--stages", stages) == 2
+    told = capsys.readouterr().err.strip()
+    assert len(told.splitlines()) == 1
+    assert told.startswith("error: ")
+    assert expected in told

@@ -1,0 +1,588 @@
+"""Laws of stages: in a row they are the network, each is a part of it, and cuts of two networks correspond."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from understudy.errors import UserError
+from understudy.models import InputSpec, Model
+from understudy.models.unet import FACTORIES as UNETS
+from understudy.models.zoo import ZOO
+from understudy.surgery import Chain, describe, find_cuts, pair, split
+from understudy.teacher.signals import fingerprint
+
+
+class Double(nn.Sequential):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
+
+
+class UNet(nn.Module):
+    """Skips by concatenation; the sizes to grow to are asked of the skips, that of the outputs of the input."""
+
+    def __init__(self, widths: tuple[int, ...] = (4, 6, 8)) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(Double(a, b) for a, b in zip((3, *widths), widths, strict=False))
+        self.pool = nn.MaxPool2d(2)
+        self.up = nn.ModuleList(Double(a + b, a) for a, b in itertools.pairwise(widths))
+        self.head = nn.Conv2d(widths[0], 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, skips = x.shape[-2:], []
+        for number, block in enumerate(self.down):
+            x = block(self.pool(x) if number else x)
+            skips.append(x)
+        skips.pop()
+        for block in reversed(self.up):
+            skip = skips.pop()
+            if x.shape[-1] != skip.shape[-1]:
+                x = F.interpolate(x, size=skip.shape[-2:])
+            x = block(torch.cat((x, skip), 1))
+        return F.interpolate(self.head(x), size=size, mode="bilinear")
+
+
+class Dense(nn.Module):
+    """Blocks that concatenate all that came before, with transitions that halve."""
+
+    def __init__(self, growth: int = 4) -> None:
+        super().__init__()
+        self.stem, width, self.blocks, self.halve = nn.Conv2d(3, 6, 3, padding=1), 6, nn.ModuleList(), nn.ModuleList()
+        for _ in range(2):
+            layers = nn.ModuleList(nn.Conv2d(width + n * growth, growth, 3, padding=1) for n in range(3))
+            self.blocks.append(layers)
+            width += 3 * growth
+            self.halve.append(nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, 8, 1), nn.AvgPool2d(2)))
+            width = 8
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layers, halve in zip(self.blocks, self.halve, strict=True):
+            found = [x]
+            for layer in layers:
+                found.append(layer(F.relu(torch.cat(found, 1))))
+            x = halve(torch.cat(found, 1))
+        batch = x.shape[0]
+        return self.fc(x.mean((2, 3)).view(batch, -1))
+
+
+class Excite(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Conv2d(width, 2, 1), nn.Conv2d(2, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+class Block(nn.Module):
+    """As timm writes it: one in-place activation used again and again, drop path, functional ends."""
+
+    def __init__(self, inputs: int, width: int, stride: int, act: nn.Module) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.se, self.act, self.drop_path = Excite(width), act, nn.Identity()
+        self.downsample = nn.Conv2d(inputs, width, 1, stride) if inputs != width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        x = self.act(self.bn1(self.conv1(x)))
+        x = self.drop_path(self.se(self.bn2(self.conv2(x))))
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        x += shortcut
+        return self.act(x)
+
+
+class Timm(nn.Module):
+    def __init__(self, drop: float = 0.0) -> None:
+        super().__init__()
+        self.act, self.drop = nn.ReLU(inplace=True), drop
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, 1, 1, bias=False), nn.BatchNorm2d(4)
+        self.layer1 = nn.Sequential(Block(4, 4, 1, self.act), Block(4, 4, 1, self.act))
+        self.layer2 = nn.Sequential(Block(4, 8, 2, self.act), Block(8, 8, 1, self.act))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        batch, _, height, _ = x.shape
+        assert height >= 4, "too small"
+        x = self.layer2(self.layer1(self.act(self.bn1(self.conv1(x)))))
+        x = F.dropout(x.mean((2, 3)).reshape(batch, -1), self.drop, self.training)
+        return self.fc(x)
+
+
+class Wrapped(nn.Module):
+    """A backbone that returns all its maps, and cannot be traced inside its last block."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) if x.sum() > -1e9 else x
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, 2), Wrapped.Odd()
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            x = F.relu(self.a(x))
+            return [x, self.c(self.b(x))]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.fc = Wrapped.Backbone(), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.cat([found.mean((2, 3)) for found in self.backbone(x)], 1))
+
+
+def zoo(name: str, **arguments):
+    return lambda: ZOO[name](5, **arguments)
+
+
+NETWORKS = {
+    "resnet20": (zoo("resnet20"), 16),
+    "resnet56": (zoo("resnet56"), 8),
+    "resnet8x4": (zoo("resnet8x4"), 8),
+    "resnet10": (zoo("resnet10", width=4), 16),
+    "resnet18": (zoo("resnet18", width=4, stem="imagenet"), 64),
+    "resnet34": (zoo("resnet34", width=4), 16),
+    "resnet50": (zoo("resnet50", width=4), 16),
+    "vgg8": (zoo("vgg8", width=0.1), 32),
+    "vgg16_bn": (zoo("vgg16_bn", width=0.1), 32),
+    "mobilenetv2": (zoo("mobilenetv2", width=0.25, dropout=0.3), 16),
+    "vit_tiny": (zoo("vit_tiny", width=24, depth=5, image_size=16), 16),
+    "cnn_small": (zoo("cnn_small", width=4), 8),
+    "cnn_tiny": (zoo("cnn_tiny"), 8),
+    "unet": (UNet, 18),
+    "unet10": (lambda: UNETS["unet10"](5, width=4), 40),
+    "dense": (Dense, 12),
+    "timm": (lambda: Timm(0.3), 8),
+}
+EXPECTED = {
+    "resnet20": ["layer1", "layer2", "layer3"],
+    "resnet56": ["layer1", "layer2", "layer3"],
+    "resnet8x4": ["layer1", "layer2", "layer3"],
+    "resnet10": ["layer1", "layer2", "layer3", "layer4"],
+    "resnet18": ["relu", "layer1", "layer2", "layer3", "layer4"],
+    "resnet34": ["layer1", "layer2", "layer3", "layer4"],
+    "resnet50": ["layer1", "layer2", "layer3", "layer4"],
+    "vgg8": ["features.1", "features.4", "features.7", "features.10", "features"],
+    "vgg16_bn": ["features.5", "features.12", "features.22", "features.32", "features"],
+    "mobilenetv2": ["features.3", "features.6", "features.13", "features"],
+    "vit_tiny": [f"blocks.{n}" for n in range(5)],
+    "cnn_small": ["layer1", "layer2", "layer3"],
+    "cnn_tiny": ["layer1", "layer2"],
+    "unet": ["down.0", "down.1", "down.2", "up.1", "up.0"],
+    "unet10": ["stem", *(f"layer{n}" for n in range(1, 5)), *(f"decoder{n}" for n in range(1, 5))],
+    "dense": ["halve.0.1", "halve.1.1"],
+    "timm": ["layer1", "layer2"],
+}
+
+
+def made(name: str, batch: int = 3) -> tuple[nn.Module, Tensor]:
+    """A network whose norms have something to say, and an example."""
+    torch.manual_seed(0)
+    build, side = NETWORKS[name]
+    network = build()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+    return network, torch.randn(batch, 3, side, side)
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def heard(network: nn.Module, name: str, x: Tensor) -> list[Tensor]:
+    """What a module gave at each call, by a plain hook."""
+    found: list[Tensor] = []
+    handle = network.get_submodule(name).register_forward_hook(lambda _m, _a, out: found.append(out.clone()))
+    network(x)
+    handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_stages_in_a_row_are_the_network(name):
+    network, x = made(name)
+    modes, before, attributes = [m.training for m in network.modules()], state(network), set(vars(network))
+    cuts = find_cuts(network, x)
+    assert [cut.name for cut in cuts] == EXPECTED[name]
+    stages = split(network, [cut.name for cut in cuts], x)
+    assert modes == [m.training for m in network.modules()]
+    assert set(vars(network)) == attributes
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert [stage.name for stage in stages] == [*EXPECTED[name], "head"]
+
+    network.eval()
+    for inputs in (x, torch.randn(5, *x.shape[1:])):  # another batch size too
+        live = (inputs,)
+        for stage, cut in zip(stages, [*cuts, None], strict=True):
+            assert tuple(tuple(t.shape[1:]) for t in live) == stage.inputs
+            assert all(len(t) == len(inputs) for t in live)
+            kept = [t.clone() for t in live]
+            given, live = live, stage.eval()(live)
+            assert all(map(torch.equal, given, kept)), "a stage changed its input"
+            if cut is not None:
+                assert tuple(live[0].shape[1:]) == cut.shape == stage.outputs[0]
+                assert torch.equal(live[0], heard(network, cut.name, inputs)[0])
+        assert torch.equal(live, network(inputs))
+
+    # every parameter is in one stage, as the network's own object, under the name it has in a `Model`
+    own = {f"network.{key}": value for key, value in network.named_parameters()}
+    shared = [item for stage in stages for item in stage.named_parameters()]
+    assert len(shared) == len(own)
+    assert all(own[key] is value for key, value in shared)
+    assert sum(len(stage.state_dict()) for stage in stages) == len(network.state_dict())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "mobilenetv2", "vit_tiny", "unet", "dense", "timm"])
+def test_training_a_stage_trains_that_part_of_the_network(name):
+    network, x = made(name)
+    reference = copy.deepcopy(network)
+    names = EXPECTED[name]
+    stages = split(network, names, x)
+    number = len(names) // 2
+    stage, cut = stages[number], names[number]
+
+    with torch.no_grad():
+        live = Chain(stages[:number]).eval()(x)
+    stage.train()
+    out = stage(live)[0]
+    torch.manual_seed(1)
+    target = torch.randn_like(out)
+    F.mse_loss(out, target).backward()
+
+    reference.eval()  # the reference: the whole network, with this stage's modules in train mode
+    inside = {key.removeprefix("network.") for key, m in stage.named_modules() if list(m.parameters(recurse=False))}
+    inside |= {
+        key
+        for key, m in reference.named_modules()
+        if f"network.{key}" in dict(stage.named_modules()) and not list(m.children())
+    }
+    for key, module in reference.named_modules():
+        if key in inside:
+            module.train()
+    F.mse_loss(heard(reference, cut, x)[0], target).backward()
+    own = {key.removeprefix("network."): value for key, value in stage.named_parameters()}
+    for key, value in reference.named_parameters():
+        if key in own:
+            torch.testing.assert_close(own[key].grad, value.grad)
+    assert all(value.grad is None for key, value in network.named_parameters() if key not in own)
+
+    before = state(network)
+    torch.optim.SGD(stage.parameters(), lr=0.1).step()
+    stage(live)
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(before[key], value)}
+    mine = {key.removeprefix("network.") for key in stage.state_dict()}
+    assert changed
+    assert changed <= mine
+    assert {key for key in own if own[key].grad.abs().max() > 0} <= changed
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data(), name=st.sampled_from(["resnet8x4", "unet", "timm", "dense", "vgg16_bn"]))
+def test_any_cuts_compose_to_the_network(data, name):
+    network, x = made(name, 2)
+    names = [key for key, m in network.named_modules() if key and not isinstance(m, nn.ModuleList) and "se" not in key]
+    order: dict[str, None] = {}
+    handles = [
+        network.get_submodule(key).register_forward_hook(lambda _m, _a, _o, key=key: order.setdefault(key))
+        for key in names
+    ]
+    network.eval()(x)
+    for handle in handles:
+        handle.remove()
+    chosen = data.draw(st.lists(st.sampled_from(list(order)), min_size=1, max_size=4, unique=True))
+    chosen = sorted(chosen, key=list(order).index)
+    try:
+        stages = split(network, chosen, x)
+    except UserError as error:
+        assert "does not come after" in str(error) or "used in both" in str(error)  # noqa: PT017
+        return
+    assert torch.equal(Chain(stages).eval()(x), network(x))
+    live: tuple[Tensor, ...] = (x,)
+    for stage, cut in zip(stages, chosen, strict=False):
+        live = stage(live)
+        assert torch.equal(live[0], heard(network, cut, x)[0])
+
+
+def test_norms_and_dropout_behave_as_in_the_network():
+    network, x = made("timm")
+    stages = split(network, ["layer1", "layer2"], x)
+    reference = copy.deepcopy(network).train()
+    torch.manual_seed(3)
+    expected = reference(x)
+    torch.manual_seed(3)
+    found = Chain(stages).train()(x)  # functional dropout in the head as well: F.dropout(…, self.training)
+    assert torch.equal(found, expected)
+    assert all(torch.equal(value, reference.state_dict()[key]) for key, value in network.state_dict().items())
+    stages[2].eval()
+    live = tuple(torch.randn(3, *shape) for shape in stages[2].inputs)
+    assert torch.equal(stages[2](live), stages[2](live))
+
+
+def test_frozen_stages_stay_bit_identical():
+    network, x = made("unet")
+    stages = split(network, EXPECTED["unet"], x)
+    for number, stage in enumerate(stages):
+        before = [state(s) for s in stages]
+        with torch.no_grad():
+            live = Chain(stages[:number]).eval()(x)
+        optimizer = torch.optim.SGD(stage.train().parameters(), lr=0.01)
+        out = stage(live)
+        (out[0] if number < 5 else out).square().mean().backward()
+        optimizer.step()
+        for other, (old, kept) in enumerate(zip(before, stages, strict=True)):
+            same = all(torch.equal(old[key], value) for key, value in kept.state_dict().items())
+            assert same == (other != number)
+
+
+def test_a_copied_stage_is_apart_and_a_moved_one_is_not():
+    network, x = made("timm")
+    stage = split(network, ["layer1"], x)[0]
+    other = copy.deepcopy(stage)
+    live = (x,)
+    assert torch.equal(other.eval()(live)[0], stage.eval()(live)[0])
+    assert not {id(p) for p in other.parameters()} & {id(p) for p in stage.parameters()}
+    stage.double()
+    assert network.conv1.weight.dtype == network.bn1.running_mean.dtype == torch.float64
+
+
+class Own(nn.Module):
+    """Parameters, buffers and constants of its own around its modules."""
+
+    def __init__(self, tied: bool = False, shared: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.scale = nn.Parameter(torch.rand(3, 1, 1))
+        self.register_buffer("shift", torch.rand(3, 1, 1))
+        self.plain, self.tied = torch.rand(1, 3, 1, 1), tied
+        if shared:
+            self.c = self.a
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, mean = x.size(0), self.shift * 2
+        x = self.a(x + self.plain) * self.scale + mean
+        x = self.b(x).relu_() + torch.arange(3.0).view(1, 3, 1, 1)
+        x = self.c(x) + mean
+        return (x * self.scale if self.tied else x).reshape(batch, -1)
+
+
+def test_parameters_buffers_and_constants_in_the_networks_own_code():
+    torch.manual_seed(0)
+    network, x = Own(), torch.randn(2, 3, 6, 6)
+    stages = split(network, ["a", "b"], x)
+    assert [len(stage.inputs) for stage in stages] == [1, 1, 1]  # neither `mean` nor `batch` crosses
+    assert torch.equal(Chain(stages).eval()(x), network(x))
+    assert torch.equal(Chain(stages)(x[:1]), network(x[:1]))
+    feature = stages[1](stages[0]((x,)))[0]
+    kept = feature.clone()
+    stages[2]((feature,))
+    assert torch.equal(feature, kept)  # though `relu_` follows the cut
+    network.to(torch.float64)
+    assert network.shift is stages[1].network.shift
+    stages[1].to(torch.float32)
+    assert network.shift is stages[1].network.shift
+
+
+def test_a_frozen_prefix_is_a_source_known_by_its_own_weights():
+    network, _ = made("unet10")
+    spec = InputSpec(mean=(0.5,) * 3, std=(0.2,) * 3)
+    raw = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    names = EXPECTED["unet10"]
+    stages = split(network, names, spec(raw))
+    prefix = Model(Chain(stages[:3]), spec)
+    live = prefix.eval()(raw)
+    assert torch.equal(live[0], heard(network.eval(), names[2], spec(raw))[0])
+    assert torch.equal(Chain(stages[3:]).eval()(live), network(spec(raw)))
+    before = fingerprint(prefix)
+    with torch.no_grad():
+        next(stages[3].parameters()).add_(1)
+    assert fingerprint(prefix) == before
+    with torch.no_grad():
+        next(stages[1].parameters()).add_(1)
+    assert fingerprint(prefix) != before
+
+
+def test_a_module_called_twice_is_cut_at_its_first_call():
+    network, x = made("timm")
+    stages = split(network, ["act"], x)
+    network.eval()
+    calls = heard(network, "act", x)
+    assert len(calls) > 4
+    assert torch.equal(stages[0].eval()((x,))[0], calls[0])
+
+
+class Turn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class Maker(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.b = how, nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.how == "value" and x.mean() > 1e9:
+            return x
+        total = x.sum(0) if self.how == "batch" else 0
+        if self.how == "type" and isinstance(x, Tensor):
+            x = x * 2
+        return self.b(self.pool(x)[0]).mean((2, 3)) + (total.mean() if self.how == "batch" else 0)
+
+
+@pytest.mark.parametrize(
+    ("network", "cuts", "message"),
+    [
+        (Maker(""), ["aa"], "no module 'aa' to cut at; did you mean 'a'"),
+        (Maker(""), ["unused"], "'unused' is never called"),
+        (Maker(""), ["pool"], "'pool' does not return a single tensor"),
+        (Maker(""), ["b", "a"], "'a' does not come after 'b'"),
+        (Maker(""), ["a", "a"], "'a' does not come after 'a'"),
+        (Maker("value"), ["a"], "code of Maker cannot be traced .*branches on the numbers"),
+        (Maker("batch"), ["pool.x"], "no module"),
+        (Maker("type"), ["a"], "do not compute what the network does"),
+        (Own(tied=True), ["a", "b"], "'scale' is used in both stages 'b' and 'head'"),
+        (Own(shared=True), ["a"], "'a.weight' is used in both stages"),
+        (Wrapped(), ["backbone.c.conv"], "the code of Odd 'backbone.c' cannot be traced"),
+    ],
+)
+def test_what_cannot_be_cut_is_said_in_one_sentence(network, cuts, message):
+    with pytest.raises(UserError, match=message) as caught:
+        split(network, cuts, torch.randn(2, 3, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_one_tensor_a_sample_cannot_cross():
+    network = Maker("batch")
+    with pytest.raises(UserError, match="not one tensor a sample"):
+        split(nn.Sequential(network, nn.Linear(3, 3)), ["0.b"], torch.randn(2, 3, 8, 8))
+
+
+def test_a_network_without_cuts_is_its_head():
+    network, x = made("cnn_tiny")
+    (head,) = split(network, [], x)
+    assert torch.equal(head.eval()((x,)), network.eval()(x))
+    assert Chain([])(x) == (x,)
+
+
+def test_untraceable_blocks_are_taken_whole():
+    network, x = Wrapped(), torch.randn(2, 3, 12, 12)
+    names = [cut.name for cut in find_cuts(network, x)]
+    assert "backbone.c.conv" not in names
+    stages = split(network, ["backbone.a", "backbone.c"], x)
+    assert len(stages[1].outputs) == 2  # the first map crosses too
+    assert torch.equal(Chain(stages).eval()(x), network(x))
+
+
+# ---- pairs ------------------------------------------------------------------------------------------------------
+
+PAIRS = [
+    ("resnet20", "resnet56", 16, 16, ["layer1", "layer2", "layer3"], ["layer1", "layer2", "layer3"]),
+    ("resnet20", "resnet8x4", 16, 32, ["layer1", "layer2", "layer3"], ["layer1", "layer2", "layer3"]),
+    ("resnet20", "resnet34", 16, 16, ["layer1", "layer2", "layer3"], ["layer1", "layer2", "layer3"]),
+    ("resnet10", "resnet18", 64, 64, ["layer2", "layer3", "layer4"], ["relu", "layer1", "layer2"]),
+    ("vgg8", "vgg16_bn", 32, 32, EXPECTED["vgg8"], EXPECTED["vgg16_bn"]),
+    ("resnet10", "mobilenetv2", 16, 16, EXPECTED["resnet10"], EXPECTED["mobilenetv2"]),
+    ("unet", "unet", 18, 36, EXPECTED["unet"], EXPECTED["unet"]),
+    ("timm", "resnet20", 8, 16, ["layer1", "layer2"], ["layer1", "layer2"]),
+]
+
+
+@pytest.mark.parametrize(("student", "teacher", "size", "other", "ours", "theirs"), PAIRS)
+def test_networks_are_paired_by_resolution(student, teacher, size, other, ours, theirs):
+    a, b = made(student)[0], made(teacher)[0]
+    x, y = torch.randn(2, 3, size, size), torch.randn(2, 3, other, other)
+    pairs = pair(a, b, x, y)
+    assert [p.student.name for p in pairs] == ours
+    assert [p.teacher.name for p in pairs] == theirs
+    for p in pairs:
+        assert p.student.level == p.teacher.level
+        assert p.adapter == (p.student.shape[0] != p.teacher.shape[0])
+        assert p.resized == (size != other)
+        assert tuple(heard(a, p.student.name, x)[0].shape[1:]) == p.student.shape
+    rows = describe(split(a, ours, x), pairs)
+    assert [row["teacher"] for row in rows] == [*theirs, None]
+    assert sum(row["parameters"] for row in rows) == sum(p.numel() for p in a.parameters())
+
+
+def test_transformers_are_paired_by_depth():
+    student, x = made("vit_tiny")
+    teacher = ZOO["vit_tiny"](5, image_size=16, depth=12, width=48)
+    pairs = pair(student, teacher, x, x)
+    assert [(p.student.name, p.teacher.name) for p in pairs] == [
+        (f"blocks.{a}", f"blocks.{b}") for a, b in zip((0, 1, 2, 4), (2, 5, 8, 11), strict=True)
+    ]
+    assert all(p.adapter and not p.resized for p in pairs)
+
+
+def test_stages_named_by_the_user():
+    student, x = made("resnet10")
+    teacher = made("resnet34")[0]
+    pairs = pair(student, teacher, x, x, "relu=layer1.0, layer2 =layer2.3,layer4")
+    assert [(p.student.name, p.teacher.name) for p in pairs] == [
+        ("relu", "layer1.0"),
+        ("layer2", "layer2.3"),
+        ("layer4", "layer4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("layer9=layer1", "the student has no module 'layer9' to cut at; did you mean"),
+        ("layer1=lyer1", "the teacher has no module 'lyer1' to cut at; did you mean 'layer1'"),
+        ("", "the student has no module ''"),
+        ("layer1=layer2", "pairs the student's output of shape .* with the teacher's"),
+        ("layer1=layer1,layer1=layer2", "the student's module 'layer1' is named twice"),
+        ("layer2=layer1,layer1=layer2", "the student's stages are named in the order layer2, layer1 but are run"),
+        ("layer1=layer2,layer2=layer1", "the teacher's stages are named in the order layer2, layer1"),
+        ("fc=layer1", "pairs the student's output of shape"),
+    ],
+)
+def test_stages_that_do_not_pair_up(stages, message):
+    student, x = made("resnet20")
+    with pytest.raises(UserError, match=message) as caught:
+        pair(student, made("resnet8x4")[0], x, x, stages)
+    assert "\n" not in str(caught.value)
+
+
+def test_maps_with_the_channels_last_are_refused():
+    network = nn.Sequential(nn.Conv2d(3, 40, 2, 2), Turn(), nn.Linear(40, 4))
+    x = torch.randn(2, 3, 16, 16)
+    with pytest.raises(UserError, match=r"gives output of shape \[8, 8, 40\]; expected a map"):
+        pair(network, network, x, x, "1=1")
+
+
+def test_networks_that_do_not_correspond():
+    x = torch.randn(2, 3, 16, 16)
+    with pytest.raises(UserError, match="correspond by themselves; name them"):
+        pair(ZOO["mlp"](5, image_size=16), made("resnet20")[0], x, x)
+    with pytest.raises(UserError, match="correspond by themselves"):
+        pair(made("vit_tiny")[0], made("resnet20")[0], x, x)
