@@ -17,21 +17,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import run_epoch
+from common import cast, device, images, network, run_epoch
 
-from understudy.data import InMemory
-from understudy.methods import METHODS, Cast
-from understudy.models import InputSpec, Model
-from understudy.models.zoo import build
-from understudy.tasks import TASKS
+from understudy.methods import METHODS
 from understudy.train import FitSettings
 from understudy.train.precision import resolve_precision
-
-
-def network(name: str) -> Model:
-    torch.manual_seed(0)
-    spec = InputSpec(channels=3, size=None, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    return Model(build(name, {"num_classes": 100}), spec)
 
 
 def main() -> None:
@@ -42,12 +32,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=6, help="updates in a round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    generator = torch.Generator().manual_seed(0)
-    images = options.batch * options.updates
-    pixels = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 100, (images,), generator=generator)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    samples = InMemory(pixels, labels).to(device)
+    samples = images(options.batch * options.updates)
     teacher, fresh, method = network(options.teacher), network(options.student), METHODS["kd"]
     settings = FitSettings(epochs=1, batch_size=options.batch)
     rates: dict[str, list[float]] = {"online": [], "cached": []}
@@ -56,15 +41,15 @@ def main() -> None:
         for number in range(options.rounds + 1):
             for way in ("online", "cached"):
                 student = copy.deepcopy(fresh)
-                phases = method.plan(Cast(student, teacher, TASKS["classification"], method.settings()))
+                phases = method.plan(cast("kd", student, teacher, samples))
                 where = {"views": 1, "cache": Path(cache)} if way == "cached" else {}
                 event = run_epoch(phases, student, samples, settings, **where)
                 losses[way] = event["train"]["loss"]
                 if number:  # the first round warms up and fills the view
                     rates[way].append(event["images_per_second"])
     print(
-        f"kd {options.teacher} -> {options.student}, batch {options.batch}, {device.type}, "
-        f"{torch.get_num_threads()} threads, precision {resolve_precision('auto', device)}, "
+        f"kd {options.teacher} -> {options.student}, batch {options.batch}, {device().type}, "
+        f"{torch.get_num_threads()} threads, precision {resolve_precision('auto', device())}, "
         f"{options.rounds} rounds of {options.updates} updates"
     )
     for way, values in rates.items():

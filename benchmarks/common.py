@@ -1,4 +1,4 @@
-"""What the benchmarks share: one epoch of the runner, as it logs it."""
+"""What the benchmarks share: made-up images, networks, and the runner with its log."""
 
 from __future__ import annotations
 
@@ -11,16 +11,46 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from understudy.data import Augment, Samples
-from understudy.models import Model
+from understudy.data import Augment, InMemory, Samples
+from understudy.methods import METHODS, Cast, Transfer
+from understudy.models import InputSpec, Model
+from understudy.models.zoo import build
 from understudy.tasks import TASKS
 from understudy.train import FitSettings, Phase, Runner
 from understudy.train.precision import place, resolve_precision
 from understudy.train.progress import Display
 from understudy.train.state import Corpus, Memory
 
+AUGMENT = Augment(shift=4, flip=True)
 
-def run_epoch(
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def images(count: int, side: int = 32) -> InMemory:
+    """Random images of CIFAR-100's kind."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
+    return InMemory(pixels, torch.randint(0, 100, (count,), generator=generator)).to(device())
+
+
+def network(name: str) -> Model:
+    """A fresh network of the zoo for 100 classes."""
+    torch.manual_seed(0)
+    spec = InputSpec(channels=3, size=None, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    return Model(build(name, {"num_classes": 100}), spec)
+
+
+def cast(method: str, student: Model, teacher: Model, samples: Samples, views: int = 0, **settings: Any) -> Cast:
+    """What the method's plan gets: all samples, on the device."""
+    for each in (student, teacher):
+        place(each, device())
+    transfer = Transfer(samples, torch.arange(len(samples)), AUGMENT, views, device())
+    return Cast(student, teacher, TASKS["classification"], METHODS[method].settings(**settings), transfer)
+
+
+def run(
     phases: Sequence[Phase],
     student: Model,
     samples: Samples,
@@ -28,13 +58,11 @@ def run_epoch(
     *,
     views: int = 0,
     cache: Path | None = None,
-) -> dict[str, Any]:
-    """The log of one epoch over all samples, without evaluation: ``images_per_second`` and ``train`` losses."""
+    budget: int = 1 << 34,
+) -> list[dict[str, Any]]:
+    """The log of a run over all samples, without evaluation; signals are remembered where ``cache`` is a folder."""
     accelerator = Accelerator(mixed_precision="no")
-    place(student, accelerator.device)
-    corpus = Corpus(
-        samples, torch.arange(len(samples)), None, None, Augment(shift=4, flip=True), views=views, classes=100
-    )
+    corpus = Corpus(samples, torch.arange(len(samples)), None, None, AUGMENT, views=views, classes=100)
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(
             student,
@@ -42,7 +70,7 @@ def run_epoch(
             corpus,
             settings,
             {},
-            Memory(1 << 34 if cache else 0, cache),
+            Memory(budget if cache else 0, cache),
             Path(folder),
             accelerator=accelerator,
             precision=resolve_precision("auto", accelerator.device),
@@ -50,6 +78,11 @@ def run_epoch(
             checkpoint_seconds=1e9,
             display=Display(False),
         )
-        runner.run(phases, False, {})
+        state = runner.run(phases, False, {})
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return next(event for event in map(json.loads, lines) if event["event"] == "epoch")
+    return [*map(json.loads, lines), {"event": "done", "phases": state.done}]
+
+
+def run_epoch(phases: Sequence[Phase], student: Model, *rest: Any, **named: Any) -> dict[str, Any]:
+    """The first epoch of a run: ``images_per_second`` and ``train`` losses."""
+    return next(event for event in run(phases, student, *rest, **named) if event["event"] == "epoch")

@@ -30,6 +30,7 @@ from understudy import load_data, load_model
 from understudy.data import CLEAN, Augment
 from understudy.methods.fskd import FOLDS, PIXELS, recover
 from understudy.models import zoo
+from understudy.train.precision import place
 
 MIB = 1 << 20
 
@@ -59,7 +60,10 @@ def prune(teacher: nn.Module, ratio: float) -> tuple[nn.Module, dict[str, list[i
 
 
 def ours(student: nn.Module, teacher: nn.Module, kept: dict[str, list[int]], images: Tensor) -> None:
-    """The frontier sweep."""
+    """The frontier sweep, in the layout that the runner gives every network and image."""
+    for network in (student, teacher):
+        place(network, torch.device("cpu"))
+    images = images.contiguous(memory_format=torch.channels_last)
     size = max(1, min(PIXELS // images[0, 0].numel(), -(-len(images) // FOLDS)))
     chunks = -(-len(images) // size)
     recover(student, teacher, kept, lambda chunk: (images[chunk::chunks],) * 2, chunks)

@@ -18,7 +18,7 @@ import understudy
 from understudy.cli import app
 from understudy.data import CLEAN, Augment, Batch, InMemory, load_data
 from understudy.data.synthetic import Dials, centres
-from understudy.diagnose import Facts, diagnose, judge, kinship, recommend
+from understudy.diagnose import Facts, diagnose, facts_about, judge, kinship, recommend
 from understudy.diagnose.measure import crossing, omega, reading, rescaling
 from understudy.diagnose.relations import class_order, cosines, prediction_similarity, within_minus_between
 from understudy.diagnose.rows import TEMPERATURES, TOP, read_rows, row_numbers
@@ -261,6 +261,12 @@ def test_a_teacher_made_to_fail_is_told_by_its_failure(data, failure):
     assert found.primary.advice
 
 
+def test_a_teacher_at_chance_level_is_told_as_such(data):
+    found = diagnose(nn.Sequential(nn.Flatten(), nn.Linear(32, 12)), data)
+    assert found.primary.name == "wrong"
+    assert "chance" in found.primary.evidence
+
+
 def test_smoothing_shows_on_images_too():
     digits = replace(load_data("digits"), augment=Augment())  # as these networks are taught
     assert diagnose(taught(digits, epochs=25, smoothing=0.2), digits).primary.name == "smoothed"
@@ -325,6 +331,8 @@ def test_the_method_follows_from_data_labels_and_kinship():
     assert method(shrunk=True).method == "kd"
     assert method(samples=5000).method == "skd"
     assert method(samples=5000, task="language").method == "kd"
+    assert method(samples=100, task="segmentation").method == "skd"
+    assert method(samples=500, task="segmentation").method == "kd"
     assert method(labelled=False).settings == {"weight": 1.0}
     assert all(method(samples=n).reasons for n in (100, 5000, 50_000))
 
@@ -341,6 +349,10 @@ def test_kin_have_the_same_names_and_smaller_shapes(data):
     cut = made("zoo:mlp?hidden=32")
     cut.kept = {"layers.0": list(range(32))}
     assert kinship(cut, teacher) == "shrunk"
+    some = torch.arange(100)
+    assert facts_about(data, some, cut, teacher) == Facts("classification", 12, 100, labelled=True, shrunk=True)
+    assert not facts_about(data, some, made("zoo:mlp?hidden=32"), teacher).shrunk
+    assert facts_about(data, some, made("zoo:mlp?hidden=32"), teacher, trained=True).shrunk
 
 
 # ---- files, page, command ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from understudy.errors import UserError
 from understudy.methods import METHODS, Cast, Transfer, fskd
 from understudy.models import Model, zoo
 from understudy.models.inputs import InputSpec
+from understudy.models.mobilenet import InvertedResidual
 from understudy.surgery import Frontier, Walk, plan_alignment
 from understudy.surgery.absorb import LAYERS
 from understudy.surgery.decouple import decouple
@@ -25,15 +26,23 @@ NETWORKS = {
     "vgg8_bn": {"width": 0.125},
     "resnet8": {},
     "resnet10": {"width": 4},
-    "mobilenetv2": {"width": 0.25},
+    "mobile": {},
     "mlp": {"hidden": 24, "depth": 2, "image_size": 16, "channels": 3},
 }
+
+
+class Mobile(nn.Sequential):
+    """The blocks of a MobileNet without its wide last layers."""
+
+    def __init__(self):
+        blocks = InvertedResidual(8, 8, 1, 2), InvertedResidual(8, 8, 1, 3), InvertedResidual(8, 16, 2, 2)
+        super().__init__(nn.Conv2d(3, 8, 3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
 
 
 def network(name, seed=0):
     """A network whose BatchNorms have seen something."""
     torch.manual_seed(seed)
-    made = zoo.build(name, {"num_classes": 5, **NETWORKS[name]})
+    made = Mobile() if name == "mobile" else zoo.build(name, {"num_classes": 5, **NETWORKS[name]})
     with torch.no_grad():
         for _ in range(8):
             made.train()(images(24))

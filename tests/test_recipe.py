@@ -180,7 +180,7 @@ def test_the_phase_that_picks_its_best_state_needs_held_out_samples(tmp_path):
 
 
 def test_a_key_of_another_method_is_told():
-    with pytest.raises(UserError, match="'temperature' belongs to method kd.*, but the method is 'none'"):
+    with pytest.raises(UserError, match=r"'temperature' belongs to method kd.*, but the method is 'none'"):
         make_recipe({**BASE, "temperature": 2})
 
 

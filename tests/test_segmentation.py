@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 
 from understudy import distill, evaluate, train
 from understudy.data import load_data
+from understudy.data.scenes import ScenesInMemory
 from understudy.errors import UserError
 from understudy.models import InputSpec, Model, check_classes, count_parameters, load_model, zoo
 from understudy.models.unet import FACTORIES
@@ -73,9 +75,8 @@ def test_the_stages_of_a_unet():
 
 def test_the_encoder_is_the_residual_network():
     """Its layers hold what a ResNet with the same blocks holds, so weights can be moved over by name."""
-    with torch.device("meta"):
-        unet = zoo.build("unet34", {"num_classes": 11})
-        resnet = zoo.build("resnet34", {"num_classes": 11, "stem": "imagenet"})
+    unet = zoo.build("unet34", {"num_classes": 11, "width": 4})
+    resnet = zoo.build("resnet34", {"num_classes": 11, "width": 4, "stem": "imagenet"})
     for n in range(1, 5):
         ours, theirs = (getattr(network, f"layer{n}").state_dict() for network in (unet, resnet))
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
@@ -174,9 +175,10 @@ def test_train(teacher, folder):
     assert again["miou"] == pytest.approx(metrics["miou"], abs=0.02)
 
 
-def test_distil_and_report(teacher, folder, tmp_path):
+@pytest.mark.parametrize("memory_limit", ["1GiB", "1KiB"])
+def test_distil(teacher, folder, tmp_path, memory_limit):
     data = f"segmentation:{folder}"
-    settings = {"epochs": 2, "batch_size": 4, "views": 1, "fraction": 0.5}
+    settings = {"epochs": 2, "batch_size": 4, "views": 1, "fraction": 0.5, "memory_limit": memory_limit, "workers": 0}
     result = distill(str(teacher / "student"), TINY, data, "kd", tmp_path / "run", **settings).result
     assert result["data"]["train_samples"] == 12
     assert result["teacher"]["metrics"]["miou"] > 0.5
@@ -211,8 +213,11 @@ class Says(nn.Module):
         return logits
 
 
-def test_pictures(folder, tmp_path):
+@pytest.mark.parametrize("grey", [False, True])
+def test_pictures(folder, tmp_path, grey):
     data = load_data(f"segmentation:{folder}")
+    if grey:
+        data = replace(data, test=ScenesInMemory(data.test.pixels[..., :1], data.test.masks))
     student, teacher = (Model(Says(n), InputSpec(), task="segmentation") for n in (1, 2))
     student.train()
     segmentation_pictures(student, teacher, data.test, data.classes, tmp_path, count=2)

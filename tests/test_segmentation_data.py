@@ -48,6 +48,23 @@ def test_images_and_masks_folders_inside_the_splits(tmp_path):
     assert opened(nested).train.fingerprint() == opened(flat).train.fingerprint()
 
 
+def test_masks_may_have_a_palette(tmp_path):
+    plain = opened(write_scenes(tmp_path)).train.fingerprint()
+    for file in (tmp_path / "trainannot").iterdir():
+        mask = Image.open(file).copy()
+        mask.putpalette([shade for value in range(256) for shade in (value, 255 - value, 7)])
+        mask.save(file)
+        assert Image.open(file).mode == "P"
+    assert opened(tmp_path).train.fingerprint() == plain
+
+
+def test_grey_images_stay_grey(tmp_path):
+    for n in range(4):
+        image, mask = scene(n)
+        write_pair(tmp_path, "train", f"s{n}", image[..., 0], mask)
+    assert opened(tmp_path).train.shape == (1, 24, 32)
+
+
 def test_without_a_test_split(tmp_path):
     data = opened(write_scenes(tmp_path / "a", train=10, val=2))
     assert (len(data.train), data.val, len(data.test)) == (10, None, 2)

@@ -153,7 +153,7 @@ def test_stages_do_not_read_labels(tmp_path):
 
 def test_a_stage_learns_its_features(tmp_path):
     """The loss of each stage falls to a part of what it was, and is what the networks really differ by."""
-    student, phases, _ = taught("residual", tmp_path, epochs=40, views=1, select="last", augment=understudy_clean())
+    student, *_ = taught("residual", tmp_path, epochs=40, views=1, select="last", augment=understudy_clean())
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for name in ("layer1", "layer2", "layer3"):
         losses = [e["train"]["loss"] for e in log if e.get("event") == "epoch" and e["phase"] == name]
@@ -188,7 +188,7 @@ def test_inherited_stem_and_head(tmp_path):
 
 def test_joint_finetuning_learns_everything_from_the_target(tmp_path):
     seen: list[tuple] = []
-    _, phases, state = taught(
+    *_, state = taught(
         "residual", tmp_path, finetune_epochs=3, target="topk", k=2, watch=lambda p, s: seen.append((p, weights(s)))
     )
     assert [d["name"] for d in state.done] == ["layer1", "layer2", "layer3", "head", "finetune"]
@@ -201,7 +201,7 @@ def test_joint_finetuning_learns_everything_from_the_target(tmp_path):
 @pytest.mark.parametrize("kind", ["residual", "narrower"])
 def test_the_methods_it_is_compared_with(method, kind, tmp_path):
     before = weights(networks(kind)[0])
-    student, _, state = taught(kind, tmp_path, method=method)
+    student, *_ = taught(kind, tmp_path, method=method)
     after = weights(student)
     assert all(torch.isfinite(value).all() for value in after.values())
     assert all(not torch.equal(before[name], after[name]) for name, _ in student.named_parameters())
@@ -260,9 +260,11 @@ def test_own_defaults_give_way_to_the_user(teacher, tmp_path):
 
 def dry_run(teacher: Path, *more: str) -> int:
     arguments = ["distill", "--teacher", str(teacher), "--student", "zoo:cnn_tiny?width=3", "--data", "digits"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr("sys.argv", ["understudy", *arguments, "--method", "skd", "--samples", "60", "--dry-run", *more])
-        cli.main()
+    arguments += ["--method", "skd", "--samples", "60", "--dry-run", *more]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["understudy", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
     return int(end.value.code or 0)
 
 

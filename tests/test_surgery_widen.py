@@ -204,7 +204,11 @@ NETWORKS = {
     "lm": lambda: Transformer("causal", 8, 2, words=11),
     "lm_tied": lambda: Transformer("causal", 8, 2, words=11, tied=True),
     "encoder": lambda: nn.Sequential(
-        nn.Flatten(2), nn.Linear(256, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(24, 5)
+        nn.Flatten(2),
+        nn.Linear(256, 8),
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+        nn.Flatten(),
+        nn.Linear(24, 5),
     ),
 }
 
@@ -233,7 +237,10 @@ def trained(shared: Shared, x: Tensor, steps: int) -> None:
     for _ in range(steps):
         wide, student = shared(x)
         target = torch.arange(wide.flatten(0, -2).shape[0] if wide.dim() == 3 else len(wide)) % CLASSES
-        rows = [out.flatten(0, -2) if out.dim() == 3 else out.mean((2, 3)) if out.dim() == 4 else out for out in (wide, student)]
+        rows = [
+            out.flatten(0, -2) if out.dim() == 3 else out.mean((2, 3)) if out.dim() == 4 else out
+            for out in (wide, student)
+        ]
         loss = sum(F.cross_entropy(row, target) for row in rows)
         optimizer.zero_grad()
         loss.backward()

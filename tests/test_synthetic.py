@@ -1,10 +1,15 @@
 """Synthetic data: class centres have the correlation asked for, and everything comes from the seed."""
 
+import io
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from understudy.data import Augment, load_data
 from understudy.data.synthetic import Dials, centres, class_names, observe, read_dials, synthetic
@@ -111,3 +116,17 @@ def test_an_image_size_is_refused():
     with pytest.raises(UserError, match="one pixel"):
         load_data("synthetic:", image_size=8)
     assert read_dials("") == Dials()
+
+
+def test_a_coarse_label_beside_the_label_is_the_hierarchy(tmp_path):
+    def write(coarse, name="train.parquet"):
+        image = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(image, "png")
+        fine = [0, 1, 2, 0, 1, 2]
+        columns = {"image": [image.getvalue()] * 6, "fine_label": fine, "coarse_label": coarse}
+        pq.write_table(pa.table(columns), tmp_path / name)
+        return load_data(f"parquet:{tmp_path}").superclasses
+
+    assert write([1, 0, 1, 1, 0, 1]) == (1, 0, 1)
+    assert write([1, 0, 1, 0, 0, 1]) is None  # a class of two superclasses has none
+    assert load_data("digits").superclasses is None

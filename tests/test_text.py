@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy import distill, train
-from understudy.data import CLEAN, Augment, forward_size, load_data
-from understudy.data.text import Text
+from understudy.data import CLEAN, Augment, Text, bare_batches, batches, forward_size, load_data
 from understudy.errors import UserError
 from understudy.models import check_classes, load_model
 from understudy.tasks import IGNORE, TASKS, Metrics
@@ -238,3 +237,23 @@ def test_teacher_and_student_on_text(tmp_path) -> None:
     fresh = load_model("zoo:lstm?hidden=16", data=load_data(data)).save(tmp_path / "fresh")
     with pytest.raises(UserError, match=r"is at chance level on the transfer set"):
         distill(str(fresh), "zoo:lstm?hidden=8", data, method="kd", out=tmp_path / "no", epochs=1, **how)
+
+
+def test_phases_without_pixels_still_have_the_words() -> None:
+    samples = Text(torch.arange(20, dtype=torch.int32), 20, 1, 6, 2)
+    order = [torch.tensor([2, 0]), torch.tensor([1])]
+    for bare, whole in zip(bare_batches(samples, order, 3), batches(samples, order, 3, Augment()), strict=True):
+        assert torch.equal(bare.labels, whole.labels)
+        assert torch.equal(bare.inputs, whole.inputs)
+
+
+def test_fingerprints_tell_texts_and_blocks_apart() -> None:
+    tokens = torch.arange(20, dtype=torch.int32)
+    kinds = [
+        Text(tokens, 20, 1, 6, 2),
+        Text(tokens, 20, 1, 6, 3),
+        Text(tokens, 20, 1, 5, 2),
+        Text(tokens + 1, 21, 1, 6, 2),
+    ]
+    assert len({samples.fingerprint() for samples in kinds}) == len(kinds)
+    assert Text(tokens.clone(), 20, 1, 6, 2).fingerprint() == kinds[0].fingerprint()

@@ -4,7 +4,9 @@ from .api import Result, distill, evaluate, preview, train
 from .data import load_data
 from .diagnose import Diagnosis, diagnose
 from .errors import UserError
+from .exporting import export
 from .models import InputSpec, Model, load_model
+from .shrinking import shrink
 
 __all__ = [
     "Diagnosis",
@@ -15,8 +17,10 @@ __all__ = [
     "diagnose",
     "distill",
     "evaluate",
+    "export",
     "load_data",
     "load_model",
     "preview",
+    "shrink",
     "train",
 ]

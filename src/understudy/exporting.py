@@ -6,8 +6,8 @@ the file, so nobody can forget it.
 - "onnx": `torch.onnx.export`; compared with onnxruntime on several inputs and batch sizes.
 - "int8": static post-training quantisation of convolutions and linear layers (weights int8 by channel, activations
   uint8 by tensor) with torchao's PT2E flow for x86, its ranges read off a few unlabelled samples. The file is a
-  `torch.export` program: `import torchao; torch.export.load(file).module()`. Run so it computes with the int8 values but
-  in floating point; `torch.compile` with `torch._inductor.config.freezing = True` makes true int8 kernels of it.
+  `torch.export` program: `import torchao; torch.export.load(file).module()`. Run so it computes with int8 values but in
+  floating point; `torch.compile` with `torch._inductor.config.freezing = True` makes true int8 kernels of it.
 """
 
 from __future__ import annotations

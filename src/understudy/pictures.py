@@ -51,7 +51,7 @@ def segmentation_pictures(
     scenes: list[dict[str, Any]] = []
     for n, position in enumerate(positions.tolist()):
         pictures = {
-            "image": Image.fromarray(images[n].squeeze()).convert("RGB"),
+            "image": Image.fromarray(images[n].repeat(3 // images.shape[-1], axis=-1)),
             "truth": _labels(np.where(truth[n] == IGNORE, VOID, truth[n]), colours),
             **{role: _labels(guess[n], colours) for role, guess in guesses.items()},
         }

@@ -21,6 +21,7 @@ from .data import CLEAN, Augment, batches, choose, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
 from .models import Model, check_classes, count_macs, count_parameters, load_model
+from .pictures import segmentation_pictures
 from .recipe import Recipe, size_in_bytes, write_toml
 from .report import write_run_report
 from .runfolder import clear, write_json
@@ -174,6 +175,7 @@ class Production:
         if self.accelerator.is_main_process:
             self.student.save(self.out / "student", overwrite=True)
             write_json(self.out / "result.json", result)
+            self._draw()
             write_run_report(self.out)
         if self.settings.log_with:
             self.accelerator.end_training()
@@ -193,6 +195,12 @@ class Production:
             "phases": self.runner.describe(self.phases),
             "plan": self.plan,
         }
+
+    def _draw(self) -> None:
+        """Pictures for the report, where the task has something to look at."""
+        if self.task.name == "segmentation" and self.data.test is not None:
+            at = {"device": self.device, "autocast": self.runner.autocast}
+            segmentation_pictures(self.student, self.teacher, self.data.test, self.data.classes, self.out, **at)
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         """Refuse to hand out a student that the last updates spoiled: the loss is measured before each of them."""

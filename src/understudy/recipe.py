@@ -56,7 +56,7 @@ class Recipe(FitSettings):
 
     teacher: str | None = Field(None, description="the big network: zoo:NAME, a run's student folder, module:factory")
     student: str = Field(description="the network that learns, named like a teacher")
-    data: str = Field(description="digits, parquet:PATH or images:PATH")
+    data: str = Field(description="digits, parquet:PATH, images:PATH, segmentation:PATH, text:PATH or synthetic:…")
     method: str = Field("kd", description=f"how to teach: {', '.join(METHODS)}")
 
     fraction: float | None = Field(
@@ -73,7 +73,11 @@ class Recipe(FitSettings):
         None, description="augmentations a sample has, replayed and remembered; 'all': a fresh one each epoch"
     )
     augment: str | None = Field(None, description="none, or e.g. shift=4,flip or crop=0.35,flip; default: by the data")
-    image_size: int | None = Field(None, ge=4, description="side images are brought to; default: their own up to 64")
+    image_size: int | None = Field(
+        None,
+        ge=4,
+        description="side images are brought to (the shorter one, for segmentation); default: their own up to 64",
+    )
     memory_limit: Size = Field("4GiB", description="decoded images above it are streamed from disk")
     workers: int = Field(2, ge=0, description="processes that decode streamed images")
 

@@ -45,8 +45,8 @@ def shrink(
     ``how`` is "l1" or "slim" (pruning, see `understudy.surgery.shrink`) or "decouple" (`understudy.surgery.decouple`).
     Pruning takes a ``ratio`` of channels to remove, overall or {layer: ratio}; decoupling takes a ``rank``; all take
     ``macs``, the share of multiply-adds to be left. ``layers`` (names, or patterns such as "layer3.*") limits the
-    change to some. The model stays as it is; the result is a `Model` whose `kept` names, for each layer, the channels it still
-    has of the network that was first shrunk (of a model shrunk twice: of the first).
+    change to some. The model stays as it is; the result is a `Model` whose `kept` names, for each layer, the channels
+    it still has of the network that was first shrunk (of a model shrunk twice: of the first).
 
     ``data`` gives a network that takes images of any size the size to count at, and the accuracy before and after; its
     labels are used for nothing else. With ``dry_run`` nothing is written. Raises `UserError` for bad input, before
@@ -121,7 +121,7 @@ def _reproducible(model: Model, raw: Tensor) -> list[dict[str, Any]]:
         if model.source["model"] is not None:
             raise UserError(
                 f"the shrunk {model.source['model']} cannot be described by the sizes of its modules; expected a "
-                "network whose sizes all stand in them: shrink it in Python with understudy.surgery and keep the module."
+                "network whose sizes all stand in them: shrink it with understudy.surgery and keep the module."
             )
         return []
     network = rebuild(model_sources.build_without_trace(source["model"], source["arguments"]), structure)

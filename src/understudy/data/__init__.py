@@ -10,6 +10,7 @@ from understudy.data.samples import InMemory, Samples
 from understudy.data.spec import Data, default_augment, load_data
 from understudy.data.split import choose, hold_out
 from understudy.data.streams import Encoded
+from understudy.data.text import Text
 from understudy.data.views import CLEAN, Augment
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "InMemory",
     "Mapped",
     "Samples",
+    "Text",
+    "bare_batches",
     "batches",
     "choose",
     "default_augment",

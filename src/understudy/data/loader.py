@@ -85,7 +85,13 @@ def batches(
 def bare_batches(
     samples: Samples, order: Sequence[Tensor], view: int, *, device: torch.device | str | None = None
 ) -> Iterator[Batch]:
-    """`batches` without a look at the images: inputs [B, 0], and labels where a sample has one (else [B, 0])."""
+    """`batches` without a look at the images: inputs [B, 0], and labels where a sample has one (else [B, 0]).
+
+    Text comes whole: its tokens cost nothing to fetch, and its labels are among them.
+    """
+    if len(samples.shape) == 1:
+        yield from batches(samples, order, view, Augment(), device=device)
+        return
     for positions in order:
         nothing = torch.empty(len(positions), 0)
         labels = nothing.long() if samples.labels is None else samples.labels[positions]

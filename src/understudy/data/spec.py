@@ -271,10 +271,10 @@ def load_data(
     """Open data.
 
     `spec` is "digits", "synthetic:KEY=VALUE,…" (see `understudy.data.synthetic`), "parquet:PATH" (with
-    "?label=COLUMN"), "images:PATH",
-    "segmentation:PATH" (with "?classes=NAME,NAME" and "?ignore=VALUE", see `understudy.data.segmentation`),
-    "torchvision:NAME:PATH",
-    "hub:NAME" (with "?label=COLUMN"), a map-style Dataset of (image, label), a pair of them (train, test),
+    "?label=COLUMN"), "images:PATH", "segmentation:PATH" (with "?classes=NAME,NAME" and "?ignore=VALUE", see
+    `understudy.data.segmentation`), "text:PATH" (with "?vocabulary=N", "&length=N", "&context=N", see
+    `understudy.data.text`), "torchvision:NAME:PATH", "hub:NAME" (with "?label=COLUMN"), a map-style Dataset of
+    (image, label), a pair of them (train, test),
     or Data, which is returned as it is.
 
     Images of files, and PIL images of a Dataset if `image_size` is given, are brought to `image_size` ×
@@ -310,6 +310,8 @@ def load_data(
         near = get_close_matches(scheme, ["digits", "synthetic", *_OPTIONS], 1)
         if near:
             hint = f"did you mean '{near[0]}{'' if near[0] == 'digits' else ':PATH'}'?"
+        elif (Path(spec) / "trainannot").is_dir():
+            hint = f"write 'segmentation:{spec}' for images with masks."
         elif Path(spec).exists():
             hint = f"write 'images:{spec}' for a folder with one folder a class, or 'parquet:{spec}'."
         else:

@@ -4,8 +4,19 @@
 both as pure functions of the measurements; `run` puts them together as `understudy.diagnose`.
 """
 
-from .recommend import Facts, Recommendation, kinship, recommend
+from .recommend import Facts, Recommendation, facts_about, kinship, recommend
 from .run import Diagnosis, diagnose
 from .verdict import Finding, judge, primary
 
-__all__ = ["Diagnosis", "Facts", "Finding", "Recommendation", "diagnose", "judge", "kinship", "primary", "recommend"]
+__all__ = [
+    "Diagnosis",
+    "Facts",
+    "Finding",
+    "Recommendation",
+    "diagnose",
+    "facts_about",
+    "judge",
+    "kinship",
+    "primary",
+    "recommend",
+]

@@ -38,6 +38,7 @@ def reading(rows: Rows) -> dict[str, Any]:
         "contrast": contrast(rows),
         "top": {str(k): _mean(rows.top[:, n]) for n, k in enumerate(TOP) if k <= rows.classes},
         "temperatures": [_at(rows, n) for n in range(len(rows.temperatures))],
+        "chance": None,
         "accuracy": None,
         "nll": None,
         "ece": None,
@@ -49,6 +50,7 @@ def reading(rows: Rows) -> dict[str, Any]:
     right, confidence, log_p = rows.right[known].float(), rows.confidence[known], rows.log_p[known]
     nll = -log_p
     found |= {
+        "chance": float(rows.truth[known].bincount().max()) / int(known.sum()),  # the share of the commonest class
         "accuracy": _mean(right),
         "nll": _mean(nll),
         "reliability": reliability(confidence, right),

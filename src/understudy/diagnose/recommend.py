@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from .measure import at_temperature
 from .verdict import FAILING, HEALTHY, RISK, Finding, judge, share, temperature_range, weights_keep_relations
 
 FEW = 1000  # samples in all, up to which a solve beats a descent
 FEW_PER_CLASS = 60  # a tenth of what the usual sets have
+FEW_MASKS = 150  # labelled images for segmentation, 40 % of CamVid
 HOTTEST = 8.0
 MASS = 0.99  # of the teacher's probability that the k classes of topk hold
 MANY_CLASSES = 20
@@ -50,6 +53,19 @@ class Recommendation:
     settings: dict[str, Any] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     teaching: dict[str, Any] = field(default_factory=dict)
+
+
+def facts_about(data: Any, positions: Tensor, student: Any = None, teacher: Any = None, trained: bool = False) -> Facts:
+    """What is known of a run without measuring: its `Data`, the positions of its transfer set, and the two models.
+
+    ``trained``: whether the student is known to be no beginner; a student that is merely smaller than the teacher in
+    every layer counts as cut out of it only then.
+    """
+    labels = data.train.labels
+    known = labels is None or float((labels[positions] >= 0).float().mean()) >= 0.5
+    kin = "" if student is None or teacher is None else kinship(student, teacher)
+    shrunk = kin == "shrunk" or (kin == "alike" and trained)
+    return Facts(data.task, len(data.classes), len(positions), known, shrunk)
 
 
 def kinship(student: Any, teacher: Any) -> str:
@@ -89,12 +105,17 @@ def _method(facts: Facts, findings: Mapping[str, Finding]) -> tuple[str, str]:
         what = f"only {facts.samples} samples" if few else "no labels"
         return "fskd", f"fskd: the student was cut out of the teacher and there are {what}; it is solved, not trained."
     each = facts.samples / facts.classes
-    if facts.task != "language" and facts.labelled and (each <= FEW_PER_CLASS if facts.classes > 2 else few):
+    if facts.task == "classification" and facts.labelled and each <= FEW_PER_CLASS:
         return "skd", f"skd: {each:.0f} samples a class are few, and features say more of each than logits do."
+    if facts.task == "segmentation" and facts.labelled and facts.samples <= FEW_MASKS:
+        return "skd", f"skd: {facts.samples} images are few, and features say more of each than logits do."
     gap = findings.get("gap")
     if gap and gap.status in (RISK, FAILING):
         return "gpd", "gpd: the teacher is far ahead of the student, and a dynamic teacher bridges the gap."
-    return "kd", f"kd: {facts.samples:,} samples are enough to learn from the teacher's rows."
+    enough = (
+        f"{facts.samples:,} samples are enough to learn from" if facts.task != "language" else "every word is one of"
+    )
+    return "kd", f"kd: {enough} the teacher's rows."
 
 
 def _target(

@@ -20,7 +20,8 @@ from ..tasks import IGNORE, Task
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0)
 TOP = (1, 2, 3, 5, 10, 25, 50, 100)
 ROWS = 50_000  # rows that are kept of a set
-SHOWN = 256  # classes whose relations are looked at; the most frequent where there are more
+SHOWN = 256  # classes up to which the relations of all are looked at …
+MOST = 100  # … and how many of the most frequent where there are more
 _CELLS = 2**23  # logits that are worked on at once
 
 
@@ -177,7 +178,7 @@ class _Relations:
         if classes <= SHOWN:
             self.shown = torch.arange(classes, device=device)
         else:
-            self.shown = truth.bincount(minlength=classes).topk(SHOWN).indices.sort().values
+            self.shown = truth.bincount(minlength=classes).topk(MOST).indices.sort().values
         self.place = torch.full((classes,), -1, device=device)
         self.place[self.shown] = torch.arange(len(self.shown), device=device)
         self.logs = torch.zeros(len(self.shown), len(self.shown), device=device)

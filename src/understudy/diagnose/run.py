@@ -22,7 +22,7 @@ from ..teacher.similarity import logit_layer
 from ..train.precision import autocast_for, place, resolve_precision
 from ..train.progress import Display
 from .measure import reading, rescaling
-from .recommend import Facts, Recommendation, kinship, recommend
+from .recommend import Recommendation, facts_about, recommend
 from .relations import agreement, class_order, cosines, off_diagonal, prediction_similarity, within_minus_between
 from .rows import TEMPERATURES, Rows, read_rows
 from .verdict import UNKNOWN, Finding, judge, primary, temperature_range
@@ -107,17 +107,11 @@ def diagnose(
     measured = _measured(read, models, loaded, settings, stage)
     findings = judge(measured)
     first = primary(findings)
-    facts = Facts(
-        task=loaded.task,
-        classes=len(loaded.classes),
-        samples=len(positions),
-        labelled=measured["teacher"]["transfer"]["labelled"] >= 0.5,
-        shrunk="student" in models and _shrunk(models, measured),
-    )
+    trained = measured["student"] is not None and measured["student"]["trained"]
+    facts = facts_about(loaded, positions, models.get("student"), models.get("teacher"), trained)
     advised = recommend(facts, measured)
     result = {
         "version": 1,
-        "task": loaded.task,
         "data": {"name": loaded.name, "transfer_samples": len(positions), "available_samples": len(loaded.train)},
         **measured,
         "temperature_range": temperature_range(measured["teacher"]["transfer"]),
@@ -154,12 +148,6 @@ def _load(role: str, spec: Any, data: Data) -> Model:
         name = spec if isinstance(spec, str | Path) else type(spec).__name__
         raise UserError(str(error).replace("the model ", f"the {role} {str(name)!r} ", 1)) from None
     return model
-
-
-def _shrunk(models: dict[str, Model], measured: dict[str, Any]) -> bool:
-    """Whether the student has the teacher's weights: recorded, or like it in shape and no beginner."""
-    kin = kinship(models["student"], models["teacher"])
-    return kin == "shrunk" or (kin == "alike" and measured["student"]["trained"])
 
 
 @dataclass(frozen=True)
@@ -221,7 +209,8 @@ def _measured(
     read: dict[str, _Reading], models: dict[str, Model], data: Data, settings: dict[str, Any], stage: _Stage
 ) -> dict[str, Any]:
     """Everything that the verdict and the report read, as JSON values."""
-    found: dict[str, Any] = {"classes": len(data.classes), "settings": settings, "precision": stage.precision}
+    found: dict[str, Any] = {"task": data.task, "classes": len(data.classes), "settings": settings}
+    found["precision"] = stage.precision
     for role in ("teacher", "student"):
         if role not in read:
             found[role] = None

@@ -50,7 +50,7 @@ def judge(measured: dict[str, Any]) -> list[Finding]:
     """Findings in the order of their weight: a teacher that errs comes before one that is merely too sure.
 
     ``measured`` is what `understudy.diagnose` measures and writes: "teacher" and "student" (each with the readings
-    "transfer" and "test"), "settings", "classes".
+    "transfer" and "test"), "relations", "settings", "classes" and "task".
     """
     return [wrong(measured), smoothed(measured), overconfident(measured), too_hot(measured), gap(measured)]
 
@@ -86,6 +86,13 @@ def wrong(measured: dict[str, Any]) -> Finding:
         return Finding(name, title, UNKNOWN, text, "Label a few hundred samples to find out.")
     if seen["rows"] < MIN_ROWS:
         return Finding(name, title, UNKNOWN, _few(seen), "Diagnose on more samples.")
+    chance = seen["chance"]
+    if seen["accuracy"] <= min(chance + 3 * (chance * (1 - chance) / seen["rows"]) ** 0.5, (1 + chance) / 2):
+        text = (
+            f"It is right in {share(seen['accuracy'])}, and the commonest class makes {share(chance)}: that is chance."
+        )
+        advice = "Check that its input normalisation, channel order and order of classes are those it was trained with."
+        return Finding(name, title, FAILING, text, advice)
     rate, unowned = seen["wrong"]["share"], seen["wrong"]["unowned"]
     text = (
         f"Its first choice is not the label in {share(rate)} of the transfer set; these rows make "
@@ -99,7 +106,8 @@ def wrong(measured: dict[str, Any]) -> Finding:
     elif rate > WRONG[0]:
         text += " Its probabilities own up to that: where it errs, it doubts."
     failing = rate > WRONG[1] and (unowned > UNOWNED[1] or unlike)
-    status = _graded(failing, (rate > WRONG[0] and unowned > UNOWNED[0]) or rate > WRONG_ANYWAY)
+    often = rate > WRONG_ANYWAY and measured["task"] != "language"  # the next word is anybody's guess
+    status = _graded(failing, (rate > WRONG[0] and unowned > UNOWNED[0]) or often)
     if status == HEALTHY:
         return Finding(name, title, status, text)
     advice = (

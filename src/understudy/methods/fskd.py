@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 FOLDS = 4  # parts of the samples, each once left out to choose the ridge
 PIXELS = 2**15  # in a chunk: what is computed at once stays small, whatever the number of samples
+JUDGED = 128  # samples whose outputs are compared before and after
 BUDGET = 256 * 2**20  # bytes of frontier in memory; more lies in temporary files
 
 Inputs = Callable[[int], tuple[Tensor, Tensor]]  # number of a chunk → inputs for the student and for the teacher
@@ -69,11 +70,11 @@ def recover(
 ) -> dict[str, Any]:
     """Align the student with the teacher, layer by layer; changes its weights (and norms) in place.
 
-    ``inputs`` gives each of the ``chunks`` of samples, prepared for both networks. ``kept`` names the teacher's output
-    channels that the student's layers kept. Returns ``before`` and ``after``, the relative error of the student's
-    outputs ``‖S-T‖²/‖T‖²``, the number of ``sweeps`` that were kept, and ``blocks``, the same error for each layer in
-    each kept sweep, just before and just after its own Q is absorbed. A sweep that does not lessen the error of the
-    outputs is undone. Raises `UserError` where the two do not correspond or a value is not finite.
+    ``inputs`` gives each of the ``chunks`` of samples, prepared for both networks; ``kept`` names the teacher's output
+    channels that the student's layers kept. Returns ``before`` and ``after``, the relative error ``‖S-T‖²/‖T‖²`` of the
+    student's outputs on the first chunks; the number of ``sweeps``; and ``blocks``, that error of each layer just before
+    and after its own Q is absorbed. A sweep that does not lessen the error of the outputs is undone. Raises `UserError`
+    where the two do not correspond or a value is not finite.
     """
     modes = {module: module.training for network in (student, teacher) for module in network.modules()}
     student.eval(), teacher.eval()
@@ -120,7 +121,8 @@ def _sweep(
     with Frontier(budget) as frontier:
         for chunk in range(chunks):
             x, y = inputs(chunk)
-            frontier.put(chunk, {"inputs": x, "outputs before": _logits(student.run(x))}, {"inputs": y})
+            known = {"outputs before": _logits(student.run(x))} if chunk * len(x) < JUDGED else {}
+            frontier.put(chunk, {"inputs": x, **known}, {"inputs": y})
         change: Callable[[dict[str, Any]], None] = lambda live: None  # noqa: E731 - nothing is solved yet
 
         def advanced(chunk: int, to: int, their_to: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -144,7 +146,7 @@ def _sweep(
                     device = "cpu" if x.device.type == "mps" else x.device  # which has no float64
                     moments = Moments.zeros(min(FOLDS, chunks), *shape, device)
                 moments.add(chunk % FOLDS, x, y)
-                size += float(whole.double().square().sum())
+                size += float(torch.linalg.vector_norm(whole, dtype=moments.x.dtype)) ** 2
                 frontier.put(chunk, s, t)
             assert moments is not None
             _check_finite(moments, size, point)
@@ -158,8 +160,10 @@ def _sweep(
             report(number + 1, len(points))
 
         before = after = size = 0.0
-        for chunk in range(chunks):
+        for chunk in range(chunks):  # those with outputs before come first
             s, t = advanced(chunk, len(student.nodes), len(teacher.nodes))
+            if "outputs before" not in s:
+                break
             target = _logits(t["output"]).double()
             before += float((s["outputs before"].double() - target).square().sum())
             after += float((_logits(s["output"]).double() - target).square().sum())
@@ -219,25 +223,20 @@ def _prepared(model: Model, raw: Tensor) -> Tensor:
 
 
 def preview(cast: Cast) -> list[dict[str, Any]]:
-    """The alignment points, one row each: what ``--dry-run`` prints."""
-    return [point.row() for point in _points(cast)]
-
-
-def _points(cast: Cast) -> list[Point]:
-    inputs = _chunks(cast)[0](0)
-    student, teacher = cast.student.to(inputs[0].device), cast.teacher.to(inputs[0].device)
-    walks = Walk(student.network, "student"), Walk(teacher.network, "teacher")
-    return plan_alignment(*walks, cast.student.kept, (inputs[0][:2], inputs[1][:2]))
+    """The alignment points, one row each: what ``--dry-run`` prints. Raises where the two do not correspond."""
+    x, y = _chunks(cast)[0](0)
+    for model in (cast.student, cast.teacher):
+        place(model, cast.transfer.device)
+    walks = Walk(cast.student.network, "student"), Walk(cast.teacher.network, "teacher")
+    return [point.row() for point in plan_alignment(*walks, cast.student.kept, (x[:2], y[:2]))]
 
 
 def plan(cast: Cast) -> list[Phase]:
     """Solve layer by layer; then, if asked for, a few updates on the teacher's logits of the same samples."""
     s = cast.settings
-    _points(cast)  # what does not correspond is told before anything is changed
+    preview(cast)  # what does not correspond is told before anything is changed
 
     def align(report: Callable[[int, int], None]) -> dict[str, Any]:
-        for model in (cast.student, cast.teacher):
-            place(model, cast.transfer.device)
         inputs, chunks = _chunks(cast)
         networks = cast.student.network, cast.teacher.network
         return recover(*networks, cast.student.kept, inputs, chunks, ridge=s.ridge, sweeps=s.sweeps, report=report)

@@ -13,11 +13,11 @@ and one optimiser moves the parameters of both. The static teacher may be left o
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from ..data import Batch
@@ -32,6 +32,11 @@ from .teaching import TargetSettings, teaching
 DEFAULTS: dict[str, Any] = {"ema": 0.995, "clip": 5.0}
 
 
+def _words(value: Any) -> Any:
+    """A word list as the command line gives it, "pointwise,average"; "" is none."""
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
 class Settings(TargetSettings):
     """The dynamic teacher, and how much it teaches. The target's settings are those of the static teacher."""
 
@@ -40,8 +45,9 @@ class Settings(TargetSettings):
         3.0, ge=0, description="λ: weight of what the dynamic teacher teaches, where that of the labels is 1"
     )
     gap_smoothing: float = Field(0.1, ge=0, lt=1, description="label smoothing of the dynamic teacher's predictions")
-    branches: tuple[str, ...] = Field(
-        tuple(BRANCHES), description="branches of a kernel beside the unrestricted one: " + ", ".join(BRANCHES)
+    branches: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        tuple(BRANCHES),
+        description=f"branches of a kernel beside the unrestricted one, with commas between: {', '.join(BRANCHES)}",
     )
     perturbation: float = Field(
         0.05, ge=0, description="how far copies start apart, as a share of the weights; the function stays the same"

@@ -7,6 +7,7 @@ are compared where the stages end; losses are in `features`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,7 @@ from .features import attention_loss, flow_loss
 from .method import Cast
 from .stages import Apprentice, StageSettings, feature_loss, features, stage, tapped
 
+Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 ATTENTION = 500.0  # half of the authors' β of 1000
 
 
@@ -95,9 +97,9 @@ def simultaneous(cast: Cast) -> list[Fit]:
     return [_whole(cast, "simultaneous", tapped(cast.student, pairs), step, [p.teacher.name for p in pairs])]
 
 
-def _whole(cast: Cast, name: str, trainee: Tapped, step, names: list[str]) -> Fit:
+def _whole(cast: Cast, name: str, trainee: Tapped, step: Step, names: list[str]) -> Fit:
     """A phase in which the whole student learns, seen through its taps."""
-    return Fit(name, trainee, step, (features(cast, names),), readout=lambda trainee: trainee.model)
+    return Fit(name, trainee, step, (features(cast, names),), readout=lambda tapped: tapped.get_submodule("model"))
 
 
 def _task_loss(cast: Cast, outputs: Tensor, batch: Batch) -> Tensor:

@@ -28,7 +28,7 @@ class StageSettings(TargetSettings):
 
     stages: str | None = Field(
         None,
-        description="student_module=teacher_module,…: where stages end; default: the last common cut at each resolution",
+        description="student_module=teacher_module,…: where stages end; default: the last cut at each resolution",
     )
 
 

@@ -125,7 +125,9 @@ def rebuild(value: Any, visit: Callable[[Any], Any]) -> Any:
 def leaves(value: Any, kind: type) -> list[Any]:
     """The leaves of exactly (whole numbers) or at least (tensors) that type."""
     found: list[Any] = []
-    rebuild(value, lambda leaf: found.append(leaf) if (type(leaf) is int if kind is int else isinstance(leaf, kind)) else 0)
+    rebuild(
+        value, lambda leaf: found.append(leaf) if (type(leaf) is int if kind is int else isinstance(leaf, kind)) else 0
+    )
     return found
 
 
@@ -176,7 +178,7 @@ class Tracer(TorchFunctionMode):
         named = [*network.named_parameters(), *network.named_buffers()]
         self.names = {id(tensor): name for name, tensor in named}
         self.tensors = dict(named)
-        self.inner: dict[str, int] = {}  # order of a weight's copies; 0: not copied
+        self.orders: dict[str, int] = {}  # order of a weight's copies; 0: not copied
         self.bare: dict[tuple[str, int], Copies] = {}
         self.undivided: set[str] = set()  # weights that are both embedding and layer
         self.choices: Counter = Counter()
@@ -207,8 +209,8 @@ class Tracer(TorchFunctionMode):
             if not self.changed:
                 return
         raise UserError(
-            f"the channels of {type(self.network).__name__} found no order of copies in {PASSES} tries; expected a network "
-            "whose layers agree: use another student."
+            f"no order of copies was found for the channels of {type(self.network).__name__} in {PASSES} tries; expected "
+            "a network whose layers agree: use another student."
         )
 
     def _hooks(self, path: str, module: nn.Module) -> list[Any]:
@@ -259,8 +261,8 @@ class Tracer(TorchFunctionMode):
 
     def _learn(self, inner: dict[str, int], bare: dict[tuple[str, int], Copies]) -> None:
         for maker, value in inner.items():
-            if self.inner.get(maker, 1) != value:
-                self.inner[maker], self.learned[maker], self.changed = value, value, True
+            if self.orders.get(maker, 1) != value:
+                self.orders[maker], self.learned[maker], self.changed = value, value, True
                 self.demanded.add((maker, value))
                 self.bare = {key: copies for key, copies in self.bare.items() if copies.maker != maker}
         for key, copies in bare.items():
@@ -270,14 +272,14 @@ class Tracer(TorchFunctionMode):
         """Whether a weight can be asked for this order of copies: newly, or again within this run."""
         if maker in self.learned:
             return self.learned[maker] == inner
-        return (maker, inner) not in self.demanded and self.inner.get(maker, 1) != inner
+        return (maker, inner) not in self.demanded and self.orders.get(maker, 1) != inner
 
     def _fail(self, func: Any, why: str = "") -> UserError:
         frame = self.stack[-1]
         place = f"module {frame.path!r} ({frame.kind.__name__})" if frame.path else f"{frame.kind.__name__}.forward"
         return UserError(
-            f"{place} calls {_title(func)} in a way that cannot be widened{why}; expected a function that treats copies "
-            "of a channel alike: replace it, or use another student."
+            f"{place} calls {getattr(func, '__name__', func)} in a way that cannot be widened{why}; expected a function "
+            "that treats copies of a channel alike: replace it, or use another student."
         )
 
     def _edit(self, func: Any, edit: Edit) -> None:
@@ -330,7 +332,7 @@ class Tracer(TorchFunctionMode):
             if into is not None:
                 dims[into] = entering
             shared = into if entering is not None else None
-            if shared is not None and name in self.undivided:
+            if entering is not None and shared is not None and name in self.undivided:
                 shared = None
                 self._edit(func, Edit(divide=_counts(entering)))
             if not self._place(name, tuple(dims), shared):
@@ -354,7 +356,7 @@ class Tracer(TorchFunctionMode):
             blocks, whole = spread(inputs, self.ratio, size).view(-1, size), True
         if not whole and len(rows) == groups and (within == within[0]).all() and func not in TRANSPOSED:
             leaving = self._fresh(f"{name}:0", outputs)  # as many groups as before, each with copies inside
-            if leaving is not None and out_size % self.inner.get(leaving.maker or "", 1) == 0:
+            if leaving is not None and out_size % self.orders.get(leaving.maker or "", 1) == 0:
                 self._place(name, (leaving, Copies(within[0]), *(None,) * (self.tensors[name].dim() - 2)), 1)
                 return leaving
         if not whole:
@@ -374,7 +376,7 @@ class Tracer(TorchFunctionMode):
         return leaving
 
     def _fresh(self, maker: str, channels: int) -> Copies | None:
-        inner = self.inner.get(maker, 1)
+        inner = self.orders.get(maker, 1)
         return Copies(spread(channels, self.ratio, inner), maker) if inner else None
 
     def _place(self, name: str, layout: Layout, shared: int | None) -> bool:
@@ -385,7 +387,11 @@ class Tracer(TorchFunctionMode):
     def _disagree(self, func: Any, name: str, layout: Layout, shared: int | None, out: int) -> Copies | None:
         """One weight in two roles (tied embeddings): the output stays as it is, or the input is divided instead."""
         there = self.placements[name]
-        if not _same(there.layout[out], layout[out]) and there.layout[out] is None and self.inner.get(f"{name}:{out}", 1):
+        if (
+            not _same(there.layout[out], layout[out])
+            and there.layout[out] is None
+            and self.orders.get(f"{name}:{out}", 1)
+        ):
             self._learn({f"{name}:{out}": 0}, {})
         elif name not in self.undivided and all(map(_same, there.layout, layout)):
             self.undivided.add(name)
@@ -422,12 +428,16 @@ class Tracer(TorchFunctionMode):
         layouts: list[Layout] = [(*(None,) * (x.dim() - 1), leaving)]
         for weights in results[1:]:
             per_head = weights.dim() == 4
-            layouts.append((None, Copies(spread(heads, self.ratio)), None, None) if per_head else (None,) * weights.dim())
+            layouts.append(
+                (None, Copies(spread(heads, self.ratio)), None, None) if per_head else (None,) * weights.dim()
+            )
         return layouts
 
     # ---- everything else ------------------------------------------------------------------------------------
 
-    def _tried(self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[_Known]) -> list[Layout]:
+    def _tried(
+        self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[_Known]
+    ) -> list[Layout]:
         frame = self.stack[-1]
         choice = (frame.kind, func, frame.counts[func])  # layers of one kind decide alike
         skip = self.choices[choice]
@@ -449,7 +459,9 @@ class Tracer(TorchFunctionMode):
                 asked = _sizes(func, args[0], args[1:], kwargs)
                 grown = next(dim for dim, size in enumerate(attempt.sizes) if size != narrow[dim])
                 if attempt.fixed or asked[grown] != -1:
-                    groups = [(i, o, grown if grown in o else None) for i, o in _groups(args[0].shape, results[0].shape)]
+                    groups = [
+                        (i, o, grown if grown in o else None) for i, o in _groups(args[0].shape, results[0].shape)
+                    ]
                     self._edit(func, Edit(view=({dim: attempt.sizes[dim] for dim in attempt.fixed}, groups)))
             elif attempt.numbers:
                 self._edit(func, Edit(attempt.numbers))
@@ -469,7 +481,9 @@ class Tracer(TorchFunctionMode):
                 self.blame[choice] = str(self._fail(func))
         raise _Again
 
-    def _attempts(self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[_Known]) -> Iterator[_Attempt]:
+    def _attempts(
+        self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[_Known]
+    ) -> Iterator[_Attempt]:
         layouts = [operand.layout for operand in operands]
         if func in VIEWS and leaves((args[1:], kwargs), int):
             yield from self._view_attempts(operands[0].tensor, layouts[0], results[0])
@@ -527,7 +541,11 @@ class Tracer(TorchFunctionMode):
                     continue
                 for from_right, size, copies in copied:
                     shape = operand.tensor.shape
-                    places = [d for d in range(len(shape)) if shape[d] == size and (not aligned or d - len(shape) == from_right)]
+                    places = [
+                        d
+                        for d in range(len(shape))
+                        if shape[d] == size and (not aligned or d - len(shape) == from_right)
+                    ]
                     if places and size > 0:
                         dim = places[-1]
                         freed[i] = tuple(copies if d == dim else None for d in range(len(shape)))
@@ -548,7 +566,10 @@ class Tracer(TorchFunctionMode):
                 continue
             if len(copied) > 1:
                 return
-            copies, wide_in = layout[copied[0]], math.prod(len(c.index) if (c := layout[d]) else x.shape[d] for d in ins)
+            copies, wide_in = (
+                layout[copied[0]],
+                math.prod(len(c.index) if (c := layout[d]) else x.shape[d] for d in ins),
+            )
             assert copies is not None
             pure = [dim for dim in ins if x.shape[dim] > 1] in ([], copied)
             order = [dim for dim in outs if result.shape[dim] > 1] or outs[:1]
@@ -564,13 +585,19 @@ class Tracer(TorchFunctionMode):
                 after = math.prod(result.shape[d] for d in outs if d > dim)
                 sizes = list(result.shape)
                 sizes[dim] = wide_in // rest
-                attempt = _Attempt([layout], sizes=tuple(sizes), fixed=frozenset(outs) if pure and len(outs) > 1 and 0 not in ins else frozenset())
+                attempt = _Attempt(
+                    [layout],
+                    sizes=tuple(sizes),
+                    fixed=frozenset(outs) if pure and len(outs) > 1 and 0 not in ins else frozenset(),
+                )
                 options.append(attempt)
                 maker = copies.maker
                 if pure and maker and dim != 0 and self._askable(maker, after):
                     changed = self._with_inner([layout], maker, after)
                     if changed[0][copied[0]] is not None:
-                        options.append(_Attempt(changed, sizes=attempt.sizes, fixed=attempt.fixed, inner={maker: after}))
+                        options.append(
+                            _Attempt(changed, sizes=attempt.sizes, fixed=attempt.fixed, inner={maker: after})
+                        )
             found.append(options)
         if len(found) == 1:
             yield from found[0]
@@ -581,10 +608,10 @@ class Tracer(TorchFunctionMode):
             for copies in self._look(tensor).layout:
                 if copies is None:
                     continue
-                if copies.maker is None or self.inner.get(copies.maker) == 0:
+                if copies.maker is None or self.orders.get(copies.maker) == 0:
                     raise UserError(
-                        f"the outputs of {type(self.network).__name__} are not made by a last layer of their own; expected "
-                        "logits out of a linear layer or convolution: use another student."
+                        f"the outputs of {type(self.network).__name__} are not made by a last layer of their own; "
+                        "expected logits out of a linear layer or convolution: use another student."
                     )
                 self._learn({copies.maker: 0}, {})
 
@@ -592,7 +619,9 @@ class Tracer(TorchFunctionMode):
 class _Trial:
     """One call on random numbers, against the same call on copies of them."""
 
-    def __init__(self, func: Any, args: tuple, kwargs: dict, operands: list[_Known], generator: torch.Generator) -> None:
+    def __init__(
+        self, func: Any, args: tuple, kwargs: dict, operands: list[_Known], generator: torch.Generator
+    ) -> None:
         self.func, self.args, self.kwargs, self.operands = func, args, kwargs, operands
         self.inputs = [
             torch.rand(o.tensor.shape, generator=generator, dtype=o.tensor.dtype).to(o.tensor) + 0.5
@@ -694,7 +723,8 @@ def _groups(before: torch.Size, after: torch.Size) -> Iterator[tuple[list[int], 
     """The dimensions of a view that make up the same elements before and after."""
     i = j = 0
     while i < len(before) or j < len(after):
-        ins, outs = [], []
+        ins: list[int] = []
+        outs: list[int] = []
         left = right = 1
         while not (ins or outs) or left != right:
             if (left <= right and i < len(before)) or j >= len(after):
@@ -719,7 +749,3 @@ def logits_of(outputs: Any) -> Any:
     if isinstance(outputs, dict):
         return outputs.get("logits", outputs)
     return getattr(outputs, "logits", outputs)
-
-
-def _title(func: Any) -> str:
-    return getattr(func, "__name__", str(func))

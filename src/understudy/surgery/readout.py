@@ -1,9 +1,9 @@
 """Reading the student out of a wide network, at any moment, and training both as one.
 
-Channel-branch reparameterisation (Guo et al. 2025, "Gap Preserving Distillation", arXiv 2410.04140): the student *is* a
-slice of the wide network: the first copy of every channel, input weights times the ratio, branches summed. Nothing of the
-student is stored but its buffers; its own module runs on tensors that are computed from the wide network's, so gradients
-of both flow into one set of parameters.
+Channel-branch reparameterisation (Guo et al. 2025, "Gap Preserving Distillation", arXiv 2410.04140): the student *is*
+a slice of the wide network: the first copy of every channel, input weights times the ratio, branches summed. Nothing of
+the student is stored but its buffers; its own module runs on tensors that are computed from the wide network's, so
+gradients of both flow into one set of parameters.
 
 Branches (Hu et al. 2022, "Online Convolutional Re-parameterization", arXiv 2204.00826): a k×k kernel is a sum of an
 unrestricted one, the origin, and restricted ones. The origin starts as the kernel minus the others.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UserError
-from .widen import Projection, named_tensors, put, widen
+from .widen import Projection, put, widen
 
 SHARE = 0.1  # how large a branch starts, as a share of the kernel's root mean square
 
@@ -70,8 +70,8 @@ BRANCHES: dict[str, Callable[..., Tensor]] = {
 class Shared(nn.Module):
     """A student and its wide network in one set of parameters; called, it gives the outputs of both.
 
-    ``wide`` holds the parameters (of a convolution with branches: the origin), ``extra`` the other branches, ``plain`` the
-    student's own module without parameters, but with its buffers: each network has its own BatchNorm statistics.
+    ``wide`` holds the parameters (of a convolution with branches: the origin), ``extra`` the other branches, ``plain``
+    the student's own module without parameters, but with its buffers: each network has its own BatchNorm statistics.
     ``run(network, x)`` is how either is called. Merged kernels are formed once a call and serve both.
     """
 
@@ -87,7 +87,9 @@ class Shared(nn.Module):
     ) -> None:
         super().__init__()
         if unknown := [name for name in branches if name not in BRANCHES]:
-            raise UserError(f"branch {unknown[0]!r} is not known; expected some of {', '.join(BRANCHES)}: correct branches.")
+            raise UserError(
+                f"branch {unknown[0]!r} is not known; expected some of {', '.join(BRANCHES)}: correct branches."
+            )
         self.wide, self.projection, self.run = wide, projection, run
         self.plain = copy.deepcopy(student)
         for module in self.plain.modules():
@@ -115,7 +117,7 @@ class Shared(nn.Module):
             factor = (size / now.clamp(min=1e-12)) ** (1 / len(parts))
             for number, part in enumerate(parts):
                 self.extra[_key(name, branch, number)] = nn.Parameter(part * factor)
-        kernel -= self._others(name, kernel)
+        kernel.sub_(self._others(name, kernel))
 
     def _others(self, name: str, kernel: Tensor) -> Tensor | int:
         total: Tensor | int = 0
@@ -154,14 +156,17 @@ class Shared(nn.Module):
         return self.run(_Bound(self.plain, self.projection(self.merged() if merged is None else merged)), x)
 
 
-class _Bound:
+class _Bound(nn.Module):
     """A network called on given tensors in the place of its parameters."""
 
     def __init__(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
         self.network, self.tensors = network, tensors
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.network, self.tensors, args, kwargs) if self.tensors else self.network(*args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (
+            functional_call(self.network, self.tensors, args, kwargs) if self.tensors else self.network(*args, **kwargs)
+        )
 
 
 @torch.no_grad()
@@ -172,7 +177,9 @@ def readout(shared: Shared) -> nn.Module:
     made: dict[int, nn.Parameter] = {}
     for name, parameter in shared.wide.named_parameters(remove_duplicate=False):
         if id(parameter) not in made:
-            made[id(parameter)] = nn.Parameter(tensors[name].clone(memory_format=torch.contiguous_format), parameter.requires_grad)
+            made[id(parameter)] = nn.Parameter(
+                tensors[name].clone(memory_format=torch.contiguous_format), parameter.requires_grad
+            )
         put(network, name, made[id(parameter)])
     for mine, theirs in zip(network.modules(), shared.wide.modules(), strict=True):
         mine.training = theirs.training

@@ -48,7 +48,7 @@ class _Group:
 
     root: nn.Module
     prune: Any  # torch-pruning's function for the root
-    units: Tensor  # [units, channels of the root in each]
+    units: list[list[int]]  # channels of the root in each
     scores: Tensor  # [units], the least important is the smallest
     parts: tuple[_Part, ...]
 
@@ -142,26 +142,50 @@ def _groups(graph: Any, network: nn.Module, how: str) -> list[_Group]:
         if is_output or _crosses_heads(items, graph, names, network):
             continue
         size = outputs_of(tied[0].dep.target.module)
-        together = max(
-            (getattr(dep.target.module, key, 1) for dep, _, _ in items for key in ("groups", "num_groups")
-             if dep.target.type in (OPTYPE.CONV, OPTYPE.GN)), default=1,
-        )  # fmt: skip
-        if size % together:
-            continue
-        units = torch.arange(size).view(together, -1).t()  # the same place in every group of a grouped convolution
+        units = _units(items, graph, size)
         scores = _scores(items, graph, size, how)
         if scores is None or len(units) < 2:
             continue
-        parts = []
+        means, parts = torch.stack([scores[unit].mean() for unit in units]), []
         for dep, _, roots in items:
             if isinstance(dep.target.module, LAYERS):
                 both = dep.target.type == OPTYPE.DEPTHWISE_CONV
                 side = "both" if both else "out" if graph.is_out_channel_pruning_fn(dep.handler) else "in"
-                losses = torch.bincount(torch.tensor(roots), minlength=size)[units].sum(1)
+                counts = torch.bincount(torch.tensor(roots), minlength=size)
+                losses = torch.stack([counts[unit].sum() for unit in units])
                 parts.append(_Part(names[dep.target.module], side, losses))
         root = tied[0].dep
-        found.append(_Group(root.target.module, root.handler, units, scores[units].mean(1), tuple(parts)))
+        found.append(_Group(root.target.module, root.handler, units, means, tuple(parts)))
     return found
+
+
+def _units(items: Any, graph: Any, size: int) -> list[list[int]]:
+    """The root's channels in the smallest sets that can go alone.
+
+    What has its channels in groups must stay so: each group loses the same places, so these are tied.
+    """
+    owner = list(range(size))
+    for dep, idxs, roots in items:
+        module = dep.target.module
+        groups = getattr(module, "num_groups", getattr(module, "groups", 1))
+        if groups == 1 or type(groups) is not int or not hasattr(module, "weight") or _is_depthwise(module):
+            continue
+        is_output = graph.is_out_channel_pruning_fn(dep.handler)
+        total = getattr(module, "num_channels", None) or (module.out_channels if is_output else module.in_channels)
+        if len(set(idxs)) < total:  # the rest are another group's, on which these would depend
+            return [list(range(size))]
+        first: dict[int, int] = {}
+        for place, root in zip(idxs, roots, strict=True):
+            old, new = owner[root], owner[first.setdefault(place % (total // groups), root)]
+            owner = [new if one == old else one for one in owner] if old != new else owner
+    sets: dict[int, list[int]] = {}
+    for channel, one in enumerate(owner):
+        sets.setdefault(one, []).append(channel)
+    return list(sets.values())
+
+
+def _is_depthwise(module: Any) -> bool:
+    return getattr(module, "groups", 1) == getattr(module, "out_channels", 0) == getattr(module, "in_channels", 0)
 
 
 def _crosses_heads(items: Any, graph: Any, names: Mapping[nn.Module, str], network: nn.Module) -> bool:
@@ -258,13 +282,13 @@ def _collect(order: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
 def _by_ratio(groups: Sequence[_Group], how: str, ratio: float) -> dict[int, list[int]]:
     if how == "l1":
         return {number: _least(group, ratio) for number, group in enumerate(groups)}
-    target = ratio * sum(group.units.numel() for group in groups)
+    target = ratio * sum(len(unit) for group in groups for unit in group.units)
     gone, order = 0.0, []
     for number, unit in _order(groups, how, ratio):
-        if gone + groups[number].units.shape[1] / 2 > target:
+        if gone + len(groups[number].units[unit]) / 2 > target:
             break
         order.append((number, unit))
-        gone += groups[number].units.shape[1]
+        gone += len(groups[number].units[unit])
     return _collect(order)
 
 
@@ -319,7 +343,7 @@ def _cut(
         if not units:
             continue
         group = groups[number]
-        channels = sorted(group.units[units].flatten().tolist())
+        channels = sorted(channel for unit in units for channel in group.units[unit])
         tied = graph.get_pruning_group(group.root, group.prune, channels)
         for dep, idxs in tied:
             name = names.get(dep.target.module)

@@ -49,7 +49,7 @@ class Moments:
         x = x.to(self.x)
         d = y.to(self.x) - x
         self.rows[fold] += len(x)
-        self.dd[fold] += d.square().sum()
+        self.dd[fold] += torch.linalg.vector_norm(d) ** 2
         x, d = (value.unflatten(1, (blocks, n)).transpose(0, 1) for value in (x, d))
         self.x[fold] += x.sum(1)
         self.d[fold] += d.sum(1)

@@ -37,12 +37,12 @@ def widen(
     """A copy of the student with ``ratio`` times the hidden channels, and the projection back.
 
     ``example`` is a batch of what the student's ``forward`` takes. ``perturbation`` is the size of δ as a share of
-    a weight's own root mean square. The student is left as it is. The wide network has the student's module names, its
-    modes, and its own parameters and buffers; its inputs and outputs keep their sizes. ``projection`` maps tensors of the
-    wide network by name (parameters, buffers or both) to the student's, differentiably.
+    a weight's own root mean square. The student is left as it is. The wide network has the student's module names and
+    modes, and parameters and buffers of its own; its inputs and outputs keep their sizes. ``projection`` maps tensors
+    of the wide network by name (parameters, buffers or both) to the student's, differentiably.
 
-    Raises `UserError` for a ratio that is not a whole number from 2, and for a network that cannot be widened, naming the
-    module and the function.
+    Raises `UserError` for a ratio that is not a whole number from 2, and for a network that cannot be widened, naming
+    the module and the function.
     """
     if type(ratio) is not int or ratio < 2:
         raise UserError(f"ratio = {ratio!r} cannot widen a network; expected a whole number from 2: set ratio 2.")
@@ -56,8 +56,8 @@ def widen(
     placements = tracer.placements
     if not any(any(placement.layout) for placement in placements.values()):
         raise UserError(
-            f"{type(student).__name__} has no hidden channels to copy; expected at least one layer before the last: use a "
-            "deeper student."
+            f"{type(student).__name__} has no hidden channels to copy; expected at least one layer before the last: use "
+            "a deeper student."
         )
     wide = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(seed)
@@ -160,7 +160,11 @@ class _Slice:
             inner = next((k for k in blocks if torch.equal(spread(channels, ratio, k), copies.index)), None)
             takes.append((dim, inner, inner * ratio) if inner else (dim, _first(copies.index)))
             if placement and dim == placement.shared:
-                scale = float(ratio) if uniform else counts.view([-1 if d == dim else 1 for d in range(len(placement.layout))])
+                scale = (
+                    float(ratio)
+                    if uniform
+                    else counts.view([-1 if d == dim else 1 for d in range(len(placement.layout))])
+                )
         return _Slice(tuple(takes), scale)
 
     def __call__(self, wide: Tensor) -> Tensor:
@@ -213,7 +217,10 @@ def _adjust(module: nn.Module, attributes: dict[str, Any], edits: dict[tuple[Cal
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
-    elif isinstance(module, nn.modules.batchnorm._NormBase) and (weight if weight is not None else module.running_mean) is not None:
+    elif (
+        isinstance(module, nn.modules.batchnorm._NormBase)
+        and (weight if weight is not None else module.running_mean) is not None
+    ):
         module.num_features = len(weight if weight is not None else module.running_mean)  # type: ignore[arg-type]
     elif isinstance(module, nn.GroupNorm):
         for edit in edits.values():
@@ -266,14 +273,14 @@ def _check(student: nn.Module, wide: nn.Module, example: Tensor, precise: bool) 
         found = leaves(logits_of(wide(example)), Tensor)
     except Exception as error:
         raise UserError(
-            f"{type(student).__name__} cannot be widened: {str(error).splitlines()[0]}; expected a network that reads sizes "
-            "from its tensors or keeps them in its calls: use another student."
+            f"{type(student).__name__} cannot be widened: {(str(error) or repr(error)).splitlines()[0]}; expected a "
+            "network that reads sizes from its tensors or names them in its calls: use another student."
         ) from error
     expected = leaves(logits_of(student(example)), Tensor)
     for a, b in zip(expected, found, strict=True):
         apart = (a - b).abs().max() / a.abs().max().clamp(min=1e-30) if a.is_floating_point() else (a != b).any()
         if not apart <= (1e-6 if precise else 1e-4):
             raise UserError(
-                f"{type(student).__name__} cannot be widened: its wide copy differs by {float(apart):.1e}; expected the same "
-                "outputs: use a student that treats copies of a channel alike."
+                f"{type(student).__name__} cannot be widened: its wide copy differs by {float(apart):.1e}; expected the "
+                "same outputs: use a student that treats copies of a channel alike."
             )

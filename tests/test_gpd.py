@@ -1,0 +1,130 @@
+"""Gap preserving distillation: its objective, its phase in the runner, resume, and the student it leaves."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tools import CLASSES, Curtain, events, model, perform, plan, runner, same, weights
+from torch import nn
+
+from understudy.data import Batch
+from understudy.errors import UserError
+from understudy.methods import METHODS
+from understudy.methods.gpd import Settings, gap_loss
+from understudy.surgery import readout
+from understudy.tasks import TASKS, cross_entropy
+
+
+def test_the_gap_loss_is_cross_entropy_with_smoothed_predictions():
+    torch.manual_seed(0)
+    z, v = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    target = 0.9 * v.softmax(1) + 0.1 / 4
+    expected = -(target * z.log_softmax(1)).sum(1).mean()
+    loss = gap_loss(z, v, 0.1)
+    torch.testing.assert_close(loss, expected.detach(), check_dtype=False)
+    loss.backward()
+    assert v.grad is None  # the dynamic teacher is not drawn down to the student
+    assert gap_loss(z[:0], v[:0], 0.1) == 0
+
+
+@pytest.mark.parametrize("target", ["kd", "dkd", None])
+def test_both_objectives_flow_into_one_set_of_parameters(target):
+    student = model(seed=1, norm=True)
+    teacher = model(seed=2, width=6) if target else None
+    settings = {"target": target} if target else {}
+    (phase,) = plan("gpd", student, teacher, **settings)
+    trainee = phase.trainee.train()
+    raw = torch.randint(0, 255, (12, 1, 6, 6), dtype=torch.uint8)
+    labels = torch.arange(12) % CLASSES
+    signals = {"teacher": {"logits": teacher(raw).detach()}} if teacher else {}
+    found = Batch(inputs=raw, labels=labels, index=torch.arange(12), view=0, signals=signals)
+    losses = phase.step(trainee, found)
+    losses["loss"].backward()
+
+    twin = copy.deepcopy(trainee)
+    twin.zero_grad()
+    wide, narrow = twin(raw)
+    weight = {"kd": 0.9, "dkd": 0.5, None: 0.0}[target]
+    own = cross_entropy(wide, labels) + cross_entropy(narrow, labels)
+    taught = losses["student_kd_loss"] + losses["dynamic_kd_loss"] if target else 0.0
+    expected = (1 - weight) * (own + 3.0 * gap_loss(narrow, wide, 0.1)) + weight * taught
+    torch.testing.assert_close(losses["loss"], expected)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trainee.parameters())
+    torch.testing.assert_close(losses["student_nll"], F.cross_entropy(narrow, labels))
+    assert ("static_nll" in losses) == bool(target)
+
+
+def test_a_run_leaves_the_readout(tmp_path):
+    student = model(seed=1, norm=True)
+    before = weights(student)
+    phases = plan("gpd", student, None)
+    assert same(weights(student), before)
+    made = runner(student, tmp_path, epochs=3, batch_size=16, lr=0.05, ema=0.9, clip=5.0)
+    perform(made, phases)
+    kept = readout(phases[0].trainee)
+    assert same(weights(student.network), weights(kept))
+    assert not same(weights(student), before)
+    losses = [event["train"]["loss"] for event in events(tmp_path) if event["event"] == "epoch"]
+    assert losses[-1] < losses[0]
+    assert {"gap_loss", "dynamic_nll", "student_accuracy"} <= events(tmp_path)[-1]["train"].keys()
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path):
+    def fresh(folder):
+        student = model(seed=1, norm=True, drop=0.2)
+        settings = {"epochs": 3, "batch_size": 16, "lr": 0.05, "ema": 0.9, "checkpoint_seconds": 0}
+        return student, plan("gpd", student, None), runner(student, tmp_path / folder, **settings)
+
+    whole, phases, made = fresh("whole")
+    perform(made, phases)
+    _, phases, made = fresh("cut")
+    step, calls = phases[0].step, []
+
+    def dying(trainee: nn.Module, batch: Batch):
+        calls.append(1)
+        if len(calls) == 5:
+            raise Curtain
+        return step(trainee, batch)
+
+    phases[0].step = dying
+    with pytest.raises(Curtain):
+        perform(made, phases)
+    resumed, phases, made = fresh("cut")
+    perform(made, phases, resume=True)
+    assert same(weights(resumed), weights(whole))
+
+
+class Pixels(nn.Module):
+    """[B, 1, H, W] → [B, K, H, W]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, CLASSES, 1)
+
+    def forward(self, x):
+        return self.conv2(self.conv1(x).relu())
+
+
+def test_pixels_without_labels_are_left_out():
+    student = model(Pixels(), seed=1)
+    (phase,) = plan("gpd", student, None, TASKS["segmentation"])
+    raw = torch.randint(0, 255, (4, 1, 6, 6), dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (4, 6, 6))
+    labels[:, 3:] = -100
+    found = Batch(inputs=raw, labels=labels, index=torch.arange(4), view=0)
+    loss = phase.step(phase.trainee, found)["loss"]
+    labels = labels[:, :3].clone()
+    wide, narrow = (out[:, :, :3].movedim(1, -1).flatten(0, 2) for out in phase.trainee(raw))
+    expected = F.cross_entropy(wide, labels.flatten()) + F.cross_entropy(narrow, labels.flatten())
+    torch.testing.assert_close(loss, expected + 3 * gap_loss(narrow, wide, 0.1))
+
+
+def test_settings():
+    assert Settings(branches="pointwise, average").branches == ("pointwise", "average")
+    assert Settings(branches="").branches == ()
+    assert METHODS["gpd"].needs_teacher is False
+    with pytest.raises(ValueError, match="greater than or equal to 2"):
+        Settings(ratio=1)
+    with pytest.raises(UserError, match="branch 'six' is not known"):
+        plan("gpd", model(), None, branches=("six",))
