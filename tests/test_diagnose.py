@@ -36,10 +36,10 @@ def data():
     return load_data(DATA)
 
 
-def taught(data, *, epochs, smoothing=0.0, wrong=0.0, lr=1e-2, hidden=64):
+def taught(data, *, epochs, smoothing=0.0, wrong=0.0, lr=1e-2, hidden=64, spec=""):
     """A small network taught with Adam; `wrong` is the share of labels replaced by others."""
     torch.manual_seed(0)
-    model = load_model(f"zoo:mlp?hidden={hidden}", data=data)
+    model = load_model(spec or f"zoo:mlp?hidden={hidden}", data=data)
     x, y = data.train.pixels.permute(0, 3, 1, 2), data.train.labels.clone()
     bad = torch.randperm(len(y))[: round(wrong * len(y))]
     y[bad] = (y[bad] + torch.randint(1, len(data.classes), (len(bad),))) % len(data.classes)
@@ -271,6 +271,14 @@ def test_smoothing_shows_on_images_too():
     digits = replace(load_data("digits"), augment=Augment())  # as these networks are taught
     assert diagnose(taught(digits, epochs=25, smoothing=0.2), digits).primary.name == "smoothed"
     assert status(diagnose(taught(digits, epochs=6), digits))["smoothed"] == HEALTHY
+
+
+def test_smoothing_shows_in_a_convolutional_network_too():
+    digits = replace(load_data("digits"), augment=Augment())
+    plain = taught(digits, epochs=40, spec="zoo:cnn_tiny")
+    smooth = taught(digits, epochs=25, smoothing=0.2, spec="zoo:cnn_tiny")
+    assert status(diagnose(plain, digits))["smoothed"] == HEALTHY
+    assert diagnose(smooth, digits).primary.name == "smoothed"
 
 
 def test_heat_is_judged_by_what_it_leaves(data, healthy):

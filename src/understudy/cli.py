@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
 
+from .commands_shrink import export_command, shrink_command
 from .errors import UserError
 from .methods import METHODS
 from .methods.method import MethodSettings
@@ -182,6 +183,10 @@ def diagnose_command(
         image_size=image_size,
     )
     print(f"{found}\n\nReport: {out / 'report.html'}")
+
+
+app.command("shrink")(shrink_command)
+app.command("export")(export_command)
 
 
 @app.command("study")

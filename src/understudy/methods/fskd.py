@@ -12,6 +12,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..models import Model
 from ..surgery.absorb import absorb, blocks_of, has_intercept
 from ..surgery.alignment import Point, plan_alignment
 from ..surgery.solve import Moments, solve
-from ..surgery.walk import Frontier, Walk
+from ..surgery.walk import Frontier, Live, Walk
 from ..teacher import Logits, Source
 from ..train.phase import Fit, Phase, Solve
 from ..train.precision import place
@@ -72,9 +73,9 @@ def recover(
 
     ``inputs`` gives each of the ``chunks`` of samples, prepared for both networks; ``kept`` names the teacher's output
     channels that the student's layers kept. Returns ``before`` and ``after``, the relative error ``‖S-T‖²/‖T‖²`` of the
-    student's outputs on the first chunks; the number of ``sweeps``; and ``blocks``, that error of each layer just before
-    and after its own Q is absorbed. A sweep that does not lessen the error of the outputs is undone. Raises `UserError`
-    where the two do not correspond or a value is not finite.
+    student's outputs on the first chunks; the number of ``sweeps``; and ``blocks``, that error of each layer just
+    before and after its own Q is absorbed. A sweep that does not lessen the error of the outputs is undone. Raises
+    `UserError` where the two do not correspond or a value is not finite.
     """
     modes = {module: module.training for network in (student, teacher) for module in network.modules()}
     student.eval(), teacher.eval()
@@ -123,12 +124,13 @@ def _sweep(
             x, y = inputs(chunk)
             known = {"outputs before": _logits(student.run(x))} if chunk * len(x) < JUDGED else {}
             frontier.put(chunk, {"inputs": x, **known}, {"inputs": y})
-        change: Callable[[dict[str, Any]], None] = lambda live: None  # noqa: E731 - nothing is solved yet
+        change: Callable[[Live], None] | None = None  # what was solved last
 
-        def advanced(chunk: int, to: int, their_to: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        def advanced(chunk: int, to: int, their_to: int) -> tuple[Live, ...]:
             """A chunk's values with both networks run on; what was solved last is applied to them first."""
             s, t = frontier.take(chunk)
-            change(s)
+            if change is not None:
+                change(s)
             student.advance(s, mine, to, s.pop("inputs", None))
             teacher.advance(t, theirs, their_to, t.pop("inputs", None))
             return s, t
@@ -152,7 +154,7 @@ def _sweep(
             _check_finite(moments, size, point)
             solution = solve(moments, has_intercept(layer, norm), ridge)
             absorb(layer, solution.q, solution.intercept, norm, (solution.mean, solution.variance))
-            change = _changing(point, solution.q, solution.intercept)
+            change = partial(point.change, q=solution.q, intercept=solution.intercept)
             mine, theirs = stop, their_stop
             errors = {"before": _relative(solution.before, size), "after": _relative(solution.after, size)}
             strength = solution.ridge if math.isfinite(solution.ridge) else None
@@ -169,10 +171,6 @@ def _sweep(
             after += float((_logits(s["output"]).double() - target).square().sum())
             size += float(target.square().sum())
     return _relative(before, size), _relative(after, size), blocks
-
-
-def _changing(point: Point, q: Tensor, intercept: Tensor | None) -> Callable[[dict[str, Any]], None]:
-    return lambda live: point.change(live, q, intercept)
 
 
 def _relative(error: float, size: float) -> float:

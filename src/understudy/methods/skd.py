@@ -26,8 +26,8 @@ from . import kd
 from .method import Cast
 from .stages import Apprentice, Staged, StageSettings, accuracy, feature_loss, features, frozen, live, stage
 
-# The authors use Adam, and keep the best state of a stage by its validation loss.
-DEFAULTS: dict[str, Any] = {"optimizer": "adamw", "select": "best", "patience": 3}
+# The authors use Adam with rates up to 1e-2, and keep the best state of a stage by its validation loss.
+DEFAULTS: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-2, "select": "best", "patience": 3}
 
 
 class Settings(StageSettings):
@@ -39,6 +39,7 @@ class Settings(StageSettings):
     finetune_epochs: int = Field(
         0, ge=0, description="epochs in which the whole student then learns by kd (see target); 0: the paper"
     )
+    finetune_lr: float = Field(2e-3, gt=0, description="peak learning rate of these epochs")
 
 
 def plan(cast: Cast) -> list[Phase]:
@@ -50,7 +51,7 @@ def plan(cast: Cast) -> list[Phase]:
     phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1]))
     if s.finetune_epochs:
         joint = kd.plan(cast)[0]
-        joint.name, joint.overrides = "finetune", {"epochs": s.finetune_epochs}
+        joint.name, joint.overrides = "finetune", {"epochs": s.finetune_epochs, "lr": s.finetune_lr}
         phases.append(joint)
     return phases
 

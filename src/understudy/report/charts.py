@@ -73,6 +73,7 @@ class Chart:
     legend: list[tuple[str, bool, str]]
     level: Tick | None = None
     level_below: bool = False
+    tick_room: str = ""  # per cent of the width that each label of the x axis may take, if they are more than figures
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,15 @@ def linear_axis(values: Sequence[float], parts: int = 4, floor: bool = False) ->
 
 
 def log_axis(values: Sequence[float]) -> tuple[Scale, list[tuple[float, str]]]:
+    """A log scale around values: its ends and ticks are powers of ten, or 1, 2, 5 × 10ⁿ where that is not too many."""
+    low, high = min(values), max(values)
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    fine = [factor * 10.0**n for n in powers for factor in (1, 2, 5)]
+    start = max(value for value in fine if value <= low * (1 + 1e-9))
+    end = min(value for value in fine if value >= high * (1 - 1e-9) and value > start)
+    fine = [value for value in fine if start <= value <= end]
+    if len(fine) <= 7:
+        return Scale(start, end, log=True), [(value, tick_text(value, value)) for value in fine]
     first = math.floor(math.log10(min(values)) + 1e-9)
     last = max(first + 1, math.ceil(math.log10(max(values)) - 1e-9))
     every = max(1, math.ceil((last - first) / 5))
@@ -155,6 +165,8 @@ def line_chart(
     best: Sequence[tuple[float, float, str]] = (),
     bands: Sequence[tuple[float, float, str]] = (),
     loss: bool = False,
+    fold: float = 50,
+    tick_room: str = "",
     unit: str = "",
     level_above: bool = True,
     keyed: bool = True,
@@ -163,7 +175,7 @@ def line_chart(
 
     ``level`` is a horizontal reference (value, label), ``best`` are marked points (x, y, label), ``bands``
     the phases (from, to, name) behind the lines. A ``loss`` starts at zero, or is drawn on a log axis where it
-    falls fiftyfold.
+    ranges over more than ``fold``.
     """
     series = [one for one in series if any(one.segments)]
     points = [point for one in series for segment in one.segments for point in segment]
@@ -172,7 +184,7 @@ def line_chart(
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     ys += [y + side * half for one in series for (_, y), half in one.interval.items() for side in (-1, 1)]
     ys += list(y_range) + ([level[0]] if level else [])
-    use_log = loss and min(ys) > 0 and max(ys) / min(ys) > 50
+    use_log = loss and min(ys) > 0 and max(ys) / min(ys) > fold
     y_scale, y_ticks = log_axis(ys) if use_log else linear_axis(ys, floor=loss)
     x_scale, x_ticks = x_axis or step_axis(min(xs), max(xs))
     lines, marks = [], []
@@ -209,6 +221,7 @@ def line_chart(
         legend=[(one.colour, one.dashed, one.label) for one in series] if keyed else [],
         level=Tick(per_cent(height), level[1]) if level else None,
         level_below=below,
+        tick_room=tick_room,
     )
 
 

@@ -6,9 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.report.charts import COLOURS, Chart, Point, Series, line_chart
-from understudy.report.read import Run, is_number, numbers
-from understudy.report.words import capital, is_fraction, lower_is_better, metric_name, metric_value
+from understudy.report.charts import COLOURS, Chart, Point, Scale, Series, line_chart, per_cent
+from understudy.report.read import Run, is_number, numbers, phases
+from understudy.report.words import (
+    MINUS,
+    capital,
+    difference,
+    duration,
+    is_fraction,
+    lower_is_better,
+    metric_name,
+    metric_value,
+    plain,
+    verdict,
+)
 
 LOSS_COLOURS = ("c0", "c2", "c3", "c5", "c6", "c7", "c4")
 MOST_PANELS = 24
@@ -123,12 +134,108 @@ def phase_loss_chart(timeline: Timeline, phase: str) -> Chart | None:
     return line_chart(title, series, loss=True)
 
 
+def ordered_losses(run: Run, timeline: Timeline) -> Chart | None:
+    """The losses of all phases side by side, in order, each over its own epochs; of phases that are judged by theirs.
+
+    Stages have losses of their own kind, so that the axis is logarithmic where they differ by much.
+    """
+    judged = any("loss" in numbers(record.get("eval")) for record in run.epochs)
+    if len(timeline.phases) < 2 or not judged:
+        return None
+    known = {str(phase.get("name")): phase for phase in phases(run)}
+    bands, ticks, best = [], [], []
+    place = {}
+    for n, (name, records) in enumerate(timeline.phases.items()):
+        count = records[-1][0]
+        place[name] = lambda epoch, n=n, count=count: n + (epoch - 0.5) / count
+        bands.append((float(n), n + 1.0, name))
+        seconds = known.get(name, {}).get("seconds")
+        if not is_number(seconds):
+            seconds = sum(record["seconds"] for _, record in records if is_number(record.get("seconds")))
+        ticks.append((n + 0.5, duration(seconds)))
+        chosen = known.get(name, {}).get("best")
+        kept = chosen.get("epoch") if isinstance(chosen, dict) else None
+        for epoch, record in records:
+            losses = [numbers(record.get(table)).get("loss") for table in ("eval", "train")]
+            value = next((loss for loss in losses if loss is not None), None)
+            if record["epoch"] == kept and value is not None:
+                best.append((place[name](epoch), value, f"{name}: epoch {epoch:.0f} is kept, loss {plain(value)}"))
+
+    def line(table: str) -> list[list[Point]]:
+        pick = read_from(table, "loss")
+        return [
+            [(place[name](epoch), float(pick(record))) for epoch, record in records if is_number(pick(record))]
+            for name, records in timeline.phases.items()
+        ]
+
+    crowded = len(ticks) > 12
+    return line_chart(
+        "Loss of each phase, in order",
+        [Series("training", line("train"), "c0"), Series(where_judged(run), line("eval"), "c2", dashed=True)],
+        note="Circles: the epoch that was kept.",
+        x_label="phase" if crowded else "time that each phase took, its epochs from left to right",
+        x_axis=(Scale(0, len(ticks)), [] if crowded else ticks),
+        best=best,
+        bands=bands,
+        loss=True,
+        fold=10,
+        tick_room=per_cent(100 / len(ticks)),
+    )
+
+
+def where_judged(run: Run) -> str:
+    return where_measured(run).removesuffix(" set") or "validation"
+
+
+STANDING = {"student": ("student", "c0"), "dynamic": ("dynamic teacher", "c2"), "static": ("static teacher", "c1")}
+
+
+def standing_keys(run: Run) -> dict[str, tuple[str, list[str]]]:
+    """metric → (table, names of networks) where records tell a dynamic teacher's metric beside the student's."""
+    found = {}
+    for table in ("eval", "train"):
+        keys = keys_of(run.epochs, table)
+        for metric in (key.removeprefix("dynamic_") for key in keys if key.startswith("dynamic_")):
+            names = [name for name in STANDING if f"{name}_{metric}" in keys]
+            if "student" in names and "loss" not in metric:
+                found.setdefault(metric, (table, names))
+    return found
+
+
+def standing_chart(run: Run, timeline: Timeline, metric: str, table: str, names: Sequence[str]) -> Chart | None:
+    """Where student, dynamic and static teacher stand on the same samples: the gap over time."""
+    factor, last = (100 if is_fraction(metric) else 1), {}
+    series = []
+    for name in names:
+        label, colour = STANDING[name]
+        segments = timeline.segments(read_from(table, f"{name}_{metric}"))
+        last[name] = next((segment[-1][1] for segment in reversed(segments) if segment), 0.0)
+        series.append(Series(label, percent_points(metric, segments), colour))
+    delta = last["dynamic"] - last["student"]
+    ahead = {"better": "ahead of", "worse": "behind"}.get(verdict(metric, delta), "level with")
+    amount = difference(metric, delta).lstrip("+±" + MINUS) + " " if delta else ""
+    where = "On training samples, as they are learned from" if table == "train" else f"On the {where_measured(run)}"
+    level = numbers(run.part("teacher").get("metrics")).get(metric) if "static" not in names else None
+    shown = f"static teacher {metric_value(metric, level)}" + (" (test set)" if table == "train" else "")
+    return line_chart(
+        f"The gap in {metric_name(metric)}",
+        series,
+        note=f"{where}. At the end the dynamic teacher is {amount}{ahead} the student.",
+        level=(factor * level, shown) if level is not None else None,
+        unit=" %" if factor == 100 else "",
+        x_label=timeline.label,
+        bands=timeline.bands(),
+        loss=lower_is_better(metric),
+        level_above=not lower_is_better(metric),
+    )
+
+
 def gap_chart(timeline: Timeline, epochs: Sequence[dict[str, Any]]) -> Chart | None:
     """Everything recorded under a name that starts with ``gap``: how far teachers are ahead."""
     series: list[Series] = []
     for table in ("eval", "train"):
         for key in keys_of(epochs, table):
-            if key.startswith("gap"):
+            if key.startswith("gap") and "loss" not in key:
                 label = key.removeprefix("gap").strip("_").replace("_", " ") or "gap"
                 label += " (training)" if table == "train" else ""
                 colour = LOSS_COLOURS[len(series) % len(LOSS_COLOURS)]
@@ -138,8 +245,9 @@ def gap_chart(timeline: Timeline, epochs: Sequence[dict[str, Any]]) -> Chart | N
 
 @dataclass(frozen=True)
 class RunCharts:
-    """The charts of a run: the story, the losses of its phases, and what one looks at when something is odd."""
+    """The charts of a run: its phases in order, the story, the losses of single phases, and what explains oddities."""
 
+    ordered: Chart | None
     story: list[Chart]
     phases: list[Chart]
     closer: list[Chart]
@@ -148,18 +256,24 @@ class RunCharts:
 def run_charts(run: Run, primary: str) -> RunCharts:
     """All charts that the run's records give; those of up to two phases' losses are part of the story."""
     timeline = Timeline(run.epochs)
+    standing = standing_keys(run)
+    drawn = {f"{name}_{metric}" for metric, (_, names) in standing.items() for name in names}
     evaluated = [key for key in keys_of(run.epochs, "eval") if "loss" not in key and key != "mse"]
-    evaluated = [key for key in evaluated if not key.startswith("gap")]
+    evaluated = [key for key in evaluated if not key.startswith("gap") and key not in drawn]
     evaluated.sort(key=lambda key: key != primary)
-    losses = present([phase_loss_chart(timeline, phase) for phase in timeline.phases])
+    ordered = ordered_losses(run, timeline)
+    losses = present(
+        [phase_loss_chart(timeline, name) for name in timeline.phases if not ordered or has_parts(timeline, name)]
+    )
     apart = len(losses) > 2
-    story = [metric_chart(run, timeline, metric) for metric in evaluated[:1]]
+    story = [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated[:1]]
+    story += [standing_chart(run, timeline, metric, *found) for metric, found in standing.items()]
     story += [] if apart else losses
     story += [gap_chart(timeline, run.epochs)]
-    story += [metric_chart(run, timeline, metric) for metric in evaluated[1:]]
+    story += [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated[1:]]
     closer = []
     for key in keys_of(run.epochs, "train"):
-        if "loss" not in key and not key.startswith("gap") and key not in evaluated:
+        if "loss" not in key and not key.startswith("gap") and key not in evaluated and key not in drawn:
             title = capital(key.replace("_", " ")) + ", training"
             closer.append(rate_chart(timeline, title, read_from("train", key)))
     rates = (
@@ -169,7 +283,20 @@ def run_charts(run: Run, primary: str) -> RunCharts:
     )
     for key, title in rates:
         closer.append(rate_chart(timeline, title, lambda record, key=key: record.get(key)))
-    return RunCharts(present(story), losses if apart else [], present(closer))
+    return RunCharts(ordered, present(story), losses if apart else [], present(closer))
+
+
+def measuring(timeline: Timeline, metric: str) -> Timeline:
+    """The phases that measure a metric: those that learn by another measure take no room in its picture."""
+    tables = ("eval", "train")
+    phases = [records for records in timeline.phases.values() if any(metric in keys_of([r for _, r in records], t) for t in tables)]
+    return Timeline([record for records in phases for _, record in records])
+
+
+def has_parts(timeline: Timeline, phase: str) -> bool:
+    """Whether a phase's loss is a sum of others, or it is not judged by it alone."""
+    records = [record for _, record in timeline.phases[phase]]
+    return sum("loss" in key for key in keys_of(records, "train")) > 1
 
 
 def rate_chart(timeline: Timeline, title: str, pick: Callable[..., Any]) -> Chart | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from understudy.report import words
 from understudy.report.curves import where_measured
-from understudy.report.read import Run, is_number, numbers
+from understudy.report.read import Run, is_number, numbers, phases
 
 
 def named_value(metric: str, value: float) -> str:
@@ -78,11 +78,6 @@ def since_before(run: Run, metric: str, value: float) -> str:
     return f", {'up' if value > before else 'down'} from {words.metric_value(metric, before)},"
 
 
-def phases(run: Run) -> list[dict]:
-    value = run.result.get("phases")
-    return [phase for phase in value if isinstance(phase, dict)] if isinstance(value, list) else []
-
-
 def headline(run: Run, metric: str) -> str:
     """One sentence on what the run achieved, or how far it has come."""
     student = numbers(run.part("student").get("metrics"))
@@ -108,7 +103,7 @@ def unfinished(run: Run, metric: str) -> str:
             stored = words.plural(len(run.fills), "view")
             return f"Unfinished: {stored} of the teacher\u2019s answers are stored, no epoch is done yet."
         if run.solves:
-            return f"Unfinished: {words.plural(len(run.solves), 'block')} solved so far."
+            return f"Unfinished: {words.plural(len(run.solves), 'phase')} solved so far."
         return "Unfinished: no epoch is done yet."
     last = run.epochs[-1]
     done = sum(record["phase"] == last["phase"] for record in run.epochs)

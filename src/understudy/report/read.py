@@ -19,7 +19,8 @@ class Run:
 
     ``result`` is result.json; of an unfinished run, what ``start`` events of metrics.jsonl already tell of
     it (the same keys), else empty. ``epochs`` holds the last record of each (phase, epoch), ``fills`` of each
-    (source, view), ``solves`` the records of solved blocks; all in the order in which they were first written.
+    (source, view), ``solves`` of each solved phase, ``blocks`` of each (phase, name, sweep) that was solved in it; all
+    in the order in which they were first written.
     """
 
     folder: Path
@@ -30,6 +31,7 @@ class Run:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     fills: list[dict[str, Any]] = field(default_factory=list)
     solves: list[dict[str, Any]] = field(default_factory=list)
+    blocks: list[dict[str, Any]] = field(default_factory=list)
 
     def part(self, name: str) -> dict[str, Any]:
         """A table of the result (``"teacher"``, ``"student"``, ``"data"``, …); empty when absent or null."""
@@ -45,6 +47,12 @@ class Run:
             if value is not None and not isinstance(value, list):
                 return str(value)
         return ""
+
+
+def phases(run: Run) -> list[dict[str, Any]]:
+    """The phases of a run as its result tells them, or its start: ``name``, ``kind``, ``epochs``, ``seconds``, …"""
+    value = run.result.get("phases")
+    return [phase for phase in value if isinstance(phase, dict)] if isinstance(value, list) else []
 
 
 def numbers(values: Any) -> dict[str, float]:
@@ -102,6 +110,7 @@ def read_run(folder: Path) -> Run:
     epochs: dict[Any, dict[str, Any]] = {}
     fills: dict[Any, dict[str, Any]] = {}
     solves: dict[Any, dict[str, Any]] = {}
+    blocks: dict[Any, dict[str, Any]] = {}
     for event in read_events(folder / "metrics.jsonl"):
         kind, phase = event.get("event"), str(event.get("phase", ""))
         if kind == "start":
@@ -111,7 +120,9 @@ def read_run(folder: Path) -> Run:
         elif kind == "fill":
             fills[str(event.get("source")), str(event.get("view"))] = event
         elif kind == "solve":
-            solves[phase, str(event.get("block", len(solves)))] = {**event, "phase": phase}
+            solves[phase] = {**event, "phase": phase}
+        elif kind == "block":
+            blocks[phase, str(event.get("name")), str(event.get("sweep"))] = {**event, "phase": phase}
     finished = result_file.is_file()
     return Run(
         folder=folder,
@@ -122,6 +133,7 @@ def read_run(folder: Path) -> Run:
         epochs=list(epochs.values()),
         fills=list(fills.values()),
         solves=list(solves.values()),
+        blocks=list(blocks.values()),
     )
 
 

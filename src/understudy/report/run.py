@@ -11,10 +11,12 @@ from typing import Any
 from understudy.report import words
 from understudy.report.classes import class_change, confusion
 from understudy.report.curves import keys_of, run_charts, where_measured
-from understudy.report.headline import headline, phases, sample_noun
+from understudy.report.headline import headline, sample_noun
+from understudy.report.networks import networks
 from understudy.report.page import render, write_page
-from understudy.report.read import Run, is_number, numbers, read_run
+from understudy.report.read import Run, is_number, numbers, phases, read_run
 from understudy.report.segmentation import segmentation
+from understudy.report.solved import solved
 
 TIMING = (
     ("data", "reading data", "c2"),
@@ -60,7 +62,7 @@ def write_run_report(folder: Path) -> Path:
         *keys_of(run.epochs, "eval"),
     ]
     metric = words.primary_metric(measured, run.setting("task"))
-    scenes = segmentation(run)
+    scenes, bars = segmentation(run), solved(run)
     text = render(
         "run.html",
         run=run,
@@ -70,7 +72,9 @@ def write_run_report(folder: Path) -> Path:
         cards=cards(run, metric),
         charts=run_charts(run, metric),
         phases=phase_rows(run, metric),
-        solved=solved_table(run),
+        networks=networks(run),
+        bars=bars,
+        solved=None if bars else solved_table(run),
         scenes=scenes,
         change=None if scenes and scenes.rows else class_change(run),
         confusion=confusion(run),
@@ -194,19 +198,19 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
 
 
 def solved_table(run: Run) -> tuple[list[str], list[list[str]]] | None:
-    """``solve`` records as they are: one row a block, a column for every plain field."""
-    if not run.solves:
+    """``block`` records as they are: one row a block, a column for every plain field."""
+    if not run.blocks:
         return None
-    hidden = {"event", "phase"} if len({r["phase"] for r in run.solves}) == 1 else {"event"}
-    keys = [k for k in dict.fromkeys(k for r in run.solves for k in r) if k not in hidden]
-    keys = [k for k in keys if not any(isinstance(r.get(k), dict | list) for r in run.solves)]
+    hidden = {"event", "phase"} if len({r["phase"] for r in run.blocks}) == 1 else {"event"}
+    keys = [k for k in dict.fromkeys(k for r in run.blocks for k in r) if k not in hidden]
+    keys = [k for k in keys if not any(isinstance(r.get(k), dict | list) for r in run.blocks)]
 
     def text(key: str, value: Any) -> str:
         if key == "seconds" and is_number(value):
             return words.duration(value)
         return "—" if value is None else words.plain(value) if is_number(value) else str(value)
 
-    rows = [[text(key, record.get(key)) for key in keys] for record in run.solves]
+    rows = [[text(key, record.get(key)) for key in keys] for record in run.blocks]
     return [key.replace("_", " ") for key in keys], rows
 
 

@@ -209,8 +209,8 @@ class Tracer(TorchFunctionMode):
             if not self.changed:
                 return
         raise UserError(
-            f"no order of copies was found for the channels of {type(self.network).__name__} in {PASSES} tries; expected "
-            "a network whose layers agree: use another student."
+            f"no order of copies was found for the channels of {type(self.network).__name__} in {PASSES} tries; "
+            "expected a network whose layers agree: use another student."
         )
 
     def _hooks(self, path: str, module: nn.Module) -> list[Any]:
@@ -278,8 +278,8 @@ class Tracer(TorchFunctionMode):
         frame = self.stack[-1]
         place = f"module {frame.path!r} ({frame.kind.__name__})" if frame.path else f"{frame.kind.__name__}.forward"
         return UserError(
-            f"{place} calls {getattr(func, '__name__', func)} in a way that cannot be widened{why}; expected a function "
-            "that treats copies of a channel alike: replace it, or use another student."
+            f"{place} calls {getattr(func, '__name__', func)} in a way that cannot be widened{why}; expected a "
+            "function that treats copies of a channel alike: replace it, or use another student."
         )
 
     def _edit(self, func: Any, edit: Edit) -> None:
@@ -491,7 +491,7 @@ class Tracer(TorchFunctionMode):
         numbers = leaves((args, kwargs), int)
         options: list[dict[int, tuple[int, int]]] = [{}]
         if len(numbers) <= 12:
-            chosen = [(i,) for i in reversed(range(len(numbers)))]
+            chosen: list[tuple[int, ...]] = [(i,) for i in reversed(range(len(numbers)))]
             chosen += [tuple(range(a, b)) for a, b in ((0, len(numbers)), (1, len(numbers)), (0, len(numbers) - 1))]
             options += [{i: (numbers[i], numbers[i] * self.ratio) for i in some} for some in chosen if some]
         for way, inner in self._ways(layouts):

@@ -46,19 +46,21 @@ class Moments:
     def add(self, fold: int, x: Tensor, y: Tensor) -> None:
         """Add rows ``[M, C]`` of the student's output and of the target."""
         _, blocks, n = self.x.shape
-        x = x.to(self.x)
-        d = y.to(self.x) - x
-        self.rows[fold] += len(x)
-        self.dd[fold] += torch.linalg.vector_norm(d) ** 2
-        x, d = (value.unflatten(1, (blocks, n)).transpose(0, 1) for value in (x, d))
-        self.x[fold] += x.sum(1)
-        self.d[fold] += d.sum(1)
+        both = torch.empty(len(x), blocks, 2 * n, dtype=self.x.dtype, device=self.x.device)  # X and D, side by side
+        both[..., :n] = x.unflatten(1, (blocks, n))
+        both[..., n:] = y.unflatten(1, (blocks, n))
+        both[..., n:] -= both[..., :n]
+        sums = both.sum(0)
         if n == 1:  # a matrix product of one column is no more than a sum
-            self.xx[fold] += x.square().sum(1, keepdim=True)
-            self.xd[fold] += (x * d).sum(1, keepdim=True)
+            products = (both[..., :1] * both).sum(0).unsqueeze(1)
         else:
-            self.xx[fold] += x.mT @ x
-            self.xd[fold] += x.mT @ d
+            products = both[..., :n].permute(1, 2, 0) @ both.transpose(0, 1)
+        self.rows[fold] += len(x)
+        self.x[fold] += sums[:, :n]
+        self.d[fold] += sums[:, n:]
+        self.xx[fold] += products[..., :n]
+        self.xd[fold] += products[..., n:]
+        self.dd[fold] += torch.linalg.vector_norm(both[..., n:]) ** 2
 
     def total(self, without: int | None = None) -> Moments:
         """The sums over all folds (but one), as a single fold."""

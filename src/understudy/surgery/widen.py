@@ -56,8 +56,8 @@ def widen(
     placements = tracer.placements
     if not any(any(placement.layout) for placement in placements.values()):
         raise UserError(
-            f"{type(student).__name__} has no hidden channels to copy; expected at least one layer before the last: use "
-            "a deeper student."
+            f"{type(student).__name__} has no hidden channels to copy; expected at least one layer before the last: "
+            "use a deeper student."
         )
     wide = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(seed)
@@ -139,42 +139,45 @@ def _first(index: Tensor) -> Tensor:
 class _Slice:
     """Where the student's tensor lies in a wide one, and what it is multiplied by.
 
-    ``takes``: (dimension, channels a block, positions a block) where copies are made block by block, as nearly always;
-    else (dimension, positions).
+    ``blocks``: (dimension, channels a block, positions a block), where copies are made block by block, as mostly.
+    ``positions``: (dimension, positions) of the other dimensions.
     """
 
-    takes: tuple[tuple[int, int, int] | tuple[int, Tensor], ...] = ()
+    blocks: tuple[tuple[int, int, int], ...] = ()
+    positions: tuple[tuple[int, Tensor], ...] = ()
     scale: float | Tensor = 1.0
 
     @staticmethod
     def of(placement: Placement | None) -> _Slice:
-        takes: list[tuple[int, int, int] | tuple[int, Tensor]] = []
+        layout = placement.layout if placement else ()
+        blocks: list[tuple[int, int, int]] = []
+        positions: list[tuple[int, Tensor]] = []
         scale: float | Tensor = 1.0
-        for dim, copies in enumerate(placement.layout if placement else ()):
+        for dim, copies in enumerate(layout):
             if copies is None:
                 continue
             counts = copies.index.bincount()
             channels, ratio = len(counts), int(counts[0])
             uniform = bool((counts == ratio).all())
-            blocks = [k for k in range(1, channels + 1) if channels % k == 0] if uniform else []
-            inner = next((k for k in blocks if torch.equal(spread(channels, ratio, k), copies.index)), None)
-            takes.append((dim, inner, inner * ratio) if inner else (dim, _first(copies.index)))
+            inners = [k for k in range(1, channels + 1) if channels % k == 0] if uniform else []
+            inner = next((k for k in inners if torch.equal(spread(channels, ratio, k), copies.index)), None)
+            if inner:
+                blocks.append((dim, inner, inner * ratio))
+            else:
+                positions.append((dim, _first(copies.index)))
             if placement and dim == placement.shared:
-                scale = (
-                    float(ratio)
-                    if uniform
-                    else counts.view([-1 if d == dim else 1 for d in range(len(placement.layout))])
-                )
-        return _Slice(tuple(takes), scale)
+                along = [-1 if d == dim else 1 for d in range(len(layout))]
+                scale = float(ratio) if uniform else counts.view(along)
+        return _Slice(tuple(blocks), tuple(positions), scale)
 
     def __call__(self, wide: Tensor) -> Tensor:
-        for dim, *take in self.takes:
-            if len(take) == 1:
-                wide = wide.index_select(dim, take[0].to(wide.device))
-            elif take[0] == 1:
-                wide = wide[(slice(None),) * dim + (slice(None, None, take[1]),)]
+        for dim, inner, size in self.blocks:
+            if inner == 1:
+                wide = wide[(slice(None),) * dim + (slice(None, None, size),)]
             else:
-                wide = wide.unflatten(dim, (-1, take[1])).narrow(dim + 1, 0, take[0]).flatten(dim, dim + 1)
+                wide = wide.unflatten(dim, (-1, size)).narrow(dim + 1, 0, inner).flatten(dim, dim + 1)
+        for dim, index in self.positions:
+            wide = wide.index_select(dim, index.to(wide.device))
         if isinstance(self.scale, Tensor):
             return wide * self.scale.to(wide)
         return wide * self.scale if self.scale != 1.0 else wide
@@ -281,6 +284,6 @@ def _check(student: nn.Module, wide: nn.Module, example: Tensor, precise: bool) 
         apart = (a - b).abs().max() / a.abs().max().clamp(min=1e-30) if a.is_floating_point() else (a != b).any()
         if not apart <= (1e-6 if precise else 1e-4):
             raise UserError(
-                f"{type(student).__name__} cannot be widened: its wide copy differs by {float(apart):.1e}; expected the "
-                "same outputs: use a student that treats copies of a channel alike."
+                f"{type(student).__name__} cannot be widened: its wide copy differs by {float(apart):.1e}; expected "
+                "the same outputs: use a student that treats copies of a channel alike."
             )
