@@ -79,6 +79,16 @@ ELSEWHERE: dict[str, tuple[str, Any]] = {  # a method for every key that kd does
     "inherit": ("skd", True),
     "finetune_epochs": ("skd", 2),
     "feature_weight": ("at", 10.0),
+    "finetune_lr": ("skd", 0.5),
+    "ridge": ("fskd", 0.1),
+    "augmented": ("fskd", 2),
+    "sweeps": ("fskd", 2),
+    "finetune_steps": ("fskd", 20),
+    "ratio": ("gpd", 3),
+    "branches": ("gpd", ("average",)),
+    "gap_weight": ("gpd", 2.0),
+    "gap_smoothing": ("gpd", 0.2),
+    "perturbation": ("gpd", 0.1),
 }
 
 

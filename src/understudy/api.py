@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from .data import load_data
+from .diagnose import diagnose
 from .errors import UserError
 from .models import Model, check_classes, load_model
 from .production import Production
-from .recipe import make_recipe, merge, read_toml
+from .recipe import make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
 from .runfolder import check_out, held, resumed_settings
 from .tasks import TASKS
@@ -80,8 +81,8 @@ def preview(
     stages it paired, say), a list of dicts with the same keys.
     """
     given = {"teacher": teacher, "student": student, "data": data, "method": method, **settings}
-    settings_, objects = _read(given, recipe)
-    return Production(make_recipe(settings_), objects, Path()).preview()
+    read, objects = _read(given, recipe)
+    return Production(make_recipe(_chosen(read, objects)), objects, Path()).preview()
 
 
 def train(
@@ -152,10 +153,32 @@ def _read(given: dict[str, Any], recipe: str | Path | None) -> tuple[dict[str, A
     return given | {k: f"python:{type(getattr(v, 'network', v)).__qualname__}" for k, v in objects.items()}, objects
 
 
+def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with method ``auto`` replaced by what a diagnosis recommends; what is given stays as it is."""
+    if given.get("method") != "auto":
+        return given
+    for key in ("teacher", "student", "data"):
+        if given.get(key) is None:
+            raise UserError(f"method 'auto' has no {key}; expected one to look at: add --{key}.")
+    options = {key: given[key] for key in ("fraction", "samples", "seed", "precision") if given.get(key) is not None}
+    typed = make_recipe({**given, "method": "kd"})
+    options = {key: getattr(typed, key) for key in options}
+    cast = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
+    found = diagnose(**cast, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit))
+    advice = found.recommendation
+    for line in [f"auto: method {advice.method}", *advice.reasons]:
+        logging.getLogger("understudy").info(line)
+    return {**advice.settings, **{k: v for k, v in given.items() if v is not None}, "method": advice.method}
+
+
 def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume: bool, overwrite: bool) -> Result:
     check_out(out, resume=resume, overwrite=overwrite)
     given, objects = _read(given, recipe)
-    if resume and not (out / "recipe.toml").exists() and given.get("student") is None:
+    begun = resume and (out / "recipe.toml").exists()
+    if begun and given.get("method") == "auto":
+        del given["method"]  # was chosen when the run began
+    given = given if begun else _chosen(given, objects)
+    if resume and not begun and given.get("student") is None:
         raise UserError(f"--resume found no run in {str(out)!r}; expected a run's folder: name another with --out.")
     settings = make_recipe(resumed_settings(out, given) if resume else given)
     if resume and (out / "result.json").exists():

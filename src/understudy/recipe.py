@@ -57,7 +57,7 @@ class Recipe(FitSettings):
     teacher: str | None = Field(None, description="the big network: zoo:NAME, a run's student folder, module:factory")
     student: str = Field(description="the network that learns, named like a teacher")
     data: str = Field(description="digits, parquet:PATH, images:PATH, segmentation:PATH, text:PATH or synthetic:…")
-    method: str = Field("kd", description=f"how to teach: {', '.join(METHODS)}")
+    method: str = Field("kd", description=f"how to teach: {', '.join(METHODS)}, or auto")
 
     fraction: float | None = Field(
         None, gt=0, le=1, description="share of the training samples, the same for each class"

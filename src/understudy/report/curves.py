@@ -267,7 +267,7 @@ def run_charts(run: Run, primary: str) -> RunCharts:
     )
     apart = len(losses) > 2
     story = [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated[:1]]
-    story += [standing_chart(run, timeline, metric, *found) for metric, found in standing.items()]
+    story += [standing_chart(run, timeline, metric, *found) for metric, found in sorted(standing.items(), key=lambda item: item[0] != primary)]
     story += [] if apart else losses
     story += [gap_chart(timeline, run.epochs)]
     story += [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated[1:]]

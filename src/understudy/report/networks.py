@@ -86,8 +86,10 @@ def networks(run: Run) -> Networks | None:
         head = row.get("teacher") is None
         size = row.get("parameters")
         facts = [f"{words.size(size)} parameters"] if is_number(size) else []
-        says, compared = [compare], middle in (None, n)
+        says, compared, outputs = [compare], middle in (None, n), []
         if head:
+            classes = run.part("data").get("classes")
+            outputs = [words.plural(classes, "output")] if is_number(classes) else []
             finetuned = method == "skd" and any(phase.get("name") == "finetune" for phase in phases(run))
             says, compared = [text for text in (last, "then logits" if finetuned else "") if text], True
         elif not compared:
@@ -96,8 +98,8 @@ def networks(run: Run) -> Networks | None:
             says = [compare, "1×1 adapter"]
         cuts.append(
             Cut(
-                teacher=block("head" if head else str(row["teacher"]), row.get("teacher_shape"), [], most),
-                student=block(str(row["stage"]), row.get("student_shape"), facts, most),
+                teacher=block("head" if head else str(row["teacher"]), row.get("teacher_shape"), outputs, most),
+                student=block(str(row["stage"]), row.get("student_shape"), outputs + facts, most),
                 says=says,
                 compared=compared,
             )

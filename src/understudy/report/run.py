@@ -181,7 +181,9 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
         epoch = found.pop("epoch", None)
         values = numbers(found)
         keys = [key for key in (metric, *values) if key in values]
-        text = ", ".join(f"{words.metric_name(k)} {words.metric_value(k, values[k])}" for k in dict.fromkeys(keys))
+        said = {k: words.count(v) for k, v in found.items() if isinstance(v, int)}
+        said = {k: said.get(k, words.metric_value(k, values[k])) for k in dict.fromkeys(keys)}
+        text = ", ".join(f"{words.metric_name(k)} {value}" for k, value in said.items())
         if is_number(epoch) and text:
             text += f" (epoch {epoch:g})"
         epochs = phase.get("epochs")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from understudy.report import words
-from understudy.report.charts import linear_axis, per_cent
 from understudy.report.read import Run, is_number, numbers
 
 
@@ -29,7 +28,6 @@ class Solved:
 
     layers: list[Layer]
     total: Layer | None
-    ticks: list[tuple[str, str]]
     note: str
 
 
@@ -53,24 +51,28 @@ def solved(run: Run) -> Solved | None:
     errors = [before for before, _, _ in found.values()]
     if "before" in values and "after" in values:
         errors.append(values["before"])
-    scale, ticks = linear_axis([0.0, min(max(errors), 3 * median(errors)) or 1.0])  # one bad layer hides no other
-    top = scale.high
+    top = min(max(errors), 3 * median(errors)) or 1.0  # one bad layer hides no other
     layers = [layer(name, *pair, top) for (_, name), pair in found.items()]
     total = layer("the outputs", values["before"], values["after"], None, top) if "after" in values else None
     typical = [median([v[n] for v in found.values()]) for n in (0, 1)]
     note = f"How far the student\u2019s values are from the teacher\u2019s at {words.plural(len(layers), 'layer')}, "
     note += "in order, as a share of the teacher\u2019s: just before and just after a layer is solved"
     note += f" (in {sweeps:g} sweeps: before the first, after the last)" if sweeps > 1 else ""
-    note += f". In the middle {words.rough_share(typical[0])} become {words.rough_share(typical[1])}."
-    return Solved(layers, total, [(per_cent(scale(at)), f"{100 * at:.3g}{words.NBSP}%") for at, _ in ticks], note)
+    note += f". The median goes from {share(typical[0])} to {share(typical[1])}."
+    return Solved(layers, total, note)
 
 
 def layer(name: str, before: float, after: float, ridge: Any, top: float) -> Layer:
     ends = [100 * min(1.0, max(0.0, value) / top) for value in (before, after)]
-    text = (words.rough_share(before), words.rough_share(after))
+    text = (share(before), share(after))
     title = f"{name}: {text[0]} before, {text[1]} after" + (f", ridge {ridge:.3g}" if is_number(ridge) else "")
     off = max(before, after) > top
     return Layer(name, f"{ends[0]:.2f}", f"{ends[1]:.2f}", text, title, off, after > before)
+
+
+def share(value: float) -> str:
+    """An error in per cent; what is left of it in float32 is none."""
+    return words.rough_share(value) if value >= 5e-5 else f"0{words.NBSP}%"
 
 
 def median(values: list[float]) -> float:

@@ -27,118 +27,25 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
+from .copies import (
+    VIEWS,
+    Copies,
+    Edit,
+    Layout,
+    Placement,
+    counts_of,
+    leaves,
+    logits_of,
+    same,
+    spread,
+    view_groups,
+    view_sizes,
+)
+from .trial import Attempt, Known, Trial
 
 PASSES = 60  # runs of the example until the layouts agree; most networks need three
-VIEWS = (Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.unflatten)
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
-
-
-@dataclass(frozen=True)
-class Copies:
-    """One copied dimension: ``index[wide position]`` is the student's channel.
-
-    ``maker`` is the weight (``name:dimension``) whose order of copies it is, ``choice`` the call that split it.
-    """
-
-    index: Tensor
-    maker: str | None = None
-    choice: tuple | None = None
-
-
-Layout = tuple[Copies | None, ...]
-
-
-def spread(channels: int, ratio: int, inner: int = 1) -> Tensor:
-    """``[ratio·channels]`` → channel: blocks of ``inner`` channels, each copied ``ratio`` times in a row."""
-    return torch.arange(channels).view(-1, 1, inner).expand(-1, ratio, -1).flatten()
-
-
-def gather(tensor: Tensor, layout: Layout) -> Tensor:
-    """The tensor with its copied dimensions copied."""
-    for dim, copies in enumerate(layout):
-        if copies is not None:
-            tensor = tensor.index_select(dim, copies.index.to(tensor.device))
-    return tensor
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How a parameter or buffer grows: its copied dimensions, and the one whose values are shared out (``shared``)."""
-
-    layout: Layout
-    shared: int | None = None
-
-
-@dataclass(frozen=True)
-class Edit:
-    """How one call differs in the wide network.
-
-    ``numbers``: position among the call's whole numbers → (student's, wide). ``view``: sizes that no batch changes, and
-    the groups of dimensions that hold the same elements before and after, each with the one to compute (or None).
-    ``divide``: the input is divided by these counts.
-    """
-
-    numbers: dict[int, tuple[int, int]] = field(default_factory=dict)
-    view: tuple[dict[int, int], list[tuple[list[int], list[int], int | None]]] | None = None
-    divide: Tensor | None = None
-
-    def __call__(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """The call, edited. Sizes that the program read from a wide tensor are right already and stay."""
-        if self.view is not None:
-            x = args[0] if args else kwargs["input"]
-            fixed, groups = self.view
-            sizes = _sizes(func, x, args[1:], kwargs)
-            for dim, size in fixed.items():
-                sizes[dim] = size
-            for ins, outs, grown in groups:
-                grown = next((dim for dim in outs if sizes[dim] == -1), grown)
-                if grown is not None:
-                    sizes[grown] = math.prod(x.shape[d] for d in ins) // math.prod(sizes[d] for d in outs if d != grown)
-            return x.reshape(sizes)
-        if self.divide is not None:
-            return func(args[0] / self.divide.to(args[0]), *args[1:], **kwargs)
-        count = itertools.count()
-
-        def visit(leaf: Any) -> Any:
-            if type(leaf) is int:
-                narrow, wide = self.numbers.get(next(count), (None, None))
-                return wide if leaf == narrow else leaf
-            return leaf
-
-        args, kwargs = rebuild((args, kwargs), visit)
-        return func(*args, **kwargs)
-
-
-def rebuild(value: Any, visit: Callable[[Any], Any]) -> Any:
-    """A nest of tuples, lists, dicts and slices with every leaf replaced by ``visit(leaf)``, in order."""
-    if isinstance(value, slice):
-        return slice(*(rebuild(part, visit) for part in (value.start, value.stop, value.step)))
-    if isinstance(value, dict):
-        return {key: rebuild(part, visit) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        parts = [rebuild(part, visit) for part in value]
-        return parts if isinstance(value, list) else tuple(parts)
-    return visit(value)
-
-
-def leaves(value: Any, kind: type) -> list[Any]:
-    """The leaves of exactly (whole numbers) or at least (tensors) that type."""
-    found: list[Any] = []
-    rebuild(
-        value, lambda leaf: found.append(leaf) if (type(leaf) is int if kind is int else isinstance(leaf, kind)) else 0
-    )
-    return found
-
-
-def _sizes(func: Callable, x: Tensor, rest: tuple, kwargs: dict[str, Any]) -> list[int]:
-    """The sizes a view asks for, all of them."""
-    if func in (Tensor.unflatten, torch.unflatten):
-        dim, sizes = (*rest, *(kwargs[k] for k in ("dim", "sizes") if k in kwargs))
-        dim %= x.dim()
-        return [*x.shape[:dim], *sizes, *x.shape[dim + 1 :]]
-    rest = (*rest, *(kwargs[k] for k in ("shape", "size") if k in kwargs))
-    return list(rest[0]) if not isinstance(rest[0], int) else list(rest)
 
 
 class _Again(Exception):
@@ -146,27 +53,10 @@ class _Again(Exception):
 
 
 @dataclass
-class _Known:
-    tensor: Tensor  # kept, so that its id stays its own
-    layout: Layout
-    origins: frozenset[str] | None  # the parameters and buffers it is made of; None: data
-
-
-@dataclass
 class _Frame:
     path: str
     kind: type
     counts: Counter = field(default_factory=Counter)
-
-
-@dataclass
-class _Attempt:
-    layouts: list[Layout]
-    numbers: dict[int, tuple[int, int]] = field(default_factory=dict)
-    sizes: tuple[int, ...] | None = None
-    fixed: frozenset[int] = frozenset()  # dimensions of the result whose sizes no batch changes
-    inner: dict[str, int] = field(default_factory=dict)
-    bare: dict[tuple[str, int], Copies] = field(default_factory=dict)
 
 
 class Tracer(TorchFunctionMode):
@@ -181,7 +71,8 @@ class Tracer(TorchFunctionMode):
         self.orders: dict[str, int] = {}  # order of a weight's copies; 0: not copied
         self.bare: dict[tuple[str, int], Copies] = {}
         self.undivided: set[str] = set()  # weights that are both embedding and layer
-        self.choices: Counter = Counter()
+        self.taken: dict[tuple, tuple] = {}  # call that splits channels → where it puts copies
+        self.refused: dict[tuple, set[tuple]] = {}  # … and where it must not
         self.blame: dict[tuple, str] = {}
         self.demanded: set[tuple[str, int]] = set()
 
@@ -190,7 +81,7 @@ class Tracer(TorchFunctionMode):
         for _ in range(PASSES):
             self.changed = False
             self.learned: dict[str, int] = {}  # in this run, so not yet in effect
-            self.known: dict[int, _Known] = {}
+            self.known: dict[int, Known] = {}
             self.placements: dict[str, Placement] = {}
             self.edits: dict[str, dict[tuple[Callable, int], Edit]] = {}
             self.modules: dict[str, dict[str, Any]] = {}  # module → attributes that grow with its calls
@@ -233,7 +124,7 @@ class Tracer(TorchFunctionMode):
         if results:
             layouts, origins = self._layouts(func, args, kwargs, results)
             for tensor, layout in zip(results, layouts, strict=True):
-                self.known[id(tensor)] = _Known(tensor, layout, origins)
+                self.known[id(tensor)] = Known(tensor, layout, origins)
         return out
 
     def _layouts(self, func: Any, args: tuple, kwargs: dict, results: list[Tensor]) -> tuple[list[Layout], Any]:
@@ -248,16 +139,16 @@ class Tracer(TorchFunctionMode):
             return [(None,) * tensor.dim() for tensor in results], origins
         return self._tried(func, args, kwargs, results, operands), None
 
-    def _look(self, tensor: Tensor) -> _Known:
+    def _look(self, tensor: Tensor) -> Known:
         if id(tensor) in self.known:
             return self.known[id(tensor)]
         name = self.names.get(id(tensor))
         if name is None:
-            return _Known(tensor, (None,) * tensor.dim(), None)
+            return Known(tensor, (None,) * tensor.dim(), None)
         layout = tuple(self.bare.get((name, dim)) for dim in range(tensor.dim()))
         if any(layout):
             self._place(name, layout, None)
-        return _Known(tensor, layout, frozenset([name]))
+        return Known(tensor, layout, frozenset([name]))
 
     def _learn(self, inner: dict[str, int], bare: dict[tuple[str, int], Copies]) -> None:
         for maker, value in inner.items():
@@ -334,7 +225,7 @@ class Tracer(TorchFunctionMode):
             shared = into if entering is not None else None
             if entering is not None and shared is not None and name in self.undivided:
                 shared = None
-                self._edit(func, Edit(divide=_counts(entering)))
+                self._edit(func, Edit(divide=counts_of(entering)))
             if not self._place(name, tuple(dims), shared):
                 leaving = self._disagree(func, name, tuple(dims), shared, out)
         if bias is not None and id(bias) in self.names:
@@ -382,18 +273,18 @@ class Tracer(TorchFunctionMode):
     def _place(self, name: str, layout: Layout, shared: int | None) -> bool:
         """Note how a tensor grows; False where another use of it wants otherwise."""
         there = self.placements.setdefault(name, Placement(layout, shared))
-        return there.shared == shared and all(map(_same, there.layout, layout))
+        return there.shared == shared and all(map(same, there.layout, layout))
 
     def _disagree(self, func: Any, name: str, layout: Layout, shared: int | None, out: int) -> Copies | None:
         """One weight in two roles (tied embeddings): the output stays as it is, or the input is divided instead."""
         there = self.placements[name]
         if (
-            not _same(there.layout[out], layout[out])
+            not same(there.layout[out], layout[out])
             and there.layout[out] is None
             and self.orders.get(f"{name}:{out}", 1)
         ):
             self._learn({f"{name}:{out}": 0}, {})
-        elif name not in self.undivided and all(map(_same, there.layout, layout)):
+        elif name not in self.undivided and all(map(same, there.layout, layout)):
             self.undivided.add(name)
             self.changed = True
         else:
@@ -406,7 +297,7 @@ class Tracer(TorchFunctionMode):
         x, embed, heads, joint, joint_bias = args[0], args[3], args[4], args[5], args[6]
         out, out_bias = args[11], args[12]
         known = [self._look(operand).layout[-1] for operand in args[:3]]
-        if joint is None or args[7] is not None or not all(_same(known[0], other) for other in known):
+        if joint is None or args[7] is not None or not all(same(known[0], other) for other in known):
             raise self._fail(func)
         size = embed // heads
         inside = Copies(spread(embed, self.ratio, size))
@@ -436,31 +327,27 @@ class Tracer(TorchFunctionMode):
     # ---- everything else ------------------------------------------------------------------------------------
 
     def _tried(
-        self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[_Known]
+        self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[Known]
     ) -> list[Layout]:
         frame = self.stack[-1]
         choice = (frame.kind, func, frame.counts[func])  # layers of one kind decide alike
-        skip = self.choices[choice]
-        trial = _Trial(func, args, kwargs, operands, self.noise)
+        trial = Trial(func, args, kwargs, operands, self.noise)
         retried = False
         for attempt in self._attempts(func, args, kwargs, results, operands):
             if 0 in attempt.inner.values() and not retried:
                 self._advance(func, operands)  # raises, where another way to split is left
                 retried = True
-            layouts = trial(attempt, choice)
-            if layouts is None:
+            if attempt.label in self.refused.get(choice, ()) or (layouts := trial(attempt, choice)) is None:
                 continue
-            if skip > 0:
-                skip -= 1
-                continue
+            self.taken[choice] = attempt.label
             self._learn(attempt.inner, attempt.bare)
             if attempt.sizes is not None:
                 narrow = list(results[0].shape)
-                asked = _sizes(func, args[0], args[1:], kwargs)
+                asked = view_sizes(func, args[0], args[1:], kwargs)
                 grown = next(dim for dim, size in enumerate(attempt.sizes) if size != narrow[dim])
                 if attempt.fixed or asked[grown] != -1:
                     groups = [
-                        (i, o, grown if grown in o else None) for i, o in _groups(args[0].shape, results[0].shape)
+                        (i, o, grown if grown in o else None) for i, o in view_groups(args[0].shape, results[0].shape)
                     ]
                     self._edit(func, Edit(view=({dim: attempt.sizes[dim] for dim in attempt.fixed}, groups)))
             elif attempt.numbers:
@@ -469,21 +356,19 @@ class Tracer(TorchFunctionMode):
         self._advance(func, operands)
         raise UserError(self.blame[choice]) if choice in self.blame else self._fail(func)
 
-    def _advance(self, func: Any, operands: list[_Known]) -> None:
+    def _advance(self, func: Any, operands: list[Known]) -> None:
         """Let the calls that split the operands' channels split them another way, and run again."""
         found = {copies.choice for operand in operands for copies in operand.layout if copies and copies.choice}
-        left = {choice for choice in found if self.choices[choice] < 8 and choice not in self.blame} or set()
-        if not left:
-            return
+        left = [choice for choice in found if self.taken[choice] not in self.refused.get(choice, ())]
         for choice in left:
-            self.choices[choice] += 1
-            if self.choices[choice] == 8:
-                self.blame[choice] = str(self._fail(func))
-        raise _Again
+            self.refused.setdefault(choice, set()).add(self.taken[choice])
+            self.blame.setdefault(choice, str(self._fail(func)))
+        if left:
+            raise _Again
 
     def _attempts(
-        self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[_Known]
-    ) -> Iterator[_Attempt]:
+        self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[Known]
+    ) -> Iterator[Attempt]:
         layouts = [operand.layout for operand in operands]
         if func in VIEWS and leaves((args[1:], kwargs), int):
             yield from self._view_attempts(operands[0].tensor, layouts[0], results[0])
@@ -497,7 +382,7 @@ class Tracer(TorchFunctionMode):
         for way, inner in self._ways(layouts):
             for freed, bare in self._freed(operands, way):
                 for option in options:
-                    yield _Attempt(freed, option, inner=inner, bare=bare)
+                    yield Attempt(freed, option, inner=inner, bare=bare)
 
     def _ways(self, layouts: list[Layout]) -> Iterator[tuple[list[Layout], dict[str, int]]]:
         """The layouts as they are; then with the copies of one weight ordered otherwise; then not copied at all."""
@@ -524,7 +409,7 @@ class Tracer(TorchFunctionMode):
 
         return [tuple(map(change, layout)) for layout in layouts]
 
-    def _freed(self, operands: list[_Known], layouts: list[Layout]) -> Iterator[tuple[list[Layout], dict]]:
+    def _freed(self, operands: list[Known], layouts: list[Layout]) -> Iterator[tuple[list[Layout], dict]]:
         """The layouts as they are; then with bare parameters copied along, by position from the right, then by size."""
         yield layouts, {}
         copied = [
@@ -557,10 +442,10 @@ class Tracer(TorchFunctionMode):
             if bare:
                 yield freed, bare
 
-    def _view_attempts(self, x: Tensor, layout: Layout, result: Tensor) -> Iterator[_Attempt]:
+    def _view_attempts(self, x: Tensor, layout: Layout, result: Tensor) -> Iterator[Attempt]:
         """A view keeps copies where the channels stay whole, and splits them before the last factor: (heads, size)."""
-        found: list[list[_Attempt]] = []
-        for ins, outs in _groups(x.shape, result.shape):
+        found: list[list[Attempt]] = []
+        for ins, outs in view_groups(x.shape, result.shape):
             copied = [dim for dim in ins if layout[dim] is not None]
             if not copied:
                 continue
@@ -573,8 +458,11 @@ class Tracer(TorchFunctionMode):
             assert copies is not None
             pure = [dim for dim in ins if x.shape[dim] > 1] in ([], copied)
             order = [dim for dim in outs if result.shape[dim] > 1] or outs[:1]
-            if pure and len(order) > 1:
+            if pure and len(order) > 1:  # one head is a factor too: (3, 1, size)
+                order = [dim for dim in outs if order[0] <= dim <= order[-1]]
                 order = [order[-2], order[-1], *order[:-2]]
+            elif pure:
+                order += [dim for dim in outs if dim not in order]
             elif not pure:  # where the channels stay a dimension of their own, they stay whole
                 order.sort(key=lambda dim: result.shape[dim] != x.shape[copied[0]])
             options = []
@@ -585,7 +473,7 @@ class Tracer(TorchFunctionMode):
                 after = math.prod(result.shape[d] for d in outs if d > dim)
                 sizes = list(result.shape)
                 sizes[dim] = wide_in // rest
-                attempt = _Attempt(
+                attempt = Attempt(
                     [layout],
                     sizes=tuple(sizes),
                     fixed=frozenset(outs) if pure and len(outs) > 1 and 0 not in ins else frozenset(),
@@ -595,9 +483,7 @@ class Tracer(TorchFunctionMode):
                 if pure and maker and dim != 0 and self._askable(maker, after):
                     changed = self._with_inner([layout], maker, after)
                     if changed[0][copied[0]] is not None:
-                        options.append(
-                            _Attempt(changed, sizes=attempt.sizes, fixed=attempt.fixed, inner={maker: after})
-                        )
+                        options.append(Attempt(changed, sizes=attempt.sizes, fixed=attempt.fixed, inner={maker: after}))
             found.append(options)
         if len(found) == 1:
             yield from found[0]
@@ -614,138 +500,3 @@ class Tracer(TorchFunctionMode):
                         "expected logits out of a linear layer or convolution: use another student."
                     )
                 self._learn({copies.maker: 0}, {})
-
-
-class _Trial:
-    """One call on random numbers, against the same call on copies of them."""
-
-    def __init__(
-        self, func: Any, args: tuple, kwargs: dict, operands: list[_Known], generator: torch.Generator
-    ) -> None:
-        self.func, self.args, self.kwargs, self.operands = func, args, kwargs, operands
-        self.inputs = [
-            torch.rand(o.tensor.shape, generator=generator, dtype=o.tensor.dtype).to(o.tensor) + 0.5
-            if o.tensor.is_floating_point() and o.origins != frozenset() and (any(o.layout) or o.origins)
-            else o.tensor
-            for o in operands
-        ]
-        self.expected = leaves(self._call([x.clone() for x in self.inputs], {}), Tensor)
-
-    def _call(self, tensors: list[Tensor], numbers: dict[int, tuple[int, int]]) -> Any:
-        given, count = iter(tensors), itertools.count()
-
-        def visit(leaf: Any) -> Any:
-            if isinstance(leaf, Tensor):
-                return next(given)
-            if type(leaf) is int:
-                return numbers.get(next(count), (0, leaf))[1]
-            return leaf
-
-        args, kwargs = rebuild((self.args, self.kwargs), visit)
-        return self.func(*args, **kwargs)
-
-    def __call__(self, attempt: _Attempt, choice: tuple) -> list[Layout] | None:
-        """The layouts of the results under an attempt; None where they are not copies of the student's."""
-        wide = [gather(x.clone(), layout) for x, layout in zip(self.inputs, attempt.layouts, strict=True)]
-        try:
-            if attempt.sizes is not None:
-                found = [wide[0].reshape(attempt.sizes)]
-            else:
-                found = leaves(self._call(wide, attempt.numbers), Tensor)
-        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
-            return None
-        if len(found) != len(self.expected):
-            return None
-        hints = [copies for layout in attempt.layouts for copies in layout if copies]
-        layouts = [_match(a, b, hints, choice) for a, b in zip(self.expected, found, strict=True)]
-        return None if any(layout is None for layout in layouts) else layouts  # type: ignore[return-value]
-
-
-def _match(narrow: Tensor, wide: Tensor, hints: list[Copies], choice: tuple) -> Layout | None:
-    """The layout in which ``wide`` is a copy of ``narrow``; None where it is not."""
-    if narrow.dim() != wide.dim():
-        return None
-    grown = [dim for dim in range(narrow.dim()) if narrow.shape[dim] != wide.shape[dim]]
-    fits = [
-        [h for h in hints if len(h.index) == wide.shape[dim] and int(h.index.max()) + 1 == narrow.shape[dim]]
-        for dim in grown
-    ]
-    layout = _first_match(narrow, wide, grown, fits)
-    if layout is not None or not grown:
-        return layout
-    maker = hints[0].maker if len({h.maker for h in hints}) == 1 else None
-    found = [_signature(narrow, wide, dim, grown) for dim in grown]
-    return _first_match(narrow, wide, grown, [[Copies(f, maker, choice)] if f is not None else [] for f in found])
-
-
-def _first_match(narrow: Tensor, wide: Tensor, grown: list[int], options: list[list[Copies]]) -> Layout | None:
-    for some in itertools.product(*options):
-        layout: list[Copies | None] = [None] * narrow.dim()
-        for dim, copies in zip(grown, some, strict=True):
-            layout[dim] = copies
-        if _close(gather(narrow, tuple(layout)), wide):
-            return tuple(layout)
-    return None
-
-
-def _signature(narrow: Tensor, wide: Tensor, dim: int, grown: list[int]) -> Tensor | None:
-    """Match the slices of ``wide`` along a dimension with those of ``narrow``."""
-    others = [d for d in grown if d != dim]
-    a, b = narrow.double(), wide.double()
-    if others:
-        a, b = a.amax(others, keepdim=True), b.amax(others, keepdim=True)
-    a, b = a.movedim(dim, 0).flatten(1), b.movedim(dim, 0).flatten(1)
-    if a.shape[1] != b.shape[1] or a.shape[1] == 0:
-        return None
-    along = torch.rand(a.shape[1], generator=torch.Generator().manual_seed(1), dtype=a.dtype).to(a)
-    return ((b @ along)[:, None] - (a @ along)[None]).abs().argmin(1).cpu()
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
-    if not a.is_floating_point():  # positions, as of a maximum over copies, are what they are
-        return bool((a == b).all()) or a.dtype == torch.int64
-    tolerance = 1e-9 if a.dtype == torch.float64 else 1e-4
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-def _same(a: Copies | None, b: Copies | None) -> bool:
-    return (a is None and b is None) or (a is not None and b is not None and torch.equal(a.index, b.index))
-
-
-def _counts(copies: Copies) -> Tensor:
-    """How many copies each wide position's channel has."""
-    return copies.index.bincount()[copies.index]
-
-
-def _groups(before: torch.Size, after: torch.Size) -> Iterator[tuple[list[int], list[int]]]:
-    """The dimensions of a view that make up the same elements before and after."""
-    i = j = 0
-    while i < len(before) or j < len(after):
-        ins: list[int] = []
-        outs: list[int] = []
-        left = right = 1
-        while not (ins or outs) or left != right:
-            if (left <= right and i < len(before)) or j >= len(after):
-                ins.append(i)
-                left *= before[i]
-                i += 1
-            else:
-                outs.append(j)
-                right *= after[j]
-                j += 1
-        while i < len(before) and before[i] == 1 and (j >= len(after) or after[j] != 1):
-            ins.append(i)
-            i += 1
-        while j < len(after) and after[j] == 1 and (i >= len(before) or before[i] != 1):
-            outs.append(j)
-            j += 1
-        yield ins, outs
-
-
-def logits_of(outputs: Any) -> Any:
-    """The ``logits`` of outputs that hold them among others; all other outputs as they are."""
-    if isinstance(outputs, dict):
-        return outputs.get("logits", outputs)
-    return getattr(outputs, "logits", outputs)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
-from .layout import Edit, Placement, Tracer, gather, leaves, logits_of, spread
+from .copies import Edit, Placement, gather, leaves, logits_of, spread
+from .layout import Tracer
 
 Projection = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -101,8 +102,7 @@ def _grown(tensor: Tensor, placement: Placement, perturbation: float, generator:
         index = placement.layout[shared].index.to(tensor.device)  # type: ignore[union-attr]
         along = [1] * wide.dim()
         along[shared] = -1
-        copies = index.bincount()[index]
-        wide = wide / copies.view(along)
+        wide = wide / index.bincount()[index].view(along)
         size = perturbation * wide.square().mean().sqrt()
         delta = torch.randn(wide.shape, generator=generator, dtype=torch.float64).to(wide) * size
         pinned = torch.ones_like(wide, dtype=torch.bool)  # first copies of rows and columns: the student itself
