@@ -202,6 +202,7 @@ NETWORKS = {
     "shuffle": Shuffle,
     **{f"vit_{kind}": lambda kind=kind: Transformer(kind) for kind in ("fused", "chunk", "split", "folded", "module")},
     "lm": lambda: Transformer("causal", 8, 2, words=11),
+    "lm_zoo": _zoo("gpt_tiny", num_classes=11, width=16, heads=2, depth=1, dropout=0.0),
     "lm_tied": lambda: Transformer("causal", 8, 2, words=11, tied=True),
     "encoder": lambda: nn.Sequential(
         nn.Flatten(2),
@@ -399,6 +400,7 @@ class Softened(nn.Module):
     [
         (Softened(), torch.randn(2, 3, 8, 8), "Softened.forward calls softmax"),
         (nn.Sequential(nn.Linear(4, 2)), torch.randn(2, 4), "no hidden channels"),
+        (nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 4)), torch.arange(4)[None], "module '1' \\(LSTM\\) calls lstm"),
         (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1), nn.Linear(3, 2)), torch.randn(2, 4), "module '1' \\(Softmax\\)"),
     ],
 )

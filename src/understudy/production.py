@@ -136,7 +136,7 @@ class Production:
             count = len(data.test)
             some = choose(data.test.labels, samples=min(count, max(MONITORED, len(data.classes))), seed=0, count=count)
             monitor = (data.test, some)
-        views = s.views or (DEFAULT_VIEWS if METHODS[s.method].needs_teacher else "all")
+        views = s.views or (DEFAULT_VIEWS if s.teacher is not None else "all")
         augment = data.augment if s.augment is None else Augment.parse(s.augment)
         every = views == "all"
         augment = Augment(augment.shift, augment.flip, augment.crop, seed=augment.seed or (s.seed if every else 0))

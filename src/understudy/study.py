@@ -17,6 +17,9 @@ A study is a TOML file::
 
 Where methods need settings of their own, ``[variants.NAME]`` tables take the place of a ``method`` list; the table
 then has a column ``variant``.
+
+What runs need first is made once: ``[prepare.NAME]`` holds a ``command`` (train, distill or shrink) and its options.
+Recipes, and tables of ``prepare`` further down, name the model that it makes as ``prepared:NAME``.
 """
 
 from __future__ import annotations
@@ -44,6 +47,9 @@ from .report import study_markdown, write_study_report
 from .runfolder import check_out, clear, held, write_json
 from .train.progress import Display
 
+PREPARED = "prepared:"
+PREPARING = ("train", "distill", "shrink")
+
 
 class Study(BaseModel):
     """What a study file says."""
@@ -56,6 +62,7 @@ class Study(BaseModel):
     recipe: dict[str, Any]
     grid: dict[str, list[Any]] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    prepare: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def settings(self) -> list[dict[str, Any]]:
         """One setting for each row of the table: grid keys, and ``variant`` where there are variants."""
@@ -81,6 +88,14 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{where!r} in {str(path)!r} does not fit ({first['msg'].lower()}); mend that key.") from None
+    for name, step in study.prepare.items():
+        if step.get("command") not in PREPARING:
+            raise UserError(
+                f"prepare.{name} has the command {step.get('command')!r}; expected one of {', '.join(PREPARING)}."
+            )
+    for name in _prepared_in([study.recipe, study.grid, study.variants, study.prepare]):
+        if name not in study.prepare:
+            raise UserError(f"the study names prepared:{name}, which is not made; expected a table [prepare.{name}].")
     for key, axis in study.grid.items():
         if key in ("seed", "variant"):
             raise UserError(f"the grid has the key {key!r}; expected it as seeds = […] or [variants.NAME]: move it.")
@@ -133,11 +148,13 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
     telling = threading.Lock()
     with Display(True) as display:
         bar = display.reporter(study.name)
+        for name, step in study.prepare.items():
+            display.say(f"prepared {name}: {_prepare(name, step, out)}", always=True)
 
         def one(work: tuple[dict[str, Any], int]) -> dict[str, Any]:
             setting, seed = work
             folder = out / "runs" / _slug(setting, seed)
-            status = _run(study.recipe_of(setting, seed), folder, jobs)
+            status = _run(_resolved(study.recipe_of(setting, seed), out), folder, jobs)
             run = {"setting": setting, "seed": seed, "out": str(folder.relative_to(out)), "status": status}
             with telling:
                 runs.append(run)
@@ -152,6 +169,38 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
     return _summarise(study, runs, out)
 
 
+def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
+    """The model of a ``prepare`` table, made unless it is there. Raises `UserError` where that fails."""
+    made = out / "prepared" / name
+    model = made if step["command"] == "shrink" else made / "student"
+    if not (model / "config.json").exists():
+        options = {key: value for key, value in _resolved(step, out).items() if key != "command"}
+        values = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+        again = ["--resume"] if (made / "recipe.toml").exists() else []
+        status = _call([step["command"], *values, "--out", str(made), *again], out / "logs" / f"prepare-{name}.log")
+        if status:
+            raise UserError(f"prepare.{name} could not be made ({status}); mend it and go on with --resume.")
+    return model
+
+
+def _prepared_in(value: Any) -> list[str]:
+    """Every NAME of a ``prepared:NAME`` in nested values."""
+    if isinstance(value, str):
+        return [value.removeprefix(PREPARED)] if value.startswith(PREPARED) else []
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    return [name for each in inner for name in _prepared_in(each)]
+
+
+def _resolved(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Settings with ``prepared:NAME`` as the folder of that model."""
+
+    def folder(value: Any) -> Any:
+        made = out / "prepared" / _prepared_in(value)[0] if isinstance(value, str) and _prepared_in(value) else None
+        return value if made is None else str(made / "student" if (made / "recipe.toml").exists() else made)
+
+    return {key: folder(value) for key, value in settings.items()}
+
+
 def _run(recipe: dict[str, Any], folder: Path, jobs: int) -> str:
     """One run in a process of its own, resumed where it stopped; ``done`` or the error's sentence."""
     result = folder / "result.json"
@@ -161,16 +210,23 @@ def _run(recipe: dict[str, Any], folder: Path, jobs: int) -> str:
     logs.mkdir(parents=True, exist_ok=True)
     recipe_file = logs / f"{folder.name}.toml"
     write_toml(recipe_file, recipe)
-    command = [sys.executable, "-m", "understudy", "distill", str(recipe_file), "--out", str(folder)]
+    arguments = ["distill", str(recipe_file), "--out", str(folder)]
     if (folder / "recipe.toml").exists():
-        command.append("--resume")
+        arguments.append("--resume")
+    status = _call(arguments, logs / f"{folder.name}.log", jobs)
+    return status or ("done" if result.exists() else "it left no result")
+
+
+def _call(arguments: list[str], log: Path, jobs: int = 1) -> str:
+    """An understudy command in a process of its own; its last words where it fails, else nothing."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    log = logs / f"{folder.name}.log"
+    command = [sys.executable, "-m", "understudy", *arguments]
     with open(log, "ab") as file:
         status = subprocess.run(command, stdout=file, stderr=file, env=environment, stdin=subprocess.DEVNULL).returncode
-    if status == 0 and result.exists():
-        return "done"
+    if status == 0:
+        return ""
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"failed with status {status}"
 

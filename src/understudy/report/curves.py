@@ -267,7 +267,10 @@ def run_charts(run: Run, primary: str) -> RunCharts:
     )
     apart = len(losses) > 2
     story = [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated[:1]]
-    story += [standing_chart(run, timeline, metric, *found) for metric, found in sorted(standing.items(), key=lambda item: item[0] != primary)]
+    story += [
+        standing_chart(run, timeline, metric, *found)
+        for metric, found in sorted(standing.items(), key=lambda item: item[0] != primary)
+    ]
     story += [] if apart else losses
     story += [gap_chart(timeline, run.epochs)]
     story += [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated[1:]]
@@ -289,7 +292,11 @@ def run_charts(run: Run, primary: str) -> RunCharts:
 def measuring(timeline: Timeline, metric: str) -> Timeline:
     """The phases that measure a metric: those that learn by another measure take no room in its picture."""
     tables = ("eval", "train")
-    phases = [records for records in timeline.phases.values() if any(metric in keys_of([r for _, r in records], t) for t in tables)]
+    phases = [
+        records
+        for records in timeline.phases.values()
+        if any(metric in keys_of([r for _, r in records], t) for t in tables)
+    ]
     return Timeline([record for records in phases for _, record in records])
 
 

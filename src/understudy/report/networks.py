@@ -89,7 +89,7 @@ def networks(run: Run) -> Networks | None:
         says, compared, outputs = [compare], middle in (None, n), []
         if head:
             classes = run.part("data").get("classes")
-            outputs = [words.plural(classes, "output")] if is_number(classes) else []
+            outputs = [f"{words.count(classes)} classes"] if is_number(classes) else []
             finetuned = method == "skd" and any(phase.get("name") == "finetune" for phase in phases(run))
             says, compared = [text for text in (last, "then logits" if finetuned else "") if text], True
         elif not compared:
@@ -105,7 +105,9 @@ def networks(run: Run) -> Networks | None:
             )
         )
     named = str(rows[middle]["stage"]) if middle is not None else ""
-    note = "A stage ends with the module that it is named after. Blocks are as high as its maps and as wide as channels."
+    note = (
+        "A stage ends with the module that it is named after. Blocks are as high as its maps and as wide as channels."
+    )
     return Networks(
         teacher=str(run.part("teacher").get("spec") or run.setting("teacher")),
         student=str(run.part("student").get("spec") or run.setting("student")),

@@ -23,6 +23,7 @@ from understudy.report.table import (
 )
 
 MOST_PANELS = 24
+AMOUNTS = ("fraction", "samples")
 Setting = dict[str, Any]
 
 
@@ -70,11 +71,12 @@ def not_done(run: dict[str, Any]) -> bool:
 
 
 def say(setting: Setting) -> str:
-    """``kd (fraction 0.1, views 8)``: a method by its name, everything else with its key."""
-    others = ", ".join(f"{k.replace('_', ' ')} {setting_text(v)}" for k, v in setting.items() if k != "method")
-    if "method" not in setting:
+    """``kd (fraction 0.1, views 8)``: a method or variant by its name, everything else with its key."""
+    name = next((key for key in ("variant", "method") if key in setting), None)
+    others = ", ".join(f"{k.replace('_', ' ')} {setting_text(v)}" for k, v in setting.items() if k != name)
+    if name is None:
         return others
-    return setting_text(setting["method"]) + (f" ({others})" if others else "")
+    return setting_text(setting[name]) + (f" ({others})" if others else "")
 
 
 class Colours:
@@ -223,7 +225,8 @@ def against(study: dict[str, Any], metric: str, column: str, colours: Colours) -
         return None
     ranked: list[Any] = [*figures, *(value for value in values.values() if not is_number(value))]
     even = len(ranked) > len(figures)
-    wide = not even and figures[0] > 0 and figures[-1] / figures[0] >= 8
+    apart = 3 if column in AMOUNTS else 8  # of samples, the double counts, not one more
+    wide = not even and figures[0] > 0 and figures[-1] / figures[0] >= apart
     place = {setting_text(v): float(n) if even else float(v) for n, v in enumerate(ranked)}
     scale = Scale(0, len(ranked) - 1) if even else Scale(figures[0], figures[-1], log=wide)
     ticks = [(place[setting_text(v)], setting_text(v)) for v in ranked]

@@ -45,6 +45,7 @@ from .trial import Attempt, Known, Trial
 
 PASSES = 60  # runs of the example until the layouts agree; most networks need three
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)  # their weights are shared by all steps
 TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 
@@ -128,6 +129,8 @@ class Tracer(TorchFunctionMode):
         return out
 
     def _layouts(self, func: Any, args: tuple, kwargs: dict, results: list[Tensor]) -> tuple[list[Layout], Any]:
+        if func in RECURRENT:
+            raise self._fail(func)
         if func is F.multi_head_attention_forward:
             return self._attention(args, kwargs, results), None
         if found := self._weight_of(func, args, kwargs):
