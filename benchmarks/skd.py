@@ -31,9 +31,9 @@ def authors(teacher: Model, student: Model, samples: InMemory, names: list[str],
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     seen: dict[str, torch.Tensor] = {}
-    for role, network in (("teacher", teacher), ("student", student)):
+    for role, model in (("teacher", teacher), ("student", student)):
         for name in names:
-            network.network.get_submodule(name).register_forward_hook(
+            model.network.get_submodule(name).register_forward_hook(
                 lambda _m, _i, output, key=f"{role} {name}": seen.__setitem__(key, output)
             )
     teacher.eval()
@@ -100,7 +100,8 @@ def main() -> None:
         times["authors'"].append(authors(teacher, student, samples, names, options))
     print(
         f"skd {options.teacher} -> {options.student}, stages {', '.join(names)}, {options.images} images of "
-        f"{options.side}x{options.side}, batch {options.batch}, {options.epochs} epochs a stage, {options.views} views, "
+        f"{options.side}x{options.side}, batch {options.batch}, {options.epochs} epochs a stage, "
+        f"{options.views} views, "
         f"{device().type}, {torch.get_num_threads()} threads"
     )
     for way, values in times.items():

@@ -272,9 +272,9 @@ def test_few_and_many_classes(tmp_path: Path, classes: int) -> None:
 
 def test_many_phases_and_solves_and_gaps(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = [
-        {"event": "solve", "phase": "align", "block": f"layer{n}", "error_before": 0.5, "error_after": 0.1}
-        for n in (1, 2)
+        {"event": "block", "phase": "align", "name": f"layer{n}", "error": 0.5, "rank": 3} for n in (1, 2)
     ]
+    events.append({"event": "solve", "phase": "align", "blocks": 2, "values": {"error": 0.5}})
     for stage in ("stage1", "stage2", "stage3"):
         for n in range(1, 5):
             events.append(epoch(n, stage, train={"loss": 10.0**-n}, eval={"loss": 2 * 10.0**-n}))
@@ -288,7 +288,7 @@ def test_many_phases_and_solves_and_gaps(tmp_path: Path) -> None:
     ]
     page = Page(write_report(make_run(tmp_path / "run", result(method="skd", phases=phases), events)))
     assert page.headline.startswith("The student reaches 57.3 % accuracy, up from 25.0 %,")
-    for shown in ("Loss in stage1", "Loss in head", "Gap to the student", "solved", "layer2", "Log scale", "1.5 s"):
+    for shown in ("Loss of each phase", "stage1", "Gap to the student", "solved", "layer2", "Log scale", "1.5 s"):
         assert shown in page.text, shown
 
 

@@ -3,11 +3,28 @@
 import copy
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tools import CLASSES, SHIFT, Curtain, Net, apart, events, model, perform, pictures, plan, runner, same, weights
+from tools import (
+    CLASSES,
+    SHIFT,
+    Curtain,
+    Net,
+    apart,
+    events,
+    model,
+    perform,
+    pictures,
+    plan,
+    runner,
+    same,
+    surroundings,
+    weights,
+)
 from torch import nn
 
 from understudy.data import CLEAN, Augment
@@ -513,3 +530,15 @@ def test_metrics_of_a_killed_epoch_are_not_logged_twice(tmp_path):
     perform(runner(student, tmp_path, epochs=2, batch_size=16), plan("none", student, None), resume=True)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines if "start" not in line] == ["epoch", "epoch"]
+
+
+def test_thin_residual_networks_train_without_harm(tmp_path):
+    """A strided 1×1 convolution of few channels spoils the heap on channels-last images, in torch itself."""
+    script = """
+import sys
+import understudy
+understudy.train("zoo:resnet10?width=4", "digits", out=sys.argv[1], epochs=1, samples=200, batch_size=32)
+"""
+    environment = surroundings(MALLOC_CHECK_=3)
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], env=environment, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()[-500:]

@@ -192,7 +192,7 @@ STANDING = {"student": ("student", "c0"), "dynamic": ("dynamic teacher", "c2"), 
 
 def standing_keys(run: Run) -> dict[str, tuple[str, list[str]]]:
     """metric → (table, names of networks) where records tell a dynamic teacher's metric beside the student's."""
-    found = {}
+    found: dict[str, tuple[str, list[str]]] = {}
     for table in ("eval", "train"):
         keys = keys_of(run.epochs, table)
         for metric in (key.removeprefix("dynamic_") for key in keys if key.startswith("dynamic_")):
@@ -291,17 +291,16 @@ def run_charts(run: Run, primary: str) -> RunCharts:
 
 def measuring(timeline: Timeline, metric: str) -> Timeline:
     """The phases that measure a metric: those that learn by another measure take no room in its picture."""
-    tables = ("eval", "train")
-    phases = [
-        records
-        for records in timeline.phases.values()
-        if any(metric in keys_of([r for _, r in records], t) for t in tables)
-    ]
-    return Timeline([record for records in phases for _, record in records])
+
+    def measured(record: dict[str, Any]) -> bool:
+        return any(metric in numbers(record.get(table)) for table in ("eval", "train"))
+
+    kept = [[r for _, r in pairs] for pairs in timeline.phases.values() if any(measured(r) for _, r in pairs)]
+    return Timeline([record for records in kept for record in records])
 
 
 def has_parts(timeline: Timeline, phase: str) -> bool:
-    """Whether a phase's loss is a sum of others, or it is not judged by it alone."""
+    """Whether a phase's loss is a sum of others."""
     records = [record for _, record in timeline.phases[phase]]
     return sum("loss" in key for key in keys_of(records, "train")) > 1
 

@@ -53,7 +53,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where both networks are cut, and what is compared there; ``compared`` False: nothing."""
+    """Where both networks are cut, and what the student learns from there; ``compared``: whether from the teacher."""
 
     teacher: Block
     student: Block
@@ -91,7 +91,8 @@ def networks(run: Run) -> Networks | None:
             classes = run.part("data").get("classes")
             outputs = [f"{words.count(classes)} classes"] if is_number(classes) else []
             finetuned = method == "skd" and any(phase.get("name") == "finetune" for phase in phases(run))
-            says, compared = [text for text in (last, "then logits" if finetuned else "") if text], True
+            says = [text for text in (last, "then logits" if finetuned else "") if text]
+            compared = finetuned or last == "logits"
         elif not compared:
             says = ["not compared"]
         elif row.get("adapter") and method in ADAPTED:
@@ -105,9 +106,7 @@ def networks(run: Run) -> Networks | None:
             )
         )
     named = str(rows[middle]["stage"]) if middle is not None else ""
-    note = (
-        "A stage ends with the module that it is named after. Blocks are as high as its maps and as wide as channels."
-    )
+    note = "A stage ends with the module that it is named after. Higher blocks: larger maps; wider ones: more channels."
     return Networks(
         teacher=str(run.part("teacher").get("spec") or run.setting("teacher")),
         student=str(run.part("student").get("spec") or run.setting("student")),
