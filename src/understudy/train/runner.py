@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -115,6 +116,8 @@ class Runner:
             state.best, state.record, state.sums, state.phase_seconds = None, None, {}, 0.0
             self._phase_began = time.monotonic()
             self._save({})
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.supply.passing, ignore_errors=True)
         return state
 
     def describe(self, phases: Sequence[Phase]) -> list[dict[str, Any]]:
