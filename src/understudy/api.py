@@ -117,8 +117,9 @@ def evaluate(
     network = load_model(model, data=loaded)
     check_classes(network, loaded)
     samples = getattr(loaded, split)
-    if samples is None:
-        raise UserError(f"the data {loaded.name!r} has no {split} split; expected one of its own: name another.")
+    if samples is None or (split == "train" and not loaded.labelled):
+        what = f"labelled {split} split" if not loaded.labelled else f"{split} split"
+        raise UserError(f"the data {loaded.name!r} has no {what}; expected one of its own: name another.")
     device = Accelerator().device
     place(network, device)
     with Display(True) as display:

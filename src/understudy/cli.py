@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ import typer
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
 from .commands_shrink import export_command, shrink_command
 from .errors import UserError
@@ -40,11 +42,24 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="start anew in --ou
 
 def _option(name: str, field: Any, *names: str) -> inspect.Parameter:
     default = "" if field.default in (None, PydanticUndefined) else f" [default: {field.default}]"
+    metavar = "[true|false]" if field.annotation is bool else "VALUE"
     option = typer.Option(
-        *(names or (f"--{name.replace('_', '-')}",)), metavar="VALUE", help=f"{field.description}{default}"
+        *(names or (f"--{name.replace('_', '-')}",)), metavar=metavar, help=f"{field.description}{default}"
     )
     kind = Annotated[str | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+class _RecipeCommand(TyperCommand):
+    """A command with the recipe's keys: the option of a boolean one may stand alone, for true."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        alone = {option for p in self.params if p.metavar == "[true|false]" for option in p.opts}
+        words = ("true", "false", "yes", "no", "on", "off", "1", "0")
+        whole: list[str] = []
+        for word, following in zip_longest(args, args[1:]):
+            whole += [word, "true"] if word in alone and str(following).lower() not in words else [word]
+        return super().parse_args(ctx, whole)
 
 
 def _with_recipe_options(methods: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -67,7 +82,7 @@ def _with_recipe_options(methods: bool) -> Callable[[Callable[..., None]], Calla
     return decorate
 
 
-@app.command("distill")
+@app.command("distill", cls=_RecipeCommand)
 @_with_recipe_options(methods=True)
 def distill_command(
     recipe: RecipeFile = None,
@@ -105,7 +120,7 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-@app.command("train")
+@app.command("train", cls=_RecipeCommand)
 @_with_recipe_options(methods=False)
 def train_command(
     recipe: RecipeFile = None,

@@ -13,6 +13,7 @@ the file, so nobody can forget it.
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import time
 import warnings
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 from .data import CLEAN, Augment, batches, choose, load_data
 from .data.spec import Data
 from .errors import UserError
-from .models import Model, count_parameters, load_model
+from .models import Model, count_macs, count_parameters, load_model
+from .report import write_export_report
 from .runfolder import check_out, write_json
 from .shrinking import example_of
 from .tasks import TASKS
@@ -57,7 +59,9 @@ def export(
     ``data`` is needed for "int8", which is calibrated on ``samples`` training images (chosen by ``seed`` as in a run
     with so many; their labels are not used), and gives both kinds their accuracy before and after. ``compiled`` also
     compiles the int8 program and times it, which takes a C++ compiler and a minute. `export.json`: sizes in bytes, the
-    largest difference of outputs as a share of the largest output, seconds an image, metrics as fractions. Raises
+    largest difference of outputs as a share of the largest output, seconds an image, metrics as fractions, and under
+    ``networks`` the same of the teacher and of the student before, where a run made the model; `report.html` shows
+    them side by side. Raises
     `UserError` for bad input, a missing extra, and an ONNX file that computes something else.
     """
     if to not in KINDS:
@@ -94,6 +98,12 @@ def export(
         "metrics": {"float": _metrics(original, opened), "exported": _metrics(exported, opened)},
         "latency": {"float": _latency(original, raw), "exported": _latency(exported, raw)},
     }
+    sizes = _figures(original, raw)
+    result["networks"] = [
+        *_forerunners(model, raw, opened),
+        {"role": "student", "spec": _named(model), **sizes, **_part(result, "float")},
+        {"role": to, "spec": file.name, **sizes, "bytes": result["bytes"]["exported"], **_part(result, "exported")},
+    ]
     if compiled and to == "int8":
         result["latency"]["compiled"] = _compiled_latency(exported, raw)
     if to == "onnx" and not result["difference"] <= SAME:
@@ -103,8 +113,53 @@ def export(
             f"{SAME:g}: the network has an operation that ONNX computes otherwise, so export another."
         )
     write_json(out / "export.json", result)
+    write_export_report(out)
     logger.info("%s", _line(result, file))
     return result
+
+
+def _part(result: dict[str, Any], which: str) -> dict[str, Any]:
+    return {key: result[key][which] for key in ("metrics", "latency")}
+
+
+def _named(model: Any) -> str:
+    return str(model) if isinstance(model, str | Path) else type(getattr(model, "network", model)).__name__
+
+
+def _figures(model: Model, raw: Tensor) -> dict[str, Any]:
+    params = count_parameters(model.network)
+    return {"params": params, "macs": count_macs(model, raw), "bytes": 4 * params}
+
+
+def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, Any]]:
+    """The teacher, and the student before, of the run that made the model, measured like the exported file.
+
+    Only folders of models are opened: nothing that a result names is imported. Of a teacher that is none, or does not
+    take the same images, what the run tells of its size is all there is.
+    """
+    if not isinstance(model, str | Path):
+        return []
+    try:
+        cast = json.loads((Path(model).parent / "result.json").read_text())
+    except (OSError, ValueError):
+        return []
+    rows = []
+    for role in ("teacher", "before"):
+        told = cast.get("student" if role == "before" else role) if isinstance(cast, dict) else None
+        spec = told.get("spec") if isinstance(told, dict) else None
+        if not isinstance(spec, str) or (role == "before" and not (Path(spec) / "config.json").is_file()):
+            continue
+        try:
+            network = load_model(Path(spec), data=data).cpu().eval()
+            figures = _figures(network, raw)
+            rows.append(figures | {"metrics": _metrics(network, data), "latency": _latency(network, raw)})
+        except (UserError, RuntimeError):
+            if role == "before":
+                continue
+            size = {key: told[key] for key in ("params", "macs") if isinstance(told.get(key), int)}
+            rows.append({**size, "metrics": {}, "latency": None})
+        rows[-1] = {"role": role, "spec": spec, **rows[-1]}
+    return rows
 
 
 def _require(packages: tuple[str, ...], extra: str) -> None:

@@ -17,10 +17,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from .audition import Memo, refuse_chance_level
-from .data import CLEAN, Augment, batches, choose, hold_out, load_data
+from .data import CLEAN, Augment, Data, batches, choose, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
-from .models import Model, check_classes, count_macs, count_parameters, load_model
+from .models import Model, check_classes, count_macs, count_parameters, load_model, output_classes
 from .pictures import segmentation_pictures
 from .recipe import Recipe, size_in_bytes, write_toml
 from .report import write_run_report
@@ -51,6 +51,8 @@ class Production:
             data = load_data(
                 objects.get("data", s.data), image_size=s.image_size, memory_limit=size_in_bytes(s.memory_limit)
             )
+        if not data.labelled:
+            data = self._without_labels(data, objects)
         val, test = (samples and samples.to(self.device) for samples in (data.val, data.test))
         data = replace(data, train=data.train.to(self.device), val=val, test=test)
         self.data, self.task = data, TASKS[data.task]
@@ -89,6 +91,25 @@ class Production:
             checkpoint_seconds=s.checkpoint_seconds,
             display=self.display,
         )
+
+    def _without_labels(self, data: Data, objects: Mapping[str, Any]) -> Data:
+        """The data for a method that does without labels; where nothing names its classes, the teacher does."""
+        s = self.settings
+        if METHODS[s.method].needs_labels:
+            able = " or ".join(name for name, method in METHODS.items() if not method.needs_labels)
+            raise UserError(
+                f"method {s.method!r} needs labels, which the data {s.data!r} does not have; expected a folder for each "
+                f"class: sort the images so, or use --method {able}."
+            )
+        if data.val is None and self._judged():
+            raise UserError(
+                f"select = best and patience need labels, which the data {s.data!r} does not have; expected select = "
+                "last: leave them out, or give labelled images in val/."
+            )
+        if data.classes or s.teacher is None:
+            return data
+        teacher = load_model(objects.get("teacher", s.teacher), data=data)
+        return replace(data, classes=teacher.classes or tuple(map(str, range(output_classes(teacher, data)))))
 
     def _load(self, role: str, objects: Mapping[str, Any]) -> Model:
         spec = getattr(self.settings, role)
@@ -165,7 +186,7 @@ class Production:
             before = self._test(self.student, "student before")[0]
             self.runner.check(self.phases)
             self._open_folder(overwrite)
-            if teacher:
+            if teacher and teacher["metrics"]:
                 figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
                 self.display.say(f"teacher: {figures}", always=True)
             state = self.runner.run(self.phases, resume, self._cast(teacher, before))
@@ -181,8 +202,9 @@ class Production:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
         name = self.task.metric
-        was, now = before.get(name, float("nan")), after[0].get(name, float("nan"))
-        self.display.say(f"{name} {was:.4f} → {now:.4f}; the student is in {self.out / 'student'}", always=True)
+        found = [f"{name} {before[name]:.4f} → {after[0][name]:.4f}"] if name in after[0] else []
+        found += [f"the student is in {self.out / 'student'}"]
+        self.display.say("; ".join(found), always=True)
         self.student.eval()
         return result
 

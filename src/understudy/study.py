@@ -285,6 +285,9 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
             for key in ("seconds", "student_samples_seen", "teacher_samples_forwarded")
         }
         row = {"setting": setting, "runs": len(mine), "metrics": metrics, "difference": difference or None, **means}
+        if all(Path(result["student"]["spec"]).exists() for result in mine.values()):  # no fresh network
+            befores = [result["student"]["before"] for result in mine.values()]
+            row["before"] = {name: _spread([before[name] for before in befores]) for name in metrics}
         rows.append(row)
     first: dict[str, Any] = next(iter(results.values()), {})
     found = {

@@ -17,6 +17,7 @@ from understudy.data.sources import Files, Rows, Source
 from understudy.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+UNLABELLED = -100
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -33,15 +34,22 @@ def visible(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 
+def _images_in(folder: Path) -> list[Path]:
+    return [p for p in visible(folder) if p.suffix.lower() in SUFFIXES and p.is_file()]
+
+
 def _class_folder(folder: Path) -> list[Path]:
-    found = [p for p in visible(folder) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    found = _images_in(folder)
     if not found:
         raise UserError(f"class folder {folder} holds no images ({' '.join(SUFFIXES)}); add some or remove the folder.")
     return found
 
 
 def image_folders(path: Path) -> Listing:
-    """A folder for each class, directly in `path` or in its train/, val/ and test/."""
+    """A folder for each class, directly in `path` or in its train/, val/ and test/.
+
+    Training images that lie in no class folder have no labels: the classes are then those of val/ or test/, or none.
+    """
     if not path.exists():
         raise UserError(f"data path {path} does not exist; give a folder with one folder of images for each class.")
     if not path.is_dir():
@@ -51,19 +59,24 @@ def image_folders(path: Path) -> Listing:
         roots = {"train": path}
     splits: dict[str, tuple[Source, Tensor]] = {}
     classes: tuple[str, ...] = ()
-    for split, root in roots.items():
+    first: Path | None = None  # the root that names the classes
+    for split in sorted(roots, key=list(SPLITS).index):
+        root = roots[split]
         folders = [p for p in visible(root) if p.is_dir()]
         names = tuple(p.name for p in folders)
-        if split == "train":
-            classes = names
-            if not folders:
-                raise UserError(f"data path {root} holds no class folders; put each class's images in a folder of it.")
+        if split == "train" and not folders and (found := _images_in(root)):
+            splits[split] = Files(found), torch.full((len(found),), UNLABELLED)
+            continue
+        if not folders:
+            raise UserError(f"data path {root} holds no class folders; put each class's images in a folder of it.")
+        if first is None:
+            first, classes = root, names
             if len(folders) == 1:
                 raise UserError(f"data path {root} has only one class, '{names[0]}'; at least two are expected.")
         elif names != classes:
             odd = sorted(set(names) ^ set(classes))
             raise UserError(
-                f"class folders of {root} and {roots['train']} differ at '{odd[0]}'; both must have the same classes."
+                f"class folders of {root} and {first} differ at '{odd[0]}'; both must have the same classes."
             )
         files = [_class_folder(folder) for folder in folders]
         labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(f) for f in files]))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from understudy.data.decode import SMALL, Deviation, Form, decode_all, survey
 from understudy.data.extras import hub_datasets, torchvision_datasets
-from understudy.data.folders import Listing, image_folders, parquet_files
+from understudy.data.folders import UNLABELLED, Listing, image_folders, parquet_files
 from understudy.data.loader import forward_size
 from understudy.data.mapped import Mapped
 from understudy.data.progress import progress
@@ -45,7 +45,8 @@ class Data:
     """Samples to learn from and to be judged on, their classes, and the augmentation that suits them.
 
     `name`: the spec. `task`: "classification". `val` and `test`: None where there are none. `superclasses`: the
-    superclass of each class, where the data tells.
+    superclass of each class, where the data tells. Where no sample of `train` has a label, all of its labels are -100,
+    and `classes` may be empty.
     """
 
     name: str
@@ -56,6 +57,12 @@ class Data:
     classes: tuple[str, ...]
     augment: Augment
     superclasses: tuple[int, ...] | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether training samples have labels (those of pixels and tokens are taken to)."""
+        labels = self.train.labels
+        return labels is None or not bool((labels == UNLABELLED).all())
 
     @cached_property
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -93,7 +100,12 @@ def default_scratch() -> Path:
 
 
 def _check(name: str, splits: dict[str, Tensor], classes: tuple[str, ...]) -> None:
-    """Labels must lie in the classes, and training must show every class."""
+    """Labels must lie in the classes, and training must show every class, unless it has no labels at all."""
+    unlabelled = bool((splits["train"] == UNLABELLED).all())
+    if unlabelled:
+        splits = {split: labels for split, labels in splits.items() if split != "train"}
+        if not splits:
+            return
     if len(classes) < 2:
         raise UserError(f"data '{name}' has only one class; at least two are expected.")
     for split, labels in splits.items():
@@ -104,6 +116,8 @@ def _check(name: str, splits: dict[str, Tensor], classes: tuple[str, ...]) -> No
                 f"label {int(labels[row])} of {split} sample {row} in '{name}' is out of range; "
                 f"0 to {len(classes) - 1} is expected, as there are {len(classes)} classes."
             )
+    if unlabelled:
+        return
     empty = (torch.bincount(splits["train"], minlength=len(classes)) == 0).nonzero()
     if len(empty):
         first = int(empty[0])
@@ -121,6 +135,9 @@ def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Te
     if "val" in splits:
         splits["test"] = splits.pop("val")
         _LOG.info("'%s' has no test split; its validation split is used as test.", name)
+        return None
+    if bool((labels == UNLABELLED).all()):
+        _LOG.info("'%s' has no labels: %d images to teach on, none to judge on.", name, len(labels))
         return None
     train, test = hold_out(torch.arange(len(labels)), labels, _HELD_OUT, seed=0)
     if not len(test):
@@ -234,7 +251,10 @@ def from_datasets(
             )
     labels = mapped["train"].labels
     own = getattr(datasets["train"], "classes", None)
-    classes = tuple(map(str, own)) if own else tuple(map(str, range(max(0, int(labels.max())) + 1)))
+    most = max(int(samples.labels.max()) for samples in mapped.values() if len(samples))
+    if (labels != UNLABELLED).any():
+        most = max(0, int(labels.max()))
+    classes = tuple(map(str, own)) if own else tuple(map(str, range(most + 1)))
     _check(name, {split: samples.labels for split, samples in mapped.items()}, classes)
     decoded = sum(len(samples) for samples in mapped.values()) * int(np.prod(shapes["train"]))
     splits: dict[str, Samples] = dict(mapped)
@@ -271,8 +291,8 @@ def load_data(
     """Open data.
 
     `spec` is "digits", "synthetic:KEY=VALUE,…" (see `understudy.data.synthetic`), "parquet:PATH" (with
-    "?label=COLUMN"), "images:PATH", "segmentation:PATH" (with "?classes=NAME,NAME" and "?ignore=VALUE", see
-    `understudy.data.segmentation`), "text:PATH" (with "?vocabulary=N", "&length=N", "&context=N", see
+    "?label=COLUMN"), "images:PATH" (a folder for each class, or images without classes), "segmentation:PATH" (with
+    "?classes=NAME,NAME" and "?ignore=VALUE", see `understudy.data.segmentation`), "text:PATH" (with "?vocabulary=N", "&length=N", "&context=N", see
     `understudy.data.text`), "torchvision:NAME:PATH", "hub:NAME" (with "?label=COLUMN"), a map-style Dataset of
     (image, label), a pair of them (train, test),
     or Data, which is returned as it is.

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from .relations import contrast
@@ -140,6 +139,8 @@ def rescaling(teacher: Rows, student: Rows | None, weight: float) -> dict[str, A
             bins.append({"p": float(p[place == n].mean()), "share": len(inside) / len(p), "median": middle})
             bins[-1] |= {"low": low, "high": high}
     varied = len(p) > 2 and bool(p.std() > 0) and bool(values.std() > 0)
+    from scipy.stats import spearmanr  # slow to import
+
     rank = float(spearmanr(-teacher.log_rest.numpy(), values.numpy()).statistic) if varied else None
     return {"weight": weight, "measured": student is not None, "rank_correlation": rank, "bins": bins}
 

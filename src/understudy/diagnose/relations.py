@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 from .rows import Rows
@@ -82,6 +80,9 @@ def class_order(matrix: Tensor, superclasses: Sequence[int] | None) -> list[int]
         return sorted(range(len(matrix)), key=lambda k: (superclasses[k], k))
     if len(matrix) < 3:
         return list(range(len(matrix)))
+    from scipy.cluster.hierarchy import leaves_list, linkage  # slow to import
+    from scipy.spatial.distance import squareform
+
     distance = (1 - (matrix + matrix.T) / 2).clamp(min=0).numpy().copy()
     np.fill_diagonal(distance, 0)
     return [int(k) for k in leaves_list(linkage(squareform(distance, checks=False), "average", optimal_ordering=True))]

@@ -95,6 +95,11 @@ def diagnose(
         return Diagnosis(found.findings, found.primary, found.recommendation, found.result, out)
     _check_settings(temperature, weight, precision)
     loaded = load_data(data, **options)
+    if not loaded.labelled:
+        raise UserError(
+            f"the data {loaded.name!r} has no labels; expected some to judge a teacher by: sort the images into a folder "
+            "for each class."
+        )
     torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
     cast = {"student": student, "teacher": teacher}
     models = {role: _load(role, spec, loaded) for role, spec in cast.items() if spec is not None}

@@ -62,7 +62,7 @@ class Cast:
 
 @dataclass(frozen=True)
 class Method:
-    """A plan of phases, the settings it reads, and whether it needs a teacher.
+    """A plan of phases, the settings it reads, and whether it needs a teacher, and labels.
 
     ``defaults`` are fit settings that suit the method better than the common defaults. ``preview`` gives the rows of
     the table that ``--dry-run`` prints: how the method will treat these two networks.
@@ -73,3 +73,4 @@ class Method:
     needs_teacher: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
     preview: Callable[[Cast], list[dict[str, Any]]] | None = None
+    needs_labels: bool = True

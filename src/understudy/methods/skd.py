@@ -10,6 +10,7 @@ stage costs what that stage costs.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,8 @@ from ..train.phase import Fit, Phase, Solve
 from . import kd
 from .method import Cast
 from .stages import Apprentice, Staged, StageSettings, accuracy, feature_loss, features, frozen, live, stage
+
+_LOG = logging.getLogger("understudy")
 
 # The authors use Adam with rates up to 1e-2, and keep the best state of a stage by its validation loss.
 DEFAULTS: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-2, "select": "best", "patience": 3}
@@ -78,18 +81,29 @@ def _head_phase(cast: Cast, before: list[Stage], head: Stage) -> Fit:
 
 
 def inherit(cast: Cast, found: Staged, report: Any) -> dict[str, float]:
-    """Copy the teacher's stem (modules of the network itself before the first cut) and head, where they fit."""
-    first, head = found.stages[0].state_dict(), found.stages[-1].state_dict()
-    stem = {name for name in first if name.count(".") == 2}  # network.conv1.weight
-    theirs = cast.teacher.state_dict()
-    ours = cast.student.state_dict()
-    copied = 0
+    """Copy the teacher's stem (what stands before the module of the first cut; if nothing does, that module) and head.
+
+    A layer is copied where the teacher has one of that name whose tensors all have the same shapes.
+    """
+    first, head = found.stages[0], found.stages[-1]
+    before = [name for name in first.state_dict() if not name.startswith(f"network.{first.name}.")]
+    ours, theirs = cast.student.state_dict(), cast.teacher.state_dict()
+    layers: dict[str, list[str]] = {}
+    for name in [*(before or first.state_dict()), *head.state_dict()]:
+        if name in ours:
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+    fitting = [
+        name
+        for names in layers.values()
+        if all(name in theirs and theirs[name].shape == ours[name].shape for name in names)
+        for name in names
+    ]
+    if not fitting:
+        _LOG.warning("inherit: no layer of the student's stem and head has the teacher's name and shape.")
     with torch.no_grad():
-        for name in stem | set(head):
-            if name in theirs and name in ours and theirs[name].shape == ours[name].shape:
-                ours[name].copy_(theirs[name])
-                copied += ours[name].numel()
-    return {"copied_values": float(copied)}
+        for name in fitting:
+            ours[name].copy_(theirs[name])
+    return {"copied_values": float(sum(ours[name].numel() for name in fitting))}
 
 
 def preview(cast: Cast) -> list[dict[str, Any]]:

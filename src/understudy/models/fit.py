@@ -34,7 +34,7 @@ class DataLike(Protocol):
 
 def check_classes(model: Model, data: DataLike) -> None:
     """Raise `UserError` unless the model, run on a blank example of the data, gives one output a class, and
-    its class names (where both are named) are the data's in the same order.
+    its class names (where both are named) are the data's in the same order. Data without classes fits any.
 
     Finds out which memory layout the network can run in, and notes it as `model.layout`; tells a language model with a
     number `context` how many of a text's tokens are only read. Weights, buffers and modes stay as they are; a network
@@ -47,6 +47,8 @@ def check_classes(model: Model, data: DataLike) -> None:
     found, expected = output_classes(model, data), len(data.classes)
     if data.task == "language":
         _check_words(model, data, found)
+    if not data.classes:  # images without labels
+        return
     if found != expected:
         raise UserError(
             f"the model has {found} outputs but the data has {expected} classes; "

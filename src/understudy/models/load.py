@@ -154,7 +154,7 @@ def _from_folder(path: Path, network: nn.Module | None, bare: str) -> Model:
 
 def _fresh(network: nn.Module, spec: InputSpec, name: str, arguments: dict[str, Any], data: DataLike | None) -> Model:
     count = arguments.get("num_classes")
-    if data is not None and count in (None, len(data.classes)):
+    if data is not None and data.classes and count in (None, len(data.classes)):
         classes: Sequence[str] = data.classes
     else:
         classes = [str(number) for number in range(count or 0)]
@@ -163,9 +163,14 @@ def _fresh(network: nn.Module, spec: InputSpec, name: str, arguments: dict[str, 
 
 
 def _class_count(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> int:
-    for count in (arguments.get("num_classes"), num_classes, len(data.classes) if data is not None else None):
+    for count in (arguments.get("num_classes"), num_classes, len(data.classes) or None if data is not None else None):
         if count is not None:
             return count
+    if data is not None:
+        raise UserError(
+            f"{name} is a fresh network and the data, which has no labels, does not say how many classes it has; write "
+            f"{name}?num_classes=…."
+        )
     raise UserError(
         f"{name} is a fresh network and nothing says how many classes it has; give data=… or num_classes=…."
     )

@@ -11,26 +11,36 @@ from pathlib import Path
 
 from understudy.errors import UserError
 from understudy.report.diagnosis import write_diagnosis_report
+from understudy.report.export import write_export_report
 from understudy.report.run import write_run_report
 from understudy.report.study import write_study_report
 from understudy.report.table import study_markdown
 
-__all__ = ["study_markdown", "write_diagnosis_report", "write_report", "write_run_report", "write_study_report"]
+__all__ = [
+    "study_markdown",
+    "write_diagnosis_report",
+    "write_export_report",
+    "write_report",
+    "write_run_report",
+    "write_study_report",
+]
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``folder/report.html`` for whatever the folder holds, a study or a run, and return its path.
+    """Write ``folder/report.html`` for whatever the folder holds, a study, a run or an export, and return its path.
 
-    Raises UserError when the folder holds neither.
+    Raises UserError when the folder holds none of these.
     """
     folder = Path(folder)
     if (folder / "study.json").is_file():
         return write_study_report(folder)
     if (folder / "diagnosis.json").is_file():
         return write_diagnosis_report(folder)
+    if (folder / "export.json").is_file():
+        return write_export_report(folder)
     if any((folder / name).is_file() for name in ("result.json", "metrics.jsonl", "recipe.toml")):
         return write_run_report(folder)
     raise UserError(
-        f"{folder} holds neither a run (recipe.toml, metrics.jsonl, result.json) nor a study (study.json): "
+        f"{folder} holds no run (recipe.toml, metrics.jsonl, result.json), study (study.json) or export (export.json): "
         "name the folder that was given to --out"
     )

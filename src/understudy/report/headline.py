@@ -84,7 +84,7 @@ def headline(run: Run, metric: str) -> str:
     if not run.finished:
         return unfinished(run, metric)
     if metric not in student:
-        return "The run is finished, and its result holds no measure of the student."
+        return unmeasured(run)
     value = student[metric]
     if run.part("teacher"):
         start = "The student reaches "
@@ -95,6 +95,16 @@ def headline(run: Run, metric: str) -> str:
     since = since_before(run, metric, value)
     middle = f"{named_value(metric, value)}{since}{with_data(run)}"
     return start + middle + compared(run, metric, value) + "."
+
+
+def unmeasured(run: Run) -> str:
+    """Of a run without labels to judge by: how near solving brought the outputs to the teacher's."""
+    values = numbers(next((r.get("values") for r in reversed(run.solves) if r.get("values")), None))
+    if "before" not in values or "after" not in values:
+        return "The run is finished; there were no labels to measure the student by."
+    errors = [words.rough_share(values[key]) for key in ("before", "after")]
+    text = f"Solving{with_data(run)}, without labels, brought the student\u2019s outputs from {errors[0]} to {errors[1]} "
+    return f"{text}off the teacher\u2019s{compared(run, '', 0.0)}."
 
 
 def unfinished(run: Run, metric: str) -> str:

@@ -116,6 +116,8 @@ def card(
         (words.metric_name(key), words.metric_value(key, value)) for key, value in metrics.items() if key != metric
     ]
     label, value = words.metric_name(metric), words.metric_value(metric, metrics.get(metric))
+    if metric not in metrics and facts:  # there was nothing to measure it on: how large it is
+        (label, value), *facts = facts
     return Card(role, title, str(spec or ""), label, value, others + facts)
 
 
@@ -131,7 +133,7 @@ def cards(run: Run, metric: str) -> list[Card]:
     if before:
         shown.append(card("before", "Student before", spec, metric, before, sizes(student, {})))
     after = numbers(student.get("metrics"))
-    if after and run.finished:
+    if run.finished and (after or student.get("params")):
         last = card("after", "Student after", spec, metric, after, sizes(student, teacher))
         for reference, against in (
             (before, "against before"),
@@ -279,4 +281,5 @@ def snippets(run: Run) -> list[tuple[str, str]]:
     shell = f"understudy evaluate --model {shlex.quote(place)} --data {shlex.quote(data)}"
     size = run.recipe.get("image_size")
     shell += f" --image-size {size}" if is_number(size) else ""
-    return [("Python", python), ("Shell", shell)]
+    measured = numbers(run.part("student").get("metrics"))
+    return [("Python", python), *([("Shell", shell)] if measured else [])]

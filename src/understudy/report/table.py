@@ -70,11 +70,13 @@ def setting_text(value: Any) -> str:
 
 
 def study_markdown(study: dict[str, Any]) -> str:
-    """The table of a study: settings, metrics as mean ± half the 95 % interval, the paired difference of the
-    deciding metric to the baseline, runs, wall time, student samples seen and teacher samples forwarded."""
+    """The table of a study: settings, the deciding metric before (where students begin trained) and after as mean ±
+    half the 95 % interval, its paired difference to the baseline, the other metrics, runs, wall time, student samples
+    seen and teacher samples forwarded."""
     columns, metrics = study_columns(study), study_metrics(study)
     first = metrics[0] if metrics else "accuracy"
-    head = [*columns, *(words.metric_name(m) for m in metrics[:1]), "difference"]
+    trained = any(row.get("before") for row in study_rows(study))
+    head = [*columns, *(["before"] if trained else []), *(words.metric_name(m) for m in metrics[:1]), "difference"]
     head += [
         *(words.metric_name(m) for m in metrics[1:]),
         "runs",
@@ -86,6 +88,7 @@ def study_markdown(study: dict[str, Any]) -> str:
     for row in study_rows(study):
         setting = row.get("setting") or {}
         cells = [setting_text(setting.get(column)) for column in columns]
+        cells += [with_interval(first, *estimate(row.get("before"), first))] if trained else []
         cells += [with_interval(m, *estimate(row.get("metrics"), m)) for m in metrics[:1]]
         delta = difference_text(first, *estimate(row.get("difference"), first))
         cells.append("baseline" if is_baseline(study, row) else delta)

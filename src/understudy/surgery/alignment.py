@@ -98,7 +98,7 @@ def plan_alignment(
                 f"the student's layer {name!r} has no layer of that name in the teacher; expected a student made by "
                 "shrinking this teacher: name the teacher it was made from."
             )
-        if _last_in(student, name, counterpart) != name:
+        if _last_in(student, counterpart) != name:
             continue  # an inner layer of a decoupled convolution: Q goes into the last one
         value, norm, total = _end(student, node)
         end, _, their_total = ends[counterpart]
@@ -200,7 +200,7 @@ def _counterpart(name: str, layers: Mapping[str, Any], teacher: Walk) -> str | N
     return None
 
 
-def _last_in(walk: Walk, name: str, counterpart: str) -> str:
+def _last_in(walk: Walk, counterpart: str) -> str:
     """Of the layers that stand for the counterpart the one that runs last."""
     parts = [other for _, other, _ in _layers(walk) if other == counterpart or other.startswith(counterpart + ".")]
     return parts[-1]

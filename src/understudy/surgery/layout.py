@@ -230,7 +230,7 @@ class Tracer(TorchFunctionMode):
                 shared = None
                 self._edit(func, Edit(divide=counts_of(entering)))
             if not self._place(name, tuple(dims), shared):
-                leaving = self._disagree(func, name, tuple(dims), shared, out)
+                leaving = self._disagree(func, name, tuple(dims), out)
         if bias is not None and id(bias) in self.names:
             self._place(self.names[id(bias)], (leaving,), None)
         layout[channel] = leaving
@@ -278,7 +278,7 @@ class Tracer(TorchFunctionMode):
         there = self.placements.setdefault(name, Placement(layout, shared))
         return there.shared == shared and all(map(same, there.layout, layout))
 
-    def _disagree(self, func: Any, name: str, layout: Layout, shared: int | None, out: int) -> Copies | None:
+    def _disagree(self, func: Any, name: str, layout: Layout, out: int) -> Copies | None:
         """One weight in two roles (tied embeddings): the output stays as it is, or the input is divided instead."""
         there = self.placements[name]
         if (

@@ -459,9 +459,7 @@ class Runner:
         due = now or time.monotonic() - self._saved >= self.checkpoint_seconds
         if due and self.state.sums:
             self._check(float(self.state.sums["loss"]), fit)
-        if self.world > 1:  # the first process decides, at the end of an epoch, where all of them meet
-            if self.state.step:
-                return
+        if self.world > 1:  # the first process decides
             due = gather_object([due])[0]
         if due:
             self._save(fit.state_dict())

@@ -1,0 +1,123 @@
+"""Studies: a grid of runs in processes of their own, what they need first, and the table they end in."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from understudy.errors import UserError
+from understudy.study import interval95, load_study, run_study
+
+PLAN = {
+    "name": "a tiny study",
+    "seeds": [0, 1],
+    "baseline": {"variant": "tuned"},
+    "recipe": {
+        **{"teacher": "prepared:teacher", "student": "prepared:half", "data": "digits", "samples": 40},
+        **{"image_size": 8, "views": 1},
+    },
+    "variants": {"solved": {"method": "fskd"}, "tuned": {"method": "kd", "weight": 1.0, "epochs": 1, "lr": 0.001}},
+    "prepare": {
+        "teacher": {
+            **{"command": "train", "student": "zoo:cnn_tiny", "data": "digits", "epochs": 2, "batch_size": 32},
+            **{"lr": 0.05},
+        },
+        "half": {"command": "shrink", "model": "prepared:teacher", "ratio": 0.4},
+    },
+}
+
+
+def write(path: Path, **changes) -> Path:
+    path.write_text(tomli_w.dumps({**PLAN, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def performed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDERSTUDY_CACHE", str(folder / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        run_study(write(folder / "study.toml"), folder / "out", jobs=2)
+    return folder / "out"
+
+
+def test_the_table_holds_what_the_runs_measured(performed):
+    found = json.loads((performed / "study.json").read_text())
+    assert [row["setting"] for row in found["rows"]] == [{"variant": "solved"}, {"variant": "tuned"}]
+    for row in found["rows"]:
+        name = row["setting"]["variant"]
+        results = [
+            json.loads((performed / "runs" / f"variant-{name}_seed-{seed}" / "result.json").read_text())
+            for seed in PLAN["seeds"]
+        ]
+        values = [result["student"]["metrics"]["accuracy"] for result in results]
+        assert row["metrics"]["accuracy"]["values"] == values
+        assert row["metrics"]["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
+        assert row["metrics"]["accuracy"]["interval95"] == pytest.approx(interval95(values))
+        assert row["before"]["accuracy"]["mean"] == results[0]["student"]["before"]["accuracy"]
+    solved, tuned = (row["metrics"]["accuracy"]["values"] for row in found["rows"])
+    expected = sum(a - b for a, b in zip(solved, tuned, strict=True)) / 2
+    assert found["rows"][0]["difference"]["accuracy"]["mean"] == pytest.approx(expected)
+    assert found["rows"][1]["difference"] is None
+    table = (performed / "study.md").read_text()
+    assert "| before |" in table
+    assert f"{100 * found['rows'][0]['metrics']['accuracy']['mean']:.2f}" in table
+
+
+def test_what_runs_need_is_made_once(performed):
+    assert (performed / "prepared" / "teacher" / "student" / "config.json").exists()
+    config = json.loads((performed / "prepared" / "half" / "config.json").read_text())
+    assert config["kept"]
+    made = (performed / "prepared" / "half" / "model.safetensors").stat().st_mtime_ns
+    before = (performed / "study.json").read_text()
+    run_study(performed / "study.toml", performed, resume=True)
+    assert (performed / "prepared" / "half" / "model.safetensors").stat().st_mtime_ns == made
+    assert (performed / "study.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"prepare": {}}, r"names prepared:\w+, which is not made"),
+        ({"prepare": {**PLAN["prepare"], "half": {"command": "export"}}}, "command 'export'; expected one of"),
+        ({"grid": {"sampels": [1]}}, "'sampels' is unknown"),
+        ({"grid": {"samples": []}}, "grid.samples is empty"),
+        ({"grid": {"seed": [1]}}, r"seeds = \[…\]"),
+        ({"baseline": {"variant": "other"}}, "is no row of the study"),
+        ({"sedes": [1]}, "study key 'sedes'"),
+        ({"seeds": [-1]}, "seeds"),
+    ],
+)
+def test_refused_before_anything_runs(changes, expected, tmp_path):
+    with pytest.raises(UserError, match=expected):
+        run_study(write(tmp_path / "study.toml", **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_prepared_is_told_in_its_own_words(tmp_path, monkeypatch):
+    steps = {"teacher": PLAN["prepare"]["teacher"] | {"data": "images:nowhere"}, "half": PLAN["prepare"]["half"]}
+    with pytest.raises(UserError, match=r"prepare\.teacher could not be made .*nowhere"):
+        run_study(write(tmp_path / "study.toml", prepare=steps), tmp_path / "out")
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
+    plan = {
+        "name": "one of them cannot be",
+        "seeds": [0],
+        "recipe": {"student": "zoo:mlp?hidden=4", "data": "digits", "samples": 20, "epochs": 1, "method": "none"},
+        "grid": {"lr": [0.01, 1e30]},
+    }
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(plan))
+    found = run_study(tmp_path / "study.toml", tmp_path / "out")
+    statuses = {run["setting"]["lr"]: run["status"] for run in found["runs"]}
+    assert statuses[0.01] == "done"
+    assert "finite" in statuses[1e30]
+    assert "lr-1e+30" in (tmp_path / "out" / "study.md").read_text()
+
+
+def test_recipes_of_a_study_read_back(performed):
+    study = load_study(performed / "study.toml")
+    assert study.recipe_of({"variant": "tuned"}, 1)["seed"] == 1
+    assert study.recipe_of({"variant": "tuned"}, 1)["weight"] == 1.0
