@@ -412,6 +412,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, data, healthy):
         ({"data": "synthetic:classes=1"}, "classes=1"),
         ({"temperature": 0.0}, "--temperature"),
         ({"weight": 1.5}, "--weight"),
+        ({"seed": -1}, "--seed"),
         ({"samples": 3}, "samples 3"),
         ({"precision": "fp8"}, "fp8"),
     ],

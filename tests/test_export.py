@@ -8,6 +8,8 @@ import torch
 from understudy import load_model
 from understudy.errors import UserError
 from understudy.exporting import export
+from understudy.models import Model
+from understudy.models.inputs import InputSpec
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,8 @@ def test_onnx_takes_raw_pixels_in_batches_of_any_size(folder, tmp_path):
     assert result["difference"] < 1e-4
     assert result["metrics"]["exported"]["accuracy"] == pytest.approx(result["metrics"]["float"]["accuracy"], abs=0.003)
     assert json.loads((tmp_path / "out" / "export.json").read_text()) == result
+    assert [one["role"] for one in result["networks"]] == ["student", "onnx"]
+    assert "The student as ONNX is" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_int8_stays_close_and_loads_again(folder, tmp_path):
@@ -74,5 +78,19 @@ def test_int8_without_data_and_full_folders(tmp_path, monkeypatch):
         export("zoo:cnn_tiny", to="int8", out=tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="not empty; expected a new folder: name another, or add --overwrite"):
         export("zoo:cnn_tiny", to="onnx", data="digits", out=tmp_path / "full")
+
+
+class Branching(torch.nn.Module):
+    def forward(self, x):
+        x = x.mean((2, 3))
+        return x * 2 if x.sum() > 0 else x
+
+
+def test_what_cannot_be_traced_is_told_and_nothing_else(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("understudy.exporting._require", lambda *_: None)
+    model = Model(Branching(), InputSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3))
+    with pytest.raises(UserError, match="cannot be traced for export"):
+        export(model, to="onnx", out=tmp_path / "out")
+    assert "GraphModule" not in "".join(capfd.readouterr())

@@ -12,8 +12,10 @@ from understudy.data import Batch
 from understudy.errors import UserError
 from understudy.methods import METHODS
 from understudy.methods.gpd import Settings, gap_loss
+from understudy.models import zoo
 from understudy.surgery import readout
 from understudy.tasks import TASKS, cross_entropy
+from understudy.train.precision import place
 
 
 def test_the_gap_loss_is_cross_entropy_with_smoothed_predictions():
@@ -120,11 +122,24 @@ def test_pixels_without_labels_are_left_out():
     torch.testing.assert_close(loss, expected + 3 * gap_loss(narrow, wide, 0.1))
 
 
+def test_a_unet_of_the_zoo_learns(tmp_path):
+    student = model(zoo.build("unet10", {"num_classes": CLASSES, "channels": 1, "width": 2}), seed=1)
+    place(student, torch.device("cpu"))
+    (phase,) = plan("gpd", student, None, TASKS["segmentation"])
+    place(phase.trainee, torch.device("cpu"))  # its student's layers have no weights of their own
+    raw = torch.randint(0, 255, (4, 1, 6, 6), dtype=torch.uint8)
+    found = Batch(inputs=raw, labels=torch.randint(0, CLASSES, (4, 6, 6)), index=torch.arange(4), view=0)
+    phase.step(phase.trainee.train(), found)["loss"].backward()
+
+
 def test_settings():
     assert Settings(branches="pointwise, average").branches == ("pointwise", "average")
     assert Settings(branches="").branches == ()
     assert METHODS["gpd"].needs_teacher is False
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         Settings(ratio=1)
+    for key, value in {"target": "dkd", "weight": 0.3, "k": 5}.items():
+        with pytest.raises(UserError, match=f"{key} = .* is about a static teacher, but there is none"):
+            plan("gpd", model(), None, **{key: value})
     with pytest.raises(UserError, match="branch 'six' is not known"):
         plan("gpd", model(), None, branches=("six",))

@@ -25,8 +25,10 @@ from understudy.recipe import (
     read_toml,
     recipe_type,
     size_in_bytes,
+    suited,
     write_toml,
 )
+from understudy.tasks import TASKS
 
 BASE = {"student": "zoo:mlp", "data": "digits", "method": "none"}
 GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its default
@@ -192,6 +194,24 @@ def test_the_phase_that_picks_its_best_state_needs_held_out_samples(tmp_path):
 def test_a_key_of_another_method_is_told():
     with pytest.raises(UserError, match=r"'temperature' belongs to method kd.*, but the method is 'none'"):
         make_recipe({**BASE, "temperature": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"optimizer": "adamw", "lr": 3e-3, "clip": 1.0, "ema": 0.0}),
+        ({"lr": 0.5}, {"optimizer": "adamw", "lr": 0.5, "clip": 1.0}),
+        ({"optimizer": "sgd"}, {"optimizer": "sgd", "lr": None, "weight_decay": 5e-4, "clip": 1.0}),
+        ({"method": "skd"}, {"optimizer": "adamw", "lr": 1e-2, "weight_decay": 5e-4, "clip": 1.0, "patience": 3}),
+        ({"method": "gpd"}, {"optimizer": "adamw", "lr": 3e-3, "clip": 5.0, "ema": 0.995}),
+    ],
+)
+def test_a_tasks_defaults_give_way_to_the_methods_and_the_users(given, expected):
+    recipe = make_recipe({"teacher": "t", "student": "s", "data": "text:x", **given})
+    chosen = suited(recipe, TASKS["language"].defaults)
+    assert {key: getattr(chosen, key) for key in expected} == expected
+    assert suited(recipe, TASKS["classification"].defaults) == recipe
+    assert suited(chosen, TASKS["language"].defaults) == chosen  # what a run wrote is what it is resumed with
 
 
 def test_toml_there_and_back(tmp_path):

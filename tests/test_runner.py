@@ -533,11 +533,18 @@ def test_metrics_of_a_killed_epoch_are_not_logged_twice(tmp_path):
 
 
 def test_thin_residual_networks_train_without_harm(tmp_path):
-    """A strided 1×1 convolution of few channels spoils the heap on channels-last images, in torch itself."""
+    """A strided 1×1 convolution of few channels spoils the heap on channels-last images, and GroupNorm on images that
+    need no gradient ends the process, in torch itself."""
     script = """
 import sys
+import torch
 import understudy
-understudy.train("zoo:resnet10?width=4", "digits", out=sys.argv[1], epochs=1, samples=200, batch_size=32)
+common = {"data": "digits", "epochs": 1, "batch_size": 32}
+understudy.train("zoo:resnet10?width=4", out=sys.argv[1], samples=200, **common)
+understudy.distill(student="zoo:resnet10?width=4", method="gpd", out=sys.argv[1] + "-gpd", samples=60, **common)
+first, last = torch.nn.Conv2d(1, 4, 3).requires_grad_(False), torch.nn.Linear(36, 10)
+normed = torch.nn.Sequential(first, torch.nn.GroupNorm(2, 4), torch.nn.MaxPool2d(2), torch.nn.Flatten(), last)
+understudy.train(normed, out=sys.argv[1] + "-normed", samples=60, **common)
 """
     environment = surroundings(MALLOC_CHECK_=3)
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], env=environment, capture_output=True)

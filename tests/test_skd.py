@@ -186,6 +186,46 @@ def test_inherited_stem_and_head(tmp_path):
     assert all(torch.equal(after[name], theirs[name]) for name in changed)
 
 
+def test_whole_layers_are_inherited_and_a_stem_of_its_own(caplog):
+    """A stage that is the stem as a whole is inherited; a layer of which only the bias fits is not."""
+    student, teacher = network("cnn_small", 1, width=4), network("cnn_small", 2, width=4)
+    narrow, wide = networks("narrower")
+    for ours, theirs, expected in ((student, teacher, True), (narrow, wide, False)):
+        phase = METHODS["skd"].plan(cast(ours, theirs, TASK, Settings(inherit=True), images("narrower")))[0]
+        before = weights(ours)
+        copied = phase.solve(lambda done, total: None)["copied_values"]
+        after, given = weights(ours), weights(theirs)
+        changed = {name for name in after if not torch.equal(after[name], before[name])}
+        assert bool(changed) == expected == bool(copied)
+        assert all(torch.equal(after[name], given[name]) for name in changed)
+    assert "no layer of the student's stem and head" in caplog.text
+
+
+@pytest.mark.parametrize("words", [["--inherit"], ["--inherit", "true"]])
+@pytest.mark.parametrize("last", [False, True])
+def test_inherit_may_stand_alone(words, last, monkeypatch):
+    seen: dict = {}
+    monkeypatch.setattr(api, "distill", lambda **settings: seen.update(settings))
+    others = ["--method", "skd"]
+    monkeypatch.setattr("sys.argv", ["understudy", "distill", *(others + words if last else words + others)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert (seen["inherit"], seen["method"]) == ("true", "skd")
+
+
+def test_stopping_by_hand_tells_how_to_go_on(monkeypatch, capfd):
+    def stopped(**settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "distill", stopped)
+    monkeypatch.setattr("sys.argv", ["understudy", "distill", "--method", "skd"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert "go on with --resume" in "".join(capfd.readouterr())
+
+
 def test_joint_finetuning_learns_everything_from_the_target(tmp_path):
     seen: list[tuple] = []
     *_, state = taught(
@@ -211,7 +251,7 @@ def test_the_methods_it_is_compared_with(method, kind, tmp_path):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "run"
-    understudy.train("zoo:cnn_tiny?width=6", "digits", out=out, epochs=3, batch_size=32, lr=0.05)
+    understudy.train("zoo:cnn_tiny?width=6", "digits", out=out, epochs=8, batch_size=32, lr=0.1)
     return out / "student"
 
 
@@ -295,3 +335,57 @@ def test_stages_that_cannot_be(stages, expected, teacher, capsys):
     assert len(told.splitlines()) == 1
     assert told.startswith("error: ")
     assert expected in told
+
+
+class Viewing(nn.Module):
+    """A network that works on contiguous images only."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU())
+        self.fc = nn.Linear(width * 16, 10)
+
+    def forward(self, x):
+        x = self.layer1(x)
+        x = x.view(x.size(0), -1).view(x.size())
+        return self.fc(self.layer2(x).view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("method", ["skd", "simultaneous", "fitnets"])
+def test_networks_for_contiguous_images(method, tmp_path):
+    torch.manual_seed(0)
+    teacher = understudy.train(Viewing(6), "digits", out=tmp_path / "teacher", epochs=1, batch_size=32, lr=0.05)
+    made = understudy.distill(
+        teacher.student, Viewing(), "digits", method, tmp_path / "run", samples=60, epochs=2, batch_size=20, views=2
+    )
+    assert made.student.layout == "contiguous"
+
+
+def test_too_few_samples_to_hold_any_out(teacher, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="understudy"):
+        made = understudy.distill(
+            str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", tmp_path / "run", samples=10, epochs=1
+        )
+    assert "leave none to hold out" in caplog.text
+    assert made.result["data"]["train_samples"] == 10
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        ("skd", {"temperature": 2.0}, "temperature = 2.0 would do nothing.*finetune_epochs"),
+        ("at", {"temperature": 2.0}, "'temperature' belongs to method"),
+        ("fsp", {"stages": "layer1"}, "found one cut, 'layer1'"),
+    ],
+)
+def test_settings_that_would_do_nothing(method, options, expected, teacher):
+    with pytest.raises(understudy.UserError, match=expected):
+        understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", method, samples=60, **options)
+
+
+@pytest.mark.parametrize("method", ["at", "fsp"])
+def test_maps_are_compared_where_there_are_maps(method):
+    student, teacher = networks("transformer")
+    with pytest.raises(understudy.UserError, match="compares feature maps"):
+        METHODS[method].plan(cast(student, teacher, TASK, METHODS[method].settings(), images("transformer")))

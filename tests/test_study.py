@@ -96,6 +96,17 @@ def test_refused_before_anything_runs(changes, expected, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_cases_vary_several_settings_together(tmp_path):
+    cases = {"easy": {"data": "digits", "samples": 40}, "hard": {"data": "digits", "samples": 20}}
+    study = load_study(write(tmp_path / "s.toml", cases=cases))
+    assert [tuple(row.values()) for row in study.settings()] == [
+        (case, variant) for case in cases for variant in PLAN["variants"]
+    ]
+    assert [study.recipe_of(row, 0)["samples"] for row in study.settings()] == [40, 40, 20, 20]
+    with pytest.raises(UserError, match=r"expected it as \[cases.NAME\]"):
+        load_study(write(tmp_path / "s.toml", grid={"case": ["easy"]}))
+
+
 def test_what_cannot_be_prepared_is_told_in_its_own_words(tmp_path, monkeypatch):
     steps = {"teacher": PLAN["prepare"]["teacher"] | {"data": "images:nowhere"}, "half": PLAN["prepare"]["half"]}
     with pytest.raises(UserError, match=r"prepare\.teacher could not be made .*nowhere"):

@@ -104,6 +104,7 @@ def test_the_spec_names_data_that_every_network_takes():
         ("noise=nan", "noise=nan"),
         ("samples=3", "samples=3"),
         ("dim=0", "dim=0"),
+        ("seed=-1", "seed=-1"),
     ],
 )
 def test_a_wrong_dial_is_named(text, told):

@@ -359,6 +359,18 @@ def test_settings_of_another_target_are_refused(given, message):
         term(**{"target": "kd", **given})
 
 
+@pytest.mark.parametrize(("task", "temperature"), [("classification", 4.0), ("language", 1.0)])
+def test_the_default_temperature_is_the_tasks(task, temperature):
+    z, v = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(5)
+    batch = Batch(z, labels, torch.arange(5), 0, {"teacher": {"logits": v}})
+    said = teaching(TargetSettings(), cast(model(), model(seed=3), TASKS[task], TargetSettings())).loss(
+        z, labels, batch
+    )
+    q, p = (z / temperature).log_softmax(1), (v / temperature).softmax(1)
+    torch.testing.assert_close(said, temperature**2 * F.kl_div(q, p, reduction="batchmean"))
+
+
 @pytest.mark.parametrize("target", list(DEFAULTS))
 def test_no_labels_at_all(target):
     unlabelled = InMemory(pictures().pixels, torch.full((48,), IGNORE))

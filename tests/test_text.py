@@ -234,6 +234,11 @@ def test_teacher_and_student_on_text(tmp_path) -> None:
     assert kd["cache"]["views"] == 1
     assert kd["teacher_samples_forwarded"] == kd["data"]["train_samples"]
     assert "erplexity" in (tmp_path / "kd" / "report.html").read_text()
+    plain = distill(spec, "zoo:lstm?hidden=4", data, method="kd", out=tmp_path / "default", epochs=1, views=1)
+    assert plain.result["student"]["metrics"]["perplexity"] < plain.result["student"]["before"]["perplexity"]
+    assert 'optimizer = "adamw"' in (tmp_path / "default" / "recipe.toml").read_text()
+    with pytest.raises(UserError, match=r"augment = 'flip' does not suit text"):
+        train("zoo:lstm?hidden=4", data, out=tmp_path / "no", augment="flip")
     fresh = load_model("zoo:lstm?hidden=16", data=load_data(data)).save(tmp_path / "fresh")
     with pytest.raises(UserError, match=r"is at chance level on the transfer set"):
         distill(str(fresh), "zoo:lstm?hidden=8", data, method="kd", out=tmp_path / "no", epochs=1, **how)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from .data import load_data
@@ -16,7 +17,7 @@ from .diagnose import diagnose
 from .errors import UserError
 from .models import Model, check_classes, load_model
 from .production import Production
-from .recipe import make_recipe, merge, read_toml, size_in_bytes
+from .recipe import Recipe, make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
 from .runfolder import check_out, held, resumed_settings
 from .tasks import TASKS
@@ -162,11 +163,11 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
         if given.get(key) is None:
             raise UserError(f"method 'auto' has no {key}; expected one to look at: add --{key}.")
     options = {key: given[key] for key in ("fraction", "samples", "seed", "precision") if given.get(key) is not None}
-    typed = make_recipe({**given, "method": "kd"})
+    typed = make_recipe({k: v for k, v in given.items() if k in Recipe.model_fields} | {"method": "kd"})
     options = {key: getattr(typed, key) for key in options}
     cast = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
     found = diagnose(**cast, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit))
-    advice = found.recommendation
+    (advice,) = broadcast_object_list([found.recommendation])  # so that all processes do the same
     for line in [f"auto: method {advice.method}", *advice.reasons]:
         logging.getLogger("understudy").info(line)
     return {**advice.settings, **{k: v for k, v in given.items() if v is not None}, "method": advice.method}

@@ -173,7 +173,9 @@ def diagnose_command(
     student: Annotated[str | None, typer.Option(help="model spec of the student to teach")] = None,
     fraction: Annotated[float | None, typer.Option(help="share of the training samples to teach with")] = None,
     samples: Annotated[int | None, typer.Option(help="number of training samples to teach with")] = None,
-    temperature: Annotated[float, typer.Option(help="T of the distillation that is meant")] = 4.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="T of the distillation that is meant; default: 4 (text: 1)")
+    ] = None,
     weight: Annotated[float, typer.Option(help="λ of the distillation that is meant")] = 0.9,
     image_size: Annotated[int | None, typer.Option(help="side images are brought to")] = None,
     seed: Annotated[int, typer.Option(help="of the choice of samples and a fresh student's weights")] = 0,
@@ -254,6 +256,8 @@ def main() -> None:
     logging.getLogger("understudy").setLevel(logging.INFO)
     try:
         status = app(args=arguments, prog_name="understudy", standalone_mode=False)
+        if status == 130:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
     except (KeyboardInterrupt, typer.Abort):
         console.print("stopped; go on with --resume", markup=False)

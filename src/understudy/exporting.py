@@ -18,7 +18,8 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def export(
     if to == "int8" and data is None:
         raise UserError("export to int8 got no data; expected a few images to calibrate on: give --data.")
     out = Path(out)
-    check_out(out, resume=False, overwrite=overwrite, marks=("export.json",))
+    check_out(out, resume=None, overwrite=overwrite, marks=("export.json",))
     opened = None if data is None else load_data(data)
     original = load_model(model, data=opened).cpu().eval()
     raw = example_of(original, opened)
@@ -98,12 +99,6 @@ def export(
         "metrics": {"float": _metrics(original, opened), "exported": _metrics(exported, opened)},
         "latency": {"float": _latency(original, raw), "exported": _latency(exported, raw)},
     }
-    sizes = _figures(original, raw)
-    result["networks"] = [
-        *_forerunners(model, raw, opened),
-        {"role": "student", "spec": _named(model), **sizes, **_part(result, "float")},
-        {"role": to, "spec": file.name, **sizes, "bytes": result["bytes"]["exported"], **_part(result, "exported")},
-    ]
     if compiled and to == "int8":
         result["latency"]["compiled"] = _compiled_latency(exported, raw)
     if to == "onnx" and not result["difference"] <= SAME:
@@ -112,6 +107,14 @@ def export(
             f"the ONNX file gives outputs that differ by {result['difference']:.1e} of the largest; expected at most "
             f"{SAME:g}: the network has an operation that ONNX computes otherwise, so export another."
         )
+    sizes, last = _figures(original, raw), {"role": to, **_part(result, "exported")}
+    if result["latency"].get("compiled"):
+        last |= {"role": f"{to}, compiled", "latency": result["latency"]["compiled"]}
+    result["networks"] = [
+        *_forerunners(model, raw, opened),
+        {"role": "student", "spec": _named(model), **sizes, **_part(result, "float")},
+        {"spec": file.name, **sizes, "bytes": result["bytes"]["exported"], **last},
+    ]
     write_json(out / "export.json", result)
     write_export_report(out)
     logger.info("%s", _line(result, file))
@@ -144,21 +147,20 @@ def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, A
     except (OSError, ValueError):
         return []
     rows = []
-    for role in ("teacher", "before"):
-        told = cast.get("student" if role == "before" else role) if isinstance(cast, dict) else None
-        spec = told.get("spec") if isinstance(told, dict) else None
-        if not isinstance(spec, str) or (role == "before" and not (Path(spec) / "config.json").is_file()):
+    for role, part in (("teacher", "teacher"), ("before", "student")):
+        told = cast.get(part) if isinstance(cast, dict) else None
+        if not isinstance(told, dict) or not isinstance(told.get("spec"), str):
             continue
+        row: dict[str, Any] = {"role": role, "spec": told["spec"]}
         try:
-            network = load_model(Path(spec), data=data).cpu().eval()
-            figures = _figures(network, raw)
-            rows.append(figures | {"metrics": _metrics(network, data), "latency": _latency(network, raw)})
+            network = load_model(Path(told["spec"]), data=data).cpu().eval()
+            row |= _figures(network, raw) | {"metrics": _metrics(network, data), "latency": _latency(network, raw)}
         except (UserError, RuntimeError):
             if role == "before":
                 continue
-            size = {key: told[key] for key in ("params", "macs") if isinstance(told.get(key), int)}
-            rows.append({**size, "metrics": {}, "latency": None})
-        rows[-1] = {"role": role, "spec": spec, **rows[-1]}
+            row |= {key: told[key] for key in ("params", "macs") if isinstance(told.get(key), int)}
+            row |= {"metrics": {}, "latency": None}
+        rows.append(row)
     return rows
 
 
@@ -325,7 +327,7 @@ def _quietly() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):  # where they fail they print whole graphs
             warnings.simplefilter("ignore")
             yield
     finally:

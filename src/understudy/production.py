@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from .errors import UserError
 from .methods import METHODS, Cast, Transfer
 from .models import Model, check_classes, count_macs, count_parameters, load_model, output_classes
 from .pictures import segmentation_pictures
-from .recipe import Recipe, size_in_bytes, write_toml
+from .recipe import Recipe, size_in_bytes, suited, write_toml
 from .report import write_run_report
 from .runfolder import clear, write_json
 from .tasks import TASKS
@@ -56,6 +57,7 @@ class Production:
         val, test = (samples and samples.to(self.device) for samples in (data.val, data.test))
         data = replace(data, train=data.train.to(self.device), val=val, test=test)
         self.data, self.task = data, TASKS[data.task]
+        s = self.settings = suited(s, self.task.defaults)
         self._remember: Callable[[], None] = lambda: None  # what to write once everything has been checked
         torch.manual_seed(s.seed)
         self.student = self._load("student", objects)
@@ -81,7 +83,7 @@ class Production:
             self.student,
             self.task,
             corpus,
-            s,
+            self.settings,
             s.phases,
             Memory(size_in_bytes(s.cache_budget), Path(s.cache) if s.cache else None),
             out,
@@ -98,8 +100,8 @@ class Production:
         if METHODS[s.method].needs_labels:
             able = " or ".join(name for name, method in METHODS.items() if not method.needs_labels)
             raise UserError(
-                f"method {s.method!r} needs labels, which the data {s.data!r} does not have; expected a folder for each "
-                f"class: sort the images so, or use --method {able}."
+                f"method {s.method!r} needs labels, which the data {s.data!r} does not have; expected a folder for "
+                f"each class: sort the images so, or use --method {able}."
             )
         if data.val is None and self._judged():
             raise UserError(
@@ -144,12 +146,18 @@ class Production:
         if share:
             count = len(positions)
             positions, kept_out = hold_out(positions, labels, share, s.seed)
-            if not len(kept_out):
+            if len(kept_out):
+                held = (data.train, kept_out)
+            elif s.validation is None and METHODS[s.method].defaults.get("select"):  # nobody asked for it
+                logging.getLogger("understudy").info(
+                    "%d samples leave none to hold out: each phase keeps its last state rather than its best.", count
+                )
+                self.settings, self._share = s.model_copy(update={"select": "last", "patience": None}), 0.0
+            else:
                 raise UserError(
                     f"validation = {share:g} holds out none of {count} samples, as each class keeps one to learn from; "
                     "expected at least one: give more samples, or leave out --validation, --select and --patience."
                 )
-            held = (data.train, kept_out)
         elif data.val is not None:
             held = (data.val, torch.arange(len(data.val)))
         monitor = None
@@ -159,6 +167,8 @@ class Production:
             monitor = (data.test, some)
         views = s.views or (DEFAULT_VIEWS if s.teacher is not None else "all")
         augment = data.augment if s.augment is None else Augment.parse(s.augment)
+        if augment.changes and data.task == "language":
+            raise UserError(f"augment = {s.augment!r} does not suit text; expected none: leave it out.")
         every = views == "all"
         augment = Augment(augment.shift, augment.flip, augment.crop, seed=augment.seed or (s.seed if every else 0))
         if not augment.changes:  # every view is the same

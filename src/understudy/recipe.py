@@ -164,6 +164,17 @@ def nearest_key(word: str, words: Any) -> str:
     return f"{close[0]!r}, the nearest right one" if close else f"one of {', '.join(sorted(words))}"
 
 
+def suited(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
+    """The recipe with a task's ``defaults`` for what neither the user set nor the method has a default for.
+
+    An optimizer that was chosen keeps its own rate and decay.
+    """
+    taken = recipe.model_fields_set | set(METHODS[recipe.method].defaults)
+    if "optimizer" in taken:
+        taken |= {"lr", "weight_decay"}
+    return recipe.model_copy(update={key: value for key, value in defaults.items() if key not in taken})
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """A TOML file as a dict. Raises `UserError` when it is missing or not TOML."""
     path = Path(path)

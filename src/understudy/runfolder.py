@@ -37,8 +37,11 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def check_out(out: Path, *, resume: bool, overwrite: bool, marks: tuple[str, ...] = ("recipe.toml",)) -> None:
-    """Refuse a folder that holds something, cannot be written, or is no run to resume. Leaves nothing behind."""
+def check_out(out: Path, *, resume: bool | None, overwrite: bool, marks: tuple[str, ...] = ("recipe.toml",)) -> None:
+    """Refuse a folder that holds something, cannot be written, or is no run to resume. Leaves nothing behind.
+
+    ``resume`` is None where there is nothing to resume, as the work takes seconds.
+    """
     if resume and overwrite:
         raise UserError("--resume and --overwrite are both given; expected one of them: remove the other.")
     if os.path.isfile(out):
@@ -63,8 +66,8 @@ def check_out(out: Path, *, resume: bool, overwrite: bool, marks: tuple[str, ...
     if resume:
         raise UserError(f"--out {str(out)!r} holds no run to resume; expected {marks[0]} in it: name another folder.")
     raise UserError(
-        f"--out {str(out)!r} is not empty; expected a new folder: name another, or add --resume to go on or "
-        "--overwrite to start anew."
+        f"--out {str(out)!r} is not empty; expected a new folder: name another, or add "
+        f"{'' if resume is None else '--resume to go on or '}--overwrite to start anew."
     )
 
 

@@ -16,7 +16,8 @@ A study is a TOML file::
     samples = [100, 200]
 
 Where methods need settings of their own, ``[variants.NAME]`` tables take the place of a ``method`` list; the table
-then has a column ``variant``.
+then has a column ``variant``. What varies together beside the methods, such as data sets each with a teacher of its
+own, goes into ``[cases.NAME]`` tables and the column ``case``.
 
 What runs need first is made once: ``[prepare.NAME]`` holds a ``command`` (train, distill or shrink) and its options.
 Recipes, and tables of ``prepare`` further down, name the model that it makes as ``prepared:NAME``.
@@ -61,19 +62,21 @@ class Study(BaseModel):
     baseline: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, Any]
     grid: dict[str, list[Any]] = Field(default_factory=dict)
+    cases: dict[str, dict[str, Any]] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     prepare: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def settings(self) -> list[dict[str, Any]]:
-        """One setting for each row of the table: grid keys, and ``variant`` where there are variants."""
-        axes = {**({"variant": list(self.variants)} if self.variants else {}), **self.grid}
+        """One setting for each row of the table: grid keys, ``case`` and ``variant`` where there are such."""
+        named = {"case": self.cases, "variant": self.variants}
+        axes = {**{key: list(tables) for key, tables in named.items() if tables}, **self.grid}
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
     def recipe_of(self, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """The recipe of one run."""
         chosen = dict(setting)
-        own = self.variants.get(chosen.pop("variant", ""), {})
-        return merge(merge(merge(self.recipe, own), chosen), {"seed": seed})
+        case, own = self.cases.get(chosen.pop("case", ""), {}), self.variants.get(chosen.pop("variant", ""), {})
+        return merge(merge(merge(merge(self.recipe, case), own), chosen), {"seed": seed})
 
 
 def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> Study:
@@ -93,12 +96,13 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
             raise UserError(
                 f"prepare.{name} has the command {step.get('command')!r}; expected one of {', '.join(PREPARING)}."
             )
-    for name in _prepared_in([study.recipe, study.grid, study.variants, study.prepare]):
+    for name in _prepared_in([study.recipe, study.grid, study.cases, study.variants, study.prepare]):
         if name not in study.prepare:
             raise UserError(f"the study names prepared:{name}, which is not made; expected a table [prepare.{name}].")
     for key, axis in study.grid.items():
-        if key in ("seed", "variant"):
-            raise UserError(f"the grid has the key {key!r}; expected it as seeds = […] or [variants.NAME]: move it.")
+        if key in ("seed", "case", "variant"):
+            place = "seeds = […]" if key == "seed" else f"[{key}s.NAME]"
+            raise UserError(f"the grid has the key {key!r}; expected it as {place}: move it.")
         if not axis:
             raise UserError(f"grid.{key} is empty; expected a list of values: add one or leave the key out.")
     rows = study.settings()

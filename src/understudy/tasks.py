@@ -8,7 +8,9 @@ their metrics. Everything else in the house (targets, losses, methods) works on 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +22,17 @@ AT_ONCE = 2**24  # logits that metrics look at in one go
 
 @dataclass(frozen=True)
 class Task:
-    """How one kind of problem flattens to rows, and which metric decides."""
+    """How one kind of problem flattens to rows, which metric decides, and which fit settings suit it by default.
+
+    ``temperature`` is the default T of targets that have one.
+    """
 
     name: str
     class_dim: int  # dimension of the outputs that holds the K classes
     metric: str  # the metric that picks a best state
     higher_is_better: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    temperature: float = 4.0
 
     def rows(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Flatten ``outputs`` to ``[M, C]`` and ``labels`` to ``[M]``.
@@ -47,10 +54,15 @@ class Task:
         return old is None or (new > old if self.higher_is_better else new < old)
 
 
+# Rows of thousands of words: SGD at the rates of images crawls, and a T above 1 buries the likely words under the rest.
+_WORDS = {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01, "clip": 1.0, "select": "best"}
+
 TASKS = {
     "classification": Task("classification", class_dim=1, metric="accuracy"),
     "segmentation": Task("segmentation", class_dim=1, metric="miou"),
-    "language": Task("language", class_dim=-1, metric="perplexity", higher_is_better=False),
+    "language": Task(
+        "language", class_dim=-1, metric="perplexity", higher_is_better=False, defaults=_WORDS, temperature=1.0
+    ),
 }
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+UNLABELLED = -100  # the label of a sample, pixel or token that has none
+
 
 @dataclass
 class Batch:

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from understudy.data.batch import UNLABELLED
 from understudy.data.sources import Files, Rows, Source
 from understudy.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-UNLABELLED = -100
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -68,11 +68,17 @@ def image_folders(path: Path) -> Listing:
             splits[split] = Files(found), torch.full((len(found),), UNLABELLED)
             continue
         if not folders:
-            raise UserError(f"data path {root} holds no class folders; put each class's images in a folder of it.")
+            also = ", or images without classes directly in it" if split == "train" else ""
+            raise UserError(
+                f"data path {root} holds no class folders; put each class's images in a folder of it{also}."
+            )
         if first is None:
             first, classes = root, names
             if len(folders) == 1:
-                raise UserError(f"data path {root} has only one class, '{names[0]}'; at least two are expected.")
+                raise UserError(
+                    f"data path {root} has only one class, '{names[0]}'; at least two are expected, or images without "
+                    "classes in a folder without others."
+                )
         elif names != classes:
             odd = sorted(set(names) ^ set(classes))
             raise UserError(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from understudy.data.batch import Batch
+from understudy.data.batch import UNLABELLED, Batch
 from understudy.data.decode import GREY, centred, to_channels
 from understudy.data.progress import progress
 from understudy.data.samples import InMemory, Samples
@@ -60,9 +60,9 @@ def image_pixels(image: Any, where: str, image_size: int | None = None) -> Tenso
 class Mapped(Samples):
     """A map-style Dataset whose items are (image, label), read item by item, in the workers of `batches`.
 
-    Images: see `image_pixels`; all of one shape. Labels are taken from `.targets` or `.labels` if that has
-    one for each item, and otherwise by reading every item once. Items must be the same at every reading,
-    because views are replayed: augmentation belongs to `Augment`, not to the dataset.
+    Images: see `image_pixels`; all of one shape. Items that are images alone have no label (-100). Labels are taken
+    from `.targets` or `.labels` if that has one for each item, and otherwise by reading every item once. Items must be
+    the same at every reading, because views are replayed: augmentation belongs to `Augment`, not to the dataset.
     """
 
     in_memory = False
@@ -110,6 +110,8 @@ class Mapped(Samples):
 
     def _item(self, at: int) -> Sequence:
         item = self.dataset[int(self.positions[at])]
+        if isinstance(item, Image.Image | np.ndarray | Tensor):  # an image alone
+            item = (item, UNLABELLED)
         if not isinstance(item, Sequence) or len(item) < 2:
             raise UserError(f"{self._where(at)} is a {type(item).__name__}; a pair (image, label) is expected.")
         return item
@@ -131,7 +133,8 @@ class Mapped(Samples):
         label = self._item(at)[1]
         value = label.item() if isinstance(label, Tensor | np.generic) and label.ndim == 0 else label
         if isinstance(value, bool) or not isinstance(value, int):
-            raise UserError(f"{self._where(at)} has the label {value!r}; an integer from 0 is expected.")
+            shown = value if isinstance(value, int | float | str) else type(value).__name__
+            raise UserError(f"{self._where(at)} has the label {shown!r}; an integer from 0 is expected.")
         return value
 
     def _known_labels(self, total: int) -> Tensor | None:

@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from understudy.data.batch import UNLABELLED
 from understudy.data.decode import SMALL, Deviation, Form, decode_all, survey
 from understudy.data.extras import hub_datasets, torchvision_datasets
-from understudy.data.folders import UNLABELLED, Listing, image_folders, parquet_files
+from understudy.data.folders import Listing, image_folders, parquet_files
 from understudy.data.loader import forward_size
 from understudy.data.mapped import Mapped
 from understudy.data.progress import progress
 from understudy.data.samples import InMemory, Samples
+from understudy.data.scene_sets import has_masks, scene_sets
 from understudy.data.scenes import Scenes
 from understudy.data.segmentation import segmentation_folder
 from understudy.data.sources import Source
@@ -137,7 +139,7 @@ def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Te
         _LOG.info("'%s' has no test split; its validation split is used as test.", name)
         return None
     if bool((labels == UNLABELLED).all()):
-        _LOG.info("'%s' has no labels: %d images to teach on, none to judge on.", name, len(labels))
+        _LOG.info("'%s' has no labels: its images (%d) can teach, but not judge.", name, len(labels))
         return None
     train, test = hold_out(torch.arange(len(labels)), labels, _HELD_OUT, seed=0)
     if not len(test):
@@ -210,7 +212,10 @@ def _listed(name: str, listing: Listing, image_size: int | None, memory_limit: i
 
 def _segmentation(name: str, path: Path, image_size: int | None, memory_limit: int, **options: str) -> Data:
     found, classes = segmentation_folder(path, image_size, memory_limit, **options)
-    splits: dict[str, Samples] = dict(found)
+    return _scenes(name, dict(found), classes)
+
+
+def _scenes(name: str, splits: dict[str, Samples], classes: tuple[str, ...]) -> Data:
     unlabelled = torch.zeros(len(splits["train"]), dtype=torch.int64)  # nothing to stratify by
     if held := _without_test(name, splits, unlabelled):
         splits |= {split: _part(splits["train"], part) for split, part in zip(("train", "test"), held, strict=True)}
@@ -240,7 +245,14 @@ def _synthetic(name: str, text: str) -> Data:
 def from_datasets(
     datasets: dict[str, Any], memory_limit: int, image_size: int | None = None, name: str = "dataset"
 ) -> Data:
-    """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped`."""
+    """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped` and `scene_sets`."""
+    if has_masks(datasets["train"]):
+        if image_size is not None:
+            raise UserError(
+                f"image size {image_size} cannot be had of a Dataset with masks; resize both in the Dataset."
+            )
+        scenes, names = scene_sets(datasets, memory_limit, name)
+        return _scenes(name, dict(scenes), names)
     mapped = {split: Mapped(dataset, f"{split} {name}", image_size=image_size) for split, dataset in datasets.items()}
     shapes = {split: samples.shape for split, samples in mapped.items()}
     for split, shape in shapes.items():
@@ -292,10 +304,10 @@ def load_data(
 
     `spec` is "digits", "synthetic:KEY=VALUE,…" (see `understudy.data.synthetic`), "parquet:PATH" (with
     "?label=COLUMN"), "images:PATH" (a folder for each class, or images without classes), "segmentation:PATH" (with
-    "?classes=NAME,NAME" and "?ignore=VALUE", see `understudy.data.segmentation`), "text:PATH" (with "?vocabulary=N", "&length=N", "&context=N", see
-    `understudy.data.text`), "torchvision:NAME:PATH", "hub:NAME" (with "?label=COLUMN"), a map-style Dataset of
-    (image, label), a pair of them (train, test),
-    or Data, which is returned as it is.
+    "?classes=NAME,NAME" and "?ignore=VALUE", see `understudy.data.segmentation`), "text:PATH" (with "?vocabulary=N",
+    "&length=N", "&context=N", see `understudy.data.text`), "torchvision:NAME:PATH", "hub:NAME" (with
+    "?label=COLUMN"), a map-style Dataset of (image, label) or (image, mask), a pair of them (train, test), or Data,
+    which is returned as it is.
 
     Images of files, and PIL images of a Dataset if `image_size` is given, are brought to `image_size` ×
     `image_size` pixels (224 if not given), unless they all share one size up to 64 and none is given. Images for

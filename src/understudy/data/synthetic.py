@@ -69,6 +69,7 @@ def read_dials(text: str, spec: str = "") -> Dials:
         (not 0 <= dials.noise < float("inf"), f"noise={dials.noise:g}", "0 or more"),
         (dials.dim < 1, f"dim={dials.dim}", "at least 1"),
         (dials.samples is not None and dials.samples < dials.classes, f"samples={dials.samples}", "one a class"),
+        (dials.seed < 0, f"seed={dials.seed}", "0 or more"),
     ):
         if wrong:
             raise UserError(f"data '{spec}' has {what}; {remedy} is expected.")

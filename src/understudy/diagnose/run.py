@@ -57,7 +57,7 @@ def diagnose(
     out: str | Path | None = None,
     fraction: float | None = None,
     samples: int | None = None,
-    temperature: float = 4.0,
+    temperature: float | None = None,
     weight: float = 0.9,
     seed: int = 0,
     precision: str = "auto",
@@ -68,7 +68,8 @@ def diagnose(
 
     ``fraction``, ``samples`` and ``seed`` choose the transfer set as `distill` does; at most 10,000 samples of it and
     of the test set are looked at, the transfer set augmented once as the student will see it. ``temperature`` and
-    ``weight`` are T and λ of the distillation that is meant. ``options`` are those of `understudy.data.load_data`.
+    ``weight`` are T and λ of the distillation that is meant (T by default 4, for text 1). ``options`` are those of
+    `understudy.data.load_data`.
     Writes ``diagnosis.json`` and ``report.html`` into ``out`` where given.
 
     Raises `UserError` for bad input, before anything is written.
@@ -76,7 +77,7 @@ def diagnose(
     if out is not None:
         out = Path(out)
         with held(out):
-            _check_out(out, overwrite)
+            check_out(out, resume=None, overwrite=overwrite, marks=(MARK,))
             found = diagnose(
                 teacher,
                 data,
@@ -93,12 +94,13 @@ def diagnose(
             write_json(out / MARK, found.result)
             write_diagnosis_report(out)
         return Diagnosis(found.findings, found.primary, found.recommendation, found.result, out)
-    _check_settings(temperature, weight, precision)
+    _check_settings(temperature, weight, seed, precision)
     loaded = load_data(data, **options)
+    temperature = temperature or TASKS[loaded.task].temperature
     if not loaded.labelled:
         raise UserError(
-            f"the data {loaded.name!r} has no labels; expected some to judge a teacher by: sort the images into a folder "
-            "for each class."
+            f"the data {loaded.name!r} has no labels; expected some to judge a teacher by: sort the images into a "
+            "folder for each class."
         )
     torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
     cast = {"student": student, "teacher": teacher}
@@ -129,20 +131,15 @@ def diagnose(
     return Diagnosis(findings, first, advised, result)
 
 
-def _check_settings(temperature: float, weight: float, precision: str) -> None:
-    if not 0 < temperature < float("inf"):
+def _check_settings(temperature: float | None, weight: float, seed: int, precision: str) -> None:
+    if temperature is not None and not 0 < temperature < float("inf"):
         raise UserError(f"temperature {temperature:g} is not above 0; expected T of the targets: change --temperature.")
     if not 0 <= weight <= 1:
         raise UserError(f"weight {weight:g} is not in 0 to 1; expected λ, the teacher's share: change --weight.")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed} is not in 0 to 2^32 - 1; expected a whole number there: change --seed.")
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    try:
-        check_out(out, resume=False, overwrite=overwrite, marks=(MARK,))
-    except UserError as error:  # a diagnosis takes seconds: there is nothing to resume
-        raise UserError(str(error).replace("--resume to go on or ", "")) from None
 
 
 def _load(role: str, spec: Any, data: Data) -> Model:

@@ -11,7 +11,7 @@ METHODS: dict[str, Method] = {
     "gpd": Method(gpd.plan, gpd.Settings, needs_teacher=False, defaults=gpd.DEFAULTS),
     "skd": Method(skd.plan, skd.Settings, defaults=skd.DEFAULTS, preview=skd.preview),
     "simultaneous": Method(hints.simultaneous, StageSettings, preview=skd.preview),
-    "fitnets": Method(hints.fitnets, StageSettings, preview=skd.preview),
+    "fitnets": Method(hints.fitnets, hints.HintSettings, preview=skd.preview),
     "at": Method(hints.at, hints.AttentionSettings, preview=skd.preview),
     "fsp": Method(hints.fsp, StageSettings, preview=skd.preview),
 }

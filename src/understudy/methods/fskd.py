@@ -53,7 +53,9 @@ class Settings(MethodSettings):
     augmented: int = Field(0, ge=0, description="augmented views of each sample to solve on, beside the clean one")
     sweeps: int = Field(1, ge=1, description="passes over the layers; further ones stop where the error stops falling")
     finetune_steps: int = Field(0, ge=0, description="updates on the teacher's logits after the solve (whole epochs)")
-    finetune_lr: float = Field(0.01, gt=0, description="peak learning rate of these updates")
+    finetune_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the fine-tuning; default: 0.01 (fskd) or 0.002 (skd)"
+    )
     temperature: float = Field(4.0, gt=0, description="T of the fine-tuning: how far both distributions are softened")
 
 
@@ -249,7 +251,7 @@ def plan(cast: Cast) -> list[Phase]:
     if s.finetune_steps:
         size = min(64, len(cast.transfer.positions))
         epochs = math.ceil(s.finetune_steps / math.ceil(len(cast.transfer.positions) / size))
-        overrides = {"batch_size": size, "epochs": epochs, "lr": s.finetune_lr}
+        overrides = {"batch_size": size, "epochs": epochs, "lr": s.finetune_lr or 0.01}
         source = Source("teacher", cast.teacher, [Logits()], cast.task)
         phases.append(Fit("finetune", cast.student, step, sources=(source,), overrides=overrides))
     return phases

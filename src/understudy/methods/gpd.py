@@ -21,11 +21,12 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from ..data import Batch
+from ..errors import UserError
 from ..surgery import BRANCHES, Shared, readout, share
 from ..tasks import IGNORE, cross_entropy
 from ..teacher import Source
 from ..train.phase import Fit
-from .method import Cast
+from .method import Cast, MethodSettings
 from .teaching import TargetSettings, teaching
 
 # The authors average weights and clip gradients; the numbers are for some thousand updates rather than ImageNet.
@@ -66,6 +67,8 @@ def plan(cast: Cast) -> list[Fit]:
     w is the target's ``weight``, 0 without a teacher.
     """
     s, student = cast.settings, cast.student
+    if cast.teacher is None:
+        _refuse_target(s)
     term = teaching(s, cast) if cast.teacher is not None else None
     weight = term.weight if term else 0.0
     trainee = _trainee(cast)
@@ -111,6 +114,16 @@ def _trainee(cast: Cast) -> Shared:
     )
     trainee.layout = student.layout  # type: ignore[assignment]
     return trainee
+
+
+def _refuse_target(settings: Settings) -> None:
+    """Without a static teacher nothing of its target may be set, as nothing would come of it."""
+    for key, default in ((key, field.default) for key, field in TargetSettings.model_fields.items()):
+        if key not in MethodSettings.model_fields and (value := getattr(settings, key)) != default:
+            raise UserError(
+                f"{key} = {value!r} is about a static teacher, but there is none; expected one with gpd's --{key}: add "
+                "--teacher, or leave it out."
+            )
 
 
 @torch.no_grad()

@@ -15,16 +15,22 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..surgery import Tapped
+from ..errors import UserError
+from ..surgery import Pair, Tapped
 from ..tasks import cross_entropy
 from ..train.phase import Fit
 from . import kd
 from .features import attention_loss, flow_loss
 from .method import Cast
-from .stages import Apprentice, StageSettings, feature_loss, features, stage, tapped
+from .stages import Apprentice, Staged, StageSettings, feature_loss, features, stage, tapped
+from .teaching import TargetSettings
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 ATTENTION = 500.0  # half of the authors' β of 1000
+
+
+class HintSettings(StageSettings, TargetSettings):
+    """Where the hint is; the target is that of the second phase."""
 
 
 class AttentionSettings(StageSettings):
@@ -43,7 +49,7 @@ def fitnets(cast: Cast) -> list[Fit]:
         feature = cast.student.run(apprentice, batch.inputs)
         return {"loss": feature_loss(feature, batch.signals["teacher"][f"feature:{pair.teacher.name}"])}
 
-    guided = Apprentice(found.stages[: middle + 1], pair)
+    guided = Apprentice(cast.student, found.stages[: middle + 1], pair)
     source = features(cast, [pair.teacher.name])
     hint = Fit("hint", guided, step, (source,), select_by="loss", reads=frozenset({"pixels"}))
     return [hint, *kd.plan(cast)]
@@ -51,7 +57,7 @@ def fitnets(cast: Cast) -> list[Fit]:
 
 def at(cast: Cast) -> list[Fit]:
     """``CE(y, q) + β/2·Σ_s MSE(attention maps at cut s)``."""
-    pairs = stage(cast).pairs
+    pairs = _maps(stage(cast), "at")
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, outputs = trainee(batch.inputs)
@@ -67,7 +73,13 @@ def at(cast: Cast) -> list[Fit]:
 
 def fsp(cast: Cast) -> list[Fit]:
     """The whole student learns the flows between the teacher's neighbouring cuts; then the task from labels."""
-    pairs = stage(cast).pairs
+    found = stage(cast)
+    pairs = _maps(found, "fsp")
+    if len(pairs) < 2:
+        raise UserError(
+            f"method 'fsp' found one cut, {pairs[0].student.name!r}; expected two or more, as it compares what flows "
+            "between them: name them with --stages."
+        )
 
     def flows(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, _ = trainee(batch.inputs)
@@ -80,6 +92,8 @@ def fsp(cast: Cast) -> list[Fit]:
 
     first = _whole(cast, "flow", tapped(cast.student, pairs), flows, [p.teacher.name for p in pairs])
     first.select_by = "loss"
+    head = {name for name, _ in found.stages[-1].named_parameters()}  # no flow reaches it
+    first.learns = lambda name: name.removeprefix("model.") not in head
     return [first, Fit("labels", cast.student, labels)]
 
 
@@ -95,6 +109,17 @@ def simultaneous(cast: Cast) -> list[Fit]:
         return {"loss": (task_loss + loss) / (len(pairs) + 1), "task_loss": task_loss, "feature_loss": loss}
 
     return [_whole(cast, "simultaneous", tapped(cast.student, pairs), step, [p.teacher.name for p in pairs])]
+
+
+def _maps(found: Staged, method: str) -> list[Pair]:
+    """The pairs, which must be of feature maps."""
+    for each in found.pairs:
+        if len(each.student.shape) != 3:
+            raise UserError(
+                f"method {method!r} compares feature maps, and {each.student.name!r} gives values of shape "
+                f"{each.student.shape}; expected [C, H, W]: choose skd, simultaneous or fitnets."
+            )
+    return found.pairs
 
 
 def _whole(cast: Cast, name: str, trainee: Tapped, step: Step, names: list[str]) -> Fit:

@@ -26,6 +26,7 @@ from ..train.phase import Fit, Phase, Solve
 from . import kd
 from .method import Cast
 from .stages import Apprentice, Staged, StageSettings, accuracy, feature_loss, features, frozen, live, stage
+from .teaching import TargetSettings, refuse_idle
 
 _LOG = logging.getLogger("understudy")
 
@@ -33,7 +34,7 @@ _LOG = logging.getLogger("understudy")
 DEFAULTS: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-2, "select": "best", "patience": 3}
 
 
-class Settings(StageSettings):
+class Settings(StageSettings, TargetSettings):
     """What comes before and after the stages. The target's settings are those of the joint fine-tuning."""
 
     inherit: bool = Field(
@@ -42,19 +43,23 @@ class Settings(StageSettings):
     finetune_epochs: int = Field(
         0, ge=0, description="epochs in which the whole student then learns by kd (see target); 0: the paper"
     )
-    finetune_lr: float = Field(2e-3, gt=0, description="peak learning rate of these epochs")
+    finetune_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the fine-tuning; default: 0.01 (fskd) or 0.002 (skd)"
+    )
 
 
 def plan(cast: Cast) -> list[Phase]:
     """A phase for each stage, one for the head, and a joint one if asked for."""
     s, found = cast.settings, stage(cast)
+    if not s.finetune_epochs:
+        refuse_idle(s, "skd has no phase that learns by it; expected finetune_epochs above 0")
     phases: list[Phase] = [Solve("inherit", partial(inherit, cast, found))] if s.inherit else []
     for i, (own, pair) in enumerate(zip(found.stages, found.pairs, strict=False)):
         phases.append(_stage_phase(cast, found.stages[:i], own, pair))
     phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1]))
     if s.finetune_epochs:
         joint = kd.plan(cast)[0]
-        joint.name, joint.overrides = "finetune", {"epochs": s.finetune_epochs, "lr": s.finetune_lr}
+        joint.name, joint.overrides = "finetune", {"epochs": s.finetune_epochs, "lr": s.finetune_lr or 2e-3}
         phases.append(joint)
     return phases
 
@@ -63,17 +68,19 @@ def _stage_phase(cast: Cast, before: list[Stage], own: Stage, pair: Any) -> Fit:
     target = pair.teacher.name
 
     def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        feature = apprentice(live(batch)) if before else cast.student.run(apprentice, batch.inputs)
+        feature = apprentice(live(cast, batch)) if before else cast.student.run(apprentice, batch.inputs)
         return {"loss": feature_loss(feature, batch.signals["teacher"][f"feature:{target}"])}
 
     sources = ([frozen(cast, before)] if before else []) + [features(cast, [target])]
     reads: Any = frozenset() if before else frozenset({"pixels"})
-    return Fit(own.name, Apprentice([own], pair), step, tuple(sources), select_by="loss", reads=reads)
+    return Fit(own.name, Apprentice(cast.student, [own], pair), step, tuple(sources), select_by="loss", reads=reads)
 
 
 def _head_phase(cast: Cast, before: list[Stage], head: Stage) -> Fit:
+    head.layout = cast.student.layout  # type: ignore[assignment]
+
     def step(head: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        z, labels = cast.task.rows(logits_in(head(live(batch))), batch.labels)
+        z, labels = cast.task.rows(logits_in(head(live(cast, batch))), batch.labels)
         loss = cross_entropy(z, labels, cast.settings.label_smoothing)
         return {"loss": loss, "accuracy": accuracy(z, labels)}
 

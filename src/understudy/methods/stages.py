@@ -19,12 +19,11 @@ from ..models import Model
 from ..surgery import Chain, Pair, Stage, Tapped, describe, pair, split
 from ..teacher import Feature, Outputs, Source
 from .features import hint_loss
-from .method import Cast
-from .teaching import TargetSettings
+from .method import Cast, MethodSettings
 
 
-class StageSettings(TargetSettings):
-    """Which features correspond; the target is that of the phases that learn from the teacher's rows."""
+class StageSettings(MethodSettings):
+    """Which features correspond."""
 
     stages: str | None = Field(
         None,
@@ -47,7 +46,7 @@ class Staged:
 def stage(cast: Cast) -> Staged:
     """Pair and cut the networks of a cast. Raises `UserError` where that cannot be done."""
     raw = cast.transfer.example()
-    ours, theirs = cast.student.input(raw), cast.teacher.input(raw)
+    ours, theirs = cast.student.prepared(raw), cast.teacher.prepared(raw)
     pairs = pair(cast.student.network, cast.teacher.network, ours, theirs, cast.settings.stages)
     stages = split(cast.student.network, [p.student.name for p in pairs], ours)
     for own in stages:
@@ -70,9 +69,9 @@ def adapter(found: Pair) -> nn.Module:
 class Apprentice(nn.Module):
     """Stages that learn to give a teacher's features: what is alive before them → the last one's (adapted) feature."""
 
-    def __init__(self, stages: Sequence[Stage], found: Pair) -> None:
+    def __init__(self, student: Model, stages: Sequence[Stage], found: Pair) -> None:
         super().__init__()
-        self.chain, self.adapter = Chain(stages), adapter(found)
+        self.chain, self.adapter, self.layout = Chain(stages), adapter(found), student.layout
 
     def forward(self, live: Tensor | tuple[Tensor, ...]) -> Tensor:
         return self.adapter(self.chain(live)[0])
@@ -83,7 +82,7 @@ class Prefix(nn.Module):
 
     def __init__(self, student: Model, stages: Sequence[Stage]) -> None:
         super().__init__()
-        self.input, self.chain = student.input, Chain(stages)
+        self.input, self.layout, self.chain = student.input, student.layout, Chain(stages)
         self._run = student.run
 
     def forward(self, raw: Tensor) -> tuple[Tensor, ...]:
@@ -95,10 +94,11 @@ def frozen(cast: Cast, stages: Sequence[Stage]) -> Source:
     return Source("prefix", Prefix(cast.student, stages), [Outputs()], cast.task, lasting=False)
 
 
-def live(batch: Batch) -> tuple[Tensor, ...]:
+def live(cast: Cast, batch: Batch) -> tuple[Tensor, ...]:
     """What `frozen` stages have left in a batch."""
     said = batch.signals["prefix"]
-    return tuple(said[key] for key in sorted(said, key=int))
+    values = tuple(said[key] for key in sorted(said, key=int))
+    return values if cast.student.layout == "channels_last" else tuple(value.contiguous() for value in values)
 
 
 def features(cast: Cast, names: Sequence[str]) -> Source:

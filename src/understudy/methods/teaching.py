@@ -26,17 +26,17 @@ logger = logging.getLogger(__name__)
 
 LOOKED_AT = 2000  # training samples behind a calibrated τ
 
-# Which settings each target has, and what they are when not given. T and λ of kd are common in the field. DKD's are
-# its authors' for CIFAR-100, who add the term to the labels' loss: λ = 1/2 is half of that. Their warm-up of the term
-# over 20 epochs is left to the learning rate's.
+# Which settings each target has, and what they are when not given; T is the task's. λ of kd is common in the field.
+# DKD's are its authors' for CIFAR-100, who add the term to the labels' loss: λ = 1/2 is half of that. Their warm-up of
+# the term over 20 epochs is left to the learning rate's.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "kd": {"weight": 0.9, "temperature": 4.0},
-    "topk": {"weight": 0.9, "temperature": 4.0, "k": 10},
+    "kd": {"weight": 0.9, "temperature": None},
+    "topk": {"weight": 0.9, "temperature": None, "k": 10},
     "ls": {"weight": 0.9, "epsilon": 0.1},
     "pt": {"weight": 0.9},
     "sim": {"weight": 0.9, "tau": None},
     "pt_sim": {"weight": 0.9, "tau": None, "mix": None},
-    "dkd": {"weight": 0.5, "temperature": 4.0, "alpha": 1.0, "beta": 8.0},
+    "dkd": {"weight": 0.5, "temperature": None, "alpha": 1.0, "beta": 8.0},
 }
 
 
@@ -49,7 +49,7 @@ class TargetSettings(MethodSettings):
         "confidence), sim (class relations), pt_sim (both), dkd (decoupled kd)",
     )
     temperature: float | None = Field(
-        None, gt=0, description="T of kd, topk and dkd: how far both distributions are softened; default: 4"
+        None, gt=0, description="T of kd, topk and dkd: how far both distributions are softened; default: 4 (text: 1)"
     )
     weight: float | None = Field(
         None, ge=0, le=1, description="λ: share of the loss that comes from the teacher; default: 0.9 (dkd: 0.5)"
@@ -85,7 +85,7 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
     For `sim` and `pt_sim` the teacher is looked at here. Raises `UserError` for a setting that the target does not
     have, and where a target that needs labels would get none.
     """
-    name, s = settings.target, _resolved(settings)
+    name, s = settings.target, _resolved(settings, cast.task.temperature)
     signals: dict[str, tuple[Signal, ...]] = {"topk": (TopK(s["k"], s["temperature"]),)} if name == "topk" else {}
     signals |= {other: (Logits(),) for other in ("kd", "pt", "pt_sim", "dkd")}
     everyone = name in ("kd", "topk")
@@ -125,9 +125,17 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
     return Teaching(signals.get(name, ()), s["weight"], loss)
 
 
-def _resolved(settings: TargetSettings) -> dict[str, Any]:
-    """The target's own settings, defaults filled in; refuses those of other targets."""
+def refuse_idle(settings: TargetSettings, why: str) -> None:
+    """Raise `UserError` for a setting of the target that would do nothing."""
+    for key, common in TargetSettings.model_fields.items():
+        if key not in MethodSettings.model_fields and getattr(settings, key) != common.default:
+            raise UserError(f"{key} = {getattr(settings, key)!r} would do nothing, as {why}: add that or leave it out.")
+
+
+def _resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:
+    """The target's own settings, defaults filled in; refuses those of other targets. ``temperature``: the default T."""
     own = dict(DEFAULTS[settings.target])
+    own |= {"temperature": temperature} if "temperature" in own else {}
     for key in sorted({key for one in DEFAULTS.values() for key in one}):
         value = getattr(settings, key)
         if value is not None and key not in own:

@@ -64,10 +64,14 @@ class Model(nn.Module):
 
     def run(self, network: nn.Module, raw: Tensor) -> Any:
         """`forward` through another network in the place of the own one."""
+        return logits_in(network(self.prepared(raw)))
+
+    def prepared(self, raw: Tensor) -> Tensor:
+        """What the network itself is called on."""
         ready = self.input(raw)
         if self.layout == "contiguous":  # one channel is contiguous in both layouts, but not by its strides
             ready = ready.contiguous().flatten().view(ready.shape)
-        return logits_in(network(ready))
+        return ready
 
     def save(self, folder: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
         """Write `config.json` and `model.safetensors` into `folder`, atomically, and return the folder.

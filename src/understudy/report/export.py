@@ -41,8 +41,9 @@ def row(network: dict[str, Any], networks: list[dict[str, Any]], metric: str) ->
         value, reference = network.get(key), first.get(key)
         if not is_number(value):
             return "—", ""
-        compared = network is not first and is_number(reference) and reference
-        return say(value), words.rough_share(value / reference) if compared else ""
+        if network is first or not is_number(reference) or reference <= 0:
+            return say(value), ""
+        return say(value), words.rough_share(value / reference)
 
     role = str(network.get("role", ""))
     return {
@@ -61,7 +62,8 @@ def row(network: dict[str, Any], networks: list[dict[str, Any]], metric: str) ->
 def headline(export: dict[str, Any], networks: list[dict[str, Any]], metric: str) -> str:
     """What the exported file is, how large, and what it costs in accuracy."""
     last = numbers(networks[-1]) if networks else {}
-    text = f"The student as {words.capital(str(export.get('to', ''))) if export.get('to') != 'onnx' else 'ONNX'}"
+    kind = str(export.get("to", ""))
+    text = f"The student as {'ONNX' if kind == 'onnx' else kind}"
     text += f" is {words.bytes_size(last['bytes'])}" if "bytes" in last else ""
     of_both = [numbers(one.get("metrics")).get(metric) for one in networks[-2:]]
     if len(of_both) == 2 and of_both[0] is not None and of_both[1] is not None:
@@ -82,7 +84,8 @@ def notes(export: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("largest difference of outputs", words.rough_share(export["difference"]) + " of the largest"))
     if is_number(export.get("samples")):
         found.append(("calibrated on", words.plural(export["samples"], "image")))
-    compiled = numbers(export.get("latency")).get("compiled")
-    if compiled is not None:
-        found.append(("compiled", f"{1000 * compiled:.3g}{words.NBSP}ms an image"))
+    if export.get("to") == "int8":
+        compiled = numbers(export.get("latency")).get("compiled") is not None
+        loaded = "as it loads, in floating point; --compiled times int8 kernels"
+        found.append(("timed", "compiled; the networks before it are not" if compiled else loaded))
     return found

@@ -102,9 +102,9 @@ def unmeasured(run: Run) -> str:
     values = numbers(next((r.get("values") for r in reversed(run.solves) if r.get("values")), None))
     if "before" not in values or "after" not in values:
         return "The run is finished; there were no labels to measure the student by."
-    errors = [words.rough_share(values[key]) for key in ("before", "after")]
-    text = f"Solving{with_data(run)}, without labels, brought the student\u2019s outputs from {errors[0]} to {errors[1]} "
-    return f"{text}off the teacher\u2019s{compared(run, '', 0.0)}."
+    before, after = (words.rough_share(values[key]) for key in ("before", "after"))
+    text = f"Solving{with_data(run)}, without labels, brought the student\u2019s outputs from {before} to {after} off "
+    return f"{text}the teacher\u2019s{compared(run, '', 0.0)}."
 
 
 def unfinished(run: Run, metric: str) -> str:

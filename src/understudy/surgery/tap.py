@@ -18,6 +18,7 @@ class Tapped(nn.Module):
     def __init__(self, model: nn.Module, names: Sequence[str], adapters: Sequence[nn.Module]) -> None:
         super().__init__()
         self.model, self.names, self.adapters = model, tuple(names), nn.ModuleList(adapters)
+        self.layout = getattr(model, "layout", "channels_last")
 
     def forward(self, raw: Tensor) -> tuple[list[Tensor], Any]:
         heard: dict[str, Tensor] = {}

@@ -88,6 +88,11 @@ def _bytes_in(folder: Path) -> int:
     return sum(p.stat().st_blocks * 512 for p in folder.rglob("*") if p.is_file())
 
 
+def widened(value: Tensor) -> Tensor:
+    """Stored numbers as they are computed with: float32, int64; masks stay as they are."""
+    return value.float() if value.is_floating_point() else value if value.dtype == torch.bool else value.long()
+
+
 def _rows_last(value: Tensor) -> Tensor:
     """Images with their channels last, everything else as it is."""
     return value.movedim(1, -1) if value.dim() == 4 else value
@@ -279,7 +284,7 @@ class SignalCache:
         for name, stored in self._tensors[view].items():
             value = stored[index.to(stored.device, non_blocking=True)].to(device, non_blocking=True)
             value = value.movedim(-1, 1) if value.dim() == 4 else value
-            fields[name] = value.float() if value.is_floating_point() else value.long()
+            fields[name] = widened(value)
         return fields
 
     def load(self, view: int, device: torch.device) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import CLEAN, Augment, Batch, Samples, batches, forward_size
-from .cache import SignalCache, cache_root, evict
+from .cache import SignalCache, cache_root, evict, widened
 from .signals import Source, behaviour
 
 BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
@@ -122,9 +122,7 @@ class Feed:
             batch.signals[self.source.name] = cache.read(view, index, self.device)
             return len(batch)
         fields = self._forward(batch.inputs)
-        batch.signals[self.source.name] = {
-            name: value.float() if value.is_floating_point() else value.long() for name, value in fields.items()
-        }
+        batch.signals[self.source.name] = {name: widened(value) for name, value in fields.items()}
         return 0
 
 

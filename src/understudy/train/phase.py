@@ -31,18 +31,20 @@ class FitSettings(BaseModel):
         ge=1,
         description="samples in an update, over all processes; default: a tenth of them, 16 to 128",
     )
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum; default for text: adamw")
     lr: float | None = Field(
-        None, gt=0, description="peak learning rate; default: 0.1 (sgd, for 128 samples) or 1e-3 (adamw)"
+        None, gt=0, description="peak learning rate; default: 0.1 (sgd, for 128 samples), 1e-3 (adamw), 3e-3 (text)"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd, first beta of adamw")
-    weight_decay: float = Field(5e-4, ge=0, description="not applied to biases and normalisation layers")
+    weight_decay: float = Field(
+        5e-4, ge=0, description="not applied to biases and normalisation layers; default for text: 0.01"
+    )
     schedule: Literal["cosine", "onecycle", "constant"] = Field("cosine", description="learning-rate schedule")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the updates spent warming up (cosine, constant)")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; default for text: 1")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
     accumulate: int = Field(1, ge=1, description="pieces a batch is computed in, to save memory")
-    select: Literal["last", "best"] = Field("last", description="which state a phase keeps")
+    select: Literal["last", "best"] = Field("last", description="which state a phase keeps; default for text: best")
     patience: int | None = Field(
         None,
         ge=1,

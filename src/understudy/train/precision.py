@@ -39,22 +39,25 @@ def place(network: nn.Module, device: torch.device) -> None:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
         for module in network.modules():
-            if _fragile(module):
+            # of any width, as a narrow network may run on slices of a wide one's weights; None: they come with each call
+            if _strided_pointwise(module) and module.weight is not None:
                 module.weight.data = module.weight.detach().clone(memory_format=torch.contiguous_format)
-                if module not in _SPARED:
-                    _SPARED.add(module)
-                    module.register_forward_pre_hook(lambda _module, inputs: tuple(x.contiguous() for x in inputs))
+            fragile = _strided_pointwise(module) and module.in_channels < 8 * module.groups
+            if (fragile or isinstance(module, nn.GroupNorm)) and module not in _SPARED:
+                _SPARED.add(module)
+                module.register_forward_pre_hook(_spare)
 
 
 _SPARED: WeakSet[nn.Module] = WeakSet()
 
 
-def _fragile(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether oneDNN writes beyond its memory in this layer's backward pass on channels-last images (torch 2.13 on
-    CPU, 2 to 6 input channels, as thin or pruned residual networks have them)."""
-    return (
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == (1, 1)
-        and max(module.stride) > 1
-        and module.in_channels < 8 * module.groups
-    )
+def _spare(module: nn.Module, inputs: tuple) -> tuple:
+    """Contiguous images where torch 2.13 fails on a CPU: for fragile convolutions, and for GroupNorm on images that
+    need no gradient, whose backward pass is a segmentation fault."""
+    return tuple(x if isinstance(module, nn.GroupNorm) and x.requires_grad else x.contiguous() for x in inputs)
+
+
+def _strided_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """The layers in whose backward pass oneDNN writes beyond its memory on channels-last images or weights (torch 2.13
+    on CPU, 2 to 6 input channels, as thin or pruned residual networks have them)."""
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1

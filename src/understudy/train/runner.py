@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from ..data import CLEAN, Samples, forward_size
@@ -104,6 +104,10 @@ class Runner:
             else:
                 seed_everything(self.seed, state.phase, self.rank)
                 solved = phase.solve(self.display.reporter(phase.name))
+                if self.world > 1:  # all go on from the first one's solution
+                    (solved,) = broadcast_object_list([solved])
+                    for value in self.student.state_dict().values():
+                        torch.distributed.broadcast(value, 0)
                 for block in (blocks := solved.pop("blocks", [])):
                     self._log({"event": "block", "phase": phase.name, **block})
                 self._log({"event": "solve", "phase": phase.name, "blocks": len(blocks), "values": solved})
@@ -362,9 +366,9 @@ class Runner:
         samples, positions = target
         for feed in fit.judges:
             self._fill(feed, CLEAN)
-        sums: dict[str, float] = {}
+        sums: dict[str, Any] = {}
         network.eval()
-        order = list(positions.split(forward_size(samples, BLOCK)))
+        order = list(positions.split(forward_size(samples, BLOCK)))[self.rank :: self.world]
         with torch.no_grad():
             for batch in self.supply.stream(fit.phase, samples, order, CLEAN, fit.judges):
                 for feed in fit.judges:
@@ -372,8 +376,10 @@ class Runner:
                 with self.autocast():
                     losses = fit.phase.step(network, batch)
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + float(value) * len(batch) / len(positions)
-        return sums
+                    sums[name] = sums.get(name, 0.0) + value.detach() * (len(batch) / len(positions))
+        mine = {name: float(value) for name, value in sums.items()}
+        each = gather_object([mine]) if self.world > 1 else [mine]  # a process may have had no batch
+        return {name: sum(one.get(name, 0.0) for one in each) for name in max(each, key=len)}
 
     # ---- what the loop stands on ----------------------------------------------------------------------------
 

@@ -1,0 +1,84 @@
+"""A user's own Datasets of (image, mask)."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from understudy.data import CLEAN, Augment
+from understudy.data.spec import load_data
+from understudy.errors import UserError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (10, 9, 12, 3), np.uint8)
+MASKS = np.random.default_rng(1).integers(0, 3, (10, 9, 12)).astype(np.uint8)
+MASKS[:, 0, 0] = 255
+
+FORMS = {
+    "tensor": lambda p, m: (torch.from_numpy(p).permute(2, 0, 1), torch.from_numpy(m).long()),
+    "array": lambda p, m: (p, m),
+    "pil": lambda p, m: (Image.fromarray(p), Image.fromarray(m)),
+    "float": lambda p, m: (torch.from_numpy(p).permute(2, 0, 1) / 255, torch.from_numpy(m).int()),
+    "minus": lambda p, m: (p, np.where(m == 255, -100, m.astype(np.int64))),
+}
+
+
+def made(form, masks=MASKS):
+    return [form(p.copy(), m) for p, m in zip(PIXELS, masks, strict=True)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_items_come_out_as_scenes(form):
+    data = load_data((made(FORMS[form]), made(FORMS[form])[:4]))
+    assert (data.task, data.classes, len(data.test)) == ("segmentation", ("0", "1", "2"), 4)
+    batch = data.train.fetch(torch.arange(10), CLEAN, Augment())
+    assert torch.equal(batch.inputs, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
+    assert torch.equal(batch.labels, torch.from_numpy(np.where(MASKS == 255, -100, MASKS.astype(np.int64))))
+
+
+def test_grey_images_and_a_held_out_part():
+    data = load_data(made(lambda p, m: (p[..., 0], m)))
+    assert data.train.shape == (1, 9, 12)
+    assert (len(data.train), len(data.test)) == (8, 2)
+
+
+class Named(list):
+    classes = ("road", "car")
+
+
+class Restless(list):
+    def __getitem__(self, at):
+        image, mask = super().__getitem__(at)
+        return image, np.random.default_rng().permuted(mask)
+
+
+ARRAYS = made(FORMS["array"])
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (Named(ARRAYS), "mask of item 0 of train dataset holds the label 2; 0 to 1 is expected"),
+        (made(lambda p, m: (p, m[1:])), r"mask of shape \(8, 12\) .* own size \(9, 12\)"),
+        (made(lambda p, m: (p, np.eye(256)[m])), r"mask of shape \(9, 12, 256\)"),
+        (made(lambda p, m: (p, m / 2)), r"\(float64\); class numbers \(integers\)"),
+        (made(lambda p, m: (p, m.astype(int) + 300)), "has the label 555 in its mask"),
+        ([*ARRAYS, (PIXELS[0, 1:], MASKS[0, 1:])], r"item 10 of train dataset has shape \(8, 12, 3\) unlike"),
+        (made(FORMS["array"], np.zeros_like(MASKS)), "at least two are expected"),
+        (Restless(ARRAYS), "differs from one reading to the next"),
+    ],
+)
+def test_refusals(items, message):
+    with pytest.raises(UserError, match=message):
+        load_data(items)
+
+
+def test_what_files_are_for():
+    with pytest.raises(UserError, match="over the memory limit of 100"):
+        load_data(ARRAYS, memory_limit=100)
+    with pytest.raises(UserError, match="resize both in the Dataset"):
+        load_data(ARRAYS, image_size=8)
+
+
+def test_a_label_that_is_no_number_is_named_by_its_kind():
+    with pytest.raises(UserError, match="has the label 'Tensor'; an integer"):
+        load_data([(p, torch.zeros(3)) for p in PIXELS])

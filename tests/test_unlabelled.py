@@ -1,0 +1,147 @@
+"""Images without classes: what can teach on them, and that all else says so before it begins."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import understudy
+from understudy.data import load_data
+from understudy.errors import UserError
+from understudy.models import Model
+from understudy.models.inputs import InputSpec
+from understudy.report import write_report
+from understudy.shrinking import shrink
+
+
+def draw(folder, count=12, seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return folder
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    convs = [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.ReLU()]
+    network = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
+    return Model(network, InputSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3), classes=("a", "b", "c"))
+
+
+def shrunk(teacher):
+    return shrink(teacher, ratio=0.5, dry_run=True)
+
+
+class Alone(torch.utils.data.Dataset):
+    """Items that are images and nothing else."""
+
+    def __init__(self, count=12):
+        self.pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, position):
+        return Image.fromarray(self.pixels[position])
+
+
+def test_images_without_classes_are_data(tmp_path):
+    data = load_data(f"images:{draw(tmp_path / 'some')}")
+    assert (len(data.train), data.classes, data.test, data.labelled) == (12, (), None, False)
+    assert bool((data.train.labels == -100).all())
+
+
+def test_a_training_folder_may_lack_the_labels_that_the_test_folder_has(tmp_path):
+    draw(tmp_path / "train")
+    for name in ("b", "a"):
+        draw(tmp_path / "test" / name, 3)
+    data = load_data(f"images:{tmp_path}")
+    assert (data.classes, data.labelled, len(data.test)) == (("a", "b"), False, 6)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        ({"a": 0}, "holds no class folders; .* or images without classes directly in it"),
+        ({"a": 2, "a/b": 2}, "only one class, 'b'; at least two are expected, or images without classes"),
+        ({"a/train": 2, "a/test": 2}, "data path .*test holds no class folders; put each class's images in a folder"),
+    ],
+)
+def test_what_is_neither_is_told(made, told, tmp_path):
+    for name, count in made.items():
+        draw(tmp_path / name, count)
+    with pytest.raises(UserError, match=told):
+        load_data(f"images:{tmp_path / 'a'}")
+
+
+@pytest.mark.parametrize("source", ["folder", "dataset"])
+def test_recovery_runs_and_reports_without_labels(source, tmp_path):
+    data = f"images:{draw(tmp_path / 'some')}" if source == "folder" else Alone()
+    teacher = model()
+    found = understudy.distill(teacher, shrunk(teacher), data, method="fskd", finetune_steps=2, out=tmp_path / "run")
+    assert found.metrics == {}
+    values = found.result["phases"][0]["best"]
+    assert values["after"] < values["before"]
+    assert found.result["classes"] == ["a", "b", "c"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "without labels, brought the student" in page
+    assert "understudy evaluate" not in page, "which would be refused"
+    assert understudy.load_model(found.out / "student", network=found.student.network).classes == ("a", "b", "c")
+
+
+def test_the_teacher_tells_how_many_classes_there_are(tmp_path):
+    data = f"images:{draw(tmp_path / 'some')}"
+    found = understudy.distill(model(), "zoo:cnn_tiny", data, method="kd", epochs=1, out=tmp_path / "run")
+    assert found.student(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (2, 3)
+    with pytest.raises(UserError, match=r"does not say how many classes it has; write zoo:cnn_tiny\?num_classes"):
+        understudy.distill("zoo:cnn_tiny", model(), data, method="kd", out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "settings"),
+    [
+        ("method 'skd' needs labels, which the data", {"method": "skd"}),
+        ("method 'none' needs labels, which the data", {"method": "none"}),
+        ("method 'gpd' needs labels, which the data", {"method": "gpd"}),
+        ("target 'pt' needs labels", {"method": "kd", "target": "pt"}),
+        ("select = best and patience need labels", {"method": "fskd", "finetune_steps": 2, "select": "best"}),
+        ("has no labels; expected some to judge a teacher by", {"method": "auto"}),
+    ],
+)
+def test_what_needs_labels_says_so(told, settings, tmp_path):
+    teacher = model()
+    with pytest.raises(UserError, match=told):
+        understudy.distill(teacher, shrunk(teacher), Alone(), out=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_measured_on_them():
+    with pytest.raises(UserError, match="has no labelled train split"):
+        understudy.evaluate(model(), Alone(), split="train")
+
+
+def test_an_export_is_shown_beside_those_it_comes_from(tmp_path):
+    """Teacher and student before are found through the run's result, and only where they are folders."""
+    from understudy.exporting import _forerunners
+
+    teacher = model()
+    teacher.save(tmp_path / "teacher")
+    (tmp_path / "run").mkdir()
+    cast = {"teacher": {"spec": "os:getcwd", "params": 7, "macs": 9}, "student": {"spec": "zoo:cnn_tiny"}}
+    (tmp_path / "run" / "result.json").write_text(json.dumps(cast))
+    raw = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    found = _forerunners(tmp_path / "run" / "student", raw, None)
+    assert found == [
+        {"role": "teacher", "spec": "os:getcwd", "params": 7, "macs": 9, "metrics": {}, "latency": None}
+    ], "a result names no function to call"
+    assert _forerunners(tmp_path / "teacher", raw, None) == []
+    found += [{"role": "int8", "spec": "<b>", "params": 7, "bytes": 99, "metrics": {"accuracy": 0.5}, "latency": 1e-4}]
+    (tmp_path / "export.json").write_text(json.dumps({"to": "int8", "file": "model_int8.pt2", "networks": found}))
+    page = write_report(tmp_path).read_text().replace("\u00a0", " ")
+    for shown in ("The student as int8 is 99 bytes", "os:getcwd", "&lt;b&gt;", "0.1 ms", "50.0 %", "100 %"):
+        assert shown in page, shown
