@@ -36,7 +36,8 @@ from accelerate import Accelerator
 from tools import CLASSES, Curtain, model, perform, pictures, plan, runner, same, weights
 
 from understudy.tasks import IGNORE, TASKS
-from understudy.train import Runner
+from understudy.models import zoo
+from understudy.train import Runner, Solve
 from understudy.train.evaluate import evaluate
 
 out, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
@@ -80,6 +81,31 @@ except Curtain:
 accelerator.wait_for_everyone()  # the first process has written
 Runner._save = original
 found["resumed"] = same(dropping("b", resume=True), undisturbed)
+
+
+def staged(method):
+    torch.manual_seed(0)
+    networks = [model(zoo.build("cnn_small", {"num_classes": CLASSES, "channels": 1, "width": w})) for w in (4, 6)]
+    held = (pictures(), torch.arange(32, 48))
+    rest = {"positions": torch.arange(32), "held": held, "views": 2, "epochs": 3, "batch_size": 8, "select": "best"}
+    made = runner(networks[0], out / method, patience=1, eval_every=1, lr=0.05, **rest)
+    state = perform(made, plan(method, *networks))
+    return weights(networks[0]), [(done["epochs"], done["best"]) for done in state.done]
+
+
+def solve(report):
+    with torch.no_grad():
+        student.network.fc.bias += rank  # what each process finds differs
+    return {"found": rank}
+
+
+for method in ("skd", "fsp"):
+    learned, found[method] = staged(method)
+    torch.save(learned, out / f"{method}-{rank}.pt")
+made = runner(student, out / "solved")
+state = perform(made, [Solve("shift", solve)])
+found["solved"] = state.done[0]["best"]
+torch.save(weights(student), out / f"solved-{rank}.pt")
 (out / f"found-{rank}.json").write_text(json.dumps(found))
 '''
 
@@ -153,6 +179,9 @@ def test_evaluating_batch_norm_and_resuming(tmp_path):
     network.load_state_dict(states[0])
     expected = evaluate(network, pictures(50, seed=9), TASKS["classification"], CLASSES)[0]
     assert mine["metrics"] == pytest.approx(expected, rel=1e-5)
+    for name in ("skd", "fsp", "solved"):  # stages, a phase that leaves the head alone, a solve
+        assert apart(*(torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))) == 0
+    assert mine["solved"] == {"found": 0}
 
 
 def test_the_saved_student_is_the_one_that_was_measured(digits_teacher):

@@ -97,8 +97,12 @@ def export(
         "difference": _difference(original, exported, inputs),
         "samples": samples if to == "int8" else None,
         "metrics": {"float": _metrics(original, opened), "exported": _metrics(exported, opened)},
-        "latency": {"float": _latency(original, raw), "exported": _latency(exported, raw)},
     }
+    before = _forerunners(model, raw, opened)
+    networks = [original, exported, *(row["latency"] for row in before if row["latency"])]
+    times = dict(zip(map(id, networks), _latencies(networks, raw), strict=True))
+    before = [{**row, "latency": times.get(id(row["latency"]))} for row in before]
+    result["latency"] = {"float": times[id(original)], "exported": times[id(exported)]}
     if compiled and to == "int8":
         result["latency"]["compiled"] = _compiled_latency(exported, raw)
     if to == "onnx" and not result["difference"] <= SAME:
@@ -111,7 +115,7 @@ def export(
     if result["latency"].get("compiled"):
         last |= {"role": f"{to}, compiled", "latency": result["latency"]["compiled"]}
     result["networks"] = [
-        *_forerunners(model, raw, opened),
+        *before,
         {"role": "student", "spec": _named(model), **sizes, **_part(result, "float")},
         {"spec": file.name, **sizes, "bytes": result["bytes"]["exported"], **last},
     ]
@@ -137,7 +141,8 @@ def _figures(model: Model, raw: Tensor) -> dict[str, Any]:
 def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, Any]]:
     """The teacher, and the student before, of the run that made the model, measured like the exported file.
 
-    Only folders of models are opened: nothing that a result names is imported. Of a teacher that is none, or does not
+    ``latency`` is the network, still to be timed. Only folders of models are opened: nothing that a result names is
+    imported. Of a teacher that is none, or does not
     take the same images, what the run tells of its size is all there is.
     """
     if not isinstance(model, str | Path):
@@ -154,7 +159,7 @@ def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, A
         row: dict[str, Any] = {"role": role, "spec": told["spec"]}
         try:
             network = load_model(Path(told["spec"]), data=data).cpu().eval()
-            row |= _figures(network, raw) | {"metrics": _metrics(network, data), "latency": _latency(network, raw)}
+            row |= _figures(network, raw) | {"metrics": _metrics(network, data), "latency": network}
         except (UserError, RuntimeError):
             if role == "before":
                 continue
@@ -297,16 +302,18 @@ def _metrics(network: nn.Module, data: Data | None) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _latency(network: nn.Module, raw: Tensor, seconds: float = 0.5) -> float:
-    """Seconds an image in batches of `BATCH`, the best of some runs, on as many threads as torch has."""
+def _latencies(networks: list[Any], raw: Tensor, seconds: float = 0.5) -> list[float]:
+    """Seconds an image in batches of `BATCH`, the best of some runs in turn, on as many threads as torch has."""
     images = raw[:1].repeat(BATCH, 1, 1, 1)
-    network(images)
-    best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until or best == float("inf"):
-        start = time.perf_counter()
+    for network in networks:
         network(images)
-        best = min(best, time.perf_counter() - start)
-    return best / BATCH
+    best, until = [float("inf")] * len(networks), time.perf_counter() + seconds * len(networks)
+    while time.perf_counter() < until or float("inf") in best:
+        for n, network in enumerate(networks):
+            start = time.perf_counter()
+            network(images)
+            best[n] = min(best[n], time.perf_counter() - start)
+    return [value / BATCH for value in best]
 
 
 def _compiled_latency(exported: Any, raw: Tensor) -> float | None:
@@ -315,7 +322,7 @@ def _compiled_latency(exported: Any, raw: Tensor) -> float | None:
 
     try:
         with _quietly(), inductor.patch(freezing=True):
-            return _latency(torch.compile(exported.program[0]), raw)  # type: ignore[arg-type]
+            return _latencies([torch.compile(exported.program[0])], raw)[0]
     except Exception as error:
         logger.warning("the int8 program cannot be compiled here (%s)", " ".join(str(error).split())[:200])
         return None
