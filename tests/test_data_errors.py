@@ -243,7 +243,7 @@ def image(*shape) -> torch.Tensor:
         (Listed((image(4, 4, 3), 0)), "shape (4, 4, 3)"),
         (Listed((image().long(), 0)), "int64 pixels"),
         (Listed(("cat.png", 0)), "type str"),
-        (Listed(image()), "pair (image, label)"),
+        (Listed({"image": image()}), "pair (image, label)"),
         (Listed((image(), "cat"), (image(), "dog")), "label 'cat'"),
         (Listed((image(), 0.5), (image(), 1)), "label 0.5"),
         (Listed((image(), -1), (image(), 1)), "label -1 of train sample 0"),

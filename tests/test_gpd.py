@@ -141,5 +141,7 @@ def test_settings():
     for key, value in {"target": "dkd", "weight": 0.3, "k": 5}.items():
         with pytest.raises(UserError, match=f"{key} = .* is about a static teacher, but there is none"):
             plan("gpd", model(), None, **{key: value})
+    with pytest.raises(UserError, match="weight = 1 leaves nothing for the dynamic teacher"):
+        plan("gpd", model(seed=1), model(seed=2), weight=1.0)
     with pytest.raises(UserError, match="branch 'six' is not known"):
         plan("gpd", model(), None, branches=("six",))

@@ -64,7 +64,8 @@ def gap_loss(student: Tensor, dynamic: Tensor, smoothing: float) -> Tensor:
 def plan(cast: Cast) -> list[Fit]:
     """One phase: ``(1-w)·(task + λ·gap) + w·term`` for the student, the same without the gap for its dynamic teacher.
 
-    w is the target's ``weight``, 0 without a teacher.
+    w is the target's ``weight``, 0 without a teacher. λ is relative to the labels' loss for every w, as in the paper,
+    whose task and KD terms have the same weight: w = 1/2, or 0 without a static teacher.
     """
     s, student = cast.settings, cast.student
     if cast.teacher is None:
@@ -121,8 +122,8 @@ def _refuse_target(settings: Settings) -> None:
     for key, default in ((key, field.default) for key, field in TargetSettings.model_fields.items()):
         if key not in MethodSettings.model_fields and (value := getattr(settings, key)) != default:
             raise UserError(
-                f"{key} = {value!r} is about a static teacher, but there is none; expected one with gpd's --{key}: add "
-                "--teacher, or leave it out."
+                f"{key} = {value!r} is about a static teacher, but there is none; expected a teacher beside it: add "
+                f"--teacher, or leave out --{key}."
             )
 
 

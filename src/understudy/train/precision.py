@@ -39,7 +39,7 @@ def place(network: nn.Module, device: torch.device) -> None:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
         for module in network.modules():
-            # of any width, as a narrow network may run on slices of a wide one's weights; None: they come with each call
+            # any width: a narrow network may run on slices of a wide one's weights; None: they come with each call
             if _strided_pointwise(module) and module.weight is not None:
                 module.weight.data = module.weight.detach().clone(memory_format=torch.contiguous_format)
             fragile = _strided_pointwise(module) and module.in_channels < 8 * module.groups
