@@ -139,7 +139,7 @@ def test_settings():
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         Settings(ratio=1)
     for key, value in {"target": "dkd", "weight": 0.3, "k": 5}.items():
-        with pytest.raises(UserError, match=f"{key} = .* is about a static teacher, but there is none"):
+        with pytest.raises(UserError, match=f"{key} = .* would do nothing, as there is no static teacher"):
             plan("gpd", model(), None, **{key: value})
     with pytest.raises(UserError, match="weight = 1 leaves nothing for the dynamic teacher"):
         plan("gpd", model(seed=1), model(seed=2), weight=1.0)

@@ -238,7 +238,7 @@ def test_kd_on_pixels_and_tokens(task, kind, shape, tmp_path):
         runner(teacher, tmp_path / "t", epochs=8, optimizer="adamw", lr=0.02, **common),
         plan("none", teacher, None, TASKS[task]),
     )
-    kd = plan("kd", student, teacher, TASKS[task], weight=1.0)
+    kd = plan("kd", student, teacher, TASKS[task], weight=1.0, temperature=4.0)
     state = perform(runner(student, tmp_path / "s", epochs=8, optimizer="adamw", lr=0.02, views=1, **common), kd)
     assert state.served == 8 * 48
     epochs = [event for event in events(tmp_path / "s") if event["event"] == "epoch"]

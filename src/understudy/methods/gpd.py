@@ -26,8 +26,8 @@ from ..surgery import BRANCHES, Shared, readout, share
 from ..tasks import IGNORE, cross_entropy
 from ..teacher import Source
 from ..train.phase import Fit
-from .method import Cast, MethodSettings
-from .teaching import TargetSettings, teaching
+from .method import Cast
+from .teaching import TargetSettings, refuse_idle, teaching
 
 # The authors average weights and clip gradients; the numbers are for some thousand updates rather than ImageNet.
 DEFAULTS: dict[str, Any] = {"ema": 0.995, "clip": 5.0}
@@ -69,9 +69,14 @@ def plan(cast: Cast) -> list[Fit]:
     """
     s, student = cast.settings, cast.student
     if cast.teacher is None:
-        _refuse_target(s)
+        refuse_idle(s, "there is no static teacher; expected one: --teacher")
     term = teaching(s, cast) if cast.teacher is not None else None
     weight = term.weight if term else 0.0
+    if weight == 1 and s.gap_weight:
+        raise UserError(
+            "weight = 1 leaves nothing for the dynamic teacher, whose gap_weight is relative to the labels' share; "
+            "expected less than 1: lower --weight, or use --method kd."
+        )
     trainee = _trainee(cast)
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -115,16 +120,6 @@ def _trainee(cast: Cast) -> Shared:
     )
     trainee.layout = student.layout  # type: ignore[assignment]
     return trainee
-
-
-def _refuse_target(settings: Settings) -> None:
-    """Without a static teacher nothing of its target may be set, as nothing would come of it."""
-    for key, default in ((key, field.default) for key, field in TargetSettings.model_fields.items()):
-        if key not in MethodSettings.model_fields and (value := getattr(settings, key)) != default:
-            raise UserError(
-                f"{key} = {value!r} is about a static teacher, but there is none; expected a teacher beside it: add "
-                f"--teacher, or leave out --{key}."
-            )
 
 
 @torch.no_grad()

@@ -129,7 +129,9 @@ def refuse_idle(settings: TargetSettings, why: str) -> None:
     """Raise `UserError` for a setting of the target that would do nothing."""
     for key, common in TargetSettings.model_fields.items():
         if key not in MethodSettings.model_fields and getattr(settings, key) != common.default:
-            raise UserError(f"{key} = {getattr(settings, key)!r} would do nothing, as {why}: add that or leave it out.")
+            raise UserError(
+                f"{key} = {getattr(settings, key)!r} would do nothing, as {why}: add that or leave {key} out."
+            )
 
 
 def _resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:

@@ -41,6 +41,6 @@ def write_report(folder: Path) -> Path:
     if any((folder / name).is_file() for name in ("result.json", "metrics.jsonl", "recipe.toml")):
         return write_run_report(folder)
     raise UserError(
-        f"{folder} holds neither a run (recipe.toml, metrics.jsonl, result.json) nor a study (study.json) nor an export: "
-        "name the folder that was given to --out"
+        f"{folder} holds neither a run (recipe.toml, metrics.jsonl, result.json) nor a study (study.json) nor an "
+        "export: name the folder that was given to --out"
     )
