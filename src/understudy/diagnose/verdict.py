@@ -7,7 +7,7 @@ Distillation"; Müller, Kornblith & Hinton 2019 on smoothed teachers; Cho & Hari
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from .measure import at_temperature, crossing
@@ -59,10 +59,6 @@ def judge(measured: dict[str, Any]) -> list[Finding]:
 def primary(findings: list[Finding]) -> Finding | None:
     """The finding to act on first: the first that fails, else the first at risk, else none."""
     return next((f for status in (FAILING, RISK) for f in findings if f.status == status), None)
-
-
-def as_dicts(findings: list[Finding]) -> list[dict[str, str]]:
-    return [asdict(finding) for finding in findings]
 
 
 def share(value: float) -> str:

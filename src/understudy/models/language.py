@@ -9,10 +9,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from understudy.models.vit import Mlp
+from understudy.models.vit import Attention, Mlp
 
 
 class LSTM(nn.Module):
@@ -49,29 +48,13 @@ class LSTM(nn.Module):
         return self.head(self.drop(self.project(hidden)))
 
 
-class CausalAttention(nn.Module):
-    """Multi-head self-attention to the tokens before and at each. [B, L, width] → [B, L, width]."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)  # each [B, heads, L, width/heads]
-        x = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.proj(x.transpose(1, 2).flatten(2))
-
-
 class Block(nn.Module):
     """Attention and MLP, each after its norm and beside a shortcut. [B, L, width] → [B, L, width]."""
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = CausalAttention(width, num_heads)
+        self.attn = Attention(width, num_heads, causal=True)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, 4 * width)
         self.drop = nn.Dropout(dropout)

@@ -24,18 +24,18 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. [B, L, width] → [B, L, width]."""
+    """Multi-head self-attention; `causal` lets a token see those before it and itself. [B, L, width] → same."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.causal = num_heads, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)  # each [B, heads, L, width/heads]
-        x = F.scaled_dot_product_attention(query, key, value)
+        x = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 

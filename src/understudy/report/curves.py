@@ -23,7 +23,6 @@ from understudy.report.words import (
 
 LOSS_COLOURS = ("c0", "c2", "c3", "c5", "c6", "c7", "c4")
 MOST_PANELS = 24
-RATES = (("lr", "Learning rate"), ("images_per_second", "Samples per second"), ("seconds", "Seconds an epoch"))
 
 
 class Timeline:
