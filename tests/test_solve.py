@@ -52,6 +52,22 @@ def test_without_ridge_it_is_numpys_least_squares(channels, intercept):
         assert found.intercept is None
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("ridge", [0.0, 1e-6, None])
+def test_single_precision_rows_far_from_zero_are_solved_as_well_as_double_ones(ridge, intercept):
+    x, y = rows(4000, 12, 3)
+    x = torch.cat([x, x[:, :2], torch.full((4000, 1), 7.0)], 1)  # two channels twice, one that is constant
+    y = torch.cat([y, y[:, :2], torch.full((4000, 1), 9.0)], 1)
+    x, y = (x + 300).float(), (y - 200).float()  # a hundred deviations away
+    exact, found = (solve(moments_of(x.to(kind), y.to(kind), 4, parts=40), intercept, ridge) for kind in (
+        torch.float64, torch.float32
+    ))  # fmt: skip
+    best, reached = (error(x.double(), y.double(), solution) for solution in (exact, found))
+    assert reached < 1.001 * best
+    assert found.after == pytest.approx(reached, rel=1e-3)
+    assert found.q.abs().max() < 1.1 * exact.q.abs().max() + 1
+
+
 @LIMITS
 @given(
     count=st.integers(1, 30),

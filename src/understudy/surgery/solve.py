@@ -6,7 +6,9 @@ regression of what is missing, ``(XᵀX + λI)·Δ = XᵀD``, which is how it is
 loses no digit, and where the samples say nothing (dead, constant or dependent channels) Δ is zero.
 
 Sums are kept for each fold of the samples, in float64, so that λ is chosen by what Q does to samples it was not solved
-on. One eigendecomposition a fold gives the held-out error for every λ in O(C²): no second look at the data.
+on. One eigendecomposition a fold gives the held-out error for every λ in O(C²): no second look at the data. Rows that
+are added together are multiplied in their own precision, about their mean: in float32 three times as fast, and as exact
+as the rows are. What that rounds off is counted, and no direction is trusted that is no larger.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ WIDE = 512  # channels; beyond them one fold is left out, not each in turn: an e
 class Moments:
     """Sums over rows of X and D = Y − X, each leading with ``[folds, blocks]``; n is the channels in a block.
 
-    ``rows [folds]``, ``x`` and ``d [.., n]``, ``xx = XᵀX`` and ``xd = XᵀD [.., n, n]``, ``dd = ‖D‖² [folds]``.
+    ``rows [folds]``, ``x`` and ``d [.., n]``, ``xx = XᵀX`` and ``xd = XᵀD [.., n, n]``, ``dd = ‖D‖² [folds]``, and
+    ``rounding [..]``, what eigenvalues of ``xx`` may owe to the precision of the rows.
     """
 
     rows: Tensor
@@ -33,6 +36,7 @@ class Moments:
     xx: Tensor
     xd: Tensor
     dd: Tensor
+    rounding: Tensor
 
     @classmethod
     def zeros(cls, folds: int, blocks: int, n: int, device: torch.device | str = "cpu") -> Moments:
@@ -41,26 +45,25 @@ class Moments:
         def zero(*shape: int) -> Tensor:
             return torch.zeros(folds, *shape, dtype=torch.float64, device=device)
 
-        return cls(zero(), zero(blocks, n), zero(blocks, n), zero(blocks, n, n), zero(blocks, n, n), zero())
+        sums, squares = (blocks, n), (blocks, n, n)
+        return cls(zero(), zero(*sums), zero(*sums), zero(*squares), zero(*squares), zero(), zero(blocks))
 
     def add(self, fold: int, x: Tensor, y: Tensor) -> None:
-        """Add rows ``[M, C]`` of the student's output and of the target."""
-        _, blocks, n = self.x.shape
-        both = torch.empty(len(x), blocks, 2 * n, dtype=self.x.dtype, device=self.x.device)  # X and D, side by side
-        both[..., :n] = x.unflatten(1, (blocks, n))
-        both[..., n:] = y.unflatten(1, (blocks, n))
-        both[..., n:] -= both[..., :n]
-        sums = both.sum(0)
-        if n == 1:  # a matrix product of one column is no more than a sum
-            products = (both[..., :1] * both).sum(0).unsqueeze(1)
-        else:
-            products = both[..., :n].permute(1, 2, 0) @ both.transpose(0, 1)
-        self.rows[fold] += len(x)
-        self.x[fold] += sums[:, :n]
-        self.d[fold] += sums[:, n:]
-        self.xx[fold] += products[..., :n]
-        self.xd[fold] += products[..., n:]
-        self.dd[fold] += torch.linalg.vector_norm(both[..., n:]) ** 2
+        """Add rows ``[M, C]`` of the student's output and of the target, in float32 or float64."""
+        if not len(x):
+            return
+        blocks, n = self.x.shape[1:]
+        x, d = (values.unflatten(1, (blocks, n)).transpose(0, 1) for values in (x, y - x))  # [blocks, M, n]
+        (mean_x, x, sum_x), (mean_d, d, sum_d) = _about_mean(x), _about_mean(d)
+        rows, wide = x.shape[1], self.x.dtype
+        xx, xd, dd = ((x.mT @ x).to(wide), (x.mT @ d).to(wide), torch.linalg.vector_norm(d, dim=(1, 2)).to(wide) ** 2)
+        self.rows[fold] += rows
+        self.x[fold] += sum_x + rows * mean_x
+        self.d[fold] += sum_d + rows * mean_d
+        self.xx[fold] += xx + _outer(sum_x, mean_x) + _outer(mean_x, sum_x) + rows * _outer(mean_x, mean_x)
+        self.xd[fold] += xd + _outer(sum_x, mean_d) + _outer(mean_x, sum_d) + rows * _outer(mean_x, mean_d)
+        self.dd[fold] += (dd + 2 * (sum_d * mean_d).sum(-1) + rows * (mean_d * mean_d).sum(-1)).sum()
+        self.rounding[fold] += torch.finfo(x.dtype).eps * xx.diagonal(dim1=-2, dim2=-1).sum(-1)
 
     def total(self, without: int | None = None) -> Moments:
         """The sums over all folds (but one), as a single fold."""
@@ -161,6 +164,7 @@ class _Path:
         # constant block) nothing is known at all.
         noise = torch.finfo(torch.float64).eps * len(values[0]) * self.values.amax(-1, keepdim=True)
         level = moments.xx.sum(0).diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
+        noise = torch.maximum(noise, moments.rounding.sum(0).unsqueeze(-1))
         self.known = self.values > torch.maximum(noise, torch.finfo(torch.float64).eps * 16 * level)
         self.rotated = self.vectors.mT @ xd
 
@@ -187,6 +191,13 @@ def _moments_of_output(moments: Moments, q: Tensor, c: Tensor) -> tuple[Tensor, 
     mean = torch.einsum("bi,bio->bo", mean_x, q) + c
     variance = torch.einsum("bio,bij,bjo->bo", q, covariance, q)
     return mean.flatten(), variance.clamp(min=0).flatten()
+
+
+def _about_mean(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``[blocks, M, n]`` → its mean over rows and the sum of what is left, in float64, and what is left."""
+    mean = values.mean(1)
+    left = values - mean.unsqueeze(1)
+    return mean.double(), left, left.sum(1).double()
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
