@@ -145,3 +145,28 @@ def test_an_export_is_shown_beside_those_it_comes_from(tmp_path):
     page = write_report(tmp_path).read_text().replace("\u00a0", " ")
     for shown in ("The student as int8 is 99 bytes", "os:getcwd", "&lt;b&gt;", "0.1 ms", "50.0 %", "100 %"):
         assert shown in page, shown
+
+
+class Labelled(Alone):
+    """Alone's images with a label each."""
+
+    def __init__(self, labels, count=30):
+        super().__init__(count)
+        self.labels = labels
+
+    def __getitem__(self, position):
+        return super().__getitem__(position), int(self.labels[position])
+
+
+def test_few_samples_are_drawn_without_a_look_at_their_labels(tmp_path):
+    """The same student from two labellings, with fewer samples than classes; a teacher is not tried on the labels."""
+    teacher, students = model(), []
+    for number, labels in enumerate((np.arange(30) % 3, np.random.default_rng(1).permutation(np.arange(30) % 3))):
+        settings = {"method": "fskd", "samples": 2, "out": tmp_path / str(number)}
+        data = (Labelled(labels), Labelled(np.arange(30) % 3))
+        students.append(understudy.distill(teacher, shrunk(teacher), data, **settings).student.state_dict())
+    assert all(torch.equal(value, students[1][key]) for key, value in students[0].items())
+    settings = {"weight": 1.0, "samples": 1, "epochs": 1, "out": tmp_path / "kd"}
+    assert understudy.distill(teacher, shrunk(teacher), data, method="kd", **settings).metrics
+    with pytest.raises(UserError, match="fewer than the 3 classes"):
+        understudy.distill(teacher, shrunk(teacher), data, method="skd", **settings | {"out": tmp_path / "skd"})

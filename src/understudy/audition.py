@@ -59,7 +59,8 @@ def refuse_chance_level(teacher: Model, spec: str, runner: Runner) -> None:
         return
     chance = 1 / corpus.classes if labels is None else float(labels.bincount().max()) / len(labels)
     bound = chance + 3 * (chance * (1 - chance) / len(some)) ** 0.5
-    if metrics["accuracy"] <= min(bound, (1 + chance) / 2):  # with very few samples, three deviations say nothing
+    bound = min(bound, (1 + chance) / 2)  # with very few samples, three deviations say nothing
+    if chance < 1 and metrics["accuracy"] <= bound:
         raise _at_chance(spec, "accuracy", metrics["accuracy"], chance, causes)
 
 

@@ -97,8 +97,8 @@ class Production:
     def _without_labels(self, data: Data, objects: Mapping[str, Any]) -> Data:
         """The data for a method that does without labels; where nothing names its classes, the teacher does."""
         s = self.settings
-        if METHODS[s.method].needs_labels:
-            able = " or ".join(name for name, method in METHODS.items() if not method.needs_labels)
+        if METHODS[s.method].labels == "needed":
+            able = " or ".join(name for name, method in METHODS.items() if method.labels != "needed")
             raise UserError(
                 f"method {s.method!r} needs labels, which the data {s.data!r} does not have; expected a folder for "
                 f"each class: sort the images so, or use --method {able}."
@@ -137,7 +137,10 @@ class Production:
 
     def _corpus(self) -> Corpus:
         s, data = self.settings, self.data
-        labels = data.train.labels
+        labels, reading = data.train.labels, METHODS[s.method].labels
+        one_each = s.samples is None or s.samples >= len(data.classes)
+        if reading == "unread" or (reading == "used" and not one_each):
+            labels = None
         positions = choose(labels, fraction=s.fraction, samples=s.samples, seed=s.seed, count=len(data.train))
         share = s.validation
         if share is None:
@@ -298,7 +301,8 @@ class Production:
         """The teacher's size and test metrics, once it has shown that it knows the transfer set at all."""
         if self.teacher is None:
             return None
-        refuse_chance_level(self.teacher, str(self.settings.teacher), self.runner)
+        if METHODS[self.settings.method].labels != "unread":
+            refuse_chance_level(self.teacher, str(self.settings.teacher), self.runner)
         memo = Memo(self.teacher, self.data.test, self.runner) if self.data.test else None
         known = memo.read() if memo and self.runner.world == 1 else None
         if known is None:

@@ -6,8 +6,8 @@ from .stages import StageSettings
 
 METHODS: dict[str, Method] = {
     "none": Method(plain.plan, plain.Settings, needs_teacher=False),
-    "kd": Method(kd.plan, kd.Settings, needs_labels=False),
-    "fskd": Method(fskd.plan, fskd.Settings, preview=fskd.preview, needs_labels=False),
+    "kd": Method(kd.plan, kd.Settings, labels="used"),
+    "fskd": Method(fskd.plan, fskd.Settings, preview=fskd.preview, labels="unread"),
     "gpd": Method(gpd.plan, gpd.Settings, needs_teacher=False, defaults=gpd.DEFAULTS),
     "skd": Method(skd.plan, skd.Settings, defaults=skd.DEFAULTS, preview=skd.preview),
     "simultaneous": Method(hints.simultaneous, StageSettings, preview=skd.preview),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,10 +62,11 @@ class Cast:
 
 @dataclass(frozen=True)
 class Method:
-    """A plan of phases, the settings it reads, and whether it needs a teacher, and labels.
+    """A plan of phases, the settings it reads, whether it needs a teacher, and what it does with labels.
 
     ``defaults`` are fit settings that suit the method better than the common defaults. ``preview`` gives the rows of
-    the table that ``--dry-run`` prints: how the method will treat these two networks.
+    the table that ``--dry-run`` prints: how the method will treat these two networks. Samples of a method that never
+    reads ``labels`` are drawn without them as well; one that can do without them draws them class by class if it can.
     """
 
     plan: Callable[[Cast], Sequence[Phase]]
@@ -73,4 +74,4 @@ class Method:
     needs_teacher: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
     preview: Callable[[Cast], list[dict[str, Any]]] | None = None
-    needs_labels: bool = True
+    labels: Literal["needed", "used", "unread"] = "needed"
