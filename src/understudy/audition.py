@@ -83,16 +83,16 @@ def _refuse_word_counter(spec: str, metrics: dict[str, float], labels: Tensor) -
 
 
 class Memo:
-    """A teacher's test metrics, remembered by the fingerprints of teacher and data, so that a study pays once."""
+    """A network's test metrics, remembered by the fingerprints of network and data, so that a study pays once."""
 
-    def __init__(self, teacher: Model, test: Samples, runner: Runner) -> None:
+    def __init__(self, network: Model, test: Samples, runner: Runner) -> None:
         how = f"{runner.precision} {runner.device.type}"
         some = torch.arange(min(forward_size(test, PROBE), len(test)))
         first = next(batches(test, [some], CLEAN, Augment(), device=runner.device))
-        teacher.eval()
+        network.eval()
         with torch.no_grad(), runner.autocast():
-            shown = behaviour({"logits": teacher(first.inputs)})
-        parts = [fingerprint(teacher), shown, test.fingerprint(), how]
+            shown = behaviour({"logits": network(first.inputs)})
+        parts = [fingerprint(network), shown, test.fingerprint(), how]
         name = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
         self.path = cache_root() / "evaluations" / f"{name}.json"
 

@@ -58,7 +58,7 @@ class Production:
         data = replace(data, train=data.train.to(self.device), val=val, test=test)
         self.data, self.task = data, TASKS[data.task]
         s = self.settings = suited(s, self.task.defaults)
-        self._remember: Callable[[], None] = lambda: None  # what to write once everything has been checked
+        self._remember: list[Callable[[], None]] = []  # what to write once everything has been checked
         torch.manual_seed(s.seed)
         self.student = self._load("student", objects)
         self.teacher = self._load("teacher", objects) if s.teacher is not None else None
@@ -196,7 +196,7 @@ class Production:
         """Train, and write the run folder; returns what ``result.json`` holds."""
         with self.display:
             teacher = self._audition()
-            before = self._test(self.student, "student before")[0]
+            before = self._judge(self.student, "student before")["metrics"]
             self.runner.check(self.phases)
             self._open_folder(overwrite)
             if teacher and teacher["metrics"]:
@@ -253,7 +253,8 @@ class Production:
             if overwrite:
                 clear(self.out)
             write_toml(self.out / "recipe.toml", {**self.runner.resolved(), "validation": self._share})
-            self._remember()
+            for write in self._remember:
+                write()
         self.accelerator.wait_for_everyone()
         if self.settings.log_with:
             self.accelerator.init_trackers("understudy", config=_flat(self.settings.model_dump()))
@@ -303,14 +304,19 @@ class Production:
             return None
         if METHODS[self.settings.method].labels != "unread":
             refuse_chance_level(self.teacher, str(self.settings.teacher), self.runner)
-        memo = Memo(self.teacher, self.data.test, self.runner) if self.data.test else None
-        known = memo.read() if memo and self.runner.world == 1 else None
+        return {"spec": self.settings.teacher, **self._sizes(self.teacher), **self._judge(self.teacher, "teacher")}
+
+    def _judge(self, network: Model, title: str) -> dict[str, Any]:
+        """Test metrics of a network before the run, read where an earlier run has measured them."""
+        if self.data.test is None:
+            return {"metrics": {}}
+        memo = Memo(network, self.data.test, self.runner)
+        known = memo.read() if self.runner.world == 1 else None
         if known is None:
-            metrics, details = self._test(self.teacher, "teacher")
+            metrics, details = self._test(network, title)
             known = {"metrics": metrics, **details}
-            if memo:
-                self._remember = partial(memo.write, known)
-        return {"spec": self.settings.teacher, **self._sizes(self.teacher), **known}
+            self._remember.append(partial(memo.write, known))
+        return known
 
     def _test(self, network: Model, title: str) -> Any:
         if self.data.test is None:
