@@ -170,11 +170,11 @@ CASES: dict[str, tuple[str, str]] = {
     "image size": (f"{KD} --image-size 2 {OUT}", r"image_size = '2'.*greater than or equal to 4.*--image-size"),
     "fraction and samples": (f"{KD} --fraction 0.1 {OUT}", r"fraction and samples are both given.*remove"),
     "fraction 0": (f"{TRAIN} --set fraction=0 {OUT}", r"fraction = 0 .*greater than 0; change it with --fraction"),
-    "fewer samples than classes": (f"{KD} --samples 5 {OUT}", r"samples 5 is fewer than the 10 classes; give"),
+    "fewer samples than classes": (f"{TRAIN} --samples 5 {OUT}", r"samples 5 is fewer than the 10 classes; give"),
     "more samples than there are": (f"{KD} --samples 5000 {OUT}", r"samples 5000 is more than the 1437 .*give at most"),
     "nothing to hold out": (f"{KD} --samples 10 --select best {OUT}", r"validation = 0.1 holds out none of 10 samples"),
     "size": (f"{KD} --memory-limit '4 apples' {OUT}", r"memory_limit = '4 apples' .*such as 4GiB.*--memory-limit"),
-    "augment": (f"{KD} --augment spin=3 {OUT}", r"augment 'spin=3' .*'spin'; known are shift, flip"),
+    "augment": (f"{KD} --augment spin=3 {OUT}", r"augment 'spin=3' .*'spin'; choose one of crop, flip"),
     "views 0": (f"{KD} --views 0 {OUT}", r"views = 0 .*greater than or equal to 1; change it with --views"),
     "views as text": (f"{KD} --views many {OUT}", r"views = 'many' .*a number from 1, or 'all'.*--views"),
     # models

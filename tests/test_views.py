@@ -183,7 +183,7 @@ def test_augment_writes_what_it_read(text):
     ("text", "says"),
     [
         ("shfit=4", "did you mean 'shift'"),
-        ("rotate", "known are shift, flip, crop"),
+        ("rotate", "choose one of crop, flip, none"),
         ("shift=much", "shift=much"),
         ("flip=2", "flip=2"),
         ("shift=-1", "negative"),

@@ -1,8 +1,30 @@
 """The one exception that means: the input is wrong, not the program."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+TOLD = 300  # characters
+SHOWN = 40  # words
+
 
 class UserError(Exception):
     """Bad input, told in one sentence: the value, what was expected, the remedy.
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+def told(error: BaseException) -> str:
+    """What another library's error says, for within a sentence: its lines joined, at most 300 characters; its type
+    where it says nothing."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return (text if len(text) <= TOLD else text[: TOLD - 1].rstrip() + "…") or type(error).__name__
+
+
+def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """'did you mean …' with the nearest known words; where none is near ``otherwise``, or the first of all."""
+    names = sorted(filter(None, known))
+    if close := get_close_matches(word, names, n=3):
+        return f"did you mean {' or '.join(map(repr, close))}"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return otherwise or f"choose one of {', '.join(names[:SHOWN])}{more}"

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .data import CLEAN, Augment, batches, choose, load_data
 from .data.spec import Data
-from .errors import UserError
+from .errors import UserError, told
 from .models import Model, count_macs, count_parameters, load_model
 from .report import write_export_report
 from .runfolder import check_out, write_json
@@ -188,10 +188,9 @@ def _program(model: nn.Module, raw: Tensor) -> Any:
         with torch.no_grad():
             return torch.export.export(model, (raw,), dynamic_shapes=({0: batch},), strict=True)
     except Exception as error:
-        told = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the model cannot be traced for export ({type(error).__name__}: {told}); expected a forward without "
-            "Python that depends on values: rewrite that part."
+            f"the model cannot be traced for export ({type(error).__name__}: {told(error)}); expected a forward "
+            "without Python that depends on values: rewrite that part."
         ) from error
 
 
@@ -217,10 +216,9 @@ def _onnx(model: Model, raw: Tensor, file: Path) -> nn.Module:
         assert made is not None
         made.save(file)
     except Exception as error:
-        told = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the model cannot be exported to ONNX ({type(error).__name__}: {told}); expected operations that ONNX "
-            "has: export to int8 instead, or rewrite that part."
+            f"the model cannot be exported to ONNX ({type(error).__name__}: {told(error)}); expected operations that "
+            "ONNX has: export to int8 instead, or rewrite that part."
         ) from error
     return _Session(file)
 
@@ -252,10 +250,9 @@ def _int8(model: Model, raw: Tensor, images: Iterator[Tensor], file: Path) -> nn
     except UserError:
         raise
     except Exception as error:
-        told = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the model cannot be quantised ({type(error).__name__}: {told}); expected convolutions and linear layers "
-            "in patterns that torchao knows: export to onnx instead."
+            f"the model cannot be quantised ({type(error).__name__}: {told(error)}); expected convolutions and linear "
+            "layers in patterns that torchao knows: export to onnx instead."
         ) from error
     if not any("quantize_per" in str(node.target) for node in quantised.graph.nodes):
         raise UserError("no layer of the model can be quantised; expected convolutions or linear layers: use another.")
@@ -324,7 +321,7 @@ def _compiled_latency(exported: Any, raw: Tensor) -> float | None:
         with _quietly(), inductor.patch(freezing=True):
             return _latencies([torch.compile(exported.program[0])], raw)[0]
     except Exception as error:
-        logger.warning("the int8 program cannot be compiled here (%s)", " ".join(str(error).split())[:200])
+        logger.warning("the int8 program cannot be compiled here (%s)", told(error))
         return None
 
 

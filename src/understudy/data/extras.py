@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from understudy.errors import UserError
+from understudy.errors import UserError, told
 
 
 def _imported(module: str, package: str) -> ModuleType:
@@ -16,9 +16,8 @@ def _imported(module: str, package: str) -> ModuleType:
         return import_module(module)
     except Exception as error:  # a torchvision built for another torch fails with a RuntimeError
         raise UserError(
-            f"package {package} cannot be imported "
-            f"({str(error).splitlines()[0] if str(error) else 'no reason given'}); install one that fits "
-            f"your torch with: pip install {package}."
+            f"package {package} cannot be imported ({told(error)}); install one that fits your torch with: "
+            f"pip install {package}."
         ) from error
 
 
@@ -38,7 +37,7 @@ def torchvision_datasets(rest: str) -> dict[str, Any]:
         return {split: kind(root=Path(path).expanduser(), train=split == "train") for split in ("train", "test")}
     except (TypeError, RuntimeError, OSError) as error:
         raise UserError(
-            f"torchvision's {name} cannot be opened in {path} ({str(error).splitlines()[0]}); download it "
+            f"torchvision's {name} cannot be opened in {path} ({told(error)}); download it "
             "there first, or pass your own Dataset to load_data."
         ) from error
 
@@ -66,9 +65,7 @@ def hub_datasets(name: str, label: str | None = None) -> dict[str, HubSplit]:
         found = library.load_dataset(name)
     except Exception as error:
         raise UserError(
-            f"hub set '{name}' cannot be loaded "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); check its name and "
-            "the connection."
+            f"hub set '{name}' cannot be loaded ({told(error)}); check its name and the connection."
         ) from error
     splits = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
     datasets: dict[str, HubSplit] = {}
@@ -98,10 +95,9 @@ def read_tokenizer(folder: str) -> tuple[Callable[[str], list[int]], tuple[str, 
     try:
         found = library.AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
     except Exception as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"tokenizer '{folder}' cannot be opened ({told}); give a folder with tokenizer.json, as save_pretrained "
-            "writes it."
+            f"tokenizer '{folder}' cannot be opened ({told(error)}); give a folder with tokenizer.json, as "
+            "save_pretrained writes it."
         ) from error
     end = next((n for n in (found.eos_token_id, found.sep_token_id, found.bos_token_id) if n is not None), 0)
 

@@ -14,12 +14,11 @@ and one gather; nothing here loops over images.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
-from understudy.errors import UserError
+from understudy.errors import UserError, nearest
 
 CLEAN = -1
 """The view that is not augmented."""
@@ -69,9 +68,7 @@ class Augment:
             if part in ("none", ""):
                 continue
             if key not in known:
-                near = get_close_matches(key, known, 1)
-                hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)} and none."
-                raise UserError(f"augment '{text}' has an unknown part '{key}'; {hint}")
+                raise UserError(f"augment '{text}' has an unknown part '{key}'; {nearest(key, [*known, 'none'])}.")
             try:
                 if key == "flip":
                     if value:

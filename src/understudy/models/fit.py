@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from understudy.errors import UserError
+from understudy.errors import UserError, told
 from understudy.models.model import Model
-from understudy.models.sources import in_one_line
 
 
 class TrainingSamples(Protocol):
@@ -168,10 +167,10 @@ def _failure(model: Model, shape: Sequence[int], error: Exception) -> str:
     others = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
     if others:
         return (
-            f"the model has {' and '.join(others)} weights and fails on float32 input ({in_one_line(error)}); "
+            f"the model has {' and '.join(others)} weights and fails on float32 input ({told(error)}); "
             "convert it with `.float()`."
         )
-    return f"the model fails on an input of shape {list(shape)} ({in_one_line(error)}); use a model for such inputs."
+    return f"the model fails on an input of shape {list(shape)} ({told(error)}); use a model for such inputs."
 
 
 def _with_article(name: str) -> str:

@@ -5,7 +5,6 @@ A source is `zoo:NAME`, `timm:NAME`, `transformers:NAME` or `package.module:fact
 `zoo:resnet18?stem=imagenet`.
 """
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -21,11 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy.errors import UserError
+from understudy.errors import UserError, nearest, told
 from understudy.models import transformers_adapter, zoo
 
 SCHEMES = ("zoo", "timm", "transformers")
-TOLD = 300
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -94,8 +92,7 @@ def find_factory(name: str) -> Callable[..., Any]:
     for part in attribute.split("."):
         if not hasattr(found, part):
             known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
-            close = difflib.get_close_matches(part, known, n=1)
-            hint = f"did you mean {close[0]!r}" if close else "name a function or class defined there"
+            hint = nearest(part, known, "name a function or class defined there")
             raise UserError(f"module {module_name!r} has no {part!r}, named by model {name!r}; {hint}.")
         found = getattr(found, part)
     if not callable(found):
@@ -111,11 +108,10 @@ def _not_importable(name: str, module_name: str, error: Exception) -> str:
     )
     if not missing:
         return f"module {module_name!r} of model {name!r} fails on import with {_told(error)}; correct it."
-    close = difflib.get_close_matches(module_name, SCHEMES, n=1)
     top, dot, _ = module_name.partition(".")
     where = f"the folder {top!r}" if dot else f"{module_name}.py"
     remedy = f"run it where {where} is, or put its folder on PYTHONPATH, or use zoo:NAME or timm:NAME"
-    hint = f"did you mean '{close[0]}:'" if close else remedy
+    hint = nearest(f"{module_name}:", [f"{scheme}:" for scheme in SCHEMES], remedy)
     return f"model {name!r} names neither a known scheme nor a module that can be imported from here; {hint}."
 
 
@@ -159,8 +155,7 @@ def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """`timm.create_model`, with its failures in one sentence each."""
     timm = import_timm()
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f"did you mean {close[0]!r}" if close else "timm.list_models() names them all"
+        hint = nearest(name, timm.list_models(), "timm.list_models() names them all")
         raise UserError(f"timm has no model {name!r}; {hint}.")
     try:
         return timm.create_model(name, **arguments)
@@ -185,14 +180,8 @@ def import_timm() -> Any:
         ) from (error)
 
 
-def in_one_line(error: Exception) -> str:
-    """What an error says, its lines joined and shortened to `TOLD` characters; its type where it says nothing."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return (text if len(text) <= TOLD else text[: TOLD - 1].rstrip() + "…") or type(error).__name__
-
-
 def _told(error: Exception) -> str:
-    name, text = type(error).__name__, in_one_line(error)
+    name, text = type(error).__name__, told(error)
     return name if text == name else f"{name}: {text}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from understudy.errors import UserError
+from understudy.errors import UserError, told
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")
 
@@ -76,10 +76,9 @@ def open_causal(
     except UserError:
         raise
     except Exception as error:
-        told = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise UserError(
-            f"transformers:{name} cannot be opened ({told}); give a folder with config.json and model.safetensors of a "
-            "causal language model."
+            f"transformers:{name} cannot be opened ({told(error)}); give a folder with config.json and "
+            "model.safetensors of a causal language model."
         ) from error
     count = len(tokens) or config.vocab_size
     source = {"config": json.loads(config.to_json_string()), "num_classes": count}
@@ -94,9 +93,8 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         return CausalLM(model, int(arguments["num_classes"]))
     except Exception as error:
-        told = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise UserError(
-            f"transformers:{name} cannot be built from its configuration ({told}); save it again."
+            f"transformers:{name} cannot be built from its configuration ({told(error)}); save it again."
         ) from error
 
 

@@ -1,13 +1,12 @@
 """The zoo: name → factory, and building by name with arguments that are checked by name and value."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from understudy.errors import UserError
+from understudy.errors import UserError, nearest
 from understudy.models import language, mobilenet, resnet, small, unet, vgg, vit
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
@@ -49,11 +48,3 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UserError(f"zoo:{name} cannot be built with {given}: {error}; correct that argument.") from error
-
-
-def nearest(word: str, known: Any) -> str:
-    """'did you mean …' with the nearest known words, or the list of all of them."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
-    if close:
-        return f"did you mean {' or '.join(map(repr, close))}"
-    return f"choose one of {', '.join(sorted(known))}"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import UserError
+from ..errors import UserError, told
 from .absorb import LAYERS, blocks_of, fixed
 from .walk import Live, Walk
 
@@ -243,10 +243,9 @@ def _shapes(walk: Walk, inputs: Tensor) -> dict[str, tuple[int, ...]]:
         try:
             walk.advance(live, i, i + 1, inputs)
         except Exception as error:
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise UserError(
-                f"the {walk.who} cannot run on samples of shape {list(inputs.shape[1:])} ({reason}); expected samples "
-                "like those it was trained on: choose others, or set their size with --image-size."
+                f"the {walk.who} cannot run on samples of shape {list(inputs.shape[1:])} ({told(error)}); expected "
+                "samples like those it was trained on: choose others, or set their size with --image-size."
             ) from None
         value = live.get(node.name)
         if isinstance(value, Tensor):

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .tracing import Trace, Untraceable, tensors_in, trace
-from .words import nearest
 
 SAME = 0.3  # halvings: convolutions without padding shrink a map too, but stay at a resolution
 TOKEN_STAGES = 4  # transformers are cut into at most this many stages before the head

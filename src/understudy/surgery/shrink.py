@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import UserError
+from ..errors import UserError, told
 from .shrunk import LAYERS, Shrunk, kept_whole, matching, outputs_of, profile
 
 HOWS = ("l1", "slim")
@@ -124,7 +124,7 @@ def _trace(network: nn.Module, example: Tensor) -> Any:
             return torch_pruning.DependencyGraph().build_dependency(network, example, verbose=False)
     except Exception as error:
         raise UserError(
-            f"the dependencies in the {type(network).__name__} cannot be traced ({_told(error)}); expected a network "
+            f"the dependencies in the {type(network).__name__} cannot be traced ({told(error)}); expected a network "
             "that runs on the example input with gradients: give fitting --data, or use --how decouple."
         ) from error
 
@@ -371,7 +371,7 @@ def _try(before: nn.Module, after: nn.Module, example: Tensor) -> None:
             )
     except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(
-            f"the pruned {type(after).__name__} fails in {running[-1] if running else ''!r} ({_told(error)}), which "
+            f"the pruned {type(after).__name__} fails in {running[-1] if running else ''!r} ({told(error)}), which "
             "counts on channels that are gone; expected sizes that follow the layers: name other --layers."
         ) from error
     finally:
@@ -395,7 +395,3 @@ def _tensors(outputs: Any) -> list[Tensor]:
     if isinstance(outputs, list | tuple):
         return [tensor for item in outputs for tensor in _tensors(item)]
     return [outputs] if isinstance(outputs, Tensor) else []
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

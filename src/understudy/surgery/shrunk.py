@@ -1,6 +1,5 @@
 """What every way of shrinking shares: its result, choosing layers by name, and counting multiply-adds by layer."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
@@ -62,10 +61,7 @@ def _no_such(pattern: str, able: Sequence[str], modules: Iterable[str]) -> UserE
             f"the layer {pattern!r} cannot be shrunk so (it gives the outputs, or its channels are fixed); expected "
             f"some of {_some(able)}: name others."
         )
-    close = difflib.get_close_matches(pattern, able, n=1)
-    return UserError(
-        f"there is no layer {pattern!r}; " + (f"did you mean {close[0]!r}?" if close else f"expected {_some(able)}.")
-    )
+    return UserError(f"there is no layer {pattern!r}; {nearest(pattern, able, f'expected {_some(able)}')}.")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .tracing import ROOT, Trace, Untraceable, storage, tensors_in, trace
-from .words import nearest
 
 HEAD = "head"
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import UserError
+from ..errors import UserError, told
 from .absorb import LAYERS
 
 Live = dict[str, Any]
@@ -41,10 +41,9 @@ class Walk:
         try:
             self.nodes = list(_Tracer().trace(network).nodes)
         except Exception as error:
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise UserError(
-                f"the {who}'s forward cannot be traced by torch.fx ({reason}); expected no branches on the values of "
-                "tensors: rewrite that part, or put it into a module of its own without layers."
+                f"the {who}'s forward cannot be traced by torch.fx ({told(error)}); expected no branches on the values "
+                "of tensors: rewrite that part, or put it into a module of its own without layers."
             ) from None
         self.modules = dict(network.named_modules())
         self.index = {node.name: i for i, node in enumerate(self.nodes)}

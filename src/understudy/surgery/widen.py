@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import UserError
+from ..errors import UserError, told
 from .copies import Edit, Placement, gather, leaves, logits_of, spread
 from .layout import Tracer
 
@@ -276,7 +276,7 @@ def _check(student: nn.Module, wide: nn.Module, example: Tensor, precise: bool) 
         found = leaves(logits_of(wide(example)), Tensor)
     except Exception as error:
         raise UserError(
-            f"{type(student).__name__} cannot be widened: {(str(error) or repr(error)).splitlines()[0]}; expected a "
+            f"{type(student).__name__} cannot be widened: {told(error)}; expected a "
             "network that reads sizes from its tensors or names them in its calls: use another student."
         ) from error
     expected = leaves(logits_of(student(example)), Tensor)
