@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .data import CLEAN, Augment, Samples, batches
 from .models import Model
+from .models.modes import eval_mode
 from .report.segmentation import INDEX, NO_LABEL, PICTURES, TONES, palette
 from .runfolder import write_json
 from .tasks import IGNORE
@@ -70,9 +71,7 @@ def segmentation_pictures(
 
 def _guesses(network: Model, inputs: Tensor, autocast: Any) -> np.ndarray:
     """The class that a network sees in each pixel, [N, H, W]; one image at a time, as pixels are many."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
+    with eval_mode(network):
         found = []
         for image in inputs.split(1):
             if autocast is None:
@@ -81,9 +80,6 @@ def _guesses(network: Model, inputs: Tensor, autocast: Any) -> np.ndarray:
                 with autocast():
                     logits = network(image)
             found.append(logits.argmax(1).cpu())
-    finally:
-        for module, training in modes:
-            module.training = training
     return torch.cat(found).numpy()
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Augment, Samples, batches, forward_size
+from ..models.modes import eval_mode
 from ..tasks import IGNORE, Task
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0)
@@ -137,12 +138,10 @@ def read_rows(
     order = list(positions.split(forward_size(samples, 256)))
     quota = -(-ROWS // max(1, len(order)))
     generator = torch.Generator().manual_seed(0)
-    modes = [(module, module.training) for module in network.modules()]
     parts: dict[str, list[Tensor]] = {}
     relations: _Relations | None = None
-    network.eval()
     done = 0
-    try:
+    with eval_mode(network):
         for batch in batches(samples, order, view, augment, workers=workers, device=device):
             with autocast():
                 outputs = network(batch.inputs)
@@ -162,9 +161,6 @@ def read_rows(
             done += len(batch)
             if report:
                 report(done, len(positions))
-    finally:
-        for module, training in modes:
-            module.training = training
     assert relations is not None
     joined = {name: torch.cat(values) for name, values in parts.items()}
     return Rows(classes=classes, temperatures=tuple(temperatures), **joined, **relations.sums())

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..data import CLEAN, Batch
 from ..errors import UserError
 from ..models import Model
+from ..models.modes import eval_mode
 from ..surgery.absorb import absorb, blocks_of, has_intercept
 from ..surgery.alignment import Point, plan_alignment
 from ..surgery.solve import Moments, solve
@@ -79,9 +80,7 @@ def recover(
     before and after its own Q is absorbed. A sweep that does not lessen the error of the outputs is undone. Raises
     `UserError` where the two do not correspond or a value is not finite.
     """
-    modes = {module: module.training for network in (student, teacher) for module in network.modules()}
-    student.eval(), teacher.eval()
-    try:
+    with eval_mode(student, teacher):
         walks = Walk(student, "student"), Walk(teacher, "teacher")
         first = inputs(0)
         points = plan_alignment(*walks, kept, (first[0][:2], first[1][:2]))
@@ -102,9 +101,6 @@ def recover(
                 break
             found["after"], found["sweeps"] = after, sweep + 1
             found["blocks"] += [{**block, "sweep": sweep + 1} for block in blocks] if sweeps > 1 else blocks
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return found
 
 

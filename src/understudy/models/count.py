@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from understudy.models.modes import eval_mode
+
 
 def count_parameters(network: nn.Module) -> int:
     """The number of parameter values, shared ones once; buffers do not count."""
@@ -24,15 +26,10 @@ def count_macs(network: nn.Module, example_input: Tensor) -> int:
     `example_input` [B, …] is what `forward` takes, on the network's device; only its first sample is run, in
     eval mode and without gradients. Modes, buffers and gradients are left as they were.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
+    with eval_mode(network):
         counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _recurrence})
         # the fused kernels of some devices have no count; the plain ones are made of counted products
         plain = torch.backends.cudnn.flags(enabled=False)
         with torch.no_grad(), plain, sdpa_kernel(SDPBackend.MATH), counter:
             network(example_input[:1])
         return counter.get_total_flops() // 2
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from understudy.errors import UserError, told
 from understudy.models.model import Model
+from understudy.models.modes import eval_mode
 
 
 class TrainingSamples(Protocol):
@@ -91,18 +92,13 @@ def output_classes(model: Model, data: DataLike) -> int:
     tokens = model.input.kind == "tokens"
     shape = (2, *data.train.shape)
     example = torch.zeros(shape, dtype=torch.int64 if tokens else torch.uint8, device=device)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             logits = model(example) if tokens else _in_its_layout(model, example)
     except UserError:
         raise
     except Exception as error:
         raise UserError(_failure(model, shape, error)) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         kind = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else _with_article(type(logits).__name__)
         raise UserError(f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits.")

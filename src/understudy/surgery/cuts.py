@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import UserError, nearest
+from ..models.modes import eval_mode
 from .tracing import Trace, Untraceable, tensors_in, trace
 
 SAME = 0.3  # halvings: convolutions without padding shrink a map too, but stay at a resolution
@@ -255,17 +256,13 @@ def _measured(network: nn.Module, role: str, names: Sequence[str], example: Tens
 
         return hook
 
-    modes = [(module, module.training) for module in network.modules()]
     handles = [modules[name].register_forward_hook(listen(name)) for name in names]
     try:
-        network.eval()
-        with torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             network(example.clone())
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     for name in names:
         if name not in heard:
             raise UserError(f"the {role}'s module {name!r} is never called in a forward pass; name one that is.")

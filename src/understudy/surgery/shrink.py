@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError, told
+from ..models.modes import eval_mode
 from .shrunk import LAYERS, Shrunk, kept_whole, matching, outputs_of, profile
 
 HOWS = ("l1", "slim")
@@ -380,13 +381,8 @@ def _try(before: nn.Module, after: nn.Module, example: Tensor) -> None:
 
 
 def _eval(network: nn.Module, example: Tensor) -> Any:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
+    with eval_mode(network):
         return network(example)
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError, nearest
+from ..models.modes import eval_mode
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
@@ -78,16 +79,12 @@ def profile(network: nn.Module, example: Tensor) -> tuple[int, dict[str, int]]:
         places = output.numel() // outputs_of(layer) if places is None else places
         layers[names[layer]] = layers.get(names[layer], 0) + places * layer.weight.numel()
 
-    modes = [(module, module.training) for module in network.modules()]
     hooks = [module.register_forward_hook(note) for module in names]
-    network.eval()
     counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with eval_mode(network), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             network(example[:1])
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return counter.get_total_flops() // 2, layers

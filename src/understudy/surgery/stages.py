@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ..errors import UserError, nearest
+from ..models.modes import eval_mode
 from .tracing import ROOT, Trace, Untraceable, storage, tensors_in, trace
 
 HEAD = "head"
@@ -309,15 +310,9 @@ def _check_shared(stages: Sequence[Stage]) -> None:
 
 def _check_composed(network: nn.Module, stages: Sequence[Stage], example: Tensor) -> None:
     """What cannot be seen in a trace (a type asked for, say) shows in the numbers."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            pairs = zip(*(tensors_in(run(example.clone())) for run in (network, Chain(stages).eval())), strict=True)
-            same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(network), torch.no_grad():
+        pairs = zip(*(tensors_in(run(example.clone())) for run in (network, Chain(stages).eval())), strict=True)
+        same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs)
     for stage in stages:
         stage.training = network.training
     if not same:

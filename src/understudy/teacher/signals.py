@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..models.modes import eval_mode
 from ..tasks import Task
 
 
@@ -114,8 +115,6 @@ class Source:
 
         The network runs in eval mode and its modes are as before afterwards: it may share modules with what learns.
         """
-        training = [module for module in self.network.modules() if module.training]
-        self.network.eval()
         heard: dict[str, Tensor] = {}
         whole = any(signal.module is None for signal in self.signals)
 
@@ -132,14 +131,13 @@ class Source:
 
         handles = [module.register_forward_hook(listen(name)) for name, module in self._taps.items()]
         try:
-            outputs = self.network(inputs)
+            with eval_mode(self.network):
+                outputs = self.network(inputs)
         except _Enough:
             outputs = None
         finally:
             for handle in handles:
                 handle.remove()
-            for module in training:
-                module.training = True
         for name in self._taps:
             if name not in heard:
                 raise UserError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import CLEAN, Augment, Samples, batches, forward_size
+from ..models.modes import eval_mode
 from ..tasks import Metrics, Task
 
 BATCH = 500
@@ -38,10 +39,8 @@ def evaluate(
     positions = torch.arange(len(samples)) if positions is None else positions
     order = [part for part in positions[rank::world].split(forward_size(samples, BATCH)) if len(part)]
     metrics = Metrics(task, classes, device)
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     done = 0
-    try:
+    with eval_mode(network):
         for batch in batches(samples, order, CLEAN, Augment(), workers=workers, device=device):
             if autocast is None:
                 outputs = network(batch.inputs)
@@ -52,8 +51,5 @@ def evaluate(
             done += len(batch) * world
             if progress:
                 progress(min(done, len(positions)), len(positions))
-    finally:
-        for module, training in modes:
-            module.training = training
     values = metrics.compute()
     return values, metrics.details()
