@@ -300,6 +300,12 @@ def test_the_fine_tune_reads_no_label_either():
     assert torch.equal(*losses)
 
 
+def test_smoothed_labels_are_not_ignored_but_refused():
+    student, kept, teacher = shrunken()
+    with pytest.raises(UserError, match=r"label_smoothing = 0.1 would do nothing"):
+        fskd.plan(cast(pictures(20), student, kept, teacher, label_smoothing=0.1))
+
+
 def test_augmented_views_are_more_samples():
     results = []
     for augmented in (0, 2):
