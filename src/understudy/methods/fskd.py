@@ -231,7 +231,8 @@ def plan(cast: Cast) -> list[Phase]:
     """Solve layer by layer; then, if asked for, a few updates on the teacher's logits of the same samples."""
     s = cast.settings
     if s.label_smoothing:
-        raise UserError(f"label_smoothing = {s.label_smoothing} would do nothing, as fskd reads no label: leave it out.")
+        smoothing = s.label_smoothing
+        raise UserError(f"label_smoothing = {smoothing} would do nothing, as fskd reads no label: leave it out.")
     preview(cast)  # what does not correspond is told before anything is changed
 
     def align(report: Callable[[int, int], None]) -> dict[str, Any]:
