@@ -24,11 +24,11 @@ test: $(VENV)/.dev
 # torchvision, which timm needs, breaks other imports where it does not fit torch: its tests have their own environment.
 $(ADAPTERS)/.ready: pyproject.toml constraints.txt
 	test -x $(ADAPTERS)/bin/python || $(PYTHON) -m venv $(ADAPTERS)
-	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,timm]'
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,timm,smp]'
 	touch $@
 
 test-adapters: $(ADAPTERS)/.ready
-	$(ADAPTERS)/bin/python -m pytest -p no:cacheprovider tests/test_models_timm.py
+	$(ADAPTERS)/bin/python -m pytest -p no:cacheprovider tests/test_models_timm.py tests/test_models_smp.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -27,7 +27,8 @@ def load_model(
     """The model that `spec` names.
 
     - "zoo:NAME" or "zoo:NAME?key=value&…": a fresh network; "timm:NAME", with "?pretrained=true" for its
-      weights; "transformers:FOLDER" for a causal language model, "?pretrained=false" for fresh weights;
+      weights; "smp:unet?encoder_name=resnet18" of segmentation-models-pytorch; "transformers:FOLDER" for a causal
+      language model, "?pretrained=false" for fresh weights;
     - "package.module:factory": the user's own, called with `num_classes` if it takes that;
     - a folder with `config.json` and `model.safetensors` (or a run folder with such a `student/`), whose
       model comes in eval mode; where its network was built in Python, `network` is the module to load the
@@ -57,6 +58,8 @@ def load_model(
         return _from_zoo(rest, arguments, data, num_classes)
     if scheme == "timm":
         return _from_timm(rest, arguments, data, num_classes)
+    if scheme == "smp":
+        return _from_smp(rest, arguments, data, num_classes)
     if scheme == "transformers":
         return _from_transformers(rest, arguments, data, num_classes)
     return _from_factory(name, arguments, data, num_classes)
@@ -93,6 +96,20 @@ def _from_timm(name: str, arguments: dict[str, Any], data: DataLike | None, num_
     arguments.setdefault("num_classes", int(getattr(network, "num_classes", 0)))
     spec = _input_from_timm(network, keep_size=pretrained, image_size=arguments.get("img_size"))
     return _fresh(network, spec or _input_for(_channels_of(network, data), data), f"timm:{name}", arguments, data)
+
+
+def _from_smp(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
+    channels = arguments.get("in_channels", data.train.shape[0] if data is not None else 3)
+    count = _class_count(f"smp:{name}", arguments, data, num_classes)
+    arguments = {"num_classes": count, "in_channels": channels, **arguments}
+    network = sources.build_smp(name, arguments)
+    spec, weights = _input_for(channels, data), arguments.pop("encoder_weights", None)
+    if weights is not None:
+        mean, std = sources.smp_normalisation(arguments.get("encoder_name", "resnet34"), weights)
+        spec = InputSpec(channels=channels, mean=_spread(mean, channels), std=_spread(std, channels))
+    model = _fresh(network, spec, f"smp:{name}", arguments, data)
+    model.task = "segmentation"
+    return model
 
 
 def _from_transformers(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:

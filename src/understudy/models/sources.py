@@ -1,7 +1,7 @@
-"""Where networks come from: the zoo, timm, and the user's own Python, each named by one string.
+"""Where networks come from: the zoo, other libraries, and the user's own Python, each named by one string.
 
-A source is `zoo:NAME`, `timm:NAME`, `transformers:NAME` or `package.module:factory`; with its arguments it is all that
-`config.json` needs to build the network again. Arguments may follow a spec as in
+A source is `zoo:NAME`, `timm:NAME`, `smp:NAME`, `transformers:NAME` or `package.module:factory`; with its
+arguments it is all that `config.json` needs to build the network again. Arguments may follow a spec as in
 `zoo:resnet18?stem=imagenet`.
 """
 
@@ -23,7 +23,7 @@ from torch import nn
 from understudy.errors import UserError, nearest, told
 from understudy.models import transformers_adapter, zoo
 
-SCHEMES = ("zoo", "timm", "transformers")
+SCHEMES = ("zoo", "timm", "smp", "transformers")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -63,6 +63,8 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         return zoo.build(rest, arguments)
     if scheme == "timm":
         return build_timm(rest, arguments)
+    if scheme == "smp":
+        return build_smp(rest, arguments)
     if scheme == "transformers":
         return transformers_adapter.build(rest, arguments)
     factory = find_factory(name)
@@ -153,7 +155,7 @@ def accepts(factory: Callable[..., Any], argument: str) -> bool:
 
 def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """`timm.create_model`, with its failures in one sentence each."""
-    timm = import_timm()
+    timm = _import_extra("timm", "timm")
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models(), "timm.list_models() names them all")
         raise UserError(f"timm has no model {name!r}; {hint}.")
@@ -164,20 +166,55 @@ def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"timm:{name} cannot be built with {given}: {_told(error)}; correct the arguments.") from error
 
 
-def import_timm() -> Any:
-    """The timm module; `UserError` where it is not installed or torchvision beneath it is broken."""
+def build_smp(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A network of segmentation-models-pytorch; with fresh weights unless `encoder_weights` names others."""
+    library = _import_extra("smp", "segmentation_models_pytorch")
+    known = library.MODEL_ARCHITECTURES_MAPPING
+    if name.lower() not in known:
+        raise UserError(f"segmentation-models-pytorch has no model {name!r}; {nearest(name.lower(), known)}.")
+    own = {"encoder_weights": None, "classes": arguments.get("num_classes"), **arguments}
+    own.pop("num_classes", None)
+    for key in own:
+        if not accepts(known[name.lower()], key):  # the library takes any, and does nothing with it
+            options = [option for option in inspect.signature(known[name.lower()]).parameters if option != "kwargs"]
+            raise UserError(f"smp:{name} has no argument {key!r}; {nearest(key, options)}.")
     try:
-        return importlib.import_module("timm")
+        return library.create_model(name, **own)
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(f"smp:{name} cannot be built with {given}: {_told(error)}; correct the arguments.") from error
+
+
+def smp_normalisation(encoder: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the images, in [0, 1], that an encoder's weights were trained on."""
+    library = _import_extra("smp", "segmentation_models_pytorch")
+    try:
+        found = library.encoders.get_preprocessing_params(encoder, weights)
+    except Exception as error:
+        raise UserError(
+            f"how {weights!r} weights of {encoder!r} want their input cannot be read ({_told(error)}); check the "
+            "connection, or wrap the network as Model(network, InputSpec(mean=…, std=…))."
+        ) from error
+    return tuple(found["mean"]), tuple(found["std"])
+
+
+def _import_extra(scheme: str, package: str) -> Any:
+    """A package of models; `UserError` where it is not installed or torchvision beneath it is broken."""
+    try:
+        return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name == "timm":
-            remedy = "install it with `pip install understudy[timm]`"
-            raise UserError(f"models 'timm:…' need the package timm, which is not installed; {remedy}.") from error
-        raise UserError(f"timm needs the package {error.name!r}, which is missing; install it.") from error
+        named = package.replace("_", "-")
+        if error.name == package:
+            remedy = f"install it with `pip install understudy[{scheme}]`"
+            raise UserError(
+                f"models '{scheme}:…' need the package {named}, which is not installed; {remedy}."
+            ) from error
+        raise UserError(f"{named} needs the package {error.name!r}, which is missing; install it.") from error
     except Exception as error:
         remedy = "reinstall torchvision from the same index as torch, so that both are CPU or both CUDA builds"
         raise UserError(
-            f"timm cannot be imported ({_told(error)}), mostly a torchvision unfit for torch; {remedy}."
-        ) from (error)
+            f"{package} cannot be imported ({_told(error)}), mostly a torchvision unfit for torch; {remedy}."
+        ) from error
 
 
 def _told(error: Exception) -> str:
