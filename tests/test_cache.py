@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, runner
 from torch import nn
 
-from understudy.data import CLEAN
+from understudy.data import CLEAN, batches
 from understudy.errors import UserError
 from understudy.tasks import TASKS
 from understudy.teacher import Feature, Logits, SignalCache, Source, TopK
@@ -42,10 +42,12 @@ def values(rows: int, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def feed(folder=None, *, positions=None, views=2, budget=2**30, network=None, signals=None, samples=None) -> Feed:
+def feed(
+    folder=None, *, positions=None, views=2, budget=2**30, network=None, signals=None, samples=None, together=()
+) -> Feed:
     samples = pictures() if samples is None else samples
     return Feed(
-        Source("teacher", network or model(seed=3), signals or [Logits()], TASK),
+        Source("teacher", network or model(seed=3), signals or [Logits()], TASK, together=together),
         samples,
         torch.arange(len(samples)) if positions is None else positions,
         SHIFT,
@@ -583,3 +585,22 @@ def test_caches_not_used_for_long_make_room(tmp_path):
     used.clear()
     evict(tmp_path, size + size // 2)
     assert [p.name for p in tmp_path.iterdir()] == ["newest"]
+
+
+def test_one_pass_remembers_what_several_phases_ask_for_where_there_is_room(tmp_path):
+    """The second phase forwards nothing; with no room for both each has its own cache; the numbers are the same."""
+    asked = [Feature("conv2"), Logits()]
+    found = {}
+    for budget in (2**30, 0):
+        if not budget:  # just what one of the two takes
+            budget = max(feed(tmp_path / "size", signals=[one]).cache.view_bytes for one in asked) * 2
+        forwarded = []
+        for number, one in enumerate(asked):
+            made = feed(tmp_path / str(budget), signals=[one], together=asked, budget=budget)
+            forwarded.append(made.fill(0))
+            batch = next(batches(made.samples, [torch.arange(5)], 0, SHIFT))
+            assert made.attach(batch) == 5
+            [values] = batch.signals["teacher"].values()
+            found.setdefault(number, []).append(values)
+        assert forwarded == ([len(made.samples), 0] if budget == 2**30 else [len(made.samples)] * 2)
+    assert all(torch.equal(*pair) for pair in found.values())

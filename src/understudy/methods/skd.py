@@ -54,8 +54,7 @@ def plan(cast: Cast) -> list[Phase]:
     if not s.finetune_epochs:
         refuse_idle(s, "skd has no phase that learns by it; expected finetune_epochs above 0")
     phases: list[Phase] = [Solve("inherit", partial(inherit, cast, found))] if s.inherit else []
-    for i, (own, pair) in enumerate(zip(found.stages, found.pairs, strict=False)):
-        phases.append(_stage_phase(cast, found.stages[:i], own, pair))
+    phases += [_stage_phase(cast, found, i) for i in range(len(found.pairs))]
     phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1]))
     if s.finetune_epochs:
         joint = kd.plan(cast)[0]
@@ -64,14 +63,15 @@ def plan(cast: Cast) -> list[Phase]:
     return phases
 
 
-def _stage_phase(cast: Cast, before: list[Stage], own: Stage, pair: Any) -> Fit:
-    target = pair.teacher.name
+def _stage_phase(cast: Cast, found: Staged, number: int) -> Fit:
+    before, own, pair = found.stages[:number], found.stages[number], found.pairs[number]
+    target, targets = pair.teacher.name, [pair.teacher.name for pair in found.pairs]
 
     def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
         feature = apprentice(live(cast, batch)) if before else cast.student.run(apprentice, batch.inputs)
         return {"loss": feature_loss(feature, batch.signals["teacher"][f"feature:{target}"])}
 
-    sources = ([frozen(cast, before)] if before else []) + [features(cast, [target])]
+    sources = ([frozen(cast, before)] if before else []) + [features(cast, [target], targets)]
     reads: Any = frozenset() if before else frozenset({"pixels"})
     return Fit(own.name, Apprentice(cast.student, [own], pair), step, tuple(sources), select_by="loss", reads=reads)
 

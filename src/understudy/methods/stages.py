@@ -101,9 +101,10 @@ def live(cast: Cast, batch: Batch) -> tuple[Tensor, ...]:
     return values if cast.student.layout == "channels_last" else tuple(value.contiguous() for value in values)
 
 
-def features(cast: Cast, names: Sequence[str]) -> Source:
-    """The teacher as a source of the features at named modules."""
-    return Source("teacher", cast.teacher, [Feature(name) for name in names], cast.task)
+def features(cast: Cast, names: Sequence[str], together: Sequence[str] = ()) -> Source:
+    """The teacher as a source of the features at named modules; ``together``: all those that phases will ask for."""
+    asked, all_asked = ([Feature(name) for name in some] for some in (names, together))
+    return Source("teacher", cast.teacher, asked, cast.task, together=all_asked)
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -277,11 +277,15 @@ class SignalCache:
             maps["known"][np.concatenate(rows)] = 1
             maps["known"].flush()
 
-    def read(self, view: int, index: Tensor, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Rows of a view: floating fields as float32, integer fields as int64."""
+    def read(
+        self, view: int, index: Tensor, device: torch.device | str = "cpu", names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Rows of a view, of the fields of these names or all: floating ones as float32, integer ones as int64."""
         self._open(view)
         fields = {}
         for name, stored in self._tensors[view].items():
+            if names is not None and name not in names:
+                continue
             value = stored[index.to(stored.device, non_blocking=True)].to(device, non_blocking=True)
             value = value.movedim(-1, 1) if value.dim() == 4 else value
             fields[name] = widened(value)

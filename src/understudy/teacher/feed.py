@@ -47,38 +47,35 @@ class Feed:
         self.cache: SignalCache | None = None
         if views and budget:
             first = torch.arange(min(forward_size(samples, PROBE), len(samples)))
-            example = next(batches(samples, [first], CLEAN, augment, device=device))
-            fields = self._forward(example.inputs)
-            identity = {
-                "network": source.fingerprint(),
-                "outputs": behaviour(fields),
-                "data": samples.fingerprint(),
-                "views": str(augment) + f",seed={augment.seed}",
-                "signals": repr(source.signals),
-                "precision": f"{precision} on {device.type}",
-            }
-            if folder is None:
-                own = cache_root() / _digest(sorted(identity.items()))
-            else:  # of one teacher, and so refused to another
-                own = folder / f"{source.name}-{_digest(source.signals)}"
-            self.cache = SignalCache(
-                own,
-                identity,
-                fields,
-                total=len(samples),
-                used=len(positions),
-                budget=budget,
-                named=folder,
-            )
+            example = next(batches(samples, [first], CLEAN, augment, device=device)).inputs
+            self._wanted = frozenset(self._forward(source, example))
+            for self.stored in (source.remembered, source):
+                fields = self._forward(self.stored, example)
+                identity = {
+                    "network": self.stored.fingerprint(),
+                    "outputs": behaviour(fields),
+                    "data": samples.fingerprint(),
+                    "views": str(augment) + f",seed={augment.seed}",
+                    "signals": repr(self.stored.signals),
+                    "precision": f"{precision} on {device.type}",
+                }
+                if folder is None:
+                    own = cache_root() / _digest(sorted(identity.items()))
+                else:  # of one teacher, and so refused to another
+                    own = folder / f"{source.name}-{_digest(self.stored.signals)}"
+                sizes = {"total": len(samples), "used": len(positions), "budget": budget}
+                self.cache = SignalCache(own, identity, fields, **sizes, named=folder)
+                if self.cache.capacity >= views:
+                    break
             evict(cache_root(), 2 * budget)
 
     def serves(self, view: int) -> bool:
         """Whether the cache has every signal of the view, so that nobody needs the pixels for it."""
         return self.cache is not None and self.cache.holds(view) and self.cache.known(view, self.positions)
 
-    def _forward(self, inputs: Tensor) -> dict[str, Tensor]:
+    def _forward(self, source: Source, inputs: Tensor) -> dict[str, Tensor]:
         with self.autocast():
-            return self.source.compute(inputs)
+            return source.compute(inputs)
 
     def fill(self, view: int, rank: int = 0, world: int = 1, progress: Callable[[int, int], None] | None = None) -> int:
         """Store the view's missing signals; returns how many samples were forwarded for it.
@@ -104,7 +101,7 @@ class Feed:
                 saved = time.monotonic()
                 stream = batches(self.samples, missing, view, self.augment, workers=self.workers, device=self.device)
                 for batch in stream:
-                    self.cache.write(view, batch.index.cpu(), self._forward(batch.inputs))
+                    self.cache.write(view, batch.index.cpu(), self._forward(self.stored, batch.inputs))
                     done += len(batch)
                     if time.monotonic() - saved > 5:
                         self.cache.commit(view)
@@ -119,9 +116,9 @@ class Feed:
         """Put the source's fields into ``batch.signals``, as float32; returns how many rows the cache served."""
         view, index, cache = batch.view, batch.index, self.cache
         if cache is not None and cache.holds(view) and cache.known(view, index):  # unknown: another machine's rows
-            batch.signals[self.source.name] = cache.read(view, index, self.device)
+            batch.signals[self.source.name] = cache.read(view, index, self.device, self._wanted)
             return len(batch)
-        fields = self._forward(batch.inputs)
+        fields = self._forward(self.source, batch.inputs)
         batch.signals[self.source.name] = {name: widened(value) for name, value in fields.items()}
         return 0
 

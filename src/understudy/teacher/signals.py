@@ -86,16 +86,24 @@ class _Enough(Exception):
 class Source:
     """A frozen network and the signals asked of it.
 
-    ``network`` is called on raw inputs; ``name`` is the key under which a batch carries the fields. ``lasting`` says
-    whether other runs will want the same signals: those of a student's own frozen stages go when their phase ends.
+    ``network`` is called on raw inputs; ``name`` is the key under which a batch carries the fields. ``together`` are
+    signals that other phases will ask for, these among them: where there is room, one pass remembers all. ``lasting``
+    says whether other runs will want the same signals: those of a student's own frozen stages go when their phase ends.
     Raises `UserError` when a signal names a module that the network does not have.
     """
 
     def __init__(
-        self, name: str, network: nn.Module, signals: Sequence[Signal], task: Task, lasting: bool = True
+        self,
+        name: str,
+        network: nn.Module,
+        signals: Sequence[Signal],
+        task: Task,
+        lasting: bool = True,
+        together: Sequence[Signal] = (),
     ) -> None:
         self.name, self.network, self.signals, self.task = name, network, tuple(signals), task
         self.lasting = lasting
+        self.remembered = Source(name, network, together, task, lasting) if together else self
         inner = getattr(network, "network", network)  # names are those of the user's own module
         modules = dict(inner.named_modules())
         self._taps: dict[str, nn.Module] = {}
