@@ -28,6 +28,7 @@ from understudy.recipe import (
     suited,
     write_toml,
 )
+from understudy.runfolder import resumed_settings
 from understudy.tasks import TASKS
 
 BASE = {"student": "zoo:mlp", "data": "digits", "method": "none"}
@@ -299,3 +300,13 @@ def test_a_run_writes_a_recipe_that_runs_again(tmp_path, monkeypatch):
     texts = [(tmp_path / name / "recipe.toml").read_text() for name in ("first", "second")]
     assert texts[0] == texts[1]
     assert tomllib.loads(texts[0])["temperature"] == 2.0
+
+
+def test_a_resumed_run_may_be_told_its_settings_again_in_other_words(tmp_path):
+    begun = {"method": "gpd", "student": "zoo:resnet8", "data": "digits", "branches": ["pointwise", "average"]}
+    write_toml(tmp_path / "recipe.toml", {**begun, "lr": 0.1, "phases": {"gpd": {"lr": 0.1, "epochs": 3}}})
+    again = {"branches": "pointwise, average", "lr": "1e-1", "phases": {"gpd": {"lr": 0.1}}, "samples": None}
+    assert resumed_settings(tmp_path, again)["branches"] == ["pointwise", "average"]
+    for other in ({"branches": "pointwise"}, {"lr": "0.2"}, {"phases": {"gpd": {"epochs": 4}}}, {"method": "kd"}):
+        with pytest.raises(UserError, match="was begun with"):
+            resumed_settings(tmp_path, other)

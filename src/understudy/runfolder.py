@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import UserError
-from .recipe import merge, read_toml
+from .recipe import make_recipe, merge, read_toml
 
 OURS = (
     "metrics.jsonl",
@@ -125,11 +125,7 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         before = old.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            same = merge(before, value) == before
-        else:
-            same = str(before) == str(value) or _same_number(before, value)
-        if not same:
+        if before != value and not _means_the_same(old, key, value):
             begun = "its default" if before is None else repr(before)
             raise UserError(
                 f"--resume with {key} = {value!r}, but {str(out)!r} was begun with {begun}; expected the same "
@@ -138,8 +134,9 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return old
 
 
-def _same_number(a: Any, b: Any) -> bool:
+def _means_the_same(old: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Whether a recipe reads the same with this value, which may be text from the command line."""
     try:
-        return float(a) == float(b)
-    except (TypeError, ValueError):
+        return getattr(make_recipe(merge(old, {key: value})), key) == getattr(make_recipe(old), key)
+    except (UserError, AttributeError):
         return False
