@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import understudy
 from understudy.cli import app
 from understudy.data import CLEAN, Augment, Batch, InMemory, load_data
+from understudy.data.batch import UNLABELLED
 from understudy.data.synthetic import Dials, centres
 from understudy.diagnose import Facts, diagnose, facts_about, judge, kinship, recommend
 from understudy.diagnose.measure import crossing, omega, reading, rescaling
@@ -25,7 +26,7 @@ from understudy.diagnose.rows import TEMPERATURES, TOP, read_rows, row_numbers
 from understudy.diagnose.verdict import FAILING, HEALTHY, RISK, UNKNOWN
 from understudy.errors import UserError
 from understudy.models import load_model
-from understudy.tasks import IGNORE, TASKS, Metrics
+from understudy.tasks import TASKS, Metrics
 
 CLASSIFICATION = TASKS["classification"]
 DATA = "synthetic:classes=12,superclasses=3,correlation=0.5,noise=0.25,samples=1200,dim=32"
@@ -198,11 +199,11 @@ class Labelled(InMemory):
 def test_pixels_and_tokens_are_rows_like_images(task):
     torch.manual_seed(0)
     labels = torch.randint(0, 5, (6, 4, 3) if task == "segmentation" else (6, 12))
-    labels[0, 0] = IGNORE
+    labels[0, 0] = UNLABELLED
     outputs = torch.randn(*labels.shape, 5)
     network = Dense(outputs.movedim(-1, TASKS[task].class_dim).contiguous())
     found = read_rows(network, Labelled(labels), torch.arange(6), TASKS[task], 5, view=CLEAN, augment=Augment())
-    known = labels.flatten() != IGNORE
+    known = labels.flatten() != UNLABELLED
     flat = row_numbers(outputs.reshape(-1, 5)[known], labels.flatten()[known])
     torch.testing.assert_close(found.log_p, flat["log_p"])
     assert len(found) == int(known.sum())

@@ -35,7 +35,8 @@ import torch
 from accelerate import Accelerator
 from tools import CLASSES, Curtain, model, perform, pictures, plan, runner, same, weights
 
-from understudy.tasks import IGNORE, TASKS
+from understudy.data.batch import UNLABELLED
+from understudy.tasks import TASKS
 from understudy.models import zoo
 from understudy.train import Runner, Solve
 from understudy.train.evaluate import evaluate
@@ -48,7 +49,7 @@ for count in (1, 2, 3, 40, 1001):
     samples = pictures(count, seed=count)
     found[count] = evaluate(model(seed=1), samples, TASKS["classification"], CLASSES, rank=rank, world=world)
 samples = pictures(7)
-samples._device_labels = torch.tensor([IGNORE, 1] * 3 + [IGNORE])  # the first process has no labels at all
+samples._device_labels = torch.tensor([UNLABELLED, 1] * 3 + [UNLABELLED])  # the first process has no labels at all
 found["unlabelled"] = evaluate(model(seed=1), samples, TASKS["classification"], CLASSES, rank=rank, world=world)
 
 student = model(norm=True)  # BatchNorm's statistics are those of the first process

@@ -16,13 +16,14 @@ from torch import nn
 
 from understudy import distill, evaluate, train
 from understudy.data import load_data
+from understudy.data.batch import UNLABELLED
 from understudy.data.scenes import ScenesInMemory
 from understudy.errors import UserError
 from understudy.models import InputSpec, Model, check_classes, count_parameters, load_model, zoo
 from understudy.models.unet import FACTORIES
 from understudy.pictures import segmentation_pictures
 from understudy.report.segmentation import NO_LABEL, palette
-from understudy.tasks import IGNORE, TASKS, Metrics
+from understudy.tasks import TASKS, Metrics
 
 TINY = "zoo:unet10?width=8"  # with 4 channels oneDNN 3.x of torch 2.13 corrupts its heap in a strided 1×1 convolution
 
@@ -124,7 +125,7 @@ def test_figures_against_a_loop(seed, classes, cut, pieces):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(4, classes, 5, 3, generator=generator) * 2
     labels = torch.randint(0, max(1, classes - 1), (4, 5, 3), generator=generator)
-    labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORE
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = UNLABELLED
     metrics = Metrics(TASKS["segmentation"], classes)
     for part in range(0, 4, cut if pieces else 4):
         step = slice(part, part + (cut if pieces else 4))
@@ -135,7 +136,7 @@ def test_figures_against_a_loop(seed, classes, cut, pieces):
         for y in range(5):
             for x in range(3):
                 truth = int(labels[n, y, x])
-                if truth == IGNORE:
+                if truth == UNLABELLED:
                     continue
                 values = logits[n, :, y, x].double()
                 guess = int(values.argmax())
@@ -229,7 +230,7 @@ def test_pictures(folder, tmp_path, grey):
         assert list(files) == ["image", "truth", "teacher", "student", "difference"]
         truth = np.asarray(files["truth"]).astype(np.int64)
         expected = data.test.fetch(torch.tensor([scene["position"]]), -1, data.augment).labels[0].numpy()
-        assert (np.where(expected == IGNORE, 255, expected) == truth).all()
+        assert (np.where(expected == UNLABELLED, 255, expected) == truth).all()
         assert (np.asarray(files["student"]) == 1).all()
         assert (np.asarray(files["teacher"]) == 2).all()
         assert scene["right"]["student"] == pytest.approx((truth == 1).sum() / (truth != 255).sum())

@@ -13,10 +13,11 @@ from PIL import Image
 from scenes import scene, write_pair, write_scenes
 
 from understudy.data import CLEAN, Augment, batches, choose, load_data
-from understudy.data.scenes import IGNORE, VOID, ScenesInMemory, render_masks, render_scenes
+from understudy.data.batch import UNLABELLED
+from understudy.data.scenes import VOID, ScenesInMemory, render_masks, render_scenes
 from understudy.data.views import boxes, draws
 from understudy.errors import UserError
-from understudy.tasks import IGNORE as TASK_IGNORE
+from understudy.tasks import UNLABELLED as TASK_IGNORE
 
 CAMVID = Path(os.environ.get("UNDERSTUDY_DATA", Path(__file__).parents[2] / "shared" / "data")) / "camvid"
 
@@ -34,10 +35,10 @@ def test_what_is_in_the_folder_comes_out(tmp_path):
     for n in range(6):
         image, mask = scene(n)
         expected = mask.astype(np.int64)
-        expected[0, 0] = IGNORE
+        expected[0, 0] = UNLABELLED
         assert torch.equal(batch.inputs[n].permute(1, 2, 0), torch.from_numpy(image))
         assert torch.equal(batch.labels[n], torch.from_numpy(expected))
-    assert IGNORE == TASK_IGNORE
+    assert UNLABELLED == TASK_IGNORE
 
 
 def test_images_and_masks_folders_inside_the_splits(tmp_path):
@@ -78,7 +79,7 @@ def test_the_shorter_side_is_resized(tmp_path, size):
     high = size or 24
     assert data.train.shape == (3, high, high * 4 // 3)
     labels = data.train.fetch(torch.arange(6), CLEAN, Augment()).labels
-    assert set(labels.unique().tolist()) <= {IGNORE, 0, 1, 2}  # nothing between classes
+    assert set(labels.unique().tolist()) <= {UNLABELLED, 0, 1, 2}  # nothing between classes
 
 
 def test_other_shapes_are_cropped_to_the_commonest(tmp_path, caplog):
@@ -146,7 +147,7 @@ def test_shifts_and_flips_move_both(shift, flip, view, height, width):
     inputs = render_scenes(pixels, at, at, view, augment)
     labels = render_masks(masks, at, at, view, augment)
     shown = inputs[:, 2].long()
-    known = labels != IGNORE
+    known = labels != UNLABELLED
     assert torch.equal(labels[known], shown[known])
     random = draws(augment.seed, at, view, 3)
     for b in range(3):  # a naive count of what the translation brings in
@@ -171,7 +172,7 @@ def test_crops_move_both(crop, flip, view, height, width):
             for x in range(width):
                 row, column = int(inputs[b, 0, y, x]), int(inputs[b, 1, y, x])
                 near = masks[at[b], max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].long()
-                assert (labels[b, y, x] if labels[b, y, x] != IGNORE else VOID) in near
+                assert (labels[b, y, x] if labels[b, y, x] != UNLABELLED else VOID) in near
 
 
 def test_crops_keep_the_shape_of_the_scene():
@@ -211,8 +212,8 @@ def test_ignored_values(tmp_path):
     first = opened(tmp_path, "?ignore=0&classes=land,boat")  # the classes are what is left, in order
     assert first.classes == ("land", "boat")
     whole, a, b = (d.train.fetch(torch.arange(6), CLEAN, Augment()).labels for d in (opened(tmp_path), last, first))
-    assert torch.equal(a, whole.masked_fill(whole == 2, IGNORE))
-    assert torch.equal(b, torch.where(whole > 0, whole - 1, IGNORE))
+    assert torch.equal(a, whole.masked_fill(whole == 2, UNLABELLED))
+    assert torch.equal(b, torch.where(whole > 0, whole - 1, UNLABELLED))
 
 
 def test_camvid_is_known_by_its_values(tmp_path, caplog):
@@ -223,7 +224,7 @@ def test_camvid_is_known_by_its_values(tmp_path, caplog):
     assert "is taken for CamVid" in caplog.text
     labels = data.train.fetch(torch.arange(8), CLEAN, Augment()).labels
     assert labels.max() == 10
-    assert (labels[:, 0, 0] == IGNORE).all()
+    assert (labels[:, 0, 0] == UNLABELLED).all()
     assert len(opened(tmp_path, "?classes=" + ",".join("abcdefghijkl")).classes) == 12
 
 

@@ -11,10 +11,11 @@ from tools import CLASSES, Net, cast, events, model, perform, pictures, plan, ru
 from torch import nn
 
 from understudy.data import Augment, Batch, InMemory
+from understudy.data.batch import UNLABELLED
 from understudy.errors import UserError
 from understudy.methods.teaching import DEFAULTS, TargetSettings, teaching
 from understudy.models.zoo import arguments_of, build
-from understudy.tasks import IGNORE, TASKS
+from understudy.tasks import TASKS
 from understudy.teacher import Logits, SignalCache, TopK
 from understudy.teacher.similarity import Relations, calibrate, logit_layer, predictions
 from understudy.teacher.targets import (
@@ -246,7 +247,7 @@ def test_a_linear_layer_that_does_not_make_the_logits_is_passed_over():
 def test_mean_predictions():
     z, _, labels, _ = rows(0, 12, 4)
     labels = labels.clamp(max=2)  # no row of the last class
-    labels[3] = IGNORE
+    labels[3] = UNLABELLED
     batches = [Batch(z[i : i + 5].float(), labels[i : i + 5], torch.arange(5), 0) for i in (0, 5, 10)]
     truth, means = predictions(nn.Identity(), batches, CLASSIFICATION, 4)
     p, known = z.softmax(1).float(), [i for i in range(12) if i != 3]
@@ -271,7 +272,7 @@ def test_rows_without_a_label(target, task):
     m = 12
     z, v, labels, _ = rows(1, m, CLASSES)
     z, v = z.float(), v.float()
-    labels[[0, 5]] = IGNORE
+    labels[[0, 5]] = UNLABELLED
     shape = {"classification": (m, -1), "segmentation": (3, 2, 2, -1), "language": (3, 4, -1)}[task]
 
     def outputs(x):
@@ -363,7 +364,7 @@ def test_settings_of_another_target_are_refused(given, message):
 
 @pytest.mark.parametrize("target", list(DEFAULTS))
 def test_no_labels_at_all(target):
-    unlabelled = InMemory(pictures().pixels, torch.full((48,), IGNORE))
+    unlabelled = InMemory(pictures().pixels, torch.full((48,), UNLABELLED))
     if target in ("kd", "topk"):
         assert term(target, samples=unlabelled).signals
     else:

@@ -10,10 +10,11 @@ from tools import CLASSES, events, perform, pictures, plan, runner
 from torch import nn
 
 from understudy.data import Augment, InMemory
+from understudy.data.batch import UNLABELLED
 from understudy.methods.kd import kd_loss
 from understudy.models import Model
 from understudy.models.inputs import InputSpec
-from understudy.tasks import IGNORE, TASKS, Metrics, cross_entropy
+from understudy.tasks import TASKS, Metrics, cross_entropy
 
 CLASSIFICATION, SEGMENTATION, LANGUAGE = (TASKS[name] for name in ("classification", "segmentation", "language"))
 
@@ -26,7 +27,7 @@ def example(task: str, seed: int, classes: int = 4, n: int = 5, ignored: float =
     )
     logits = torch.randn(outputs, generator=generator) * 3
     truth = torch.randint(0, classes, labels, generator=generator)
-    truth[torch.rand(labels, generator=generator) < ignored] = IGNORE
+    truth[torch.rand(labels, generator=generator) < ignored] = UNLABELLED
     return logits, truth
 
 
@@ -59,7 +60,7 @@ def test_rows(task, seed, n, ignored):
     rows, truth = TASKS[task].rows(logits, labels)
     expected = by_hand(task, logits, labels)
     if task != "classification":  # a sample without a label can still be taught; a pixel or token is dropped
-        expected = [(row, label) for row, label in expected if label != IGNORE]
+        expected = [(row, label) for row, label in expected if label != UNLABELLED]
     assert rows.shape == (len(expected), 4)
     assert rows.tolist() == [row for row, _ in expected]
     assert truth.tolist() == [label for _, label in expected]
@@ -83,7 +84,7 @@ def test_metrics(task, seed, cut):
     for part in range(0, 11, cut):
         metrics.update(logits[part : part + cut], labels[part : part + cut])
     found = metrics.compute()
-    rows = [(softmax(row), label) for row, label in by_hand(task, logits, labels) if label != IGNORE]
+    rows = [(softmax(row), label) for row, label in by_hand(task, logits, labels) if label != UNLABELLED]
     guesses = [(max(range(4), key=row.__getitem__), label) for row, label in rows]
     accuracy = sum(guess == label for guess, label in guesses) / len(rows)
     nll = -sum(math.log(row[label]) for row, label in rows) / len(rows)
@@ -148,12 +149,12 @@ def test_better():
 
 def test_cross_entropy_counts_labelled_rows_only():
     logits, labels = example("classification", 3, n=9)
-    rows = [(softmax(row), label) for row, label in by_hand("classification", logits, labels) if label != IGNORE]
+    rows = [(softmax(row), label) for row, label in by_hand("classification", logits, labels) if label != UNLABELLED]
     expected = -sum(math.log(row[label]) for row, label in rows) / len(rows)
     assert cross_entropy(logits, labels).item() == pytest.approx(expected, rel=1e-5)
     smooth = sum(-0.9 * math.log(row[y]) - 0.1 / 4 * sum(map(math.log, row)) for row, y in rows) / len(rows)
     assert cross_entropy(logits, labels, 0.1).item() == pytest.approx(smooth, rel=1e-5)
-    none = cross_entropy(logits.requires_grad_(), torch.full((9,), IGNORE))
+    none = cross_entropy(logits.requires_grad_(), torch.full((9,), UNLABELLED))
     assert none.item() == 0
     none.backward()
     assert not logits.grad.any()  # type: ignore[union-attr]
@@ -226,7 +227,7 @@ def test_kd_on_pixels_and_tokens(task, kind, shape, tmp_path):
     samples = pictures()
     brightness = (samples.pixels.float().squeeze(-1) / 75).long().clamp(max=CLASSES - 1)
     labels = brightness if task == "segmentation" else brightness.float().mean(-1).round().long()
-    labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) < 0.2] = IGNORE
+    labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) < 0.2] = UNLABELLED
     samples = InMemory(samples.pixels, labels)
     assert samples.labels.shape == (48, *shape)
     spec = InputSpec(channels=1, mean=(0.5,), std=(0.25,))
@@ -248,7 +249,7 @@ def test_kd_on_pixels_and_tokens(task, kind, shape, tmp_path):
     batch = samples.fetch(torch.arange(10), 0, Augment())
     z, v = (network(batch.inputs).detach() for network in (student, teacher))
     pairs = zip(by_hand(task, z, batch.labels), by_hand(task, v, batch.labels), strict=True)
-    rows = [(a, b) for (a, label), (b, _) in pairs if label != IGNORE]
+    rows = [(a, b) for (a, label), (b, _) in pairs if label != UNLABELLED]
     expected = kd_loss(torch.tensor([a for a, _ in rows]), torch.tensor([b for _, b in rows]), 4.0)
     batch.signals["teacher"] = {"logits": v}
     assert kd[0].step(student, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-4)

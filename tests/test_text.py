@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from understudy import distill, train
 from understudy.data import CLEAN, Augment, Text, bare_batches, batches, forward_size, load_data
+from understudy.data.batch import UNLABELLED
 from understudy.errors import UserError
 from understudy.models import check_classes, load_model
-from understudy.tasks import IGNORE, TASKS, Metrics
+from understudy.tasks import TASKS, Metrics
 from understudy.train.evaluate import evaluate
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "the", "dog", "ran", "to", "the", "cat"]
@@ -31,7 +32,7 @@ def write(folder: Path, lines: int = 60, name: str = "train.txt", seed: int = 0)
 
 def stream(samples: Text) -> list[int]:
     labels = samples.fetch(torch.arange(len(samples)), CLEAN, Augment()).labels.flatten()
-    return labels[labels != IGNORE].tolist()
+    return labels[labels != UNLABELLED].tolist()
 
 
 @settings(deadline=None, max_examples=40)
@@ -49,7 +50,7 @@ def test_blocks_hold_every_word_once_behind_the_words_before_it(count, length, c
         held = before[start : start + context + length]
         assert inputs[: len(held)].tolist() == held
         for at, label in enumerate(labels.tolist()):
-            assert label == (tokens[start + at] if start + at < count else IGNORE)
+            assert label == (tokens[start + at] if start + at < count else UNLABELLED)
 
 
 def test_a_file_is_cut_into_contiguous_parts(tmp_path, caplog) -> None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .data import CLEAN, Augment, Samples, batches, choose, forward_size
+from .data.batch import UNLABELLED
 from .errors import UserError
 from .models import Model
 from .runfolder import write_json
-from .tasks import IGNORE
 from .teacher import cache_root
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
@@ -74,7 +74,7 @@ def _at_chance(spec: str, what: str, reached: float, chance: float, causes: str)
 def _refuse_word_counter(spec: str, metrics: dict[str, float], labels: Tensor) -> None:
     """Refuse a language model that is no better than the words' frequencies in this text, neither in perplexity nor in
     its first guesses (an over-confident one has a high perplexity, and yet guesses well)."""
-    share = labels[labels != IGNORE].bincount().double()
+    share = labels[labels != UNLABELLED].bincount().double()
     share = share[share > 0] / share.sum()
     counted = float(-(share * share.log()).sum())
     if metrics["nll"] >= counted and metrics["accuracy"] <= float(share.max()):

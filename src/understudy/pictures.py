@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from .data import CLEAN, Augment, Samples, batches
+from .data.batch import UNLABELLED
 from .models import Model
 from .models.modes import eval_mode
 from .report.segmentation import INDEX, NO_LABEL, PICTURES, TONES, palette
 from .runfolder import write_json
-from .tasks import IGNORE
 
 VOID = 255  # the value of a pixel without a label in a picture of labels
 
@@ -53,7 +53,7 @@ def segmentation_pictures(
     for n, position in enumerate(positions.tolist()):
         pictures = {
             "image": Image.fromarray(images[n].repeat(3 // images.shape[-1], axis=-1)),
-            "truth": _labels(np.where(truth[n] == IGNORE, VOID, truth[n]), colours),
+            "truth": _labels(np.where(truth[n] == UNLABELLED, VOID, truth[n]), colours),
             **{role: _labels(guess[n], colours) for role, guess in guesses.items()},
         }
         right = {role: guess[n] == truth[n] for role, guess in guesses.items()}
@@ -63,7 +63,7 @@ def segmentation_pictures(
             photo = name in ("image", "difference")
             files[name] = f"{n}-{name}.{'jpg' if photo else 'png'}"
             picture.save(folder / files[name], **({"quality": 92, "subsampling": 0} if photo else {"optimize": True}))
-        labelled = max(1, int((truth[n] != IGNORE).sum()))
+        labelled = max(1, int((truth[n] != UNLABELLED).sum()))
         shares = {role: float(hits.sum()) / labelled for role, hits in right.items()}
         scenes.append({"position": position, "files": files, "right": shares})
     write_json(folder / INDEX, {"classes": list(classes), "scenes": scenes})
@@ -102,5 +102,5 @@ def _difference(image: np.ndarray, truth: np.ndarray, right: dict[str, np.ndarra
         del where["student"]  # alone, being right is nothing to point at
     for tone, mask in where.items():
         shown[mask] = 0.15 * shown[mask] + 0.85 * np.array(TONES[tone])
-    shown[truth == IGNORE] = NO_LABEL
+    shown[truth == UNLABELLED] = NO_LABEL
     return Image.fromarray(shown.round().astype(np.uint8))

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # the label of a position that has none
+from .data.batch import UNLABELLED
+
 AT_ONCE = 2**24  # logits that metrics look at in one go
 
 
@@ -38,7 +39,7 @@ class Task:
         """Flatten ``outputs`` to ``[M, C]`` and ``labels`` to ``[M]``.
 
         ``outputs`` is ``[N, C]``, ``[N, C, H, W]`` or ``[N, L, C]`` after the task; C is the class count for
-        logits, k for top-k signals, anything for features. Pixels and tokens labelled `IGNORE` are dropped; a
+        logits, k for top-k signals, anything for features. Pixels and tokens labelled `UNLABELLED` are dropped; a
         whole sample without a label stays, because a teacher can still teach it.
         """
         if outputs.dim() == 2:
@@ -46,7 +47,7 @@ class Task:
         if self.name == "language":  # some networks answer to the context too, which is not scored
             outputs = outputs[:, -labels.shape[1] :]
         flat = outputs.movedim(self.class_dim, -1).reshape(-1, outputs.shape[self.class_dim])
-        valid = labels.reshape(-1) != IGNORE
+        valid = labels.reshape(-1) != UNLABELLED
         return flat[valid], labels.reshape(-1)[valid]
 
     def better(self, new: float, old: float | None) -> bool:
@@ -68,8 +69,8 @@ TASKS = {
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of rows ``[M, K]`` with labels ``[M]``, in float32; rows without a label count as 0."""
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, label_smoothing=smoothing, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    total = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum")
+    return total / (labels != UNLABELLED).sum().clamp(min=1)
 
 
 class Metrics:
@@ -98,7 +99,7 @@ class Metrics:
     def _update(self, outputs: Tensor, labels: Tensor) -> None:
         logits, labels = self.task.rows(outputs, labels)
         if outputs.dim() == 2:  # pixels and tokens without a label are dropped already
-            known = labels != IGNORE
+            known = labels != UNLABELLED
             logits, labels = logits[known], labels[known]
         logits = logits.float()
         nll = F.cross_entropy(logits, labels, reduction="sum")

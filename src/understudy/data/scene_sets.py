@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from understudy.data.batch import UNLABELLED
 from understudy.data.mapped import image_pixels
 from understudy.data.progress import progress
-from understudy.data.scenes import IGNORE, VOID, ScenesInMemory
+from understudy.data.scenes import VOID, ScenesInMemory
 from understudy.errors import UserError
 
 _CHECKED = 4
@@ -92,7 +93,7 @@ def _scene(dataset: Any, at: int, where: str) -> tuple[Tensor, Tensor]:
             f"size {tuple(pixels.shape[:2])} are expected."
         )
     mask = mask.long()
-    mask = torch.where(mask == IGNORE, VOID, mask)
+    mask = torch.where(mask == UNLABELLED, VOID, mask)
     if mask.min() < 0 or mask.max() > VOID:
         odd = int(mask.min() if mask.min() < 0 else mask.max())
         raise UserError(f"{where} has the label {odd} in its mask; 0 to 254 is expected, or 255 for none.")

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from understudy.data.batch import Batch
+from understudy.data.batch import UNLABELLED, Batch
 from understudy.data.decode import centred, to_channels
 from understudy.data.samples import Samples
 from understudy.data.views import CLEAN, Augment, boxes, moved, pick, reflect, render, resized_crops
@@ -25,12 +25,11 @@ from understudy.errors import UserError
 VOID = 255
 """The value of a pixel without a label in masks of 8 bit."""
 
-IGNORE = -100
 """The label of such a pixel in a batch."""
 
 
 def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment) -> Tensor:
-    """The labels that belong to `render_scenes`: int64 [B, H, W] of masks[at] (uint8 [N, H, W]), `IGNORE` for
+    """The labels that belong to `render_scenes`: int64 [B, H, W] of masks[at] (uint8 [N, H, W]), `UNLABELLED` for
     pixels that are `VOID` or come from outside."""
     _, height, width = masks.shape
     outside = None
@@ -46,7 +45,7 @@ def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: int, augment: A
             rows, columns = reflect(rows, height), reflect(columns, width)
         picked = pick(masks[..., None], at, rows, columns)[..., 0]
     void = picked == VOID if outside is None else (picked == VOID) | outside
-    return picked.long().masked_fill_(void, IGNORE)
+    return picked.long().masked_fill_(void, UNLABELLED)
 
 
 def _nearest(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:

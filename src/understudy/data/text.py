@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from understudy.data.batch import Batch
+from understudy.data.batch import UNLABELLED, Batch
 from understudy.data.extras import read_tokenizer
 from understudy.data.samples import Samples
 from understudy.data.views import Augment
@@ -39,7 +39,6 @@ LENGTH, CONTEXT = 35, 35
 NAMES = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 SUFFIXES = (".txt", ".tokens")
 _HELD_OUT = 0.1
-_IGNORE = -100
 _SPECIAL = 2  # <unk> and <eos> stand in every vocabulary
 _LOG = logging.getLogger("understudy")
 
@@ -77,7 +76,7 @@ class Text(Samples):
         offset = torch.arange(self.context + self.length, device=start.device)
         inputs = self.padded[start + offset].long()
         labels = self.padded[start + offset[self.context :] + 1].long()
-        labels[start + offset[: self.length] >= len(self.tokens)] = _IGNORE
+        labels[start + offset[: self.length] >= len(self.tokens)] = UNLABELLED
         return Batch(inputs, labels, index.cpu(), view)
 
     def fingerprint(self) -> str:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Augment, Samples, batches, forward_size
+from ..data.batch import UNLABELLED
 from ..models.modes import eval_mode
-from ..tasks import IGNORE, Task
+from ..tasks import Task
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0)
 TOP = (1, 2, 3, 5, 10, 25, 50, 100)
@@ -149,7 +150,7 @@ def read_rows(
             if len(labels) > quota:
                 chosen = torch.randperm(len(labels), generator=generator)[:quota].sort().values.to(labels.device)
                 logits, labels = logits[chosen], labels[chosen]
-            labelled = labels != IGNORE
+            labelled = labels != UNLABELLED
             truth = torch.where(labelled, labels, logits.argmax(1))
             relations = relations or _Relations(truth, classes)
             for z, t in zip(*(x.split(max(1, _CELLS // classes)) for x in (logits, truth)), strict=True):

@@ -21,9 +21,10 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from ..data import Batch
+from ..data.batch import UNLABELLED
 from ..errors import UserError
 from ..surgery import BRANCHES, Shared, readout, share
-from ..tasks import IGNORE, cross_entropy
+from ..tasks import cross_entropy
 from ..teacher import Source
 from ..train.phase import Fit
 from .method import Cast
@@ -125,5 +126,5 @@ def _trainee(cast: Cast) -> Shared:
 @torch.no_grad()
 def _standing(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Where a network stands on the batch: the gap between three of them is what this method is about."""
-    known = (labels != IGNORE).sum().clamp(min=1)
+    known = (labels != UNLABELLED).sum().clamp(min=1)
     return {"nll": cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).sum() / known}

@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..data import Batch, forward_size
+from ..data.batch import UNLABELLED
 from ..errors import UserError
-from ..tasks import IGNORE
 from ..teacher import Logits, Signal, Source, TopK, similarity, targets
 from .method import Cast, MethodSettings
 
@@ -119,7 +119,7 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
         each = rows(z, labels, said) * scale**2
         if everyone:
             return each.sum() / max(len(each), 1)
-        known = labels != IGNORE
+        known = labels != UNLABELLED
         return (each * known).sum() / known.sum().clamp(min=1)
 
     return Teaching(signals.get(name, ()), s["weight"], loss)
@@ -152,7 +152,7 @@ def _resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:
 
 def _refuse_unlabelled(name: str, cast: Cast) -> None:
     labels = cast.transfer.samples.labels
-    if labels is not None and bool((labels[cast.transfer.positions] == IGNORE).all()):
+    if labels is not None and bool((labels[cast.transfer.positions] == UNLABELLED).all()):
         raise UserError(
             f"target {name!r} needs labels, which the data does not have; expected kd or topk: change --target."
         )

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Batch
+from ..data.batch import UNLABELLED
 from ..errors import UserError
-from ..tasks import IGNORE, Task
+from ..tasks import Task
 from .signals import Feature, Logits, Source
 from .targets import true_probability
 
@@ -82,7 +83,7 @@ def predictions(network: nn.Module, batches: Iterable[Batch], task: Task, classe
     total, count, sums = 0.0, 0, None
     for batch in batches:
         logits, labels = task.rows(source.compute(batch.inputs)["logits"], batch.labels)
-        logits, labels = logits[labels != IGNORE].float(), labels[labels != IGNORE]
+        logits, labels = logits[labels != UNLABELLED].float(), labels[labels != UNLABELLED]
         total, count = total + true_probability(logits, labels).sum().item(), count + len(labels)
         if classes is not None:
             sums = logits.new_zeros(classes, classes + 1) if sums is None else sums
