@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 FOLDS = 4  # parts of the samples, each once left out to choose the ridge
 PIXELS = 2**15  # in a chunk: what is computed at once stays small, whatever the number of samples
+ENOUGH = 1000  # samples to solve on; fewer are looked at in augmented views as well
+MOST_VIEWS = 8  # of a sample
 JUDGED = 128  # samples whose outputs are compared before and after
 BUDGET = 256 * 2**20  # bytes of frontier in memory; more lies in temporary files
 
@@ -51,7 +53,11 @@ class Settings(MethodSettings):
         ge=0,
         description="pull of Q towards the identity, in units of XᵀX's mean diagonal; default: by held-out samples",
     )
-    augmented: int = Field(0, ge=0, description="augmented views of each sample to solve on, beside the clean one")
+    augmented: int | None = Field(
+        None,
+        ge=0,
+        description="augmented views of each sample to solve on, beside the clean one; default: up to 1000 in all",
+    )
     sweeps: int = Field(1, ge=1, description="passes over the layers; further ones stop where the error stops falling")
     finetune_steps: int = Field(0, ge=0, description="updates on the teacher's logits after the solve (whole epochs)")
     finetune_lr: float | None = Field(
@@ -200,7 +206,10 @@ def _chunks(cast: Cast) -> tuple[Inputs, int]:
     transfer, count = cast.transfer, len(cast.transfer.positions)
     if count == 0:
         raise UserError("there are no samples to recover the student from; expected at least one: raise --samples.")
-    views = range(CLEAN, cast.settings.augmented if transfer.augment.changes else 0)  # the clean one is -1
+    augmented = cast.settings.augmented
+    if augmented is None:  # they help most where samples are fewest
+        augmented = min(MOST_VIEWS, ENOUGH // count - 1) if count < ENOUGH else 0
+    views = range(CLEAN, augmented if transfer.augment.changes else 0)  # the clean one is -1
     most = PIXELS // (math.prod(transfer.samples.shape[1:]) * len(views))
     size = max(1, min(most, math.ceil(count / FOLDS)))
     number = math.ceil(count / size)
