@@ -49,7 +49,7 @@ class Feed:
             first = torch.arange(min(forward_size(samples, PROBE), len(samples)))
             example = next(batches(samples, [first], CLEAN, augment, device=device)).inputs
             self._wanted = frozenset(self._forward(source, example))
-            for self.stored in (source.remembered, source):
+            for self.stored in dict.fromkeys((source.remembered, source)):
                 fields = self._forward(self.stored, example)
                 identity = {
                     "network": self.stored.fingerprint(),
