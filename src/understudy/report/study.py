@@ -56,6 +56,7 @@ def write_study_report(folder: Path) -> Path:
         metric=words.metric_name(metric),
         points=words.is_fraction(metric),
         heads=[words.metric_name(m) + (", %" if words.is_fraction(m) else "") for m in metrics] or ["accuracy"],
+        trained=any(row.get("before") for row in rows),
         rows=[table_row(study, row, metrics) for row in rows],
         strips=strips(study, metric, colours),
         lines=[chart for column in numeric_columns(study) if (chart := against(study, metric, column, colours))],
@@ -150,6 +151,7 @@ def table_row(study: dict[str, Any], row: dict[str, Any], metrics: list[str]) ->
     return {
         "setting": [setting_text(setting.get(column)) for column in study_columns(study)],
         "baseline": baseline,
+        "before": with_interval(metric, *estimate(row.get("before"), metric), unit=False),
         "value": values[0],
         "others": values[1:],
         "difference": "baseline" if baseline else difference_text(metric, mean, half, unit=False),
