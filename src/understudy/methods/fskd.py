@@ -36,7 +36,7 @@ from .method import Cast, MethodSettings
 logger = logging.getLogger(__name__)
 
 FOLDS = 4  # parts of the samples, each once left out to choose the ridge
-PIXELS = 2**15  # in a chunk: what is computed at once stays small, whatever the number of samples
+PIXELS = 2**16  # in a chunk: what is computed at once stays small, whatever the number of samples
 ENOUGH = 1000  # samples to solve on; fewer are looked at in augmented views as well
 MOST_VIEWS = 8  # of a sample
 JUDGED = 128  # samples whose outputs are compared before and after
