@@ -1,11 +1,9 @@
 """Networks of segmentation-models-pytorch: built, saved, taught stage by stage; skipped where it is missing."""
 
-import contextlib
-import importlib
-
 import pytest
 import torch
 from scenes import scene, write_pair
+from tools import imported
 
 import understudy
 from understudy.data import load_data
@@ -15,14 +13,8 @@ from understudy.models import load_model
 
 @pytest.fixture(scope="module", autouse=True)
 def smp():
-    """The library; a torchvision built for another torch gets the schemas it asks for, enough for its Python parts."""
-    with contextlib.suppress(RuntimeError):
-        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    try:
-        return importlib.import_module("segmentation_models_pytorch")
-    except Exception as error:
-        pytest.skip(f"segmentation-models-pytorch cannot be imported here: {error}")
+    """The library, or a skip."""
+    return imported("segmentation_models_pytorch")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """The timm adapter: with timm where it can be imported, and the sentences told where it cannot."""
 
-import contextlib
-import importlib
 import sys
 
 import pytest
 import torch
 from test_models_load import DIGITS, Pictures
+from tools import imported
 
 from understudy.errors import UserError
 from understudy.models import check_classes, load_model, sources
@@ -14,14 +13,8 @@ from understudy.models import check_classes, load_model, sources
 
 @pytest.fixture(scope="module")
 def timm():
-    """timm; a torchvision built for another torch gets the schemas it asks for, enough for its Python parts."""
-    with contextlib.suppress(RuntimeError):
-        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    try:
-        return importlib.import_module("timm")
-    except Exception as error:
-        pytest.skip(f"timm cannot be imported here: {error}")
+    """timm, or a skip."""
+    return imported("timm")
 
 
 def test_a_fresh_network(timm, tmp_path):

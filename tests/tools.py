@@ -3,8 +3,11 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -147,3 +150,15 @@ def events(out: Path) -> list[dict]:
 def surroundings(**extra: object) -> dict[str, str]:
     """The environment of a subprocess that computes as this process does."""
     return {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in extra.items()}}
+
+
+def imported(package: str):
+    """A package on top of torchvision, or a skip; one built for another torch gets the schemas that it asks for, enough
+    for its Python parts."""
+    with suppress(RuntimeError):
+        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    try:
+        return import_module(package)
+    except Exception as error:
+        pytest.skip(f"{package} cannot be imported here: {error}")

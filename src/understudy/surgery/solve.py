@@ -49,10 +49,12 @@ class Moments:
         return cls(zero(), zero(*sums), zero(*sums), zero(*squares), zero(*squares), zero(), zero(blocks))
 
     def add(self, fold: int, x: Tensor, y: Tensor) -> None:
-        """Add rows ``[M, C]`` of the student's output and of the target, in float32 or float64."""
+        """Add rows ``[M, C]`` of the student's output and of the target, on any device."""
         if not len(x):
             return
         blocks, n = self.x.shape[1:]
+        kind = torch.promote_types(x.dtype, torch.float32)
+        x, y = x.to(self.x.device, kind), y.to(self.x.device, kind)  # the sums may lie where there is float64
         x, d = (values.unflatten(1, (blocks, n)).transpose(0, 1) for values in (x, y - x))  # [blocks, M, n]
         (mean_x, x, sum_x), (mean_d, d, sum_d) = _about_mean(x), _about_mean(d)
         rows, wide = x.shape[1], self.x.dtype
