@@ -17,6 +17,7 @@ from understudy.models import InputSpec, Model
 from understudy.models.zoo import build
 from understudy.tasks import TASKS
 from understudy.train import FitSettings, Phase, Runner
+from understudy.train.plan import Plan
 from understudy.train.precision import place, resolve_precision
 from understudy.train.progress import Display
 from understudy.train.state import Corpus, Memory
@@ -67,9 +68,7 @@ def run(
         runner = Runner(
             student,
             TASKS["classification"],
-            corpus,
-            settings,
-            {},
+            Plan(phases, settings, {}, corpus),
             Memory(budget if cache else 0, cache),
             Path(folder),
             accelerator=accelerator,
@@ -78,7 +77,7 @@ def run(
             checkpoint_seconds=1e9,
             display=Display(False),
         )
-        state = runner.run(phases, False, {})
+        state = runner.run(False, {})
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [*map(json.loads, lines), {"event": "done", "phases": state.done}]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, runner
+from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, planned, runner
 from torch import nn
 
 from understudy.data import CLEAN, batches
@@ -552,7 +552,7 @@ def test_another_teacher_is_refused_before_training(tmp_path):
     student = model(seed=1)
     made = runner(student, tmp_path / "b", views=2, folder=tmp_path / "cache", epochs=1)
     with pytest.raises(UserError, match="not the same weights"):
-        made.check(plan("kd", student, model(seed=4)))
+        planned(made, plan("kd", student, model(seed=4))).check()
     (made,) = (tmp_path / "cache").glob("teacher-*/cache.json")
     assert json.loads(made.read_text())["version"] == 2
 

@@ -20,6 +20,7 @@ from tools import (
     perform,
     pictures,
     plan,
+    planned,
     runner,
     same,
     surroundings,
@@ -239,7 +240,7 @@ def test_nothing_to_learn(tmp_path):
     student = model()
     step = plan("none", student, None)[0].step
     with pytest.raises(UserError, match="'part' has nothing to learn"):
-        runner(student, tmp_path, epochs=1).check([Fit("part", student, step, learns=lambda name: False)])
+        planned(runner(student, tmp_path, epochs=1), [Fit("part", student, step, learns=lambda name: False)]).check()
 
 
 def test_a_loss_that_is_not_finite(tmp_path):

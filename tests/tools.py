@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from understudy.models.inputs import InputSpec
 from understudy.recipe import make_recipe
 from understudy.tasks import TASKS, Task
 from understudy.train import Phase, Runner
+from understudy.train.plan import Plan
 from understudy.train.progress import Display
 from understudy.train.state import Corpus, Memory, State
 
@@ -96,20 +98,12 @@ def runner(
     """A runner on small pictures, in single precision."""
     samples = pictures() if samples is None else samples
     out.mkdir(parents=True, exist_ok=True)
+    positions = torch.arange(len(samples)) if positions is None else positions
+    corpus = Corpus(samples, positions, held, monitor, augment, views, classes)
     return Runner(
         student,
         TASKS[task],
-        Corpus(
-            samples,
-            torch.arange(len(samples)) if positions is None else positions,
-            held,
-            monitor,
-            augment,
-            views,
-            classes,
-        ),
-        make_recipe({"student": "-", "data": "-", "method": "none", **settings}),
-        phases or {},
+        Plan((), make_recipe({"student": "-", "data": "-", "method": "none", **settings}), phases or {}, corpus),
         Memory(budget, folder),
         out,
         accelerator=Accelerator(mixed_precision="no"),
@@ -120,9 +114,15 @@ def runner(
     )
 
 
+def planned(made: Runner, phases: Sequence[Phase]) -> Runner:
+    """The runner with phases to run."""
+    made.plan = replace(made.plan, phases=phases)
+    return made
+
+
 def perform(made: Runner, phases: Sequence[Phase], resume: bool = False) -> State:
     """Run phases; returns the final state."""
-    return made.run(phases, resume, {})
+    return planned(made, phases).run(resume, {})
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

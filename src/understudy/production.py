@@ -27,6 +27,7 @@ from .recipe import Recipe, size_in_bytes, suited, write_toml
 from .report import write_run_report
 from .runfolder import clear, write_json
 from .tasks import TASKS
+from .train.plan import Plan
 from .train.precision import place, resolve_precision
 from .train.progress import Display
 from .train.runner import Runner
@@ -72,19 +73,17 @@ class Production:
         c = corpus
         transfer = Transfer(c.train, c.positions, c.augment, c.views, self.device, c.workers)
         self.cast = Cast(self.student, self.teacher, self.task, own, transfer)
-        self.phases = list(method.plan(self.cast))
-        self.plan = method.preview(self.cast) if method.preview else []
-        unknown = set(s.phases) - {phase.name for phase in self.phases}
+        phases = list(method.plan(self.cast))
+        self.outline = method.preview(self.cast) if method.preview else []
+        unknown = set(s.phases) - {phase.name for phase in phases}
         if unknown:
-            names = ", ".join(phase.name for phase in self.phases)
+            names = ", ".join(phase.name for phase in phases)
             raise UserError(f"the phase {min(unknown)!r} does not exist; expected one of {names}.")
         self.display = Display(self.accelerator.is_main_process)
         self.runner = Runner(
             self.student,
             self.task,
-            corpus,
-            self.settings,
-            s.phases,
+            Plan(phases, self.settings, s.phases, corpus),
             Memory(size_in_bytes(s.cache_budget), Path(s.cache) if s.cache else None),
             out,
             accelerator=self.accelerator,
@@ -197,12 +196,12 @@ class Production:
         with self.display:
             teacher = self._audition()
             before = self._judge(self.student, "student before")["metrics"]
-            self.runner.check(self.phases)
+            self.runner.check()
             self._open_folder(overwrite)
             if teacher and teacher["metrics"]:
                 figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
                 self.display.say(f"teacher: {figures}", always=True)
-            state = self.runner.run(self.phases, resume, self._cast(teacher, before))
+            state = self.runner.run(resume, self._cast(teacher, before))
             after = self._test(self.student, "student after")
         self._check_finite(after[0])
         result = self._result(teacher, before, after, state)
@@ -223,12 +222,13 @@ class Production:
 
     def preview(self) -> dict[str, Any]:
         """What `run` would do: the phases with their settings, and the method's own plan for these networks."""
-        self.runner.check(self.phases, build=False)
+        plan = self.runner.plan
+        plan.check(self.accelerator.num_processes)
         return {
             "method": self.settings.method,
-            "samples": len(self.runner.corpus.positions),
-            "phases": self.runner.describe(self.phases),
-            "plan": self.plan,
+            "samples": len(plan.corpus.positions),
+            "phases": plan.describe(),
+            "plan": self.outline,
         }
 
     def _draw(self) -> None:
@@ -252,7 +252,7 @@ class Production:
             self.out.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 clear(self.out)
-            write_toml(self.out / "recipe.toml", {**self.runner.resolved(), "validation": self._share})
+            write_toml(self.out / "recipe.toml", {**self.runner.plan.resolved(), "validation": self._share})
             for write in self._remember:
                 write()
         self.accelerator.wait_for_everyone()
@@ -277,7 +277,7 @@ class Production:
             },
             "teacher": teacher,
             "student": {"spec": self.settings.student, **self._sizes(self.student), "before": before},
-            "plan": self.plan,
+            "plan": self.outline,
         }
 
     def _result(self, teacher: Any, before: dict[str, float], after: Any, state: State) -> dict[str, Any]:

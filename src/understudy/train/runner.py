@@ -11,7 +11,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,13 @@ from ..teacher import Source
 from ..teacher.feed import BLOCK, Feed
 from .checkpoint import load_checkpoint, save_checkpoint
 from .evaluate import evaluate
-from .phase import Fit, FitSettings, Phase
+from .phase import Fit
+from .plan import Plan
 from .precision import autocast_for, place
 from .progress import Display
 from .running import Running, mix, random_state, restore_random, seed_everything
-from .schedule import MovingAverage, default_batch_size, default_epochs, default_lr, factor, make_optimizer
-from .state import Corpus, Memory, State
+from .schedule import MovingAverage, factor, make_optimizer
+from .state import Memory, State
 from .supply import Supply
 
 
@@ -47,9 +47,7 @@ class Runner:
         self,
         student: nn.Module,
         task: Task,
-        corpus: Corpus,
-        settings: FitSettings,
-        overrides: dict[str, dict[str, Any]],
+        plan: Plan,
         memory: Memory,
         out: Path,
         *,
@@ -59,14 +57,13 @@ class Runner:
         checkpoint_seconds: float,
         display: Display,
     ) -> None:
-        self.student, self.task, self.corpus, self.settings = student, task, corpus, settings
-        self.overrides, self.out = overrides, out
+        self.student, self.task, self.plan, self.corpus, self.out = student, task, plan, plan.corpus, out
         self.accelerator, self.device, self.seed = accelerator, accelerator.device, seed
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.precision = precision
         self.autocast = autocast_for(precision, self.device)
         self.checkpoint_seconds, self.display = checkpoint_seconds, display
-        self.supply = Supply(corpus, memory, out / "signals", precision, accelerator, display)
+        self.supply = Supply(plan.corpus, memory, out / "signals", precision, accelerator, display)
         self.state = State()
         self._saved, self._number = time.monotonic(), 0
 
@@ -77,7 +74,15 @@ class Runner:
 
     # ---- the plan -------------------------------------------------------------------------------------------
 
-    def run(self, phases: Sequence[Phase], resume: bool, cast: dict[str, Any]) -> State:
+    def check(self) -> None:
+        """Raise what the plan would raise later, before anything is trained or written elsewhere."""
+        self.plan.check(self.world)
+        first = self.plan.phases[0]
+        if isinstance(first, Fit):  # opens its caches; the sources of later phases may be what earlier ones have made
+            for source in first.sources:
+                self._feed(source, self.corpus.train, self.corpus.positions)
+
+    def run(self, resume: bool, cast: dict[str, Any]) -> State:
         """Execute the phases in order, from the newest checkpoint if ``resume``; returns the final state.
 
         ``cast`` opens the log: what is known before anything is trained, so that a report can be made meanwhile.
@@ -92,10 +97,9 @@ class Runner:
         if self.accelerator.is_main_process:
             with open(self.out / "metrics.jsonl", "ab") as file:
                 file.truncate(self.state.log_bytes)
-        state = self.state
+        state, phases = self.state, self.plan.phases
         if not state.log_bytes:
-            plan = [{"name": p.name, "kind": p.kind, "epochs": self._epochs(p)} for p in phases]
-            self._log({"event": "start", **cast, "phases": plan})
+            self._log({"event": "start", **cast, "phases": self.plan.describe()})
         while state.phase < len(phases):
             phase = phases[state.phase]
             self._phase_began = time.monotonic() - state.phase_seconds
@@ -124,63 +128,16 @@ class Runner:
             shutil.rmtree(self.supply.passing, ignore_errors=True)
         return state
 
-    def describe(self, phases: Sequence[Phase]) -> list[dict[str, Any]]:
-        """What each phase will do, as plain values: updates, rates and how many numbers learn."""
-        rows = []
-        for phase in phases:
-            row: dict[str, Any] = {"name": phase.name, "kind": phase.kind}
-            if isinstance(phase, Fit):
-                settings = self._settings_of(phase)
-                batch_size, steps, epochs = self._lengths(settings)
-                row |= {"epochs": epochs, "updates": epochs * steps, "batch_size": batch_size}
-                row |= {
-                    "optimizer": settings.optimizer,
-                    "lr": settings.lr or default_lr(settings.optimizer, batch_size),
-                }
-                learning = [p for n, p in phase.trainee.named_parameters() if p.requires_grad and phase.learns(n)]
-                row |= {"learning_parameters": sum(p.numel() for p in learning)}
-            rows.append(row)
-        return rows
-
-    def check(self, phases: Sequence[Phase], build: bool = True) -> None:
-        """Raise what the plan would raise later, before anything is trained or written elsewhere.
-
-        ``build`` also opens the caches of the first phase, which another teacher's would refuse.
-        """
-        for phase in phases:
-            if not isinstance(phase, Fit):
-                continue
-            settings = self._settings_of(phase)
-            if self.corpus.held is None and (settings.select == "best" or settings.patience):
-                raise UserError(
-                    "select = best and patience need held-out samples; expected validation above 0: leave it out or "
-                    "give a share."
-                )
-            batch_size, steps, _ = self._lengths(settings)
-            if len(self.corpus.positions) // steps < self.world:
-                raise UserError(
-                    f"batch_size = {batch_size} gives some of the {self.world} processes no sample; expected at least "
-                    "one for each: raise --batch-size or start fewer processes."
-                )
-            if not any(p.requires_grad and phase.learns(name) for name, p in phase.trainee.named_parameters()):
-                raise UserError(
-                    f"phase {phase.name!r} has nothing to learn; expected a parameter that is not frozen: call "
-                    "requires_grad_(True) on what is to learn."
-                )
-        if build and isinstance(phases[0], Fit):  # the sources of later phases may be what earlier ones have made
-            for source in phases[0].sources:
-                self._feed(source, self.corpus.train, self.corpus.positions)
-
     # ---- a fit phase ----------------------------------------------------------------------------------------
 
     def _fit(self, phase: Fit, saved: dict[str, Any] | None) -> dict[str, Any]:
-        settings = self._settings_of(phase)
+        settings = self.plan.settings_of(phase)
         state, trainee = self.state, phase.trainee
         place(trainee, self.device)
         learned = {parameter: parameter.requires_grad for parameter in trainee.parameters()}
         for name, parameter in trainee.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and phase.learns(name))
-        batch_size, steps, epochs = self._lengths(settings)
+        batch_size, steps, epochs = self.plan.lengths(settings)
         optimizer = make_optimizer(trainee, settings, batch_size)
         average = MovingAverage(trainee, settings.ema) if settings.ema else None
         seed_everything(self.seed, state.phase, self.rank)
@@ -398,29 +355,6 @@ class Runner:
             world=self.world,
             progress=self.display.reporter(title) if title else None,
         )
-
-    def _lengths(self, settings: FitSettings) -> tuple[int, int, int]:
-        """(batch size, updates in an epoch, epochs)."""
-        samples = len(self.corpus.positions)
-        batch_size = settings.batch_size or default_batch_size(samples)
-        steps = max(1, math.ceil(samples / batch_size))
-        return batch_size, steps, settings.epochs or default_epochs(steps)
-
-    def resolved(self) -> dict[str, Any]:
-        """The settings with every default that depends on the samples filled in."""
-        batch_size, _, epochs = self._lengths(self.settings)
-        lr = self.settings.lr or default_lr(self.settings.optimizer, batch_size)
-        views = getattr(self.settings, "views", None) or self.corpus.views or "all"
-        found = {"batch_size": batch_size, "epochs": epochs, "lr": lr, "views": views}
-        return self.settings.model_dump() | found | {"augment": str(self.corpus.augment)}
-
-    def _epochs(self, phase: Phase) -> int:
-        return self._lengths(self._settings_of(phase))[2] if isinstance(phase, Fit) else 0
-
-    def _settings_of(self, phase: Fit) -> FitSettings:
-        changes = {**phase.overrides, **self.overrides.get(phase.name, {})}
-        common = self.settings.model_dump(include=set(FitSettings.model_fields))
-        return FitSettings.model_validate({**common, **changes})
 
     def _feed(self, source: Source, samples: Samples, positions: Tensor) -> Feed:
         return self.supply.feed(source, samples, positions, self.state.phase)

@@ -1,0 +1,91 @@
+"""What a plan of phases comes to before any of it runs: settings, lengths, and whether it can run at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import UserError
+from .phase import Fit, FitSettings, Phase
+from .schedule import default_batch_size, default_epochs, default_lr
+from .state import Corpus
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Phases with what the run sets for all of them (``settings``) and for some by name (``overrides``)."""
+
+    phases: Sequence[Phase]
+    settings: FitSettings
+    overrides: Mapping[str, dict[str, Any]]
+    corpus: Corpus
+
+    def settings_of(self, phase: Fit) -> FitSettings:
+        """The run's settings, over them the phase's own, over them what the user sets for this phase."""
+        changes = {**phase.overrides, **self.overrides.get(phase.name, {})}
+        common = self.settings.model_dump(include=set(FitSettings.model_fields))
+        return FitSettings.model_validate({**common, **changes})
+
+    def lengths(self, settings: FitSettings) -> tuple[int, int, int]:
+        """(batch size, updates in an epoch, epochs)."""
+        samples = len(self.corpus.positions)
+        batch_size = settings.batch_size or default_batch_size(samples)
+        steps = max(1, math.ceil(samples / batch_size))
+        return batch_size, steps, settings.epochs or default_epochs(steps)
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings with every default that depends on the samples filled in."""
+        batch_size, _, epochs = self.lengths(self.settings)
+        lr = self.settings.lr or default_lr(self.settings.optimizer, batch_size)
+        views = getattr(self.settings, "views", None) or self.corpus.views or "all"
+        found = {"batch_size": batch_size, "epochs": epochs, "lr": lr, "views": views}
+        return self.settings.model_dump() | found | {"augment": str(self.corpus.augment)}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What each phase will do, as plain values: updates, rates and how many numbers learn."""
+        return [{"name": phase.name, "kind": phase.kind, **self._described(phase)} for phase in self.phases]
+
+    def _described(self, phase: Phase) -> dict[str, Any]:
+        if not isinstance(phase, Fit):
+            return {}
+        settings = self.settings_of(phase)
+        batch_size, steps, epochs = self.lengths(settings)
+        return {
+            "epochs": epochs,
+            "updates": epochs * steps,
+            "batch_size": batch_size,
+            "optimizer": settings.optimizer,
+            "lr": settings.lr or default_lr(settings.optimizer, batch_size),
+            "learning_parameters": sum(p.numel() for p in _learning(phase)),
+        }
+
+    def check(self, world: int) -> None:
+        """Raise what running it in ``world`` processes would raise later."""
+        for phase in self.phases:
+            if not isinstance(phase, Fit):
+                continue
+            settings = self.settings_of(phase)
+            if self.corpus.held is None and (settings.select == "best" or settings.patience):
+                raise UserError(
+                    "select = best and patience need held-out samples; expected validation above 0: leave it out or "
+                    "give a share."
+                )
+            batch_size, steps, _ = self.lengths(settings)
+            if len(self.corpus.positions) // steps < world:
+                raise UserError(
+                    f"batch_size = {batch_size} gives some of the {world} processes no sample; expected at least one "
+                    "for each: raise --batch-size or start fewer processes."
+                )
+            if not _learning(phase):
+                raise UserError(
+                    f"phase {phase.name!r} has nothing to learn; expected a parameter that is not frozen: call "
+                    "requires_grad_(True) on what is to learn."
+                )
+
+
+def _learning(phase: Fit) -> list[nn.Parameter]:
+    return [p for name, p in phase.trainee.named_parameters() if p.requires_grad and phase.learns(name)]
