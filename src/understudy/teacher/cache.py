@@ -98,6 +98,28 @@ def _rows_last(value: Tensor) -> Tensor:
     return value.movedim(1, -1) if value.dim() == 4 else value
 
 
+Layout = Mapping[str, tuple[tuple[int, ...], str]]
+"""Of each field, the shape and the kind of number of a stored row."""
+
+
+def layout_of(fields: Mapping[str, Tensor]) -> Layout:
+    """How the rows of a batch's fields are stored: floating ones as float16, images channels-last."""
+    return {
+        name: (tuple(_rows_last(value).shape[1:]), "float16" if value.is_floating_point() else str(value.dtype)[6:])
+        for name, value in fields.items()
+    }
+
+
+def bytes_of_view(layout: Layout, total: int, used: int) -> int:
+    """The most that one view of ``total`` samples takes on disk where ``used`` of them are stored.
+
+    Files are sparse: a row that is never written costs nothing, a touched page is whole.
+    """
+    row = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layout.values()) + 1
+    page = 4096
+    return min(total * row, used * (-(-row // page) + 1) * page)
+
+
 class SignalCache:
     """Signals of one frozen network on one data set's views.
 
@@ -122,16 +144,11 @@ class SignalCache:
         named: Path | None = None,
     ) -> None:
         self.folder, self.total, self.shown = folder, total, str(named or folder)
-        self.layout = {
-            name: (tuple(_rows_last(value).shape[1:]), "float16" if value.is_floating_point() else str(value.dtype)[6:])
-            for name, value in fields.items()
-        }
+        self.layout = layout_of(fields)
         self._views: dict[int, dict[str, np.memmap]] = {}
         self._tensors: dict[int, dict[str, Tensor]] = {}
         self._pending: dict[int, list[np.ndarray]] = {}
-        row = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.layout.values()) + 1
-        page = 4096  # files are sparse: a row that is never written costs nothing, a touched page is whole
-        self.view_bytes = min(total * row, used * (-(-row // page) + 1) * page)
+        self.view_bytes = bytes_of_view(self.layout, total, used)
         if named is not None:
             self._refuse_strangers()
         try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import CLEAN, Augment, Batch, Samples, batches, forward_size
-from .cache import SignalCache, cache_root, evict, widened
+from .cache import SignalCache, bytes_of_view, cache_root, evict, layout_of, widened
 from .signals import Source, behaviour
 
 BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
@@ -49,24 +49,23 @@ class Feed:
             first = torch.arange(min(forward_size(samples, PROBE), len(samples)))
             example = next(batches(samples, [first], CLEAN, augment, device=device)).inputs
             self._wanted = frozenset(self._forward(source, example))
-            for self.stored in dict.fromkeys((source.remembered, source)):
-                fields = self._forward(self.stored, example)
-                identity = {
-                    "network": self.stored.fingerprint(),
-                    "outputs": behaviour(fields),
-                    "data": samples.fingerprint(),
-                    "views": str(augment) + f",seed={augment.seed}",
-                    "signals": repr(self.stored.signals),
-                    "precision": f"{precision} on {device.type}",
-                }
-                if folder is None:
-                    own = cache_root() / _digest(sorted(identity.items()))
-                else:  # of one teacher, and so refused to another
-                    own = folder / f"{source.name}-{_digest(self.stored.signals)}"
-                sizes = {"total": len(samples), "used": len(positions), "budget": budget}
-                self.cache = SignalCache(own, identity, fields, **sizes, named=folder)
-                if self.cache.capacity >= views:
-                    break
+            sizes = {"total": len(samples), "used": len(positions)}
+            self.stored, fields = source.remembered, self._forward(source.remembered, example)
+            if views * bytes_of_view(layout_of(fields), **sizes) > budget:
+                self.stored, fields = source, self._forward(source, example)
+            identity = {
+                "network": self.stored.fingerprint(),
+                "outputs": behaviour(fields),
+                "data": samples.fingerprint(),
+                "views": str(augment) + f",seed={augment.seed}",
+                "signals": repr(self.stored.signals),
+                "precision": f"{precision} on {device.type}",
+            }
+            if folder is None:
+                own = cache_root() / _digest(sorted(identity.items()))
+            else:  # of one teacher, and so refused to another
+                own = folder / f"{source.name}-{_digest(self.stored.signals)}"
+            self.cache = SignalCache(own, identity, fields, **sizes, budget=budget, named=folder)
             evict(cache_root(), 2 * budget)
 
     def serves(self, view: int) -> bool:
