@@ -66,7 +66,8 @@ def ours(student: nn.Module, teacher: nn.Module, kept: dict[str, list[int]], ima
     images = images.contiguous(memory_format=torch.channels_last)
     size = max(1, min(PIXELS // images[0, 0].numel(), -(-len(images) // FOLDS)))
     chunks = -(-len(images) // size)
-    recover(student, teacher, kept, lambda chunk: (images[chunk::chunks],) * 2, chunks)
+    folds = [chunk % FOLDS for chunk in range(chunks)]
+    recover(student, teacher, kept, lambda chunk: (images[chunk::chunks],) * 2, folds)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,8 @@ def pruned(teacher, ratio=0.4):
 
 
 def recover(student, teacher, kept, x, chunks=4, **settings):
-    return fskd.recover(student, teacher, kept, lambda c: (x[c::chunks], x[c::chunks]), chunks, **settings)
+    folds = [chunk % fskd.FOLDS for chunk in range(chunks)]
+    return fskd.recover(student, teacher, kept, lambda c: (x[c::chunks], x[c::chunks]), folds, **settings)
 
 
 def distance(student, teacher, x):
@@ -315,6 +317,40 @@ def test_augmented_views_are_more_samples():
         results.append(weights(student))
     assert apart(*results[:2]) > 0
     assert same(*results[2:])  # so few samples are looked at as often as that without being told
+
+
+@pytest.mark.parametrize("room", [1, 4, 1000])
+@pytest.mark.parametrize("count", [3, 50, 112, 334, 600, 1000])
+def test_chunks_hold_every_view_of_every_sample_once_and_are_small(count, room, monkeypatch):
+    """Clean samples first; all views of a sample in one fold; no more pixels at once than there is room for."""
+    monkeypatch.setattr(fskd, "PIXELS", 36 * room)
+    student, kept, teacher = shrunken()
+    made = cast(pictures(count), student, kept, teacher, augment=Augment(shift=1))
+    looked: list[tuple[int, list[int]]] = []
+    whole = Transfer.batches
+
+    def watched(self, size, view, positions):
+        looked.append((view, positions.tolist()))
+        return whole(self, size, view, positions)
+
+    monkeypatch.setattr(Transfer, "batches", watched)
+    inputs, folds = fskd._chunks(made)
+    assert set(folds) == set(range(min(count, fskd.FOLDS)))
+    fold_of: dict[int, int] = {}
+    seen: Counter[tuple[int, int]] = Counter()
+    clean = 0
+    for chunk, fold in enumerate(folds):
+        looked.clear()
+        x, y = inputs(chunk)
+        assert len(x) == len(y) == sum(len(positions) for _, positions in looked)
+        assert len(x) <= room
+        for view, positions in looked:
+            assert (view == -1) == (clean < count)
+            clean += len(positions) * (view == -1)
+            assert all(fold_of.setdefault(position, fold) == fold for position in positions)
+            seen.update((view, position) for position in positions)
+    augmented = {3: 8, 50: 8, 112: 7, 334: 1, 600: 0, 1000: 0}[count]
+    assert seen == Counter((view, position) for view in range(-1, augmented) for position in range(count))
 
 
 def test_progress_and_preview():

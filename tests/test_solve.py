@@ -68,6 +68,39 @@ def test_single_precision_rows_far_from_zero_are_solved_as_well_as_double_ones(r
     assert found.q.abs().max() < 1.1 * exact.q.abs().max() + 1
 
 
+def hard(kind, channels=48):
+    """Rows of float32 on which single precision shows: channels of very different sizes, or hardly different ones."""
+    x, y = rows(3000, channels, 5, noise=0.0)
+    normal = torch.randn(3000, channels, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    if kind == "sizes":
+        x = normal * torch.logspace(0, -4, channels)
+        y = x * (1 + (torch.arange(channels) >= channels // 2))  # what is missing is in the small ones alone
+    elif kind == "spectrum":
+        x = normal @ torch.diag(torch.logspace(0, -2.5, channels).double()) @ torch.linalg.qr(x[:channels]).Q
+        y = x @ (torch.eye(channels) + 0.1 * torch.randn(channels, channels).double()) + 0.01 * normal
+    else:
+        x, y = normal.clone(), normal.clone()
+        x[:, 1] = x[:, 0] + 1e-2 * normal[:, 1]  # a hundredth of it apart, and that is what the target wants
+        y[:, 1] = x[:, 1] + normal[:, 1]
+    return x.float(), y.float()
+
+
+@pytest.mark.parametrize("channels", [8, 48])
+@pytest.mark.parametrize("ridge", [0.0, None])
+@pytest.mark.parametrize("kind", ["sizes", "spectrum", "alike"])
+def test_small_and_dependent_channels_in_single_precision(kind, ridge, channels):
+    """What float32 rows are solved to is nearly as good as in float64, and its error is told as it is."""
+    x, y = hard(kind, channels)
+    exact, found = (solve(moments_of(x.to(as_), y.to(as_), 4, parts=8), True, ridge) for as_ in (
+        torch.float64, torch.float32
+    ))  # fmt: skip
+    reached, best = (error(x.double(), y.double(), solution) for solution in (found, exact))
+    assert best < 0.9 * exact.before
+    assert reached < 1.01 * best + 1e-4 * found.before
+    assert reached < 1.01 * found.after + 1e-6 * found.before
+    assert found.after < 1.01 * reached + 0.01 * found.before
+
+
 @LIMITS
 @given(
     count=st.integers(1, 30),

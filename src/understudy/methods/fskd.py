@@ -71,7 +71,7 @@ def recover(
     teacher: nn.Module,
     kept: Mapping[str, Sequence[int]],
     inputs: Inputs,
-    chunks: int,
+    folds: Sequence[int],
     *,
     ridge: float | None = None,
     sweeps: int = 1,
@@ -80,8 +80,9 @@ def recover(
 ) -> dict[str, Any]:
     """Align the student with the teacher, layer by layer; changes its weights (and norms) in place.
 
-    ``inputs`` gives each of the ``chunks`` of samples, prepared for both networks; ``kept`` names the teacher's output
-    channels that the student's layers kept. Returns ``before`` and ``after``, the relative error ``‖S-T‖²/‖T‖²`` of the
+    ``inputs`` gives each chunk of samples, prepared for both networks; ``folds`` says which part of the samples a chunk
+    is of, for they are left out in turn to choose the ridge. ``kept`` names the teacher's output channels that the
+    student's layers kept. Returns ``before`` and ``after``, the relative error ``‖S-T‖²/‖T‖²`` of the
     student's outputs on the first chunks; the number of ``sweeps``; and ``blocks``, that error of each layer just
     before and after its own Q is absorbed. A sweep that does not lessen the error of the outputs is undone. Raises
     `UserError` where the two do not correspond or a value is not finite.
@@ -97,7 +98,7 @@ def recover(
             def progress(done: int, total: int, base: int = sweep) -> None:
                 report(base * total + done, sweeps * total)
 
-            before, after, blocks = _sweep(*walks, points, inputs, chunks, ridge, budget, progress)
+            before, after, blocks = _sweep(*walks, points, inputs, folds, ridge, budget, progress)
             found.setdefault("before", before)
             if not after < before:
                 student.load_state_dict(saved)
@@ -115,7 +116,7 @@ def _sweep(
     teacher: Walk,
     points: list[Point],
     inputs: Inputs,
-    chunks: int,
+    folds: Sequence[int],
     ridge: float | None,
     budget: int,
     report: Callable[[int, int], None],
@@ -124,9 +125,11 @@ def _sweep(
     blocks: list[dict[str, Any]] = []
     mine = theirs = 0  # nodes that each network has run
     with Frontier(budget) as frontier:
-        for chunk in range(chunks):
+        judged = 0
+        for chunk in range(len(folds)):
             x, y = inputs(chunk)
-            known = {"outputs before": _logits(student.run(x))} if chunk * len(x) < JUDGED else {}
+            known = {"outputs before": _logits(student.run(x))} if judged < JUDGED else {}
+            judged += len(x)
             frontier.put(chunk, {"inputs": x, **known}, {"inputs": y})
         change: Callable[[Live], None] | None = None  # what was solved last
 
@@ -144,14 +147,13 @@ def _sweep(
             layer = student.modules[point.layer]
             norm = student.modules[point.norm] if point.norm else None
             moments, size = None, 0.0
-            for chunk in range(chunks):
+            for chunk, fold in enumerate(folds):
                 s, t = advanced(chunk, stop, their_stop)
                 x, y, whole = point.pair(s, t)
                 if moments is None:
                     shape = blocks_of(layer), x.shape[1] // blocks_of(layer)
-                    device = "cpu" if x.device.type == "mps" else x.device  # which has no float64
-                    moments = Moments.zeros(min(FOLDS, chunks), *shape, device)
-                moments.add(chunk % FOLDS, x, y)
+                    moments = Moments.zeros(max(folds) + 1, *shape, x.device)
+                moments.add(fold, x, y)
                 size += float(torch.linalg.vector_norm(whole, dtype=moments.x.dtype)) ** 2
                 frontier.put(chunk, s, t)
             assert moments is not None
@@ -166,7 +168,7 @@ def _sweep(
             report(number + 1, len(points))
 
         before = after = size = 0.0
-        for chunk in range(chunks):  # those with outputs before come first
+        for chunk in range(len(folds)):  # those with outputs before come first
             s, t = advanced(chunk, len(student.nodes), len(teacher.nodes))
             if "outputs before" not in s:
                 break
@@ -201,26 +203,30 @@ def _check_finite(moments: Moments, size: float, point: Point) -> None:
     )
 
 
-def _chunks(cast: Cast) -> tuple[Inputs, int]:
-    """The transfer samples in chunks, each spread over all of them so that sorted samples make like folds."""
+def _chunks(cast: Cast) -> tuple[Inputs, list[int]]:
+    """The transfer samples in chunks, and the fold of each: clean ones first, then their augmented views.
+
+    A chunk is spread over all samples, so that sorted ones make like folds; all views of a sample lie in one fold.
+    """
     transfer, count = cast.transfer, len(cast.transfer.positions)
     if count == 0:
         raise UserError("there are no samples to recover the student from; expected at least one: raise --samples.")
     augmented = cast.settings.augmented
     if augmented is None:  # they help most where samples are fewest
         augmented = min(MOST_VIEWS, ENOUGH // count - 1) if count < ENOUGH else 0
-    views = range(CLEAN, augmented if transfer.augment.changes else 0)  # the clean one is -1
-    most = PIXELS // (math.prod(transfer.samples.shape[1:]) * len(views))
-    size = max(1, min(most, math.ceil(count / FOLDS)))
-    number = math.ceil(count / size)
+    views = range(augmented if transfer.augment.changes else 0)
+    most = max(1, PIXELS // math.prod(transfer.samples.shape[1:]))
+    size = min(most, math.ceil(count / FOLDS))
+    parts, some = math.ceil(count / size), max(1, most // size)
+    groups = [(CLEAN,), *(views[first : first + some] for first in range(0, len(views), some))]
 
     def inputs(chunk: int) -> tuple[Tensor, Tensor]:
-        positions = transfer.positions[chunk::number]
-        raw = [next(iter(transfer.batches(len(positions), view, positions))).inputs for view in views]
-        together = torch.cat(raw)  # all views of a sample lie in one fold
-        return _prepared(cast.student, together), _prepared(cast.teacher, together)
+        group, part = divmod(chunk, parts)
+        positions = transfer.positions[part::parts]
+        raw = [next(iter(transfer.batches(len(positions), view, positions))).inputs for view in groups[group]]
+        return _prepared(cast.student, torch.cat(raw)), _prepared(cast.teacher, torch.cat(raw))
 
-    return inputs, number
+    return inputs, [part % FOLDS for part in range(parts)] * len(groups)
 
 
 def _prepared(model: Model, raw: Tensor) -> Tensor:
@@ -229,7 +235,8 @@ def _prepared(model: Model, raw: Tensor) -> Tensor:
 
 def preview(cast: Cast) -> list[dict[str, Any]]:
     """The alignment points, one row each: what ``--dry-run`` prints. Raises where the two do not correspond."""
-    x, y = _chunks(cast)[0](0)
+    inputs, _ = _chunks(cast)
+    x, y = inputs(0)
     for model in (cast.student, cast.teacher):
         place(model, cast.transfer.device)
     walks = Walk(cast.student.network, "student"), Walk(cast.teacher.network, "teacher")
@@ -242,12 +249,15 @@ def plan(cast: Cast) -> list[Phase]:
     if s.label_smoothing:
         smoothing = s.label_smoothing
         raise UserError(f"label_smoothing = {smoothing} would do nothing, as fskd reads no label: leave it out.")
+    if cast.transfer.device.type == "mps":
+        raise UserError(
+            "fskd needs float64, which mps does not have; expected a cpu or cuda: set ACCELERATE_USE_CPU=1."
+        )
     preview(cast)  # what does not correspond is told before anything is changed
 
     def align(report: Callable[[int, int], None]) -> dict[str, Any]:
-        inputs, chunks = _chunks(cast)
         networks = cast.student.network, cast.teacher.network
-        return recover(*networks, cast.student.kept, inputs, chunks, ridge=s.ridge, sweeps=s.sweeps, report=report)
+        return recover(*networks, cast.student.kept, *_chunks(cast), ridge=s.ridge, sweeps=s.sweeps, report=report)
 
     def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         nobody = torch.zeros_like(batch.labels)  # every row counts, and no label is read
