@@ -1,5 +1,7 @@
 """Parts of a set are stratified, seeded and nested."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +23,14 @@ def test_choice_is_nested_and_has_every_class(labels, data, seed):
     assert set(inner.tolist()) <= set(outer.tolist())
     assert outer.tolist() == sorted(set(outer.tolist()))
     assert labels[inner].unique().numel() == 5
+
+
+def test_fewer_samples_than_classes_are_of_different_ones_and_nested():
+    labels = torch.arange(10).repeat(5)
+    parts = [choose(labels, samples=n, seed=3, each=False) for n in (1, 4, 9, 10, 23)]
+    for small, large in itertools.pairwise(parts):
+        assert set(small.tolist()) < set(large.tolist())
+        assert len(labels[small].unique()) == len(small)
 
 
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 5))

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 import understudy
 from understudy.cli import app
 from understudy.data import CLEAN, Augment, Batch, InMemory, load_data
-from understudy.data.batch import UNLABELLED
 from understudy.data.synthetic import Dials, centres
 from understudy.diagnose import Facts, diagnose, facts_about, judge, kinship, recommend
 from understudy.diagnose.measure import crossing, omega, reading, rescaling
@@ -25,6 +24,7 @@ from understudy.diagnose.relations import class_order, cosines, prediction_simil
 from understudy.diagnose.rows import TEMPERATURES, TOP, read_rows, row_numbers
 from understudy.diagnose.verdict import FAILING, HEALTHY, RISK, UNKNOWN
 from understudy.errors import UserError
+from understudy.labels import UNLABELLED
 from understudy.models import load_model
 from understudy.tasks import TASKS, Metrics
 

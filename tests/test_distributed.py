@@ -35,7 +35,7 @@ import torch
 from accelerate import Accelerator
 from tools import CLASSES, Curtain, model, perform, pictures, plan, runner, same, weights
 
-from understudy.data.batch import UNLABELLED
+from understudy.labels import UNLABELLED
 from understudy.tasks import TASKS
 from understudy.models import zoo
 from understudy.train import Runner, Solve

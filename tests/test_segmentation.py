@@ -16,9 +16,9 @@ from torch import nn
 
 from understudy import distill, evaluate, train
 from understudy.data import load_data
-from understudy.data.batch import UNLABELLED
 from understudy.data.scenes import ScenesInMemory
 from understudy.errors import UserError
+from understudy.labels import UNLABELLED
 from understudy.models import InputSpec, Model, check_classes, count_parameters, load_model, zoo
 from understudy.models.unet import FACTORIES
 from understudy.pictures import segmentation_pictures

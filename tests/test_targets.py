@@ -11,8 +11,8 @@ from tools import CLASSES, Net, cast, events, model, perform, pictures, plan, ru
 from torch import nn
 
 from understudy.data import Augment, Batch, InMemory
-from understudy.data.batch import UNLABELLED
 from understudy.errors import UserError
+from understudy.labels import UNLABELLED
 from understudy.methods.teaching import DEFAULTS, TargetSettings, teaching
 from understudy.models.zoo import arguments_of, build
 from understudy.tasks import TASKS

@@ -10,7 +10,7 @@ from tools import CLASSES, events, perform, pictures, plan, runner
 from torch import nn
 
 from understudy.data import Augment, InMemory
-from understudy.data.batch import UNLABELLED
+from understudy.labels import UNLABELLED
 from understudy.methods.kd import kd_loss
 from understudy.models import Model
 from understudy.models.inputs import InputSpec

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from understudy import distill, train
 from understudy.data import CLEAN, Augment, Text, bare_batches, batches, forward_size, load_data
-from understudy.data.batch import UNLABELLED
 from understudy.errors import UserError
+from understudy.labels import UNLABELLED
 from understudy.models import check_classes, load_model
 from understudy.tasks import TASKS, Metrics
 from understudy.train.evaluate import evaluate

@@ -11,7 +11,7 @@ from torch import nn
 import understudy
 from understudy.data import load_data
 from understudy.errors import UserError
-from understudy.models import Model
+from understudy.models import Model, load_model
 from understudy.models.inputs import InputSpec
 from understudy.report import write_report
 from understudy.shrinking import shrink
@@ -167,6 +167,43 @@ def test_few_samples_are_drawn_without_a_look_at_their_labels(tmp_path):
         students.append(understudy.distill(teacher, shrunk(teacher), data, **settings).student.state_dict())
     assert all(torch.equal(value, students[1][key]) for key, value in students[0].items())
     settings = {"weight": 1.0, "samples": 1, "epochs": 1, "out": tmp_path / "kd"}
-    assert understudy.distill(teacher, shrunk(teacher), data, method="kd", **settings).metrics
+    assert (
+        understudy.distill(teacher, shrunk(teacher), data, method="kd", **settings).result["data"]["train_samples"] == 1
+    )
     with pytest.raises(UserError, match="fewer than the 3 classes"):
         understudy.distill(teacher, shrunk(teacher), data, method="skd", **settings | {"out": tmp_path / "skd"})
+
+
+def test_a_teacher_at_chance_is_told_of_where_labels_may_be_anything(tmp_path, caplog, monkeypatch):
+    """A method that reads no labels refuses nobody for them, but says what the test set shows."""
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    teacher = model()
+    data = load_data("digits")
+    teacher = load_model("zoo:cnn_small", data=data)
+    understudy.distill(teacher, shrunk(teacher), data, method="fskd", samples=20, out=tmp_path / "run")
+    assert "at chance level on the test set" in caplog.text
+    with pytest.raises(UserError, match="at chance level on the transfer set"):
+        understudy.distill(teacher, shrunk(teacher), data, method="kd", weight=1.0, samples=20, out=tmp_path / "kd")
+
+
+def test_figures_before_a_run_are_remembered_by_network_and_data(tmp_path, monkeypatch):
+    """Each folder's network has its own, a fresh student has none, and modes stay as they are."""
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    told = {}
+    for number, name in enumerate(("teacher", "student")):
+        data = load_data("digits")
+        found = understudy.train("zoo:cnn_small", data, out=tmp_path / name, epochs=1 + number, seed=number)
+        told[name] = found.result["student"]["metrics"]
+    assert not (tmp_path / "cache" / "evaluations").exists()  # both were fresh
+    specs = {name: str(tmp_path / name / "student") for name in told}
+    for again in (0, 1):
+        run = understudy.distill(**specs, data="digits", method="kd", epochs=1, samples=50, out=tmp_path / f"kd{again}")
+        assert run.result["teacher"]["metrics"] == pytest.approx(told["teacher"])
+        assert run.result["student"]["before"] == pytest.approx(told["student"])
+        assert len(list((tmp_path / "cache" / "evaluations").iterdir())) == 2
+    student = load_model("zoo:cnn_small", data=data).train()
+    with pytest.raises(UserError, match="select = best"):
+        understudy.distill(
+            specs["teacher"], student, data, method="kd", select="best", validation=0.0, out=tmp_path / "x"
+        )
+    assert student.training

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .data import CLEAN, Augment, Samples, batches, choose, forward_size
-from .data.batch import UNLABELLED
 from .errors import UserError
+from .labels import UNLABELLED
 from .models import Model
+from .modes import eval_mode
 from .runfolder import write_json
 from .teacher import cache_root
 from .teacher.feed import PROBE
@@ -23,11 +24,14 @@ from .train.runner import Runner
 
 AUDITION = 1024  # transfer samples that a teacher is tried on
 SCENES = 64  # in segmentation, where each has thousands of rows
+VERSION = 1  # of what is remembered; another one is measured anew
 BLIND = 0.05  # the part of the way from chance to perfect that a teacher of pixels must have gone
 
 
-def refuse_chance_level(teacher: Model, spec: str, runner: Runner) -> None:
-    """Raise `UserError` when the teacher's accuracy on the transfer set is within three deviations of chance,
+def refuse_chance_level(
+    teacher: Model, spec: str, runner: Runner, samples: Samples, positions: Tensor, where: str = "transfer set"
+) -> None:
+    """Raise `UserError` when the teacher's accuracy on these samples is within three deviations of chance,
     which is the share of the commonest class. A language model must know more than how frequent words are.
 
     In segmentation one class often fills most of the pixels, and neighbours are alike: there it is the accuracy
@@ -35,43 +39,42 @@ def refuse_chance_level(teacher: Model, spec: str, runner: Runner) -> None:
 
     That is what a wrong normalisation, channel order or class order looks like, and it is silent elsewhere.
     """
-    corpus = runner.corpus
     most = SCENES if runner.task.name == "segmentation" else AUDITION
-    some = choose(None, samples=min(len(corpus.positions), most), seed=0, count=len(corpus.positions))
-    metrics, details = runner.evaluate(teacher, corpus.train, corpus.positions[some], "teacher on training data")
+    some = positions[choose(None, samples=min(len(positions), most), seed=0, count=len(positions))]
+    metrics, details = runner.evaluate(teacher, samples, some, f"teacher on the {where}")
     if not all(map(math.isfinite, metrics.values())):
         raise UserError(
-            f"the teacher {spec!r} gives values that are not finite on the transfer set; expected finite outputs: "
+            f"the teacher {spec!r} gives values that are not finite on the {where}; expected finite outputs: "
             "check its weights file."
         )
     causes = "its input normalisation, channel order and order of classes are those it was trained with"
-    labels = None if corpus.train.labels is None else corpus.train.labels[corpus.positions[some]]
+    labels = None if samples.labels is None else samples.labels[some]
     if runner.task.name == "language":
-        _refuse_word_counter(spec, metrics, corpus.train.fetch(corpus.positions[some], CLEAN, Augment()).labels)
+        _refuse_word_counter(spec, where, metrics, samples.fetch(some, CLEAN, Augment()).labels)
         return
     if runner.task.name == "segmentation" and metrics:
         recalls = [recall for recall in details["per_class"] if recall is not None]
         reached, chance = sum(recalls) / len(recalls), 1 / len(recalls)
         if len(recalls) > 1 and reached <= chance + BLIND * (1 - chance):
-            raise _at_chance(spec, "mean accuracy of the classes", reached, chance, causes)
+            raise _at_chance(spec, where, "mean accuracy of the classes", reached, chance, causes)
         return
     if "accuracy" not in metrics or runner.task.name != "classification":
         return
-    chance = 1 / corpus.classes if labels is None else float(labels.bincount().max()) / len(labels)
+    chance = 1 / runner.corpus.classes if labels is None else float(labels.bincount().max()) / len(labels)
     bound = chance + 3 * (chance * (1 - chance) / len(some)) ** 0.5
     bound = min(bound, (1 + chance) / 2)  # with very few samples, three deviations say nothing
     if chance < 1 and metrics["accuracy"] <= bound:
-        raise _at_chance(spec, "accuracy", metrics["accuracy"], chance, causes)
+        raise _at_chance(spec, where, "accuracy", metrics["accuracy"], chance, causes)
 
 
-def _at_chance(spec: str, what: str, reached: float, chance: float, causes: str) -> UserError:
+def _at_chance(spec: str, where: str, what: str, reached: float, chance: float, causes: str) -> UserError:
     return UserError(
-        f"the teacher {spec!r} is at chance level on the transfer set ({what} {reached:.3f}, chance {chance:.3f}); "
+        f"the teacher {spec!r} is at chance level on the {where} ({what} {reached:.3f}, chance {chance:.3f}); "
         f"expected a trained teacher: check that {causes}."
     )
 
 
-def _refuse_word_counter(spec: str, metrics: dict[str, float], labels: Tensor) -> None:
+def _refuse_word_counter(spec: str, where: str, metrics: dict[str, float], labels: Tensor) -> None:
     """Refuse a language model that is no better than the words' frequencies in this text, neither in perplexity nor in
     its first guesses (an over-confident one has a high perplexity, and yet guesses well)."""
     share = labels[labels != UNLABELLED].bincount().double()
@@ -79,7 +82,7 @@ def _refuse_word_counter(spec: str, metrics: dict[str, float], labels: Tensor) -
     counted = float(-(share * share.log()).sum())
     if metrics["nll"] >= counted and metrics["accuracy"] <= float(share.max()):
         causes = "it was trained, and on text of this kind"
-        raise _at_chance(spec, "perplexity", metrics["perplexity"], math.exp(counted), causes)
+        raise _at_chance(spec, where, "perplexity", metrics["perplexity"], math.exp(counted), causes)
 
 
 class Memo:
@@ -89,10 +92,9 @@ class Memo:
         how = f"{runner.precision} {runner.device.type}"
         some = torch.arange(min(forward_size(test, PROBE), len(test)))
         first = next(batches(test, [some], CLEAN, Augment(), device=runner.device))
-        network.eval()
-        with torch.no_grad(), runner.autocast():
+        with eval_mode(network), torch.no_grad(), runner.autocast():
             shown = behaviour({"logits": network(first.inputs)})
-        parts = [fingerprint(network), shown, test.fingerprint(), how]
+        parts = [VERSION, fingerprint(network), shown, test.fingerprint(), how]
         name = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
         self.path = cache_root() / "evaluations" / f"{name}.json"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 TOLD = 300  # characters
-SHOWN = 40  # words
+SHOWN = 8  # words
 
 
 class UserError(Exception):
@@ -24,6 +24,8 @@ def told(error: BaseException) -> str:
 def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """'did you mean …' with the nearest known words; where none is near ``otherwise``, or the first of all."""
     names = sorted(filter(None, known))
+    if not names:
+        return otherwise or "it has none"
     if close := get_close_matches(word, names, n=3):
         return f"did you mean {' or '.join(map(repr, close))}"
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

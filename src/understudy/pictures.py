@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from .data import CLEAN, Augment, Samples, batches
-from .data.batch import UNLABELLED
+from .labels import UNLABELLED
 from .models import Model
-from .models.modes import eval_mode
+from .modes import eval_mode
 from .report.segmentation import INDEX, NO_LABEL, PICTURES, TONES, palette
 from .runfolder import write_json
 

@@ -136,11 +136,16 @@ class Production:
 
     def _corpus(self) -> Corpus:
         s, data = self.settings, self.data
-        labels, reading = data.train.labels, METHODS[s.method].labels
-        one_each = s.samples is None or s.samples >= len(data.classes)
-        if reading == "unread" or (reading == "used" and not one_each):
-            labels = None
-        positions = choose(labels, fraction=s.fraction, samples=s.samples, seed=s.seed, count=len(data.train))
+        reading = METHODS[s.method].labels
+        labels = None if reading == "unread" else data.train.labels
+        positions = choose(
+            labels,
+            fraction=s.fraction,
+            samples=s.samples,
+            seed=s.seed,
+            count=len(data.train),
+            each=reading == "needed",
+        )
         share = s.validation
         if share is None:
             share = 0.1 if self._judged() and data.val is None else 0.0
@@ -195,7 +200,8 @@ class Production:
         """Train, and write the run folder; returns what ``result.json`` holds."""
         with self.display:
             teacher = self._audition()
-            before = self._judge(self.student, "student before")["metrics"]
+            lasting = Path(self.settings.student).exists()  # a fresh network is another one in every run
+            before = self._figures(self.student, "student before", lasting)["metrics"]
             self.runner.check()
             self._open_folder(overwrite)
             if teacher and teacher["metrics"]:
@@ -302,12 +308,18 @@ class Production:
         """The teacher's size and test metrics, once it has shown that it knows the transfer set at all."""
         if self.teacher is None:
             return None
+        listen = partial(refuse_chance_level, self.teacher, str(self.settings.teacher), self.runner)
         if METHODS[self.settings.method].labels != "unread":
-            refuse_chance_level(self.teacher, str(self.settings.teacher), self.runner)
-        return {"spec": self.settings.teacher, **self._sizes(self.teacher), **self._judge(self.teacher, "teacher")}
+            listen(self.data.train, self.runner.corpus.positions)
+        elif self.runner.corpus.monitor is not None:  # labels that may be anything refuse nobody
+            try:
+                listen(*self.runner.corpus.monitor, "test set")
+            except UserError as error:
+                logging.getLogger("understudy").warning("%s", error)
+        return {"spec": self.settings.teacher, **self._sizes(self.teacher), **self._figures(self.teacher, "teacher")}
 
-    def _judge(self, network: Model, title: str) -> dict[str, Any]:
-        """Test metrics of a network before the run, read where an earlier run has measured them."""
+    def _figures(self, network: Model, title: str, remember: bool = True) -> dict[str, Any]:
+        """Test metrics of a network before the run, read where an earlier run has measured and remembered them."""
         if self.data.test is None:
             return {"metrics": {}}
         memo = Memo(network, self.data.test, self.runner)
@@ -315,7 +327,8 @@ class Production:
         if known is None:
             metrics, details = self._test(network, title)
             known = {"metrics": metrics, **details}
-            self._remember.append(partial(memo.write, known))
+            if remember:
+                self._remember.append(partial(memo.write, known))
         return known
 
     def _test(self, network: Model, title: str) -> Any:

@@ -60,9 +60,11 @@ class Recipe(FitSettings):
     method: str = Field("kd", description=f"how to teach: {', '.join(METHODS)}, or auto")
 
     fraction: float | None = Field(
-        None, gt=0, le=1, description="share of the training samples, the same for each class"
+        None, gt=0, le=1, description="share of the training samples, of each class if the method reads labels"
     )
-    samples: int | None = Field(None, ge=1, description="number of training samples, shared out over the classes")
+    samples: int | None = Field(
+        None, ge=1, description="number of training samples, shared out over the classes if the method reads labels"
+    )
     validation: float | None = Field(
         None,
         ge=0,

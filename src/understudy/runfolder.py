@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import UserError
-from .recipe import make_recipe, merge, read_toml
+from .recipe import make_recipe, merge, read_toml, recipe_type
 
 OURS = (
     "metrics.jsonl",
@@ -125,6 +125,8 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         before = old.get(key)
+        if key not in recipe_type(str(old.get("method", "kd"))).model_fields:
+            make_recipe(merge(old, {key: value}))  # says what is wrong with it
         if before != value and not _means_the_same(old, key, value):
             begun = "its default" if before is None else repr(before)
             raise UserError(
@@ -138,5 +140,5 @@ def _means_the_same(old: Mapping[str, Any], key: str, value: Any) -> bool:
     """Whether a recipe reads the same with this value, which may be text from the command line."""
     try:
         return getattr(make_recipe(merge(old, {key: value})), key) == getattr(make_recipe(old), key)
-    except (UserError, AttributeError):
+    except UserError:
         return False

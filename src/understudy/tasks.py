@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data.batch import UNLABELLED
+from .labels import UNLABELLED
 
 AT_ONCE = 2**24  # logits that metrics look at in one go
 

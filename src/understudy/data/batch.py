@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-UNLABELLED = -100  # the label of a sample, pixel or token that has none
-
 
 @dataclass
 class Batch:
     """Samples that go through the networks together.
 
     `inputs`: raw uint8 [B, C, H, W] in channels-last memory, or int64 tokens [B, L].
-    `labels`: int64 [B], [B, H, W] or [B, L]; -100 where there is no label.
+    `labels`: int64 [B], [B, H, W] or [B, L]; `UNLABELLED` where there is none.
     `index`: int64 [B], the samples' positions; stays on the CPU, where stored signals are looked up.
     `view`: which augmentation the inputs are; `CLEAN` for none.
     `signals`: what teachers said about them, source name → field → tensor whose first axis is B.

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from understudy.data.batch import UNLABELLED
 from understudy.data.sources import Files, Rows, Source
 from understudy.errors import UserError
+from understudy.labels import UNLABELLED
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}

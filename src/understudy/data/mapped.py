@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from understudy.data.batch import UNLABELLED, Batch
+from understudy.data.batch import Batch
 from understudy.data.decode import GREY, centred, to_channels
 from understudy.data.progress import progress
 from understudy.data.samples import InMemory, Samples
 from understudy.data.views import Augment, render
 from understudy.errors import UserError
+from understudy.labels import UNLABELLED
 
 _CHECKED = 16
 

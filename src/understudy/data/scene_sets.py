@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from understudy.data.batch import UNLABELLED
 from understudy.data.mapped import image_pixels
 from understudy.data.progress import progress
 from understudy.data.scenes import VOID, ScenesInMemory
 from understudy.errors import UserError
+from understudy.labels import UNLABELLED
 
 _CHECKED = 4
 

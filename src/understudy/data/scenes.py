@@ -16,16 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from understudy.data.batch import UNLABELLED, Batch
+from understudy.data.batch import Batch
 from understudy.data.decode import centred, to_channels
 from understudy.data.samples import Samples
 from understudy.data.views import CLEAN, Augment, boxes, moved, pick, reflect, render, resized_crops
 from understudy.errors import UserError
+from understudy.labels import UNLABELLED
 
 VOID = 255
 """The value of a pixel without a label in masks of 8 bit."""
-
-"""The label of such a pixel in a batch."""
 
 
 def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment) -> Tensor:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from understudy.data.batch import UNLABELLED
 from understudy.data.decode import SMALL, Deviation, Form, decode_all, survey
 from understudy.data.extras import hub_datasets, torchvision_datasets
 from understudy.data.folders import Listing, image_folders, parquet_files
@@ -35,6 +34,7 @@ from understudy.data.synthetic import class_names, read_dials, synthetic
 from understudy.data.text import open_text
 from understudy.data.views import CLEAN, Augment, draws
 from understudy.errors import UserError
+from understudy.labels import UNLABELLED
 
 GIB = 1 << 30
 _LOG = logging.getLogger("understudy")

@@ -42,14 +42,16 @@ def choose(
     samples: int | None = None,
     seed: int = 0,
     count: int | None = None,
+    each: bool = True,
 ) -> Tensor:
     """Positions of a part of a set, int64, sorted: a `fraction` of it, or a number of `samples`; all if
     neither.
 
     `labels` is int64 [N]; where there is none a sample, give None and `count` = N. Each class keeps its
-    share and at least one sample, so a very small fraction is raised to one a class. For one seed a smaller
-    part lies within every larger one. Raises UserError for a fraction outside (0, 1], for `samples` below
-    the number of classes or above N, and for both given.
+    share and at least one sample, so a very small fraction is raised to one a class; where not `each`
+    class needs one, fewer `samples` than classes are of different classes. For one seed a smaller part
+    lies within every larger one. Raises UserError for a fraction outside (0, 1], for `samples` below the
+    number of classes that need one or above N, and for both given.
     """
     if labels is None:
         if count is None:
@@ -64,7 +66,7 @@ def choose(
             raise UserError(f"fraction {fraction:g} is not in (0, 1]; give 0.1 for a tenth of the training set.")
         size = max(round(fraction * total), classes)
     elif samples is not None:
-        if samples < classes:
+        if each and samples < classes:
             raise UserError(
                 f"samples {samples} is fewer than the {classes} classes; give at least {classes}, one a class."
             )

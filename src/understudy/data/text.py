@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from understudy.data.batch import UNLABELLED, Batch
+from understudy.data.batch import Batch
 from understudy.data.extras import read_tokenizer
 from understudy.data.samples import Samples
 from understudy.data.views import Augment
 from understudy.errors import UserError
+from understudy.labels import UNLABELLED
 
 UNKNOWN, END = "<unk>", "<eos>"
 LENGTH, CONTEXT = 35, 35

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Augment, Samples, batches, forward_size
-from ..data.batch import UNLABELLED
-from ..models.modes import eval_mode
+from ..labels import UNLABELLED
+from ..modes import eval_mode
 from ..tasks import Task
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0)

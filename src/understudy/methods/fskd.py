@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..data import CLEAN, Batch
 from ..errors import UserError
 from ..models import Model
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from ..surgery.absorb import absorb, blocks_of, has_intercept
 from ..surgery.alignment import Point, plan_alignment
 from ..surgery.solve import Moments, solve
@@ -31,7 +31,7 @@ from ..teacher import Logits, Source
 from ..train.phase import Fit, Phase, Solve
 from ..train.precision import place
 from .kd import kd_loss
-from .method import Cast, MethodSettings
+from .method import Cast, MethodSettings, refuse_idle
 
 logger = logging.getLogger(__name__)
 
@@ -246,9 +246,9 @@ def preview(cast: Cast) -> list[dict[str, Any]]:
 def plan(cast: Cast) -> list[Phase]:
     """Solve layer by layer; then, if asked for, a few updates on the teacher's logits of the same samples."""
     s = cast.settings
-    if s.label_smoothing:
-        smoothing = s.label_smoothing
-        raise UserError(f"label_smoothing = {smoothing} would do nothing, as fskd reads no label: leave it out.")
+    refuse_idle(s, ["label_smoothing"], "fskd reads no label; expected a method that does")
+    if not s.finetune_steps:
+        refuse_idle(s, ["finetune_lr", "temperature"], "nothing is fine-tuned; expected finetune_steps above 0")
     if cast.transfer.device.type == "mps":
         raise UserError(
             "fskd needs float64, which mps does not have; expected a cpu or cuda: set ACCELERATE_USE_CPU=1."

@@ -21,14 +21,14 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..data.batch import UNLABELLED
 from ..errors import UserError
+from ..labels import UNLABELLED
 from ..surgery import BRANCHES, Shared, readout, share
 from ..tasks import cross_entropy
 from ..teacher import Source
 from ..train.phase import Fit
-from .method import Cast
-from .teaching import TargetSettings, refuse_idle, teaching
+from .method import Cast, refuse_idle
+from .teaching import TARGET_KEYS, TargetSettings, teaching
 
 # The authors average weights and clip gradients; the numbers are for some thousand updates rather than ImageNet.
 DEFAULTS: dict[str, Any] = {"ema": 0.995, "clip": 5.0}
@@ -70,7 +70,7 @@ def plan(cast: Cast) -> list[Fit]:
     """
     s, student = cast.settings, cast.student
     if cast.teacher is None:
-        refuse_idle(s, "there is no static teacher; expected one: --teacher")
+        refuse_idle(s, TARGET_KEYS, "there is no static teacher; expected one: --teacher")
     term = teaching(s, cast) if cast.teacher is not None else None
     weight = term.weight if term else 0.0
     if weight == 1 and s.gap_weight:

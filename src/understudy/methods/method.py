@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,9 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..data import CLEAN, Augment, Batch, Samples, batches
+from ..errors import UserError
 from ..models import Model
 from ..tasks import Task
 from ..train.phase import Phase
+
+
+def refuse_idle(settings: BaseModel, keys: Iterable[str], why: str) -> None:
+    """Raise `UserError` for the first of these settings that is not at its default, and so meant to do something."""
+    for key in keys:
+        if (value := getattr(settings, key)) != type(settings).model_fields[key].default:
+            raise UserError(f"{key} = {value!r} would do nothing, as {why}: add that or leave {key} out.")
 
 
 class MethodSettings(BaseModel):

@@ -24,9 +24,9 @@ from ..surgery import Stage
 from ..tasks import cross_entropy
 from ..train.phase import Fit, Phase, Solve
 from . import kd
-from .method import Cast
+from .method import Cast, refuse_idle
 from .stages import Apprentice, Staged, StageSettings, accuracy, feature_loss, features, frozen, live, stage
-from .teaching import TargetSettings, refuse_idle
+from .teaching import TARGET_KEYS, TargetSettings
 
 _LOG = logging.getLogger("understudy")
 
@@ -52,7 +52,9 @@ def plan(cast: Cast) -> list[Phase]:
     """A phase for each stage, one for the head, and a joint one if asked for."""
     s, found = cast.settings, stage(cast)
     if not s.finetune_epochs:
-        refuse_idle(s, "skd has no phase that learns by it; expected finetune_epochs above 0")
+        refuse_idle(
+            s, [*TARGET_KEYS, "finetune_lr"], "skd has no phase that learns by it; expected finetune_epochs above 0"
+        )
     phases: list[Phase] = [Solve("inherit", partial(inherit, cast, found))] if s.inherit else []
     phases += [_stage_phase(cast, found, i) for i in range(len(found.pairs))]
     phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1]))

@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..data import Batch, forward_size
-from ..data.batch import UNLABELLED
 from ..errors import UserError
+from ..labels import UNLABELLED
 from ..teacher import Logits, Signal, Source, TopK, similarity, targets
 from .method import Cast, MethodSettings
 
@@ -64,6 +64,9 @@ class TargetSettings(MethodSettings):
     )
     alpha: float | None = Field(None, ge=0, description="α of dkd: weight of the true class's part; default: 1")
     beta: float | None = Field(None, ge=0, description="β of dkd: weight of the other classes' part; default: 8")
+
+
+TARGET_KEYS = [key for key in TargetSettings.model_fields if key not in MethodSettings.model_fields]
 
 
 @dataclass(frozen=True)
@@ -123,15 +126,6 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
         return (each * known).sum() / known.sum().clamp(min=1)
 
     return Teaching(signals.get(name, ()), s["weight"], loss)
-
-
-def refuse_idle(settings: TargetSettings, why: str) -> None:
-    """Raise `UserError` for a setting of the target that would do nothing."""
-    for key, common in TargetSettings.model_fields.items():
-        if key not in MethodSettings.model_fields and getattr(settings, key) != common.default:
-            raise UserError(
-                f"{key} = {getattr(settings, key)!r} would do nothing, as {why}: add that or leave {key} out."
-            )
 
 
 def _resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:

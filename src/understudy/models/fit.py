@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from understudy.errors import UserError, told
 from understudy.models.model import Model
-from understudy.models.modes import eval_mode
+from understudy.modes import eval_mode
 
 
 class TrainingSamples(Protocol):

@@ -105,7 +105,7 @@ def _from_smp(name: str, arguments: dict[str, Any], data: DataLike | None, num_c
     network = sources.build_smp(name, arguments)
     spec, weights = _input_for(channels, data), arguments.pop("encoder_weights", None)
     if weights is not None:
-        mean, std = sources.smp_normalisation(arguments.get("encoder_name", "resnet34"), weights)
+        mean, std = sources.smp_normalisation(name, arguments, weights)
         spec = InputSpec(channels=channels, mean=_spread(mean, channels), std=_spread(std, channels))
     model = _fresh(network, spec, f"smp:{name}", arguments, data)
     model.task = "segmentation"

@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def _not_importable(name: str, module_name: str, error: Exception) -> str:
     top, dot, _ = module_name.partition(".")
     where = f"the folder {top!r}" if dot else f"{module_name}.py"
     remedy = f"run it where {where} is, or put its folder on PYTHONPATH, or use zoo:NAME or timm:NAME"
-    hint = nearest(f"{module_name}:", [f"{scheme}:" for scheme in SCHEMES], remedy)
+    scheme = get_close_matches(f"{module_name}:", [f"{scheme}:" for scheme in SCHEMES], n=1, cutoff=0.75)
+    hint = f"did you mean {scheme[0]!r}? else {remedy}" if scheme else remedy
     return f"model {name!r} names neither a known scheme nor a module that can be imported from here; {hint}."
 
 
@@ -172,22 +174,25 @@ def build_smp(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     known = library.MODEL_ARCHITECTURES_MAPPING
     if name.lower() not in known:
         raise UserError(f"segmentation-models-pytorch has no model {name!r}; {nearest(name.lower(), known)}.")
-    own = {"encoder_weights": None, "classes": arguments.get("num_classes"), **arguments}
-    own.pop("num_classes", None)
+    own = {"encoder_weights": None, **arguments}
+    options = set(inspect.signature(known[name.lower()]).parameters) - {"kwargs", "classes"} | {"num_classes"}
     for key in own:
-        if not accepts(known[name.lower()], key):  # the library takes any, and does nothing with it
-            options = [option for option in inspect.signature(known[name.lower()]).parameters if option != "kwargs"]
+        if key not in options:  # the library takes any, and does nothing with it
             raise UserError(f"smp:{name} has no argument {key!r}; {nearest(key, options)}.")
     try:
-        return library.create_model(name, **own)
+        return library.create_model(name, classes=own.pop("num_classes"), **own)
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UserError(f"smp:{name} cannot be built with {given}: {_told(error)}; correct the arguments.") from error
 
 
-def smp_normalisation(encoder: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the images, in [0, 1], that an encoder's weights were trained on."""
+def smp_normalisation(
+    name: str, arguments: Mapping[str, Any], weights: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the images, in [0, 1], that the weights of a network's encoder were trained on."""
     library = _import_extra("smp", "segmentation_models_pytorch")
+    default = inspect.signature(library.MODEL_ARCHITECTURES_MAPPING[name.lower()]).parameters["encoder_name"].default
+    encoder = arguments.get("encoder_name", default)
     try:
         found = library.encoders.get_preprocessing_params(encoder, weights)
     except Exception as error:

@@ -56,7 +56,7 @@ def write_study_report(folder: Path) -> Path:
         metric=words.metric_name(metric),
         points=words.is_fraction(metric),
         heads=[words.metric_name(m) + (", %" if words.is_fraction(m) else "") for m in metrics] or ["accuracy"],
-        trained=any(row.get("before") for row in rows),
+        begun=any(row.get("before") for row in rows),
         rows=[table_row(study, row, metrics) for row in rows],
         strips=strips(study, metric, colours),
         lines=[chart for column in numeric_columns(study) if (chart := against(study, metric, column, colours))],

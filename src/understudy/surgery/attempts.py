@@ -122,7 +122,7 @@ class Attempts:
                 order = [order[-2], order[-1], *order[:-2]]
             elif pure:
                 order += [dim for dim in outs if dim not in order]
-            elif not pure:  # where the channels stay a dimension of their own, they stay whole
+            else:  # where the channels stay a dimension of their own, they stay whole
                 order.sort(key=lambda dim: result.shape[dim] != x.shape[copied[0]])
             options = []
             for dim in order:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import UserError, nearest
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from .tracing import Trace, Untraceable, tensors_in, trace
 
 SAME = 0.3  # halvings: convolutions without padding shrink a map too, but stay at a resolution

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError, told
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from .shrunk import LAYERS, Shrunk, kept_whole, matching, outputs_of, profile
 
 HOWS = ("l1", "slim")

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ..errors import UserError, nearest
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from .tracing import ROOT, Trace, Untraceable, storage, tensors_in, trace
 
 HEAD = "head"

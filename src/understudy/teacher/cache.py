@@ -308,11 +308,14 @@ class SignalCache:
             fields[name] = widened(value)
         return fields
 
-    def load(self, view: int, device: torch.device) -> None:
-        """Keep a whole view on the device, where it is an accelerator with room to spare."""
-        if device.type == "cuda" and self.view_bytes < torch.cuda.mem_get_info(device)[0] // 16:
-            self._open(view)
-            self._tensors[view] = {k: v.to(device) for k, v in self._tensors[view].items()}
+    def load(self, view: int, device: torch.device, names: Collection[str]) -> None:
+        """Keep these fields of a whole view on the device, where it is an accelerator with room to spare."""
+        if device.type != "cuda":
+            return
+        self._open(view)
+        tensors = self._tensors[view]
+        if sum(tensors[name].nbytes for name in names) < torch.cuda.mem_get_info(device)[0] // 16:
+            tensors.update({name: tensors[name].to(device) for name in names})
 
     def lock(self, view: int, part: str) -> FileLock:
         """Held while (a part of) a view is filled, so that runs side by side pay for a teacher once."""

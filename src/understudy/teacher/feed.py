@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,6 +15,8 @@ from torch import Tensor
 from ..data import CLEAN, Augment, Batch, Samples, batches, forward_size
 from .cache import SignalCache, bytes_of_view, cache_root, evict, layout_of, widened
 from .signals import Source, behaviour
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
 PROBE = 64  # samples on which a network shows that it is the one whose signals are stored
@@ -48,11 +51,14 @@ class Feed:
         if views and budget:
             first = torch.arange(min(forward_size(samples, PROBE), len(samples)))
             example = next(batches(samples, [first], CLEAN, augment, device=device)).inputs
-            self._wanted = frozenset(self._forward(source, example))
             sizes = {"total": len(samples), "used": len(positions)}
-            self.stored, fields = source.remembered, self._forward(source.remembered, example)
+            own = self._forward(source, example)
+            self.stored, fields = source, own
+            if source.remembered is not source:
+                self.stored, fields = source.remembered, self._forward(source.remembered, example)
             if views * bytes_of_view(layout_of(fields), **sizes) > budget:
-                self.stored, fields = source, self._forward(source, example)
+                self.stored, fields = source, own
+            self._wanted = frozenset(own)
             identity = {
                 "network": self.stored.fingerprint(),
                 "outputs": behaviour(fields),
@@ -62,10 +68,15 @@ class Feed:
                 "precision": f"{precision} on {device.type}",
             }
             if folder is None:
-                own = cache_root() / _digest(sorted(identity.items()))
+                path = cache_root() / _digest(sorted(identity.items()))
             else:  # of one teacher, and so refused to another
-                own = folder / f"{source.name}-{_digest(self.stored.signals)}"
-            self.cache = SignalCache(own, identity, fields, **sizes, budget=budget, named=folder)
+                path = folder / f"{source.name}-{_digest(self.stored.signals)}"
+            self.cache = SignalCache(path, identity, fields, **sizes, budget=budget, named=folder)
+            if self.cache.capacity < views:
+                held = f"{self.cache.capacity} of {views} views of the {source.name}'s signals"
+                logger.info(
+                    "the cache holds %s (%d MB each); the others are computed anew.", held, self.cache.view_bytes >> 20
+                )
             evict(cache_root(), 2 * budget)
 
     def serves(self, view: int) -> bool:
@@ -110,6 +121,11 @@ class Feed:
                 self.cache.commit(view)
                 self.cache.set_plan(view, part, self.cache.plan(view, part))
         return done
+
+    def load(self, view: int) -> None:
+        """Bring a stored view to the device, where there is room."""
+        if self.cache is not None and self.cache.holds(view):
+            self.cache.load(view, self.device, self._wanted)
 
     def attach(self, batch: Batch) -> int:
         """Put the source's fields into ``batch.signals``, as float32; returns how many rows the cache served."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from ..tasks import Task
 
 
@@ -87,7 +87,7 @@ class Source:
     """A frozen network and the signals asked of it.
 
     ``network`` is called on raw inputs; ``name`` is the key under which a batch carries the fields. ``together`` are
-    signals that other phases will ask for, these among them: where there is room, one pass remembers all. ``lasting``
+    signals that other phases will ask for: where there is room, one pass remembers all. ``lasting``
     says whether other runs will want the same signals: those of a student's own frozen stages go when their phase ends.
     Raises `UserError` when a signal names a module that the network does not have.
     """
@@ -103,6 +103,7 @@ class Source:
     ) -> None:
         self.name, self.network, self.signals, self.task = name, network, tuple(signals), task
         self.lasting = lasting
+        together = [*together, *(signal for signal in signals if signal not in together)] if together else []
         self.remembered = Source(name, network, together, task, lasting) if together else self
         inner = getattr(network, "network", network)  # names are those of the user's own module
         modules = dict(inner.named_modules())

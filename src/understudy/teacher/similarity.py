@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..data.batch import UNLABELLED
 from ..errors import UserError
+from ..labels import UNLABELLED
 from ..tasks import Task
 from .signals import Feature, Logits, Source
 from .targets import true_probability

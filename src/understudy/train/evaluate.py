@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import CLEAN, Augment, Samples, batches, forward_size
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from ..tasks import Metrics, Task
 
 BATCH = 500

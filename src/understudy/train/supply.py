@@ -62,8 +62,7 @@ class Supply:
         count = feed.fill(view, accelerator.process_index, world, bar)
         if world > 1:
             count = int(accelerator.reduce(torch.tensor(count, device=self.device), "sum"))
-        if feed.cache is not None and feed.cache.holds(view):
-            feed.cache.load(view, self.device)  # only now, when every process has stored its share
+        feed.load(view)  # only now, when every process has stored its share
         return count
 
     def stream(
