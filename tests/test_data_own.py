@@ -7,6 +7,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from understudy.data import CLEAN, Augment, InMemory, Mapped, batches, load_data
+from understudy.errors import UserError
 
 
 def random_images(count: int, size: int = 6) -> np.ndarray:
@@ -69,3 +70,16 @@ def test_known_targets_save_reading_the_items():
     own = Own(1000, targets=True)
     Mapped(own)
     assert own.read < 100
+
+
+def test_what_is_no_data_says_so(tmp_path):
+    with pytest.raises(UserError, match="data is missing; give"):
+        load_data(None)
+    with pytest.raises(UserError, match="is not known; write 'images:"):
+        load_data(tmp_path)
+    pixels = torch.zeros(8, 3, 4, 4)
+    with pytest.raises(UserError, match=r"label -1 of train sample 3 .* below 0"):
+        load_data([(image, number % 3 - number % 2) for number, image in enumerate(pixels)])
+    pixels[2, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="item 2 of train dataset has pixels that are not finite"):
+        load_data([(image, number % 2) for number, image in enumerate(pixels)])

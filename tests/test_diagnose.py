@@ -444,3 +444,39 @@ def test_the_command_prints_the_verdict(tmp_path, healthy):
     assert done.exit_code == 0
     assert "healthy  Over-confident teacher" in done.stdout
     assert (out / "report.html").is_file()
+
+
+def broken(data):
+    """A network whose every output is not a number."""
+    network = load_model("zoo:mlp?hidden=8", data=data)
+    with torch.no_grad():
+        network.network.fc.weight.fill_(torch.nan)
+    return network
+
+
+def test_a_teacher_at_chance_recommends_nothing(data, tmp_path):
+    fresh = load_model("zoo:mlp?hidden=8", data=data)
+    found = diagnose(fresh, data)
+    assert found.recommendation.method == "none"
+    assert found.recommendation.settings == {}
+    assert "chance level" in found.recommendation.reasons[0]
+    with pytest.raises(UserError, match=r"method auto: .* at chance level .*--method none"):
+        understudy.distill(fresh, "zoo:mlp?hidden=8", data, method="auto", out=tmp_path / "auto")
+    assert not (tmp_path / "auto").exists()
+
+
+def test_values_that_are_not_finite_are_no_measurement(data, healthy, tmp_path):
+    with pytest.raises(UserError, match="values that are not finite"):
+        diagnose(broken(data), data)
+    with pytest.raises(UserError, match="values that are not finite on the test split"):
+        understudy.evaluate(broken(data), data)
+    with pytest.raises(UserError, match=r"the student .* values that are not finite"):
+        understudy.distill(healthy, broken(data), data, method="kd", epochs=1, out=tmp_path / "kd")
+    assert not (tmp_path / "kd").exists()
+
+
+def test_all_of_a_single_dataset_is_evaluated():
+    items = [(torch.full((1, 8, 8), number / 40), number % 2) for number in range(40)]
+    network = load_model("zoo:mlp?hidden=4", data=understudy.load_data(items))
+    shares = [understudy.evaluate(network, part)["accuracy"] for part in (items, items[:20], items[20:])]
+    assert shares[0] == pytest.approx((shares[1] + shares[2]) / 2)

@@ -238,7 +238,10 @@ CASES: dict[str, tuple[str, str]] = {
     "out below a file": (f"{KD} --out {{i}}/teacher.pkl/x", r"/x' cannot be written \(.*\); .*another folder"),
     "out where nothing can be": (f"{KD} --out /proc/understudy/x", r"'/proc/understudy/x' cannot be written \("),
     "out too long": (f"{KD} --out {{o}}/{'x' * 300}", r"cannot be written \(File name too long\)"),
-    "overwrite what is no run's": (f"{KD} --overwrite --out {{i}}/diary", r"replace 'logs' .*no recipe.toml.*another"),
+    "overwrite what is no run's": (
+        f"{KD} --overwrite --out {{i}}/diary",
+        r"replace 'logs' .*no metrics.jsonl.*another",
+    ),
     "resume no run": (f"{KD} --resume --out {{i}}/full", r"/full' holds no run to resume; expected recipe.toml"),
     "resume otherwise": (
         f"{KD} --resume --epochs 7 --out {{i}}/run",
@@ -351,7 +354,7 @@ def test_an_error_of_the_program_is_status_1_and_one_line(monkeypatch, capsys):
         ("--lr 1e9 --epochs 6", r"the (loss|nll) of phase 'labels' is (nan|inf) in epoch \d; expected a finite .*--lr"),
         (
             "--lr 3e38 --warmup 0 --schedule constant",
-            r"(not finite after training|of phase 'labels' is nan in epoch 2); expected .*lower --lr",
+            r"(not finite after training|of phase 'labels' is nan in epoch 1); expected .*lower --lr",
         ),
     ],
     ids=["loss", "weights after the last update"],
@@ -384,6 +387,38 @@ def test_overwrite_removes_a_run_and_nothing_else(quiet, tmp_path):
     assert not (out / "checkpoint" / "99999999.json").exists()
     assert (out / "report.html").read_text() != "old"
     assert json.loads((out / "result.json").read_text())["seed"] == 5
+
+
+def test_a_project_with_a_recipe_of_its_own_is_no_run(tmp_path, quiet):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "mine.py").write_text("x = 1")
+    (tmp_path / "recipe.toml").write_text('method = "none"')
+    before = tree(tmp_path)
+    quiet(f"{TRAIN} --overwrite --out {tmp_path}", status=2)
+    assert tree(tmp_path) == before
+    run = tmp_path / "run"
+    quiet(f"{TRAIN} --out {run}", status=0)
+    (run / "student" / "mine.py").write_text("x = 1")
+    quiet(f"{TRAIN} --overwrite --out {run}", status=0)
+    assert (run / "student" / "mine.py").exists()
+    assert (run / "student" / "config.json").exists()
+
+
+@pytest.mark.parametrize(("begun", "told"), [(True, "stopped; go on with --resume"), (False, "stopped\n")])
+def test_a_stopped_command_offers_only_what_there_is(begun, told, tmp_path, monkeypatch, capsys):
+    def stopped(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    if begun:
+        (tmp_path / "out" / "recipe.toml").write_text("")
+    monkeypatch.setattr(cli, "app", stopped)
+    monkeypatch.setattr(sys, "argv", ["understudy", "train", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 130
+    captured = capsys.readouterr()
+    assert told in captured.out + captured.err
 
 
 def test_resume_of_a_finished_run_changes_nothing(quiet, inputs):

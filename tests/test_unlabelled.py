@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import understudy
-from understudy.data import load_data
+from understudy.data import CLEAN, Augment, load_data
 from understudy.errors import UserError
 from understudy.models import Model, load_model
 from understudy.models.inputs import InputSpec
@@ -47,6 +47,19 @@ class Alone(torch.utils.data.Dataset):
 
     def __getitem__(self, position):
         return Image.fromarray(self.pixels[position])
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "grey tensor"])
+def test_arrays_without_labels_are_images_not_scenes(kind):
+    pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    sets = {"tensor": pixels, "array": pixels.permute(0, 2, 3, 1).numpy(), "grey tensor": pixels[:, :1]}
+    items = list(sets[kind])
+    data = load_data(items)
+    assert (data.task, len(data.train), data.labelled) == ("classification", 6, False)
+    fetched = data.train.fetch(torch.arange(6), CLEAN, Augment()).inputs
+    assert torch.equal(fetched, sets["tensor" if kind == "array" else kind])
+    with pytest.raises(UserError, match=r"pair of arrays; .*TensorDataset"):
+        load_data((pixels, torch.zeros(6)))
 
 
 def test_images_without_classes_are_data(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from .data import load_data
-from .diagnose import diagnose
+from .data import Data, load_data
+from .diagnose import at_chance, diagnose
 from .errors import UserError
 from .models import Model, check_classes, load_model
 from .production import Production
@@ -108,13 +109,17 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a model on a split (``train``, ``val`` or ``test``) of data, without augmentation.
 
-    ``options`` are those of `understudy.data.load_data` (``image_size``, ``memory_limit`` in bytes).
+    Of a single Dataset, which has no splits, all of it is measured. ``options`` are those of
+    `understudy.data.load_data` (``image_size``, ``memory_limit`` in bytes). Raises `UserError` for bad input and for
+    outputs that are not finite.
     """
     if split not in ("train", "val", "test"):
         raise UserError(f"the split {split!r} is unknown; expected train, val or test: change --split.")
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
     loaded = load_data(data, **options)
+    if loaded.labelled and not isinstance(data, str | Path | tuple | Data):
+        loaded = load_data((data, data), **options)
     network = load_model(model, data=loaded)
     check_classes(network, loaded)
     samples = getattr(loaded, split)
@@ -124,7 +129,7 @@ def evaluate(
     device = Accelerator().device
     place(network, device)
     with Display(True) as display:
-        return run_evaluation(
+        metrics, _ = run_evaluation(
             network,
             samples.to(device),
             TASKS[loaded.task],
@@ -133,7 +138,13 @@ def evaluate(
             autocast=autocast_for(resolve_precision(precision, device), device),
             workers=2,
             progress=display.reporter("evaluate"),
-        )[0]
+        )
+    if not all(map(math.isfinite, metrics.values())):
+        raise UserError(
+            f"the model gives values that are not finite on the {split} split; expected finite outputs: check its "
+            "weights."
+        )
+    return metrics
 
 
 def _run(
@@ -167,6 +178,11 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
     options = {key: getattr(typed, key) for key in options}
     cast = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
     found = diagnose(**cast, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit))
+    if at_chance(found.result["teacher"]["transfer"]):
+        raise UserError(
+            f"method auto: the teacher {given['teacher']!r} is at chance level on the transfer set; expected a trained "
+            "teacher: check its input normalisation and order of classes, or train on the labels with --method none."
+        )
     (advice,) = broadcast_object_list([found.recommendation])  # so that all processes do the same
     for line in [f"auto: method {advice.method}", *advice.reasons]:
         logging.getLogger("understudy").info(line)

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -260,7 +260,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
     except (KeyboardInterrupt, typer.Abort):
-        console.print("stopped; go on with --resume", markup=False)
+        console.print("stopped; go on with --resume" if _begun(arguments) else "stopped", markup=False)
         sys.exit(130)
     except Exception as error:
         if debug:
@@ -275,6 +275,13 @@ def main() -> None:
         text = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
         console.print(f"{text}; run again with --debug for the traceback", markup=False, soft_wrap=True, style="red")
         sys.exit(1)
+
+
+def _begun(arguments: list[str]) -> bool:
+    """Whether a command's --out holds a run or study that can be resumed."""
+    named = [a.removeprefix("--out=") for a in arguments if a.startswith("--out=")]
+    named += [following for option, following in pairwise(arguments) if option == "--out"]
+    return any((Path(out) / mark).exists() for out in named for mark in ("recipe.toml", "study.toml"))
 
 
 def _sentence(error: Any) -> str:

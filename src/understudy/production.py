@@ -49,6 +49,12 @@ class Production:
         self.device = self.accelerator.device
         self.precision = resolve_precision(settings.precision, self.device)
         s = settings
+        for key in ("teacher", "student", "data"):
+            if str(getattr(s, key)).startswith("python:") and key not in objects:
+                raise UserError(
+                    f"the {key} of this run was given in Python ({getattr(s, key)}), which a recipe cannot hold; "
+                    f"expected it again: pass {key}= to the function."
+                )
         with self.accelerator.main_process_first():  # the first may have to extract what the others then read
             data = load_data(
                 objects.get("data", s.data), image_size=s.image_size, memory_limit=size_in_bytes(s.memory_limit)
@@ -200,8 +206,14 @@ class Production:
         """Train, and write the run folder; returns what ``result.json`` holds."""
         with self.display:
             teacher = self._audition()
-            lasting = Path(self.settings.student).exists()  # a fresh network is another one in every run
+            s = self.settings
+            lasting = Path(s.student).exists()  # a fresh network is another one in every run
             before = self._figures(self.student, "student before", lasting)["metrics"]
+            if not all(map(math.isfinite, before.values())):
+                raise UserError(
+                    f"the student {s.student!r} gives values that are not finite; expected finite outputs: check its "
+                    "weights."
+                )
             self.runner.check()
             self._open_folder(overwrite)
             if teacher and teacher["metrics"]:
@@ -221,6 +233,12 @@ class Production:
         self.accelerator.wait_for_everyone()
         name = self.task.metric
         found = [f"{name} {before[name]:.4f} → {after[0][name]:.4f}"] if name in after[0] else []
+        for phase in state.done if not found else []:
+            if {"before", "after"} <= phase["best"].keys():
+                told = phase["best"]
+                found.append(
+                    f"outputs differ from the teacher's by {told['before']:.3g} → {told['after']:.3g} of their size"
+                )
         found += [f"the student is in {self.out / 'student'}"]
         self.display.say("; ".join(found), always=True)
         self.student.eval()
@@ -309,11 +327,12 @@ class Production:
         if self.teacher is None:
             return None
         listen = partial(refuse_chance_level, self.teacher, str(self.settings.teacher), self.runner)
-        if METHODS[self.settings.method].labels != "unread":
-            listen(self.data.train, self.runner.corpus.positions)
-        elif self.runner.corpus.monitor is not None:  # labels that may be anything refuse nobody
+        method, corpus = METHODS[self.settings.method], self.runner.corpus
+        if method.labels != "unread" and self.settings.method != "none":
+            listen(self.data.train, corpus.positions)
+        elif corpus.monitor is not None:  # it teaches nothing, or labels may be anything
             try:
-                listen(*self.runner.corpus.monitor, "test set")
+                listen(*corpus.monitor, "test set")
             except UserError as error:
                 logging.getLogger("understudy").warning("%s", error)
         return {"spec": self.settings.teacher, **self._sizes(self.teacher), **self._figures(self.teacher, "teacher")}

@@ -17,6 +17,8 @@ from filelock import FileLock, Timeout
 from .errors import UserError
 from .recipe import make_recipe, merge, read_toml, recipe_type
 
+PROOF = "metrics.jsonl"  # what only a run writes
+MODEL_FILES = ("config.json", "model.safetensors")
 OURS = (
     "metrics.jsonl",
     "result.json",
@@ -52,15 +54,15 @@ def check_out(out: Path, *, resume: bool | None, overwrite: bool, marks: tuple[s
         )
     if not out.is_dir() or all(item.suffix == ".tmp" for item in out.iterdir()):
         return
-    if any((out / mark).exists() for mark in marks):
-        if resume or overwrite:
-            return
-    elif overwrite:
+    if resume and any((out / mark).exists() for mark in marks):
+        return
+    if overwrite:
+        proof = PROOF if marks == ("recipe.toml",) else marks[0]  # recipes are the user's to write, too
         foreign = [name for name in OURS if (out / name).exists()]
-        if foreign:
+        if foreign and not (out / proof).exists():
             raise UserError(
                 f"--overwrite would replace {foreign[0]!r} in {str(out)!r}, which is no run's as there is no "
-                f"{marks[0]} beside it; expected a run's folder: name another, or move that away."
+                f"{proof} beside it; expected a run's folder: name another, or move that away."
             )
         return
     if resume:
@@ -104,11 +106,15 @@ def held(out: Path) -> Iterator[None]:
 
 
 def clear(out: Path) -> None:
-    """Remove what an earlier run left in ``out``, and nothing else: a folder without a recipe is no run's."""
-    if not (out / "recipe.toml").exists():
+    """Remove what an earlier run left in ``out``, and nothing else: a folder without a log is no run's."""
+    if not (out / PROOF).exists():
         return
+    for name in MODEL_FILES:
+        (out / "student" / name).unlink(missing_ok=True)
     for name in OURS:
         path = out / name
+        if name == "student" and path.is_dir() and any(path.iterdir()):
+            continue  # holds something else
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

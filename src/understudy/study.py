@@ -140,8 +140,13 @@ def run_study(
 def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) -> dict[str, Any]:
     check_out(out, resume=resume, overwrite=overwrite, marks=("study.toml",))
     plan = study.model_dump(exclude_none=True)
-    if resume and (out / "study.toml").exists() and read_toml(out / "study.toml") != json.loads(json.dumps(plan)):
-        raise UserError(f"--resume in {str(out)!r}, which was begun with another study; expected the same file.")
+    if resume and (out / "study.toml").exists():
+        begun, now = read_toml(out / "study.toml"), json.loads(json.dumps(plan))
+        if other := [key for key in {**begun, **now} if begun.get(key) != now.get(key)]:
+            raise UserError(
+                f"--resume in {str(out)!r}, which was begun with another {other[0]!r}; expected the same study: change "
+                "it back, name another folder, or --overwrite to start anew."
+            )
     if overwrite:
         for folder in (out / "runs").glob("*"):
             clear(folder)
@@ -299,6 +304,7 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
         "name": study.name,
         "columns": list(study.settings()[0]),
         "baseline": study.baseline,
+        "planned": len(study.settings()) * len(study.seeds),
         "rows": rows,
         "runs": sorted(runs, key=lambda run: run["out"]),
         "teacher": first.get("teacher"),

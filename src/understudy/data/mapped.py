@@ -46,6 +46,8 @@ def image_pixels(image: Any, where: str, image_size: int | None = None) -> Tenso
         )
     if tensor.dtype.is_floating_point:
         low, high = tensor.min().item(), tensor.max().item()
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{where} has pixels that are not finite; mend or remove this image.")
         if not (low >= 0 and high <= 1):
             raise UserError(
                 f"{where} has float values from {low:.3g} to {high:.3g} where 0 to 1 is expected; remove "

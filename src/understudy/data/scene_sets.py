@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ _CHECKED = 4
 def has_masks(dataset: Any) -> bool:
     """Whether the labels of a Dataset are images: a PIL image, or an array or tensor of two dimensions or more."""
     try:
-        label = dataset[0][1]
+        item = dataset[0]
+        label = item[1] if isinstance(item, Sequence) else None  # an image alone has no label
     except Exception:  # whoever opens it as another kind of set says what is wrong
         return False
     return isinstance(label, Image.Image) or (isinstance(label, Tensor | np.ndarray) and label.ndim >= 2)

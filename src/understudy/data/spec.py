@@ -108,6 +108,12 @@ def _check(name: str, splits: dict[str, Tensor], classes: tuple[str, ...]) -> No
         splits = {split: labels for split, labels in splits.items() if split != "train"}
         if not splits:
             return
+    for split, labels in splits.items():
+        if bool((below := (labels < 0) & (labels != UNLABELLED)).any()):
+            row = int(below.nonzero()[0])
+            raise UserError(
+                f"label {int(labels[row])} of {split} sample {row} in '{name}' is below 0; number the classes from 0."
+            )
     if len(classes) < 2:
         raise UserError(f"data '{name}' has only one class; at least two are expected.")
     for split, labels in splits.items():
@@ -321,11 +327,18 @@ def load_data(
     """
     if isinstance(spec, Data):
         return spec
+    if spec is None:
+        raise UserError("data is missing; give digits, parquet:PATH, images:PATH or a Dataset.")
+    spec = str(spec) if isinstance(spec, Path) else spec
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size} is not positive; give a number of pixels, such as 224.")
     if isinstance(spec, tuple):
         if len(spec) != 2:
             raise UserError(f"data is a tuple of {len(spec)}; a pair (train Dataset, test Dataset) is expected.")
+        if any(isinstance(part, Tensor | np.ndarray) for part in spec):
+            raise UserError(
+                "data is a pair of arrays; a Dataset is expected: write torch.utils.data.TensorDataset(images, labels)."
+            )
         return from_datasets({"train": spec[0], "test": spec[1]}, memory_limit, image_size)
     if not isinstance(spec, str):
         return from_datasets({"train": spec}, memory_limit, image_size)

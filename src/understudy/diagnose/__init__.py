@@ -6,13 +6,14 @@ both as pure functions of the measurements; `run` puts them together as `underst
 
 from .recommend import Facts, Recommendation, facts_about, kinship, recommend
 from .run import Diagnosis, diagnose
-from .verdict import Finding, judge, primary
+from .verdict import Finding, at_chance, judge, primary
 
 __all__ = [
     "Diagnosis",
     "Facts",
     "Finding",
     "Recommendation",
+    "at_chance",
     "diagnose",
     "facts_about",
     "judge",

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from .measure import at_temperature
-from .verdict import FAILING, HEALTHY, RISK, Finding, judge, share, temperature_range, weights_keep_relations
+from .verdict import FAILING, HEALTHY, RISK, Finding, at_chance, judge, share, temperature_range, weights_keep_relations
 
 FEW = 1000  # samples in all, up to which a solve beats a descent
 FEW_PER_CLASS = 60  # a tenth of what the usual sets have
@@ -88,6 +88,9 @@ def kinship(student: Any, teacher: Any) -> str:
 
 def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommendation:
     """Method and settings for what is known; ``measured`` (see `verdict.judge`) adds what a diagnosis found."""
+    if measured and at_chance(measured["teacher"]["transfer"]):
+        reason = "none: the teacher is at chance level and has nothing to teach; mend it, or train on the labels."
+        return Recommendation("none", {}, [reason])
     findings = {finding.name: finding for finding in judge(measured)} if measured else {}
     teaching, reasons = ({}, []) if measured is None else _target(facts, measured, findings)
     if not facts.labelled:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Augment, Samples, batches, forward_size
+from ..errors import UserError
 from ..labels import UNLABELLED
 from ..modes import eval_mode
 from ..tasks import Task
@@ -147,6 +148,10 @@ def read_rows(
             with autocast():
                 outputs = network(batch.inputs)
             logits, labels = task.rows(outputs, batch.labels)
+            if not bool(logits.isfinite().all()):
+                raise UserError(
+                    "the network gives values that are not finite; expected finite outputs: check its weights."
+                )
             if len(labels) > quota:
                 chosen = torch.randperm(len(labels), generator=generator)[:quota].sort().values.to(labels.device)
                 logits, labels = logits[chosen], labels[chosen]

@@ -100,7 +100,7 @@ def diagnose(
     if not loaded.labelled:
         raise UserError(
             f"the data {loaded.name!r} has no labels; expected some to judge a teacher by: sort the images into a "
-            "folder for each class."
+            "folder for each class, or distil without a diagnosis (--method fskd or kd)."
         )
     torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
     cast = {"student": student, "teacher": teacher}
@@ -112,6 +112,9 @@ def diagnose(
         read = {role: stage.read(role, model, positions, display) for role, model in models.items()}
     settings = {"temperature": temperature, "weight": weight, "seed": seed, "image_size": options.get("image_size")}
     measured = _measured(read, models, loaded, settings, stage)
+    for role, spec in cast.items():
+        if isinstance(spec, str | Path):  # as the user named it, rather than what it was built of
+            measured[role]["spec"] = str(spec)
     findings = judge(measured)
     first = primary(findings)
     trained = measured["student"] is not None and measured["student"]["trained"]

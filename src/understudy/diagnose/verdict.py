@@ -74,6 +74,14 @@ def _graded(failing: bool, risk: bool) -> str:
     return FAILING if failing else RISK if risk else HEALTHY
 
 
+def at_chance(seen: dict[str, Any]) -> bool:
+    """Whether a reading's accuracy is within three deviations of the share of the commonest class."""
+    if seen["accuracy"] is None or seen["rows"] < MIN_ROWS:
+        return False
+    chance = seen["chance"]
+    return seen["accuracy"] <= min(chance + 3 * (chance * (1 - chance) / seen["rows"]) ** 0.5, (1 + chance) / 2)
+
+
 def wrong(measured: dict[str, Any]) -> Finding:
     """How often the teacher errs on what it is to teach, and whether its doubt owns up to that."""
     name, title = "wrong", "Teacher wrong on the transfer set"
@@ -84,7 +92,7 @@ def wrong(measured: dict[str, Any]) -> Finding:
     if seen["rows"] < MIN_ROWS:
         return Finding(name, title, UNKNOWN, _few(seen), "Diagnose on more samples.")
     chance = seen["chance"]
-    if seen["accuracy"] <= min(chance + 3 * (chance * (1 - chance) / seen["rows"]) ** 0.5, (1 + chance) / 2):
+    if at_chance(seen):
         text = (
             f"It is right in {share(seen['accuracy'])}, and the commonest class makes {share(chance)}: that is chance."
         )
@@ -248,7 +256,7 @@ def gap(measured: dict[str, Any]) -> Finding:
         )
         status = _graded(ahead > GAP[1], ahead > GAP[0])
     else:
-        text += " The student is not trained yet, so only sizes can be compared."
+        text += " The student does not know half as much yet, so only sizes can be compared."
         status = _graded(size > SIZE[1], size > SIZE[0])
     if status == HEALTHY:
         return Finding(name, title, status, text)

@@ -110,7 +110,12 @@ def marks(found: dict[str, Any]) -> list[str]:
 def command(found: dict[str, Any]) -> str:
     """The recommended distillation as a command line, with placeholders for what only the user knows."""
     advised = found["recommendation"]
-    text = f"understudy distill --teacher TEACHER --student STUDENT --data {shlex.quote(found['data']['name'])}"
+    known = {role: (found[role] or {}).get("spec") for role in ("teacher", "student")}
+    roles = [
+        f"--{role} {shlex.quote(spec) if spec and (':' in spec or Path(spec).exists()) else role.upper()}"
+        for role, spec in known.items()
+    ]
+    text = f"understudy distill {' '.join(roles)} --data {shlex.quote(found['data']['name'])}"
     text += f" --method {advised['method']}"
     text += "".join(
         f" --{key.replace('_', '-')} {value:g}" if is_number(value) else f" --{key.replace('_', '-')} {value}"

@@ -22,6 +22,7 @@ TIMING = (
     ("data", "reading data", "c2"),
     ("teacher", "teacher", "c1"),
     ("student", "student", "c0"),
+    ("solve", "solving", "c5"),
     ("evaluate", "evaluation", "c3"),
     ("other", "the rest", "c4"),
 )

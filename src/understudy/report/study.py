@@ -46,7 +46,7 @@ def write_study_report(folder: Path) -> Path:
         headline=headline(study, metric),
         marks=[
             words.plural(len(rows), "setting"),
-            words.plural(sum(int(numbers(row).get("runs", 0)) for row in rows), "run"),
+            done_of(study, sum(int(numbers(row).get("runs", 0)) for row in rows)),
             f"baseline {say(study['baseline'])}"
             if isinstance(study.get("baseline"), dict) and study["baseline"]
             else "",
@@ -65,6 +65,12 @@ def write_study_report(folder: Path) -> Path:
         markdown=study_markdown(study),
     )
     return write_page(folder / "report.html", text)
+
+
+def done_of(study: dict[str, Any], done: int) -> str:
+    """How many runs are done, and of how many where some are not."""
+    planned = int(study.get("planned") or done)
+    return words.plural(done, "run") if done >= planned else f"{done} of {words.plural(planned, 'run')}"
 
 
 def not_done(run: dict[str, Any]) -> bool:

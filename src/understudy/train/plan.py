@@ -39,11 +39,13 @@ class Plan:
 
     def resolved(self) -> dict[str, Any]:
         """The settings with every default that depends on the samples filled in."""
+        views = getattr(self.settings, "views", None) or self.corpus.views or "all"
+        told = self.settings.model_dump() | {"views": views, "augment": str(self.corpus.augment)}
+        if not any(isinstance(phase, Fit) for phase in self.phases):
+            return told
         batch_size, _, epochs = self.lengths(self.settings)
         lr = self.settings.lr or default_lr(self.settings.optimizer, batch_size)
-        views = getattr(self.settings, "views", None) or self.corpus.views or "all"
-        found = {"batch_size": batch_size, "epochs": epochs, "lr": lr, "views": views}
-        return self.settings.model_dump() | found | {"augment": str(self.corpus.augment)}
+        return told | {"batch_size": batch_size, "epochs": epochs, "lr": lr}
 
     def describe(self) -> list[dict[str, Any]]:
         """What each phase will do, as plain values: updates, rates and how many numbers learn."""

@@ -107,7 +107,9 @@ class Runner:
                 outcome = self._fit(phase, saved)
             else:
                 seed_everything(self.seed, state.phase, self.rank)
+                clock = time.perf_counter()
                 solved = phase.solve(self.display.reporter(phase.name))
+                self._spent("solve", clock)
                 if self.world > 1:  # all go on from the first one's solution
                     (solved,) = broadcast_object_list([solved])
                     for value in self.student.state_dict().values():
@@ -251,9 +253,10 @@ class Runner:
     def _check(self, loss: float, fit: Running, what: str = "loss") -> float:
         """A loss or metric, which must be finite: where it is not, the user can mend it."""
         if not math.isfinite(loss):
+            epoch = self.state.epoch + (self.state.step > 0)
             raise UserError(
-                f"the {what} of phase {fit.phase.name!r} is {loss} in epoch {self.state.epoch + 1}; expected a finite "
-                "number: lower --lr, set --clip 1, or check the data."
+                f"the {what} of phase {fit.phase.name!r} is {loss} in epoch {epoch}; "
+                "expected a finite number: lower --lr, set --clip 1, or check the data."
             )
         return loss
 
