@@ -302,10 +302,29 @@ def test_the_fine_tune_reads_no_label_either():
     assert torch.equal(*losses)
 
 
-def test_smoothed_labels_are_not_ignored_but_refused():
+@pytest.mark.parametrize("idle", [{"label_smoothing": 0.1}, {"temperature": 9.0}, {"finetune_lr": 0.5}])
+def test_idle_settings_are_not_ignored_but_refused(idle):
     student, kept, teacher = shrunken()
-    with pytest.raises(UserError, match=r"label_smoothing = 0.1 would do nothing"):
-        fskd.plan(cast(pictures(20), student, kept, teacher, label_smoothing=0.1))
+    (key,) = idle
+    with pytest.raises(UserError, match=rf"{key} = .* would do nothing"):
+        fskd.plan(cast(pictures(20), student, kept, teacher, **idle))
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(6, 6, batch_first=True), nn.MultiheadAttention(6, 2, batch_first=True)])
+def test_layers_that_cannot_take_a_matrix_are_named(layer):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.reads, self.fc = copy.deepcopy(layer), nn.Linear(6, 4)
+
+        def forward(self, x):
+            rows = x.mean(1)
+            return self.fc(self.reads(rows)[0] if isinstance(self.reads, nn.LSTM) else self.reads(rows, rows, rows)[0])
+
+    with pytest.raises(
+        UserError, match=rf"layer 'reads' \({type(layer).__name__}\) cannot take a matrix; .*--method kd"
+    ):
+        fskd.plan(cast(pictures(8), Reader(), {}, Reader()))
 
 
 def test_augmented_views_are_more_samples():

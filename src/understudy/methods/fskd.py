@@ -235,6 +235,12 @@ def _prepared(model: Model, raw: Tensor) -> Tensor:
 
 def preview(cast: Cast) -> list[dict[str, Any]]:
     """The alignment points, one row each: what ``--dry-run`` prints. Raises where the two do not correspond."""
+    for name, module in cast.student.network.named_modules():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
+            raise UserError(
+                f"the student's layer {name!r} ({type(module).__name__}) cannot take a matrix; expected "
+                "convolutions and linear layers: use --method kd."
+            )
     inputs, _ = _chunks(cast)
     x, y = inputs(0)
     for model in (cast.student, cast.teacher):
