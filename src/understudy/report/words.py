@@ -51,6 +51,8 @@ def share(value: float, digits: int = 1) -> str:
 def rough_share(value: float) -> str:
     """A ratio in percent with about two digits; a little short of one is not rounded up to it."""
     percent = 100 * value
+    if 0 < percent < 0.005:
+        return f"below 0.01{NBSP}%"
     digits = 0 if 10 <= percent < 98.95 or percent >= 99.995 else 1 if percent >= 1 else 2
     return f"{percent:.{digits}f}{NBSP}%"
 
