@@ -237,7 +237,7 @@ def image(*shape) -> torch.Tensor:
     ("dataset", "says"),
     [
         (Listed((image().float() - 1.5, 0), (image(), 1)), "remove Normalize"),
-        (Listed((image().float() + float("nan"), 0), (image(), 1)), "remove Normalize"),
+        (Listed((image().float() + float("nan"), 0), (image(), 1)), "pixels that are not finite"),
         (Listed((image(), 0), (image(3, 5, 4), 1)), "item 1 of train dataset has shape (5, 4, 3)"),
         (Listed(lambda: (torch.rand(3, 4, 4), 0), (image(), 1)), "remove random transforms"),
         (Listed((image(4, 4, 3), 0)), "shape (4, 4, 3)"),

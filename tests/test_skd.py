@@ -214,18 +214,6 @@ def test_inherit_may_stand_alone(words, last, monkeypatch):
     assert (seen["inherit"], seen["method"]) == ("true", "skd")
 
 
-def test_stopping_by_hand_tells_how_to_go_on(monkeypatch, capfd):
-    def stopped(**settings):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(api, "distill", stopped)
-    monkeypatch.setattr("sys.argv", ["understudy", "distill", "--method", "skd"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 130
-    assert "go on with --resume" in "".join(capfd.readouterr())
-
-
 def test_joint_finetuning_learns_everything_from_the_target(tmp_path):
     seen: list[tuple] = []
     *_, state = taught(
