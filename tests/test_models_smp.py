@@ -1,14 +1,17 @@
 """Networks of segmentation-models-pytorch: built, saved, taught stage by stage; skipped where it is missing."""
 
+import inspect
+
 import pytest
 import torch
 from scenes import scene, write_pair
-from tools import imported
+from tools import events, imported
 
 import understudy
 from understudy.data import load_data
 from understudy.errors import UserError
 from understudy.models import load_model
+from understudy.models.sources import smp_normalisation
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,13 +53,43 @@ def test_stage_by_stage(folder, tmp_path, student, stages):
     data, out = f"segmentation:{folder}", tmp_path / "teacher"
     teacher = understudy.train("smp:unet?encoder_name=resnet18", data, epochs=4, batch_size=4, lr=0.01, out=out).student
     settings = {"method": "skd", "epochs": 1, "batch_size": 4, "stages": stages, "out": tmp_path / "student"}
-    assert 0 <= understudy.distill(teacher, student, data, **settings).metrics["miou"] <= 1
+    settings |= {"epochs": 6, "lr": 0.01}
+    found = understudy.distill(teacher, student, data, **settings)
+    names = [part.split("=")[0] for part in stages.split(",")]
+    assert [phase["name"] for phase in found.result["phases"]] == [*names, "head"]
+    for name in names:  # each stage came nearer to the teacher's features
+        losses = [e["train"]["loss"] for e in events(tmp_path / "student") if e.get("phase") == name and "train" in e]
+        assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize(
     ("spec", "told"),
-    [("smp:unt", "did you mean 'unet"), ("smp:unet?encoder_name=resnt18", "resnt18"), ("smp:unet?colour=3", "colour")],
+    [
+        ("smp:unt", "did you mean 'unet"),
+        ("smp:unet?encoder_name=resnt18", "resnt18"),
+        ("smp:unet?colour=3", "colour"),
+        ("smp:unet?classes=7", "'classes'.*num_classes"),
+    ],
 )
 def test_names_and_arguments_it_does_not_know(spec, told):
     with pytest.raises(UserError, match=told):
         load_model(spec, num_classes=3)
+
+
+def test_pixels_are_normalised_as_the_encoder_wants_it(smp, monkeypatch):
+    """The encoder is the one that is named, else the architecture's own default."""
+    asked = []
+
+    def params(encoder, weights):
+        asked.append((encoder, weights))
+        return {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
+
+    monkeypatch.setattr(smp.encoders, "get_preprocessing_params", params)
+    for name, arguments in (("unet", {}), ("dpt", {}), ("Unet", {"encoder_name": "resnet18"})):
+        assert smp_normalisation(name, arguments, "imagenet") == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    defaults = [
+        inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[n]).parameters["encoder_name"].default
+        for n in ("unet", "dpt")
+    ]
+    assert defaults[0] != defaults[1]
+    assert asked == [(name, "imagenet") for name in (*defaults, "resnet18")]
