@@ -254,6 +254,14 @@ def test_without_a_teacher(tmp_path: Path) -> None:
     assert "All classes, best first." in page.text
 
 
+def test_a_student_that_guesses_is_called_so(tmp_path: Path) -> None:
+    told = result()
+    for accuracy, warned in ((0.24, True), (0.25, True), (0.573, False)):
+        told["student"]["metrics"]["accuracy"] = accuracy
+        page = Page(write_run_report(make_run(tmp_path / str(accuracy), told, [epoch(1)])))
+        assert page.headline.endswith("no better than guessing.") == warned
+
+
 @pytest.mark.parametrize("classes", [2, 1000])
 def test_few_and_many_classes(tmp_path: Path, classes: int) -> None:
     told = result(classes=[f"class {n}" for n in range(classes)])

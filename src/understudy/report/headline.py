@@ -94,7 +94,10 @@ def headline(run: Run, metric: str) -> str:
         start = "Without a teacher, the student reaches "
     since = since_before(run, metric, value)
     middle = f"{named_value(metric, value)}{since}{with_data(run)}"
-    return start + middle + compared(run, metric, value) + "."
+    classes = run.part("data").get("classes")
+    chance = metric == "accuracy" and is_number(classes) and value * classes <= 1
+    warning = " That is no better than guessing." if chance else ""
+    return start + middle + compared(run, metric, value) + "." + warning
 
 
 def unmeasured(run: Run) -> str:
