@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 GRID = tuple(10 ** (step / 2) for step in range(-12, 7))  # λ relative to the mean of XᵀX's diagonal
-NARROW = 32  # channels, up to which products in float64 cost next to nothing
+NARROW = 16  # channels, up to which products in float64 cost next to nothing
 WIDE = 512  # channels; beyond them one fold is left out, not each in turn: an eigendecomposition takes seconds
 
 
