@@ -211,7 +211,7 @@ def test_another_sweep_never_makes_it_worse():
     other = copy.deepcopy(student)
     one, more = recover(student, teacher, kept, images()), recover(other, teacher, kept, images(), sweeps=3)
     assert 1 <= more["sweeps"] <= 3
-    assert more["after"] <= one["after"]
+    assert more["after"] <= one["after"] * (1 + 1e-6)  # the same sum, rounded by where its memory lies
 
 
 def test_blocks_in_the_shape_of_torchvision():
