@@ -478,5 +478,15 @@ def test_values_that_are_not_finite_are_no_measurement(data, healthy, tmp_path):
 def test_all_of_a_single_dataset_is_evaluated():
     items = [(torch.full((1, 8, 8), number / 40), number % 2) for number in range(40)]
     network = load_model("zoo:mlp?hidden=4", data=understudy.load_data(items))
+
+    class Counted(list):
+        read, targets = 0, [0, 1] * 200
+
+        def __getitem__(self, at):
+            Counted.read += 1
+            return super().__getitem__(at)
+
+    understudy.evaluate(network, Counted(items * 10))
+    assert 400 <= Counted.read < 450  # once, and a few of them to see that they stay the same
     shares = [understudy.evaluate(network, part)["accuracy"] for part in (items, items[:20], items[20:])]
     assert shares[0] == pytest.approx((shares[1] + shares[2]) / 2)

@@ -1,11 +1,13 @@
 """Studies: a grid of runs in processes of their own, what they need first, and the table they end in."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tomli_w
 
+from understudy import study
 from understudy.errors import UserError
 from understudy.study import interval95, load_study, run_study
 
@@ -77,6 +79,31 @@ def test_what_runs_need_is_made_once(performed):
     assert (performed / "study.json").read_text() == before
 
 
+def test_overwrite_makes_everything_anew(performed, tmp_path, monkeypatch):
+    """What was prepared too, and runs that stopped before they had a log; what is not a run's stays."""
+    out = tmp_path / "out"
+    shutil.copytree(performed, out)
+    begun, foreign = out / "runs" / "variant-solved_seed-0", out / "runs" / "variant-tuned_seed-0" / "notes.txt"
+    for item in begun.iterdir():
+        if item.is_file() and item.name != "recipe.toml":
+            item.unlink()
+    foreign.write_text("mine")
+    calls = []
+
+    def stopped(arguments, log, jobs=1):
+        calls.append(arguments)
+        return "stopped" if len(calls) == 2 else ""
+
+    monkeypatch.setattr(study, "_call", stopped)
+    with pytest.raises(UserError, match=r"prepare\.half could not be made \(stopped\)"):
+        run_study(performed / "study.toml", out, overwrite=True)
+    assert [call[0] for call in calls] == ["train", "shrink"]
+    assert all("--overwrite" in call and "--resume" not in call for call in calls)
+    assert not (out / "prepared" / "teacher" / "student" / "config.json").exists()
+    assert not (begun / "recipe.toml").exists()
+    assert [item.name for item in foreign.parent.iterdir()] == ["notes.txt"]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -98,11 +125,11 @@ def test_refused_before_anything_runs(changes, expected, tmp_path):
 
 def test_cases_vary_several_settings_together(tmp_path):
     cases = {"easy": {"data": "digits", "samples": 40}, "hard": {"data": "digits", "samples": 20}}
-    study = load_study(write(tmp_path / "s.toml", cases=cases))
-    assert [tuple(row.values()) for row in study.settings()] == [
+    plan = load_study(write(tmp_path / "s.toml", cases=cases))
+    assert [tuple(row.values()) for row in plan.settings()] == [
         (case, variant) for case in cases for variant in PLAN["variants"]
     ]
-    assert [study.recipe_of(row, 0)["samples"] for row in study.settings()] == [40, 40, 20, 20]
+    assert [plan.recipe_of(row, 0)["samples"] for row in plan.settings()] == [40, 40, 20, 20]
     with pytest.raises(UserError, match=r"expected it as \[cases.NAME\]"):
         load_study(write(tmp_path / "s.toml", grid={"case": ["easy"]}))
 
@@ -129,6 +156,6 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
 
 
 def test_recipes_of_a_study_read_back(performed):
-    study = load_study(performed / "study.toml")
-    assert study.recipe_of({"variant": "tuned"}, 1)["seed"] == 1
-    assert study.recipe_of({"variant": "tuned"}, 1)["weight"] == 1.0
+    plan = load_study(performed / "study.toml")
+    assert plan.recipe_of({"variant": "tuned"}, 1)["seed"] == 1
+    assert plan.recipe_of({"variant": "tuned"}, 1)["weight"] == 1.0

@@ -117,13 +117,12 @@ def evaluate(
         raise UserError(f"the split {split!r} is unknown; expected train, val or test: change --split.")
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
-    loaded = load_data(data, **options)
-    if loaded.labelled and not isinstance(data, str | Path | tuple | Data):
-        loaded = load_data((data, data), **options)
+    single = data is not None and not isinstance(data, str | Path | tuple | Data)
+    loaded = load_data((data, data) if single else data, **options)
     network = load_model(model, data=loaded)
     check_classes(network, loaded)
     samples = getattr(loaded, split)
-    if samples is None or (split == "train" and not loaded.labelled):
+    if samples is None or (not loaded.labelled and (single or split == "train")):
         what = f"labelled {split} split" if not loaded.labelled else f"{split} split"
         raise UserError(f"the data {loaded.name!r} has no {what}; expected one of its own: name another.")
     device = Accelerator().device

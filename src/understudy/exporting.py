@@ -73,7 +73,7 @@ def export(
     if to == "int8" and data is None:
         raise UserError("export to int8 got no data; expected a few images to calibrate on: give --data.")
     out = Path(out)
-    check_out(out, resume=None, overwrite=overwrite, marks=("export.json",))
+    check_out(out, resume=None, overwrite=overwrite, proof="export.json")
     opened = None if data is None else load_data(data)
     original = load_model(model, data=opened).cpu().eval()
     raw = example_of(original, opened)

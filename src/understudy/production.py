@@ -79,8 +79,8 @@ class Production:
         c = corpus
         transfer = Transfer(c.train, c.positions, c.augment, c.views, self.device, c.workers)
         self.cast = Cast(self.student, self.teacher, self.task, own, transfer)
-        phases = list(method.plan(self.cast))
         self.outline = method.preview(self.cast) if method.preview else []
+        phases = list(method.plan(self.cast))
         unknown = set(s.phases) - {phase.name for phase in phases}
         if unknown:
             names = ", ".join(phase.name for phase in phases)

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from .errors import UserError
 from .recipe import make_recipe, merge, read_toml, recipe_type
 
-PROOF = "metrics.jsonl"  # what only a run writes
+PROOF = "metrics.jsonl"  # what only a run writes: recipes are the user's to write, too
 MODEL_FILES = ("config.json", "model.safetensors")
 OURS = (
     "metrics.jsonl",
@@ -39,10 +39,13 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def check_out(out: Path, *, resume: bool | None, overwrite: bool, marks: tuple[str, ...] = ("recipe.toml",)) -> None:
+def check_out(
+    out: Path, *, resume: bool | None, overwrite: bool, mark: str = "recipe.toml", proof: str | None = PROOF
+) -> None:
     """Refuse a folder that holds something, cannot be written, or is no run to resume. Leaves nothing behind.
 
-    ``resume`` is None where there is nothing to resume, as the work takes seconds.
+    ``mark`` is the file of a folder that can be resumed, ``proof`` that of one that may be overwritten (None: the
+    same). ``resume`` is None where there is nothing to resume, as the work takes seconds.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite are both given; expected one of them: remove the other.")
@@ -54,10 +57,10 @@ def check_out(out: Path, *, resume: bool | None, overwrite: bool, marks: tuple[s
         )
     if not out.is_dir() or all(item.suffix == ".tmp" for item in out.iterdir()):
         return
-    if resume and any((out / mark).exists() for mark in marks):
+    if resume and (out / mark).exists():
         return
     if overwrite:
-        proof = PROOF if marks == ("recipe.toml",) else marks[0]  # recipes are the user's to write, too
+        proof = proof or mark
         foreign = [name for name in OURS if (out / name).exists()]
         if foreign and not (out / proof).exists():
             raise UserError(
@@ -66,7 +69,7 @@ def check_out(out: Path, *, resume: bool | None, overwrite: bool, marks: tuple[s
             )
         return
     if resume:
-        raise UserError(f"--out {str(out)!r} holds no run to resume; expected {marks[0]} in it: name another folder.")
+        raise UserError(f"--out {str(out)!r} holds no run to resume; expected {mark} in it: name another folder.")
     raise UserError(
         f"--out {str(out)!r} is not empty; expected a new folder: name another, or add "
         f"{'' if resume is None else '--resume to go on or '}--overwrite to start anew."
@@ -105,9 +108,9 @@ def held(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def clear(out: Path) -> None:
-    """Remove what an earlier run left in ``out``, and nothing else: a folder without a log is no run's."""
-    if not (out / PROOF).exists():
+def clear(out: Path, proof: str = PROOF) -> None:
+    """Remove what an earlier run left in ``out``, and nothing else: a folder without ``proof`` is no run's."""
+    if not (out / proof).exists():
         return
     for name in MODEL_FILES:
         (out / "student" / name).unlink(missing_ok=True)

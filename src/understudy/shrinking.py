@@ -54,7 +54,7 @@ def shrink(
     """
     _check_options(how, ratio, rank, out, dry_run)
     if out is not None and not dry_run:
-        check_out(Path(out), resume=None, overwrite=overwrite, marks=("config.json",))
+        check_out(Path(out), resume=None, overwrite=overwrite, proof="config.json")
     opened = None if data is None else load_data(data)
     original = load_model(model, data=opened)
     raw = example_of(original, opened)

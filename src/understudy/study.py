@@ -138,7 +138,7 @@ def run_study(
 
 
 def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) -> dict[str, Any]:
-    check_out(out, resume=resume, overwrite=overwrite, marks=("study.toml",))
+    check_out(out, resume=resume, overwrite=overwrite, mark="study.toml", proof=None)
     plan = study.model_dump(exclude_none=True)
     if resume and (out / "study.toml").exists():
         begun, now = read_toml(out / "study.toml"), json.loads(json.dumps(plan))
@@ -149,7 +149,7 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
             )
     if overwrite:
         for folder in (out / "runs").glob("*"):
-            clear(folder)
+            clear(folder, proof="recipe.toml")  # all of runs/ is the study's, also a run that has no log yet
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "study.toml", plan)
     todo = [(setting, seed) for setting in study.settings() for seed in study.seeds]
@@ -158,7 +158,7 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
     with Display(True) as display:
         bar = display.reporter(study.name)
         for name, step in study.prepare.items():
-            display.say(f"prepared {name}: {_prepare(name, step, out)}", always=True)
+            display.say(f"prepared {name}: {_prepare(name, step, out, overwrite)}", always=True)
 
         def one(work: tuple[dict[str, Any], int]) -> dict[str, Any]:
             setting, seed = work
@@ -178,14 +178,16 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
     return _summarise(study, runs, out)
 
 
-def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
-    """The model of a ``prepare`` table, made unless it is there. Raises `UserError` where that fails."""
+def _prepare(name: str, step: Mapping[str, Any], out: Path, overwrite: bool) -> Path:
+    """The model of a ``prepare`` table, made unless it is there to stay. Raises `UserError` where that fails."""
     made = out / "prepared" / name
     model = made if step["command"] == "shrink" else made / "student"
-    if not (model / "config.json").exists():
+    if overwrite:
+        clear(made, proof="recipe.toml")
+    if overwrite or not (model / "config.json").exists():
         options = {key: value for key, value in _resolved(step, out).items() if key != "command"}
         values = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-        again = ["--resume"] if (made / "recipe.toml").exists() else []
+        again = ["--overwrite"] if overwrite else ["--resume"] if (made / "recipe.toml").exists() else []
         status = _call([step["command"], *values, "--out", str(made), *again], out / "logs" / f"prepare-{name}.log")
         if status:
             raise UserError(f"prepare.{name} could not be made ({status}); mend it and go on with --resume.")

@@ -251,14 +251,18 @@ def _synthetic(name: str, text: str) -> Data:
 def from_datasets(
     datasets: dict[str, Any], memory_limit: int, image_size: int | None = None, name: str = "dataset"
 ) -> Data:
-    """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped` and `scene_sets`."""
+    """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped` and `scene_sets`.
+
+    One that is given for two splits is read once.
+    """
+    given, datasets = datasets, {k: d for k, d in datasets.items() if k == "train" or d is not datasets["train"]}
     if has_masks(datasets["train"]):
         if image_size is not None:
             raise UserError(
                 f"image size {image_size} cannot be had of a Dataset with masks; resize both in the Dataset."
             )
         scenes, names = scene_sets(datasets, memory_limit, name)
-        return _scenes(name, dict(scenes), names)
+        return _scenes(name, {split: scenes.get(split, scenes["train"]) for split in given}, names)
     mapped = {split: Mapped(dataset, f"{split} {name}", image_size=image_size) for split, dataset in datasets.items()}
     shapes = {split: samples.shape for split, samples in mapped.items()}
     for split, shape in shapes.items():
@@ -278,7 +282,7 @@ def from_datasets(
     splits: dict[str, Samples] = dict(mapped)
     if decoded <= memory_limit:
         splits = {split: samples.materialise() for split, samples in mapped.items()}
-    return _finish(name, splits, classes, None)
+    return _finish(name, {split: splits.get(split, splits["train"]) for split in given}, classes, None)
 
 
 def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:

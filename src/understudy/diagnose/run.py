@@ -77,7 +77,7 @@ def diagnose(
     if out is not None:
         out = Path(out)
         with held(out):
-            check_out(out, resume=None, overwrite=overwrite, marks=(MARK,))
+            check_out(out, resume=None, overwrite=overwrite, proof=MARK)
             found = diagnose(
                 teacher,
                 data,

@@ -88,9 +88,9 @@ def recover(
     `UserError` where the two do not correspond or a value is not finite.
     """
     with eval_mode(student, teacher):
-        walks = Walk(student, "student"), Walk(teacher, "teacher")
-        first = inputs(0)
-        points = plan_alignment(*walks, kept, (first[0][:2], first[1][:2]))
+        x, y = inputs(0)
+        walks = Walk(student, "student", x[:2]), Walk(teacher, "teacher", y[:2])
+        points = plan_alignment(*walks, kept)
         found: dict[str, Any] = {"sweeps": 0, "blocks": []}
         for sweep in range(sweeps):
             saved = copy.deepcopy(student.state_dict())
@@ -234,19 +234,16 @@ def _prepared(model: Model, raw: Tensor) -> Tensor:
 
 
 def preview(cast: Cast) -> list[dict[str, Any]]:
-    """The alignment points, one row each: what ``--dry-run`` prints. Raises where the two do not correspond."""
-    for name, module in cast.student.network.named_modules():
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
-            raise UserError(
-                f"the student's layer {name!r} ({type(module).__name__}) cannot take a matrix; expected "
-                "convolutions and linear layers: use --method kd."
-            )
+    """The alignment points, one row each: what ``--dry-run`` prints. Raises where the two do not correspond.
+
+    A run asks for it ahead of anything else.
+    """
     inputs, _ = _chunks(cast)
     x, y = inputs(0)
     for model in (cast.student, cast.teacher):
         place(model, cast.transfer.device)
-    walks = Walk(cast.student.network, "student"), Walk(cast.teacher.network, "teacher")
-    return [point.row() for point in plan_alignment(*walks, cast.student.kept, (x[:2], y[:2]))]
+    walks = Walk(cast.student.network, "student", x[:2]), Walk(cast.teacher.network, "teacher", y[:2])
+    return [point.row() for point in plan_alignment(*walks, cast.student.kept)]
 
 
 def plan(cast: Cast) -> list[Phase]:
@@ -259,7 +256,6 @@ def plan(cast: Cast) -> list[Phase]:
         raise UserError(
             "fskd needs float64, which mps does not have; expected a cpu or cuda: set ACCELERATE_USE_CPU=1."
         )
-    preview(cast)  # what does not correspond is told before anything is changed
 
     def align(report: Callable[[int, int], None]) -> dict[str, Any]:
         networks = cast.student.network, cast.teacher.network

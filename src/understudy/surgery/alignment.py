@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import UserError, told
+from ..errors import UserError
 from .absorb import LAYERS, blocks_of, fixed
 from .walk import Live, Walk
 
@@ -74,17 +74,13 @@ class Point:
         student[self.value] = mixed.movedim(-1, self.dim)
 
 
-def plan_alignment(
-    student: Walk, teacher: Walk, kept: Mapping[str, Sequence[int]], examples: tuple[Tensor, Tensor]
-) -> list[Point]:
+def plan_alignment(student: Walk, teacher: Walk, kept: Mapping[str, Sequence[int]]) -> list[Point]:
     """The points in the order in which the student runs.
 
     ``kept`` names, for layers of the student, the teacher's output channels they kept; without an entry it is all of
-    them. ``examples`` are a few prepared inputs of the student and of the teacher. Raises `UserError` where the two do
-    not correspond and for layers that cannot take a Q.
+    them. Raises `UserError` where the two do not correspond and for layers that cannot take a Q.
     """
-    shapes = [_shapes(walk, inputs) for walk, inputs in zip((student, teacher), examples, strict=True)]
-    theirs = {str(node.target): node for node in teacher.nodes if node.op == "call_module"}
+    theirs = {name: node for node in teacher.nodes if (name := teacher.name(node)) is not None}
     # where a layer's value is ready: the node of the layer, or of its norm, or what hands that on to a sum
     ends = {name: _end(teacher, node) for name, node in theirs.items() if isinstance(teacher.modules[name], LAYERS)}
     depth: dict[str, int] = {}
@@ -105,19 +101,19 @@ def plan_alignment(
         stop, target, shortcut = student.index[value.name] + 1, end, None
         if total is not None and their_total is not None:
             other = next(o for o in total.all_input_nodes if o is not value)
-            rival = shapes[0].get(other.name) == shapes[0][value.name] and _is_branch(student, other)
+            rival = student.shapes.get(other.name) == student.shapes[value.name] and _is_branch(student, other)
             # of two branches without a plain shortcut the deeper one, the main one, answers for the sum
             main = (depth[value.name], student.index[value.name]) > (depth[other.name], student.index[other.name])
-            if shapes[0].get(other.name) == shapes[0][value.name] and (main or not rival):
+            if student.shapes.get(other.name) == student.shapes[value.name] and (main or not rival):
                 stop, target, shortcut = student.index[total.name], their_total, other.name
         channels = _kept(name, counterpart, layer, kept, teacher)
         dim = -1 if isinstance(layer, nn.Linear) else 1
-        mine, whole = list(shapes[0][value.name]), list(shapes[1][target.name])
+        mine, whole = list(student.shapes[value.name]), list(teacher.shapes[target.name])
         whole[dim] = mine[dim]
         if mine != whole:
             raise UserError(
                 f"the student's layer {name!r} yields {mine[1:]} where the teacher's {counterpart!r} yields "
-                f"{list(shapes[1][target.name])[1:]}; expected maps of one size: align networks that differ in "
+                f"{list(teacher.shapes[target.name])[1:]}; expected maps of one size: align networks that differ in "
                 "channels only."
             )
         points.append(
@@ -137,8 +133,8 @@ def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
     """The convolutions and linear layers in the order in which they run, each once."""
     found: list[tuple[fx.Node, str, nn.Module]] = []
     for node in walk.nodes:
-        module, name = walk.module(node), str(node.target)
-        if module is None:
+        module, name = walk.module(node), walk.name(node)
+        if module is None or name is None:
             continue
         foreign = isinstance(module, LAYERS) and (type(module) not in LAYERS or "weight" not in module._parameters)
         if isinstance(module, _UNSUPPORTED) or foreign:
@@ -161,7 +157,7 @@ def _end(walk: Walk, node: fx.Node) -> tuple[fx.Node, str | None, fx.Node | None
     norm = None
     follower = _only_user(node)
     if follower is not None and fixed(walk.module(follower) or nn.Identity()):
-        node, norm = follower, str(follower.target)
+        node, norm = follower, walk.name(follower)
     value = node
     while (user := _only_user(value)) is not None and isinstance(walk.module(user), _PASSES):
         value = user
@@ -233,24 +229,6 @@ def _kind(layer: nn.Module) -> str:
         return "linear"
     groups, channels = blocks_of(layer), len(layer.weight)  # type: ignore[arg-type]
     return "full" if groups == 1 else "scale" if groups == channels else f"{groups} blocks"
-
-
-def _shapes(walk: Walk, inputs: Tensor) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in the network, from a run on a few inputs."""
-    live: Live = {}
-    shapes = {}
-    for i, node in enumerate(walk.nodes):
-        try:
-            walk.advance(live, i, i + 1, inputs)
-        except Exception as error:
-            raise UserError(
-                f"the {walk.who} cannot run on samples of shape {list(inputs.shape[1:])} ({told(error)}); expected "
-                "samples like those it was trained on: choose others, or set their size with --image-size."
-            ) from None
-        value = live.get(node.name)
-        if isinstance(value, Tensor):
-            shapes[node.name] = tuple(value.shape)
-    return shapes
 
 
 def _rows(value: Tensor, dim: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Running a network node by node, so that it can be stopped in the middle, changed there, and gone on with.
 
-The graph is torch.fx's. What is alive at a node is a plain dict, name of a node → its value; a `Frontier` keeps those
+What is alive at a node is a plain dict, name of a node → its value; a `Frontier` keeps those
 of many chunks of samples, in memory as far as a budget goes and in temporary files beyond it.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +16,73 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import UserError, told
+from ..modes import eval_mode
 from .absorb import LAYERS
+from .tracing import ROOT, Untraceable, tensors_in, trace
 
 Live = dict[str, Any]
-
-
-class _Tracer(fx.Tracer):
-    """Looks into a module only where there is a layer to align inside; what else it does stays its own affair."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or not any(
-            isinstance(part, LAYERS) for part in m.modules()
-        )
 
 
 class Walk:
     """A network as a list of nodes in the order in which they run.
 
-    ``who`` names it in errors. Raises `UserError` for a network whose forward cannot be traced. The network's modules
-    are shared, not copied: a change to their weights shows in what runs afterwards.
+    ``who`` names it in errors; ``example`` holds a few prepared inputs, for which ``shapes`` tells what each node
+    gives. A module without a layer to align inside is one node: what it does stays its own affair. Raises `UserError`
+    for a network whose forward cannot be recorded. The network's modules are shared, not copied: a change to their
+    weights shows in what runs afterwards.
     """
 
-    def __init__(self, network: nn.Module, who: str) -> None:
-        self.network, self.who = network, who
+    def __init__(self, network: nn.Module, who: str, example: Tensor) -> None:
+        self.who = who
+        with eval_mode(network):
+            try:
+                network(example)
+            except Exception as error:
+                raise UserError(
+                    f"the {who} cannot run on samples of shape {list(example.shape[1:])} ({told(error)}); expected "
+                    "samples like those it was trained on: choose others, or set their size with --image-size."
+                ) from None
+            try:
+                found = trace(network, example, _opens)
+            except Untraceable as error:
+                where = f"{type(error.module).__name__} {error.name!r}" if error.name else type(error.module).__name__
+                raise UserError(
+                    f"the {who}'s forward cannot be traced in {where} ({error.reason}); expected no branches on the "
+                    "values of tensors: rewrite that part, or put it into a module of its own without layers."
+                ) from None
+            self._entry, self.nodes = found.entry, found.nodes
+            self.shapes = {
+                node.name: tuple(value.shape) for node, value in found.values.items() if isinstance(value, Tensor)
+            }
+            self.modules = dict(network.named_modules())
+            self.index = {node.name: i for i, node in enumerate(self.nodes)}
+            self._dead: list[list[str]] = [[] for _ in self.nodes]  # what nobody needs after each node
+            for i, node in enumerate(self.nodes):
+                self._dead[max((self.index[user.name] for user in node.users), default=i)].append(node.name)
+            self._check(network, torch.cat([example, example[:1]]))
+
+    @torch.no_grad()
+    def _check(self, network: nn.Module, inputs: Tensor) -> None:
+        """The nodes must compute what the network does for any number of samples, not only for the example's."""
+        outputs = tensors_in(network(inputs))
         try:
-            self.nodes = list(_Tracer().trace(network).nodes)
-        except Exception as error:
+            same = all(map(partial(torch.allclose, equal_nan=True), tensors_in(self.run(inputs)), outputs))
+        except Exception:
+            same = False
+        if not same:
             raise UserError(
-                f"the {who}'s forward cannot be traced by torch.fx ({told(error)}); expected no branches on the values "
-                "of tensors: rewrite that part, or put it into a module of its own without layers."
-            ) from None
-        self.modules = dict(network.named_modules())
-        self.index = {node.name: i for i, node in enumerate(self.nodes)}
-        self._dead: list[list[str]] = [[] for _ in self.nodes]  # what nobody needs after each node
-        for i, node in enumerate(self.nodes):
-            self._dead[max((self.index[user.name] for user in node.users), default=i)].append(node.name)
+                f"the {self.who}'s forward computes with the number of its samples; expected code that treats each "
+                "sample alike: rewrite that part (x.flatten(1) for x.view(len(x), -1), say), or use --method kd."
+            )
+
+    def name(self, node: fx.Node) -> str | None:
+        """The name of the module that a node calls, if it calls one."""
+        return str(node.target).removeprefix(ROOT) if node.op == "call_module" else None
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, if it calls one."""
-        return self.modules[str(node.target)] if node.op == "call_module" else None
+        name = self.name(node)
+        return None if name is None else self.modules[name]
 
     @torch.no_grad()
     def advance(self, live: Live, start: int, stop: int, inputs: Tensor | None = None) -> None:
@@ -64,9 +93,9 @@ class Walk:
             if node.op == "placeholder":
                 live[node.name] = inputs if i == 0 else args[0]
             elif node.op == "get_attr":
-                live[node.name] = operator.attrgetter(str(node.target))(self.network)
+                live[node.name] = operator.attrgetter(str(node.target))(self._entry)
             elif node.op == "call_module":
-                live[node.name] = self.modules[str(node.target)](*args, **kwargs)
+                live[node.name] = self.modules[str(node.target).removeprefix(ROOT)](*args, **kwargs)
             elif node.op == "call_method":
                 live[node.name] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
             elif node.op == "call_function":
@@ -124,6 +153,12 @@ class Frontier:
             self.used -= size
             return lives
         return torch.load(self._file(chunk), weights_only=True)
+
+
+def _opens(module: nn.Module) -> bool:
+    """Whether to look into a module: one of other code than torch's, or a row of modules, with layers to align."""
+    own = not type(module).__module__.startswith("torch.nn") or isinstance(module, nn.Sequential)
+    return own and any(isinstance(part, LAYERS) for part in module.modules())
 
 
 def _bytes(value: Any) -> int:

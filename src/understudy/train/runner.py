@@ -6,7 +6,6 @@ trackers are Accelerate's: a run started by ``accelerate launch`` or ``torchrun`
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
@@ -27,6 +26,7 @@ from ..teacher import Source
 from ..teacher.feed import BLOCK, Feed
 from .checkpoint import load_checkpoint, save_checkpoint
 from .evaluate import evaluate
+from .judge import held_out_losses, remember_best, share_buffers
 from .phase import Fit
 from .plan import Plan
 from .precision import autocast_for, place
@@ -262,7 +262,7 @@ class Runner:
 
     def _end_epoch(self, fit: Running, evaluated: bool) -> None:
         state = self.state
-        self._share_buffers(fit)
+        share_buffers(fit, self.world)
         clock = time.perf_counter()
         sums = self.accelerator.reduce(torch.stack(list(state.sums.values())), "sum")
         means = dict(zip(state.sums, (sums / fit.steps).tolist(), strict=True))  # waits for the device
@@ -290,7 +290,7 @@ class Runner:
             event["eval"], event["eval_on"] = metrics, "validation" if self.corpus.held else "test"
             event["eval_samples"] = len(target[1])
             if metrics:
-                self._judge(fit, network, metrics)
+                remember_best(state, fit, self.task, network, metrics)
         event["seconds"] = time.perf_counter() - fit.clock
         self._log(event)
         shown = {**{f"train {k}": v for k, v in means.items() if k == "loss"}, **event.get("eval", {})}
@@ -300,24 +300,6 @@ class Runner:
             always=state.epoch == fit.epochs,
         )
 
-    def _share_buffers(self, fit: Running) -> None:
-        """Give every process the first one's buffers (BatchNorm's statistics), which checkpoints keep."""
-        if self.world > 1:
-            for network in [fit.trainee, *([fit.average.module] if fit.average else [])]:
-                for buffer in network.buffers():
-                    torch.distributed.broadcast(buffer, 0)
-
-    def _judge(self, fit: Running, network: nn.Module, metrics: dict[str, float]) -> None:
-        """Keep the best evaluation so far (or the last, where that is what the phase keeps), and its weights."""
-        state, name = self.state, fit.phase.select_by or self.task.metric
-        value, before = metrics[name], state.record
-        lower = fit.phase.select_by == "loss"
-        better = (before is None or value < before) if lower else self.task.better(value, before)
-        state.record, state.stale = (value, 0) if better else (before, state.stale + 1)
-        if better or fit.settings.select == "last":
-            weights = copy.deepcopy(network.state_dict()) if fit.settings.select == "best" else None
-            state.best = {"epoch": state.epoch, "value": value, "metrics": metrics, "state": weights}
-
     def _evaluate_phase(self, fit: Running, network: nn.Module, target: tuple[Samples, Tensor]) -> dict[str, float]:
         """Task metrics of the network that the phase would keep, or its own loss on the target samples."""
         if fit.phase.select_by is None:
@@ -326,20 +308,9 @@ class Runner:
         samples, positions = target
         for feed in fit.judges:
             self._fill(feed, CLEAN)
-        sums: dict[str, Any] = {}
-        network.eval()
         order = list(positions.split(forward_size(samples, BLOCK)))[self.rank :: self.world]
-        with torch.no_grad():
-            for batch in self.supply.stream(fit.phase, samples, order, CLEAN, fit.judges):
-                for feed in fit.judges:
-                    feed.attach(batch)
-                with self.autocast():
-                    losses = fit.phase.step(network, batch)
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach() * (len(batch) / len(positions))
-        mine = {name: float(value) for name, value in sums.items()}
-        each = gather_object([mine]) if self.world > 1 else [mine]  # a process may have had no batch
-        return {name: sum(one.get(name, 0.0) for one in each) for name in max(each, key=len)}
+        batches = self.supply.stream(fit.phase, samples, order, CLEAN, fit.judges)
+        return held_out_losses(fit, network, batches, len(positions), self.autocast, self.world)
 
     # ---- what the loop stands on ----------------------------------------------------------------------------
 
