@@ -245,3 +245,32 @@ def test_a_study_over_amounts_of_data(tmp_path: Path) -> None:
     assert "variant none" not in page.text, "a variant is called by its name"
     middle = next(str(a["style"]) for t, a in page.tags if t == "span" and a.get("class") == "x" and "50%" in str(a))
     assert middle.startswith("left: 50%"), "100 lies half way from 50 to 200"
+
+
+def test_a_study_over_cases_shows_what_each_setting_gains(tmp_path: Path) -> None:
+    def row(case: str, variant: str, gain: float) -> dict[str, Any]:
+        teacher = {
+            "spec": f"prepared:{case}",
+            "params": 10,
+            "metrics": {"accuracy": {"a": 0.9, "b": 0.7}.get(case, 0.5)},
+        }
+        return {
+            "setting": {"case": case, "variant": variant},
+            "runs": 3,
+            "metrics": {"accuracy": {"mean": 0.5 + gain, "interval95": 0.01, "values": [0.5 + gain]}},
+            "difference": {"accuracy": {"mean": gain, "interval95": 0.004}} if gain else None,
+            "teacher": teacher,
+        }
+
+    gains = {"none": 0.0, "ls": 0.02, "sim": 0.03, "kd": 0.25}
+    rows = [row(case, variant, gain) for case in "abc" for variant, gain in gains.items()]
+    study = {"columns": ["case", "variant"], "rows": rows, "baseline": {"variant": "none"}, "teacher": None}
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    page = Page(write_report(tmp_path))
+    nothing_is_fetched(page)
+    assert "Gain over none, points of accuracy" in page.text
+    assert "Off this scale: kd, +25.00 points to +25.00 points." in page.text
+    marks = [str(a) for _, a in page.tags if "sim: 3" in str(a)]
+    assert len(marks) == 3, "one for each case"
+    assert "teacher 90.0 %" in page.text
+    assert "teacher 70.0 %" in page.text, "each panel has its own case's teacher"

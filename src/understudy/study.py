@@ -296,11 +296,14 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
             for key in ("seconds", "student_samples_seen", "teacher_samples_forwarded")
         }
         row = {"setting": setting, "runs": len(mine), "metrics": metrics, "difference": difference or None, **means}
+        if teacher := next(iter(mine.values())).get("teacher"):
+            row["teacher"] = {key: teacher[key] for key in ("spec", "params", "metrics")}
         if all(Path(result["student"]["spec"]).exists() for result in mine.values()):  # no fresh network
             befores = [result["student"]["before"] for result in mine.values()]
             row["before"] = {name: _spread([before[name] for before in befores]) for name in metrics}
         rows.append(row)
-    first: dict[str, Any] = next(iter(results.values()), {})
+    teachers = [row["teacher"] for row in rows if "teacher" in row]
+    one = bool(teachers) and all(teacher == teachers[0] for teacher in teachers)
     found = {
         "version": 1,
         "name": study.name,
@@ -309,8 +312,8 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
         "planned": len(study.settings()) * len(study.seeds),
         "rows": rows,
         "runs": sorted(runs, key=lambda run: run["out"]),
-        "teacher": first.get("teacher"),
-        "environment": first.get("environment"),
+        "teacher": teachers[0] if one else None,  # of the whole study
+        "environment": next((result["environment"] for result in results.values()), None),
     }
     write_json(out / "study.json", found)
     failed = "".join(f"- {Path(r['out']).name}: {r['status']}\n" for r in runs if r["status"] != "done")

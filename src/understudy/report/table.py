@@ -7,6 +7,8 @@ from typing import Any
 from understudy.report import words
 from understudy.report.read import is_number, numbers
 
+Setting = dict[str, Any]
+
 
 def study_rows(study: dict[str, Any]) -> list[dict[str, Any]]:
     rows = study.get("rows")
@@ -103,3 +105,12 @@ def study_markdown(study: dict[str, Any]) -> str:
 def markdown_cell(text: str) -> str:
     text = text.replace("\\", "\\\\").replace("|", "\\|").replace(words.NBSP, " ")
     return " ".join(text.replace("<", "&lt;").split())
+
+
+def say(setting: Setting) -> str:
+    """``kd (fraction 0.1, views 8)``: a method or variant by its name, everything else with its key."""
+    name = next((key for key in ("variant", "method") if key in setting), None)
+    others = ", ".join(f"{k.replace('_', ' ')} {setting_text(v)}" for k, v in setting.items() if k != name)
+    if name is None:
+        return others
+    return setting_text(setting[name]) + (f" ({others})" if others else "")
