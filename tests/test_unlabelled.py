@@ -1,5 +1,6 @@
 """Images without classes: what can teach on them, and that all else says so before it begins."""
 
+import copy
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 import understudy
-from understudy.data import CLEAN, Augment, load_data
+from understudy.data import CLEAN, Augment, choose, load_data
 from understudy.errors import UserError
 from understudy.models import Model, load_model
 from understudy.models.inputs import InputSpec
@@ -91,17 +92,40 @@ def test_what_is_neither_is_told(made, told, tmp_path):
         load_data(f"images:{tmp_path / 'a'}")
 
 
+def agreed(student, teacher, data, positions=range(12)):
+    """How often both choose the same class, one image at a time."""
+    samples = load_data(data).train
+    images = [samples.fetch(torch.tensor([at]), CLEAN, Augment()).inputs for at in positions]
+    return sum(int(student(x).argmax() == teacher(x).argmax()) for x in images) / len(images)
+
+
+def test_images_that_did_not_teach_judge(tmp_path):
+    teacher, data = model(), f"images:{draw(tmp_path / 'some', 30)}"
+    found = understudy.distill(teacher, model(1), data, samples=10, epochs=1, weight=1.0, out=tmp_path / "run")
+    assert found.result["student"]["measured_on"] == {"samples": 20, "unseen": True}
+    taught = set(choose(None, samples=10, seed=0, count=30).tolist())
+    others = [at for at in range(30) if at not in taught]
+    assert found.metrics["agreement"] == agreed(found.student, teacher, data, others)
+    assert found.result["student"]["before"]["agreement"] == agreed(model(1), teacher, data, others)
+    assert "the teacher’s choices, on 20 images that did not teach" in (tmp_path / "run/report.html").read_text()
+    assert understudy.distill(teacher, copy.deepcopy(teacher), data, epochs=1, lr=1e-9, out=tmp_path / "b").metrics == {
+        "agreement": 1.0
+    }
+
+
 @pytest.mark.parametrize("source", ["folder", "dataset"])
 def test_recovery_runs_and_reports_without_labels(source, tmp_path):
     data = f"images:{draw(tmp_path / 'some')}" if source == "folder" else Alone()
     teacher = model()
     found = understudy.distill(teacher, shrunk(teacher), data, method="fskd", finetune_steps=2, out=tmp_path / "run")
-    assert found.metrics == {}
+    assert found.metrics == {"agreement": agreed(found.student, teacher, data)}
+    assert found.result["student"]["measured_on"] == {"samples": 12, "unseen": False}
     values = found.result["phases"][0]["best"]
     assert values["after"] < values["before"]
     assert found.result["classes"] == ["a", "b", "c"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "without labels, brought the student" in page
+    assert "agreement" in page
+    assert "the teacher’s choices, on 12 images that it learned from, as there are no others" in page
     assert "understudy evaluate" not in page, "which would be refused"
     assert understudy.load_model(found.out / "student", network=found.student.network).classes == ("a", "b", "c")
 

@@ -27,6 +27,7 @@ from .recipe import Recipe, size_in_bytes, suited, write_toml
 from .report import write_run_report
 from .runfolder import clear, write_json
 from .tasks import TASKS
+from .train.evaluate import agreement
 from .train.plan import Plan
 from .train.precision import place, resolve_precision
 from .train.progress import Display
@@ -231,16 +232,9 @@ class Production:
         if self.settings.log_with:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
-        name = self.task.metric
-        found = [f"{name} {before[name]:.4f} → {after[0][name]:.4f}"] if name in after[0] else []
-        for phase in state.done if not found else []:
-            if {"before", "after"} <= phase["best"].keys():
-                told = phase["best"]
-                found.append(
-                    f"outputs differ from the teacher's by {told['before']:.3g} → {told['after']:.3g} of their size"
-                )
-        found += [f"the student is in {self.out / 'student'}"]
-        self.display.say("; ".join(found), always=True)
+        name = self.task.metric if self.task.metric in after[0] else "agreement"
+        found = f"{name} {before[name]:.4f} → {after[0][name]:.4f}; the student is in {self.out / 'student'}"
+        self.display.say(found, always=True)
         self.student.eval()
         return result
 
@@ -340,7 +334,8 @@ class Production:
     def _figures(self, network: Model, title: str, remember: bool = True) -> dict[str, Any]:
         """Test metrics of a network before the run, read where an earlier run has measured and remembered them."""
         if self.data.test is None:
-            return {"metrics": {}}
+            metrics, details = self._test(network, title)
+            return {"metrics": metrics, **details}
         memo = Memo(network, self.data.test, self.runner)
         known = memo.read() if self.runner.world == 1 else None
         if known is None:
@@ -351,9 +346,20 @@ class Production:
         return known
 
     def _test(self, network: Model, title: str) -> Any:
-        if self.data.test is None:
+        """Test metrics and details; without labels, how often a student agrees with its teacher."""
+        if self.data.test is not None:
+            return self.runner.evaluate(network, self.data.test, title=title)
+        if self.teacher is None or network is self.teacher:
             return {}, {}
-        return self.runner.evaluate(network, self.data.test, title=title)
+        corpus = self.runner.corpus
+        teaching = torch.zeros(len(corpus.train), dtype=torch.bool)
+        teaching[corpus.positions] = True
+        unseen = bool((~teaching).any())  # images that do not teach judge better
+        pool = (teaching != unseen).nonzero()[:, 0]
+        pool = pool[choose(None, samples=min(len(pool), MONITORED), seed=0, count=len(pool))]
+        how = {"device": self.device, "autocast": self.runner.autocast, "workers": corpus.workers}
+        share = agreement(network, self.teacher, corpus.train, pool, **how)
+        return {"agreement": share}, {"measured_on": {"samples": len(pool), "unseen": unseen}}
 
     def _sizes(self, network: Model) -> dict[str, int]:
         raw = next(batches(self.data.train, [torch.tensor([0])], CLEAN, Augment())).inputs.to(self.device)

@@ -73,7 +73,8 @@ def since_before(run: Run, metric: str, value: float) -> str:
     if before is None or before == value:
         return ""
     chance = 1 / classes if is_number(classes) and classes else 0.5
-    if not solved and not (metric == "accuracy" and before > 2 * chance and before > chance + 0.05):
+    knew = metric in ("accuracy", "agreement") and before > 2 * chance and before > chance + 0.05
+    if not solved and not knew:
         return ""
     return f", {'up' if value > before else 'down'} from {words.metric_value(metric, before)},"
 
@@ -84,7 +85,7 @@ def headline(run: Run, metric: str) -> str:
     if not run.finished:
         return unfinished(run, metric)
     if metric not in student:
-        return unmeasured(run)
+        return "The run is finished; there were no labels to measure the student by."
     value = student[metric]
     if run.part("teacher"):
         start = "The student reaches "
@@ -97,17 +98,17 @@ def headline(run: Run, metric: str) -> str:
     classes = run.part("data").get("classes")
     chance = metric == "accuracy" and is_number(classes) and value * classes <= 1
     warning = " That is no better than guessing." if chance else ""
-    return start + middle + compared(run, metric, value) + "." + warning
+    return start + middle + compared(run, metric, value) + "." + warning + judged_on(run)
 
 
-def unmeasured(run: Run) -> str:
-    """Of a run without labels to judge by: how near solving brought the outputs to the teacher's."""
-    values = numbers(next((r.get("values") for r in reversed(run.solves) if r.get("values")), None))
-    if "before" not in values or "after" not in values:
-        return "The run is finished; there were no labels to measure the student by."
-    before, after = (words.rough_share(values[key]) for key in ("before", "after"))
-    text = f"Solving{with_data(run)}, without labels, brought the student\u2019s outputs from {before} to {after} off "
-    return f"{text}the teacher\u2019s{compared(run, '', 0.0)}."
+def judged_on(run: Run) -> str:
+    """Which images told how often the student agrees with its teacher, where there are no labels."""
+    found = run.part("student").get("measured_on")
+    if not isinstance(found, dict):
+        return ""
+    which = "that did not teach" if found.get("unseen") else "that it learned from, as there are no others"
+    images = words.plural(found["samples"], "image")
+    return f" There are no labels: it agrees with the teacher\u2019s choices, on {images} {which}."
 
 
 def unfinished(run: Run, metric: str) -> str:

@@ -282,5 +282,5 @@ def snippets(run: Run) -> list[tuple[str, str]]:
     shell = f"understudy evaluate --model {shlex.quote(place)} --data {shlex.quote(data)}"
     size = run.recipe.get("image_size")
     shell += f" --image-size {size}" if is_number(size) else ""
-    measured = numbers(run.part("student").get("metrics"))
-    return [("Python", python), *([("Shell", shell)] if measured else [])]
+    judged = set(numbers(run.part("student").get("metrics"))) - {"agreement"}  # which no labels were needed for
+    return [("Python", python), *([("Shell", shell)] if judged else [])]
