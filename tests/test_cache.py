@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -290,6 +292,16 @@ def test_views_beyond_the_budget_are_computed_online(tmp_path):
     assert counter.samples - before == 56
     expected = one.source.compute(second.inputs)["logits"]
     assert torch.equal(second.signals["teacher"]["logits"], expected)
+
+
+def test_views_that_the_disk_cannot_hold_are_announced(tmp_path, monkeypatch, caplog):
+    """Half of what is free may be taken, whatever the budget; what then is not stored is said, and computed anew."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * (48 * 7) + 10))
+    with caplog.at_level("INFO", "understudy"):
+        found = feed(tmp_path, views=3)
+    assert found.cache.capacity == 1
+    assert "the cache holds 1 of 3 views of the teacher's signals" in caplog.text
+    assert (found.fill(0), found.fill(1)) == (48, 0)
 
 
 def test_top_k(tmp_path):

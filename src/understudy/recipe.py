@@ -23,17 +23,17 @@ _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 def _size(value: Any) -> str:
-    """A size such as ``4GiB`` or ``500MB``, kept as text; `size_in_bytes` reads it."""
+    """A size such as ``4GiB`` or ``500 MB``, kept as text without the space; `size_in_bytes` reads it."""
     text = str(value).strip()
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
     if not match or match[2].lower() not in _UNITS:
         raise ValueError("expected a size such as 4GiB or 500MB")
-    return text
+    return match[1] + match[2]
 
 
 def size_in_bytes(text: str) -> int:
     """Bytes in a size such as ``4GiB``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
+    match = re.fullmatch(r"([\d.]+)([a-zA-Z]*)", text)
     assert match
     return int(float(match[1]) * _UNITS[match[2].lower()])
 

@@ -25,7 +25,7 @@ AT_ONCE = 2**24  # logits that metrics look at in one go
 class Task:
     """How one kind of problem flattens to rows, which metric decides, and which fit settings suit it by default.
 
-    ``temperature`` is the default T of targets that have one.
+    ``temperature`` is the default T of targets that have one, ``hits`` the name of the share of rows guessed right.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Task:
     higher_is_better: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     temperature: float = 4.0
+    hits: str = "accuracy"
 
     def rows(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Flatten ``outputs`` to ``[M, C]`` and ``labels`` to ``[M]``.
@@ -60,7 +61,7 @@ _WORDS = {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01, "clip": 1.0, "
 
 TASKS = {
     "classification": Task("classification", class_dim=1, metric="accuracy"),
-    "segmentation": Task("segmentation", class_dim=1, metric="miou"),
+    "segmentation": Task("segmentation", class_dim=1, metric="miou", hits="pixel_accuracy"),
     "language": Task(
         "language", class_dim=-1, metric="perplexity", higher_is_better=False, defaults=_WORDS, temperature=1.0
     ),
@@ -121,7 +122,7 @@ class Metrics:
         rows, correct, nll = sums.tolist()
         if rows == 0:
             return {}
-        values = {"accuracy": correct / rows, "nll": nll / rows}
+        values = {self.task.hits: correct / rows, "nll": nll / rows}
         if self.task.name == "language":
             return {"perplexity": math.exp(min(nll / rows, 700.0)), **values}
         assert self.confusion is not None
@@ -129,7 +130,7 @@ class Metrics:
         self.matrix = matrix
         if self.task.name == "segmentation":
             miou = _overlap(matrix).nanmean().item()
-            return {"miou": miou, "pixel_accuracy": values["accuracy"], "nll": values["nll"]}
+            return {"miou": miou, **values}
         assert self.calibration is not None
         return {**values, "ece": self.calibration.compute().item()}
 
