@@ -315,8 +315,32 @@ def test_idle_settings_are_not_ignored_but_refused(idle):
         fskd.plan(cast(pictures(20), student, kept, teacher, **idle))
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM(6, 6, batch_first=True), nn.MultiheadAttention(6, 2, batch_first=True)])
-def test_layers_that_cannot_take_a_matrix_are_named(layer):
+class Hidden(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(6, 6, batch_first=True)
+
+    def forward(self, rows):
+        return self.lstm(rows)[0]
+
+
+class Scaled(nn.Linear):
+    def forward(self, rows):
+        return 2 * super().forward(rows)
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (nn.LSTM(6, 6, batch_first=True), "'reads' is a LSTM"),
+        (nn.MultiheadAttention(6, 2, batch_first=True), "'reads' is a MultiheadAttention"),
+        (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), "'reads.self_attn' is a MultiheadAttention"),
+        (Hidden(), "'reads.lstm' is a LSTM"),
+        (nn.GRUCell(6, 6), "'reads' is a GRUCell"),
+        (Scaled(6, 6), "'reads' is a Scaled"),
+    ],
+)
+def test_layers_that_cannot_take_a_matrix_are_named(layer, named):
     class Reader(nn.Module):
         def __init__(self):
             super().__init__()
@@ -324,12 +348,41 @@ def test_layers_that_cannot_take_a_matrix_are_named(layer):
 
         def forward(self, x):
             rows = x.mean(1)
-            return self.fc(self.reads(rows)[0] if isinstance(self.reads, nn.LSTM) else self.reads(rows, rows, rows)[0])
+            if isinstance(self.reads, nn.GRUCell):
+                return self.fc(self.reads(rows[:, 0]))
+            read = self.reads(rows, rows, rows) if isinstance(self.reads, nn.MultiheadAttention) else self.reads(rows)
+            return self.fc(read[0] if isinstance(self.reads, nn.LSTM | nn.MultiheadAttention) else read)
 
-    with pytest.raises(
-        UserError, match=rf"layer 'reads' is a {type(layer).__name__}, which cannot absorb .*--method kd"
-    ):
+    with pytest.raises(UserError, match=rf"layer {named}, which cannot absorb .*--method kd"):
         fskd.preview(cast(pictures(8), Reader(), {}, Reader()))
+
+
+class Shifting(Net):
+    """Changes what it is given."""
+
+    def forward(self, x):
+        x -= 0.5
+        return super().forward(x)
+
+
+def test_networks_that_change_their_input_are_recovered_alike():
+    found = []
+    for kind, shift in ((Net, 0.0), (Shifting, 0.5)):
+        student, kept, teacher = shrunken()
+        student.__class__ = teacher.__class__ = kind
+        x = images(24)[:, :1, :6, :6] + shift
+        found.append(recover(student, teacher, kept, x))
+    assert found[0]["before"] == pytest.approx(found[1]["before"], rel=1e-4)
+    assert found[0]["after"] == pytest.approx(found[1]["after"], rel=1e-3)
+
+
+def test_a_network_of_one_layer_has_its_name():
+    layer = nn.Linear(6, 4)
+    assert [node.op for node in Walk(layer, "student", torch.randn(2, 6)).nodes] == [
+        "placeholder",
+        "call_module",
+        "output",
+    ]
 
 
 def test_augmented_views_are_more_samples():

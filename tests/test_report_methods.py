@@ -269,7 +269,7 @@ def test_a_study_over_cases_shows_what_each_setting_gains(tmp_path: Path) -> Non
     page = Page(write_report(tmp_path))
     nothing_is_fetched(page)
     assert "Gain over none, points of accuracy" in page.text
-    assert "Off this scale: kd, +25.00 points to +25.00 points." in page.text
+    assert "Off this scale: kd, +25.00 points." in page.text
     marks = [str(a) for _, a in page.tags if "sim: 3" in str(a)]
     assert len(marks) == 3, "one for each case"
     assert "teacher 90.0 %" in page.text

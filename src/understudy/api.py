@@ -118,7 +118,7 @@ def evaluate(
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
     single = data is not None and not isinstance(data, str | Path | tuple | Data)
-    loaded = load_data((data, data) if single else data, **options)
+    loaded = load_data(data, whole=single, **options)
     network = load_model(model, data=loaded)
     check_classes(network, loaded)
     samples = getattr(loaded, split)

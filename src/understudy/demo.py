@@ -24,7 +24,7 @@ MARK = "demo.toml"
 def demo(out: str | Path = "runs/demo", *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train the teacher and run the study into ``out``; returns what the study's ``study.json`` holds."""
     out = Path(out)
-    check_out(out, resume=resume, overwrite=overwrite, mark=MARK, proof=None)
+    check_out(out, resume=resume, overwrite=overwrite, mark=MARK, proof=MARK)
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / MARK, _study(out))
     console.print("[bold]1. A teacher[/bold]: resnet20 on all 1,437 training digits, with their labels")

@@ -36,6 +36,7 @@ from .train.state import Corpus, Memory, State
 
 DEFAULT_VIEWS = 8  # studies/views.toml
 MONITORED = 2000  # test samples behind the curve of a run that holds nothing out
+FEW = 100  # images that did not teach, below which those that did judge a student without labels
 
 
 class Production:
@@ -233,8 +234,8 @@ class Production:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
         name = self.task.metric if self.task.metric in after[0] else "agreement"
-        found = f"{name} {before[name]:.4f} → {after[0][name]:.4f}; the student is in {self.out / 'student'}"
-        self.display.say(found, always=True)
+        found = f"{name} {before[name]:.4f} → {after[0][name]:.4f}; " if name in after[0] else ""
+        self.display.say(f"{found}the student is in {self.out / 'student'}", always=True)
         self.student.eval()
         return result
 
@@ -349,16 +350,16 @@ class Production:
         """Test metrics and details; without labels, how often a student agrees with its teacher."""
         if self.data.test is not None:
             return self.runner.evaluate(network, self.data.test, title=title)
-        if self.teacher is None or network is self.teacher:
+        if self.data.labelled or self.teacher is None or network is self.teacher:
             return {}, {}
         corpus = self.runner.corpus
         teaching = torch.zeros(len(corpus.train), dtype=torch.bool)
         teaching[corpus.positions] = True
-        unseen = bool((~teaching).any())  # images that do not teach judge better
+        unseen = int((~teaching).sum()) >= min(FEW, len(corpus.positions))  # images that do not teach judge better
         pool = (teaching != unseen).nonzero()[:, 0]
         pool = pool[choose(None, samples=min(len(pool), MONITORED), seed=0, count=len(pool))]
         how = {"device": self.device, "autocast": self.runner.autocast, "workers": corpus.workers}
-        share = agreement(network, self.teacher, corpus.train, pool, **how)
+        share = agreement(network, self.teacher, corpus.train, pool, **how, progress=self.display.reporter(title))
         return {"agreement": share}, {"measured_on": {"samples": len(pool), "unseen": unseen}}
 
     def _sizes(self, network: Model) -> dict[str, int]:

@@ -40,12 +40,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_out(
-    out: Path, *, resume: bool | None, overwrite: bool, mark: str = "recipe.toml", proof: str | None = PROOF
+    out: Path, *, resume: bool | None, overwrite: bool, mark: str = "recipe.toml", proof: str = PROOF
 ) -> None:
     """Refuse a folder that holds something, cannot be written, or is no run to resume. Leaves nothing behind.
 
-    ``mark`` is the file of a folder that can be resumed, ``proof`` that of one that may be overwritten (None: the
-    same). ``resume`` is None where there is nothing to resume, as the work takes seconds.
+    ``mark`` is the file of a folder that can be resumed, ``proof`` that of one that may be overwritten.
+    ``resume`` is None where there is nothing to resume, as the work takes seconds.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite are both given; expected one of them: remove the other.")
@@ -60,7 +60,6 @@ def check_out(
     if resume and (out / mark).exists():
         return
     if overwrite:
-        proof = proof or mark
         foreign = [name for name in OURS if (out / name).exists()]
         if foreign and not (out / proof).exists():
             raise UserError(

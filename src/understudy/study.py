@@ -45,7 +45,7 @@ from scipy.stats import t as student_t
 from .errors import UserError
 from .recipe import make_recipe, merge, nearest_key, read_toml, write_toml
 from .report import study_markdown, write_study_report
-from .runfolder import check_out, clear, held, write_json
+from .runfolder import MODEL_FILES, check_out, clear, held, write_json
 from .train.progress import Display
 
 PREPARED = "prepared:"
@@ -138,7 +138,7 @@ def run_study(
 
 
 def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) -> dict[str, Any]:
-    check_out(out, resume=resume, overwrite=overwrite, mark="study.toml", proof=None)
+    check_out(out, resume=resume, overwrite=overwrite, mark="study.toml", proof="study.toml")
     plan = study.model_dump(exclude_none=True)
     if resume and (out / "study.toml").exists():
         begun, now = read_toml(out / "study.toml"), json.loads(json.dumps(plan))
@@ -147,9 +147,11 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
                 f"--resume in {str(out)!r}, which was begun with another {other[0]!r}; expected the same study: change "
                 "it back, name another folder, or --overwrite to start anew."
             )
-    if overwrite:
-        for folder in (out / "runs").glob("*"):
-            clear(folder, proof="recipe.toml")  # all of runs/ is the study's, also a run that has no log yet
+    if overwrite:  # all of runs/ and prepared/ is the study's, also a run that has no log yet
+        for folder in [*(out / "runs").glob("*/"), *(out / "prepared").glob("*/")]:
+            clear(folder, proof="recipe.toml")
+            for name in (*MODEL_FILES, "shrink.json"):
+                (folder / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "study.toml", plan)
     todo = [(setting, seed) for setting in study.settings() for seed in study.seeds]
@@ -158,7 +160,7 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
     with Display(True) as display:
         bar = display.reporter(study.name)
         for name, step in study.prepare.items():
-            display.say(f"prepared {name}: {_prepare(name, step, out, overwrite)}", always=True)
+            display.say(f"prepared {name}: {_prepare(name, step, out)}", always=True)
 
         def one(work: tuple[dict[str, Any], int]) -> dict[str, Any]:
             setting, seed = work
@@ -178,17 +180,15 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
     return _summarise(study, runs, out)
 
 
-def _prepare(name: str, step: Mapping[str, Any], out: Path, overwrite: bool) -> Path:
-    """The model of a ``prepare`` table, made unless it is there to stay. Raises `UserError` where that fails."""
+def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
+    """The model of a ``prepare`` table, made unless it is there. Raises `UserError` where that fails."""
     made = out / "prepared" / name
     model = made if step["command"] == "shrink" else made / "student"
-    if overwrite:
-        clear(made, proof="recipe.toml")
-    if overwrite or not (model / "config.json").exists():
+    if not (model / "config.json").exists():
         options = {key: value for key, value in _resolved(step, out).items() if key != "command"}
         values = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-        again = ["--overwrite"] if overwrite else ["--resume"] if (made / "recipe.toml").exists() else []
-        status = _call([step["command"], *values, "--out", str(made), *again], out / "logs" / f"prepare-{name}.log")
+        values += ["--out", str(made), *_again(made)]
+        status = _call([step["command"], *values], out / "logs" / f"prepare-{name}.log")
         if status:
             raise UserError(f"prepare.{name} could not be made ({status}); mend it and go on with --resume.")
     return model
@@ -222,10 +222,13 @@ def _run(recipe: dict[str, Any], folder: Path, jobs: int) -> str:
     recipe_file = logs / f"{folder.name}.toml"
     write_toml(recipe_file, recipe)
     arguments = ["distill", str(recipe_file), "--out", str(folder)]
-    if (folder / "recipe.toml").exists():
-        arguments.append("--resume")
-    status = _call(arguments, logs / f"{folder.name}.log", jobs)
+    status = _call([*arguments, *_again(folder)], logs / f"{folder.name}.log", jobs)
     return status or ("done" if result.exists() else "it left no result")
+
+
+def _again(folder: Path) -> list[str]:
+    """How to go on in a folder of this study: with the run begun there, else beside what is not a run's."""
+    return ["--resume"] if (folder / "recipe.toml").exists() else ["--overwrite"] if folder.exists() else []
 
 
 def _call(arguments: list[str], log: Path, jobs: int = 1) -> str:
@@ -303,7 +306,7 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
             row["before"] = {name: _spread([before[name] for before in befores]) for name in metrics}
         rows.append(row)
     teachers = [row["teacher"] for row in rows if "teacher" in row]
-    one = bool(teachers) and all(teacher == teachers[0] for teacher in teachers)
+    one = len({(teacher["spec"], teacher["params"]) for teacher in teachers}) == 1
     found = {
         "version": 1,
         "name": study.name,

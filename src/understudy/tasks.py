@@ -25,7 +25,8 @@ AT_ONCE = 2**24  # logits that metrics look at in one go
 class Task:
     """How one kind of problem flattens to rows, which metric decides, and which fit settings suit it by default.
 
-    ``temperature`` is the default T of targets that have one, ``hits`` the name of the share of rows guessed right.
+    ``temperature`` is the default T of targets that have one, ``accuracy_name`` what the share of rows guessed right
+    is called.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Task:
     higher_is_better: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     temperature: float = 4.0
-    hits: str = "accuracy"
+    accuracy_name: str = "accuracy"
 
     def rows(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Flatten ``outputs`` to ``[M, C]`` and ``labels`` to ``[M]``.
@@ -61,7 +62,7 @@ _WORDS = {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01, "clip": 1.0, "
 
 TASKS = {
     "classification": Task("classification", class_dim=1, metric="accuracy"),
-    "segmentation": Task("segmentation", class_dim=1, metric="miou", hits="pixel_accuracy"),
+    "segmentation": Task("segmentation", class_dim=1, metric="miou", accuracy_name="pixel_accuracy"),
     "language": Task(
         "language", class_dim=-1, metric="perplexity", higher_is_better=False, defaults=_WORDS, temperature=1.0
     ),
@@ -122,7 +123,7 @@ class Metrics:
         rows, correct, nll = sums.tolist()
         if rows == 0:
             return {}
-        values = {self.task.hits: correct / rows, "nll": nll / rows}
+        values = {self.task.accuracy_name: correct / rows, "nll": nll / rows}
         if self.task.name == "language":
             return {"perplexity": math.exp(min(nll / rows, 700.0)), **values}
         assert self.confusion is not None

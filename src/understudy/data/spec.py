@@ -249,20 +249,23 @@ def _synthetic(name: str, text: str) -> Data:
 
 
 def from_datasets(
-    datasets: dict[str, Any], memory_limit: int, image_size: int | None = None, name: str = "dataset"
+    datasets: dict[str, Any],
+    memory_limit: int,
+    image_size: int | None = None,
+    name: str = "dataset",
+    whole: bool = False,
 ) -> Data:
     """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped` and `scene_sets`.
 
-    One that is given for two splits is read once.
+    If ``whole``, the training Dataset is its own test split.
     """
-    given, datasets = datasets, {k: d for k, d in datasets.items() if k == "train" or d is not datasets["train"]}
     if has_masks(datasets["train"]):
         if image_size is not None:
             raise UserError(
                 f"image size {image_size} cannot be had of a Dataset with masks; resize both in the Dataset."
             )
         scenes, names = scene_sets(datasets, memory_limit, name)
-        return _scenes(name, {split: scenes.get(split, scenes["train"]) for split in given}, names)
+        return _scenes(name, {**scenes, "test": scenes["train"]} if whole else dict(scenes), names)
     mapped = {split: Mapped(dataset, f"{split} {name}", image_size=image_size) for split, dataset in datasets.items()}
     shapes = {split: samples.shape for split, samples in mapped.items()}
     for split, shape in shapes.items():
@@ -282,7 +285,7 @@ def from_datasets(
     splits: dict[str, Samples] = dict(mapped)
     if decoded <= memory_limit:
         splits = {split: samples.materialise() for split, samples in mapped.items()}
-    return _finish(name, {split: splits.get(split, splits["train"]) for split in given}, classes, None)
+    return _finish(name, {**splits, "test": splits["train"]} if whole else splits, classes, None)
 
 
 def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
@@ -308,7 +311,12 @@ _OPTIONS = {
 
 
 def load_data(
-    spec: Any, *, image_size: int | None = None, memory_limit: int = 4 * GIB, scratch: Path | None = None
+    spec: Any,
+    *,
+    image_size: int | None = None,
+    memory_limit: int = 4 * GIB,
+    scratch: Path | None = None,
+    whole: bool = False,
 ) -> Data:
     """Open data.
 
@@ -324,7 +332,8 @@ def load_data(
     segmentation keep their shape: `image_size` is their shorter side, without it they keep their size.
     Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
     fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
-    validation split is taken, or a fifth of training, stratified, is held out.
+    validation split is taken, or a fifth of training, stratified, is held out; of a single Dataset, if `whole`, all
+    of it is train and test.
 
     Raises UserError for input that cannot be used. Images that stay encoded are not all decoded here, so
     one of them that is damaged is reported when it is fetched.
@@ -345,7 +354,7 @@ def load_data(
             )
         return from_datasets({"train": spec[0], "test": spec[1]}, memory_limit, image_size)
     if not isinstance(spec, str):
-        return from_datasets({"train": spec}, memory_limit, image_size)
+        return from_datasets({"train": spec}, memory_limit, image_size, whole=whole)
     if spec == "digits":
         if image_size not in (None, 8):
             raise UserError(f"image size {image_size} cannot be had of 'digits', which are 8×8; leave it out.")

@@ -128,7 +128,7 @@ def _sweep(
         judged = 0
         for chunk in range(len(folds)):
             x, y = inputs(chunk)
-            known = {"outputs before": _logits(student.run(x))} if judged < JUDGED else {}
+            known = {"outputs before": _logits(student.run(x.clone()))} if judged < JUDGED else {}
             judged += len(x)
             frontier.put(chunk, {"inputs": x, **known}, {"inputs": y})
         change: Callable[[Live], None] | None = None  # what was solved last
@@ -236,7 +236,7 @@ def _prepared(model: Model, raw: Tensor) -> Tensor:
 def preview(cast: Cast) -> list[dict[str, Any]]:
     """The alignment points, one row each: what ``--dry-run`` prints. Raises where the two do not correspond.
 
-    A run asks for it ahead of anything else.
+    A run calls it before `plan`.
     """
     inputs, _ = _chunks(cast)
     x, y = inputs(0)

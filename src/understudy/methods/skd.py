@@ -84,7 +84,7 @@ def _head_phase(cast: Cast, before: list[Stage], head: Stage) -> Fit:
     def step(head: nn.Module, batch: Batch) -> dict[str, Tensor]:
         z, labels = cast.task.rows(logits_in(head(live(cast, batch))), batch.labels)
         loss = cross_entropy(z, labels, cast.settings.label_smoothing)
-        return {"loss": loss, cast.task.hits: accuracy(z, labels)}
+        return {"loss": loss, cast.task.accuracy_name: accuracy(z, labels)}
 
     return Fit("head", head, step, (frozen(cast, before),), select_by="loss", reads=frozenset({"labels"}))
 

@@ -108,7 +108,7 @@ def judged_on(run: Run) -> str:
         return ""
     which = "that did not teach" if found.get("unseen") else "that it learned from, as there are no others"
     images = words.plural(found["samples"], "image")
-    return f" There are no labels: it agrees with the teacher\u2019s choices, on {images} {which}."
+    return f" There are no labels: agreement is how often it chooses the teacher\u2019s class, on {images} {which}."
 
 
 def unfinished(run: Run, metric: str) -> str:

@@ -84,7 +84,7 @@ def strips(study: dict[str, Any], metric: str, colours: Colours) -> list[Strips]
             dots,
         )
         groups.setdefault(say(outer), []).append(item)
-        if level := teacher_level(row.get("teacher"), metric):
+        if level := teacher_level(row.get("teacher", study.get("teacher")), metric):
             levels.setdefault(say(outer), set()).add(level)
     common = {title: next(iter(found)) for title, found in levels.items() if len(found) == 1}
     unit = " %" if factor == 100 else ""
@@ -179,10 +179,11 @@ def gains(study: dict[str, Any], metric: str, colours: Colours) -> Chart | None:
     for label in far:
         means = [mean / factor for _, mean, _ in groups[label]]
         ends = (difference_text(metric, end, None) for end in (min(means), max(means)))
-        notes.append(f"{label}, {' to '.join(ends)}")
+        notes.append(f"{label}, {' to '.join(dict.fromkeys(ends))}")
     what = words.metric_name(metric)
+    title = "Difference to" if words.lower_is_better(metric) else "Gain over"
     return line_chart(
-        f"Gain over {say(study.get('baseline') or {})}, {'points of ' if factor == 100 else ''}{what}",
+        f"{title} {say(study.get('baseline') or {})}, {'points of ' if factor == 100 else ''}{what}",
         series,
         note=f"Off this scale: {'; '.join(notes)}." if notes else "",
         x_label="case",

@@ -22,7 +22,13 @@ from .walk import Live, Walk
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _PASSES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_UNSUPPORTED = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
+_UNSUPPORTED = (
+    nn.modules.conv._ConvTransposeNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.Bilinear,
+)
 
 
 @dataclass(frozen=True)
@@ -136,10 +142,13 @@ def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
         module, name = walk.module(node), walk.name(node)
         if module is None or name is None:
             continue
-        foreign = isinstance(module, LAYERS) and (type(module) not in LAYERS or "weight" not in module._parameters)
-        if isinstance(module, _UNSUPPORTED) or foreign:
+        for inner, part in module.named_modules():
+            plain = type(part) in LAYERS and "weight" in part._parameters
+            if not isinstance(part, _UNSUPPORTED) and (plain or not isinstance(part, LAYERS)):
+                continue
+            where = ".".join(filter(None, (name, inner)))
             raise UserError(
-                f"the {walk.who}'s layer {name!r} is a {type(module).__name__}, which cannot absorb an alignment; "
+                f"the {walk.who}'s layer {where!r} is a {type(part).__name__}, which cannot absorb an alignment; "
                 "expected plain convolutions and linear layers: teach this network with --method kd."
             )
         if isinstance(module, LAYERS):

@@ -17,14 +17,6 @@ from .running import Running
 from .state import State
 
 
-def share_buffers(fit: Running, world: int) -> None:
-    """Give every process the first one's buffers (BatchNorm's statistics), which checkpoints keep."""
-    if world > 1:
-        for network in [fit.trainee, *([fit.average.module] if fit.average else [])]:
-            for buffer in network.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
-
 def held_out_losses(
     fit: Running,
     network: nn.Module,

@@ -26,12 +26,12 @@ from ..teacher import Source
 from ..teacher.feed import BLOCK, Feed
 from .checkpoint import load_checkpoint, save_checkpoint
 from .evaluate import evaluate
-from .judge import held_out_losses, remember_best, share_buffers
+from .judge import held_out_losses, remember_best
 from .phase import Fit
 from .plan import Plan
 from .precision import autocast_for, place
 from .progress import Display
-from .running import Running, mix, random_state, restore_random, seed_everything
+from .running import Running, mix, random_state, restore_random, seed_everything, share_buffers
 from .schedule import MovingAverage, factor, make_optimizer
 from .state import Memory, State
 from .supply import Supply

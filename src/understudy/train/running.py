@@ -80,3 +80,11 @@ def restore_random(randoms: list[dict[str, Any]], rank: int, device: torch.devic
         random.setstate(randoms[rank]["python"])
         if "cuda" in randoms[rank] and device.type == "cuda":
             torch.cuda.set_rng_state(randoms[rank]["cuda"].cpu(), device)
+
+
+def share_buffers(fit: Running, world: int) -> None:
+    """Give every process the first one's buffers (BatchNorm's statistics), which checkpoints keep."""
+    if world > 1:
+        for network in [fit.trainee, *([fit.average.module] if fit.average else [])]:
+            for buffer in network.buffers():
+                torch.distributed.broadcast(buffer, 0)
