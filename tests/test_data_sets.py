@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from understudy.data import CLEAN, Augment, Data, Encoded, InMemory, batches, load_data
+from understudy.data import decoded as decoding
 from understudy.data.decode import centred
 from understudy.errors import UserError
 
@@ -382,3 +384,43 @@ def test_class_names_as_labels_are_numbered_in_sorted_order(tmp_path, kind):
     assert data.classes == ("cat", "dog", "eel")
     assert data.train.labels.tolist() == [1, 0, 2, 0, 1, 2, 2, 1, 0, 2, 0, 1]
     assert data.test.labels.tolist() == [2, 1]
+
+
+def test_many_small_images_are_decoded_once(tmp_path, monkeypatch):
+    """A second run maps what the first has decoded; other files, sizes and damage are decoded anew."""
+    images, labels = random_images(12, 10, 10), [0, 1] * 6
+    write_parquet(tmp_path / "train.parquet", images, labels)
+    scratch, spec, times = tmp_path / "scratch", f"parquet:{tmp_path / 'train.parquet'}", []
+    real = decoding.decode_all
+    monkeypatch.setattr(decoding, "decode_all", lambda *a: times.append(1) or real(*a))
+
+    def pixels(**options):
+        data = load_data(spec, scratch=scratch, **options)
+        return {int(label): data.train.pixels[data.train.labels == label] for label in (0, 1)}
+
+    plain = pixels()
+    assert (len(times), list(tmp_path.glob("scratch/*"))) == (1, []), "few images are not kept"
+    monkeypatch.setattr(decoding, "MANY", 10)
+    for count in (2, 2):
+        found = pixels()
+        assert len(times) == count
+        assert all(torch.equal(found[label], plain[label]) for label in plain)
+    assert pixels(image_size=5)[0].shape[1:3] == (5, 5)
+    assert len(times) == 3
+    (one, other) = sorted(scratch.glob("*.npy"))
+    for kept in (one, other):
+        kept.write_bytes(kept.read_bytes()[:200])
+    assert torch.equal(pixels()[1], plain[1])
+    assert len(times) == 4
+    write_parquet(tmp_path / "train.parquet", images[::-1].copy(), labels)
+    assert not torch.equal(pixels()[0], plain[0])
+    assert len(times) == 5
+    os.utime(one, (1, 1))
+    os.utime(other, (1, 1))
+    pixels(image_size=7)
+    assert not one.exists(), "it was not read for long"
+    assert not other.exists()
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    before = set(scratch.iterdir())
+    pixels(image_size=6)
+    assert set(scratch.iterdir()) == before, "a full disk is left alone"

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from understudy.data.decode import SMALL, Deviation, Form, decode_all, survey
+from understudy.data.decode import SMALL, Deviation, Form, survey
+from understudy.data.decoded import decoded
 from understudy.data.extras import hub_datasets, torchvision_datasets
 from understudy.data.folders import Listing, image_folders, parquet_files
 from understudy.data.loader import forward_size
@@ -27,7 +28,6 @@ from understudy.data.samples import InMemory, Samples
 from understudy.data.scene_sets import has_masks, scene_sets
 from understudy.data.scenes import Scenes
 from understudy.data.segmentation import segmentation_folder
-from understudy.data.sources import Source
 from understudy.data.split import hold_out
 from understudy.data.streams import Encoded
 from understudy.data.synthetic import class_names, read_dials, synthetic
@@ -154,27 +154,19 @@ def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Te
     return train, test
 
 
-def _decoded(name: str, source: Source, labels: Tensor, form: Form) -> InMemory:
-    out = np.empty((len(source), form.height, form.width, form.channels), np.uint8)
-    with progress(f"decoding {name} images", len(source)) as advance:
-        for done in decode_all(source.chunks(), form, out):
-            advance(done)
-    return InMemory(torch.from_numpy(out), labels)
-
-
 def _samples(listing: Listing, image_size: int | None, memory_limit: int, scratch: Path) -> dict[str, Samples]:
     """Decode into memory where that fits, and open as streams otherwise."""
     sources = {split: source for split, (source, _) in listing.splits.items()}
     total = sum(map(len, sources.values()))
 
-    def decoded(form: Form) -> dict[str, Samples]:
-        return {split: _decoded(split, *pair, form) for split, pair in listing.splits.items()}
+    def in_memory(form: Form) -> dict[str, Samples]:
+        return {split: decoded(split, *pair, form, scratch) for split, pair in listing.splits.items()}
 
     known = survey(item for source in sources.values() for item in source.sample())
     form = known.form(image_size)
     if total * form.size <= memory_limit:
         with suppress(Deviation):  # some image is unlike those surveyed: survey all
-            return decoded(form)
+            return in_memory(form)
     if not known.settled:
         with progress("surveying images", total) as advance:
             for source in sources.values():
@@ -183,7 +175,7 @@ def _samples(listing: Listing, image_size: int | None, memory_limit: int, scratc
                     advance(len(chunk))
         form = known.form(image_size)
         if total * form.size <= memory_limit:
-            return decoded(form)
+            return in_memory(form)
     return {
         split: Encoded(source.streamable(scratch), labels, form) for split, (source, labels) in listing.splits.items()
     }
