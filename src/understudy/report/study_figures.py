@@ -196,7 +196,9 @@ def curves(
     folder: Path, study: dict[str, Any], runs: list[dict[str, Any]], metric: str, colours: Colours
 ) -> list[Chart]:
     """A small chart for each setting with a line for every seed, all on one vertical scale."""
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[Any]] = {
+        say(row.get("setting") or {}): [] for row in study_rows(study)
+    }  # in the table's order
     settings: dict[str, Setting] = {}
     for run in runs:
         segments = Timeline(run_epochs(folder, str(run.get("out", "")))).segments(read_from("eval", metric))
@@ -209,7 +211,7 @@ def curves(
     if not any(len(segment) > 1 for items in groups.values() for _, segments in items for segment in segments):
         return []  # judged once, at the end
     shown = []
-    for label, items in list(groups.items())[:MOST_PANELS]:
+    for label, items in [item for item in groups.items() if item[1]][:MOST_PANELS]:
         colour = colours(comparison(study, settings[label]))
         series = [Series(f"seed {seed}", segments, colour) for seed, segments in items]
         unit = " %" if words.is_fraction(metric) else ""
