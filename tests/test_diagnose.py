@@ -6,11 +6,13 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -490,3 +492,20 @@ def test_all_of_a_single_dataset_is_evaluated():
     assert 400 <= Counted.read < 450  # once, and a few of them to see that they stay the same
     shares = [understudy.evaluate(network, part)["accuracy"] for part in (items, items[:20], items[20:])]
     assert shares[0] == pytest.approx((shares[1] + shares[2]) / 2)
+
+
+def test_a_folder_without_splits_is_measured_whole_or_as_a_run_would(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        (tmp_path / "set" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "set" / "ab"[number % 2] / f"{number:02}.png")
+    data = f"images:{tmp_path / 'set'}"
+    network = load_model("zoo:mlp?hidden=4", data=understudy.load_data(data))
+    items = [(image, number % 2) for number, image in enumerate(pixels)]
+    whole = understudy.evaluate(network, data, split="all")
+    assert whole == pytest.approx(understudy.evaluate(network, items))
+    held = understudy.load_data(data).test
+    assert len(held) == 8
+    assert understudy.evaluate(network, data) != pytest.approx(whole)
+    with pytest.raises(UserError, match="has splits of its own"):
+        understudy.evaluate(network, "digits", split="all")

@@ -478,6 +478,33 @@ def test_control_flow_on_shapes_is_followed():
     assert found["after"] < found["before"]
 
 
+class Assigning(Net):
+    """Writes into a part of its input and of its features."""
+
+    def forward(self, x):
+        x = x.clone()
+        x[:, :, 0] = 0
+        features = self.bn1(self.conv1(x)).relu()
+        features[:, :, :2] = features[:, :, :2] * 0.5
+        return self.fc(self.bn2(self.conv2(features)).relu().mean((2, 3)))
+
+
+def test_assignments_to_parts_are_followed():
+    student, kept, teacher = shrunken()
+    student.__class__ = teacher.__class__ = Assigning
+    x = torch.randn(5, 1, 6, 6)
+    walk = Walk(teacher, "teacher", x[:2])
+    with torch.no_grad():
+        assert torch.equal(walk.run(x), teacher.eval()(x))
+    found = fskd.plan(cast(pictures(20), student, kept, teacher))[0].solve(lambda done, total: None)
+    assert found["after"] < found["before"]
+
+
+class Random(Net):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.5))
+
+
 class Counting(Net):
     def forward(self, x):
         return super().forward(x) / len(x)
@@ -500,6 +527,7 @@ def test_what_cannot_be_recovered_is_told_in_a_sentence():
     told("list of kept channels", kept={**kept, "conv1": [0, 1, 2, 99]})
     told("not known|list of kept", kept={**kept, "conv1": [0]})
     told("more than once", student=Twice(), teacher=Twice(), kept={})
+    told("gives other outputs each time", student=Random(8), teacher=Random(8), kept={})
     told("the number of its samples", student=Counting(8), teacher=Counting(8), kept={})
     told("cannot be traced", student=Branching(8), teacher=Branching(8), kept={})
     transposed = nn.Sequential(nn.ConvTranspose2d(1, 4, 3), nn.Flatten(), nn.Linear(256, 3))

@@ -265,10 +265,13 @@ def test_a_study_over_cases_shows_what_each_setting_gains(tmp_path: Path) -> Non
     gains = {"none": 0.0, "ls": 0.02, "sim": 0.03, "kd": 0.25}
     rows = [row(case, variant, gain) for case in "abc" for variant, gain in gains.items()]
     study = {"columns": ["case", "variant"], "rows": rows, "baseline": {"variant": "none"}, "teacher": None}
+    study["plan"] = {"name": "cases", "recipe": {"epochs": 3}}
     (tmp_path / "study.json").write_text(json.dumps(study))
     page = Page(write_report(tmp_path))
     nothing_is_fetched(page)
     assert "Gain over none, points of accuracy" in page.text
+    assert "3 cases; the largest gain over none is +25.00 ± 0.40 points, by kd" in page.text.replace("\u00a0", " ")
+    assert "epochs = 3" in page.text, "what was run"
     assert "Off this scale: kd, +25.00 points." in page.text
     marks = [str(a) for _, a in page.tags if "sim: 3" in str(a)]
     assert len(marks) == 3, "one for each case"

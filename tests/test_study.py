@@ -101,7 +101,7 @@ def test_overwrite_makes_everything_anew(performed, tmp_path, monkeypatch):
     assert not any("--resume" in call for call in calls)
     assert not (out / "prepared" / "teacher" / "student" / "config.json").exists()
     assert not (out / "prepared" / "half" / "config.json").exists(), "which --resume would take"
-    assert not (begun / "recipe.toml").exists()
+    assert not begun.exists()
     assert [item.name for item in foreign.parent.iterdir()] == ["notes.txt"]
 
 

@@ -303,3 +303,18 @@ def test_networks_that_cannot_be_shrunk():
         decouple(network, 10)
     with pytest.raises(UserError, match="out of reach of decoupling"):
         decouple(network, macs=0.01, example=example)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN, nn.GRUCell])
+def test_recurrent_layers_that_cannot_be_pruned_are_named(kind):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.reads, self.fc = nn.Conv2d(3, 8, 3), kind(8, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            found = self.reads(self.conv(x).mean((2, 3)))
+            return self.fc(found[0] if isinstance(found, tuple) else found)
+
+    with pytest.raises(UserError, match=rf"layer 'reads' is a {kind.__name__}, which cannot be pruned"):
+        shrink(Reader(), torch.randn(2, 3, 8, 8), ratio=0.5)

@@ -158,7 +158,7 @@ def test_what_needs_labels_says_so(told, settings, tmp_path):
 
 
 def test_nothing_is_measured_on_them():
-    with pytest.raises(UserError, match="has no labelled train split"):
+    with pytest.raises(UserError, match="has no labels to measure by"):
         understudy.evaluate(model(), Alone(), split="train")
 
 
@@ -244,3 +244,17 @@ def test_figures_before_a_run_are_remembered_by_network_and_data(tmp_path, monke
             specs["teacher"], student, data, method="kd", select="best", validation=0.0, out=tmp_path / "x"
         )
     assert student.training
+
+
+def test_the_last_line_says_what_agreement_was_measured_on(tmp_path, capfd):
+    understudy.distill(model(), model(1), Alone(), method="kd", epochs=1, out=tmp_path / "run")
+    assert "with the teacher, on 12 images that it learned from; the student is in" in " ".join(
+        capfd.readouterr().err.split()
+    )
+
+
+def test_the_items_of_a_tensor_dataset_of_images_are_images():
+    pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    data = load_data(torch.utils.data.TensorDataset(pixels))
+    assert not data.labelled
+    assert torch.equal(data.train.fetch(torch.arange(6), CLEAN, Augment()).inputs, pixels)

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from .data import Data, load_data
+from .data.spec import GIB
 from .diagnose import at_chance, diagnose
 from .errors import UserError
 from .models import Model, check_classes, load_model
@@ -105,29 +106,39 @@ def train(
 
 
 def evaluate(
-    model: str | nn.Module, data: Any, *, split: str = "test", precision: str = "auto", **options: Any
+    model: str | nn.Module,
+    data: Any,
+    *,
+    split: str = "test",
+    image_size: int | None = None,
+    memory_limit: int = 4 * GIB,
+    precision: str = "auto",
 ) -> dict[str, float]:
     """Metrics of a model on a split (``train``, ``val`` or ``test``) of data, without augmentation.
 
-    Of a single Dataset, which has no splits, all of it is measured. ``options`` are those of
-    `understudy.data.load_data` (``image_size``, ``memory_limit`` in bytes). Raises `UserError` for bad input and for
-    outputs that are not finite.
+    ``all`` are all samples of data that has no splits, and is the default of a single Dataset; of a folder or file
+    without a test split ``test`` is the fifth that a run holds out. ``image_size`` and ``memory_limit`` (bytes) are
+    those of `understudy.data.load_data`. Raises `UserError` for bad input and for outputs that are not finite.
     """
-    if split not in ("train", "val", "test"):
-        raise UserError(f"the split {split!r} is unknown; expected train, val or test: change --split.")
+    if split not in ("train", "val", "test", "all"):
+        raise UserError(f"the split {split!r} is unknown; expected train, val, test or all: change --split.")
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
     single = data is not None and not isinstance(data, str | Path | tuple | Data)
-    loaded = load_data(data, whole=single, **options)
+    whole = split == "all" or (single and split == "test")
+    loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole)
+    if split == "all" and loaded.test is not loaded.train:
+        raise UserError(f"the data {loaded.name!r} has splits of its own; expected one of them: change --split.")
     network = load_model(model, data=loaded)
     check_classes(network, loaded)
-    samples = getattr(loaded, split)
-    if samples is None or (not loaded.labelled and (single or split == "train")):
-        what = f"labelled {split} split" if not loaded.labelled else f"{split} split"
-        raise UserError(f"the data {loaded.name!r} has no {what}; expected one of its own: name another.")
+    samples = loaded.test if whole else getattr(loaded, split)
+    if samples is None or (not loaded.labelled and (whole or split == "train")):
+        what = "labels to measure by" if not loaded.labelled else f"{split} split"
+        raise UserError(f"the data {loaded.name!r} has no {what}; expected some of its own: name other data.")
     device = Accelerator().device
     place(network, device)
     with Display(True) as display:
+        display.say(f"{len(samples):,} samples", always=True)
         metrics, _ = run_evaluation(
             network,
             samples.to(device),

@@ -235,6 +235,9 @@ class Production:
         self.accelerator.wait_for_everyone()
         name = self.task.metric if self.task.metric in after[0] else "agreement"
         found = f"{name} {before[name]:.4f} → {after[0][name]:.4f}; " if name in after[0] else ""
+        if on := after[1].get("measured_on"):
+            which = "that did not teach" if on["unseen"] else "that it learned from"
+            found = f"{found.rstrip('; ')} with the teacher, on {on['samples']:,} images {which}; "
         self.display.say(f"{found}the student is in {self.out / 'student'}", always=True)
         self.student.eval()
         return result

@@ -30,11 +30,13 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -152,6 +154,9 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
             clear(folder, proof="recipe.toml")
             for name in (*MODEL_FILES, "shrink.json"):
                 (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # it holds something else
+                folder.rmdir()
+        shutil.rmtree(out / "logs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "study.toml", plan)
     todo = [(setting, seed) for setting in study.settings() for seed in study.seeds]
@@ -312,6 +317,7 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
         "name": study.name,
         "columns": list(study.settings()[0]),
         "baseline": study.baseline,
+        "plan": study.model_dump(exclude_none=True),
         "planned": len(study.settings()) * len(study.seeds),
         "rows": rows,
         "runs": sorted(runs, key=lambda run: run["out"]),

@@ -115,6 +115,8 @@ class Mapped(Samples):
         item = self.dataset[int(self.positions[at])]
         if isinstance(item, Image.Image | np.ndarray | Tensor):  # an image alone
             item = (item, UNLABELLED)
+        elif isinstance(item, Sequence) and len(item) == 1:  # as of TensorDataset(images)
+            item = (item[0], UNLABELLED)
         if not isinstance(item, Sequence) or len(item) < 2:
             raise UserError(f"{self._where(at)} is a {type(item).__name__}; a pair (image, label) is expected.")
         return item

@@ -145,7 +145,11 @@ def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Te
         _LOG.info("'%s' has no test split; its validation split is used as test.", name)
         return None
     if bool((labels == UNLABELLED).all()):
-        _LOG.info("'%s' has no labels: its images (%d) can teach, but not judge.", name, len(labels))
+        _LOG.info(
+            "'%s' has no labels: its %d images can teach; students are judged by agreement with the teacher.",
+            name,
+            len(labels),
+        )
         return None
     train, test = hold_out(torch.arange(len(labels)), labels, _HELD_OUT, seed=0)
     if not len(test):
@@ -202,9 +206,13 @@ def _finish(name: str, splits: dict[str, Samples], classes: tuple[str, ...], aug
     return Data(name, "classification", train, splits.get("val"), splits.get("test"), classes, augment)
 
 
-def _listed(name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path | None) -> Data:
+def _listed(
+    name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path | None, whole: bool
+) -> Data:
     _check(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
     splits = _samples(listing, image_size, memory_limit, scratch or default_scratch())
+    if whole and set(splits) == {"train"}:
+        splits["test"] = splits["train"]
     return replace(_finish(name, splits, listing.classes, None), superclasses=listing.superclasses)
 
 
@@ -324,8 +332,8 @@ def load_data(
     segmentation keep their shape: `image_size` is their shorter side, without it they keep their size.
     Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
     fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
-    validation split is taken, or a fifth of training, stratified, is held out; of a single Dataset, if `whole`, all
-    of it is train and test.
+    validation split is taken, or a fifth of training, stratified, is held out; of a folder or file of images without
+    splits and of a single Dataset, if `whole`, all of it is train and test.
 
     Raises UserError for input that cannot be used. Images that stay encoded are not all decoded here, so
     one of them that is damaged is reported when it is fetched.
@@ -383,4 +391,4 @@ def load_data(
         return Data(spec, "language", parts["train"], parts["val"], parts["test"], words, Augment())
     opener = parquet_files if scheme == "parquet" else image_folders
     listing = opener(Path(path).expanduser(), **options)
-    return _listed(spec, listing, image_size, memory_limit, scratch)
+    return _listed(spec, listing, image_size, memory_limit, scratch, whole)

@@ -268,6 +268,8 @@ def dot_strips(
             level = None
         else:
             values.append(level[0])
+    if unit == " %":  # intervals of few runs may leave what a share can be
+        values = [min(100.0, max(0.0, value)) for value in values]
     scale, ticks = linear_axis(values, parts=3)
 
     def at(value: float) -> str:
@@ -279,8 +281,8 @@ def dot_strips(
             colour=colour,
             text=text,
             mean=at(mean),
-            low=at(mean - (half or 0)),
-            high=at(mean + (half or 0)),
+            low=at(max(scale.low, mean - (half or 0))),
+            high=at(min(scale.high, mean + (half or 0))),
             dots=[(at(value), name) for value, name in runs],
         )
         for label, colour, text, mean, half, runs in rows

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from understudy.report import words
 from understudy.report.page import render, write_page
 from understudy.report.read import is_number, numbers, read_json
@@ -66,6 +68,7 @@ def write_study_report(folder: Path) -> Path:
         curves=curves(folder, study, runs, metric, colours),
         waiting=[f"{say(r.get('setting') or {})}, seed {r.get('seed')}: {r['status']}" for r in runs if not_done(r)],
         markdown=study_markdown(study),
+        plan=tomli_w.dumps(study["plan"]) if isinstance(study.get("plan"), dict) else "",
     )
     return write_page(folder / "report.html", text)
 
@@ -90,8 +93,12 @@ def headline(study: dict[str, Any], metric: str) -> str:
     number = numbers(best).get("runs", 1)
     over = f"over {words.plural(number, 'run')}" if number > 1 else "in one run"
     value = with_interval(metric, *estimate(best.get("metrics"), metric))
-    text = f"The best {words.metric_name(metric)}, {value} {over}, comes from {say(best.get('setting') or {})}"
-    text += ", the baseline" if is_baseline(study, best) else ""
+    cases = len({(row.get("setting") or {}).get("case") for row in rows})
+    if cases > 1:  # of other data, or with other teachers: only within a case is one better than another
+        text = f"{cases} cases"
+    else:
+        text = f"The best {words.metric_name(metric)}, {value} {over}, comes from {say(best.get('setting') or {})}"
+        text += ", the baseline" if is_baseline(study, best) else ""
     compared = [row for row in rows if estimate(row.get("difference"), metric)[0] is not None]
     compared = [row for row in compared if not is_baseline(study, row)]
     if not compared:
@@ -105,7 +112,7 @@ def headline(study: dict[str, Any], metric: str) -> str:
         return f"{text}; the largest gain over {baseline} is {gain}, by {say(row.get('setting') or {})}."
     if half is None:
         return f"{text}; one run of each setting cannot tell a gain over {baseline} from chance."
-    than = "" if is_baseline(study, best) else f" than {baseline}"
+    than = "" if is_baseline(study, best) and cases == 1 else f" than {baseline}"
     return f"{text}; no setting is better{than} by more than its 95\u00a0% interval."
 
 

@@ -77,6 +77,12 @@ def shrink(
     without anything to prune.
     """
     _check(how, ratio, macs)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.RNNCellBase | nn.GRU | nn.RNN):
+            raise UserError(
+                f"the layer {name!r} is a {type(module).__name__}, which cannot be pruned; expected no "
+                "recurrent layer but nn.LSTM: use --how decouple."
+            )
     changed = copy.deepcopy(network).requires_grad_(True)
     for parameter in changed.parameters():
         parameter.grad = None

@@ -99,6 +99,9 @@ class _Known(fx.Proxy):
             return super().__getattr__(name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
     def __int__(self) -> int:
         return int(self._number())
 

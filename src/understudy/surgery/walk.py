@@ -47,8 +47,9 @@ class Walk:
             except Untraceable as error:
                 where = f"{type(error.module).__name__} {error.name!r}" if error.name else type(error.module).__name__
                 raise UserError(
-                    f"the {who}'s forward cannot be traced in {where} ({error.reason}); expected no branches on the "
-                    "values of tensors: rewrite that part, or put it into a module of its own without layers."
+                    f"the {who}'s forward cannot be traced in {where} ({error.reason}); expected code without "
+                    "branches on the values of tensors, and sizes given together, as in torch.zeros((n, c)): rewrite "
+                    "that part, or put it into a module of its own without layers."
                 ) from None
             self._entry, self.nodes = found.entry, found.nodes
             self.shapes = {
@@ -65,6 +66,11 @@ class Walk:
     def _check(self, network: nn.Module, inputs: Tensor) -> None:
         """The nodes must compute what the network does for any number of samples, not only for the example's."""
         outputs = tensors_in(network(inputs.clone()))
+        if not all(map(_close, tensors_in(network(inputs.clone())), outputs)):
+            raise UserError(
+                f"the {self.who} gives other outputs each time it runs on the same images; expected none of its "
+                "numbers to be random in eval mode: use nn.Dropout for F.dropout, say."
+            )
         try:
             close = all(map(_close, tensors_in(self.run(inputs)), outputs))
             reason = "its outputs differ"
