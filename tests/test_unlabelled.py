@@ -148,6 +148,7 @@ def test_the_teacher_tells_how_many_classes_there_are(tmp_path):
         ("target 'pt' needs labels", {"method": "kd", "target": "pt"}),
         ("select = best and patience need labels", {"method": "fskd", "finetune_steps": 2, "select": "best"}),
         ("has no labels; expected some to judge a teacher by", {"method": "auto"}),
+        (r"validation = 0\.2 needs labels", {"method": "kd", "validation": 0.2}),
     ],
 )
 def test_what_needs_labels_says_so(told, settings, tmp_path):

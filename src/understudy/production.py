@@ -115,6 +115,11 @@ class Production:
                 f"select = best and patience need labels, which the data {s.data!r} does not have; expected select = "
                 "last: leave them out, or give labelled images in val/."
             )
+        if data.val is None and s.validation:
+            raise UserError(
+                f"validation = {s.validation:g} needs labels, which the data {s.data!r} does not have; expected 0: "
+                "leave it out, or give labelled images in val/."
+            )
         if data.classes or s.teacher is None:
             return data
         teacher = load_model(objects.get("teacher", s.teacher), data=data)

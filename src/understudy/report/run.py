@@ -248,7 +248,7 @@ def time_facts(run: Run) -> list[tuple[str, str]]:
         ("student_samples_seen", f"{noun} seen by the student"),
         ("teacher_samples_forwarded", f"{noun} forwarded by the teacher"),
     ):
-        if is_number(result.get(key)):
+        if is_number(result.get(key)) and result.get("student_samples_seen"):  # else all was solved
             facts.append((name, words.count(result[key])))
     cache = run.part("cache")
     for key, name, say in (
