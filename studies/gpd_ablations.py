@@ -76,6 +76,11 @@ def perform(variant: str, lr: float, seed: int, options: argparse.Namespace) -> 
     return json.loads((out / "result.json").read_text())["student"]["metrics"]["accuracy"]
 
 
+def told(values: list[float]) -> str:
+    spread = interval95(values)
+    return f"{sum(values) / len(values):.1f}" + (f" ± {spread:.1f}" if spread else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -85,14 +90,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--rates", type=float, nargs="*", default=[0.05, 0.1, 0.2, 0.4])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", metavar="VARIANT=RATE", help="these alone, paired with the first of them")
     options = parser.parse_args()
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    if options.only:
+        first: list[float] = []
+        for variant, _, rate in (one.rpartition("=") for one in options.only):
+            values = [100 * perform(variant, float(rate), seed, options) for seed in seeds]
+            first = first or values
+            gains = [mine - theirs for mine, theirs in zip(values, first, strict=True)]
+            print(f"{variant} at {rate}: {told(values)}, paired {told(gains)}")
+        return
     lines = ["| | " + " | ".join(f"{lr:g}" for lr in options.rates) + " |", "|---" * (1 + len(options.rates)) + "|"]
     for variant in VARIANTS:
         cells = []
         for lr in options.rates:
-            values = [100 * perform(variant, lr, seed, options) for seed in range(options.seeds)]
-            spread = interval95(values)
-            cells.append(f"{sum(values) / len(values):.1f}" + (f" ± {spread:.1f}" if spread else ""))
+            cells.append(told([100 * perform(variant, lr, seed, options) for seed in seeds]))
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
         (options.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -507,5 +507,5 @@ def test_a_folder_without_splits_is_measured_whole_or_as_a_run_would(tmp_path):
     held = understudy.load_data(data).test
     assert len(held) == 8
     assert understudy.evaluate(network, data) != pytest.approx(whole)
-    with pytest.raises(UserError, match="has splits of its own"):
+    with pytest.raises(UserError, match="has splits; expected train, val or test"):
         understudy.evaluate(network, "digits", split="all")

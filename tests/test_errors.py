@@ -264,7 +264,10 @@ CASES: dict[str, tuple[str, str]] = {
     "cache with other files": (f"{KD} --cache {{i}}/full {OUT}", r"/full' holds other files; .*another with --cache"),
     "cache is a file": (f"{KD} --cache {{i}}/teacher.pkl {OUT}", r"teacher.pkl' cannot be written .*--cache"),
     # other commands
-    "split": ("evaluate --model {i}/teacher/student --data digits --split dev", r"split 'dev' .*train, val, test or all"),
+    "split": (
+        "evaluate --model {i}/teacher/student --data digits --split dev",
+        r"split 'dev' .*train, val, test or all",
+    ),
     "no such split": ("evaluate --model {i}/teacher/student --data digits --split val", r"'digits' has no val split"),
     "precision of evaluate": (
         "evaluate --model {i}/teacher/student --data digits --precision fp64",

@@ -376,6 +376,25 @@ def test_networks_that_change_their_input_are_recovered_alike():
     assert found[0]["after"] == pytest.approx(found[1]["after"], rel=1e-3)
 
 
+class Masked(Net):
+    """Gives a mask beside its logits, one of them not finite; ``rough`` makes the others depend on the batch."""
+
+    rough = False
+
+    def forward(self, x):
+        logits = super().forward(x) / (len(x) if self.rough else 1)
+        return {"logits": logits, "mask": logits > 0, "low": logits.masked_fill(logits == logits.amin(), -torch.inf)}
+
+
+def test_outputs_that_are_not_finite_hide_nothing():
+    x = torch.randn(4, 1, 6, 6)
+    assert Walk(Masked(8), "student", x).nodes
+    network = Masked(8)
+    network.rough = True
+    with pytest.raises(UserError, match="the number of its samples"):
+        Walk(network, "student", x)
+
+
 def test_a_network_of_one_layer_has_its_name():
     layer = nn.Linear(6, 4)
     assert [node.op for node in Walk(layer, "student", torch.randn(2, 6)).nodes] == [

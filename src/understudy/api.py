@@ -109,26 +109,27 @@ def evaluate(
     model: str | nn.Module,
     data: Any,
     *,
-    split: str = "test",
+    split: str | None = None,
     image_size: int | None = None,
     memory_limit: int = 4 * GIB,
     precision: str = "auto",
 ) -> dict[str, float]:
     """Metrics of a model on a split (``train``, ``val`` or ``test``) of data, without augmentation.
 
-    ``all`` are all samples of data that has no splits, and is the default of a single Dataset; of a folder or file
-    without a test split ``test`` is the fifth that a run holds out. ``image_size`` and ``memory_limit`` (bytes) are
-    those of `understudy.data.load_data`. Raises `UserError` for bad input and for outputs that are not finite.
+    ``all`` are all samples of data that has no splits, and is the default of a single Dataset; else it is ``test``,
+    which of data without such a split is the fifth that a run holds out. ``image_size`` and ``memory_limit`` (bytes)
+    are those of `understudy.data.load_data`. Raises `UserError` for bad input and for outputs that are not finite.
     """
+    single = data is not None and not isinstance(data, str | Path | tuple | Data)
+    split = split or ("all" if single else "test")
     if split not in ("train", "val", "test", "all"):
         raise UserError(f"the split {split!r} is unknown; expected train, val, test or all: change --split.")
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
-    single = data is not None and not isinstance(data, str | Path | tuple | Data)
-    whole = split == "all" or (single and split == "test")
+    whole = split == "all"
     loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole)
-    if split == "all" and loaded.test is not loaded.train:
-        raise UserError(f"the data {loaded.name!r} has splits of its own; expected one of them: change --split.")
+    if whole and loaded.test is not loaded.train:
+        raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change --split.")
     network = load_model(model, data=loaded)
     check_classes(network, loaded)
     samples = loaded.test if whole else getattr(loaded, split)

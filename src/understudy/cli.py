@@ -155,7 +155,7 @@ def _settings(recipe: Path | None, options: dict[str, Any], sets: list[str] | No
 def evaluate_command(
     model: Annotated[str, typer.Option(help="model spec or a run's student folder")],
     data: Annotated[str, typer.Option(help="data spec")],
-    split: Annotated[str, typer.Option(help="train, val, test, or all of data without splits")] = "test",
+    split: Annotated[str | None, typer.Option(help="train, val, test, or all of data without splits")] = None,
     image_size: Annotated[int | None, typer.Option(help="side images are brought to")] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32")] = "auto",
 ) -> None:

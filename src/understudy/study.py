@@ -311,7 +311,7 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
             row["before"] = {name: _spread([before[name] for before in befores]) for name in metrics}
         rows.append(row)
     teachers = [row["teacher"] for row in rows if "teacher" in row]
-    one = len({(teacher["spec"], teacher["params"]) for teacher in teachers}) == 1
+    one = len({(t["spec"], t["params"], *(round(v, 3) for v in t["metrics"].values())) for t in teachers}) == 1
     found = {
         "version": 1,
         "name": study.name,

@@ -44,10 +44,11 @@ def decoded(name: str, source: Source, labels: Tensor, form: Form, scratch: Path
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The array of an earlier run; None where none is, or none that is whole."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, EOFError):
         found = np.load(path, mmap_mode="c")
         if found.shape == shape and found.dtype == np.uint8:
-            os.utime(path)
+            with suppress(OSError):  # another user's
+                os.utime(path)
             return found
     return None
 
@@ -63,5 +64,7 @@ def _keep(path: Path, pixels: np.ndarray) -> None:
         if pixels.nbytes < shutil.disk_usage(path.parent).free // 2:
             with partial.open("wb") as file:
                 np.save(file, pixels)
+                os.fsync(file.fileno())
             os.replace(partial, path)
-    partial.unlink(missing_ok=True)
+    with suppress(OSError):
+        partial.unlink(missing_ok=True)

@@ -185,6 +185,11 @@ def _samples(listing: Listing, image_size: int | None, memory_limit: int, scratc
     }
 
 
+def _whole(splits: dict[str, Samples]) -> dict[str, Samples]:
+    """A training split that is alone as its own test split."""
+    return {**splits, "test": splits["train"]} if set(splits) == {"train"} else splits
+
+
 def _part(samples: Samples, index: Tensor) -> Samples:
     if isinstance(samples, Scenes):
         return samples.part(index)
@@ -211,14 +216,15 @@ def _listed(
 ) -> Data:
     _check(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
     splits = _samples(listing, image_size, memory_limit, scratch or default_scratch())
-    if whole and set(splits) == {"train"}:
-        splits["test"] = splits["train"]
+    splits = _whole(splits) if whole else splits
     return replace(_finish(name, splits, listing.classes, None), superclasses=listing.superclasses)
 
 
-def _segmentation(name: str, path: Path, image_size: int | None, memory_limit: int, **options: str) -> Data:
+def _segmentation(
+    name: str, path: Path, image_size: int | None, memory_limit: int, whole: bool, **options: str
+) -> Data:
     found, classes = segmentation_folder(path, image_size, memory_limit, **options)
-    return _scenes(name, dict(found), classes)
+    return _scenes(name, _whole(dict(found)) if whole else dict(found), classes)
 
 
 def _scenes(name: str, splits: dict[str, Samples], classes: tuple[str, ...]) -> Data:
@@ -257,7 +263,7 @@ def from_datasets(
 ) -> Data:
     """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped` and `scene_sets`.
 
-    If ``whole``, the training Dataset is its own test split.
+    If ``whole``, a training Dataset alone is its own test split.
     """
     if has_masks(datasets["train"]):
         if image_size is not None:
@@ -265,7 +271,7 @@ def from_datasets(
                 f"image size {image_size} cannot be had of a Dataset with masks; resize both in the Dataset."
             )
         scenes, names = scene_sets(datasets, memory_limit, name)
-        return _scenes(name, {**scenes, "test": scenes["train"]} if whole else dict(scenes), names)
+        return _scenes(name, _whole(dict(scenes)) if whole else dict(scenes), names)
     mapped = {split: Mapped(dataset, f"{split} {name}", image_size=image_size) for split, dataset in datasets.items()}
     shapes = {split: samples.shape for split, samples in mapped.items()}
     for split, shape in shapes.items():
@@ -285,7 +291,7 @@ def from_datasets(
     splits: dict[str, Samples] = dict(mapped)
     if decoded <= memory_limit:
         splits = {split: samples.materialise() for split, samples in mapped.items()}
-    return _finish(name, {**splits, "test": splits["train"]} if whole else splits, classes, None)
+    return _finish(name, _whole(splits) if whole else splits, classes, None)
 
 
 def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
@@ -332,8 +338,8 @@ def load_data(
     segmentation keep their shape: `image_size` is their shorter side, without it they keep their size.
     Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
     fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
-    validation split is taken, or a fifth of training, stratified, is held out; of a folder or file of images without
-    splits and of a single Dataset, if `whole`, all of it is train and test.
+    validation split is taken, or a fifth of training, stratified, is held out; if `whole`, all of data without
+    splits is train and test.
 
     Raises UserError for input that cannot be used. Images that stay encoded are not all decoded here, so
     one of them that is damaged is reported when it is fetched.
@@ -381,9 +387,9 @@ def load_data(
     if scheme == "torchvision":
         return from_datasets(torchvision_datasets(path), memory_limit, image_size, spec)
     if scheme == "hub":
-        return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec)
+        return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec, whole)
     if scheme == "segmentation":
-        return _segmentation(spec, Path(path).expanduser(), image_size, memory_limit, **options)
+        return _segmentation(spec, Path(path).expanduser(), image_size, memory_limit, whole, **options)
     if scheme == "text":
         if image_size is not None:
             raise UserError(f"image size {image_size} cannot be had of '{spec}', which is text; leave it out.")

@@ -102,7 +102,7 @@ def headline(study: dict[str, Any], metric: str) -> str:
     compared = [row for row in rows if estimate(row.get("difference"), metric)[0] is not None]
     compared = [row for row in compared if not is_baseline(study, row)]
     if not compared:
-        return text + "."
+        return f"{text}, {words.plural(len(rows), 'setting')} measured." if cases > 1 else text + "."
     deltas = [(estimate(row.get("difference"), metric), row) for row in compared]
     (mean, half), row = max(deltas, key=lambda pair: sign * (pair[0][0] or 0.0))
     judged = words.verdict(metric, mean or 0.0, half)
