@@ -43,9 +43,9 @@ def network(name: str) -> Model:
     return Model(build(name, {"num_classes": 100}), spec)
 
 
-def cast(method: str, student: Model, teacher: Model, samples: Samples, views: int = 0, **settings: Any) -> Cast:
+def cast(method: str, student: Model, teacher: Model | None, samples: Samples, views: int = 0, **settings: Any) -> Cast:
     """What the method's plan gets: all samples, on the device."""
-    for each in (student, teacher):
+    for each in filter(None, (student, teacher)):
         place(each, device())
     transfer = Transfer(samples, torch.arange(len(samples)), AUGMENT, views, device())
     return Cast(student, teacher, TASKS["classification"], METHODS[method].settings(**settings), transfer)
