@@ -13,25 +13,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 import understudy
-from understudy.methods import gpd
+from understudy.methods import METHODS, Cast, gpd
 from understudy.study import interval95
-from understudy.surgery import Shared, readout
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "none": {"method": "none"},
-    "gpd": {"method": "gpd"},
-    "gpd, λ = 0": {"method": "gpd", "gap_weight": 0.0},
-    "gpd, λ = 1": {"method": "gpd", "gap_weight": 1.0},
-    "gpd, no branches": {"method": "gpd", "branches": ""},
-    "gpd, no IR": {"method": "gpd"},
-    "gpd, no sharing": {"method": "gpd"},
-}
+from understudy.surgery import Shared
 
 
 class Apart(nn.Module):
@@ -45,31 +37,37 @@ class Apart(nn.Module):
         return self.shared.wide_outputs(x), self.shared.run(self.student, x)
 
 
-def parted(cast: Any) -> nn.Module:
-    return Apart(shared(cast), cast.student.network)
+def parted(cast: Cast) -> Apart:
+    return Apart(gpd.dynamic_teacher(cast), cast.student.network)
 
 
-def random(cast: Any) -> nn.Module:
-    trainee = shared(cast)
+def random(cast: Cast) -> Shared:
+    trainee = gpd.dynamic_teacher(cast)
     for module in trainee.wide.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     return trainee
 
 
-def read(trainee: nn.Module) -> nn.Module:
-    return copy.deepcopy(trainee.student) if isinstance(trainee, Apart) else readout(trainee)  # type: ignore[arg-type]
-
-
-shared = gpd._trainee
-TRAINEES = {"gpd, no IR": random, "gpd, no sharing": parted}
+METHODS["gpd, no IR"] = replace(METHODS["gpd"], plan=partial(gpd.plan, build=random))
+METHODS["gpd, no sharing"] = replace(
+    METHODS["gpd"], plan=partial(gpd.plan, build=parted, read=lambda trainee: copy.deepcopy(trainee.student))
+)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "none": {"method": "none"},
+    "gpd": {"method": "gpd"},
+    "gpd, λ = 0": {"method": "gpd", "gap_weight": 0.0},
+    "gpd, λ = 1": {"method": "gpd", "gap_weight": 1.0},
+    "gpd, no branches": {"method": "gpd", "branches": ""},
+    "gpd, no IR": {"method": "gpd, no IR"},
+    "gpd, no sharing": {"method": "gpd, no sharing"},
+}
 
 
 def perform(variant: str, lr: float, seed: int, options: argparse.Namespace) -> float:
     """Test accuracy of one run, which is kept."""
     out = options.out / f"{variant.replace(' ', '-')}_{lr:g}_{seed}"
     if not (out / "result.json").exists():
-        gpd._trainee, gpd.readout = TRAINEES.get(variant, shared), read  # type: ignore[assignment]
         settings = {"epochs": options.epochs, "fraction": options.fraction, "ema": 0.995, "clip": 5.0}
         settings |= {"student": options.student, "data": options.data, "lr": lr, "seed": seed, **VARIANTS[variant]}
         understudy.distill(out=out, resume=out.exists(), **settings)

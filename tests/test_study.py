@@ -79,6 +79,40 @@ def test_what_runs_need_is_made_once(performed):
     assert (performed / "study.json").read_text() == before
 
 
+def test_resume_may_add_seeds_and_rows_but_change_no_run(performed, tmp_path, monkeypatch):
+    out, file = tmp_path / "out", tmp_path / "more.toml"
+    shutil.copytree(performed, out)
+    monkeypatch.setattr(study, "_call", lambda arguments, log, jobs=1: f"ran {Path(arguments[-1]).name}")
+
+    def again(**changes):
+        return run_study(write(file, **changes), out, resume=True)
+
+    for changes, expected in (
+        (
+            {"recipe": {**PLAN["recipe"], "views": 2}},
+            "runs/variant-solved_seed-0 lies, which was begun with another 'views'",
+        ),
+        (
+            {"prepare": {**PLAN["prepare"], "half": {**PLAN["prepare"]["half"], "ratio": 0.5}}},
+            "prepared/half lies, which was begun with another 'ratio'",
+        ),
+    ):
+        with pytest.raises(UserError, match=expected):
+            again(**changes)
+    variants = {**PLAN["variants"], "other": {"method": "kd", "epochs": 1}}
+    found = again(seeds=[0, 1, 2], variants=variants, baseline={"variant": "solved"})
+    assert {run["out"]: run["status"] for run in found["runs"]} == {
+        f"runs/variant-{name}_seed-{seed}": "done"
+        if name in PLAN["variants"] and seed in PLAN["seeds"]
+        else "ran " + place
+        for name in variants
+        for seed in (0, 1, 2)
+        for place in [f"variant-{name}_seed-{seed}"]
+    }
+    assert [row["runs"] for row in found["rows"]] == [2, 2]
+    assert found["rows"][1]["difference"] is not None
+
+
 def test_overwrite_makes_everything_anew(performed, tmp_path, monkeypatch):
     """What was prepared too, and runs that stopped before they had a log; what is not a run's stays."""
     out = tmp_path / "out"

@@ -114,6 +114,19 @@ def test_images_that_did_not_teach_judge(tmp_path):
     assert few.result["student"]["measured_on"] == {"samples": 25, "unseen": False}, "five are too few to judge"
 
 
+def test_a_teacher_of_one_class_is_told(tmp_path, caplog):
+    brightest = nn.Linear(3, 3)
+    brightest.weight.data, brightest.bias.data = 100 * torch.eye(3), torch.zeros(3)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), brightest)
+    teacher = Model(network, InputSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3), classes=("a", "b", "c"))
+    common = {"data": f"images:{draw(tmp_path / 'some')}", "method": "kd", "epochs": 1, "precision": "fp32"}
+    understudy.distill(teacher, model(1), out=tmp_path / "sound", **common)
+    assert "one class for all" not in caplog.text
+    brightest.bias.data[1] = 1000.0
+    understudy.distill(teacher, model(1), out=tmp_path / "run", **common)
+    assert "chooses one class for all of 12 images" in caplog.text
+
+
 @pytest.mark.parametrize("source", ["folder", "dataset"])
 def test_recovery_runs_and_reports_without_labels(source, tmp_path):
     data = f"images:{draw(tmp_path / 'some')}" if source == "folder" else Alone()

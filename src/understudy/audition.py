@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from contextlib import suppress
 from typing import Any
@@ -22,6 +23,7 @@ from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
 from .train.runner import Runner
 
+logger = logging.getLogger("understudy")
 AUDITION = 1024  # transfer samples that a teacher is tried on
 SCENES = 64  # in segmentation, where each has thousands of rows
 VERSION = 1  # of what is remembered; another one is measured anew
@@ -65,6 +67,26 @@ def refuse_chance_level(
     bound = min(bound, (1 + chance) / 2)  # with very few samples, three deviations say nothing
     if chance < 1 and metrics["accuracy"] <= bound:
         raise _at_chance(spec, where, "accuracy", metrics["accuracy"], chance, causes)
+
+
+@torch.no_grad()
+def warn_if_constant(teacher: Model, spec: str, runner: Runner) -> None:
+    """Warn where a teacher chooses one class for all of its audition: without labels, more cannot be asked of it."""
+    corpus, count = runner.corpus, len(runner.corpus.positions)
+    some = corpus.positions[choose(None, samples=min(count, AUDITION), seed=0, count=count)]
+    chosen = set()
+    with eval_mode(teacher), runner.autocast():
+        order = list(some.split(forward_size(corpus.train, PROBE)))
+        for batch in batches(corpus.train, order, CLEAN, Augment(), workers=corpus.workers, device=runner.device):
+            chosen |= set(teacher(batch.inputs).argmax(1).unique().tolist())
+            if len(chosen) > 1:
+                return
+    logger.warning(
+        "the teacher %r chooses one class for all of %d images, and a student that does the same agrees with it: check "
+        "that its input normalisation and channel order are those it was trained with.",
+        spec,
+        len(some),
+    )
 
 
 def _at_chance(spec: str, where: str, what: str, reached: float, chance: float, causes: str) -> UserError:

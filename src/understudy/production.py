@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +15,26 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from .audition import Memo, refuse_chance_level
-from .data import CLEAN, Augment, Data, batches, choose, hold_out, load_data
+from .audition import Memo, refuse_chance_level, warn_if_constant
+from .data import Augment, Data, choose, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
-from .models import Model, check_classes, count_macs, count_parameters, load_model, output_classes
+from .models import Model, check_classes, load_model, output_classes
 from .pictures import segmentation_pictures
 from .recipe import Recipe, size_in_bytes, suited, write_toml
+from .record import cast_of, for_tracker, result_of, sizes
 from .report import write_run_report
 from .runfolder import clear, write_json
 from .tasks import TASKS
-from .train.evaluate import agreement
+from .train.agreement import agreement, judges_of
 from .train.plan import Plan
 from .train.precision import place, resolve_precision
 from .train.progress import Display
 from .train.runner import Runner
-from .train.state import Corpus, Memory, State
+from .train.state import Corpus, Memory
 
 DEFAULT_VIEWS = 8  # studies/views.toml
 MONITORED = 2000  # test samples behind the curve of a run that holds nothing out
-FEW = 100  # images that did not teach, below which those that did judge a student without labels
 
 
 class Production:
@@ -226,10 +224,12 @@ class Production:
             if teacher and teacher["metrics"]:
                 figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
                 self.display.say(f"teacher: {figures}", always=True)
-            state = self.runner.run(resume, self._cast(teacher, before))
+            student = {"spec": s.student, **sizes(self.student, self.data, self.device), "before": before}
+            cast = cast_of(s, self.data, self.runner, teacher, student, self.outline)
+            state = self.runner.run(resume, cast)
             after = self._test(self.student, "student after")
         self._check_finite(after[0])
-        result = self._result(teacher, before, after, state)
+        result = result_of(cast, self.runner, state, *after)
         if self.accelerator.is_main_process:
             self.student.save(self.out / "student", overwrite=True)
             write_json(self.out / "result.json", result)
@@ -284,46 +284,7 @@ class Production:
                 write()
         self.accelerator.wait_for_everyone()
         if self.settings.log_with:
-            self.accelerator.init_trackers("understudy", config=_flat(self.settings.model_dump()))
-
-    def _cast(self, teacher: Any, before: dict[str, float]) -> dict[str, Any]:
-        """Who plays, on what: the part of the result that is known before anything is trained."""
-        positions = self.runner.corpus.positions
-        return {
-            "method": self.settings.method,
-            "task": self.task.name,
-            "seed": self.settings.seed,
-            "out": str(self.out),
-            "classes": [] if self.task.name == "language" else list(self.data.classes),  # words are the student's
-            "data": {
-                "name": self.settings.data,
-                "train_samples": len(positions),
-                "available_samples": len(self.data.train),
-                "classes": len(self.data.classes),
-                "fraction": len(positions) / len(self.data.train),
-            },
-            "teacher": teacher,
-            "student": {"spec": self.settings.student, **self._sizes(self.student), "before": before},
-            "plan": self.outline,
-        }
-
-    def _result(self, teacher: Any, before: dict[str, float], after: Any, state: State) -> dict[str, Any]:
-        metrics, details = after
-        spent = state.timing
-        seconds = sum(phase["seconds"] for phase in state.done)
-        cast = self._cast(teacher, before)
-        return {
-            "version": 1,
-            **cast,
-            "student": {**cast["student"], "metrics": metrics, **details},
-            "phases": state.done,
-            "seconds": seconds,
-            "student_samples_seen": state.seen,
-            "teacher_samples_forwarded": state.forwarded,
-            "timing": {**spent, "other": max(0.0, seconds - sum(spent.values()))},
-            "cache": {**self.runner.caches[-1], "hits": state.served} if self.runner.caches else None,
-            "environment": self._environment(),
-        }
+            self.accelerator.init_trackers("understudy", config=for_tracker(self.settings))
 
     def _audition(self) -> dict[str, Any] | None:
         """The teacher's size and test metrics, once it has shown that it knows the transfer set at all."""
@@ -331,14 +292,17 @@ class Production:
             return None
         listen = partial(refuse_chance_level, self.teacher, str(self.settings.teacher), self.runner)
         method, corpus = METHODS[self.settings.method], self.runner.corpus
-        if method.labels != "unread" and self.settings.method != "none":
+        if self.data.labelled and method.labels != "unread" and self.settings.method != "none":
             listen(self.data.train, corpus.positions)
-        elif corpus.monitor is not None:  # it teaches nothing, or labels may be anything
+        elif corpus.monitor is not None:  # it teaches nothing, or labels are missing or may be anything
             try:
                 listen(*corpus.monitor, "test set")
             except UserError as error:
                 logging.getLogger("understudy").warning("%s", error)
-        return {"spec": self.settings.teacher, **self._sizes(self.teacher), **self._figures(self.teacher, "teacher")}
+        elif not self.data.labelled:
+            warn_if_constant(self.teacher, str(self.settings.teacher), self.runner)
+        size = sizes(self.teacher, self.data, self.device)
+        return {"spec": self.settings.teacher, **size, **self._figures(self.teacher, "teacher")}
 
     def _figures(self, network: Model, title: str, remember: bool = True) -> dict[str, Any]:
         """Test metrics of a network before the run, read where an earlier run has measured and remembered them."""
@@ -361,33 +325,11 @@ class Production:
         if self.data.labelled or self.teacher is None or network is self.teacher:
             return {}, {}
         corpus = self.runner.corpus
-        teaching = torch.zeros(len(corpus.train), dtype=torch.bool)
-        teaching[corpus.positions] = True
-        unseen = int((~teaching).sum()) >= min(FEW, len(corpus.positions))  # images that do not teach judge better
-        pool = (teaching != unseen).nonzero()[:, 0]
-        pool = pool[choose(None, samples=min(len(pool), MONITORED), seed=0, count=len(pool))]
+        judges, unseen = judges_of(corpus.positions, len(corpus.train))
         how = {"device": self.device, "autocast": self.runner.autocast, "workers": corpus.workers}
-        share = agreement(network, self.teacher, corpus.train, pool, **how, progress=self.display.reporter(title))
-        return {"agreement": share}, {"measured_on": {"samples": len(pool), "unseen": unseen}}
-
-    def _sizes(self, network: Model) -> dict[str, int]:
-        raw = next(batches(self.data.train, [torch.tensor([0])], CLEAN, Augment())).inputs.to(self.device)
-        return {
-            "params": count_parameters(network.network),
-            "macs": count_macs(network, raw),
-        }
-
-    def _environment(self) -> dict[str, Any]:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
-        return {
-            "understudy": version("understudy"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": f"{self.device.type} ({name})",
-            "threads": torch.get_num_threads(),
-            "processes": self.runner.world,
-            "precision": self.precision,
-        }
+        progress = self.display.reporter(title)
+        share = agreement(network, self.teacher, corpus.train, judges, **how, progress=progress)
+        return {"agreement": share}, {"measured_on": {"samples": len(judges), "unseen": unseen}}
 
 
 def _refuse_shared(student: Model, teacher: Model) -> None:
@@ -398,8 +340,3 @@ def _refuse_shared(student: Model, teacher: Model) -> None:
             "the student shares weights with the teacher, which would change while it teaches; expected two networks: "
             "give the student a copy.deepcopy."
         )
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a tracker takes them: numbers and text."""
-    return {key: value if isinstance(value, int | float) else str(value) for key, value in values.items()}

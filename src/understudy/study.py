@@ -46,7 +46,7 @@ from scipy.stats import t as student_t
 
 from .errors import UserError
 from .recipe import make_recipe, merge, nearest_key, read_toml, write_toml
-from .report import study_markdown, write_study_report
+from .report import common_teacher, study_markdown, write_study_report
 from .runfolder import MODEL_FILES, check_out, clear, held, write_json
 from .train.progress import Display
 
@@ -73,6 +73,15 @@ class Study(BaseModel):
         named = {"case": self.cases, "variant": self.variants}
         axes = {**{key: list(tables) for key, tables in named.items() if tables}, **self.grid}
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+    def planned(self) -> list[tuple[dict[str, Any], int]]:
+        """All runs: setting and seed of each."""
+        return list(itertools.product(self.settings(), self.seeds))
+
+    def made(self) -> dict[str, dict[str, Any]]:
+        """What each folder of the study is made from."""
+        runs = {f"runs/{_slug(*run)}": self.recipe_of(*run) for run in self.planned()}
+        return {**{f"prepared/{name}": step for name, step in self.prepare.items()}, **runs}
 
     def recipe_of(self, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """The recipe of one run."""
@@ -110,7 +119,7 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
     rows = study.settings()
     for setting in rows:
         make_recipe(study.recipe_of(setting, 0))
-    runs = [_slug(setting, seed) for setting in rows for seed in study.seeds]
+    runs = [_slug(*run) for run in study.planned()]
     if twice := [name for name in runs if runs.count(name) > 1]:
         raise UserError(f"the study has two runs named {twice[0]!r}; expected different ones: remove or rename one.")
     unknown = [k for k in study.baseline if rows and k not in rows[0]]
@@ -143,12 +152,7 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
     check_out(out, resume=resume, overwrite=overwrite, mark="study.toml", proof="study.toml")
     plan = study.model_dump(exclude_none=True)
     if resume and (out / "study.toml").exists():
-        begun, now = read_toml(out / "study.toml"), json.loads(json.dumps(plan))
-        if other := [key for key in {**begun, **now} if begun.get(key) != now.get(key)]:
-            raise UserError(
-                f"--resume in {str(out)!r}, which was begun with another {other[0]!r}; expected the same study: change "
-                "it back, name another folder, or --overwrite to start anew."
-            )
+        _check_same(study, out)
     if overwrite:  # all of runs/ and prepared/ is the study's, also a run that has no log yet
         for folder in [*(out / "runs").glob("*/"), *(out / "prepared").glob("*/")]:
             clear(folder, proof="recipe.toml")
@@ -159,7 +163,7 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
         shutil.rmtree(out / "logs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "study.toml", plan)
-    todo = [(setting, seed) for setting in study.settings() for seed in study.seeds]
+    todo = study.planned()
     runs: list[dict[str, Any]] = []
     telling = threading.Lock()
     with Display(True) as display:
@@ -183,6 +187,21 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(one, todo))
     return _summarise(study, runs, out)
+
+
+def _check_same(study: Study, out: Path) -> None:
+    """Raise unless everything in ``out`` is in the study as it was begun; rows and seeds may come on top."""
+    now = study.made()
+    for name, then in Study.model_validate(read_toml(out / "study.toml")).made().items():
+        if not (out / name).exists() or then == now.get(name):
+            continue
+        given = now.get(name, {})
+        other = next(key for key in {**then, **given} if then.get(key) != given.get(key))
+        what = f"which was begun with another {other!r}" if given else "which the study no longer names"
+        raise UserError(
+            f"--resume in {str(out)!r}, where {name} lies, {what}; expected the same and perhaps more: change it back, "
+            "name another folder, or --overwrite to start anew."
+        )
 
 
 def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
@@ -310,18 +329,16 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
             befores = [result["student"]["before"] for result in mine.values()]
             row["before"] = {name: _spread([before[name] for before in befores]) for name in metrics}
         rows.append(row)
-    teachers = [row["teacher"] for row in rows if "teacher" in row]
-    one = len({(t["spec"], t["params"], *(round(v, 3) for v in t["metrics"].values())) for t in teachers}) == 1
     found = {
         "version": 1,
         "name": study.name,
         "columns": list(study.settings()[0]),
         "baseline": study.baseline,
         "plan": study.model_dump(exclude_none=True),
-        "planned": len(study.settings()) * len(study.seeds),
+        "planned": len(study.planned()),
         "rows": rows,
         "runs": sorted(runs, key=lambda run: run["out"]),
-        "teacher": teachers[0] if one else None,  # of the whole study
+        "teacher": common_teacher(rows),  # of the whole study
         "environment": next((result["environment"] for result in results.values()), None),
     }
     write_json(out / "study.json", found)

@@ -13,6 +13,7 @@ and one optimiser moves the parameters of both. The static teacher may be left o
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -62,11 +63,32 @@ def gap_loss(student: Tensor, dynamic: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(student.float(), target, label_smoothing=smoothing, reduction="sum") / max(len(student), 1)
 
 
-def plan(cast: Cast) -> list[Fit]:
+def dynamic_teacher(cast: Cast) -> Shared:
+    """The student and its dynamic teacher in one set of parameters, called on raw inputs."""
+    s, student = cast.settings, cast.student
+    parameter = next(student.network.parameters())
+    example = student.input(cast.transfer.example(2).to(parameter.device))
+    if student.layout == "contiguous":
+        example = example.contiguous()
+    trainee = share(
+        student.network, s.ratio, example, branches=s.branches, perturbation=s.perturbation, run=student.run
+    )
+    trainee.layout = student.layout  # type: ignore[assignment]
+    return trainee
+
+
+def plan(
+    cast: Cast,
+    build: Callable[[Cast], Any] = dynamic_teacher,
+    read: Callable[[Any], nn.Module] = readout,
+) -> list[Fit]:
     """One phase: ``(1-w)·(task + λ·gap) + w·term`` for the student, the same without the gap for its dynamic teacher.
 
     w is the target's ``weight``, 0 without a teacher. λ is relative to the labels' loss for every w, as in the paper,
     whose task and KD terms have the same weight: w = 1/2, or 0 without a static teacher.
+
+    ``build`` makes what is trained, a module from raw inputs to the outputs of the dynamic teacher and of the student,
+    and ``read`` takes the student's network out of it: ablations have others.
     """
     s, student = cast.settings, cast.student
     if cast.teacher is None:
@@ -78,7 +100,7 @@ def plan(cast: Cast) -> list[Fit]:
             "weight = 1 leaves nothing for the dynamic teacher, whose gap_weight is relative to the labels' share; "
             "expected less than 1: lower --weight, or use --method kd."
         )
-    trainee = _trainee(cast)
+    trainee = build(cast)
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         wide, narrow = trainee(batch.inputs)
@@ -99,28 +121,14 @@ def plan(cast: Cast) -> list[Fit]:
             losses |= {f"static_{key}": value for key, value in _standing(static, labels).items()}
         return {"loss": total, **losses}
 
-    def read(trainee: nn.Module) -> nn.Module:
+    def plain(trainee: nn.Module) -> nn.Module:
         kept = copy.copy(student)
         kept._modules = dict(student._modules)
-        kept.network = readout(trainee)  # type: ignore[arg-type]
+        kept.network = read(trainee)
         return kept
 
     sources = (Source("teacher", cast.teacher, term.signals, cast.task),) if term and term.signals else ()
-    return [Fit("gpd", trainee, step, sources, readout=read)]
-
-
-def _trainee(cast: Cast) -> Shared:
-    """The student and its dynamic teacher in one set of parameters, called on raw inputs."""
-    s, student = cast.settings, cast.student
-    parameter = next(student.network.parameters())
-    example = student.input(cast.transfer.example(2).to(parameter.device))
-    if student.layout == "contiguous":
-        example = example.contiguous()
-    trainee = share(
-        student.network, s.ratio, example, branches=s.branches, perturbation=s.perturbation, run=student.run
-    )
-    trainee.layout = student.layout  # type: ignore[assignment]
-    return trainee
+    return [Fit("gpd", trainee, step, sources, readout=plain)]
 
 
 @torch.no_grad()

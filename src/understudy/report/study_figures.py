@@ -9,7 +9,7 @@ from typing import Any
 from understudy.report import words
 from understudy.report.charts import COLOURS, Chart, Scale, Series, Strips, dot_strips, line_chart
 from understudy.report.curves import Timeline, percent_points, read_from
-from understudy.report.read import is_number, numbers, run_epochs
+from understudy.report.read import common_teacher, is_number, numbers, run_epochs
 from understudy.report.table import (
     Setting,
     difference_text,
@@ -65,7 +65,7 @@ def strips(study: dict[str, Any], metric: str, colours: Colours) -> list[Strips]
     factor = 100 if words.is_fraction(metric) else 1
     baseline = study.get("baseline") if isinstance(study.get("baseline"), dict) else {}
     groups: dict[str, list[Any]] = {}
-    levels: dict[str, set[tuple[float, str]]] = {}
+    panels: dict[str, list[dict[str, Any]]] = {}
     for row in study_rows(study):
         mean, half = estimate(row.get("metrics"), metric)
         if mean is None:
@@ -84,11 +84,10 @@ def strips(study: dict[str, Any], metric: str, colours: Colours) -> list[Strips]
             dots,
         )
         groups.setdefault(say(outer), []).append(item)
-        if level := teacher_level(row.get("teacher", study.get("teacher")), metric):
-            levels.setdefault(say(outer), set()).add(level)
-    common = {title: next(iter(found)) for title, found in levels.items() if len(found) == 1}
+        panels.setdefault(say(outer), []).append(row)
+    level = {title: teacher_level(common_teacher(rows), metric) for title, rows in panels.items()}
     unit = " %" if factor == 100 else ""
-    return [dot_strips(words.capital(title), items, common.get(title), unit) for title, items in groups.items()]
+    return [dot_strips(words.capital(title), items, level[title], unit) for title, items in groups.items()]
 
 
 def numeric_columns(study: dict[str, Any]) -> list[str]:

@@ -5,12 +5,12 @@ Sought are Q and c with ``X·Q + c ≈ Y`` over rows (pixels, tokens) of ``C`` c
 regression of what is missing, ``(XᵀX + λI)·Δ = XᵀD``, which is how it is computed: a perfect student has D = 0 and
 loses no digit, and where the samples say nothing (dead, constant or dependent channels) Δ is zero.
 
-Sums are kept for each fold of the samples, in float64, so that λ is chosen by what Q does to samples it was not solved
-on. One eigendecomposition a fold gives the held-out error for every λ in O(C²): no second look at the data. Rows that
-are added together are multiplied in their own precision, about their mean. For float32 that saves a quarter of a whole
-recovery (benchmarks/fskd.py --norm: 5.4 s for 7.5), and leaves about seven digits of an error; each product is exact to
-that share of its two channels' sizes, so a direction is trusted only where it is longer than what the channels in it
-may have lost, and an error is told only down to there.
+Sums are kept for each fold of the samples, in float64, so that λ is chosen by what Q does to samples it was not
+solved on. One eigendecomposition a fold gives the held-out error for every λ in O(C²): no second look at the data.
+Rows that are added together are multiplied in their own precision, about their mean. For float32 that saves a quarter
+of a whole recovery (benchmarks/fskd.py --norm takes 5.4 s, and 7.5 with sums of float64 products), and leaves about
+seven digits of an error; each product is exact to that share of its two channels' sizes, so a direction is trusted
+only where it is longer than what the channels in it may have lost, and an error is told only down to there.
 """
 
 from __future__ import annotations

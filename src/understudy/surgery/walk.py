@@ -35,16 +35,9 @@ class Walk:
         self.who = who
         with eval_mode(network):
             try:
-                with torch.no_grad():
-                    network(example.clone())
-            except Exception as error:
-                raise UserError(
-                    f"the {who} cannot run on samples of shape {list(example.shape[1:])} ({told(error)}); expected "
-                    "samples like those it was trained on: choose others, or set their size with --image-size."
-                ) from None
-            try:
                 found = trace(network, example, _opens)
             except Untraceable as error:
+                self._refuse_samples(network, example)
                 where = f"{type(error.module).__name__} {error.name!r}" if error.name else type(error.module).__name__
                 raise UserError(
                     f"the {who}'s forward cannot be traced in {where} ({error.reason}); expected code without "
@@ -63,25 +56,35 @@ class Walk:
             self._check(network, torch.cat([example, example[:1]]))
 
     @torch.no_grad()
+    def _refuse_samples(self, network: nn.Module, example: Tensor) -> None:
+        """Raise where it is the samples that the network cannot take, not its code that cannot be recorded."""
+        try:
+            network(example.clone())
+        except Exception as error:
+            raise UserError(
+                f"the {self.who} cannot run on samples of shape {list(example.shape[1:])} ({told(error)}); expected "
+                "samples like those it was trained on: choose others, or set their size with --image-size."
+            ) from None
+
+    @torch.no_grad()
     def _check(self, network: nn.Module, inputs: Tensor) -> None:
         """The nodes must compute what the network does for any number of samples, not only for the example's."""
         outputs = network(inputs.clone())
+        try:
+            if _close(self.run(inputs), outputs):
+                return
+            reason = "its outputs differ"
+        except Exception as error:
+            reason = told(error)
         if not _close(network(inputs.clone()), outputs):
             raise UserError(
                 f"the {self.who} gives other outputs each time it runs on the same images; expected none of its "
                 "numbers to be random in eval mode: use nn.Dropout for F.dropout, say."
             )
-        try:
-            close = _close(self.run(inputs), outputs)
-            reason = "its outputs differ"
-        except Exception as error:
-            close, reason = False, told(error)
-        if not close:
-            raise UserError(
-                f"the {self.who}'s forward computes with the number of its samples ({reason}); expected code that "
-                "treats each sample alike: rewrite that part (x.flatten(1) for x.view(len(x), -1), say), or use "
-                "--method kd."
-            )
+        raise UserError(
+            f"the {self.who}'s forward computes with the number of its samples ({reason}); expected code that treats "
+            "each sample alike: rewrite that part (x.flatten(1) for x.view(len(x), -1), say), or use --method kd."
+        )
 
     def name(self, node: fx.Node) -> str | None:
         """The name of the module that a node calls, if it calls one."""

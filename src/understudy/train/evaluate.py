@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -53,26 +53,3 @@ def evaluate(
                 progress(min(done, len(positions)), len(positions))
     values = metrics.compute()
     return values, metrics.details()
-
-
-@torch.no_grad()
-def agreement(
-    network: nn.Module,
-    other: nn.Module,
-    samples: Samples,
-    positions: Tensor,
-    *,
-    device: torch.device | str = "cpu",
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-    workers: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> float:
-    """The share of samples for which both networks, called on raw inputs, choose the same class; needs no labels."""
-    same = done = 0
-    order = list(positions.split(forward_size(samples, BATCH)))
-    with eval_mode(network, other), autocast():
-        for batch in batches(samples, order, CLEAN, Augment(), workers=workers, device=torch.device(device)):
-            same += int((network(batch.inputs).argmax(1) == other(batch.inputs).argmax(1)).sum())
-            done += len(batch)
-            progress(done, len(positions))
-    return same / len(positions)

@@ -1,0 +1,30 @@
+"""Benchmarks run: one round of the smallest there is, of which no figure is believed (memory.py needs a big one)."""
+
+import runpy
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SMALL = "--batch 4 --rounds 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cache", f"--teacher resnet8 --student resnet8 {SMALL} --updates 1"),
+        ("fskd", "--samples 8 --width 0.125"),
+        ("gpd", f"--model resnet8 {SMALL} --size 16"),
+        ("loop", f"--model resnet8 {SMALL} --updates 1"),
+        ("skd", f"--teacher resnet8 --student resnet8 {SMALL} --images 8 --side 16 --epochs 1 --views 1"),
+        ("targets", "--classes 50 --rows 8 --rounds 1"),
+    ],
+)
+def test_it_runs(name, options, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *options.split()])
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    with suppress(SystemExit):  # the target is missed
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+    assert any(letter.isdigit() for letter in capsys.readouterr().out)
