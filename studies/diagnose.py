@@ -75,11 +75,11 @@ def misled(whole: Data, fifth: Data, out: Path) -> str:
 
 
 CASES = {
-    "healthy": Case(None, committed),
+    "healthy": Case(None, committed, student="zoo:resnet20"),
     "healthy, resnet20": Case(None, plain),
     "label smoothing 0.2": Case("smoothed", smoothed),
     "over-trained": Case("overconfident", by_heart, augment=Augment()),
-    "T = 20": Case("temperature", committed, temperature=20.0),
+    "T = 20": Case("temperature", committed, student="zoo:resnet20", temperature=20.0),
     "30 % wrong labels": Case("wrong", misled, augment=Augment()),
     "far too large": Case("gap", committed, student="zoo:cnn_small?width=8"),
 }
@@ -95,9 +95,11 @@ def perform(name: str, whole: Data, fifth: Data, out: Path, epochs: int) -> None
         teacher, transfer, student=case.student, temperature=case.temperature, out=folder / "diagnosis", overwrite=True
     )
     accuracy: dict[str, list[float]] = {}
-    for way, settings in (("asked", asked), ("advised", {"method": "auto"})):
+    advice = {"method": found.recommendation.method, **found.recommendation.settings}
+    same = advice == {"target": "kd", **asked}  # then it is the same run
+    for way, settings in (("asked", asked), ("advised", asked if same else {"method": "auto"})):
         for seed in SEEDS:
-            run = folder / f"{way}-{seed}"
+            run = folder / f"{'asked' if same else way}-{seed}"
             if not (run / "result.json").exists():
                 common = {"epochs": epochs, "batch_size": 64, "seed": seed, "resume": run.exists()}
                 understudy.distill(teacher, case.student, transfer, out=run, **common, **settings)
@@ -105,7 +107,6 @@ def perform(name: str, whole: Data, fifth: Data, out: Path, epochs: int) -> None
                 json.loads((run / "result.json").read_text())["student"]["metrics"]["accuracy"]
             )
     status = {finding.name: finding.status for finding in found.findings}
-    advice = {"method": found.recommendation.method, **found.recommendation.settings}
     write_json(
         folder / "case.json",
         {"expected": case.fails, "primary": result_name(found), "status": status, "advice": advice, **accuracy},
@@ -141,7 +142,7 @@ def main() -> None:
     parser.add_argument("--data", default="parquet:../shared/data/cifar100")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--epochs", type=int, default=20, help="of each student")
+    parser.add_argument("--epochs", type=int, default=12, help="of each student")
     options = parser.parse_args()
     whole = replace(understudy.load_data(options.data, image_size=16), augment=VIEWED)
     some = choose(whole.train.labels, fraction=0.2, seed=0, count=len(whole.train))

@@ -17,6 +17,7 @@ from .data import Data, load_data
 from .data.spec import GIB
 from .diagnose import at_chance, diagnose
 from .errors import UserError
+from .methods.teaching import TARGET_KEYS, beside
 from .models import Model, check_classes, load_model
 from .production import Production
 from .recipe import Recipe, make_recipe, merge, read_toml, size_in_bytes
@@ -192,12 +193,19 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
     if at_chance(found.result["teacher"]["transfer"]):
         raise UserError(
             f"method auto: the teacher {given['teacher']!r} is at chance level on the transfer set; expected a trained "
-            "teacher: check its input normalisation and order of classes, or train on the labels with --method none."
+            f"teacher: {found.findings[0].advice[:1].lower() + found.findings[0].advice[1:-1]}, or train on the labels "
+            "with --method none."
         )
     (advice,) = broadcast_object_list([found.recommendation])  # so that all processes do the same
-    for line in [f"auto: method {advice.method}", *advice.reasons]:
+    own = {key: value for key, value in given.items() if value is not None and key != "method"}
+    settings = beside(advice.settings, own)
+    lines = [f"auto: method {advice.method}", *advice.reasons]
+    lines += [f"{key} = {own[key]} as you set it." for key in TARGET_KEYS if key in own]
+    if dropped := sorted(set(advice.settings) - set(settings) - set(own)):
+        lines.append(f"The advice on {', '.join(dropped)} does not suit that and is left out.")
+    for line in lines:
         logging.getLogger("understudy").info(line)
-    return {**advice.settings, **{k: v for k, v in given.items() if v is not None}, "method": advice.method}
+    return {**settings, **own, "method": advice.method}
 
 
 def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume: bool, overwrite: bool) -> Result:

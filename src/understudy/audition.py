@@ -18,6 +18,7 @@ from .labels import UNLABELLED
 from .models import Model
 from .modes import eval_mode
 from .runfolder import write_json
+from .tasks import are_probabilities
 from .teacher import cache_root
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
@@ -67,6 +68,20 @@ def refuse_chance_level(
     bound = min(bound, (1 + chance) / 2)  # with very few samples, three deviations say nothing
     if chance < 1 and metrics["accuracy"] <= bound:
         raise _at_chance(spec, where, "accuracy", metrics["accuracy"], chance, causes)
+
+
+@torch.no_grad()
+def refuse_probabilities(network: Model, who: str, runner: Runner) -> None:
+    """Raise `UserError` where a network ends in a softmax: losses here take logits."""
+    some = runner.corpus.positions[: min(8, forward_size(runner.corpus.train, 8))]
+    first = next(batches(runner.corpus.train, [some], CLEAN, Augment(), device=runner.device))
+    with eval_mode(network), runner.autocast():
+        logits, _ = runner.task.rows(network(first.inputs), first.labels)
+    if are_probabilities(logits):
+        raise UserError(
+            f"the {who} gives probabilities (its outputs are not negative and sum to 1); expected logits: leave out "
+            "its last softmax."
+        )
 
 
 @torch.no_grad()

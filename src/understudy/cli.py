@@ -19,7 +19,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from .commands_shrink import export_command, shrink_command
-from .errors import UserError
+from .errors import UserError, told
 from .methods import METHODS
 from .methods.method import MethodSettings
 from .recipe import Recipe, merge, parse_sets, read_toml
@@ -105,6 +105,7 @@ def distill_command(
 
 def _print_preview(found: dict[str, Any]) -> None:
     print(f"method {found['method']} on {found['samples']:,} samples")
+    print("with " + ", ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in found["settings"].items()))
     for title, rows in (("what it will do with these networks", found["plan"]), ("phases", found["phases"])):
         if rows:
             columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -268,6 +269,8 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
             sys.exit(2)
+        if isinstance(error, MemoryError):
+            error = UserError(f"memory does not suffice ({told(error)}); expected smaller data or a smaller network.")
         if isinstance(error, UserError) or hasattr(error, "format_message"):
             where = "" if rank == "0" else f" in process {rank}"  # one may meet what the others do not
             console.print(f"error{where}: {_sentence(error)}", markup=False, soft_wrap=True, style="red")

@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from .audition import Memo, refuse_chance_level, warn_if_constant
+from .audition import Memo, refuse_chance_level, refuse_probabilities, warn_if_constant
 from .data import Augment, Data, choose, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
+from .methods.teaching import TargetSettings, resolved
 from .models import Model, check_classes, load_model, output_classes
 from .pictures import segmentation_pictures
 from .recipe import Recipe, size_in_bytes, suited, write_toml
@@ -210,8 +211,11 @@ class Production:
     def run(self, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
         """Train, and write the run folder; returns what ``result.json`` holds."""
         with self.display:
-            teacher = self._audition()
             s = self.settings
+            for who, network, spec in (("teacher", self.teacher, s.teacher), ("student", self.student, s.student)):
+                if network is not None:
+                    refuse_probabilities(network, f"{who} {spec!r}", self.runner)
+            teacher = self._audition()
             lasting = Path(s.student).exists()  # a fresh network is another one in every run
             before = self._figures(self.student, "student before", lasting)["metrics"]
             if not all(map(math.isfinite, before.values())):
@@ -249,10 +253,14 @@ class Production:
 
     def preview(self) -> dict[str, Any]:
         """What `run` would do: the phases with their settings, and the method's own plan for these networks."""
-        plan = self.runner.plan
+        plan, own = self.runner.plan, self.cast.settings
         plan.check(self.accelerator.num_processes)
+        settings = own.model_dump(exclude_none=True)
+        if isinstance(own, TargetSettings) and self.teacher is not None:
+            settings |= {"target": own.target, **resolved(own, self.task.temperature)}
         return {
             "method": self.settings.method,
+            "settings": {key: value for key, value in settings.items() if value is not None},
             "samples": len(plan.corpus.positions),
             "phases": plan.describe(),
             "plan": self.outline,

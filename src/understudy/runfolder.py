@@ -49,6 +49,8 @@ def check_out(
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite are both given; expected one of them: remove the other.")
+    if os.path.islink(out) and not os.path.exists(out):
+        raise UserError(f"--out {str(out)!r} is a link to nothing; expected a folder: name another.")
     if os.path.isfile(out):
         raise UserError(f"--out {str(out)!r} is a file; expected a folder: name another.")
     if reason := _unwritable(out):
@@ -78,7 +80,7 @@ def check_out(
 def _unwritable(out: Path) -> str:
     """Why no folder can be made at (or in) ``out``; empty where one can: only trying tells, on any file system."""
     try:
-        parent = next(p for p in [out, *out.absolute().parents] if p.exists())
+        parent = next(p for p in [out, *out.absolute().parents] if p.exists() or os.path.islink(p))
         os.rmdir(tempfile.mkdtemp(prefix=".understudy-", dir=parent))
     except OSError as error:
         return error.strerror or str(error)

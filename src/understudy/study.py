@@ -101,7 +101,8 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where!r} in {str(path)!r} does not fit ({first['msg'].lower()}); mend that key.") from None
+        source = "--set" if first["loc"][0] in (changes or {}) else repr(str(path))
+        raise UserError(f"{where!r} in {source} does not fit ({first['msg'].lower()}); mend that key.") from None
     for name, step in study.prepare.items():
         if step.get("command") not in PREPARING:
             raise UserError(
@@ -190,10 +191,16 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
 
 
 def _check_same(study: Study, out: Path) -> None:
-    """Raise unless everything in ``out`` is in the study as it was begun; rows and seeds may come on top."""
-    now = study.made()
+    """Raise unless everything made in ``out`` is in the study as it was begun; rows and seeds may come on top.
+
+    What was begun otherwise and is not finished is removed, to be made anew.
+    """
+    now, stale = study.made(), []
     for name, then in Study.model_validate(read_toml(out / "study.toml")).made().items():
         if not (out / name).exists() or then == now.get(name):
+            continue
+        if not any((out / name / mark).exists() for mark in ("result.json", "config.json")):
+            stale.append(out / name)
             continue
         given = now.get(name, {})
         other = next(key for key in {**then, **given} if then.get(key) != given.get(key))
@@ -202,6 +209,8 @@ def _check_same(study: Study, out: Path) -> None:
             f"--resume in {str(out)!r}, where {name} lies, {what}; expected the same and perhaps more: change it back, "
             "name another folder, or --overwrite to start anew."
         )
+    for folder in stale:
+        clear(folder, proof="recipe.toml")
 
 
 def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
@@ -262,11 +271,13 @@ def _call(arguments: list[str], log: Path, jobs: int = 1) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     command = [sys.executable, "-m", "understudy", *arguments]
     with open(log, "ab") as file:
+        begin = file.tell()
         status = subprocess.run(command, stdout=file, stderr=file, env=environment, stdin=subprocess.DEVNULL).returncode
     if status == 0:
         return ""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"failed with status {status}"
+    lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
+    told = [line for line in lines if line.startswith(("error", "internal error"))]  # another may write here, too
+    return [*lines, *told][-1] if lines else f"failed with status {status}"
 
 
 def _told(folder: Path, status: str) -> str:

@@ -69,6 +69,12 @@ TASKS = {
 }
 
 
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether rows ``[M, K]`` are what a softmax gives rather than what it takes."""
+    z = logits.detach().float()
+    return bool(z.numel() and z.shape[1] > 1 and (z >= 0).all() and ((z.sum(1) - 1).abs() < 1e-2).all())
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of rows ``[M, K]`` with labels ``[M]``, in float32; rows without a label count as 0."""
     total = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum")

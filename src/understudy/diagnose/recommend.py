@@ -7,12 +7,14 @@ and everything else for a target of Tang et al. 2020 on the whole set. The numbe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from ..tasks import TASKS
 from .measure import at_temperature
 from .verdict import FAILING, HEALTHY, RISK, Finding, at_chance, judge, share, temperature_range, weights_keep_relations
 
@@ -21,7 +23,7 @@ FEW_PER_CLASS = 60  # a tenth of what the usual sets have
 FEW_MASKS = 150  # labelled images for segmentation, 40 % of CamVid
 HOTTEST = 8.0
 MASS = 0.99  # of the teacher's probability that the k classes of topk hold
-MANY_CLASSES = 20
+MANY_CLASSES = 1000  # from which caches of whole rows are large; below, whole rows teach best (docs/understanding.md)
 ROWLESS = ("skd", "fskd")  # methods without a term on the teacher's rows, fine-tuning excepted
 TRUST = {HEALTHY: 0.9, RISK: 0.6, FAILING: 0.3}  # λ, by how wrong the teacher is
 
@@ -96,24 +98,26 @@ def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommend
     if not facts.labelled:
         teaching["weight"] = 1.0
         reasons = ["λ = 1: the transfer set has no labels.", *reasons[1:]]
-    method, reason = _method(facts, findings)
+    method, reason = _method(facts, findings, measured)
     if method in ROWLESS:
         reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
     return Recommendation(method, {} if method in ROWLESS else dict(teaching), [reason, *reasons], teaching)
 
 
-def _method(facts: Facts, findings: Mapping[str, Finding]) -> tuple[str, str]:
+def _method(facts: Facts, findings: Mapping[str, Finding], measured: dict[str, Any] | None) -> tuple[str, str]:
     few = facts.samples <= FEW
     if facts.shrunk and (few or not facts.labelled):
         what = f"only {facts.samples} samples" if few else "no labels"
         return "fskd", f"fskd: the student was cut out of the teacher and there are {what}; it is solved, not trained."
     each = facts.samples / facts.classes
     if facts.task == "classification" and facts.labelled and each <= FEW_PER_CLASS:
-        return "skd", f"skd: {each:.0f} samples a class are few, and features say more of each than logits do."
+        return "skd", f"skd: {_about(each)} a class are few, and features say more of each than logits do."
     if facts.task == "segmentation" and facts.labelled and facts.samples <= FEW_MASKS:
         return "skd", f"skd: {facts.samples} images are few, and features say more of each than logits do."
     gap = findings.get("gap")
-    if gap and gap.status in (RISK, FAILING):
+    if gap and measured and gap.status in (RISK, FAILING):
+        if not measured["student"].get("widenable", True):
+            return "kd", "kd: the teacher is far ahead of the student, which gpd cannot widen; one between them helps."
         return "gpd", "gpd: the teacher is far ahead of the student, and a dynamic teacher bridges the gap."
     enough = (
         f"{facts.samples:,} samples are enough to learn from" if facts.task != "language" else "every word is one of"
@@ -128,15 +132,16 @@ def _target(
     seen = measured["teacher"]["transfer"]
     trust = TRUST.get(findings["wrong"].status, TRUST[HEALTHY])
     settings: dict[str, Any] = {"target": "kd", "weight": trust}
-    reasons = [f"λ = {trust:g}: " + (_owned(seen) if facts.labelled else "nothing is known against the teacher.")]
+    owned = _owned(seen, facts.task) if facts.labelled else "nothing is known against the teacher."
+    reasons = [f"λ = {trust:g}: {owned}"]
     smoothed = findings["smoothed"].status
     if smoothed == FAILING and facts.labelled and weights_keep_relations(measured):
         settings["target"] = "sim"
         reasons.append("target sim: the rows hold few class relations, and the logit layer's weights still do.")
         return settings, reasons
-    heat = _temperature(seen, smoothed)
+    heat, why = _temperature(seen, smoothed, TASKS[facts.task].temperature)
     settings["temperature"] = heat
-    reasons.append(f"T = {heat:g}: {_why_heat(seen, heat, smoothed)}.")
+    reasons.append(f"T = {heat:g}: {why}.")
     k = next((int(k) for k, mass in seen["top"].items() if mass >= MASS and int(k) > 1), None)
     if k is not None and facts.classes >= MANY_CLASSES and k <= facts.classes // 2:
         settings |= {"target": "topk", "k": k}
@@ -145,25 +150,34 @@ def _target(
             "is noise, and the cache stores no more."
         )
     else:
-        few = f"there are only {facts.classes} classes" if facts.classes < MANY_CLASSES else "no few classes hold it"
+        few = f"{facts.classes} numbers a row are few" if facts.classes < MANY_CLASSES else "no few classes hold it"
         reasons.append(f"target kd: the whole row, as {few}.")
     return settings, reasons
 
 
-def _owned(seen: dict[str, Any]) -> str:
-    return f"the teacher contradicts {share(seen['wrong']['share'])} of the labels." if seen["wrong"] else "as usual."
+def _about(samples: float) -> str:
+    return "1 sample" if round(samples) == 1 else f"{samples:.0f} samples"
 
 
-def _why_heat(seen: dict[str, Any], heat: float, smoothed: str) -> str:
-    if smoothed == FAILING:
-        return "a smoothed teacher is flat as it is, and heat erases what is left"
-    if heat == 1.0:
-        return "the targets are soft as they are"
-    return f"the targets then hold {share(at_temperature(seen['temperatures'], heat)['truth'])} on the truth"
+def _owned(seen: dict[str, Any], task: str) -> str:
+    if not seen["wrong"] or task == "language":  # the next word is anybody's guess
+        return "as usual."
+    return f"the teacher contradicts {share(seen['wrong']['share'])} of the labels."
 
 
-def _temperature(seen: dict[str, Any], smoothed: str) -> float:
+def _temperature(seen: dict[str, Any], smoothed: str, usual: float) -> tuple[float, str]:
+    """T and why: the task's usual one, unless it leaves the other classes too little, or all of them too even."""
     bounds = temperature_range(seen)
-    half = bounds["half"] or HOTTEST
-    highest = min(HOTTEST, bounds["high"] or HOTTEST, 1.0 if smoothed == FAILING else HOTTEST)
-    return max(1.0, round(2 * min(half, highest)) / 2)
+    if smoothed == FAILING and usual > 1:
+        return 1.0, "a smoothed teacher is flat as it is, and heat erases what is left"
+    low, high = min(bounds["low"] or 1.0, HOTTEST), bounds["high"] or HOTTEST
+    if usual > high:
+        return max(1.0, _down(high)), "beyond it the targets are nearly even over the classes"
+    if usual < low:
+        return min(-_down(-low), HOTTEST), "below it the targets are nearly the labels"
+    return usual, f"the targets then hold {share(at_temperature(seen['temperatures'], usual)['truth'])} on the truth"
+
+
+def _down(heat: float) -> float:
+    """The next half below."""
+    return math.floor(2 * heat) / 2

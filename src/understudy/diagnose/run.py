@@ -13,21 +13,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, load_data
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..models import Model, check_classes, count_macs, count_parameters, load_model
 from ..report.diagnosis import write_diagnosis_report
 from ..runfolder import check_out, held, write_json
+from ..surgery import share
 from ..tasks import TASKS
 from ..teacher.similarity import logit_layer
+from ..teacher.targets import HOTTEST
 from ..train.precision import autocast_for, place, resolve_precision
 from ..train.progress import Display
 from .measure import reading, rescaling
 from .recommend import Recommendation, facts_about, recommend
 from .relations import agreement, class_order, cosines, off_diagonal, prediction_similarity, within_minus_between
 from .rows import TEMPERATURES, Rows, read_rows
-from .verdict import UNKNOWN, Finding, judge, primary, temperature_range
+from .verdict import FAILING, RISK, UNKNOWN, Finding, judge, primary, temperature_range
 
 MARK = "diagnosis.json"
+DATA_OPTIONS = {"image_size", "memory_limit", "whole"}
 LOOK = 10_000  # samples of each set that are looked at
 
 
@@ -95,6 +98,10 @@ def diagnose(
             write_diagnosis_report(out)
         return Diagnosis(found.findings, found.primary, found.recommendation, found.result, out)
     _check_settings(temperature, weight, seed, precision)
+    if teacher is None:
+        raise UserError("no teacher was given; expected a model to diagnose: add --teacher.")
+    if unknown := set(options) - DATA_OPTIONS:
+        raise UserError(f"diagnose has no option {min(unknown)!r}; {nearest(min(unknown), DATA_OPTIONS)}.")
     loaded = load_data(data, **options)
     temperature = temperature or TASKS[loaded.task].temperature
     if not loaded.labelled:
@@ -110,12 +117,16 @@ def diagnose(
     stage = _Stage(loaded, accelerator.device, resolve_precision(precision, accelerator.device), temperature)
     with Display(accelerator.is_main_process) as display:
         read = {role: stage.read(role, model, positions, display) for role, model in models.items()}
-    settings = {"temperature": temperature, "weight": weight, "seed": seed, "image_size": options.get("image_size")}
+    settings = {"temperature": temperature, "weight": weight, "image_size": options.get("image_size")}
+    settings |= {"fraction": fraction, "samples": samples, "seed": seed}
     measured = _measured(read, models, loaded, settings, stage)
     for role, spec in cast.items():
         if isinstance(spec, str | Path):  # as the user named it, rather than what it was built of
             measured[role]["spec"] = str(spec)
     findings = judge(measured)
+    if any(finding.name == "gap" and finding.status in (RISK, FAILING) for finding in findings):
+        measured["student"]["widenable"] = _widenable(models["student"], stage)
+        findings = judge(measured)
     first = primary(findings)
     trained = measured["student"] is not None and measured["student"]["trained"]
     facts = facts_about(loaded, positions, models.get("student"), models.get("teacher"), trained)
@@ -135,14 +146,27 @@ def diagnose(
 
 
 def _check_settings(temperature: float | None, weight: float, seed: int, precision: str) -> None:
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise UserError(f"temperature {temperature:g} is not above 0; expected T of the targets: change --temperature.")
+    if temperature is not None and not 0 < temperature <= HOTTEST:
+        raise UserError(
+            f"temperature {temperature:g} is not above 0 and at most {HOTTEST:g}; expected T of the targets: change "
+            "--temperature."
+        )
     if not 0 <= weight <= 1:
         raise UserError(f"weight {weight:g} is not in 0 to 1; expected λ, the teacher's share: change --weight.")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is not in 0 to 2^32 - 1; expected a whole number there: change --seed.")
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
+
+
+def _widenable(student: Model, stage: _Stage) -> bool:
+    """Whether gpd could widen the student."""
+    raw = next(batches(stage.data.train, [torch.tensor([0, 1])], CLEAN, Augment(), device=stage.device)).inputs
+    try:
+        share(student.network, 2, student.input(raw), run=student.run)
+    except UserError:
+        return False
+    return True
 
 
 def _load(role: str, spec: Any, data: Data) -> Model:
@@ -182,6 +206,7 @@ class _Stage:
             model,
             task=task,
             classes=len(data.classes),
+            who=role,
             temperatures=sorted({*TEMPERATURES, float(self.temperature)}),
             device=self.device,
             autocast=autocast_for(self.precision, self.device),

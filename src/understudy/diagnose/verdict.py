@@ -2,7 +2,7 @@
 
 One finding for each way in which distillation fails (Tang et al. 2020, "Understanding and Improving Knowledge
 Distillation"; Müller, Kornblith & Hinton 2019 on smoothed teachers; Cho & Hariharan 2019 and Mirzadeh et al.
-2020 on the capacity gap). The thresholds are provisional: ``studies/diagnose.toml`` is what measures them.
+2020 on the capacity gap). The thresholds are provisional: ``studies/diagnose.py`` is what measures them.
 """
 
 from __future__ import annotations
@@ -66,8 +66,14 @@ def share(value: float) -> str:
     return f"{100 * value:.{1 if abs(value) >= 0.01 or value == 0 else 2}f}\u00a0%"
 
 
-def _few(reading: dict[str, Any]) -> str:
-    return f"Only {reading['rows']} rows were seen, and at least {MIN_ROWS} are needed."
+def _untold(name: str, title: str, seen: dict[str, Any]) -> Finding | None:
+    """The finding where a reading is not worth judging."""
+    if seen["rows"] < MIN_ROWS:
+        text = f"Only {seen['rows']} rows were seen, and at least {MIN_ROWS} are needed."
+        return Finding(name, title, UNKNOWN, text, "Diagnose on more samples.")
+    if name != "wrong" and at_chance(seen):
+        return Finding(name, title, UNKNOWN, "It is no better than chance, and what it says means nothing yet.")
+    return None
 
 
 def _graded(failing: bool, risk: bool) -> str:
@@ -89,15 +95,10 @@ def wrong(measured: dict[str, Any]) -> Finding:
     if seen["wrong"] is None:
         text = "The transfer set has no labels, so nobody knows how often the teacher errs on it."
         return Finding(name, title, UNKNOWN, text, "Label a few hundred samples to find out.")
-    if seen["rows"] < MIN_ROWS:
-        return Finding(name, title, UNKNOWN, _few(seen), "Diagnose on more samples.")
-    chance = seen["chance"]
+    if untold := _untold(name, title, seen):
+        return untold
     if at_chance(seen):
-        text = (
-            f"It is right in {share(seen['accuracy'])}, and the commonest class makes {share(chance)}: that is chance."
-        )
-        advice = "Check that its input normalisation, channel order and order of classes are those it was trained with."
-        return Finding(name, title, FAILING, text, advice)
+        return Finding(name, title, FAILING, *_chance(seen, measured["task"]))
     rate, unowned = seen["wrong"]["share"], seen["wrong"]["unowned"]
     text = (
         f"Its first choice is not the label in {share(rate)} of the transfer set; these rows make "
@@ -122,6 +123,18 @@ def wrong(measured: dict[str, Any]) -> Finding:
     return Finding(name, title, status, text, advice)
 
 
+def _chance(seen: dict[str, Any], task: str) -> tuple[str, str]:
+    """Evidence and advice for a teacher at chance level, or below it."""
+    chance = seen["chance"]
+    text = f"It is right in {share(seen['accuracy'])}, and the commonest class makes {share(chance)}: "
+    if task == "language":
+        return f"{text}that is chance.", "Check that it was trained, on text of this kind with these words."
+    if seen["accuracy"] < chance - 3 * (chance * (1 - chance) / seen["rows"]) ** 0.5:
+        return f"{text}that is less than chance.", "Check that its classes are in the order of the data's."
+    advice = "Check that its input normalisation, channel order and order of classes are those it was trained with."
+    return f"{text}that is chance.", advice
+
+
 def smoothed(measured: dict[str, Any]) -> Finding:
     """Whether class relations are erased, as label smoothing (or noise in the labels) erases them."""
     name, title = "smoothed", "Teacher trained with label smoothing"
@@ -129,8 +142,8 @@ def smoothed(measured: dict[str, Any]) -> Finding:
     if measured["classes"] < MIN_CLASSES:
         text = f"{measured['classes']} classes have no relations to speak of; at least {MIN_CLASSES} are needed."
         return Finding(name, title, UNKNOWN, text)
-    if seen["rows"] < MIN_ROWS:
-        return Finding(name, title, UNKNOWN, _few(seen), "Diagnose on more samples.")
+    if untold := _untold(name, title, seen):
+        return untold
     if seen["isolation"] is None or seen["accuracy"] is None:
         text = "Without labels the teacher's confidence cannot be held against its accuracy."
         return Finding(name, title, UNKNOWN, text, "Label a few hundred samples to find out.")
@@ -142,7 +155,8 @@ def smoothed(measured: dict[str, Any]) -> Finding:
         f"{share(seen['accuracy'])} and sure to {share(seen['confidence'])}."
     )
     signs = ((understated, UNDERSTATED), (even, EVEN), (isolated, ISOLATED))
-    erased, shy = all(v > t[1] for v, t in signs), understated > SHY[0] and even > SHY[1]
+    images = measured["task"] != "language"  # frequent words stand out by themselves
+    erased, shy = images and all(v > t[1] for v, t in signs), understated > SHY[0] and even > SHY[1]
     status = _graded(erased, shy or all(v > t[0] for v, t in signs))
     if status == HEALTHY:
         return Finding(name, title, status, text)
@@ -171,8 +185,8 @@ def overconfident(measured: dict[str, Any]) -> Finding:
     """Whether the teacher says nothing but the label: then ω ≈ 1, and KD is plain cross-entropy."""
     name, title = "overconfident", "Over-confident teacher"
     seen, test = measured["teacher"]["transfer"], measured["teacher"]["test"]
-    if seen["rows"] < MIN_ROWS:
-        return Finding(name, title, UNKNOWN, _few(seen), "Diagnose on more samples.")
+    if untold := _untold(name, title, seen):
+        return untold
     text = (
         f"On the transfer set it leaves {share(seen['doubt'])} of its probability to other classes than its first "
         f"choice; {share(seen['sure'])} of the rows are above 99\u00a0%."
@@ -214,8 +228,8 @@ def too_hot(measured: dict[str, Any]) -> Finding:
     """Whether the temperature asked for leaves anything of what the teacher knows."""
     name, title = "temperature", "Temperature too high"
     seen, asked = measured["teacher"]["transfer"], measured["settings"]["temperature"]
-    if seen["rows"] < MIN_ROWS:
-        return Finding(name, title, UNKNOWN, _few(seen), "Diagnose on more samples.")
+    if untold := _untold(name, title, seen):
+        return untold
     at = at_temperature(seen["temperatures"], asked)
     bounds = temperature_range(seen)
     support = seen["accuracy"]
@@ -236,6 +250,10 @@ def too_hot(measured: dict[str, Any]) -> Finding:
     return Finding(name, title, status, text, advice)
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
 def gap(measured: dict[str, Any]) -> Finding:
     """Whether the teacher is too far ahead of the student."""
     name, title = "gap", "Capacity gap"
@@ -244,8 +262,8 @@ def gap(measured: dict[str, Any]) -> Finding:
         return Finding(name, title, UNKNOWN, "No student was given to compare with.", "Name one with --student.")
     ratios = [teacher[key] / student[key] for key in ("params", "macs") if student.get(key) and teacher.get(key)]
     size = (ratios[0] * ratios[-1]) ** 0.5 if ratios else 1.0
-    text = f"The teacher has {ratios[0]:.1f} times the student's parameters" if ratios else "Sizes are not known"
-    text += f" and {ratios[-1]:.1f} times its MACs." if len(ratios) > 1 else "."
+    text = f"The teacher has {_times(ratios[0])} times the student's parameters" if ratios else "Sizes are not known"
+    text += f" and {_times(ratios[-1])} times its MACs." if len(ratios) > 1 else "."
     split = "test" if teacher["test"] is not None else "transfer"
     ours, theirs = student[split], teacher[split]
     if student["trained"] and ours["accuracy"] is not None and theirs["accuracy"] is not None:
@@ -260,8 +278,7 @@ def gap(measured: dict[str, Any]) -> Finding:
         status = _graded(size > SIZE[1], size > SIZE[0])
     if status == HEALTHY:
         return Finding(name, title, status, text)
-    advice = (
-        "Use gpd, whose dynamic teacher stays near the student, or put a teacher of middle size between them; a larger "
-        "student helps too."
-    )
+    advice = "Put a teacher of middle size between them; a larger student helps too."
+    if student.get("widenable", True):
+        advice = f"Use gpd, whose dynamic teacher stays near the student. {advice}"
     return Finding(name, title, status, text, advice)

@@ -28,6 +28,7 @@ from ..surgery.alignment import Point, plan_alignment
 from ..surgery.solve import Moments, solve
 from ..surgery.walk import Frontier, Live, Walk
 from ..teacher import Logits, Source
+from ..teacher.targets import HOTTEST
 from ..train.phase import Fit, Phase, Solve
 from ..train.precision import place
 from .kd import kd_loss
@@ -63,7 +64,9 @@ class Settings(MethodSettings):
     finetune_lr: float | None = Field(
         None, gt=0, description="peak learning rate of the fine-tuning; default: 0.01 (fskd) or 0.002 (skd)"
     )
-    temperature: float = Field(4.0, gt=0, description="T of the fine-tuning: how far both distributions are softened")
+    temperature: float = Field(
+        4.0, gt=0, le=HOTTEST, description="T of the fine-tuning: how far both distributions are softened"
+    )
 
 
 def recover(

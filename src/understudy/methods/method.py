@@ -27,7 +27,7 @@ def refuse_idle(settings: BaseModel, keys: Iterable[str], why: str) -> None:
 class MethodSettings(BaseModel):
     """Settings of every method. Each key is an option, a recipe key and an argument beside the common ones."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the labels' own loss")
 

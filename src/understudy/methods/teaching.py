@@ -9,7 +9,7 @@ for the others it does not count.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,7 +49,10 @@ class TargetSettings(MethodSettings):
         "confidence), sim (class relations), pt_sim (both), dkd (decoupled kd)",
     )
     temperature: float | None = Field(
-        None, gt=0, description="T of kd, topk and dkd: how far both distributions are softened; default: 4 (text: 1)"
+        None,
+        gt=0,
+        le=targets.HOTTEST,
+        description="T of kd, topk and dkd: how far both distributions are softened; default: 4 (text: 1)",
     )
     weight: float | None = Field(
         None, ge=0, le=1, description="λ: share of the loss that comes from the teacher; default: 0.9 (dkd: 0.5)"
@@ -88,7 +91,7 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
     For `sim` and `pt_sim` the teacher is looked at here. Raises `UserError` for a setting that the target does not
     have, and where a target that needs labels would get none.
     """
-    name, s = settings.target, _resolved(settings, cast.task.temperature)
+    name, s = settings.target, resolved(settings, cast.task.temperature)
     signals: dict[str, tuple[Signal, ...]] = {"topk": (TopK(s["k"], s["temperature"]),)} if name == "topk" else {}
     signals |= {other: (Logits(),) for other in ("kd", "pt", "pt_sim", "dkd")}
     everyone = name in ("kd", "topk")
@@ -128,7 +131,17 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
     return Teaching(signals.get(name, ()), s["weight"], loss)
 
 
-def _resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:
+def beside(advised: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the ``advised`` settings of a target that stand beside a user's ``own``, which decide on the target."""
+    asked = [key for key in own if any(key in one for one in DEFAULTS.values())]
+    fitting = [name for name, one in DEFAULTS.items() if all(key in one for key in asked)]
+    target = own.get("target") or next((name for name in [advised.get("target"), *fitting] if name in fitting), None)
+    others = {key for one in DEFAULTS.values() for key in one} - set(DEFAULTS.get(str(target), ()))
+    kept = {key: value for key, value in advised.items() if key not in own and key not in others}
+    return {**kept, "target": target} if "target" in kept else kept
+
+
+def resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:
     """The target's own settings, defaults filled in; refuses those of other targets. ``temperature``: the default T."""
     own = dict(DEFAULTS[settings.target])
     own |= {"temperature": temperature} if "temperature" in own else {}

@@ -45,6 +45,8 @@ def load_model(
         return _from_module(spec, data)
     if not isinstance(spec, str | Path):
         raise UserError(f"model {spec!r} is a {type(spec).__name__}; give a spec string, a folder or an nn.Module.")
+    if spec == "":
+        raise UserError("a model is named by an empty text; expected a spec such as zoo:resnet20, or a folder.")
     if (
         isinstance(spec, Path)
         or network is not None

@@ -37,11 +37,13 @@ def arguments_of(name: str) -> tuple[str, ...]:
 
 def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """A fresh network. `UserError` for an unknown name or argument and for values it cannot be built with."""
-    build_network, known = factory(name), arguments_of(name)
+    build_network = factory(name)
+    known = inspect.signature(build_network).parameters
     for key, value in arguments.items():
         if key not in known:
             raise UserError(f"zoo:{name} has no argument {key!r}; {nearest(key, known)}.")
-        if key in ("num_classes", "channels", "image_size") and (type(value) is not int or value < 1):
+        counts = known[key].annotation in (int, int | None, "int", "int | None") and key != "depth"  # which may be 0
+        if counts and value is not None and (type(value) is not int or value < 1):
             raise UserError(f"zoo:{name} got {key}={value!r}, but a whole number from 1 is needed; correct it.")
     try:
         return build_network(**arguments)

@@ -121,10 +121,11 @@ def command(found: dict[str, Any]) -> str:
         f" --{key.replace('_', '-')} {value:g}" if is_number(value) else f" --{key.replace('_', '-')} {value}"
         for key, value in advised["settings"].items()
     )
-    if found["data"]["transfer_samples"] < found["data"]["available_samples"]:
-        text += f" --samples {found['data']['transfer_samples']}"
-    if found["settings"]["image_size"]:
-        text += f" --image-size {found['settings']['image_size']}"
+    for key in ("fraction", "samples", "image_size"):
+        if found["settings"].get(key):
+            text += f" --{key.replace('_', '-')} {found['settings'][key]:g}"
+    if found["settings"].get("seed"):
+        text += f" --seed {found['settings']['seed']}"
     return text + " --out DIR"
 
 
@@ -312,7 +313,8 @@ def other_classes(found: dict[str, Any]) -> Chart | None:
 
 def maps(found: dict[str, Any]) -> list[Heatmap]:
     relations = found["relations"]
-    known = {key: relations[key]["values"] for key in TITLES if relations[key] and len(relations[key]["values"]) > 2}
+    shown = (key for key in TITLES if relations[key] and relations[key]["spread"])  # else all classes are alike
+    known = {key: relations[key]["values"] for key in shown}
     if not known:
         return []
     bounds = scale_of(list(known.values()))

@@ -87,12 +87,21 @@ def write_run_report(folder: Path) -> Path:
     return write_page(folder / "report.html", text)
 
 
+def target(run: Run) -> str:
+    """What of the teacher's row is taught, where that is not all of it."""
+    name = run.recipe.get("target")
+    if not run.part("teacher") or name in (None, "kd"):
+        return ""
+    return f"target {name}" + (f" with k = {run.recipe['k']}" if run.recipe.get("k") else "")
+
+
 def marks(run: Run) -> list[str]:
     data = run.part("data")
     classes = data.get("classes")
     language = run.setting("task").startswith("lang")
     found = [
         f"method {run.setting('method')}" if run.setting("method") else "",
+        target(run),
         f"data {data.get('name') or run.setting('data')}" if data.get("name") or run.setting("data") else "",
         f"{words.count(classes)} {'words' if language else 'classes'}" if is_number(classes) else "",
         f"seed {run.setting('seed')}" if run.setting("seed") else "",

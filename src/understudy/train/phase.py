@@ -19,7 +19,7 @@ from ..teacher import Source
 class FitSettings(BaseModel):
     """How a fit phase trains. Every key is an option of the command line, a key of a recipe, and an argument."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int | None = Field(
         None,
