@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import tomllib
 from dataclasses import replace
 from itertools import pairwise
 
@@ -27,7 +28,8 @@ from understudy.diagnose.rows import TEMPERATURES, TOP, read_rows, row_numbers
 from understudy.diagnose.verdict import FAILING, HEALTHY, RISK, UNKNOWN
 from understudy.errors import UserError
 from understudy.labels import UNLABELLED
-from understudy.models import load_model
+from understudy.methods.teaching import beside
+from understudy.models import Model, load_model
 from understudy.tasks import TASKS, Metrics
 
 CLASSIFICATION = TASKS["classification"]
@@ -270,6 +272,43 @@ def test_a_teacher_at_chance_level_is_told_as_such(data):
     assert "chance" in found.primary.evidence
 
 
+def test_classes_in_another_order_are_less_than_chance(data, healthy):
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = copy.deepcopy(healthy.network)
+
+        def forward(self, x):
+            return self.network(x).roll(1, dims=1)
+
+    found = diagnose(Model(Shifted(), healthy.input), data)
+    assert "less than chance" in found.primary.evidence
+    assert "order" in found.primary.advice
+    assert all(status(found)[name] == UNKNOWN for name in ("smoothed", "overconfident", "temperature"))
+
+
+def test_probabilities_are_no_logits(data, healthy, tmp_path):
+    class Soft(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = copy.deepcopy(healthy.network)
+
+        def forward(self, x):
+            return self.network(x).softmax(1)
+
+    def soft():
+        return Model(Soft(), healthy.input)
+
+    expected = r"the teacher.* gives probabilities .* expected logits"
+    with pytest.raises(UserError, match=expected):
+        diagnose(soft(), data)
+    with pytest.raises(UserError, match=expected):
+        understudy.distill(soft(), "zoo:mlp?hidden=8", data, out=tmp_path / "run")
+    with pytest.raises(UserError, match=r"the student.* gives probabilities"):
+        understudy.distill(healthy, soft(), data, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_smoothing_shows_on_images_too():
     digits = replace(load_data("digits"), augment=Augment())  # as these networks are taught
     assert diagnose(taught(digits, epochs=25, smoothing=0.2), digits).primary.name == "smoothed"
@@ -303,6 +342,54 @@ def test_a_gap_is_told_by_size_before_training_and_by_accuracy_after(data, healt
     assert near.result["student"]["trained"]
     behind = diagnose(healthy, data, student=taught(data, epochs=3, hidden=16))
     assert status(behind)["gap"] in (RISK, FAILING)
+
+
+class Cumulative(nn.Module):
+    """Four numbers, each the sum of those before it: nothing that can be widened."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 4), nn.Linear(4, 12)
+
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1)).cumsum(1))
+
+
+def test_gpd_is_not_recommended_where_it_cannot_run(data):
+    found = diagnose(taught(data, epochs=20, hidden=512), data, student=Cumulative())
+    assert status(found)["gap"] in (RISK, FAILING)
+    assert found.recommendation.method == "kd"
+    assert "cannot widen" in found.recommendation.reasons[0]
+    assert "gpd" not in next(one for one in found.findings if one.name == "gap").advice
+
+
+ADVISED = {"target": "kd", "weight": 0.6, "temperature": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("advised", "own", "expected"),
+    [
+        (ADVISED, {"epochs": 3}, ADVISED),
+        (ADVISED, {"temperature": 2.0, "weight": 0.5}, {"target": "kd"}),
+        (ADVISED, {"target": "pt"}, {"weight": 0.6}),
+        (ADVISED, {"k": 3}, {"target": "topk", "weight": 0.6, "temperature": 4.0}),
+        ({"target": "sim", "weight": 0.9}, {"temperature": 2.0}, {"target": "kd", "weight": 0.9}),
+        ({}, {"temperature": 2.0}, {}),
+    ],
+)
+def test_advice_stands_beside_what_the_user_set(advised, own, expected):
+    assert beside(advised, own) == expected
+
+
+def test_auto_takes_what_is_set(data, healthy, tmp_path, caplog):
+    caplog.set_level("INFO", logger="understudy")
+    found = understudy.distill(
+        healthy, "zoo:mlp?hidden=8", data, method="auto", target="pt", weight=0.5, epochs=1, out=tmp_path / "run"
+    )
+    recipe = tomllib.loads((found.out / "recipe.toml").read_text())
+    assert (recipe["method"], recipe["target"], recipe["weight"]) == ("kd", "pt", 0.5)
+    assert "weight = 0.5 as you set it." in caplog.text
+    assert "The advice on temperature does not suit that and is left out." in caplog.text
 
 
 def test_it_says_when_it_cannot_tell(data, healthy):

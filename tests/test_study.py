@@ -99,6 +99,18 @@ def test_resume_may_add_seeds_and_rows_but_change_no_run(performed, tmp_path, mo
     ):
         with pytest.raises(UserError, match=expected):
             again(**changes)
+    begun = out / "runs" / "variant-tuned_seed-1"
+    (begun / "result.json").unlink()
+    changed = {**PLAN["variants"], "tuned": {**PLAN["variants"]["tuned"], "lr": 0.002}}
+    with pytest.raises(UserError, match="variant-tuned_seed-0 lies, which was begun with another 'lr'"):
+        again(variants=changed)
+    assert (begun / "metrics.jsonl").exists(), "nothing is removed where something is refused"
+    (out / "runs" / "variant-tuned_seed-0" / "result.json").unlink()
+    found = again(variants=changed)
+    assert [run["status"][:4] for run in found["runs"]] == ["done", "done", "ran ", "ran "]
+    assert not (begun / "metrics.jsonl").exists(), "which was begun otherwise"
+    shutil.rmtree(out)
+    shutil.copytree(performed, out)
     variants = {**PLAN["variants"], "other": {"method": "kd", "epochs": 1}}
     found = again(seeds=[0, 1, 2], variants=variants, baseline={"variant": "solved"})
     assert {run["out"]: run["status"] for run in found["runs"]} == {
