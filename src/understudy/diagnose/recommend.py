@@ -132,7 +132,7 @@ def _target(
     seen = measured["teacher"]["transfer"]
     trust = TRUST.get(findings["wrong"].status, TRUST[HEALTHY])
     settings: dict[str, Any] = {"target": "kd", "weight": trust}
-    owned = _owned(seen, facts.task) if facts.labelled else "nothing is known against the teacher."
+    owned = _owned(seen, findings["wrong"].status, facts.task) if facts.labelled else "nothing is known against the teacher."
     reasons = [f"λ = {trust:g}: {owned}"]
     smoothed = findings["smoothed"].status
     if smoothed == FAILING and facts.labelled and weights_keep_relations(measured):
@@ -159,10 +159,11 @@ def _about(samples: float) -> str:
     return "1 sample" if round(samples) == 1 else f"{samples:.0f} samples"
 
 
-def _owned(seen: dict[str, Any], task: str) -> str:
+def _owned(seen: dict[str, Any], status: str, task: str) -> str:
     if not seen["wrong"] or task == "language":  # the next word is anybody's guess
         return "as usual."
-    return f"the teacher contradicts {share(seen['wrong']['share'])} of the labels."
+    contradicted = f"the teacher contradicts {share(seen['wrong']['share'])} of the labels"
+    return f"{contradicted}, and doubts there, too." if status == HEALTHY else f"{contradicted}."
 
 
 def _temperature(seen: dict[str, Any], smoothed: str, usual: float) -> tuple[float, str]:

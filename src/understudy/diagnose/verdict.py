@@ -30,7 +30,6 @@ LEFT = (0.05, 0.025)  # share of what the teacher says at T = 1 that is left at 
 WRONG = (0.05, 0.15)  # share of the transfer set where argmax p ≠ y …
 UNOWNED = (0.05, 0.10)  # … and the error, in probability, to which the teacher's own doubt does not own up
 KEPT = 0.3  # correlation of what the weights and the predictions hold to be alike, from which the weights are believed
-WRONG_ANYWAY = 0.5  # a teacher that is wrong so often is a risk however honest
 UNLIKE_TEST = 0.10  # wrong so much more often on the transfer set than on the test set: labels or samples differ
 SIZE = (10.0, 40.0)  # teacher over student, geometric mean of parameters and MACs; for a student not trained yet
 GAP = (0.08, 0.16)  # accuracy of the teacher minus that of a trained student
@@ -112,8 +111,7 @@ def wrong(measured: dict[str, Any]) -> Finding:
     elif rate > WRONG[0]:
         text += " Its probabilities own up to that: where it errs, it doubts."
     failing = rate > WRONG[1] and (unowned > UNOWNED[1] or unlike)
-    often = rate > WRONG_ANYWAY and measured["task"] != "language"  # the next word is anybody's guess
-    status = _graded(failing, (rate > WRONG[0] and unowned > UNOWNED[0]) or often)
+    status = _graded(failing, rate > WRONG[0] and unowned > UNOWNED[0])
     if status == HEALTHY:
         return Finding(name, title, status, text)
     advice = (
