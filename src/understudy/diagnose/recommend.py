@@ -130,10 +130,10 @@ def _target(
 ) -> tuple[dict[str, Any], list[str]]:
     """Target, T, k and λ."""
     seen = measured["teacher"]["transfer"]
-    trust = TRUST.get(findings["wrong"].status, TRUST[HEALTHY])
-    settings: dict[str, Any] = {"target": "kd", "weight": trust}
-    owned = _owned(seen, findings["wrong"].status, facts.task) if facts.labelled else "nothing is known against the teacher."
-    reasons = [f"λ = {trust:g}: {owned}"]
+    wrong = findings["wrong"].status
+    settings: dict[str, Any] = {"target": "kd", "weight": TRUST.get(wrong, TRUST[HEALTHY])}
+    owned = _owned(seen, wrong, facts.task) if facts.labelled else "nothing is known against the teacher."
+    reasons = [f"λ = {settings['weight']:g}: {owned}"]
     smoothed = findings["smoothed"].status
     if smoothed == FAILING and facts.labelled and weights_keep_relations(measured):
         settings["target"] = "sim"
