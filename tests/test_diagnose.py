@@ -255,7 +255,7 @@ def test_nothing_is_said_against_a_healthy_teacher(data, healthy):
     assert set(status(found).values()) == {HEALTHY}
     assert found.primary is None
     assert found.recommendation.method == "kd"
-    assert 1 <= found.recommendation.settings["temperature"] <= 8
+    assert found.recommendation.settings["temperature"] == 4
 
 
 @pytest.mark.parametrize("failure", MADE)
@@ -364,6 +364,27 @@ def test_gpd_is_not_recommended_where_it_cannot_run(data):
 
 
 ADVISED = {"target": "kd", "weight": 0.6, "temperature": 4.0}
+
+
+def test_a_surer_teacher_is_softened_more(data, healthy):
+    measured = diagnose(healthy, data).result
+    facts = Facts("classification", 12, 5000, labelled=True, shrunk=False)
+
+    def heat(scale):
+        class Sure(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.network = copy.deepcopy(healthy.network)
+
+            def forward(self, x):
+                return scale * self.network(x)
+
+        found = diagnose(Model(Sure(), healthy.input), data)
+        return recommend(facts, found.result).settings["temperature"]
+
+    assert recommend(facts, measured).settings["temperature"] == heat(1) == 4
+    assert 4 < heat(30) <= 8
+    assert heat(1000) == 8, "not even the highest T measured softens it"
 
 
 @pytest.mark.parametrize(

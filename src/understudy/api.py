@@ -15,7 +15,7 @@ from torch import nn
 
 from .data import Data, load_data
 from .data.spec import GIB
-from .diagnose import at_chance, diagnose
+from .diagnose import at_chance, causes_of_chance, diagnose
 from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
 from .models import Model, check_classes, load_model
@@ -193,8 +193,7 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
     if at_chance(found.result["teacher"]["transfer"]):
         raise UserError(
             f"method auto: the teacher {given['teacher']!r} is at chance level on the transfer set; expected a trained "
-            f"teacher: {found.findings[0].advice[:1].lower() + found.findings[0].advice[1:-1]}, or train on the labels "
-            "with --method none."
+            f"teacher: check that {causes_of_chance(found.result['task'])}, or train on the labels with --method none."
         )
     (advice,) = broadcast_object_list([found.recommendation])  # so that all processes do the same
     own = {key: value for key, value in given.items() if value is not None and key != "method"}

@@ -18,7 +18,7 @@ from .labels import UNLABELLED
 from .models import Model
 from .modes import eval_mode
 from .runfolder import write_json
-from .tasks import are_probabilities
+from .tasks import check_logits
 from .teacher import cache_root
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
@@ -26,6 +26,7 @@ from .train.runner import Runner
 
 logger = logging.getLogger("understudy")
 AUDITION = 1024  # transfer samples that a teacher is tried on
+FEW = 10  # samples, of which one class is no wonder
 SCENES = 64  # in segmentation, where each has thousands of rows
 VERSION = 1  # of what is remembered; another one is measured anew
 BLIND = 0.05  # the part of the way from chance to perfect that a teacher of pixels must have gone
@@ -71,23 +72,23 @@ def refuse_chance_level(
 
 
 @torch.no_grad()
-def refuse_probabilities(network: Model, who: str, runner: Runner) -> None:
-    """Raise `UserError` where a network ends in a softmax: losses here take logits."""
-    some = runner.corpus.positions[: min(8, forward_size(runner.corpus.train, 8))]
+def refuse_no_logits(network: Model, who: str, runner: Runner) -> None:
+    """Raise `UserError` where a network gives numbers that are not finite, or ends in a softmax."""
+    some = runner.corpus.positions[:8]
     first = next(batches(runner.corpus.train, [some], CLEAN, Augment(), device=runner.device))
     with eval_mode(network), runner.autocast():
         logits, _ = runner.task.rows(network(first.inputs), first.labels)
-    if are_probabilities(logits):
-        raise UserError(
-            f"the {who} gives probabilities (its outputs are not negative and sum to 1); expected logits: leave out "
-            "its last softmax."
-        )
+    if not bool(logits.isfinite().all()):
+        raise UserError(f"the {who} gives values that are not finite; expected finite outputs: check its weights.")
+    check_logits(logits, who)
 
 
 @torch.no_grad()
 def warn_if_constant(teacher: Model, spec: str, runner: Runner) -> None:
     """Warn where a teacher chooses one class for all of its audition: without labels, more cannot be asked of it."""
     corpus, count = runner.corpus, len(runner.corpus.positions)
+    if count < FEW:
+        return
     some = corpus.positions[choose(None, samples=min(count, AUDITION), seed=0, count=count)]
     chosen = set()
     with eval_mode(teacher), runner.autocast():

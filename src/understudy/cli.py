@@ -105,7 +105,8 @@ def distill_command(
 
 def _print_preview(found: dict[str, Any]) -> None:
     print(f"method {found['method']} on {found['samples']:,} samples")
-    print("with " + ", ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in found["settings"].items()))
+    told = {key.replace("_", " "): _cell(value) or "no" for key, value in found["settings"].items()}
+    print("with " + ", ".join(f"{key} {value}" for key, value in told.items()))
     for title, rows in (("what it will do with these networks", found["plan"]), ("phases", found["phases"])):
         if rows:
             columns = list(dict.fromkeys(key for row in rows for key in row))

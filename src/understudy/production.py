@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from .audition import Memo, refuse_chance_level, refuse_probabilities, warn_if_constant
+from .audition import Memo, refuse_chance_level, refuse_no_logits, warn_if_constant
 from .data import Augment, Data, choose, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
-from .methods.teaching import TargetSettings, resolved
+from .methods.teaching import TARGET_KEYS, TargetSettings, resolved
 from .models import Model, check_classes, load_model, output_classes
 from .pictures import segmentation_pictures
 from .recipe import Recipe, size_in_bytes, suited, write_toml
@@ -214,7 +214,7 @@ class Production:
             s = self.settings
             for who, network, spec in (("teacher", self.teacher, s.teacher), ("student", self.student, s.student)):
                 if network is not None:
-                    refuse_probabilities(network, f"{who} {spec!r}", self.runner)
+                    refuse_no_logits(network, f"{who} {spec!r}", self.runner)
             teacher = self._audition()
             lasting = Path(s.student).exists()  # a fresh network is another one in every run
             before = self._figures(self.student, "student before", lasting)["metrics"]
@@ -256,8 +256,10 @@ class Production:
         plan, own = self.runner.plan, self.cast.settings
         plan.check(self.accelerator.num_processes)
         settings = own.model_dump(exclude_none=True)
-        if isinstance(own, TargetSettings) and self.teacher is not None:
-            settings |= {"target": own.target, **resolved(own, self.task.temperature)}
+        if isinstance(own, TargetSettings):
+            settings = {key: value for key, value in settings.items() if key not in TARGET_KEYS}
+            if self.teacher is not None and settings.get("finetune_epochs") != 0:
+                settings |= {"target": own.target, **resolved(own, self.task.temperature)}
         return {
             "method": self.settings.method,
             "settings": {key: value for key, value in settings.items() if value is not None},

@@ -44,7 +44,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.stats import t as student_t
 
-from .errors import UserError
+from .errors import UserError, told
 from .recipe import make_recipe, merge, nearest_key, read_toml, write_toml
 from .report import common_teacher, study_markdown, write_study_report
 from .runfolder import MODEL_FILES, check_out, clear, held, write_json
@@ -52,6 +52,7 @@ from .train.progress import Display
 
 PREPARED = "prepared:"
 PREPARING = ("train", "distill", "shrink")
+WORK = ("result.json", "config.json", "checkpoint")  # of these, a folder holds something that took time
 
 
 class Study(BaseModel):
@@ -79,9 +80,15 @@ class Study(BaseModel):
         return list(itertools.product(self.settings(), self.seeds))
 
     def made(self) -> dict[str, dict[str, Any]]:
-        """What each folder of the study is made from."""
+        """What each folder of the study is made from, what is prepared for it included."""
+        steps = {f"prepared/{name}": step for name, step in self.prepare.items()}
         runs = {f"runs/{_slug(*run)}": self.recipe_of(*run) for run in self.planned()}
-        return {**{f"prepared/{name}": step for name, step in self.prepare.items()}, **runs}
+
+        def whole(values: dict[str, Any]) -> dict[str, Any]:
+            needs = {name: whole(self.prepare[name]) for name in _prepared_in(values)}
+            return {**values, "prepare": needs} if needs else values
+
+        return {name: whole(values) for name, values in {**steps, **runs}.items()}
 
     def recipe_of(self, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """The recipe of one run."""
@@ -193,23 +200,28 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
 def _check_same(study: Study, out: Path) -> None:
     """Raise unless everything made in ``out`` is in the study as it was begun; rows and seeds may come on top.
 
-    What was begun otherwise and is not finished is removed, to be made anew.
+    A run that failed before it had anything to go on from does not count: where it is to be another, it is cleared.
     """
-    now, stale = study.made(), []
-    for name, then in Study.model_validate(read_toml(out / "study.toml")).made().items():
-        if not (out / name).exists() or then == now.get(name):
-            continue
-        if not any((out / name / mark).exists() for mark in ("result.json", "config.json")):
-            stale.append(out / name)
-            continue
+    path = out / "study.toml"
+    try:
+        begun = Study.model_validate(read_toml(path)).made()
+    except ValidationError as error:
+        raise UserError(f"{str(path)!r} is of another version ({told(error)}); name another folder.") from None
+    now, failed = study.made(), []
+    for name, then in begun.items():
         given = now.get(name, {})
+        if not (out / name).exists() or then == given:
+            continue
+        if not any((out / name / mark).exists() for mark in WORK):
+            failed += [out / name] if given else []
+            continue
         other = next(key for key in {**then, **given} if then.get(key) != given.get(key))
         what = f"which was begun with another {other!r}" if given else "which the study no longer names"
         raise UserError(
             f"--resume in {str(out)!r}, where {name} lies, {what}; expected the same and perhaps more: change it back, "
-            "name another folder, or --overwrite to start anew."
+            "remove that folder to make it anew, or name another --out."
         )
-    for folder in stale:
+    for folder in failed:
         clear(folder, proof="recipe.toml")
 
 
@@ -276,8 +288,8 @@ def _call(arguments: list[str], log: Path, jobs: int = 1) -> str:
     if status == 0:
         return ""
     lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
-    told = [line for line in lines if line.startswith(("error", "internal error"))]  # another may write here, too
-    return [*lines, *told][-1] if lines else f"failed with status {status}"
+    errors = [line for line in lines if line.startswith(("error", "internal error"))]  # another may write here, too
+    return [*lines, *errors][-1] if lines else f"failed with status {status}"
 
 
 def _told(folder: Path, status: str) -> str:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import UserError
 from .labels import UNLABELLED
 
 AT_ONCE = 2**24  # logits that metrics look at in one go
@@ -69,10 +70,14 @@ TASKS = {
 }
 
 
-def are_probabilities(logits: Tensor) -> bool:
-    """Whether rows ``[M, K]`` are what a softmax gives rather than what it takes."""
-    z = logits.detach().float()
-    return bool(z.numel() and z.shape[1] > 1 and (z >= 0).all() and ((z.sum(1) - 1).abs() < 1e-2).all())
+def check_logits(rows: Tensor, who: str) -> None:
+    """Raise `UserError` where rows ``[M, K]`` of outputs are what a softmax gives rather than what it takes."""
+    z = rows.detach().float()
+    if len(z) > 1 and z.shape[1] > 1 and (z >= 0).all() and ((z.sum(1) - 1).abs() < 1e-2).all():
+        raise UserError(
+            f"the {who} gives probabilities (its outputs are not negative and sum to 1); expected logits: leave out "
+            "its last softmax."
+        )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

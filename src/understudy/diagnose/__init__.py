@@ -6,7 +6,7 @@ both as pure functions of the measurements; `run` puts them together as `underst
 
 from .recommend import Facts, Recommendation, facts_about, kinship, recommend
 from .run import Diagnosis, diagnose
-from .verdict import Finding, at_chance, judge, primary
+from .verdict import Finding, at_chance, causes_of_chance, judge, primary
 
 __all__ = [
     "Diagnosis",
@@ -14,6 +14,7 @@ __all__ = [
     "Finding",
     "Recommendation",
     "at_chance",
+    "causes_of_chance",
     "diagnose",
     "facts_about",
     "judge",

@@ -21,7 +21,7 @@ from .verdict import FAILING, HEALTHY, RISK, Finding, at_chance, judge, share, t
 FEW = 1000  # samples in all, up to which a solve beats a descent
 FEW_PER_CLASS = 60  # a tenth of what the usual sets have
 FEW_MASKS = 150  # labelled images for segmentation, 40 % of CamVid
-HOTTEST = 8.0
+HIGHEST = 8.0  # T
 MASS = 0.99  # of the teacher's probability that the k classes of topk hold
 MANY_CLASSES = 1000  # from which caches of whole rows are large; below, whole rows teach best (docs/understanding.md)
 ROWLESS = ("skd", "fskd")  # methods without a term on the teacher's rows, fine-tuning excepted
@@ -115,7 +115,7 @@ def _method(facts: Facts, findings: Mapping[str, Finding], measured: dict[str, A
     if facts.task == "segmentation" and facts.labelled and facts.samples <= FEW_MASKS:
         return "skd", f"skd: {facts.samples} images are few, and features say more of each than logits do."
     gap = findings.get("gap")
-    if gap and measured and gap.status in (RISK, FAILING):
+    if gap and measured and facts.labelled and gap.status in (RISK, FAILING):
         if not measured["student"].get("widenable", True):
             return "kd", "kd: the teacher is far ahead of the student, which gpd cannot widen; one between them helps."
         return "gpd", "gpd: the teacher is far ahead of the student, and a dynamic teacher bridges the gap."
@@ -171,11 +171,11 @@ def _temperature(seen: dict[str, Any], smoothed: str, usual: float) -> tuple[flo
     bounds = temperature_range(seen)
     if smoothed == FAILING and usual > 1:
         return 1.0, "a smoothed teacher is flat as it is, and heat erases what is left"
-    low, high = min(bounds["low"] or 1.0, HOTTEST), bounds["high"] or HOTTEST
+    low, high = min(bounds["low"] or HIGHEST, HIGHEST), bounds["high"] or HIGHEST  # None: not within what was measured
     if usual > high:
         return max(1.0, _down(high)), "beyond it the targets are nearly even over the classes"
     if usual < low:
-        return min(-_down(-low), HOTTEST), "below it the targets are nearly the labels"
+        return min(-_down(-low), HIGHEST), "below it the targets are nearly the labels"
     return usual, f"the targets then hold {share(at_temperature(seen['temperatures'], usual)['truth'])} on the truth"
 
 

@@ -18,7 +18,7 @@ from ..data import Augment, Samples, batches, forward_size
 from ..errors import UserError
 from ..labels import UNLABELLED
 from ..modes import eval_mode
-from ..tasks import Task, are_probabilities
+from ..tasks import Task, check_logits
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0)
 TOP = (1, 2, 3, 5, 10, 25, 50, 100)
@@ -153,11 +153,8 @@ def read_rows(
                 raise UserError(
                     f"the {who} gives values that are not finite; expected finite outputs: check its weights."
                 )
-            if are_probabilities(logits):
-                raise UserError(
-                    f"the {who} gives probabilities (its outputs are not negative and sum to 1); expected logits: "
-                    "leave out its last softmax."
-                )
+            if not done:
+                check_logits(logits, who)
             if len(labels) > quota:
                 chosen = torch.randperm(len(labels), generator=generator)[:quota].sort().values.to(labels.device)
                 logits, labels = logits[chosen], labels[chosen]

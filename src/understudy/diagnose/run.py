@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -30,7 +31,7 @@ from .rows import TEMPERATURES, Rows, read_rows
 from .verdict import FAILING, RISK, UNKNOWN, Finding, judge, primary, temperature_range
 
 MARK = "diagnosis.json"
-DATA_OPTIONS = {"image_size", "memory_limit", "whole"}
+DATA_OPTIONS = set(inspect.signature(load_data).parameters) - {"spec"}
 LOOK = 10_000  # samples of each set that are looked at
 
 

@@ -97,7 +97,10 @@ def wrong(measured: dict[str, Any]) -> Finding:
     if untold := _untold(name, title, seen):
         return untold
     if at_chance(seen):
-        return Finding(name, title, FAILING, *_chance(seen, measured["task"]))
+        how = "less than chance" if seen["accuracy"] < seen["chance"] / 2 else "chance"
+        text = f"It is right in {share(seen['accuracy'])}, and the commonest class makes {share(seen['chance'])}: "
+        advice = f"Check that {causes_of_chance(measured['task'])}."
+        return Finding(name, title, FAILING, f"{text}that is {how}.", advice)
     rate, unowned = seen["wrong"]["share"], seen["wrong"]["unowned"]
     text = (
         f"Its first choice is not the label in {share(rate)} of the transfer set; these rows make "
@@ -121,16 +124,11 @@ def wrong(measured: dict[str, Any]) -> Finding:
     return Finding(name, title, status, text, advice)
 
 
-def _chance(seen: dict[str, Any], task: str) -> tuple[str, str]:
-    """Evidence and advice for a teacher at chance level, or below it."""
-    chance = seen["chance"]
-    text = f"It is right in {share(seen['accuracy'])}, and the commonest class makes {share(chance)}: "
+def causes_of_chance(task: str) -> str:
+    """What to check in a teacher at chance level."""
     if task == "language":
-        return f"{text}that is chance.", "Check that it was trained, on text of this kind with these words."
-    if seen["accuracy"] < chance - 3 * (chance * (1 - chance) / seen["rows"]) ** 0.5:
-        return f"{text}that is less than chance.", "Check that its classes are in the order of the data's."
-    advice = "Check that its input normalisation, channel order and order of classes are those it was trained with."
-    return f"{text}that is chance.", advice
+        return "it was trained, on text of this kind with these words"
+    return "its order of classes, input normalisation and channel order are those it was trained with"
 
 
 def smoothed(measured: dict[str, Any]) -> Finding:

@@ -135,7 +135,8 @@ def beside(advised: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the ``advised`` settings of a target that stand beside a user's ``own``, which decide on the target."""
     asked = [key for key in own if any(key in one for one in DEFAULTS.values())]
     fitting = [name for name, one in DEFAULTS.items() if all(key in one for key in asked)]
-    target = own.get("target") or next((name for name in [advised.get("target"), *fitting] if name in fitting), None)
+    first = [name for name in (advised.get("target"), *fitting) if name in fitting]
+    target = own.get("target") or (first or [advised.get("target")])[0]  # where nothing fits, the refusal says so
     others = {key for one in DEFAULTS.values() for key in one} - set(DEFAULTS.get(str(target), ()))
     kept = {key: value for key, value in advised.items() if key not in own and key not in others}
     return {**kept, "target": target} if "target" in kept else kept

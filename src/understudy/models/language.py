@@ -108,7 +108,7 @@ def _lstm(
     dropout: float | None = None,
     tied: bool = False,
 ) -> LSTM:
-    hidden = hidden or default_width
+    hidden = default_width if hidden is None else hidden
     dropout = default_dropout if dropout is None else dropout
     return LSTM(num_classes, embedding or hidden, hidden, layers, dropout, tied, scale)
 

@@ -48,8 +48,10 @@ class MLP(nn.Module):
         return self.fc(self.layers(x.flatten(1)))
 
 
-def _cnn(default_width: int, convolutions: int, num_classes: int, channels: int = 3, width: int = 0) -> SmallCNN:
-    width = width or default_width
+def _cnn(
+    default_width: int, convolutions: int, num_classes: int, channels: int = 3, width: int | None = None
+) -> SmallCNN:
+    width = default_width if width is None else width
     return SmallCNN(num_classes, channels, tuple(width * 2**number for number in range(convolutions)))
 
 

@@ -42,9 +42,9 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     for key, value in arguments.items():
         if key not in known:
             raise UserError(f"zoo:{name} has no argument {key!r}; {nearest(key, known)}.")
-        counts = known[key].annotation in (int, int | None, "int", "int | None") and key != "depth"  # which may be 0
-        if counts and value is not None and (type(value) is not int or value < 1):
-            raise UserError(f"zoo:{name} got {key}={value!r}, but a whole number from 1 is needed; correct it.")
+        counts, least = known[key].annotation in (int, int | None, "int", "int | None"), 0 if key == "depth" else 1
+        if counts and value is not None and (type(value) is not int or value < least):
+            raise UserError(f"zoo:{name} got {key}={value!r}, but a whole number from {least} is needed; correct it.")
     try:
         return build_network(**arguments)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:

@@ -123,7 +123,7 @@ def command(found: dict[str, Any]) -> str:
     )
     for key in ("fraction", "samples", "image_size"):
         if found["settings"].get(key):
-            text += f" --{key.replace('_', '-')} {found['settings'][key]:g}"
+            text += f" --{key.replace('_', '-')} {found['settings'][key]}"
     if found["settings"].get("seed"):
         text += f" --seed {found['settings']['seed']}"
     return text + " --out DIR"

@@ -160,7 +160,8 @@ def common_teacher(rows: list[dict[str, Any]]) -> Any:
 
     def same(other: dict[str, Any]) -> bool:
         mine, theirs = numbers(first.get("metrics")), numbers(other.get("metrics"))
-        alike = [math.isclose(mine[key], theirs.get(key, math.nan), rel_tol=1e-3, abs_tol=1e-3) for key in mine]
-        return all(alike) and (first.get("spec"), first.get("params")) == (other.get("spec"), other.get("params"))
+        alike = (math.isclose(mine[key], theirs.get(key, math.nan), rel_tol=1e-3, abs_tol=1e-3) for key in mine)
+        one, two = ((each.get("spec"), each.get("params"), set(each.get("metrics") or ())) for each in (first, other))
+        return one == two and all(alike)
 
     return first if all(map(same, others)) else None
