@@ -360,6 +360,10 @@ def test_gpd_is_not_recommended_where_it_cannot_run(data):
     assert status(found)["gap"] in (RISK, FAILING)
     assert found.recommendation.method == "kd"
     assert "cannot widen" in found.recommendation.reasons[0]
+    unlabelled = Facts("classification", 12, 5000, labelled=False, shrunk=False)
+    widenable = {**found.result, "student": {**found.result["student"], "widenable": True}}
+    assert recommend(replace(unlabelled, labelled=True), widenable).method == "gpd"
+    assert recommend(unlabelled, widenable).method == "kd", "without labels nothing would teach the dynamic teacher"
     assert "gpd" not in next(one for one in found.findings if one.name == "gap").advice
 
 

@@ -529,6 +529,11 @@ class Counting(Net):
         return super().forward(x) / len(x)
 
 
+class ForTwo(Net):
+    def forward(self, x):
+        return super().forward(x.reshape(2, 1, 6, 6))
+
+
 def test_what_cannot_be_recovered_is_told_in_a_sentence():
     student, kept, teacher = shrunken()
 
@@ -548,6 +553,7 @@ def test_what_cannot_be_recovered_is_told_in_a_sentence():
     told("more than once", student=Twice(), teacher=Twice(), kept={})
     told("gives other outputs each time", student=Random(8), teacher=Random(8), kept={})
     told("the number of its samples", student=Counting(8), teacher=Counting(8), kept={})
+    told("the number of its samples", student=ForTwo(8), teacher=ForTwo(8), kept={})
     told("cannot be traced", student=Branching(8), teacher=Branching(8), kept={})
     transposed = nn.Sequential(nn.ConvTranspose2d(1, 4, 3), nn.Flatten(), nn.Linear(256, 3))
     told("'0' is a ConvTranspose2d", student=transposed, teacher=copy.deepcopy(transposed), kept={})

@@ -278,12 +278,14 @@ def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
 def test_own_defaults_give_way_to_the_user(teacher, tmp_path):
     found = understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", samples=60)
     assert {phase["optimizer"] for phase in found["phases"]} == {"adamw"}
+    assert "target" not in found["settings"], "which nothing would use"
     found = understudy.preview(
         *(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd"),
         **{"samples": 60, "optimizer": "sgd", "epochs": 7, "finetune_epochs": 3, "phases": {"head": {"epochs": 5}}},
     )
     assert {phase["optimizer"] for phase in found["phases"]} == {"sgd"}
     assert [phase["epochs"] for phase in found["phases"]] == [7, 7, 5, 3]
+    assert found["settings"]["target"] == "kd"
 
 
 def dry_run(teacher: Path, *more: str) -> int:
