@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..tasks import TASKS
 from .measure import at_temperature
-from .verdict import FAILING, HEALTHY, RISK, Finding, at_chance, judge, share, temperature_range, weights_keep_relations
+from .verdict import FAILING, HEALTHY, RISK, Finding, at_chance, judge, share, temperature_range
 
 FEW = 1000  # samples in all, up to which a solve beats a descent
 FEW_PER_CLASS = 60  # a tenth of what the usual sets have
@@ -135,10 +135,6 @@ def _target(
     owned = _owned(seen, wrong, facts.task) if facts.labelled else "nothing is known against the teacher."
     reasons = [f"λ = {settings['weight']:g}: {owned}"]
     smoothed = findings["smoothed"].status
-    if smoothed == FAILING and facts.labelled and weights_keep_relations(measured):
-        settings["target"] = "sim"
-        reasons.append("target sim: the rows hold few class relations, and the logit layer's weights still do.")
-        return settings, reasons
     heat, why = _temperature(seen, smoothed, TASKS[facts.task].temperature)
     settings["temperature"] = heat
     reasons.append(f"T = {heat:g}: {why}.")
