@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..tasks import TASKS
 from .measure import at_temperature
-from .verdict import FAILING, HEALTHY, RISK, Finding, at_chance, judge, share, temperature_range
+from .verdict import FAILING, HEALTHY, RISK, WRONG, Finding, at_chance, judge, share, temperature_range
 
 FEW = 1000  # samples in all, up to which a solve beats a descent
 FEW_PER_CLASS = 60  # a tenth of what the usual sets have
@@ -156,7 +156,7 @@ def _about(samples: float) -> str:
 
 
 def _owned(seen: dict[str, Any], status: str, task: str) -> str:
-    if not seen["wrong"] or task == "language":  # the next word is anybody's guess
+    if not seen["wrong"] or seen["wrong"]["share"] <= WRONG[0] or task == "language":  # the next word is a guess
         return "as usual."
     contradicted = f"the teacher contradicts {share(seen['wrong']['share'])} of the labels"
     return f"{contradicted}, and doubts there, too." if status == HEALTHY else f"{contradicted}."
