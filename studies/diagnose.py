@@ -4,7 +4,8 @@
 
 Five ways to fail are provoked on CIFAR-100 at 16x16 pixels, beside two healthy teachers. Each teacher is diagnosed with
 its student on the transfer set, a fifth of the training images; then students are taught twice, with the settings that
-were asked for (kd at T = 4; at T = 20 and at T = 1 where that is the mistake) and by ``method="auto"``, which follows the advice.
+were asked for (kd at T = 4; at T = 20, and at T = 1, where that is the mistake) and by ``method="auto"``, which
+follows the advice.
 ``--cases`` does some of them, in a process of their own if you like; what is done is kept, and the table is of all.
 """
 

@@ -156,7 +156,7 @@ def _about(samples: float) -> str:
 
 
 def _owned(seen: dict[str, Any], status: str, task: str) -> str:
-    if not seen["wrong"] or seen["wrong"]["share"] <= WRONG[0] or task == "language":  # the next word is a guess
+    if not seen["wrong"] or seen["wrong"]["share"] <= WRONG[0] or task == "language":  # any word may follow
         return "as usual."
     contradicted = f"the teacher contradicts {share(seen['wrong']['share'])} of the labels"
     return f"{contradicted}, and doubts there, too." if status == HEALTHY else f"{contradicted}."
