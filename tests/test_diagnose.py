@@ -328,7 +328,7 @@ def test_heat_is_judged_by_what_it_leaves(data, healthy):
     assert status(hot)["temperature"] == FAILING
     assert status(diagnose(healthy, data, temperature=2))["temperature"] == HEALTHY
     bounds = hot.result["temperature_range"]
-    assert bounds["matched"] < bounds["half"] < bounds["high"] < 20
+    assert bounds["matched"] < bounds["high"] < 20
     assert hot.recommendation.settings["temperature"] <= bounds["high"]
 
 
@@ -359,12 +359,22 @@ def test_gpd_is_not_recommended_where_it_cannot_run(data):
     found = diagnose(taught(data, epochs=20, hidden=512), data, student=Cumulative())
     assert status(found)["gap"] in (RISK, FAILING)
     assert found.recommendation.method == "kd"
-    assert "cannot widen" in found.recommendation.reasons[0]
+    assert "gpd would suit, but does not take these networks: Cumulative" in found.recommendation.reasons[0]
+    assert "cannot be widened" in found.result["facts"]["refused"]["gpd"]
     unlabelled = Facts("classification", 12, 5000, labelled=False, shrunk=False)
-    widenable = {**found.result, "student": {**found.result["student"], "widenable": True}}
-    assert recommend(replace(unlabelled, labelled=True), widenable).method == "gpd"
-    assert recommend(unlabelled, widenable).method == "kd", "without labels nothing would teach the dynamic teacher"
-    assert "gpd" not in next(one for one in found.findings if one.name == "gap").advice
+    assert recommend(replace(unlabelled, labelled=True), found.result).method == "gpd"
+    assert recommend(unlabelled, found.result).method == "kd", "without labels nothing would teach the dynamic teacher"
+
+
+def test_skd_is_not_recommended_where_stages_do_not_correspond(data):
+    found = diagnose(taught(data, epochs=20, hidden=512), data, student="zoo:mlp?hidden=128", samples=480)
+    assert "skd" in found.result["facts"]["refused"]
+    assert found.recommendation.method == "kd"
+    assert "skd would suit, but does not take these networks: no stages" in found.recommendation.reasons[0]
+    digits = load_data("digits")
+    staged = diagnose(taught(digits, epochs=5, spec="zoo:cnn_tiny"), digits, student="zoo:cnn_tiny", samples=300)
+    assert staged.recommendation.method == "skd"
+    assert not staged.result["facts"]["refused"]
 
 
 ADVISED = {"target": "kd", "weight": 0.6, "temperature": 4.0}

@@ -8,7 +8,7 @@ and everything else for a target of Tang et al. 2020 on the whole set. The numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,8 @@ class Facts:
     """What is known before anything is measured.
 
     ``samples``: of the transfer set. ``labelled``: whether it has labels. ``shrunk``: whether the student was made of
-    the teacher, by pruning or decoupling, and has inherited its weights (see `kinship`).
+    the teacher, by pruning or decoupling, and has inherited its weights (see `kinship`). ``refused``: methods that do
+    not take these two networks, and why (kd takes any).
     """
 
     task: str
@@ -41,6 +42,7 @@ class Facts:
     samples: int
     labelled: bool
     shrunk: bool
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,31 +100,35 @@ def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommend
     if not facts.labelled:
         teaching["weight"] = 1.0
         reasons = ["λ = 1: the transfer set has no labels.", *reasons[1:]]
-    method, reason = _method(facts, findings, measured)
+    method, reason = _method(facts, findings)
     if method in ROWLESS:
         reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
     return Recommendation(method, {} if method in ROWLESS else dict(teaching), [reason, *reasons], teaching)
 
 
-def _method(facts: Facts, findings: Mapping[str, Finding], measured: dict[str, Any] | None) -> tuple[str, str]:
+def _method(facts: Facts, findings: Mapping[str, Finding]) -> tuple[str, str]:
+    """The first that suits and takes these networks; kd takes any."""
+    passed = [f"{name} would suit, but does not take these networks: {why}." for name, why in facts.refused.items()]
+    suited = _suited(facts, findings)
+    method, reason = next((name, reason) for name, reason in suited if name not in facts.refused)
+    return method, " ".join([reason, *passed])
+
+
+def _suited(facts: Facts, findings: Mapping[str, Finding]) -> Iterator[tuple[str, str]]:
+    """Methods that suit, the best first, and why."""
     few = facts.samples <= FEW
     if facts.shrunk and (few or not facts.labelled):
         what = f"only {facts.samples} samples" if few else "no labels"
-        return "fskd", f"fskd: the student was cut out of the teacher and there are {what}; it is solved, not trained."
+        yield "fskd", f"fskd: the student was cut out of the teacher and there are {what}; it is solved, not trained."
     each = facts.samples / facts.classes
     if facts.task == "classification" and facts.labelled and each <= FEW_PER_CLASS:
-        return "skd", f"skd: {_about(each)} a class are few, and features say more of each than logits do."
+        yield "skd", f"skd: {_about(each)} a class are few, and features say more of each than logits do."
     if facts.task == "segmentation" and facts.labelled and facts.samples <= FEW_MASKS:
-        return "skd", f"skd: {facts.samples} images are few, and features say more of each than logits do."
+        yield "skd", f"skd: {facts.samples} images are few, and features say more of each than logits do."
     gap = findings.get("gap")
-    if gap and measured and facts.labelled and gap.status in (RISK, FAILING):
-        if not measured["student"].get("widenable", True):
-            return "kd", "kd: the teacher is far ahead of the student, which gpd cannot widen; one between them helps."
-        return "gpd", "gpd: the teacher is far ahead of the student, and a dynamic teacher bridges the gap."
-    enough = (
-        f"{facts.samples:,} samples are enough to learn from" if facts.task != "language" else "every word is one of"
-    )
-    return "kd", f"kd: {enough} the teacher's rows."
+    if gap and facts.labelled and gap.status in (RISK, FAILING):
+        yield "gpd", "gpd: the teacher is far ahead of the student, and a dynamic teacher bridges the gap."
+    yield "kd", "kd: a row of the teacher's says more than a label does."
 
 
 def _target(

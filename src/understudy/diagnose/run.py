@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, load_data
 from ..errors import UserError, nearest
+from ..methods import METHODS, Cast, Transfer
 from ..models import Model, check_classes, count_macs, count_parameters, load_model
 from ..report.diagnosis import write_diagnosis_report
 from ..runfolder import check_out, held, write_json
-from ..surgery import share
 from ..tasks import TASKS
 from ..teacher.similarity import logit_layer
 from ..teacher.targets import HOTTEST
@@ -28,7 +28,7 @@ from .measure import reading, rescaling
 from .recommend import Recommendation, facts_about, recommend
 from .relations import agreement, class_order, cosines, off_diagonal, prediction_similarity, within_minus_between
 from .rows import TEMPERATURES, Rows, read_rows
-from .verdict import FAILING, RISK, UNKNOWN, Finding, judge, primary, temperature_range
+from .verdict import UNKNOWN, Finding, judge, primary, temperature_range
 
 MARK = "diagnosis.json"
 DATA_OPTIONS = set(inspect.signature(load_data).parameters) - {"spec"}
@@ -125,13 +125,13 @@ def diagnose(
         if isinstance(spec, str | Path):  # as the user named it, rather than what it was built of
             measured[role]["spec"] = str(spec)
     findings = judge(measured)
-    if any(finding.name == "gap" and finding.status in (RISK, FAILING) for finding in findings):
-        measured["student"]["widenable"] = _widenable(models["student"], stage)
-        findings = judge(measured)
     first = primary(findings)
     trained = measured["student"] is not None and measured["student"]["trained"]
     facts = facts_about(loaded, positions, models.get("student"), models.get("teacher"), trained)
     advised = recommend(facts, measured)
+    while student is not None and (why := _refusal(advised.method, models, positions, stage)):
+        facts = replace(facts, refused={**facts.refused, advised.method: why})
+        advised = recommend(facts, measured)
     result = {
         "version": 1,
         "data": {"name": loaded.name, "transfer_samples": len(positions), "available_samples": len(loaded.train)},
@@ -160,14 +160,20 @@ def _check_settings(temperature: float | None, weight: float, seed: int, precisi
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
 
 
-def _widenable(student: Model, stage: _Stage) -> bool:
-    """Whether gpd could widen the student."""
-    raw = next(batches(stage.data.train, [torch.tensor([0, 1])], CLEAN, Augment(), device=stage.device)).inputs
+def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Stage) -> str | None:
+    """Why a method does not take these two networks; None where it does, as kd and none do with any."""
+    method, data = METHODS[name], stage.data
+    if name in ("kd", "none"):
+        return None
+    transfer = Transfer(data.train, positions, data.augment, 1, stage.device)
+    cast = Cast(models["student"], models["teacher"], TASKS[data.task], method.settings(), transfer)
     try:
-        share(student.network, 2, student.input(raw), run=student.run)
-    except UserError:
-        return False
-    return True
+        if method.preview:
+            method.preview(cast)
+        method.plan(cast)
+    except UserError as error:
+        return str(error).split(";")[0]
+    return None
 
 
 def _load(role: str, spec: Any, data: Data) -> Model:

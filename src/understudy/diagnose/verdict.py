@@ -207,8 +207,8 @@ def overconfident(measured: dict[str, Any]) -> Finding:
 
 
 def temperature_range(transfer: dict[str, Any]) -> dict[str, float | None]:
-    """Where T is sound. ``matched``: the mass on the truth equals the accuracy; ``half``: it is half of it; ``low``: T
-    from which the targets leave at least `DOUBT` to other classes; ``high``: up to which `LEFT` is left."""
+    """Where T is sound. ``matched``: the mass on the truth equals the accuracy; ``low``: T from which the targets leave
+    at least `DOUBT` to other classes; ``high``: up to which `LEFT` is left."""
     readings = transfer["temperatures"]
     right = transfer["accuracy"] if transfer["accuracy"] is not None else transfer["confidence"]
     key = "truth" if transfer["accuracy"] is not None else "confidence"
@@ -216,7 +216,6 @@ def temperature_range(transfer: dict[str, Any]) -> dict[str, float | None]:
         "low": crossing(readings, "confidence", 1 - DOUBT[0]),
         "high": crossing(readings, "left", LEFT[0]),
         "matched": crossing(readings, key, right),
-        "half": crossing(readings, key, right / 2),
     }
 
 
@@ -274,7 +273,8 @@ def gap(measured: dict[str, Any]) -> Finding:
         status = _graded(size > SIZE[1], size > SIZE[0])
     if status == HEALTHY:
         return Finding(name, title, status, text)
-    advice = "Put a teacher of middle size between them; a larger student helps too."
-    if student.get("widenable", True):
-        advice = f"Use gpd, whose dynamic teacher stays near the student. {advice}"
+    advice = (
+        "Use gpd, whose dynamic teacher stays near the student, where the student can be widened; or put a teacher of "
+        "middle size between them. A larger student helps too."
+    )
     return Finding(name, title, status, text, advice)

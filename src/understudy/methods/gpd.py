@@ -67,9 +67,7 @@ def dynamic_teacher(cast: Cast) -> Shared:
     """The student and its dynamic teacher in one set of parameters, called on raw inputs."""
     s, student = cast.settings, cast.student
     parameter = next(student.network.parameters())
-    example = student.input(cast.transfer.example(2).to(parameter.device))
-    if student.layout == "contiguous":
-        example = example.contiguous()
+    example = student.prepared(cast.transfer.example(2).to(parameter.device))
     trainee = share(
         student.network, s.ratio, example, branches=s.branches, perturbation=s.perturbation, run=student.run
     )

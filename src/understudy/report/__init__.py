@@ -12,10 +12,9 @@ from pathlib import Path
 from understudy.errors import UserError
 from understudy.report.diagnosis import write_diagnosis_report
 from understudy.report.export import write_export_report
-from understudy.report.read import common_teacher
 from understudy.report.run import write_run_report
 from understudy.report.study import write_study_report
-from understudy.report.table import study_markdown
+from understudy.report.table import common_teacher, study_markdown
 
 __all__ = [
     "common_teacher",

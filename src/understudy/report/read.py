@@ -149,19 +149,3 @@ def run_epochs(folder: Path, out: str) -> list[dict[str, Any]]:
                     found[phase, event["epoch"]] = {**event, "phase": phase}
             return list(found.values())
     return []
-
-
-def common_teacher(rows: list[dict[str, Any]]) -> Any:
-    """The teacher of all rows that have one; None where they differ by more than the rounding of their metrics."""
-    teachers = [row["teacher"] for row in rows if isinstance(row.get("teacher"), dict)]
-    if not teachers:
-        return None
-    first, *others = teachers
-
-    def same(other: dict[str, Any]) -> bool:
-        mine, theirs = numbers(first.get("metrics")), numbers(other.get("metrics"))
-        alike = (math.isclose(mine[key], theirs.get(key, math.nan), rel_tol=1e-3, abs_tol=1e-3) for key in mine)
-        one, two = ((each.get("spec"), each.get("params"), set(each.get("metrics") or ())) for each in (first, other))
-        return one == two and all(alike)
-
-    return first if all(map(same, others)) else None

@@ -9,9 +9,10 @@ from typing import Any
 from understudy.report import words
 from understudy.report.charts import COLOURS, Chart, Scale, Series, Strips, dot_strips, line_chart
 from understudy.report.curves import Timeline, percent_points, read_from
-from understudy.report.read import common_teacher, is_number, numbers, run_epochs
+from understudy.report.read import is_number, numbers, run_epochs
 from understudy.report.table import (
     Setting,
+    common_teacher,
     difference_text,
     estimate,
     say,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from understudy.report import words
@@ -13,6 +14,22 @@ Setting = dict[str, Any]
 def study_rows(study: dict[str, Any]) -> list[dict[str, Any]]:
     rows = study.get("rows")
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def common_teacher(rows: list[dict[str, Any]]) -> Any:
+    """The teacher of all rows that have one; None where they differ by more than the rounding of their metrics."""
+    teachers = [row["teacher"] for row in rows if isinstance(row.get("teacher"), dict)]
+    if not teachers:
+        return None
+    first, *others = teachers
+
+    def same(other: dict[str, Any]) -> bool:
+        mine, theirs = numbers(first.get("metrics")), numbers(other.get("metrics"))
+        alike = (math.isclose(mine[key], theirs.get(key, math.nan), rel_tol=1e-3, abs_tol=1e-3) for key in mine)
+        one, two = ((each.get("spec"), each.get("params"), set(each.get("metrics") or ())) for each in (first, other))
+        return one == two and all(alike)
+
+    return first if all(map(same, others)) else None
 
 
 def study_columns(study: dict[str, Any]) -> list[str]:
