@@ -207,3 +207,26 @@ def test_recipes_of_a_study_read_back(performed):
     plan = load_study(performed / "study.toml")
     assert plan.recipe_of({"variant": "tuned"}, 1)["seed"] == 1
     assert plan.recipe_of({"variant": "tuned"}, 1)["weight"] == 1.0
+
+
+def test_a_failed_command_is_told_by_its_own_error(tmp_path, monkeypatch):
+    """Whatever is written after it, and not by that of an earlier try."""
+    command, log = tmp_path / "python", tmp_path / "logs" / "a.log"
+    command.write_text("#!/bin/sh\necho error: first; echo error: second; echo a warning; exit 2\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(study.sys, "executable", str(command))
+    assert study._call(["distill"], log) == "error: second"
+    command.write_text("#!/bin/sh\necho killed; exit 137\n")
+    assert study._call(["distill"], log) == "killed"
+    command.write_text("#!/bin/sh\nexit 1\n")
+    assert study._call(["distill"], log) == "failed with status 1"
+    command.write_text("#!/bin/sh\necho error: harmless\n")
+    assert study._call(["distill"], log) == ""
+
+
+def test_a_study_of_another_version_is_not_resumed(performed, tmp_path):
+    shutil.copytree(performed, tmp_path / "out")
+    file = tmp_path / "out" / "study.toml"
+    file.write_text("retired = 1\n" + file.read_text())
+    with pytest.raises(UserError, match=r"is of another version .*name another folder"):
+        run_study(write(tmp_path / "study.toml"), tmp_path / "out", resume=True)
