@@ -14,7 +14,7 @@ from understudy.labels import UNLABELLED
 from understudy.methods.kd import kd_loss
 from understudy.models import Model
 from understudy.models.inputs import InputSpec
-from understudy.tasks import TASKS, Metrics, cross_entropy
+from understudy.tasks import TASKS, Chance, Metrics, cross_entropy
 
 CLASSIFICATION, SEGMENTATION, LANGUAGE = (TASKS[name] for name in ("classification", "segmentation", "language"))
 
@@ -253,3 +253,23 @@ def test_kd_on_pixels_and_tokens(task, kind, shape, tmp_path):
     expected = kd_loss(torch.tensor([a for a, _ in rows]), torch.tensor([b for _, b in rows]), 4.0)
     batch.signals["teacher"] = {"logits": v}
     assert kd[0].step(student, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_chance_is_what_a_count_of_the_labels_gives():
+    """Against a guesser that always names the commonest label, and says the labels' shares."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 3000, replacement=True, generator=generator)
+    chance = Chance.of(torch.cat((labels, torch.full((500,), UNLABELLED))))
+    shares = labels.bincount() / len(labels)
+    said = shares.log().expand(3000, 3)
+    assert chance.accuracy == pytest.approx(float((labels == 0).double().mean()))
+    assert chance.nll == pytest.approx(float(cross_entropy(said, labels)))
+    assert chance.explains(chance.accuracy, chance.nll)
+    hinting = said + 0.8 * nn.functional.one_hot(labels, 3)  # prefers the commonest always, and yet knows
+    assert bool((hinting.argmax(1) == 0).all())
+    assert not chance.explains(chance.accuracy, float(cross_entropy(hinting, labels)))
+    assert not chance.explains(0.9, 4.0), "over-confident, and right"
+    assert not chance.beats(0.1)
+    assert chance.beats(0.05)
+    assert Chance.of(torch.full((3,), UNLABELLED)) is None
+    assert not Chance.of(torch.zeros(9, dtype=torch.long)).explains(1.0, 0.0), "one class says nothing"

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from .data import CLEAN, Augment, Samples, batches, choose, forward_size
 from .errors import UserError
-from .labels import UNLABELLED
 from .models import Model
 from .modes import eval_mode
 from .runfolder import write_json
-from .tasks import check_logits
+from .tasks import Chance, check_logits
 from .teacher import cache_root
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
@@ -35,8 +34,7 @@ BLIND = 0.05  # the part of the way from chance to perfect that a teacher of pix
 def refuse_chance_level(
     teacher: Model, spec: str, runner: Runner, samples: Samples, positions: Tensor, where: str = "transfer set"
 ) -> None:
-    """Raise `UserError` when the teacher's accuracy on these samples is within three deviations of chance,
-    which is the share of the commonest class. A language model must know more than how frequent words are.
+    """Raise `UserError` when the teacher shows no more on these samples than a count of their labels does (`Chance`).
 
     In segmentation one class often fills most of the pixels, and neighbours are alike: there it is the accuracy
     averaged over classes, whose chance is 1/K for every guess that does not look at the image.
@@ -51,24 +49,24 @@ def refuse_chance_level(
             f"the teacher {spec!r} gives values that are not finite on the {where}; expected finite outputs: "
             "check its weights file."
         )
+    language = runner.task.name == "language"
     causes = "its input normalisation, channel order and order of classes are those it was trained with"
-    labels = None if samples.labels is None else samples.labels[some]
-    if runner.task.name == "language":
-        _refuse_word_counter(spec, where, metrics, samples.fetch(some, CLEAN, Augment()).labels)
-        return
     if runner.task.name == "segmentation" and metrics:
         recalls = [recall for recall in details["per_class"] if recall is not None]
-        reached, chance = sum(recalls) / len(recalls), 1 / len(recalls)
-        if len(recalls) > 1 and reached <= chance + BLIND * (1 - chance):
-            raise _at_chance(spec, where, "mean accuracy of the classes", reached, chance, causes)
+        reached, level = sum(recalls) / len(recalls), 1 / len(recalls)
+        if len(recalls) > 1 and reached <= level + BLIND * (1 - level):
+            raise _at_chance(spec, where, "mean accuracy of the classes", reached, level, causes)
         return
-    if "accuracy" not in metrics or runner.task.name != "classification":
+    labels = samples.fetch(some, CLEAN, Augment()).labels if language else samples.labels
+    if labels is None or not metrics:
         return
-    chance = 1 / runner.corpus.classes if labels is None else float(labels.bincount().max()) / len(labels)
-    bound = chance + 3 * (chance * (1 - chance) / len(some)) ** 0.5
-    bound = min(bound, (1 + chance) / 2)  # with very few samples, three deviations say nothing
-    if chance < 1 and metrics["accuracy"] <= bound:
-        raise _at_chance(spec, where, "accuracy", metrics["accuracy"], chance, causes)
+    chance = Chance.of(labels if language else labels[some])
+    if chance is None or not chance.explains(metrics["accuracy"], metrics["nll"]):
+        return
+    if language:
+        causes = "it was trained, and on text of this kind"
+        raise _at_chance(spec, where, "perplexity", metrics["perplexity"], math.exp(chance.nll), causes)
+    raise _at_chance(spec, where, "accuracy", metrics["accuracy"], chance.accuracy, causes)
 
 
 @torch.no_grad()
@@ -110,17 +108,6 @@ def _at_chance(spec: str, where: str, what: str, reached: float, chance: float, 
         f"the teacher {spec!r} is at chance level on the {where} ({what} {reached:.3f}, chance {chance:.3f}); "
         f"expected a trained teacher: check that {causes}."
     )
-
-
-def _refuse_word_counter(spec: str, where: str, metrics: dict[str, float], labels: Tensor) -> None:
-    """Refuse a language model that is no better than the words' frequencies in this text, neither in perplexity nor in
-    its first guesses (an over-confident one has a high perplexity, and yet guesses well)."""
-    share = labels[labels != UNLABELLED].bincount().double()
-    share = share[share > 0] / share.sum()
-    counted = float(-(share * share.log()).sum())
-    if metrics["nll"] >= counted and metrics["accuracy"] <= float(share.max()):
-        causes = "it was trained, and on text of this kind"
-        raise _at_chance(spec, where, "perplexity", metrics["perplexity"], math.exp(counted), causes)
 
 
 class Memo:

@@ -86,6 +86,46 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     return total / (labels != UNLABELLED).sum().clamp(min=1)
 
 
+@dataclass(frozen=True)
+class Chance:
+    """What is to be had without looking at the samples, by who has only counted the labels.
+
+    ``accuracy`` is the share of the commonest label and ``least`` that of the rarest, ``nll`` the entropy of their
+    shares in nats, ``rows`` how many were counted.
+    """
+
+    accuracy: float
+    least: float
+    nll: float
+    rows: int
+
+    @staticmethod
+    def of(labels: Tensor) -> Chance | None:
+        """Of labels of any shape, those of `UNLABELLED` rows left out; None where there is none."""
+        counts = labels[labels != UNLABELLED].bincount().double()
+        if not len(counts):
+            return None
+        shares = counts[counts > 0] / counts.sum()
+        entropy = -float((shares * shares.log()).sum())
+        return Chance(float(shares.max()), float(shares.min()), entropy, int(counts.sum()))
+
+    def explains(self, accuracy: float, nll: float) -> bool:
+        """Whether neither first guesses (within three deviations) nor probabilities (within 1 %) show any more.
+
+        Both must fail: an over-confident network has a high NLL and yet guesses well, and where one label is frequent,
+        probabilities may say much while the first guess is always that label.
+        """
+        bound = min(self.accuracy + self._three(self.accuracy), (1 + self.accuracy) / 2)  # three deviations of few rows
+        return self.accuracy < 1 and accuracy <= bound and nll >= 0.99 * self.nll
+
+    def beats(self, accuracy: float) -> bool:
+        """Whether first guesses are worse than any that do not look: the labels mean something else."""
+        return accuracy < self.least - self._three(self.least)
+
+    def _three(self, share: float) -> float:
+        return 3 * (share * (1 - share) / self.rows) ** 0.5
+
+
 class Metrics:
     """Metrics of a task, accumulated over rows on the device; `compute` sums over processes."""
 

@@ -7,11 +7,13 @@ of plain cross-entropy times ``ω = 1 − λ·(1 − p_t)/(1 − q_t)`` (T = 1),
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..tasks import Chance
 from .relations import contrast
 from .rows import TOP, Rows
 
@@ -49,7 +51,7 @@ def reading(rows: Rows) -> dict[str, Any]:
     right, confidence, log_p = rows.right[known].float(), rows.confidence[known], rows.log_p[known]
     nll = -log_p
     found |= {
-        "chance": float(rows.truth[known].bincount().max()) / int(known.sum()),  # the share of the commonest class
+        "chance": asdict(chance) if (chance := Chance.of(rows.truth[known])) else None,
         "accuracy": _mean(right),
         "nll": _mean(nll),
         "reliability": reliability(confidence, right),

@@ -166,7 +166,7 @@ def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Sta
     if name in ("kd", "none"):
         return None
     transfer = Transfer(data.train, positions, data.augment, 1, stage.device)
-    cast = Cast(models["student"], models["teacher"], TASKS[data.task], method.settings(), transfer)
+    cast = Cast(models["student"], models["teacher"], TASKS[data.task], method.settings.model_validate({}), transfer)
     try:
         if method.preview:
             method.preview(cast)

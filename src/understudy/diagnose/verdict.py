@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..tasks import Chance
 from .measure import at_temperature, crossing
 
 HEALTHY, RISK, FAILING, UNKNOWN = "healthy", "at risk", "failing", "cannot tell"
@@ -80,11 +81,10 @@ def _graded(failing: bool, risk: bool) -> str:
 
 
 def at_chance(seen: dict[str, Any]) -> bool:
-    """Whether a reading's accuracy is within three deviations of the share of the commonest class."""
+    """Whether a reading shows no more than a count of the labels does."""
     if seen["accuracy"] is None or seen["rows"] < MIN_ROWS:
         return False
-    chance = seen["chance"]
-    return seen["accuracy"] <= min(chance + 3 * (chance * (1 - chance) / seen["rows"]) ** 0.5, (1 + chance) / 2)
+    return Chance(**seen["chance"]).explains(seen["accuracy"], seen["nll"])
 
 
 def wrong(measured: dict[str, Any]) -> Finding:
@@ -97,10 +97,14 @@ def wrong(measured: dict[str, Any]) -> Finding:
     if untold := _untold(name, title, seen):
         return untold
     if at_chance(seen):
-        how = "less than chance" if seen["accuracy"] < seen["chance"] / 2 else "chance"
-        text = f"It is right in {share(seen['accuracy'])}, and the commonest class makes {share(seen['chance'])}: "
+        chance = Chance(**seen["chance"])
+        how = "less than chance" if chance.beats(seen["accuracy"]) else "chance"
+        text = (
+            f"It is right in {share(seen['accuracy'])} with an NLL of {seen['nll']:.2f} nats, and who only counts the "
+            f"labels in {share(chance.accuracy)} with {chance.nll:.2f}: that is {how}."
+        )
         advice = f"Check that {causes_of_chance(measured['task'])}."
-        return Finding(name, title, FAILING, f"{text}that is {how}.", advice)
+        return Finding(name, title, FAILING, text, advice)
     rate, unowned = seen["wrong"]["share"], seen["wrong"]["unowned"]
     text = (
         f"Its first choice is not the label in {share(rate)} of the transfer set; these rows make "
