@@ -25,7 +25,7 @@ from understudy.diagnose import Facts, diagnose, facts_about, judge, kinship, re
 from understudy.diagnose.measure import crossing, omega, reading, rescaling
 from understudy.diagnose.relations import class_order, cosines, prediction_similarity, within_minus_between
 from understudy.diagnose.rows import TEMPERATURES, TOP, read_rows, row_numbers
-from understudy.diagnose.verdict import FAILING, HEALTHY, RISK, UNKNOWN
+from understudy.diagnose.verdict import FAILING, HEALTHY, RISK, UNKNOWN, temperature_range
 from understudy.errors import UserError
 from understudy.labels import UNLABELLED
 from understudy.methods.teaching import beside
@@ -328,8 +328,18 @@ def test_heat_is_judged_by_what_it_leaves(data, healthy):
     assert status(hot)["temperature"] == FAILING
     assert status(diagnose(healthy, data, temperature=2))["temperature"] == HEALTHY
     bounds = hot.result["temperature_range"]
-    assert bounds["matched"] < bounds["high"] < 20
+    assert bounds["high"] < 20
     assert hot.recommendation.settings["temperature"] <= bounds["high"]
+
+
+def test_temperature_at_which_mass_and_accuracy_are_equal():
+    readings = [
+        {"temperature": heat, "truth": mass, "confidence": mass, "left": mass}
+        for heat, mass in ((1.0, 0.9), (2.0, 0.7), (4.0, 0.5))
+    ]
+    assert temperature_range({"temperatures": readings, "accuracy": 0.8})["matched"] == pytest.approx(2**0.5)
+    assert temperature_range({"temperatures": readings, "accuracy": 0.95})["matched"] is None
+    assert temperature_range({"temperatures": readings, "accuracy": 0.4})["matched"] is None
 
 
 def test_a_gap_is_told_by_size_before_training_and_by_accuracy_after(data, healthy):

@@ -11,6 +11,7 @@ import pytest
 
 from understudy.errors import UserError
 from understudy.report import study_markdown, write_report, write_run_report, write_study_report
+from understudy.report.charts import label_place
 
 RECIPE = 'method = "kd"\ndata = "parquet:/data/birds"\nstudent = "zoo:resnet20"\nseed = 3\n# <b>bold</b>\n'
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -436,3 +437,13 @@ def test_one_class_is_told_in_the_singular(tmp_path: Path, better: int, told: st
     found["teacher"]["per_class"] = [0.5] * 4
     found["student"]["per_class"] = [0.6] * better + [0.4] * (4 - better)
     assert f"Of 4 classes {told}" in Page(write_report(make_run(tmp_path / "run", found))).text
+
+
+def test_the_label_of_a_level_stands_where_no_line_is():
+    falling, rising = [(0.0, 100.0), (100.0, 0.0)], [(0.0, 5.0), (100.0, 60.0)]
+    assert label_place(50, []) == "left"
+    assert label_place(60, [rising]) == "left"
+    assert label_place(60, [rising, [(0.0, 65.0), (30.0, 65.0)]]) == "left below"
+    assert label_place(30, [falling]) == "left"
+    assert label_place(30, [[(0.0, 35.0), (40.0, 22.0), (100.0, 0.0)]]) == "right"
+    assert label_place(98, [falling]) == "right below", "above there is no room"

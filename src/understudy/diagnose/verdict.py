@@ -211,15 +211,15 @@ def overconfident(measured: dict[str, Any]) -> Finding:
 
 
 def temperature_range(transfer: dict[str, Any]) -> dict[str, float | None]:
-    """Where T is sound. ``matched``: the mass on the truth equals the accuracy; ``low``: T from which the targets leave
-    at least `DOUBT` to other classes; ``high``: up to which `LEFT` is left."""
+    """Where T is sound. ``matched``: the mass on the truth equals the accuracy (None: is below it at any T); ``low``: T
+    from which the targets leave at least `DOUBT` to other classes; ``high``: up to which `LEFT` is left."""
     readings = transfer["temperatures"]
     right = transfer["accuracy"] if transfer["accuracy"] is not None else transfer["confidence"]
     key = "truth" if transfer["accuracy"] is not None else "confidence"
     return {
         "low": crossing(readings, "confidence", 1 - DOUBT[0]),
         "high": crossing(readings, "left", LEFT[0]),
-        "matched": crossing(readings, key, right),
+        "matched": crossing(readings, key, right) if readings[0][key] >= right else None,
     }
 
 

@@ -6,12 +6,14 @@ placed in per cent of the same box, so that they keep their size on a phone and 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 Point = tuple[float, float]
 COLOURS = 8  # classes c0 … c7 in style.css
+LABEL = (36, 10)  # width and height that the label of a level takes of a chart, in per cent
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Chart:
     bands: list[Band]
     legend: list[tuple[str, bool, str]]
     level: Tick | None = None
-    level_below: bool = False
+    level_place: str = ""  # of its label: left or right, above or below
     tick_room: str = ""  # per cent of the width that each label of the x axis may take, if they are more than figures
 
 
@@ -168,7 +170,6 @@ def line_chart(
     fold: float = 50,
     tick_room: str = "",
     unit: str = "",
-    level_above: bool = True,
     keyed: bool = True,
 ) -> Chart | None:
     """A chart of lines; None when there is not one point.
@@ -205,7 +206,7 @@ def line_chart(
         for n, (a, b, name) in enumerate(clipped(bands, x_scale))
     ]
     height = y_scale(level[0]) if level else 0.0
-    below = height > 85 if level_above else height > 10
+    drawn = [[(x_scale(x), y_scale(y)) for x, y in segment] for one in series for segment in one.segments]
     labels = [Tick(per_cent(y_scale(value)), text + unit) for value, text in y_ticks]
     return Chart(
         title=title,
@@ -220,9 +221,31 @@ def line_chart(
         bands=shown,
         legend=[(one.colour, one.dashed, one.label) for one in series] if keyed else [],
         level=Tick(per_cent(height), level[1]) if level else None,
-        level_below=below,
+        level_place=label_place(height, drawn) if level else "",
         tick_room=tick_room,
     )
+
+
+def label_place(height: float, lines: Sequence[Sequence[Point]]) -> str:
+    """Beside which end of a level, above or below it, a label keeps clear of the lines; all in per cent."""
+
+    def clearance(place: str) -> float:
+        low, reach = height - LABEL[1] * ("below" in place), range(0, LABEL[0], 2)
+        if not 0 <= low <= 100 - LABEL[1] / 2:
+            return -1.0
+        strip = [100 - x for x in reach] if "right" in place else list(reach)
+        ys = [y for line in lines for x in strip for y in between(line, x)]
+        return min((max(low - y, y - low - LABEL[1], 0.0) for y in ys), default=100.0)
+
+    return max(("left", "right", "left below", "right below"), key=lambda place: min(clearance(place), LABEL[1] / 2))
+
+
+def between(line: Sequence[Point], x: float) -> list[float]:
+    """The heights of a line at x: none where it does not reach."""
+    if len(line) == 1:
+        return [line[0][1]] if abs(line[0][0] - x) < 2 else []
+    ends = [(a, b) for a, b in itertools.pairwise(line) if min(a[0], b[0]) <= x <= max(a[0], b[0])]
+    return [a[1] + (b[1] - a[1]) * (x - a[0]) / (b[0] - a[0]) if b[0] != a[0] else b[1] for a, b in ends]
 
 
 def clipped(bands: Sequence[tuple[float, float, str]], scale: Scale) -> list[tuple[float, float, str]]:

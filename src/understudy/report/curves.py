@@ -111,7 +111,6 @@ def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
         x_label=timeline.label,
         bands=timeline.bands(),
         loss=lower_is_better(metric),
-        level_above=not lower_is_better(metric),
     )
 
 
@@ -225,7 +224,6 @@ def standing_chart(run: Run, timeline: Timeline, metric: str, table: str, names:
         x_label=timeline.label,
         bands=timeline.bands(),
         loss=lower_is_better(metric),
-        level_above=not lower_is_better(metric),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,9 +147,12 @@ def cards(found: dict[str, Any]) -> list[Card]:
             ("MACs", words.size(one["macs"])),
         ]
         title = "Teacher" if role == "teacher" else "Student as it is" + ("" if one["trained"] else ", not trained")
-        value = words.metric_value("accuracy", reading["accuracy"])
+        metric, value = "accuracy", reading["accuracy"]
+        if found["task"] == "language" and value is not None:
+            facts.insert(0, (f"accuracy {where}", words.metric_value("accuracy", value)))
+            metric, value = "perplexity", math.exp(min(reading["nll"], 700.0))
         kind = "teacher" if role == "teacher" else "after"
-        shown.append(Card(kind, title, str(one["spec"]), f"accuracy {where}", value, facts))
+        shown.append(Card(kind, title, str(one["spec"]), f"{metric} {where}", words.metric_value(metric, value), facts))
     return shown
 
 
