@@ -100,6 +100,14 @@ def solve(report):
     return {"found": rank}
 
 
+def growing():
+    student = model(seed=rank, norm=True)  # processes that begin apart
+    made = runner(student, out / "gpd", views=1, epochs=2, batch_size=16, ema=0.5, clip=1.0)
+    perform(made, plan("gpd", student, model(seed=3)))
+    return weights(student)
+
+
+torch.save(growing(), out / f"gpd-{rank}.pt")
 for method in ("skd", "fsp"):
     learned, found[method] = staged(method)
     torch.save(learned, out / f"{method}-{rank}.pt")
@@ -180,7 +188,7 @@ def test_evaluating_batch_norm_and_resuming(tmp_path):
     network.load_state_dict(states[0])
     expected = evaluate(network, pictures(50, seed=9), TASKS["classification"], CLASSES)[0]
     assert mine["metrics"] == pytest.approx(expected, rel=1e-5)
-    for name in ("skd", "fsp", "solved"):  # stages, a phase that leaves the head alone, a solve
+    for name in ("gpd", "skd", "fsp", "solved"):  # stages, a phase that leaves the head alone, a solve
         assert apart(*(torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))) == 0
     assert mine["solved"] == {"found": 0}
 

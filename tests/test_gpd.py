@@ -12,9 +12,11 @@ from understudy.data import Batch
 from understudy.errors import UserError
 from understudy.methods import METHODS
 from understudy.methods.gpd import Settings, gap_loss
+from understudy.methods.kd import kd_loss
 from understudy.models import zoo
 from understudy.surgery import readout
-from understudy.tasks import TASKS, cross_entropy
+from understudy.tasks import TASKS
+from understudy.teacher.targets import decoupled
 from understudy.train.precision import place
 
 
@@ -30,16 +32,18 @@ def test_the_gap_loss_is_cross_entropy_with_smoothed_predictions():
     assert gap_loss(z[:0], v[:0], 0.1) == 0
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("target", ["kd", "dkd", None])
-def test_both_objectives_flow_into_one_set_of_parameters(target):
+def test_both_objectives_flow_into_one_set_of_parameters(target, smoothing):
     student = model(seed=1, norm=True)
     teacher = model(seed=2, width=6) if target else None
     settings = {"target": target} if target else {}
-    (phase,) = plan("gpd", student, teacher, **settings)
+    (phase,) = plan("gpd", student, teacher, label_smoothing=smoothing, **settings)
     trainee = phase.trainee.train()
     raw = torch.randint(0, 255, (12, 1, 6, 6), dtype=torch.uint8)
     labels = torch.arange(12) % CLASSES
-    signals = {"teacher": {"logits": teacher(raw).detach()}} if teacher else {}
+    said = teacher(raw).detach() if teacher else None
+    signals = {"teacher": {"logits": said}} if teacher else {}
     found = Batch(inputs=raw, labels=labels, index=torch.arange(12), view=0, signals=signals)
     losses = phase.step(trainee, found)
     losses["loss"].backward()
@@ -47,13 +51,20 @@ def test_both_objectives_flow_into_one_set_of_parameters(target):
     twin = copy.deepcopy(trainee)
     twin.zero_grad()
     wide, narrow = twin(raw)
-    weight = {"kd": 0.9, "dkd": 0.5, None: 0.0}[target]
-    own = cross_entropy(wide, labels) + cross_entropy(narrow, labels)
-    taught = losses["student_kd_loss"] + losses["dynamic_kd_loss"] if target else 0.0
-    expected = (1 - weight) * (own + 3.0 * gap_loss(narrow, wide, 0.1)) + weight * taught
-    torch.testing.assert_close(losses["loss"], expected)
+
+    def taught(z):
+        if target == "kd":
+            return kd_loss(z, said, 4.0)
+        tempered, distant = decoupled(z, said, labels, 4.0)
+        return 16 * (tempered + 8 * distant).mean()
+
+    expected = 3.0 * gap_loss(narrow, wide, 0.1)
+    for z in (wide, narrow):  # as in the paper: labels and static teacher weigh the same
+        expected = expected + F.cross_entropy(z, labels, label_smoothing=smoothing) + (taught(z) if target else 0.0)
+    torch.testing.assert_close(losses["loss"], expected / 2 if target else expected)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trainee.parameters())
     torch.testing.assert_close(losses["student_nll"], F.cross_entropy(narrow, labels))
+    torch.testing.assert_close(losses["dynamic_nll"], F.cross_entropy(wide, labels))
     assert ("static_nll" in losses) == bool(target)
 
 

@@ -35,7 +35,7 @@ from understudy.teacher import Logits, Source
 from understudy.train import Fit, FitSettings, Solve
 from understudy.train.evaluate import evaluate
 from understudy.train.runner import Runner
-from understudy.train.schedule import default_batch_size, default_epochs, factor, make_optimizer
+from understudy.train.schedule import MovingAverage, default_batch_size, default_epochs, factor, make_optimizer
 
 TASK = TASKS["classification"]
 
@@ -550,3 +550,22 @@ understudy.train(normed, out=sys.argv[1] + "-normed", samples=60, **common)
     environment = surroundings(MALLOC_CHECK_=3)
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], env=environment, capture_output=True)
     assert run.returncode == 0, run.stderr.decode()[-500:]
+
+
+def test_the_moving_average_moves_a_shared_tensor_once():
+    """By the share of its count, whatever the number of its names; whole numbers are copied."""
+    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    network[2].weight = network[0].weight
+    average = MovingAverage(network, 0.9)
+    for count in range(4):
+        before = {name: value.clone() for name, value in average.module.state_dict().items()}
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_()
+            network(torch.randn(5, 3))
+        average.update(network)
+        share = 1 - min(0.9, (1 + count) / (10 + count)) if count else 1.0
+        for name, value in network.state_dict().items():
+            expected = torch.lerp(before[name], value, share) if value.is_floating_point() else value
+            torch.testing.assert_close(average.module.state_dict()[name], expected)
+    assert average.module[2].weight is average.module[0].weight

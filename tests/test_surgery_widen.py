@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from understudy.errors import UserError
 from understudy.models import zoo
-from understudy.surgery.readout import BRANCHES, Shared, readout, share
+from understudy.surgery.readout import BRANCHES, Shared, _shapes, readout, share
 from understudy.surgery.widen import widen
 
 CLASSES = 5
@@ -254,7 +254,7 @@ def test_the_wide_network_is_the_student_and_the_student_is_in_it(name):
     student, x = made(name)
     before = copy.deepcopy(student.state_dict())
     for ratio in (2, 3):
-        wide, projection = widen(student, ratio, x, seed=ratio)
+        wide, projection = widen(student, ratio, x)
         assert not wide.training
         assert apart(wide(x), student(x)) < 1e-4
         found = projection(dict(wide.state_dict()))
@@ -268,7 +268,7 @@ def test_the_wide_network_is_the_student_and_the_student_is_in_it(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_readout_is_the_shared_student_after_training(name):
     student, x = made(name)
-    shared = share(student, 2, x, seed=1)
+    shared = share(student, 2, x)
     wide, narrow = shared(x)
     assert apart(wide, student(x)) < 1e-4
     assert apart(narrow, student(x)) < 1e-4
@@ -300,7 +300,7 @@ def test_exactness_in_double_precision(ratio, width, seed, branched):
     x = torch.randn(3, 1, 5, 5, dtype=torch.float64)
     student(x)
     student.eval()
-    shared = share(student, ratio, x, branches=tuple(BRANCHES) if branched else (), perturbation=0.5, seed=seed)
+    shared = share(student, ratio, x, branches=tuple(BRANCHES) if branched else (), perturbation=0.5)
     wide, narrow = shared(x)
     assert apart(wide, student(x)) < 1e-9
     assert apart(narrow, student(x)) < 1e-9
@@ -339,12 +339,17 @@ def test_perturbing_the_first_copies_breaks_the_readout():
     assert apart(functional_call(student, projection(dict(wide.named_parameters())), x), student(x)) > 1e-3
 
 
-def test_copies_differ_after_training():
+def test_copies_of_the_wide_network_come_to_differ_where_symmetry_was_broken():
     student, x = made("vgg")
-    shared = share(student, 2, x, branches=())
-    trained(shared, x, 3)
-    weight = shared.wide.features[3].weight
-    assert (weight[::2] - weight[1::2]).abs().max() > 1e-3
+    for perturbation in (0.05, 0.0):
+        wide, _ = widen(student, 2, x, perturbation=perturbation)
+        first = wide.features[0].weight  # its inputs are pixels, which have no copies: no δ of its own
+        assert torch.equal(first[::2], first[1::2])
+        F.cross_entropy(wide(x), torch.arange(len(x))).backward()
+        if perturbation:
+            assert apart(first.grad[::2], first.grad[1::2]) > 1e-3
+        else:
+            torch.testing.assert_close(first.grad[::2], first.grad[1::2])
 
 
 def test_statistics_are_kept_apart_and_frozen_layers_rest():
@@ -378,6 +383,49 @@ def test_branches_are_a_sum_and_refuse_unknown_names():
         share(student, 2, x, branches=("round",))
 
 
+@pytest.mark.parametrize("size", [(3, 3), (1, 3), (5, 3)])
+def test_a_branch_is_the_layers_it_is_named_after(size):
+    """The kernel of each, against the layers in a row."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    parts = {
+        branch: [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+        for branch, shapes in _shapes(torch.Size((6, 4, *size))).items()
+    }
+    rows = {
+        "pointwise": lambda one: F.conv2d(x, one),
+        "average": lambda one: F.avg_pool2d(F.conv2d(x, one), size, stride=1),
+        "series": lambda one, kernel: F.conv2d(F.conv2d(x, one[:, :, None, None]), kernel),
+        "separable": lambda depthwise, one: F.conv2d(F.conv2d(x, depthwise.movedim(0, 1), groups=4), one),
+    }
+    assert parts.keys() == rows.keys() == BRANCHES.keys()
+    for branch, layers in rows.items():
+        kernel = BRANCHES[branch](size, *parts[branch]).expand(6, 4, *size)  # it is added to the origin
+        padding = tuple(k // 2 for k in size) if branch == "pointwise" else 0
+        torch.testing.assert_close(F.conv2d(x, kernel, padding=padding), layers(*parts[branch]))
+
+
+class Advised(nn.Module):
+    """Has another head in training, as some torchvision networks do."""
+
+    def __init__(self, alike: bool) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+        self.other = None if alike else nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(self.conv(x).mean((2, 3)), 0.5, self.training)
+        return self.fc(x) + self.other(x) if self.training and self.other else self.fc(x)
+
+
+def test_networks_must_be_alike_in_training_too():
+    x = torch.randn(2, 3, 8, 8)
+    shared = share(Advised(alike=True), 2, x)  # dropout may differ
+    trained(shared, x, 1)
+    with pytest.raises(UserError, match=r"Advised cannot be widened: in training mode .*shapes cannot be multiplied"):
+        share(Advised(alike=False), 2, x)
+
+
 @pytest.mark.parametrize("ratio", [1, 0, 1.5, 2.0, True, "2"])
 def test_bad_ratios(ratio):
     with pytest.raises(UserError, match="expected a whole number from 2"):
@@ -395,9 +443,21 @@ class Softened(nn.Module):
         return self.fc(self.conv(x).mean((2, 3)).softmax(1))
 
 
+class Drawn(nn.Module):
+    """Draws lots from its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.bernoulli(self.conv(x).mean((2, 3)).sigmoid()))
+
+
 @pytest.mark.parametrize(
     ("network", "example", "words"),
     [
+        (Drawn(), torch.randn(2, 3, 8, 8), "Drawn.forward calls bernoulli"),
         (Softened(), torch.randn(2, 3, 8, 8), "Softened.forward calls softmax"),
         (nn.Sequential(nn.Linear(4, 2)), torch.randn(2, 4), "no hidden channels"),
         (nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 4)), torch.arange(4)[None], "module '1' \\(LSTM\\) calls lstm"),

@@ -269,7 +269,7 @@ def test_chance_is_what_a_count_of_the_labels_gives():
     assert bool((hinting.argmax(1) == 0).all())
     assert not chance.explains(chance.accuracy, float(cross_entropy(hinting, labels)))
     assert not chance.explains(0.9, 4.0), "over-confident, and right"
-    assert not chance.beats(0.1)
-    assert chance.beats(0.05)
+    assert not chance.is_above(0.1)
+    assert chance.is_above(0.05)
     assert Chance.of(torch.full((3,), UNLABELLED)) is None
     assert not Chance.of(torch.zeros(9, dtype=torch.long)).explains(1.0, 0.0), "one class says nothing"

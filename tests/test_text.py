@@ -235,6 +235,9 @@ def test_teacher_and_student_on_text(tmp_path) -> None:
     assert kd["cache"]["views"] == 1
     assert kd["teacher_samples_forwarded"] == kd["data"]["train_samples"]
     assert "erplexity" in (tmp_path / "kd" / "report.html").read_text()
+    gpd = distill(spec, "zoo:gpt_tiny?width=16", data, method="gpd", out=tmp_path / "gpd", epochs=2, **how)
+    assert gpd.result["student"]["metrics"]["perplexity"] < 0.7 * gpd.result["student"]["before"]["perplexity"]
+    assert gpd.student.network.head.weight is gpd.student.network.embed.weight
     plain = distill(spec, "zoo:lstm?hidden=4", data, method="kd", out=tmp_path / "default", epochs=1, views=1)
     assert plain.result["student"]["metrics"]["perplexity"] < plain.result["student"]["before"]["perplexity"]
     assert 'optimizer = "adamw"' in (tmp_path / "default" / "recipe.toml").read_text()

@@ -118,7 +118,7 @@ class Chance:
         bound = min(self.accuracy + self._three(self.accuracy), (1 + self.accuracy) / 2)  # three deviations of few rows
         return self.accuracy < 1 and accuracy <= bound and nll >= 0.99 * self.nll
 
-    def beats(self, accuracy: float) -> bool:
+    def is_above(self, accuracy: float) -> bool:
         """Whether first guesses are worse than any that do not look: the labels mean something else."""
         return accuracy < self.least - self._three(self.least)
 

@@ -96,11 +96,11 @@ def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommend
         reason = "none: the teacher is at chance level and has nothing to teach; mend it, or train on the labels."
         return Recommendation("none", {}, [reason])
     findings = {finding.name: finding for finding in judge(measured)} if measured else {}
-    teaching, reasons = ({}, []) if measured is None else _target(facts, measured, findings)
+    method, reason = _method(facts, findings)
+    teaching, reasons = ({}, []) if measured is None else _target(facts, measured, findings, method)
     if not facts.labelled:
         teaching["weight"] = 1.0
         reasons = ["λ = 1: the transfer set has no labels.", *reasons[1:]]
-    method, reason = _method(facts, findings)
     if method in ROWLESS:
         reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
     return Recommendation(method, {} if method in ROWLESS else dict(teaching), [reason, *reasons], teaching)
@@ -132,12 +132,13 @@ def _suited(facts: Facts, findings: Mapping[str, Finding]) -> Iterator[tuple[str
 
 
 def _target(
-    facts: Facts, measured: dict[str, Any], findings: Mapping[str, Finding]
+    facts: Facts, measured: dict[str, Any], findings: Mapping[str, Finding], method: str
 ) -> tuple[dict[str, Any], list[str]]:
     """Target, T, k and λ."""
     seen = measured["teacher"]["transfer"]
     wrong = findings["wrong"].status
-    settings: dict[str, Any] = {"target": "kd", "weight": TRUST.get(wrong, TRUST[HEALTHY])}
+    most = 0.5 if method == "gpd" else 1.0  # where labels and teacher weigh the same
+    settings: dict[str, Any] = {"target": "kd", "weight": min(TRUST.get(wrong, TRUST[HEALTHY]), most)}
     owned = _owned(seen, wrong, facts.task) if facts.labelled else "nothing is known against the teacher."
     reasons = [f"λ = {settings['weight']:g}: {owned}"]
     smoothed = findings["smoothed"].status

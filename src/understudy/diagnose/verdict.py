@@ -98,10 +98,10 @@ def wrong(measured: dict[str, Any]) -> Finding:
         return untold
     if at_chance(seen):
         chance = Chance(**seen["chance"])
-        how = "less than chance" if chance.beats(seen["accuracy"]) else "chance"
+        how = "less than chance" if chance.is_above(seen["accuracy"]) else "chance"
         text = (
-            f"It is right in {share(seen['accuracy'])} with an NLL of {seen['nll']:.2f} nats, and who only counts the "
-            f"labels in {share(chance.accuracy)} with {chance.nll:.2f}: that is {how}."
+            f"It is right in {share(seen['accuracy'])} with an NLL of {seen['nll']:.2f} nats; a guess from a count of "
+            f"the labels, in {share(chance.accuracy)} with {chance.nll:.2f}: that is {how}."
         )
         advice = f"Check that {causes_of_chance(measured['task'])}."
         return Finding(name, title, FAILING, text, advice)

@@ -23,6 +23,7 @@ from ..data import CLEAN, Batch
 from ..errors import UserError
 from ..models import Model
 from ..modes import eval_mode
+from ..outputs import logits_in
 from ..surgery.absorb import absorb, blocks_of, has_intercept
 from ..surgery.alignment import Point, plan_alignment
 from ..surgery.solve import Moments, solve
@@ -187,7 +188,7 @@ def _relative(error: float, size: float) -> float:
 
 
 def _logits(outputs: Any) -> Tensor:
-    found = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
+    found = logits_in(outputs)
     if not isinstance(found, Tensor):
         raise UserError(
             f"a network's output is a {type(outputs).__name__}; expected one tensor: wrap the network in a module that "

@@ -12,7 +12,6 @@ and one optimiser moves the parameters of both. The static teacher may be left o
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from ..data import Batch
 from ..errors import UserError
 from ..labels import UNLABELLED
+from ..models import Model
 from ..surgery import BRANCHES, Shared, readout, share
 from ..tasks import cross_entropy
 from ..teacher import Source
@@ -45,7 +45,7 @@ class Settings(TargetSettings):
 
     ratio: int = Field(2, ge=2, description="r: how many times the student's channels the dynamic teacher has")
     gap_weight: float = Field(
-        3.0, ge=0, description="λ: weight of what the dynamic teacher teaches, where that of the labels is 1"
+        3.0, ge=0, description="weight of what the dynamic teacher teaches (λ), where that of the labels is 1"
     )
     gap_smoothing: float = Field(0.1, ge=0, lt=1, description="label smoothing of the dynamic teacher's predictions")
     branches: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
@@ -55,6 +55,10 @@ class Settings(TargetSettings):
     perturbation: float = Field(
         0.05, ge=0, description="how far copies start apart, as a share of the weights; the function stays the same"
     )
+
+    def defaults(self) -> dict[str, Any]:
+        """The target's, but labels and static teacher weigh the same, as in the paper."""
+        return {**super().defaults(), "weight": 0.5}
 
 
 def gap_loss(student: Tensor, dynamic: Tensor, smoothing: float) -> Tensor:
@@ -110,7 +114,8 @@ def plan(
         for name, logits in (("student", z), ("dynamic", v)):
             task_loss = cross_entropy(logits, labels, s.label_smoothing)
             total = total + (1 - weight) * task_loss
-            losses |= {f"{name}_{key}": value for key, value in _standing(logits, labels).items()}
+            standing = _standing(logits, labels, None if s.label_smoothing else task_loss.detach())
+            losses |= {f"{name}_{key}": value for key, value in standing.items()}
             if term:
                 losses[f"{name}_kd_loss"] = kd = term.loss(logits, labels, batch)
                 total = total + weight * kd
@@ -119,18 +124,18 @@ def plan(
             losses |= {f"static_{key}": value for key, value in _standing(static, labels).items()}
         return {"loss": total, **losses}
 
-    def plain(trainee: nn.Module) -> nn.Module:
-        kept = copy.copy(student)
-        kept._modules = dict(student._modules)
-        kept.network = read(trainee)
-        return kept
+    def student_of(trainee: nn.Module) -> nn.Module:
+        found = Model(read(trainee), student.input)
+        found.layout = student.layout
+        return found
 
     sources = (Source("teacher", cast.teacher, term.signals, cast.task),) if term and term.signals else ()
-    return [Fit("gpd", trainee, step, sources, readout=plain)]
+    return [Fit("gpd", trainee, step, sources, readout=student_of)]
 
 
 @torch.no_grad()
-def _standing(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _standing(logits: Tensor, labels: Tensor, nll: Tensor | None = None) -> dict[str, Tensor]:
     """Where a network stands on the batch: the gap between three of them is what this method is about."""
     known = (labels != UNLABELLED).sum().clamp(min=1)
-    return {"nll": cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).sum() / known}
+    nll = cross_entropy(logits, labels) if nll is None else nll
+    return {"nll": nll, "accuracy": (logits.argmax(1) == labels).sum() / known}

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..models import logits_in
+from ..outputs import logits_in
 from ..surgery import Stage
 from ..tasks import cross_entropy
 from ..train.phase import Fit, Phase, Solve

@@ -55,7 +55,7 @@ class TargetSettings(MethodSettings):
         description="T of kd, topk and dkd: how far both distributions are softened; default: 4 (text: 1)",
     )
     weight: float | None = Field(
-        None, ge=0, le=1, description="λ: share of the loss that comes from the teacher; default: 0.9 (dkd: 0.5)"
+        None, ge=0, le=1, description="λ: share of the loss that comes from the teacher; default: 0.9 (dkd, gpd: 0.5)"
     )
     k: int | None = Field(None, ge=1, description="of topk: classes that keep their probability; default: 10")
     epsilon: float | None = Field(None, ge=0, le=1, description="ε of ls: mass spread over all classes; default: 0.1")
@@ -67,6 +67,10 @@ class TargetSettings(MethodSettings):
     )
     alpha: float | None = Field(None, ge=0, description="α of dkd: weight of the true class's part; default: 1")
     beta: float | None = Field(None, ge=0, description="β of dkd: weight of the other classes' part; default: 8")
+
+    def defaults(self) -> dict[str, Any]:
+        """What the target's settings are where they are None."""
+        return DEFAULTS[self.target]
 
 
 TARGET_KEYS = [key for key in TargetSettings.model_fields if key not in MethodSettings.model_fields]
@@ -144,7 +148,7 @@ def beside(advised: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:
     """The target's own settings, defaults filled in; refuses those of other targets. ``temperature``: the default T."""
-    own = dict(DEFAULTS[settings.target])
+    own = dict(settings.defaults())
     own |= {"temperature": temperature} if "temperature" in own else {}
     for key in sorted({key for one in DEFAULTS.values() for key in one}):
         value = getattr(settings, key)

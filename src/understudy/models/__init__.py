@@ -4,7 +4,7 @@ from understudy.models.count import count_macs, count_parameters
 from understudy.models.fit import check_classes, output_classes
 from understudy.models.inputs import InputSpec
 from understudy.models.load import load_model
-from understudy.models.model import Model, logits_in
+from understudy.models.model import Model
 from understudy.models.zoo import ZOO
 
 __all__ = [
@@ -15,6 +15,5 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "load_model",
-    "logits_in",
     "output_classes",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from understudy.errors import UserError
 from understudy.models import sources, storage
 from understudy.models.inputs import InputSpec
+from understudy.outputs import logits_in
 from understudy.surgery import rebuild, record
 
 logger = logging.getLogger(__name__)
@@ -99,15 +100,6 @@ class Model(nn.Module):
             logger.warning("the network cannot be built again by name; %s is %s", folder, UNNAMED_NOTE)
         storage.write(folder, config, weights, overwrite)
         return folder
-
-
-def logits_in(outputs: Any) -> Any:
-    """The `logits` of outputs that are a mapping or an object with them; all other outputs as they are."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, Mapping):
-        return outputs.get("logits", outputs)
-    return getattr(outputs, "logits", outputs)
 
 
 def saved_source(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -227,19 +227,6 @@ def standing_chart(run: Run, timeline: Timeline, metric: str, table: str, names:
     )
 
 
-def gap_chart(timeline: Timeline, epochs: Sequence[dict[str, Any]]) -> Chart | None:
-    """Everything recorded under a name that starts with ``gap``: how far teachers are ahead."""
-    series: list[Series] = []
-    for table in ("eval", "train"):
-        for key in keys_of(epochs, table):
-            if key.startswith("gap") and "loss" not in key:
-                label = key.removeprefix("gap").strip("_").replace("_", " ") or "gap"
-                label += " (training)" if table == "train" else ""
-                colour = LOSS_COLOURS[len(series) % len(LOSS_COLOURS)]
-                series.append(Series(label, timeline.segments(read_from(table, key)), colour, table == "train"))
-    return line_chart("Gap to the student", series, x_label=timeline.label, bands=timeline.bands(), y_range=[0.0])
-
-
 @dataclass(frozen=True)
 class RunCharts:
     """The charts of a run: its phases in order, the story, the losses of single phases, and what explains oddities."""
@@ -256,7 +243,7 @@ def run_charts(run: Run, primary: str) -> RunCharts:
     standing = standing_keys(run)
     drawn = {f"{name}_{metric}" for metric, (_, names) in standing.items() for name in names}
     evaluated = [key for key in keys_of(run.epochs, "eval") if "loss" not in key and key != "mse"]
-    evaluated = [key for key in evaluated if not key.startswith("gap") and key not in drawn]
+    evaluated = [key for key in evaluated if key not in drawn]
     evaluated.sort(key=lambda key: key != primary)
     ordered = ordered_losses(run, timeline)
     losses = present(
@@ -269,11 +256,10 @@ def run_charts(run: Run, primary: str) -> RunCharts:
         for metric, found in sorted(standing.items(), key=lambda item: item[0] != primary)
     ]
     story += [] if apart else losses
-    story += [gap_chart(timeline, run.epochs)]
     story += [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated[1:]]
     closer = []
     for key in keys_of(run.epochs, "train"):
-        if "loss" not in key and not key.startswith("gap") and key not in evaluated and key not in drawn:
+        if "loss" not in key and key not in evaluated and key not in drawn:
             title = capital(key.replace("_", " ")) + ", training"
             closer.append(rate_chart(timeline, title, read_from("train", key)))
     rates = (

@@ -160,10 +160,3 @@ def counts_of(copies: Copies) -> Tensor:
 
 def same(a: Copies | None, b: Copies | None) -> bool:
     return (a is None and b is None) or (a is not None and b is not None and torch.equal(a.index, b.index))
-
-
-def logits_of(outputs: Any) -> Any:
-    """The ``logits`` of outputs that hold them among others; all other outputs as they are."""
-    if isinstance(outputs, dict):
-        return outputs.get("logits", outputs)
-    return getattr(outputs, "logits", outputs)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
+from ..outputs import logits_in
 from .attempts import Attempts
 from .copies import (
     Copies,
@@ -34,13 +35,12 @@ from .copies import (
     Placement,
     counts_of,
     leaves,
-    logits_of,
     same,
     spread,
     view_groups,
     view_sizes,
 )
-from .trial import Known, Trial
+from .trial import FAILURES, Known, Trial
 
 PASSES = 60  # runs of the example until the layouts agree; most networks need three
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -227,7 +227,7 @@ class Tracer(TorchFunctionMode):
             shared = into if entering is not None else None
             if entering is not None and shared is not None and name in self.undivided:
                 shared = None
-                self._edit(func, Edit(divide=counts_of(entering)))
+                self._edit(func, Edit(divide=counts_of(entering).to(weight.device)))
             if not self._place(name, tuple(dims), shared):
                 leaving = self._disagree(func, name, tuple(dims), out)
         if bias is not None and id(bias) in self.names:
@@ -333,7 +333,10 @@ class Tracer(TorchFunctionMode):
     ) -> list[Layout]:
         frame = self.stack[-1]
         choice = (frame.kind, func, frame.counts[func])  # layers of one kind decide alike
-        trial = Trial(func, args, kwargs, operands, self.noise)
+        try:
+            trial = Trial(func, args, kwargs, operands, self.noise)
+        except FAILURES:  # it is particular about its inputs
+            raise self._fail(func) from None
         retried = False
         for attempt in Attempts(self.ratio, self._askable, self.tensors)(func, args, kwargs, results, operands):
             if 0 in attempt.inner.values() and not retried:
@@ -370,7 +373,7 @@ class Tracer(TorchFunctionMode):
 
     def _keep_outputs(self, outputs: Any) -> None:
         """What the network returns is not copied."""
-        for tensor in leaves(logits_of(outputs), Tensor):
+        for tensor in leaves(logits_in(outputs), Tensor):
             for copies in self._look(tensor).layout:
                 if copies is None:
                     continue

@@ -6,7 +6,8 @@ the student is stored but its buffers; its own module runs on tensors that are c
 gradients of both flow into one set of parameters.
 
 Branches (Hu et al. 2022, "Online Convolutional Re-parameterization", arXiv 2204.00826): a k×k kernel is a sum of an
-unrestricted one, the origin, and restricted ones. The origin starts as the kernel minus the others.
+unrestricted one, the origin, and restricted ones. The origin starts as the kernel minus the others. Two things of that
+paper are left out: its frequency prior, and a learned scale for each branch.
 """
 
 from __future__ import annotations
@@ -82,7 +83,6 @@ class Shared(nn.Module):
         projection: Projection,
         *,
         branches: Sequence[str] = tuple(BRANCHES),
-        seed: int = 0,
         run: Callable[[nn.Module, Any], Any] = lambda network, x: network(x),
     ) -> None:
         super().__init__()
@@ -97,22 +97,21 @@ class Shared(nn.Module):
                 module._parameters[name] = None
         self.extra = nn.ParameterDict()
         self.branches: dict[str, tuple[str, ...]] = {}  # kernel → its branches beside the origin
-        generator = torch.Generator().manual_seed(seed)
         convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        kernels = [f"{path}.weight" for path, module in wide.named_modules() if isinstance(module, convolutions)]
+        kernels = [f"{path}.weight".lstrip(".") for path, m in wide.named_modules() if isinstance(m, convolutions)]
         found = dict(wide.named_parameters())
         for name in kernels:
-            kernel = found.get(name.lstrip("."))
+            kernel = found.get(name)
             if kernel is not None and kernel.requires_grad and math.prod(kernel.shape[2:]) > 1:
-                self._branch(name.lstrip("."), kernel, branches, generator)
+                self._branch(name, kernel, branches)
 
     @torch.no_grad()
-    def _branch(self, name: str, kernel: nn.Parameter, branches: Sequence[str], generator: torch.Generator) -> None:
+    def _branch(self, name: str, kernel: nn.Parameter, branches: Sequence[str]) -> None:
         shapes = _shapes(kernel.shape)
         self.branches[name] = tuple(branch for branch in branches if branch in shapes)
         size = SHARE * kernel.square().mean().sqrt()
         for branch in self.branches[name]:
-            parts = [torch.randn(shape, generator=generator).to(kernel) for shape in shapes[branch]]
+            parts = [torch.randn(shape).to(kernel) for shape in shapes[branch]]
             now = BRANCHES[branch](kernel.shape[2:], *parts).square().mean().sqrt()
             factor = (size / now.clamp(min=1e-12)) ** (1 / len(parts))
             for number, part in enumerate(parts):
@@ -122,7 +121,7 @@ class Shared(nn.Module):
     def _others(self, name: str, kernel: Tensor) -> Tensor | int:
         total: Tensor | int = 0
         for branch in self.branches.get(name, ()):
-            count = 2 if branch in ("series", "separable") else 1
+            count = len(_shapes(kernel.shape)[branch])
             parts = [self.extra[_key(name, branch, number)] for number in range(count)]
             total = total + BRANCHES[branch](kernel.shape[2:], *parts)
         return total
@@ -193,12 +192,14 @@ def share(
     *,
     branches: Sequence[str] = tuple(BRANCHES),
     perturbation: float = 0.05,
-    seed: int = 0,
     run: Callable[[nn.Module, Any], Any] = lambda network, x: network(x),
 ) -> Shared:
-    """Widen a student (`widen`), add branches, and tie both together (`Shared`). The student is left as it is."""
-    wide, projection = widen(student, ratio, example, perturbation=perturbation, seed=seed)
-    return Shared(student, wide, projection, branches=branches, seed=seed, run=run)
+    """Widen a student (`widen`), add branches, and tie both together (`Shared`). The student is left as it is.
+
+    Raises `UserError` as `widen` does, and for a branch that is not one of `BRANCHES`.
+    """
+    wide, projection = widen(student, ratio, example, perturbation=perturbation)
+    return Shared(student, wide, projection, branches=branches, run=run)
 
 
 def _key(name: str, branch: str, number: int) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .copies import Copies, Layout, gather, leaves, rebuild
 
+FAILURES = (RuntimeError, ValueError, IndexError, AssertionError, TypeError)  # of a call on other numbers or sizes
+
 
 @dataclass
 class Known:
@@ -68,7 +70,7 @@ class Trial:
                 found = [wide[0].reshape(attempt.sizes)]
             else:
                 found = leaves(self._call(wide, attempt.numbers), Tensor)
-        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
+        except FAILURES:
             return None
         if len(found) != len(self.expected):
             return None

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .phase import FitSettings
 
@@ -76,8 +76,7 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, trainee: nn.Module) -> None:
         """Move towards the network's present values; whole numbers are copied."""
-        mine, theirs = self.module.state_dict().values(), trainee.state_dict().values()
-        pairs = list(zip(mine, theirs, strict=True))
+        pairs = list(zip(_tensors(self.module), _tensors(trainee), strict=True))
         floats = [(m, t) for m, t in pairs if m.is_floating_point()]
         if self.count == 0:
             share = 1.0
@@ -95,3 +94,8 @@ class MovingAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count = state["count"]
         self.module.load_state_dict(state["module"])
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Weights and buffers, each once, however many names it has."""
+    return [*module.parameters(), *module.buffers()]
