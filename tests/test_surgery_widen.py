@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from understudy.errors import UserError
 from understudy.models import zoo
@@ -416,6 +417,78 @@ class Advised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.dropout(self.conv(x).mean((2, 3)), 0.5, self.training)
         return self.fc(x) + self.other(x) if self.training and self.other else self.fc(x)
+
+
+class Padded(nn.Module):
+    """A shortcut of padded channels, as in He et al.'s ResNets for CIFAR (option A)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.fc = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 8, 3, 2, 1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = self.conv(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        return self.fc(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_padded_channels_are_shared_out_in_order(ratio):
+    torch.manual_seed(0)
+    student, x = Padded().eval(), torch.randn(2, 3, 8, 8)
+    wide, narrow = share(student, ratio, x)(x)
+    assert apart(wide, student(x)) < 1e-4
+    assert apart(narrow, student(x)) < 1e-4
+
+
+class Scaled(nn.Module):
+    """Computes with the number of its channels; without biases all of it vanishes for zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(4, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.fc((x * x.shape[1] ** -0.5).mean((2, 3)))
+
+
+class Recomputed(nn.Module):
+    """Forgets what lies between, and computes it anew for the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(checkpoint(lambda t: self.conv(t).relu(), x, use_reentrant=False).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("network", "change", "words"),
+    [
+        (Scaled(), {"example": torch.zeros(2, 3, 8, 8)}, "its wide copy differs by"),
+        (Recomputed(), {}, "switch gradient checkpointing off"),
+        (Padded(), {"example": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "prepared and not raw"),
+        (Padded(), {"example": torch.randn(2, 1, 8, 8)}, r"fails on the example of shape \[2, 1, 8, 8\]"),
+        (Padded(), {"example": (torch.randn(2, 3, 8, 8),)}, "the example is a tuple; expected one tensor"),
+        (Padded(), {"perturbation": -1.0}, "perturbation = -1.0 is no size"),
+        (Padded(), {"perturbation": float("nan")}, "perturbation = nan is no size"),
+        (Padded(), {"ratio": 3000}, "too many for this machine's memory; expected fewer: lower ratio"),
+        (torch.compile(Padded()), {}, "is compiled and cannot be widened"),
+    ],
+)
+def test_what_cannot_be_shared_is_told(network, change, words):
+    with pytest.raises(UserError, match=words):
+        share(network.eval(), **{"ratio": 2, "example": torch.randn(2, 3, 8, 8), **change})
+
+
+def test_weights_that_are_not_finite_are_told():
+    student = Padded().eval()
+    with torch.no_grad():
+        student.fc.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="gives values that are not finite"):
+        share(student, 2, torch.randn(2, 3, 8, 8))
 
 
 def test_networks_must_be_alike_in_training_too():

@@ -119,6 +119,8 @@ def _print_preview(found: dict[str, Any]) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "yes" if value else ""
+    if isinstance(value, tuple | list) and all(isinstance(part, str) for part in value):
+        return ",".join(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -45,6 +45,11 @@ class Task:
         logits, k for top-k signals, anything for features. Pixels and tokens labelled `UNLABELLED` are dropped; a
         whole sample without a label stays, because a teacher can still teach it.
         """
+        if not isinstance(outputs, Tensor):
+            raise UserError(
+                f"a network gives a {type(outputs).__name__} in place of logits; expected one tensor, in training as "
+                "well: wrap the network in a module that returns its logits."
+            )
         if outputs.dim() == 2:
             return outputs, labels
         if self.name == "language":  # some networks answer to the context too, which is not scored

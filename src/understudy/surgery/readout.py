@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import UserError
+from ..errors import UserError, told
+from ..outputs import logits_in
+from .copies import leaves
 from .widen import Projection, put, widen
 
 SHARE = 0.1  # how large a branch starts, as a share of the kernel's root mean square
@@ -108,7 +110,7 @@ class Shared(nn.Module):
     @torch.no_grad()
     def _branch(self, name: str, kernel: nn.Parameter, branches: Sequence[str]) -> None:
         shapes = _shapes(kernel.shape)
-        self.branches[name] = tuple(branch for branch in branches if branch in shapes)
+        self.branches[name] = tuple(branch for branch in dict.fromkeys(branches) if branch in shapes)
         size = SHARE * kernel.square().mean().sqrt()
         for branch in self.branches[name]:
             parts = [torch.randn(shape).to(kernel) for shape in shapes[branch]]
@@ -199,7 +201,23 @@ def share(
     Raises `UserError` as `widen` does, and for a branch that is not one of `BRANCHES`.
     """
     wide, projection = widen(student, ratio, example, perturbation=perturbation)
+    some = example[torch.tensor([0, 1, 0]) % len(example)]
+    _check_backward(Shared(student, copy.deepcopy(wide), projection, branches=()), some)
     return Shared(student, wide, projection, branches=branches, run=run)
+
+
+def _check_backward(shared: Shared, example: Tensor) -> None:
+    """Raise for a student whose backward pass needs parameters that are in place while it runs forward only."""
+    shared.train()
+    with torch.enable_grad():
+        outputs = [leaf for leaf in leaves([logits_in(out) for out in shared(example)], Tensor) if leaf.requires_grad]
+        try:
+            sum((leaf.sum() for leaf in outputs), torch.zeros((), requires_grad=True)).backward()
+        except Exception as error:
+            raise UserError(
+                f"{type(shared.plain).__name__} cannot learn beside its wide network: its backward pass fails "
+                f"({told(error)}); expected one that needs no parameters anew: switch gradient checkpointing off."
+            ) from error
 
 
 def _key(name: str, branch: str, number: int) -> str:

@@ -107,7 +107,10 @@ def _first_match(narrow: Tensor, wide: Tensor, grown: list[int], options: list[l
 
 
 def _signature(narrow: Tensor, wide: Tensor, dim: int, grown: list[int]) -> Tensor | None:
-    """Match the slices of ``wide`` along a dimension with those of ``narrow``."""
+    """Match the slices of ``wide`` along a dimension with those of ``narrow``; None where one has no copy.
+
+    Slices that are alike, as those of a padding are, are shared out in order.
+    """
     others = [d for d in grown if d != dim]
     a, b = narrow.double(), wide.double()
     if others:
@@ -116,7 +119,13 @@ def _signature(narrow: Tensor, wide: Tensor, dim: int, grown: list[int]) -> Tens
     if a.shape[1] != b.shape[1] or a.shape[1] == 0:
         return None
     along = torch.rand(a.shape[1], generator=torch.Generator().manual_seed(1), dtype=a.dtype).to(a)
-    return ((b @ along)[:, None] - (a @ along)[None]).abs().argmin(1).cpu()
+    marks = (a @ along).cpu()
+    found = ((b @ along).cpu()[:, None] - marks[None]).abs().argmin(1)
+    for first in found.unique().tolist():
+        alike, places = (x.isclose(marks[first], 0, 1e-10).nonzero()[:, 0] for x in (marks, marks[found]))
+        if len(alike) > 1 and len(places) % len(alike) == 0:
+            found[places] = alike.repeat_interleave(len(places) // len(alike))
+    return found if len(found.unique()) == len(marks) else None
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

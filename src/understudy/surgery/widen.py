@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -49,6 +51,9 @@ def widen(
     """
     if type(ratio) is not int or ratio < 2:
         raise UserError(f"ratio = {ratio!r} cannot widen a network; expected a whole number from 2: set ratio 2.")
+    if not 0 <= perturbation < math.inf:
+        raise UserError(f"perturbation = {perturbation!r} is no size; expected a number from 0: set perturbation 0.05.")
+    _refuse_unfit(student, example)
     example = example[torch.tensor([0, 1]) % len(example)]
     network = copy.deepcopy(student).eval()
     precise = _in_double(network, example)
@@ -59,9 +64,11 @@ def widen(
     placements = tracer.placements
     if not any(any(placement.layout) for placement in placements.values()):
         raise UserError(
-            f"{type(student).__name__} has no hidden channels to copy; expected at least one layer before the last: "
+            f"{type(student).__name__} has no hidden channels to copy; expected a convolution or linear layer before "
+            "the last, whose weight is a parameter (weight_norm and its like compute it): remove what computes it, or "
             "use a deeper student."
         )
+    _refuse_too_large(network, ratio, placements, tracer.names)
     wide = copy.deepcopy(network)
     made: dict[int, Tensor] = {}
     for name, tensor in named_tensors(wide):
@@ -71,9 +78,12 @@ def widen(
         put(wide, name, made[id(tensor)])
     for path, module in wide.named_modules():
         _adjust(module, tracer.modules.get(path, {}), tracer.edits.get(path, {}))
+    tolerance = 1e-6 if precise else 1e-4
     for rows in ([0, 1], [0, 1, 0]):  # whatever the batch
-        _check(network, wide, example[rows], 1e-6 if precise else 1e-4)
-    _check_training(network, wide, example[[0, 1, 0]], 1e-6 if precise else torch.inf)
+        _check(network, wide, example[rows], tolerance)
+    if example.is_floating_point() and not bool(example.any()):  # zeros would agree in any case
+        _check(network, wide, torch.randn_like(example), tolerance)
+    _check_training(network, wide, example[[0, 1, 0]], tolerance if precise else math.inf)
     originals = dict(named_tensors(student))
     for name, tensor in named_tensors(wide):
         tensor.data = tensor.data.to(originals[name])
@@ -83,6 +93,46 @@ def widen(
     return wide, functools.partial(
         _project, {name: _Slice.of(placements.get(known), example.device) for name, known in names.items()}
     )
+
+
+def _refuse_unfit(student: nn.Module, example: Any) -> None:
+    """Raise for what is no plain module, and for an example that it does not take."""
+    if any(isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") for module in student.modules()):
+        raise UserError(
+            f"{type(student).__name__} is compiled and cannot be widened; expected the module it was made of: pass "
+            "that, and compile the student that comes out."
+        )
+    if not isinstance(example, Tensor) or example.dim() == 0 or len(example) == 0:
+        raise UserError(
+            f"the example is a {type(example).__name__}; expected one tensor with samples along its first "
+            "dimension: give a batch of what forward takes."
+        )
+    try:
+        outputs = leaves(logits_in(copy.deepcopy(student).eval()(example)), Tensor)
+    except Exception as error:
+        raise UserError(
+            f"{type(student).__name__} fails on the example of shape {list(example.shape)} and {example.dtype} "
+            f"({told(error)}); expected what its forward takes, prepared and not raw: give another example."
+        ) from error
+    if not all(bool(x.isfinite().all()) for x in outputs):
+        raise UserError(
+            f"{type(student).__name__} gives values that are not finite; expected finite outputs: check its weights "
+            "and the example."
+        )
+
+
+def _refuse_too_large(network: nn.Module, ratio: int, placements: Mapping[str, Placement], names: Any) -> None:
+    """Raise where the wide network would take more memory than there is."""
+    count = 0
+    for tensor in network.parameters():
+        placement = placements.get(names[id(tensor)])
+        sizes = zip(tensor.shape, placement.layout if placement else [None] * tensor.dim(), strict=True)
+        count += math.prod(size if copies is None else len(copies.index) for size, copies in sizes)
+    if 8 * count > psutil.virtual_memory().available / 2 and next(network.parameters()).device.type == "cpu":
+        raise UserError(
+            f"a wide network of ratio {ratio} would have {count:,} parameters, too many for this machine's memory; "
+            "expected fewer: lower ratio."
+        )
 
 
 def _in_double(network: nn.Module, example: Tensor) -> bool:
@@ -278,21 +328,20 @@ def _check(student: nn.Module, wide: nn.Module, example: Tensor, tolerance: floa
     """Both must give the same outputs, whatever the layouts said."""
     name = f"{type(student).__name__} cannot be widened"
     lots = _random_state(example)
-    expected = leaves(logits_in(student(example)), Tensor)
-    if not torch.equal(lots, _random_state(example)):  # it draws lots, and answers otherwise each time
-        tolerance = torch.inf
     try:
+        expected = leaves(logits_in(student(example)), Tensor)
+        drawn = not torch.equal(lots, _random_state(example))  # it answers otherwise each time
         found = leaves(logits_in(wide(example)), Tensor)
     except Exception as error:
         raise UserError(
             f"{name}: {where}{told(error)}; expected a network that reads sizes from its tensors or names them in its "
-            "calls: use another student."
+            "calls, and does the same in training: use another student."
         ) from error
     if [x.shape for x in expected] != [x.shape for x in found]:
         raise UserError(f"{name}: {where}its wide copy gives other outputs; expected the same: use another student.")
     for a, b in zip(expected, found, strict=True):
         apart = (a - b).abs().max() / a.abs().max().clamp(min=1e-30) if a.is_floating_point() else (a != b).any()
-        if not apart <= tolerance and tolerance < torch.inf:
+        if not (apart <= tolerance or drawn or tolerance == math.inf):
             raise UserError(
                 f"{name}: {where}its wide copy differs by {float(apart):.1e}; expected the same outputs: use a student "
                 "that treats copies of a channel alike."
