@@ -441,6 +441,18 @@ def test_padded_channels_are_shared_out_in_order(ratio):
     assert apart(narrow, student(x)) < 1e-4
 
 
+@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Softmax(1), nn.Sequential(nn.Tanh(), nn.LogSoftmax(-1))])
+def test_outputs_may_be_normalised(last):
+    torch.manual_seed(0)
+    student, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), last).eval(), torch.randn(5, 4)
+    shared = share(student, 2, x)
+    wide, narrow = shared(x)
+    assert shared.wide[0].weight.shape == (12, 4)
+    assert shared.wide[2].weight.shape == (3, 12)
+    assert apart(wide, student(x)) < 1e-4
+    assert apart(narrow, student(x)) < 1e-4
+
+
 class Scaled(nn.Module):
     """Computes with the number of its channels; without biases all of it vanishes for zeros."""
 
