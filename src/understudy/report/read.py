@@ -32,6 +32,7 @@ class Run:
     fills: list[dict[str, Any]] = field(default_factory=list)
     solves: list[dict[str, Any]] = field(default_factory=list)
     blocks: list[dict[str, Any]] = field(default_factory=list)
+    planned: list[dict[str, Any]] = field(default_factory=list)  # the phases as they were laid out
 
     def part(self, name: str) -> dict[str, Any]:
         """A table of the result (``"teacher"``, ``"student"``, ``"data"``, …); empty when absent or null."""
@@ -134,6 +135,7 @@ def read_run(folder: Path) -> Run:
         fills=list(fills.values()),
         solves=list(solves.values()),
         blocks=list(blocks.values()),
+        planned=[phase for phase in known.get("phases") or [] if isinstance(phase, dict)],
     )
 
 

@@ -184,6 +184,7 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
                     "best": {"epoch": best[0], metric: best[1]} if best else {},
                 }
             )
+    learning = {str(phase.get("name")): phase.get("learning_parameters") for phase in run.planned}
     rows = []
     for phase in known:
         best = phase.get("best")
@@ -203,6 +204,7 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
             {
                 "name": str(phase.get("name", "")),
                 "kind": {"fit": "trained", "solve": "solved"}.get(str(phase.get("kind")), str(phase.get("kind", ""))),
+                "learning": words.size(learning.get(str(phase.get("name")))),
                 "epochs": words.count(epochs) if is_number(epochs) and phase.get("kind") != "solve" else "—",
                 "seconds": words.duration(phase["seconds"]) if is_number(phase.get("seconds")) else "—",
                 "kept": text or "—",
