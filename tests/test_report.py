@@ -288,6 +288,8 @@ def test_many_phases_and_solves(tmp_path: Path) -> None:
         for n in range(1, 5):
             events.append(epoch(n, stage, train={"loss": 10.0**-n}, eval={"loss": 2 * 10.0**-n}))
     events += [epoch(n, "head", train={"loss": 1.0}, eval={"accuracy": 0.2 * n}) for n in range(1, 4)]
+    laid_out = [{"name": "align", "kind": "solve"}, {"name": "head", "kind": "fit", "learning_parameters": 2_060_000}]
+    events.insert(0, {"event": "start", "method": "skd", "phases": laid_out})
     phases = [{"name": "align", "kind": "solve", "epochs": 0, "seconds": 1.5, "best": {}}]
     phases += [
         {"name": name, "kind": "fit", "epochs": 4, "seconds": 8.0, "best": {"epoch": 4, "loss": 0.01}}
@@ -295,7 +297,7 @@ def test_many_phases_and_solves(tmp_path: Path) -> None:
     ]
     page = Page(write_report(make_run(tmp_path / "run", result(method="skd", phases=phases), events)))
     assert page.headline.startswith("The student reaches 57.3 % accuracy, up from 25.0 %,")
-    for shown in ("Loss of each phase", "stage1", "solved", "layer2", "Log scale", "1.5 s"):
+    for shown in ("Loss of each phase", "stage1", "solved", "layer2", "Log scale", "1.5 s", "2.06 M"):
         assert shown in page.text, shown
 
 
