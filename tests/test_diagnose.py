@@ -372,7 +372,9 @@ def test_gpd_is_not_recommended_where_it_cannot_run(data):
     assert "gpd would suit, but does not take these networks: Cumulative" in found.recommendation.reasons[0]
     assert "cannot be widened" in found.result["facts"]["refused"]["gpd"]
     unlabelled = Facts("classification", 12, 5000, labelled=False, shrunk=False)
-    assert recommend(replace(unlabelled, labelled=True), found.result).method == "gpd"
+    advised = recommend(replace(unlabelled, labelled=True), found.result)
+    assert advised.method == "gpd"
+    assert advised.settings["weight"] == 0.5, "labels and teacher weigh the same in gpd"
     assert recommend(unlabelled, found.result).method == "kd", "without labels nothing would teach the dynamic teacher"
 
 

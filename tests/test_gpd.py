@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tools import CLASSES, Curtain, events, model, perform, plan, runner, same, weights
 from torch import nn
 
+from understudy import cli
 from understudy.data import Batch
 from understudy.errors import UserError
 from understudy.methods import METHODS
@@ -18,6 +19,8 @@ from understudy.surgery import readout
 from understudy.tasks import TASKS
 from understudy.teacher.targets import decoupled
 from understudy.train.precision import place
+
+DRY = ["understudy", *"distill --method gpd --student zoo:cnn_tiny --data digits --samples 60 --dry-run".split()]
 
 
 def test_the_gap_loss_is_cross_entropy_with_smoothed_predictions():
@@ -156,3 +159,15 @@ def test_settings():
         plan("gpd", model(seed=1), model(seed=2), weight=1.0)
     with pytest.raises(UserError, match="branch 'six' is not known"):
         plan("gpd", model(), None, branches=("six",))
+
+
+@pytest.mark.parametrize("asked", [("--branches", "pointwise,average"), ("--branches", "")])
+def test_a_dry_run_prints_settings_as_they_are_typed(asked, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [*DRY, *asked])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"branches {asked[1] or 'no'}, perturbation 0.05" in told
+    assert "gap weight 3.0" in told
+    assert "target" not in told, "which nothing would read"

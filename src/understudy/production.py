@@ -258,7 +258,7 @@ class Production:
         settings = own.model_dump(exclude_none=True)
         if isinstance(own, TargetSettings):
             settings = {key: value for key, value in settings.items() if key not in TARGET_KEYS}
-            if self.teacher is not None and settings.get("finetune_epochs") != 0:
+            if self.teacher is not None and own.teaches():
                 settings |= {"target": own.target, **resolved(own, self.task.temperature)}
         return {
             "method": self.settings.method,

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..methods import METHODS
 from ..tasks import TASKS
 from .measure import at_temperature
 from .verdict import FAILING, HEALTHY, RISK, WRONG, Finding, at_chance, judge, share, temperature_range
@@ -137,7 +138,7 @@ def _target(
     """Target, T, k and λ."""
     seen = measured["teacher"]["transfer"]
     wrong = findings["wrong"].status
-    most = 0.5 if method == "gpd" else 1.0  # where labels and teacher weigh the same
+    most = TRUST[HEALTHY] if method in ROWLESS else METHODS[method].settings().defaults()["weight"]
     settings: dict[str, Any] = {"target": "kd", "weight": min(TRUST.get(wrong, TRUST[HEALTHY]), most)}
     owned = _owned(seen, wrong, facts.task) if facts.labelled else "nothing is known against the teacher."
     reasons = [f"λ = {settings['weight']:g}: {owned}"]

@@ -72,6 +72,10 @@ class TargetSettings(MethodSettings):
         """What the target's settings are where they are None."""
         return DEFAULTS[self.target]
 
+    def teaches(self) -> bool:
+        """Whether any phase learns by the target, as in methods where it may come after all else."""
+        return True
+
 
 TARGET_KEYS = [key for key in TargetSettings.model_fields if key not in MethodSettings.model_fields]
 
