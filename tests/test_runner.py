@@ -569,3 +569,20 @@ def test_the_moving_average_moves_a_shared_tensor_once():
             expected = torch.lerp(before[name], value, share) if value.is_floating_point() else value
             torch.testing.assert_close(average.module.state_dict()[name], expected)
     assert average.module[2].weight is average.module[0].weight
+
+
+def test_an_epoch_without_updates_left_has_no_rate(tmp_path, monkeypatch):
+    def fresh():
+        student = model()
+        return runner(student, tmp_path, epochs=1, batch_size=16, checkpoint_seconds=0), plan("none", student, None)
+
+    def dying(self, fit, evaluated):
+        raise Curtain
+
+    with monkeypatch.context() as patch, pytest.raises(Curtain):
+        patch.setattr(Runner, "_end_epoch", dying)
+        perform(*fresh())
+    perform(*fresh(), resume=True)
+    *_, epoch = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert epoch["images_per_second"] is None
+    assert epoch["train"]["loss"] > 0

@@ -267,7 +267,7 @@ class Runner:
         sums = self.accelerator.reduce(torch.stack(list(state.sums.values())), "sum")
         means = dict(zip(state.sums, (sums / fit.steps).tolist(), strict=True))  # waits for the device
         self._spent("student", clock)
-        rate = fit.rows / (time.perf_counter() - fit.began)
+        rate = fit.rows / (time.perf_counter() - fit.began) if fit.rows else None  # none were left to a resumed run
         self._check(means["loss"], fit)
         state.sums = {}
         event: dict[str, Any] = {
@@ -295,8 +295,9 @@ class Runner:
         self._log(event)
         shown = {**{f"train {k}": v for k, v in means.items() if k == "loss"}, **event.get("eval", {})}
         text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+        text += f"  {rate:,.0f} samples/s" if rate else ""
         self.display.say(
-            f"{fit.phase.name} epoch {state.epoch}/{fit.epochs}  {text}  {rate:,.0f} samples/s",
+            f"{fit.phase.name} epoch {state.epoch}/{fit.epochs}  {text}",
             always=state.epoch == fit.epochs,
         )
 
