@@ -1,6 +1,7 @@
 """Gap preserving distillation: its objective, its phase in the runner, resume, and the student it leaves."""
 
 import copy
+import shlex
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from understudy.tasks import TASKS
 from understudy.teacher.targets import decoupled
 from understudy.train.precision import place
 
-DRY = ["understudy", *"distill --method gpd --student zoo:cnn_tiny --data digits --samples 60 --dry-run".split()]
+DRY = "understudy distill --method gpd --student zoo:cnn_tiny --data digits --samples 60 --dry-run"
 
 
 def test_the_gap_loss_is_cross_entropy_with_smoothed_predictions():
@@ -163,7 +164,7 @@ def test_settings():
 
 @pytest.mark.parametrize("asked", [("--branches", "pointwise,average"), ("--branches", "")])
 def test_a_dry_run_prints_settings_as_they_are_typed(asked, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", [*DRY, *asked])
+    monkeypatch.setattr("sys.argv", [*shlex.split(DRY), *asked])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
