@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..methods import METHODS
+from ..methods.teaching import TargetSettings
 from ..tasks import TASKS
 from .measure import at_temperature
 from .verdict import FAILING, HEALTHY, RISK, WRONG, Finding, at_chance, judge, share, temperature_range
@@ -25,7 +26,6 @@ FEW_MASKS = 150  # labelled images for segmentation, 40 % of CamVid
 HIGHEST = 8.0  # T
 MASS = 0.99  # of the teacher's probability that the k classes of topk hold
 MANY_CLASSES = 1000  # from which caches of whole rows are large; below, whole rows teach best (docs/understanding.md)
-ROWLESS = ("skd", "fskd")  # methods without a term on the teacher's rows, fine-tuning excepted
 TRUST = {HEALTHY: 0.9, RISK: 0.6, FAILING: 0.3}  # λ, by how wrong the teacher is
 
 
@@ -102,9 +102,16 @@ def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommend
     if not facts.labelled:
         teaching["weight"] = 1.0
         reasons = ["λ = 1: the transfer set has no labels.", *reasons[1:]]
-    if method in ROWLESS:
-        reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
-    return Recommendation(method, {} if method in ROWLESS else dict(teaching), [reason, *reasons], teaching)
+    if _usual(method):
+        return Recommendation(method, dict(teaching), [reason, *reasons], teaching)
+    reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
+    return Recommendation(method, {}, [reason, *reasons], teaching)
+
+
+def _usual(method: str) -> TargetSettings | None:
+    """The usual settings of the method's term on the teacher's rows, if it has one without being asked to."""
+    settings = METHODS[method].settings.model_validate({})
+    return settings if isinstance(settings, TargetSettings) and settings.teaches() else None
 
 
 def _method(facts: Facts, findings: Mapping[str, Finding]) -> tuple[str, str]:
@@ -138,7 +145,8 @@ def _target(
     """Target, T, k and λ."""
     seen = measured["teacher"]["transfer"]
     wrong = findings["wrong"].status
-    most = TRUST[HEALTHY] if method in ROWLESS else METHODS[method].settings().defaults()["weight"]
+    usual = _usual(method)
+    most = usual.defaults()["weight"] if usual else TRUST[HEALTHY]
     settings: dict[str, Any] = {"target": "kd", "weight": min(TRUST.get(wrong, TRUST[HEALTHY]), most)}
     owned = _owned(seen, wrong, facts.task) if facts.labelled else "nothing is known against the teacher."
     reasons = [f"λ = {settings['weight']:g}: {owned}"]
