@@ -71,13 +71,14 @@ def distance(student, teacher, x):
     return float((s - t).square().sum() / t.square().sum())
 
 
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_pruned_student_comes_nearer_and_keeps_its_shape(name):
+def test_a_pruned_student_comes_nearer_and_keeps_its_shape(name, kernels):
     teacher = network(name)
     student, kept = pruned(teacher)
     x, before = images(32), {k: v.shape for k, v in student.state_dict().items()}
     theirs, first = weights(teacher), distance(student, teacher, x)
-    found = recover(student, teacher, kept, x)
+    found = recover(student, teacher, kept, x, kernels=kernels)
     assert {k: v.shape for k, v in student.state_dict().items()} == before
     assert same(theirs, weights(teacher))
     # what the frontier says is what the whole network does
@@ -91,11 +92,12 @@ def test_a_pruned_student_comes_nearer_and_keeps_its_shape(name):
         assert block["after"] <= block["before"] * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("name", ["vgg8_bn", "resnet8"])
-def test_a_perfect_student_stays_as_it_is(name):
+def test_a_perfect_student_stays_as_it_is(name, kernels):
     teacher = network(name)
     student = copy.deepcopy(teacher)
-    found = recover(student, teacher, {}, images())
+    found = recover(student, teacher, {}, images(), kernels=kernels)
     assert found["before"] == found["after"] == 0
     assert same(weights(student), weights(teacher))
 
@@ -118,6 +120,34 @@ def test_a_channel_mixture_is_undone_exactly(name):
     assert distance(student, teacher, images(32, seed=9).double()) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["vgg8", "resnet8", "mobile"])
+def test_kernels_of_any_other_values_are_solved_back(name):
+    """A student with noise on every weight, which no matrix behind a layer takes away."""
+    teacher = network(name).double()
+    x, distances = images(400).double(), []
+    for kernels in (False, True):
+        student = copy.deepcopy(teacher)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for module in student.modules():
+                if isinstance(module, LAYERS):
+                    module.weight += 0.3 * module.weight.std(correction=0) * torch.randn_like(module.weight)
+        recover(student, teacher, {}, x, kernels=kernels, ridge=0)
+        distances.append(distance(student, teacher, images(32, seed=9).double()))
+    assert distances[0] > 1e-5
+    assert distances[1] < 1e-12
+
+
+def test_layers_too_wide_take_a_matrix(monkeypatch):
+    student, kept, teacher = shrunken(norm=True)
+    monkeypatch.setattr(fskd, "WIDEST", 9)  # the kernel of a layer on grey images
+    made = cast(pictures(24), student, kept, teacher, solve="kernel")
+    kinds = {row["student"]: row["kind"] for row in fskd.preview(made)}
+    assert kinds == {"conv1": "kernel", "conv2": "full", "fc": "kernel"}
+    found = fskd.plan(made)[0].solve(lambda done, total: None)
+    assert found["after"] < found["before"]
+
+
 @pytest.mark.parametrize("name", ["vgg8", "vgg8_bn", "resnet8"])
 def test_decoupled_convolutions_take_q_into_the_pointwise_part(name):
     teacher = network(name)
@@ -135,12 +165,18 @@ def walks(student, teacher, x=None):
     return Walk(student, "student", x), Walk(teacher, "teacher", x)
 
 
-def naive(student, teacher, kept, x, ridge):
-    """Layer by layer with a full forward of both networks and the stacked pixels: the paper's procedure."""
+def naive(student, teacher, kept, x, ridge, kernels):
+    """Layer by layer with a full forward of both networks and the stacked pixels: the paper's procedure.
+
+    With ``kernels`` the unknown is what is added to the kernel, and the known is its unfolded input.
+    """
     points = plan_alignment(*walks(student, teacher, x[:2]), kept)
     for point in points:
         name = point.norm or point.layer
-        heard = []
+        heard, seen = [], []
+        watch = student.get_submodule(point.layer).register_forward_pre_hook(
+            lambda m, i, seen=seen: seen.append(i[0].clone())
+        )
         for net, module in ((student, name), (teacher, name)):
             handle = net.get_submodule(module).register_forward_hook(
                 lambda m, i, o, heard=heard: heard.append(o.clone())
@@ -148,14 +184,32 @@ def naive(student, teacher, kept, x, ridge):
             with torch.no_grad():
                 net(x)
             handle.remove()
+        watch.remove()
         s, t = heard
         if point.kept is not None:
             t = t.index_select(point.dim, torch.tensor(point.kept))
         s, t = (v.movedim(point.dim, -1).flatten(0, -2) for v in (s, t))
+        layer = student.get_submodule(point.layer)
+        if kernels:
+            u = seen[0]
+            if u.dim() == 4:
+                u = nn.functional.unfold(u, layer.kernel_size, 1, layer.padding, layer.stride).mT.flatten(0, 1)
+            a, b = u - u.mean(0), (t - s) - (t - s).mean(0)
+            strength = ridge * a.square().sum() / a.shape[1] * torch.eye(a.shape[1]).double()
+            delta = torch.linalg.solve(a.mT @ a + strength, a.mT @ b)
+            c = (t - s).mean(0) - u.mean(0) @ delta
+            with torch.no_grad():
+                last, scale = layer, torch.ones(len(layer.weight))
+                if point.norm:
+                    last = student.get_submodule(point.norm)
+                    scale = last.weight / (last.running_var + last.eps).sqrt()
+                layer.weight += (delta / scale).mT.reshape(layer.weight.shape)
+                last.bias += c
+            continue
         a, b = s - s.mean(0), t - t.mean(0)
         strength = ridge * a.square().sum() / a.shape[1] * torch.eye(a.shape[1]).double()
         q = torch.linalg.solve(a.mT @ a + strength, a.mT @ b + strength)
-        layer, c = student.get_submodule(point.layer), t.mean(0) - s.mean(0) @ q
+        c = t.mean(0) - s.mean(0) @ q
         with torch.no_grad():
             if point.norm:
                 norm = student.get_submodule(point.norm)
@@ -169,14 +223,15 @@ def naive(student, teacher, kept, x, ridge):
                 layer.bias.copy_(layer.bias @ q + c)
 
 
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("name", ["vgg8", "vgg8_bn", "mlp"])
-def test_the_frontier_does_what_full_forwards_do(name):
+def test_the_frontier_does_what_full_forwards_do(name, kernels):
     teacher = network(name).double()
     student, kept = pruned(teacher.float())
     student, teacher = student.double(), teacher.double()
     other, x = copy.deepcopy(student), images(20).double()
-    recover(student, teacher, kept, x, chunks=3, ridge=1e-2)
-    naive(other, teacher, kept, x, 1e-2)
+    recover(student, teacher, kept, x, chunks=3, ridge=1e-2, kernels=kernels)
+    naive(other, teacher, kept, x, 1e-2, kernels)
     with torch.no_grad():
         torch.testing.assert_close(student.eval()(x), other.eval()(x), rtol=1e-7, atol=1e-7)
 
@@ -455,6 +510,9 @@ def test_progress_and_preview():
     fskd.plan(made)[0].solve(lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert [row["student"] for row in fskd.preview(made)] == ["conv1", "conv2", "fc"]
+    assert [row["kind"] for row in fskd.preview(made)] == ["full", "full", "linear"]
+    made = cast(pictures(12), student, kept, teacher, solve="kernel")
+    assert [row["kind"] for row in fskd.preview(made)] == ["kernel"] * 3
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

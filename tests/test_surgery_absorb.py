@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from understudy.surgery import absorb
-from understudy.surgery.absorb import blocks_of
+from understudy.surgery.absorb import blocks_of, folded, has_intercept, patches, settle
 
 LIMITS = settings(max_examples=40, deadline=None, database=None)
 
@@ -106,6 +106,61 @@ def test_linear(sizes, bias, norm, seed):
         y = after(layer(x)) if after else layer(x)
         expected = mixed(y, q, c, -1)
         absorb(layer, q, c if bias or norm else None, after)
+        found = after(layer(x)) if after else layer(x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@LIMITS
+@given(
+    dims=st.sampled_from([0, 1, 2, 3]),
+    groups=st.sampled_from([1, 2, 4]),
+    inputs=st.integers(1, 3),
+    outputs=st.integers(1, 4),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    padding=st.sampled_from([0, 1, 2, "same", "valid"]),
+    dilation=st.integers(1, 2),
+    mode=st.sampled_from(["zeros", "reflect", "circular", "replicate"]),
+    bias=st.booleans(),
+    norm=st.sampled_from([None, "affine", "plain"]),
+    seed=st.integers(0, 2**31),
+)
+def test_a_kernel_that_is_added(
+    dims, groups, inputs, outputs, kernel, stride, padding, dilation, mode, bias, norm, seed
+):
+    """Patches times weight plus constant is layer and norm; what is added to both is added to their output."""
+    generator = torch.Generator().manual_seed(seed)
+    if dims == 0:
+        groups, layer = 1, nn.Linear(inputs, outputs, bias).double()
+    else:
+        layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](
+            *(groups * inputs, groups * outputs, kernel, 1 if padding == "same" else stride, padding),
+            *(dilation, groups, bias, mode),
+        ).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    after = None
+    if norm:
+        kind = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims]
+        after = kind(groups * outputs, eps=1e-3, affine=norm == "affine").double().eval()
+        unsettle(after, generator)
+    x = torch.randn(8 if dims == 0 else 2, groups * inputs, *(6,) * dims, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        before = after(layer(x)) if after else layer(x)
+        weight, constant = folded(layer, after)
+        rows = patches(layer, x).unflatten(1, weight.shape[:2]).transpose(0, 1) @ weight
+        rows = rows.transpose(0, 1).flatten(1) + constant
+        torch.testing.assert_close(rows, before.movedim(1, -1).flatten(0, -2), rtol=1e-9, atol=1e-9)
+
+        delta = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        c = torch.randn(constant.shape, generator=generator, dtype=torch.float64) * has_intercept(layer, after)
+        other = copy.deepcopy(layer)
+        other.weight.copy_(delta.mT.reshape(layer.weight.shape))
+        if bias:
+            other.bias.zero_()
+        expected = before + other(x) + c.view(-1, *[1] * dims)
+        seen = expected.movedim(1, -1).flatten(0, -2)
+        settle(layer, after, weight + delta, constant + c, (seen.mean(0), seen.var(0, correction=0)))
         found = after(layer(x)) if after else layer(x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..models import Model
 from ..modes import eval_mode
 from ..outputs import logits_in
-from ..surgery.absorb import absorb, blocks_of, has_intercept
+from ..surgery.absorb import absorb, blocks_of, folded, has_intercept, settle
 from ..surgery.alignment import Point, plan_alignment
 from ..surgery.solve import Moments, solve
 from ..surgery.walk import Frontier, Live, Walk
@@ -42,18 +42,22 @@ PIXELS = 2**16  # in a chunk: what is computed at once stays small, whatever the
 ENOUGH = 1000  # samples to solve on; fewer are looked at in augmented views as well
 MOST_VIEWS = 8  # of a sample
 JUDGED = 128  # samples whose outputs are compared before and after
+WIDEST = 2400  # weights of an output, beyond which its kernel is not solved for: an eigendecomposition takes a minute
 BUDGET = 256 * 2**20  # bytes of frontier in memory; more lies in temporary files
 
 Inputs = Callable[[int], tuple[Tensor, Tensor]]  # number of a chunk → inputs for the student and for the teacher
 
 
 class Settings(MethodSettings):
-    """How far Q may move away from the identity, and what follows the solve."""
+    """What is solved for, how far it may move away from what is, and what follows the solve."""
 
+    solve: Literal["matrix", "kernel"] = Field(
+        "matrix", description="what is solved for: a matrix behind each layer (the paper) or the layer's whole kernel"
+    )
     ridge: float | None = Field(
         None,
         ge=0,
-        description="pull of Q towards the identity, in units of XᵀX's mean diagonal; default: by held-out samples",
+        description="pull towards no change, in units of XᵀX's mean diagonal; default: by held-out samples",
     )
     augmented: int | None = Field(
         None,
@@ -77,6 +81,7 @@ def recover(
     inputs: Inputs,
     folds: Sequence[int],
     *,
+    kernels: bool = False,
     ridge: float | None = None,
     sweeps: int = 1,
     budget: int = BUDGET,
@@ -86,8 +91,9 @@ def recover(
 
     ``inputs`` gives each chunk of samples, prepared for both networks; ``folds`` says which part of the samples a chunk
     is of, for they are left out in turn to choose the ridge. ``kept`` names the teacher's output channels that the
-    student's layers kept. Returns ``before`` and ``after``, the relative error ``‖S-T‖²/‖T‖²`` of the
-    student's outputs on the first chunks; the number of ``sweeps``; and ``blocks``, that error of each layer just
+    student's layers kept. With ``kernels`` whole kernels are sought, where not too wide, rather than matrices behind
+    them. Returns ``before`` and ``after``, the relative error ``‖S-T‖²/‖T‖²`` of the student's outputs on the first
+    chunks; the number of ``sweeps``; and ``blocks``, that error of each layer just
     before and after its own Q is absorbed. A sweep that does not lessen the error of the outputs is undone. Raises
     `UserError` where the two do not correspond or a value is not finite.
     """
@@ -95,6 +101,7 @@ def recover(
         x, y = inputs(0)
         walks = Walk(student, "student", x[:2]), Walk(teacher, "teacher", y[:2])
         points = plan_alignment(*walks, kept)
+        walks[0].watched = _whole(walks[0], points) if kernels else set()
         found: dict[str, Any] = {"sweeps": 0, "blocks": []}
         for sweep in range(sweeps):
             saved = copy.deepcopy(student.state_dict())
@@ -113,6 +120,12 @@ def recover(
             found["after"], found["sweeps"] = after, sweep + 1
             found["blocks"] += [{**block, "sweep": sweep + 1} for block in blocks] if sweeps > 1 else blocks
     return found
+
+
+def _whole(student: Walk, points: list[Point]) -> set[str]:
+    """The layers whose whole kernel can be solved for."""
+    weights: dict[str, Any] = {point.layer: student.modules[point.layer].weight for point in points}
+    return {name for name, weight in weights.items() if weight[0].numel() <= WIDEST}
 
 
 def _sweep(
@@ -150,21 +163,29 @@ def _sweep(
             stop, their_stop = point.stop, max(theirs, teacher.index[point.target] + 1)
             layer = student.modules[point.layer]
             norm = student.modules[point.norm] if point.norm else None
-            moments, size = None, 0.0
+            kernel = layer if point.layer in student.watched else None
+            moments, size, groups = None, 0.0, blocks_of(layer)
             for chunk, fold in enumerate(folds):
                 s, t = advanced(chunk, stop, their_stop)
-                x, y, whole = point.pair(s, t)
+                missing, whole = point.pair(s, t)
+                x = point.rows(s, kernel)
                 if moments is None:
-                    shape = blocks_of(layer), x.shape[1] // blocks_of(layer)
+                    shape = groups, x.shape[1] // groups, missing.shape[1] // groups
                     moments = Moments.zeros(max(folds) + 1, *shape, x.device)
-                moments.add(fold, x, y)
+                moments.add(fold, x, missing)
                 size += float(torch.linalg.vector_norm(whole, dtype=moments.x.dtype)) ** 2
                 frontier.put(chunk, s, t)
             assert moments is not None
             _check_finite(moments, size, point)
             solution = solve(moments, has_intercept(layer, norm), ridge)
-            absorb(layer, solution.q, solution.intercept, norm, (solution.mean, solution.variance))
-            change = partial(point.change, q=solution.q, intercept=solution.intercept)
+            delta, c = solution.delta, solution.intercept
+            if kernel is None:
+                absorb(layer, solution.q, c, norm, moments.image(solution.q, 0 if c is None else c))
+            else:
+                weight, constant = folded(layer, norm)
+                weight, constant = weight + delta.to(weight), constant if c is None else constant + c.to(constant)
+                settle(layer, norm, weight, constant, moments.image(weight, constant))
+            change = partial(point.change, kernel=kernel, delta=delta, intercept=c)
             mine, theirs = stop, their_stop
             errors = {"before": _relative(solution.before, size), "after": _relative(solution.after, size)}
             strength = solution.ridge if math.isfinite(solution.ridge) else None
@@ -247,7 +268,9 @@ def preview(cast: Cast) -> list[dict[str, Any]]:
     for model in (cast.student, cast.teacher):
         place(model, cast.transfer.device)
     walks = Walk(cast.student.network, "student", x[:2]), Walk(cast.teacher.network, "teacher", y[:2])
-    return [point.row() for point in plan_alignment(*walks, cast.student.kept)]
+    points = plan_alignment(*walks, cast.student.kept)
+    whole = _whole(walks[0], points) if cast.settings.solve == "kernel" else ()
+    return [point.row() | ({"kind": "kernel"} if point.layer in whole else {}) for point in points]
 
 
 def plan(cast: Cast) -> list[Phase]:
@@ -263,7 +286,8 @@ def plan(cast: Cast) -> list[Phase]:
 
     def align(report: Callable[[int, int], None]) -> dict[str, Any]:
         networks = cast.student.network, cast.teacher.network
-        return recover(*networks, cast.student.kept, *_chunks(cast), ridge=s.ridge, sweeps=s.sweeps, report=report)
+        settings = {"kernels": s.solve == "kernel", "ridge": s.ridge, "sweeps": s.sweeps}
+        return recover(*networks, cast.student.kept, *_chunks(cast), **settings, report=report)
 
     def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         nobody = torch.zeros_like(batch.labels)  # every row counts, and no label is read

@@ -2,12 +2,14 @@
 
 A matrix Q behind a convolution or a linear layer, ``y' = y·Q + c``, becomes part of its weight, ``W' = Q∘W`` and
 ``b' = Q∘b + c``. Where a BatchNorm stands between them (Q then sees the norm's output, before the nonlinearity), Q is
-carried through it: the norm stays, and so do all names and shapes of the state dict.
+carried through it: the norm stays, and so do all names and shapes of the state dict. Beyond the paper, `folded` and
+`settle` change the whole kernel in the same way.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,7 +34,90 @@ def has_intercept(layer: nn.Module, norm: nn.Module | None) -> bool:
     return norm is not None or getattr(layer, "bias", None) is not None
 
 
+def patches(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """What the layer's weight is multiplied with: rows ``[M, blocks·n]``, a row for each of its outputs' places.
+
+    ``inputs`` are a batch as the layer takes it; n is the elements of the weight for one output channel, in its order.
+    """
+    if isinstance(layer, nn.Linear):
+        return inputs.flatten(0, -2)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    dims, pads = len(layer.kernel_size), list[int]()
+    reach = [dilation * (size - 1) for size, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
+    for dim in reversed(range(dims)):  # F.pad begins with the last
+        if isinstance(layer.padding, str):
+            total = reach[dim] if layer.padding == "same" else 0
+            pads += [total // 2, total - total // 2]
+        else:
+            pads += 2 * [layer.padding[dim]]
+    found = F.pad(inputs, pads, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    for dim in range(dims):
+        found = found.unfold(2 + dim, reach[dim] + 1, layer.stride[dim])[..., :: layer.dilation[dim]]
+    return found.movedim(1, 1 + dims).flatten(1 + dims).flatten(0, dims)
+
+
+def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and constant of the layer and the norm behind it as one, in eval mode and in float64.
+
+    The weight is ``[blocks, n, m]``, input first: ``patches(layer, x)`` times it, plus the constant ``[blocks·m]``, is
+    the norm's output.
+    """
+    assert isinstance(layer, LAYERS)
+    old, bias = layer.weight, layer.bias
+    weight = old.detach().double().reshape(blocks_of(layer), len(old) // blocks_of(layer), -1)
+    constant = weight.new_zeros(len(old)) if bias is None else bias.detach().double()
+    if norm is not None:
+        mean, _, beta, scale = _of_norm(norm)
+        weight, constant = scale.view(*weight.shape[:2], 1) * weight, scale * (constant - mean) + beta
+    return weight.mT, constant
+
+
+def _of_norm(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, variance, β and scale of a BatchNorm, in float64."""
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    gamma = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
+    return mean, variance, beta, gamma / (variance + norm.eps).sqrt()
+
+
 @torch.no_grad()
+def settle(
+    layer: nn.Module,
+    norm: nn.Module | None,
+    weight: Tensor,
+    constant: Tensor,
+    statistics: tuple[Tensor, Tensor],
+) -> None:
+    """Make layer and norm compute this weight and constant (see `folded`), in eval mode.
+
+    ``statistics`` are mean and variance (each ``[blocks·m]``) of what they then yield: the norm's running statistics
+    become those of what it really gets, so that training can go on from there. No shape changes.
+    """
+    assert isinstance(layer, LAYERS)
+    layer.weight.copy_(weight.mT.reshape(layer.weight.shape))
+    if norm is None:
+        if layer.bias is not None:
+            layer.bias.copy_(constant)
+        return
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    if layer.bias is not None:
+        layer.bias.zero_()
+    if norm.weight is None:  # without γ and β the statistics are all there is to set
+        norm.running_var.fill_(1 - norm.eps)
+        norm.running_mean.copy_(-constant)
+        return
+    norm.running_mean.copy_(statistics[0].to(constant) - constant)
+    norm.running_var.copy_(statistics[1].to(constant).clamp(min=0))
+    # From what was stored, not from what was meant: rounding must not show in the output.
+    norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
+    norm.bias.copy_(norm.running_mean.double() + constant)
+
+
 def absorb(
     layer: nn.Module,
     q: Tensor,
@@ -42,58 +127,26 @@ def absorb(
 ) -> None:
     """Change ``layer`` (and the ``norm`` behind it) so that their output ``y`` becomes ``y·Q + c``, in eval mode.
 
-    ``q`` is ``[blocks, n, n]``, input channel first, with `blocks_of` the layer times n its output channels;
-    ``intercept`` is ``[blocks·n]``. ``statistics`` are mean and variance (each ``[blocks·n]``) of the new output,
-    where they are known: the norm's running statistics become those of what it really gets, so that training can go
-    on from there. Otherwise they are carried over as if the channels were uncorrelated. Either way the output is
-    exact. Raises ValueError for a q of another shape and for an intercept that has no place.
+    ``q`` is ``[blocks, m, m]``, input channel first, with `blocks_of` the layer times m its output channels;
+    ``intercept`` is ``[blocks·m]``. ``statistics`` are mean and variance (each ``[blocks·m]``) of the new output,
+    where they are known (see `settle`). Otherwise they are carried over as if the channels were uncorrelated. Either
+    way the output is exact. Raises ValueError for a q of another shape and for an intercept that has no place.
     """
     if not isinstance(layer, LAYERS) or type(layer) not in LAYERS:
         raise ValueError(f"a {type(layer).__name__} cannot absorb a 1×1 layer")
-    old_weight, old_bias = layer.weight, layer.bias
-    blocks, channels = blocks_of(layer), len(old_weight)
+    blocks, channels = blocks_of(layer), len(layer.weight)
     if q.shape != (blocks, channels // blocks, channels // blocks):
         raise ValueError(f"q has shape {list(q.shape)}, but the layer has {channels} outputs in {blocks} groups")
-    q = q.to(old_weight.device, torch.float64)
+    if intercept is not None and not has_intercept(layer, norm):
+        raise ValueError("there is no bias and no norm to take an intercept")
+    q = q.to(layer.weight.device, torch.float64)
 
-    def mix(value: Tensor) -> Tensor:
-        """Q applied to the output channels, the first dimension."""
-        return torch.einsum("bio,bik->bok", q, value.reshape(blocks, channels // blocks, -1)).reshape(value.shape)
+    def mix(value: Tensor, by: Tensor = q) -> Tensor:
+        return torch.einsum("bi,bio->bo", value.reshape(blocks, -1), by).flatten()
 
-    weight = old_weight.double()
-    bias = weight.new_zeros(channels) if old_bias is None else old_bias.double()
-    c = torch.zeros_like(bias) if intercept is None else intercept.to(bias)
-    if norm is None:
-        if old_bias is None and intercept is not None:
-            raise ValueError("there is no bias and no norm to take an intercept")
-        old_weight.copy_(mix(weight))
-        if old_bias is not None:
-            old_bias.copy_(mix(bias) + c)
-        return
-
-    assert isinstance(norm, _BatchNorm)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    gamma = torch.ones_like(mean) if norm.weight is None else norm.weight.double()
-    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
-    scale = gamma / (variance + norm.eps).sqrt()
-    # The layer yields z' = Q∘(scale·z); what is still missing to y·Q + c is a constant, which the norm adds.
-    old_weight.copy_(mix(scale.view(-1, *[1] * (weight.dim() - 1)) * weight))
-    if old_bias is not None:
-        old_bias.copy_(mix(scale * bias))
-    constant = mix(beta - scale * mean) + c
-    if norm.weight is None:  # without γ and β the statistics are all there is to set
-        norm.running_var.fill_(1 - norm.eps)
-        norm.running_mean.copy_(-constant)
-        return
+    weight, constant = folded(layer, norm)
+    c = torch.zeros_like(constant) if intercept is None else intercept.to(constant)
     if statistics is None:
-        new_mean = mix(scale * mean)
-        spread = torch.einsum("bio,bi->bo", q**2, (scale**2 * variance).reshape(blocks, -1)).flatten()
-    else:
-        new_mean, spread = statistics[0].to(constant) - constant, statistics[1].to(constant).clamp(min=0)
-    norm.running_mean.copy_(new_mean)
-    norm.running_var.copy_(spread)
-    # From what was stored, not from what was meant: rounding must not show in the output.
-    norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
-    norm.bias.copy_(norm.running_mean.double() + constant)
+        _, variance, beta, scale = _of_norm(norm) if norm is not None else [torch.zeros_like(c)] * 4
+        statistics = mix(beta) + c, mix(scale**2 * variance, q**2)
+    settle(layer, norm, weight @ q, mix(constant) + c, statistics)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import UserError
-from .absorb import LAYERS, blocks_of, fixed
-from .walk import Live, Walk
+from .absorb import LAYERS, blocks_of, fixed, patches
+from .walk import Live, Walk, input_of
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _PASSES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -61,23 +61,29 @@ class Point:
             "kind": self.kind,
         }
 
-    def pair(self, student: Live, teacher: Live) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows ``[M, C]``: the student's value, its target, and the teacher's value it comes from."""
+    def pair(self, student: Live, teacher: Live) -> tuple[Tensor, Tensor]:
+        """Rows ``[M, C]``: what the student's value lacks to its target, and the teacher's value that comes from."""
         x, whole = student[self.value], teacher[self.target]
         if self.kept is not None:
             whole = whole.index_select(self.dim, torch.tensor(self.kept, device=whole.device))
         y = whole if self.shortcut is None else whole - student[self.shortcut]
-        return _rows(x, self.dim), _rows(y, self.dim), _rows(whole, self.dim)
+        return _rows(y - x, self.dim), _rows(whole, self.dim)
 
-    def change(self, student: Live, q: Tensor, intercept: Tensor | None) -> None:
-        """Give the student's value what it will be once Q (``[blocks, n, n]``) is absorbed."""
-        x = student[self.value].movedim(self.dim, -1)
-        q = q.to(x)
-        mixed = torch.einsum("...bi,bio->...bo", x.unflatten(-1, q.shape[:2]), q) if len(q) > 1 else x @ q[0]
-        mixed = mixed.reshape(x.shape)
+    def rows(self, student: Live, kernel: nn.Module | None) -> Tensor:
+        """``[M, C]``: what is multiplied by what is sought: the student's value, or what its ``kernel`` layer sees."""
+        if kernel is None:
+            return _rows(student[self.value], self.dim)
+        return patches(kernel, student[input_of(self.layer)])
+
+    def change(self, student: Live, kernel: nn.Module | None, delta: Tensor, intercept: Tensor | None) -> None:
+        """Give the student's value what it will be: ``rows·Δ + c`` more (``[blocks, n, m]`` and ``[blocks·m]``)."""
+        value, x = student[self.value].movedim(self.dim, -1), self.rows(student, kernel)
+        added = x.unflatten(1, delta.shape[:2]).transpose(0, 1) @ delta.to(x)
+        value = value + added.transpose(0, 1).reshape(value.shape)
         if intercept is not None:
-            mixed += intercept.to(x)
-        student[self.value] = mixed.movedim(-1, self.dim)
+            value += intercept.to(value)
+        student[self.value] = value.movedim(-1, self.dim)
+        student.pop(input_of(self.layer), None)
 
 
 def plan_alignment(student: Walk, teacher: Walk, kept: Mapping[str, Sequence[int]]) -> list[Point]:

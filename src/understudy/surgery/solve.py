@@ -3,7 +3,8 @@
 Sought are Q and c with ``X·Q + c ≈ Y`` over rows (pixels, tokens) of ``C`` channels, and a ridge that pulls Q
 *towards the identity*: ``(XᵀX + λI)·Q = XᵀY + λI``. With ``Q = I + Δ`` and ``D = Y − X`` this is plain ridge
 regression of what is missing, ``(XᵀX + λI)·Δ = XᵀD``, which is how it is computed: a perfect student has D = 0 and
-loses no digit, and where the samples say nothing (dead, constant or dependent channels) Δ is zero.
+loses no digit, and where the samples say nothing (dead, constant or dependent channels) Δ is zero. Where a whole kernel
+is sought, X holds what the kernel sees, Δ is what is added to it, and the ridge pulls towards the kernel as it is.
 
 Sums are kept for each fold of the samples, in float64, so that λ is chosen by what Q does to samples it was not
 solved on. One eigendecomposition a fold gives the held-out error for every λ in O(C²): no second look at the data.
@@ -21,16 +22,17 @@ import torch
 from torch import Tensor
 
 GRID = tuple(10 ** (step / 2) for step in range(-12, 7))  # λ relative to the mean of XᵀX's diagonal
-NARROW = 16  # channels, up to which products in float64 cost next to nothing
-WIDE = 512  # channels; beyond them one fold is left out, not each in turn: an eigendecomposition takes seconds
+NARROW = 16  # columns of X, up to which products in float64 cost next to nothing
+WIDE = 512  # columns of X; beyond them one fold is left out, not each in turn: an eigendecomposition takes seconds
 
 
 @dataclass
 class Moments:
-    """Sums over rows of X and D = Y − X, each leading with ``[folds, blocks]``; n is the channels in a block.
+    """Sums over rows of X and of what is missing, D, each leading with ``[folds, blocks]``.
 
-    ``rows [folds]``, ``x`` and ``d [.., n]``, ``xx = XᵀX`` and ``xd = XᵀD [.., n, n]``, ``dd = ‖D‖² [folds]``, and
-    ``rounding [.., n]``, how far the precision of the rows leaves the diagonal of ``xx`` open.
+    A block has n columns of X and m of D. ``rows [folds]``, ``x [.., n]``, ``d [.., m]``, ``xx = XᵀX [.., n, n]``,
+    ``xd = XᵀD [.., n, m]``, ``dd = ‖D‖² [folds]``, and ``rounding [.., n]``, how far the precision of the rows leaves
+    the diagonal of ``xx`` open.
     """
 
     rows: Tensor
@@ -42,23 +44,21 @@ class Moments:
     rounding: Tensor
 
     @classmethod
-    def zeros(cls, folds: int, blocks: int, n: int, device: torch.device | str = "cpu") -> Moments:
+    def zeros(cls, folds: int, blocks: int, n: int, m: int, device: torch.device | str = "cpu") -> Moments:
         """No rows seen yet."""
 
         def zero(*shape: int) -> Tensor:
             return torch.zeros(folds, *shape, dtype=torch.float64, device=device)
 
-        sums, squares = (blocks, n), (blocks, n, n)
-        return cls(zero(), zero(*sums), zero(*sums), zero(*squares), zero(*squares), zero(), zero(*sums))
+        square, cross = (blocks, n, n), (blocks, n, m)
+        return cls(zero(), zero(blocks, n), zero(blocks, m), zero(*square), zero(*cross), zero(), zero(blocks, n))
 
-    def add(self, fold: int, x: Tensor, y: Tensor) -> None:
-        """Add rows ``[M, C]`` of the student's output and of the target."""
+    def add(self, fold: int, x: Tensor, d: Tensor) -> None:
+        """Add rows ``[M, blocks·n]`` of X and ``[M, blocks·m]`` of D."""
         if not len(x):
             return
-        blocks, n = self.x.shape[1:]
-        kind = self.x.dtype if n <= NARROW else torch.promote_types(x.dtype, torch.float32)
-        x, y = x.to(kind), y.to(kind)
-        x, d = (values.unflatten(1, (blocks, n)).transpose(0, 1) for values in (x, y - x))  # [blocks, M, n]
+        kind = self.x.dtype if self.x.shape[-1] <= NARROW else torch.promote_types(x.dtype, torch.float32)
+        x, d = (v.to(kind).unflatten(1, (self.x.shape[1], -1)).transpose(0, 1) for v in (x, d))  # [blocks, M, n or m]
         (mean_x, x, sum_x), (mean_d, d, sum_d) = _about_mean(x), _about_mean(d)
         rows, wide = x.shape[1], self.x.dtype
         xx, xd, dd = ((x.mT @ x).to(wide), (x.mT @ d).to(wide), torch.linalg.vector_norm(d, dim=(1, 2)).to(wide) ** 2)
@@ -80,7 +80,7 @@ class Moments:
         return Moments(*(value[number : number + 1] for value in vars(self).values()))
 
     def about(self, mean_x: Tensor, mean_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``xx``, ``xd`` and ``dd`` of the rows less these means (``[blocks, n]``), summed over folds."""
+        """``xx``, ``xd`` and ``dd`` of the rows less these means (``[blocks, n]``, ``[.., m]``), summed over folds."""
         rows, x, d = self.rows.sum(), self.x.sum(0), self.d.sum(0)
         xx = self.xx.sum(0) - _outer(x, mean_x) - _outer(mean_x, x) + rows * _outer(mean_x, mean_x)
         xd = self.xd.sum(0) - _outer(x, mean_d) - _outer(mean_x, d) + rows * _outer(mean_x, mean_d)
@@ -88,60 +88,63 @@ class Moments:
         return xx, xd, dd
 
     def means(self, intercept: bool) -> tuple[Tensor, Tensor]:
-        """Means of X and D, ``[blocks, n]``; zeros where there is no intercept to take them up."""
+        """Means of X and D, ``[blocks, n]`` and ``[blocks, m]``; zeros where there is no intercept to take them up."""
         rows = self.rows.sum().clamp(min=1) if intercept else torch.full_like(self.rows.sum(), torch.inf)
         return self.x.sum(0) / rows, self.d.sum(0) / rows
+
+    def image(self, weight: Tensor, constant: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Mean and variance ``[blocks·m]`` of ``X·weight + constant``: ``[blocks, n, m]`` and ``[blocks·m]``."""
+        whole = Moments(*(value.to(weight.device) for value in vars(self.total()).values()))
+        mean = whole.x[0] / whole.rows.clamp(min=1)
+        covariance = whole.xx[0] / whole.rows.clamp(min=1) - _outer(mean, mean)
+        shift = torch.einsum("bi,bio->bo", mean, weight).flatten() + constant
+        return shift, torch.einsum("bio,bij,bjo->bo", weight, covariance, weight).clamp(min=0).flatten()
 
 
 @dataclass(frozen=True)
 class Solution:
-    """``q [blocks, n, n]`` (input first), ``intercept [blocks·n]`` or None, and what they do.
+    """``delta [blocks, n, m]`` (input first), ``intercept [blocks·m]`` or None, and what they do.
 
-    ``ridge`` is the relative λ (infinite: no mixing, at most an intercept). ``before`` and ``after`` are ``‖D‖²`` and
-    ``‖Y − XQ − c‖²`` over all rows; ``mean`` and ``variance [blocks·n]`` are those of ``XQ + c``.
+    ``ridge`` is the relative λ (infinite: Δ = 0, at most an intercept). ``before`` and ``after`` are ``‖D‖²`` and
+    ``‖D − XΔ − c‖²`` over all rows.
     """
 
-    q: Tensor
+    delta: Tensor
     intercept: Tensor | None
     ridge: float
     before: float
     after: float
-    mean: Tensor
-    variance: Tensor
+
+    @property
+    def q(self) -> Tensor:
+        """``I + Δ``, where X is the student's output and D what it lacks to the target."""
+        return torch.eye(self.delta.shape[-1], dtype=torch.float64) + self.delta
 
 
 def solve(moments: Moments, intercept: bool = True, ridge: float | None = None) -> Solution:
-    """Q and c from the sums; never worse than no change on the rows that were added.
+    """Δ and c from the sums; never worse than no change on the rows that were added.
 
     ``ridge`` is λ relative to the mean of a block's ``XᵀX`` diagonal (about its mean, with an intercept). None
     chooses it, and whether to change anything at all, by the error on each fold after solving on the others; with one
     fold only it is 0.01.
     """
     moments = Moments(*(value.cpu() for value in vars(moments).values()))
-    n = moments.x.shape[-1]
     whole = moments.total()
-    if ridge is None and float(whole.dd):
-        ridge = 0.01 if len(moments.rows) == 1 else _held_out_choice(moments, intercept)
     before = float(whole.dd)
-    identity = torch.eye(n, dtype=torch.float64).expand_as(whole.xx[0]).clone()
-    nothing = Solution(
-        identity, torch.zeros(identity[:, 0].numel()).double() if intercept else None, torch.inf, before, before,
-        *_moments_of_output(whole, identity, torch.zeros_like(whole.x[0])),
-    )  # fmt: skip
+    nothing = torch.zeros_like(whole.xd[0]), torch.zeros_like(whole.d).flatten() if intercept else None
+    if ridge is None and before:
+        ridge = 0.01 if len(moments.rows) == 1 else _held_out_choice(moments, intercept)
     if ridge is None:
-        return nothing
+        return Solution(*nothing, torch.inf, before, before)
     mean_x, mean_d = whole.means(intercept)
     path = _Path(whole, mean_x, mean_d)
     delta = path.delta(ridge)
     told = float((delta.square().sum(-1) * whole.rounding[0]).sum())  # no error can be told that is smaller
     after = max(float(path.errors(whole, torch.tensor([ridge], dtype=torch.float64))), told)
     if not after <= before:
-        return nothing
+        return Solution(*nothing, torch.inf, before, before)
     c = mean_d - torch.einsum("bi,bio->bo", mean_x, delta)
-    return Solution(
-        identity + delta, c.flatten() if intercept else None, ridge, before, after,
-        *_moments_of_output(whole, identity + delta, c),
-    )  # fmt: skip
+    return Solution(delta, c.flatten() if intercept else None, ridge, before, after)
 
 
 def _held_out_choice(moments: Moments, intercept: bool) -> float | None:
@@ -180,7 +183,7 @@ class _Path:
         return torch.where(self.known, 1 / (self.values + ridges.view(-1, 1, 1) * self.unit), 0.0)
 
     def delta(self, ridge: float) -> Tensor:
-        """Q − I, ``[blocks, n, n]``."""
+        """Δ, ``[blocks, n, m]``."""
         return self.vectors @ (self.shrunk(torch.tensor([ridge]).double())[0, ..., None] * self.rotated)
 
     def errors(self, moments: Moments, ridges: Tensor) -> Tensor:
@@ -190,14 +193,6 @@ class _Path:
         linear = (self.rotated * (self.vectors.mT @ xd)).sum(-1)
         w = self.shrunk(ridges)
         return dd + ((torch.einsum("rbi,bij->rbj", w, quadratic) - 2 * linear) * w).sum((1, 2))
-
-
-def _moments_of_output(moments: Moments, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    mean_x = moments.x[0] / moments.rows.sum().clamp(min=1)
-    covariance = moments.xx[0] / moments.rows.sum().clamp(min=1) - _outer(mean_x, mean_x)
-    mean = torch.einsum("bi,bio->bo", mean_x, q) + c
-    variance = torch.einsum("bio,bij,bjo->bo", q, covariance, q)
-    return mean.flatten(), variance.clamp(min=0).flatten()
 
 
 def _about_mean(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

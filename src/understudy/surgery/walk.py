@@ -50,6 +50,7 @@ class Walk:
             }
             self.modules = dict(network.named_modules())
             self.index = {node.name: i for i, node in enumerate(self.nodes)}
+            self.watched: set[str] = set()  # layers whose input stays alive, as `input_of` them, until it is popped
             self._dead: list[list[str]] = [[] for _ in self.nodes]  # what nobody needs after each node
             for i, node in enumerate(self.nodes):
                 self._dead[max((self.index[user.name] for user in node.users), default=i)].append(node.name)
@@ -107,7 +108,11 @@ class Walk:
             elif node.op == "get_attr":
                 live[node.name] = operator.attrgetter(str(node.target))(self._entry)
             elif node.op == "call_module":
-                live[node.name] = self.modules[str(self.name(node))](*args, **kwargs)
+                name = str(self.name(node))
+                if name in self.watched:  # a copy: what runs later may change it in place
+                    seen: Any = (*args, *kwargs.values())[0]
+                    live[input_of(name)] = seen.clone()
+                live[node.name] = self.modules[name](*args, **kwargs)
             elif node.op == "call_method":
                 live[node.name] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
             elif node.op == "call_function":
@@ -165,6 +170,11 @@ class Frontier:
             self.used -= size
             return lives
         return torch.load(self._file(chunk), weights_only=True)
+
+
+def input_of(layer: str) -> str:
+    """Under which name the input of a watched layer lives."""
+    return f"input of {layer}"
 
 
 def _opens(module: nn.Module) -> bool:
