@@ -472,6 +472,7 @@ def test_the_method_follows_from_data_labels_and_kinship():
 
     assert method().method == "kd"
     assert method(samples=500, shrunk=True).method == "fskd"
+    assert method(samples=500, shrunk=True).settings == {"solve": "kernel"}
     assert method(labelled=False, shrunk=True).method == "fskd"
     assert method(shrunk=True).method == "kd"
     assert method(samples=5000).method == "skd"

@@ -105,7 +105,8 @@ def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommend
     if _usual(method):
         return Recommendation(method, dict(teaching), [reason, *reasons], teaching)
     reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
-    return Recommendation(method, {}, [reason, *reasons], teaching)
+    own: dict[str, Any] = {"solve": "kernel"} if method == "fskd" else {}
+    return Recommendation(method, own, [reason, *reasons], teaching)
 
 
 def _usual(method: str) -> TargetSettings | None:
@@ -127,7 +128,7 @@ def _suited(facts: Facts, findings: Mapping[str, Finding]) -> Iterator[tuple[str
     few = facts.samples <= FEW
     if facts.shrunk and (few or not facts.labelled):
         what = f"only {facts.samples} samples" if few else "no labels"
-        yield "fskd", f"fskd: the student was cut out of the teacher and there are {what}; it is solved, not trained."
+        yield "fskd", f"fskd: the student was cut out of the teacher and there are {what}; whole kernels are solved."
     each = facts.samples / facts.classes
     if facts.task == "classification" and facts.labelled and each <= FEW_PER_CLASS:
         yield "skd", f"skd: {_about(each)} a class are few, and features say more of each than logits do."

@@ -4,6 +4,9 @@ The student is a shrunken teacher. For each layer in forward order, a matrix Q b
 least squares so that its outputs match the teacher's on a few samples, and absorbed: no parameter is added, no label is
 read. Unlike the authors' code, which runs both networks from the start for every layer, both are run once: their values
 at the frontier are kept, and a solved Q is applied to what is kept there.
+
+Beyond the paper, ``solve = "kernel"`` seeks what is to be added to the layer's whole kernel, by the same least squares
+on what the kernel sees: a k×k convolution then has k² times as many unknowns an input.
 """
 
 from __future__ import annotations
