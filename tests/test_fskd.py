@@ -16,7 +16,7 @@ from understudy.methods import METHODS, Cast, Transfer, fskd
 from understudy.models import Model, zoo
 from understudy.models.inputs import InputSpec
 from understudy.models.mobilenet import InvertedResidual
-from understudy.surgery import Frontier, Walk, plan_alignment
+from understudy.surgery import Frontier, Walk, alignment, plan_alignment
 from understudy.surgery.absorb import LAYERS
 from understudy.surgery.decouple import decouple
 from understudy.surgery.shrink import shrink
@@ -81,7 +81,7 @@ def test_a_pruned_student_comes_nearer_and_keeps_its_shape(name, kernels):
     found = recover(student, teacher, kept, x, kernels=kernels)
     assert {k: v.shape for k, v in student.state_dict().items()} == before
     assert same(theirs, weights(teacher))
-    # what the frontier says is what the whole network does
+    # what is told is what the whole network does
     assert found["before"] == pytest.approx(first, rel=1e-3)
     assert found["after"] == pytest.approx(distance(student, teacher, x), rel=1e-2, abs=1e-5)
     assert found["after"] < 0.7 * found["before"]
@@ -136,6 +136,73 @@ def test_kernels_of_any_other_values_are_solved_back(name):
         distances.append(distance(student, teacher, images(32, seed=9).double()))
     assert distances[0] > 1e-5
     assert distances[1] < 1e-12
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobile"])
+def test_patches_in_parts_are_the_same(name, monkeypatch):
+    teacher, x = network(name), images(24)
+    student, kept = pruned(teacher)
+    other = copy.deepcopy(student)
+    recover(student, teacher, kept, x, kernels=True, ridge=1e-3)
+    monkeypatch.setattr(alignment, "PATCHES", 3000)
+    recover(other, teacher, kept, x, kernels=True, ridge=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(student(x), other(x), rtol=1e-3, atol=1e-3)
+
+
+class OneNorm(nn.Module):
+    """Two convolutions before one BatchNorm, and a BatchNorm over the tokens behind a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, 2), nn.Conv2d(6, 6, 3, 2)
+        self.norm, self.reads = nn.BatchNorm2d(6), nn.Linear(9, 6)
+        self.tokens, self.head = nn.BatchNorm1d(6), nn.Linear(36, 5)
+
+    def forward(self, x):
+        x = self.norm(self.b(self.norm(self.a(x)).relu())).relu()
+        return self.head(self.tokens(self.reads(x.flatten(2))).relu().flatten(1))
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_norms_that_are_not_a_layers_own_are_left_alone(kernels):
+    torch.manual_seed(0)
+    teacher, x = OneNorm(), images(64)
+    for _ in range(8):
+        teacher.train()(x)
+    student = copy.deepcopy(teacher.eval())
+    with torch.no_grad():
+        for module in student.modules():
+            if isinstance(module, LAYERS):
+                module.weight += 0.5 * module.weight.std() * torch.randn_like(module.weight)
+    points = plan_alignment(*walks(student, teacher), {})
+    assert {point.layer: point.norm for point in points} == dict.fromkeys(["a", "b", "reads", "head"])
+    found = recover(student, teacher, {}, x, kernels=kernels)
+    assert found["after"] == pytest.approx(distance(student, teacher, x), rel=1e-2)
+    assert found["after"] < 0.1 * found["before"]
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("where", ["in", "out"])
+def test_hooks_spoil_nothing(where, kernels):
+    """What is judged is the network as it is: where a hook makes alignment useless, it is undone."""
+    teacher, x = network("vgg8_bn"), images(32)
+    student, kept = pruned(teacher)
+    for layer in student.modules():
+        if isinstance(layer, nn.Conv2d) and where == "in":
+            layer.register_forward_pre_hook(lambda module, args: (2 * args[0] + 1,))
+        elif isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda module, args, output: 3 * output.relu() + 1)
+    found = recover(student, teacher, kept, x, kernels=kernels)
+    assert found["after"] <= found["before"]
+    assert found["after"] == pytest.approx(distance(student, teacher, x), rel=1e-2)
+
+
+def test_a_weight_of_two_layers_is_refused():
+    teacher = network("resnet8")
+    teacher.layer1[0].conv2.weight = teacher.layer1[0].conv1.weight
+    with pytest.raises(UserError, match=r"'layer1.0.conv1' and 'layer1.0.conv2' have one weight"):
+        recover(copy.deepcopy(teacher), teacher, {}, images())
 
 
 def test_layers_too_wide_take_a_matrix(monkeypatch):

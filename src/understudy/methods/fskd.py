@@ -126,9 +126,13 @@ def recover(
 
 
 def _whole(student: Walk, points: list[Point]) -> set[str]:
-    """The layers whose whole kernel can be solved for."""
-    weights: dict[str, Any] = {point.layer: student.modules[point.layer].weight for point in points}
-    return {name for name, weight in weights.items() if weight[0].numel() <= WIDEST}
+    """The layers whose whole kernel can be solved for: those not too wide, and whose input no hook changes."""
+    layers: dict[str, Any] = {point.layer: student.modules[point.layer] for point in points}
+    return {
+        name
+        for name, layer in layers.items()
+        if layer.weight[0].numel() <= WIDEST and not layer._forward_pre_hooks
+    }
 
 
 def _sweep(
@@ -171,11 +175,13 @@ def _sweep(
             for chunk, fold in enumerate(folds):
                 s, t = advanced(chunk, stop, their_stop)
                 missing, whole = point.pair(s, t)
-                x = point.rows(s, kernel)
-                if moments is None:
-                    shape = groups, x.shape[1] // groups, missing.shape[1] // groups
-                    moments = Moments.zeros(max(folds) + 1, *shape, x.device)
-                moments.add(fold, x, missing)
+                done = 0
+                for x in point.rows(s, kernel):
+                    if moments is None:
+                        shape = groups, x.shape[1] // groups, missing.shape[1] // groups
+                        moments = Moments.zeros(max(folds) + 1, *shape, x.device)
+                    moments.add(fold, x, missing[done : done + len(x)])
+                    done += len(x)
                 size += float(torch.linalg.vector_norm(whole, dtype=moments.x.dtype)) ** 2
                 frontier.put(chunk, s, t)
             assert moments is not None
@@ -197,12 +203,14 @@ def _sweep(
 
         before = after = size = 0.0
         for chunk in range(len(folds)):  # those with outputs before come first
-            s, t = advanced(chunk, len(student.nodes), len(teacher.nodes))
+            s, t = frontier.take(chunk)
             if "outputs before" not in s:
                 break
+            teacher.advance(t, theirs, len(teacher.nodes))
             target = _logits(t["output"]).double()
             before += float((s["outputs before"].double() - target).square().sum())
-            after += float((_logits(s["output"]).double() - target).square().sum())
+            # of the network as it now is, which is what the frontier says where its layers do nothing of their own
+            after += float((_logits(student.run(inputs(chunk)[0].clone())).double() - target).square().sum())
             size += float(target.square().sum())
     return _relative(before, size), _relative(after, size), blocks
 

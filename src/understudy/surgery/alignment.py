@@ -9,7 +9,7 @@ the teacher's sum less the student's own shortcut: what went wrong earlier is pu
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ _UNSUPPORTED = (
     nn.MultiheadAttention,
     nn.Bilinear,
 )
+
+
+PATCHES = 2**22  # values of a kernel's unfolded input that are held at once
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,22 @@ class Point:
         y = whole if self.shortcut is None else whole - student[self.shortcut]
         return _rows(y - x, self.dim), _rows(whole, self.dim)
 
-    def rows(self, student: Live, kernel: nn.Module | None) -> Tensor:
-        """``[M, C]``: what is multiplied by what is sought: the student's value, or what its ``kernel`` layer sees."""
+    def rows(self, student: Live, kernel: nn.Module | None) -> Iterator[Tensor]:
+        """``[M, C]``, in parts: what is multiplied by what is sought, the student's value or what ``kernel`` sees."""
         if kernel is None:
-            return _rows(student[self.value], self.dim)
-        return patches(kernel, student[input_of(self.layer)])
+            yield _rows(student[self.value], self.dim)
+            return
+        inputs = student[input_of(self.layer)]
+        weight: Any = kernel.weight
+        each = max(1, student[self.value][0].numel() // len(weight) * weight[0].numel() * blocks_of(kernel))
+        for part in inputs.split(max(1, PATCHES // each)):
+            yield patches(kernel, part)
 
     def change(self, student: Live, kernel: nn.Module | None, delta: Tensor, intercept: Tensor | None) -> None:
         """Give the student's value what it will be: ``rows·Δ + c`` more (``[blocks, n, m]`` and ``[blocks·m]``)."""
-        value, x = student[self.value].movedim(self.dim, -1), self.rows(student, kernel)
-        added = x.unflatten(1, delta.shape[:2]).transpose(0, 1) @ delta.to(x)
-        value = value + added.transpose(0, 1).reshape(value.shape)
+        value = student[self.value].movedim(self.dim, -1)
+        parts = [x.unflatten(1, delta.shape[:2]).transpose(0, 1) @ delta.to(x) for x in self.rows(student, kernel)]
+        value = value + torch.cat(parts, 1).transpose(0, 1).reshape(value.shape)
         if intercept is not None:
             value += intercept.to(value)
         student[self.value] = value.movedim(-1, self.dim)
@@ -163,15 +171,26 @@ def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
                     f"the {walk.who}'s layer {name!r} is called more than once; expected layers with one place in the "
                     "network: teach this one with --method kd."
                 )
+            twin = next((other for _, other, one in found if one.weight is module.weight), None)
+            if twin is not None:
+                raise UserError(
+                    f"the {walk.who}'s layers {twin!r} and {name!r} have one weight; expected a weight for each: teach "
+                    "this network with --method kd."
+                )
             found.append((node, name, module))
     return found
 
 
 def _end(walk: Walk, node: fx.Node) -> tuple[fx.Node, str | None, fx.Node | None]:
     """(the node with a layer's value, its norm's name, the sum that alone uses the value)."""
-    norm = None
+    norm, linear = None, isinstance(walk.module(node), nn.Linear)
     follower = _only_user(node)
-    if follower is not None and fixed(walk.module(follower) or nn.Identity()):
+    if (
+        follower is not None
+        and fixed(walk.module(follower) or nn.Identity())
+        and sum(other.target == follower.target for other in walk.nodes) == 1  # a norm that nothing else uses
+        and not (linear and len(walk.shapes[node.name]) > 2)  # where it would be over another dimension
+    ):
         node, norm = follower, walk.name(follower)
     value = node
     while (user := _only_user(value)) is not None and isinstance(walk.module(user), _PASSES):
