@@ -129,9 +129,7 @@ def _whole(student: Walk, points: list[Point]) -> set[str]:
     """The layers whose whole kernel can be solved for: those not too wide, and whose input no hook changes."""
     layers: dict[str, Any] = {point.layer: student.modules[point.layer] for point in points}
     return {
-        name
-        for name, layer in layers.items()
-        if layer.weight[0].numel() <= WIDEST and not layer._forward_pre_hooks
+        name for name, layer in layers.items() if layer.weight[0].numel() <= WIDEST and not layer._forward_pre_hooks
     }
 
 
