@@ -180,7 +180,7 @@ def _sweep(
                         moments = Moments.zeros(max(folds) + 1, *shape, x.device)
                     moments.add(fold, x, missing[done : done + len(x)])
                     done += len(x)
-                size += float(torch.linalg.vector_norm(whole, dtype=moments.x.dtype)) ** 2
+                size += float(torch.linalg.vector_norm(whole, dtype=torch.float64)) ** 2
                 frontier.put(chunk, s, t)
             assert moments is not None
             _check_finite(moments, size, point)
