@@ -123,10 +123,11 @@ def test_linear(sizes, bias, norm, seed):
     mode=st.sampled_from(["zeros", "reflect", "circular", "replicate"]),
     bias=st.booleans(),
     norm=st.sampled_from([None, "affine", "plain"]),
+    room=st.sampled_from([1, 20, 100, 10**6]),
     seed=st.integers(0, 2**31),
 )
 def test_a_kernel_that_is_added(
-    dims, groups, inputs, outputs, kernel, stride, padding, dilation, mode, bias, norm, seed
+    dims, groups, inputs, outputs, kernel, stride, padding, dilation, mode, bias, norm, room, seed
 ):
     """Patches times weight plus constant is layer and norm; what is added to both is added to their output."""
     generator = torch.Generator().manual_seed(seed)
@@ -148,7 +149,7 @@ def test_a_kernel_that_is_added(
     with torch.no_grad():
         before = after(layer(x)) if after else layer(x)
         weight, constant = folded(layer, after)
-        rows = patches(layer, x).unflatten(1, weight.shape[:2]).transpose(0, 1) @ weight
+        rows = torch.cat(list(patches(layer, x, room))).unflatten(1, weight.shape[:2]).transpose(0, 1) @ weight
         rows = rows.transpose(0, 1).flatten(1) + constant
         torch.testing.assert_close(rows, before.movedim(1, -1).flatten(0, -2), rtol=1e-9, atol=1e-9)
 

@@ -45,7 +45,6 @@ PIXELS = 2**16  # in a chunk: what is computed at once stays small, whatever the
 ENOUGH = 1000  # samples to solve on; fewer are looked at in augmented views as well
 MOST_VIEWS = 8  # of a sample
 JUDGED = 128  # samples whose outputs are compared before and after
-WIDEST = 2400  # weights of an output, beyond which its kernel is not solved for: an eigendecomposition takes a minute
 BUDGET = 256 * 2**20  # bytes of frontier in memory; more lies in temporary files
 
 Inputs = Callable[[int], tuple[Tensor, Tensor]]  # number of a chunk → inputs for the student and for the teacher
@@ -96,15 +95,14 @@ def recover(
     is of, for they are left out in turn to choose the ridge. ``kept`` names the teacher's output channels that the
     student's layers kept. With ``kernels`` whole kernels are sought, where not too wide, rather than matrices behind
     them. Returns ``before`` and ``after``, the relative error ``‖S-T‖²/‖T‖²`` of the student's outputs on the first
-    chunks; the number of ``sweeps``; and ``blocks``, that error of each layer just
-    before and after its own Q is absorbed. A sweep that does not lessen the error of the outputs is undone. Raises
-    `UserError` where the two do not correspond or a value is not finite.
+    chunks; the number of ``sweeps``; and ``blocks``, that error of each layer just before and after it is solved. A
+    sweep that does not lessen the error of the outputs is undone. Raises `UserError` where the two do not correspond
+    or a value is not finite.
     """
     with eval_mode(student, teacher):
         x, y = inputs(0)
         walks = Walk(student, "student", x[:2]), Walk(teacher, "teacher", y[:2])
-        points = plan_alignment(*walks, kept)
-        walks[0].watched = _whole(walks[0], points) if kernels else set()
+        points = plan_alignment(*walks, kept, kernels)
         found: dict[str, Any] = {"sweeps": 0, "blocks": []}
         for sweep in range(sweeps):
             saved = copy.deepcopy(student.state_dict())
@@ -125,14 +123,6 @@ def recover(
     return found
 
 
-def _whole(student: Walk, points: list[Point]) -> set[str]:
-    """The layers whose whole kernel can be solved for: those not too wide, and whose input no hook changes."""
-    layers: dict[str, Any] = {point.layer: student.modules[point.layer] for point in points}
-    return {
-        name for name, layer in layers.items() if layer.weight[0].numel() <= WIDEST and not layer._forward_pre_hooks
-    }
-
-
 def _sweep(
     student: Walk,
     teacher: Walk,
@@ -146,6 +136,7 @@ def _sweep(
     """(error of the outputs before, after, what became of each layer): every layer solved once, in forward order."""
     blocks: list[dict[str, Any]] = []
     mine = theirs = 0  # nodes that each network has run
+    watched = {point.layer for point in points if point.kind == "kernel"}
     with Frontier(budget) as frontier:
         judged = 0
         for chunk in range(len(folds)):
@@ -160,7 +151,7 @@ def _sweep(
             s, t = frontier.take(chunk)
             if change is not None:
                 change(s)
-            student.advance(s, mine, to, s.pop("inputs", None))
+            student.advance(s, mine, to, s.pop("inputs", None), watched)
             teacher.advance(t, theirs, their_to, t.pop("inputs", None))
             return s, t
 
@@ -168,13 +159,12 @@ def _sweep(
             stop, their_stop = point.stop, max(theirs, teacher.index[point.target] + 1)
             layer = student.modules[point.layer]
             norm = student.modules[point.norm] if point.norm else None
-            kernel = layer if point.layer in student.watched else None
             moments, size, groups = None, 0.0, blocks_of(layer)
             for chunk, fold in enumerate(folds):
                 s, t = advanced(chunk, stop, their_stop)
                 missing, whole = point.pair(s, t)
                 done = 0
-                for x in point.rows(s, kernel):
+                for x in point.rows(s, layer):
                     if moments is None:
                         shape = groups, x.shape[1] // groups, missing.shape[1] // groups
                         moments = Moments.zeros(max(folds) + 1, *shape, x.device)
@@ -186,13 +176,13 @@ def _sweep(
             _check_finite(moments, size, point)
             solution = solve(moments, has_intercept(layer, norm), ridge)
             delta, c = solution.delta, solution.intercept
-            if kernel is None:
-                absorb(layer, solution.q, c, norm, moments.image(solution.q, 0 if c is None else c))
-            else:
+            if point.kind == "kernel":
                 weight, constant = folded(layer, norm)
                 weight, constant = weight + delta.to(weight), constant if c is None else constant + c.to(constant)
                 settle(layer, norm, weight, constant, moments.image(weight, constant))
-            change = partial(point.change, kernel=kernel, delta=delta, intercept=c)
+            else:
+                absorb(layer, solution.q, c, norm, moments.image(solution.q, c))
+            change = partial(point.change, layer=layer, delta=delta, intercept=c)
             mine, theirs = stop, their_stop
             errors = {"before": _relative(solution.before, size), "after": _relative(solution.after, size)}
             strength = solution.ridge if math.isfinite(solution.ridge) else None
@@ -207,7 +197,7 @@ def _sweep(
             teacher.advance(t, theirs, len(teacher.nodes))
             target = _logits(t["output"]).double()
             before += float((s["outputs before"].double() - target).square().sum())
-            # of the network as it now is, which is what the frontier says where its layers do nothing of their own
+            # of the network itself: hooks may part it from the frontier
             after += float((_logits(student.run(inputs(chunk)[0].clone())).double() - target).square().sum())
             size += float(target.square().sum())
     return _relative(before, size), _relative(after, size), blocks
@@ -277,9 +267,7 @@ def preview(cast: Cast) -> list[dict[str, Any]]:
     for model in (cast.student, cast.teacher):
         place(model, cast.transfer.device)
     walks = Walk(cast.student.network, "student", x[:2]), Walk(cast.teacher.network, "teacher", y[:2])
-    points = plan_alignment(*walks, cast.student.kept)
-    whole = _whole(walks[0], points) if cast.settings.solve == "kernel" else ()
-    return [point.row() | ({"kind": "kernel"} if point.layer in whole else {}) for point in points]
+    return [point.row() for point in plan_alignment(*walks, cast.student.kept, cast.settings.solve == "kernel")]
 
 
 def plan(cast: Cast) -> list[Phase]:

@@ -8,6 +8,8 @@ carried through it: the norm stays, and so do all names and shapes of the state 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,13 +36,16 @@ def has_intercept(layer: nn.Module, norm: nn.Module | None) -> bool:
     return norm is not None or getattr(layer, "bias", None) is not None
 
 
-def patches(layer: nn.Module, inputs: Tensor) -> Tensor:
+def patches(layer: nn.Module, inputs: Tensor, room: int) -> Iterator[Tensor]:
     """What the layer's weight is multiplied with: rows ``[M, blocks·n]``, a row for each of its outputs' places.
 
     ``inputs`` are a batch as the layer takes it; n is the elements of the weight for one output channel, in its order.
+    Rows come in parts of about ``room`` values.
     """
     if isinstance(layer, nn.Linear):
-        return inputs.flatten(0, -2)
+        rows = inputs.flatten(0, -2)
+        yield from rows.split(max(1, room // rows.shape[1]))
+        return
     assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     dims, pads = len(layer.kernel_size), list[int]()
     reach = [dilation * (size - 1) for size, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
@@ -50,10 +55,14 @@ def patches(layer: nn.Module, inputs: Tensor) -> Tensor:
             pads += [total // 2, total - total // 2]
         else:
             pads += 2 * [layer.padding[dim]]
-    found = F.pad(inputs, pads, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    seen = F.pad(inputs, pads, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     for dim in range(dims):
-        found = found.unfold(2 + dim, reach[dim] + 1, layer.stride[dim])[..., :: layer.dilation[dim]]
-    return found.movedim(1, 1 + dims).flatten(1 + dims).flatten(0, dims)
+        seen = seen.unfold(2 + dim, reach[dim] + 1, layer.stride[dim])[..., :: layer.dilation[dim]]
+    seen = seen.movedim(1, 1 + dims)  # [N, places, C, kernel], a view
+    line = seen[0, 0].numel()
+    for some in seen.split(max(1, room // (line * seen.shape[1]))):
+        for part in some.split(max(1, room // line) if len(some) == 1 else seen.shape[1], dim=1):
+            yield part.flatten(1 + dims).flatten(0, dims)
 
 
 def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:

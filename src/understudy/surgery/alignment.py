@@ -20,6 +20,9 @@ from ..errors import UserError
 from .absorb import LAYERS, blocks_of, fixed, patches
 from .walk import Live, Walk, input_of
 
+WIDEST = 2400  # weights of an output, beyond which its kernel is not solved for: an eigendecomposition takes a minute
+PATCHES = 2**22  # values of a layer's unfolded input that are held at once
+
 _ADDS = (operator.add, operator.iadd, torch.add)
 _PASSES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _UNSUPPORTED = (
@@ -31,13 +34,11 @@ _UNSUPPORTED = (
 )
 
 
-PATCHES = 2**22  # values of a kernel's unfolded input that are held at once
-
-
 @dataclass(frozen=True)
 class Point:
-    """One alignment: Q goes into ``layer`` (and ``norm``) of the student, towards ``teacher``'s ``kept`` channels.
+    """One alignment: ``layer`` (and ``norm``) of the student changes, towards ``teacher``'s ``kept`` channels.
 
+    ``kind`` is "kernel" where its whole kernel is sought, and otherwise what a Q behind it can be.
     ``kept`` None means all of them, in order. ``value`` is the student's node that holds what is aligned; it is known,
     and not yet used, when the student's nodes before ``stop`` have run. ``target`` is the teacher's node, ``shortcut``
     the student's node that it is to be added to. ``dim`` is the dimension of the channels.
@@ -72,21 +73,17 @@ class Point:
         y = whole if self.shortcut is None else whole - student[self.shortcut]
         return _rows(y - x, self.dim), _rows(whole, self.dim)
 
-    def rows(self, student: Live, kernel: nn.Module | None) -> Iterator[Tensor]:
-        """``[M, C]``, in parts: what is multiplied by what is sought, the student's value or what ``kernel`` sees."""
-        if kernel is None:
+    def rows(self, student: Live, layer: nn.Module) -> Iterator[Tensor]:
+        """``[M, C]``, in parts: what is multiplied by what is sought, the student's value or what its kernel sees."""
+        if self.kind == "kernel":
+            yield from patches(layer, student[input_of(self.layer)], PATCHES)
+        else:
             yield _rows(student[self.value], self.dim)
-            return
-        inputs = student[input_of(self.layer)]
-        weight: Any = kernel.weight
-        each = max(1, student[self.value][0].numel() // len(weight) * weight[0].numel() * blocks_of(kernel))
-        for part in inputs.split(max(1, PATCHES // each)):
-            yield patches(kernel, part)
 
-    def change(self, student: Live, kernel: nn.Module | None, delta: Tensor, intercept: Tensor | None) -> None:
+    def change(self, student: Live, layer: nn.Module, delta: Tensor, intercept: Tensor | None) -> None:
         """Give the student's value what it will be: ``rows·Δ + c`` more (``[blocks, n, m]`` and ``[blocks·m]``)."""
         value = student[self.value].movedim(self.dim, -1)
-        parts = [x.unflatten(1, delta.shape[:2]).transpose(0, 1) @ delta.to(x) for x in self.rows(student, kernel)]
+        parts = [x.unflatten(1, delta.shape[:2]).transpose(0, 1) @ delta.to(x) for x in self.rows(student, layer)]
         value = value + torch.cat(parts, 1).transpose(0, 1).reshape(value.shape)
         if intercept is not None:
             value += intercept.to(value)
@@ -94,8 +91,10 @@ class Point:
         student.pop(input_of(self.layer), None)
 
 
-def plan_alignment(student: Walk, teacher: Walk, kept: Mapping[str, Sequence[int]]) -> list[Point]:
-    """The points in the order in which the student runs.
+def plan_alignment(
+    student: Walk, teacher: Walk, kept: Mapping[str, Sequence[int]], kernels: bool = False
+) -> list[Point]:
+    """The points in the order in which the student runs; with ``kernels`` those are sought, of layers not too wide.
 
     ``kept`` names, for layers of the student, the teacher's output channels they kept; without an entry it is all of
     them. Raises `UserError` where the two do not correspond and for layers that cannot take a Q.
@@ -107,14 +106,15 @@ def plan_alignment(student: Walk, teacher: Walk, kept: Mapping[str, Sequence[int
     for node in student.nodes:
         depth[node.name] = 1 + max((depth[other.name] for other in node.all_input_nodes), default=0)
     points = []
-    for node, name, layer in _layers(student):
+    layers = _layers(student)
+    for node, name, layer in layers:
         counterpart = _counterpart(name, ends, teacher)
         if counterpart is None:
             raise UserError(
                 f"the student's layer {name!r} has no layer of that name in the teacher; expected a student made by "
                 "shrinking this teacher: name the teacher it was made from."
             )
-        if _last_in(student, counterpart) != name:
+        if _last_in(layers, counterpart) != name:
             continue  # an inner layer of a decoupled convolution: Q goes into the last one
         value, norm, total = _end(student, node)
         end, _, their_total = ends[counterpart]
@@ -136,9 +136,8 @@ def plan_alignment(student: Walk, teacher: Walk, kept: Mapping[str, Sequence[int
                 f"{list(teacher.shapes[target.name])[1:]}; expected maps of one size: align networks that differ in "
                 "channels only."
             )
-        points.append(
-            Point(name, norm, counterpart, channels, _kind(layer), value.name, stop, target.name, shortcut, dim)
-        )
+        kind = _kind(layer, kernels)
+        points.append(Point(name, norm, counterpart, channels, kind, value.name, stop, target.name, shortcut, dim))
     points.sort(key=lambda point: (point.stop, teacher.index[point.target]))
     order = [teacher.index[point.target] for point in points]
     if not points or order != sorted(order):
@@ -152,6 +151,7 @@ def plan_alignment(student: Walk, teacher: Walk, kept: Mapping[str, Sequence[int
 def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
     """The convolutions and linear layers in the order in which they run, each once."""
     found: list[tuple[fx.Node, str, nn.Module]] = []
+    owners = {f"{name}.{key}": value for name, m in walk.modules.items() for key, value in m._parameters.items()}
     for node in walk.nodes:
         module, name = walk.module(node), walk.name(node)
         if module is None or name is None:
@@ -171,11 +171,10 @@ def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
                     f"the {walk.who}'s layer {name!r} is called more than once; expected layers with one place in the "
                     "network: teach this one with --method kd."
                 )
-            twin = next((other for _, other, one in found if one.weight is module.weight), None)
-            if twin is not None:
+            if other := next((o for o, w in owners.items() if w is module.weight and o != f"{name}.weight"), None):
                 raise UserError(
-                    f"the {walk.who}'s layers {twin!r} and {name!r} have one weight; expected a weight for each: teach "
-                    "this network with --method kd."
+                    f"the {walk.who}'s {other!r} is the weight of its layer {name!r} too; expected a weight for each: "
+                    "teach this network with --method kd."
                 )
             found.append((node, name, module))
     return found
@@ -230,9 +229,9 @@ def _counterpart(name: str, layers: Mapping[str, Any], teacher: Walk) -> str | N
     return None
 
 
-def _last_in(walk: Walk, counterpart: str) -> str:
+def _last_in(layers: Sequence[tuple[fx.Node, str, nn.Module]], counterpart: str) -> str:
     """Of the layers that stand for the counterpart the one that runs last."""
-    parts = [other for _, other, _ in _layers(walk) if other == counterpart or other.startswith(counterpart + ".")]
+    parts = [other for _, other, _ in layers if other == counterpart or other.startswith(counterpart + ".")]
     return parts[-1]
 
 
@@ -258,7 +257,10 @@ def _kept(
     return None if channels == tuple(range(whole)) else channels
 
 
-def _kind(layer: nn.Module) -> str:
+def _kind(layer: nn.Module, kernels: bool) -> str:
+    weight: Any = layer.weight
+    if kernels and weight[0].numel() <= WIDEST:
+        return "kernel"
     if isinstance(layer, nn.Linear):
         return "linear"
     groups, channels = blocks_of(layer), len(layer.weight)  # type: ignore[arg-type]

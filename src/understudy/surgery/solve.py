@@ -4,7 +4,7 @@ Sought are Q and c with ``X·Q + c ≈ Y`` over rows (pixels, tokens) of ``C`` c
 *towards the identity*: ``(XᵀX + λI)·Q = XᵀY + λI``. With ``Q = I + Δ`` and ``D = Y − X`` this is plain ridge
 regression of what is missing, ``(XᵀX + λI)·Δ = XᵀD``, which is how it is computed: a perfect student has D = 0 and
 loses no digit, and where the samples say nothing (dead, constant or dependent channels) Δ is zero. Where a whole kernel
-is sought, X holds what the kernel sees, Δ is what is added to it, and the ridge pulls towards the kernel as it is.
+is sought, X holds the k²·C values the kernel sees, Δ is what is added to it, and the ridge pulls towards no change.
 
 Sums are kept for each fold of the samples, in float64, so that λ is chosen by what Q does to samples it was not
 solved on. One eigendecomposition a fold gives the held-out error for every λ in O(C²): no second look at the data.
@@ -47,6 +47,8 @@ class Moments:
     def zeros(cls, folds: int, blocks: int, n: int, m: int, device: torch.device | str = "cpu") -> Moments:
         """No rows seen yet."""
 
+        folds = min(folds, 2) if n > WIDE else folds  # one that is left out, and the rest
+
         def zero(*shape: int) -> Tensor:
             return torch.zeros(folds, *shape, dtype=torch.float64, device=device)
 
@@ -57,6 +59,7 @@ class Moments:
         """Add rows ``[M, blocks·n]`` of X and ``[M, blocks·m]`` of D."""
         if not len(x):
             return
+        fold = min(fold, len(self.rows) - 1)
         kind = self.x.dtype if self.x.shape[-1] <= NARROW else torch.promote_types(x.dtype, torch.float32)
         x, d = (v.to(kind).unflatten(1, (self.x.shape[1], -1)).transpose(0, 1) for v in (x, d))  # [blocks, M, n or m]
         (mean_x, x, sum_x), (mean_d, d, sum_d) = _about_mean(x), _about_mean(d)
@@ -92,12 +95,13 @@ class Moments:
         rows = self.rows.sum().clamp(min=1) if intercept else torch.full_like(self.rows.sum(), torch.inf)
         return self.x.sum(0) / rows, self.d.sum(0) / rows
 
-    def image(self, weight: Tensor, constant: Tensor | float) -> tuple[Tensor, Tensor]:
+    def image(self, weight: Tensor, constant: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and variance ``[blocks·m]`` of ``X·weight + constant``: ``[blocks, n, m]`` and ``[blocks·m]``."""
-        whole = Moments(*(value.to(weight.device) for value in vars(self.total()).values()))
-        mean = whole.x[0] / whole.rows.clamp(min=1)
-        covariance = whole.xx[0] / whole.rows.clamp(min=1) - _outer(mean, mean)
-        shift = torch.einsum("bi,bio->bo", mean, weight).flatten() + constant
+        rows, weight = self.rows.sum().clamp(min=1), weight.to(self.xx.device)
+        mean = self.x.sum(0) / rows
+        covariance = self.xx.sum(0) / rows - _outer(mean, mean)
+        shift = torch.einsum("bi,bio->bo", mean, weight).flatten()
+        shift = shift if constant is None else shift + constant.to(shift)
         return shift, torch.einsum("bio,bij,bjo->bo", weight, covariance, weight).clamp(min=0).flatten()
 
 
@@ -125,8 +129,8 @@ def solve(moments: Moments, intercept: bool = True, ridge: float | None = None) 
     """Δ and c from the sums; never worse than no change on the rows that were added.
 
     ``ridge`` is λ relative to the mean of a block's ``XᵀX`` diagonal (about its mean, with an intercept). None
-    chooses it, and whether to change anything at all, by the error on each fold after solving on the others; with one
-    fold only it is 0.01.
+    chooses it, and whether to change anything at all, by the error on each fold after solving on the others (of wide
+    blocks on the first alone); with one fold only it is 0.01.
     """
     moments = Moments(*(value.cpu() for value in vars(moments).values()))
     whole = moments.total()

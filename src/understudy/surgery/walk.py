@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import operator
 import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,6 @@ class Walk:
             }
             self.modules = dict(network.named_modules())
             self.index = {node.name: i for i, node in enumerate(self.nodes)}
-            self.watched: set[str] = set()  # layers whose input stays alive, as `input_of` them, until it is popped
             self._dead: list[list[str]] = [[] for _ in self.nodes]  # what nobody needs after each node
             for i, node in enumerate(self.nodes):
                 self._dead[max((self.index[user.name] for user in node.users), default=i)].append(node.name)
@@ -98,8 +99,13 @@ class Walk:
         return None if name is None else self.modules[name]
 
     @torch.no_grad()
-    def advance(self, live: Live, start: int, stop: int, inputs: Tensor | None = None) -> None:
-        """Run the nodes ``[start, stop)``, from and into ``live``; ``inputs`` are needed from the first node on."""
+    def advance(
+        self, live: Live, start: int, stop: int, inputs: Tensor | None = None, watched: Collection[str] = ()
+    ) -> None:
+        """Run the nodes ``[start, stop)``, from and into ``live``; ``inputs`` are needed from the first node on.
+
+        The input of a ``watched`` layer lives on, under the name `input_of` gives it, until it is popped.
+        """
         for i in range(start, stop):
             node = self.nodes[i]
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: live[n.name])  # type: ignore[misc]
@@ -109,10 +115,8 @@ class Walk:
                 live[node.name] = operator.attrgetter(str(node.target))(self._entry)
             elif node.op == "call_module":
                 name = str(self.name(node))
-                if name in self.watched:  # a copy: what runs later may change it in place
-                    seen: Any = (*args, *kwargs.values())[0]
-                    live[input_of(name)] = seen.clone()
-                live[node.name] = self.modules[name](*args, **kwargs)
+                with _watching(self.modules[name], live, name) if name in watched else nullcontext():
+                    live[node.name] = self.modules[name](*args, **kwargs)
             elif node.op == "call_method":
                 live[node.name] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
             elif node.op == "call_function":
@@ -175,6 +179,20 @@ class Frontier:
 def input_of(layer: str) -> str:
     """Under which name the input of a watched layer lives."""
     return f"input of {layer}"
+
+
+@contextmanager
+def _watching(layer: nn.Module, live: Live, name: str) -> Iterator[None]:
+    """Keep what the layer's forward takes, behind any other hook; a copy, as what runs later may change it in place."""
+
+    def watch(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        live[input_of(name)] = (*args, *kwargs.values())[0].clone()
+
+    handle = layer.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _opens(module: nn.Module) -> bool:
