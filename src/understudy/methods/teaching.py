@@ -73,7 +73,7 @@ class TargetSettings(MethodSettings):
         return DEFAULTS[self.target]
 
     def teaches(self) -> bool:
-        """Whether any phase learns by the target, as in methods where it may come after all else."""
+        """Whether any phase learns by the target; it may be an optional last one."""
         return True
 
 
