@@ -83,6 +83,7 @@ ELSEWHERE: dict[str, tuple[str, Any]] = {  # a method for every key that kd does
     "finetune_epochs": ("skd", 2),
     "feature_weight": ("at", 10.0),
     "finetune_lr": ("skd", 0.5),
+    "solve": ("fskd", "kernel"),
     "ridge": ("fskd", 0.1),
     "augmented": ("fskd", 2),
     "sweeps": ("fskd", 2),
