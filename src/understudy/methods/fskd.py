@@ -44,7 +44,7 @@ FOLDS = 4  # parts of the samples, each once left out to choose the ridge
 PIXELS = 2**16  # in a chunk: what is computed at once stays small, whatever the number of samples
 ENOUGH = 1000  # samples to solve on; fewer are looked at in augmented views as well
 MOST_VIEWS = 8  # of a sample
-JUDGED = 128  # samples whose outputs are compared before and after
+JUDGED = 64  # samples whose outputs are compared before and after
 BUDGET = 256 * 2**20  # bytes of frontier in memory; more lies in temporary files
 
 Inputs = Callable[[int], tuple[Tensor, Tensor]]  # number of a chunk → inputs for the student and for the teacher
