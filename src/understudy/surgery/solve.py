@@ -1,4 +1,4 @@
-"""The least squares behind FSKD (arXiv 1812.01839), from sums alone: memory O(C²), whatever the number of samples.
+"""The least squares behind FSKD (arXiv 1812.01839), from sums alone: memory O(n²) for n columns, whatever the samples.
 
 Sought are Q and c with ``X·Q + c ≈ Y`` over rows (pixels, tokens) of ``C`` channels, and a ridge that pulls Q
 *towards the identity*: ``(XᵀX + λI)·Q = XᵀY + λI``. With ``Q = I + Δ`` and ``D = Y − X`` this is plain ridge
@@ -7,7 +7,7 @@ loses no digit, and where the samples say nothing (dead, constant or dependent c
 is sought, X holds the k²·C values the kernel sees, Δ is what is added to it, and the ridge pulls towards no change.
 
 Sums are kept for each fold of the samples, in float64, so that λ is chosen by what Q does to samples it was not
-solved on. One eigendecomposition a fold gives the held-out error for every λ in O(C²): no second look at the data.
+solved on. One eigendecomposition a fold gives the held-out error for every λ in O(n²): no second look at the data.
 Rows that are added together are multiplied in their own precision, about their mean. For float32 that saves a quarter
 of a whole recovery (benchmarks/fskd.py --norm takes 5.4 s, and 7.5 with sums of float64 products), and leaves about
 seven digits of an error; each product is exact to that share of its two channels' sizes, so a direction is trusted
