@@ -72,6 +72,33 @@ def test_a_pruned_network_is_the_original_with_channels_at_zero(name):
         assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+class Ring(nn.Module):
+    """Residual layers over a closed sequence."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.stem = nn.Conv1d(3, 8, 3, padding=1, padding_mode=mode)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv1d(8, 8, 3, padding=1, padding_mode=mode), nn.BatchNorm1d(8), nn.ReLU())
+            for _ in range(3)
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean(-1))
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_padded_sequences_are_pruned(mode):
+    network, example = Ring(mode).double().eval(), torch.randn(2, 3, 16, dtype=torch.float64)
+    shrunk = shrink(network, example, "l1", ratio=0.5)
+    torch.testing.assert_close(shrunk.network(example), masked(network, shrunk.kept)(example), rtol=0, atol=1e-9)
+    assert {m.padding_mode for m in shrunk.network.modules() if isinstance(m, nn.Conv1d)} == {mode}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_layer_has_the_originals_weights_at_what_it_kept(name):
     network, example = made(name)

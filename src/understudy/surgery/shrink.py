@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from ..errors import UserError, told
 from ..modes import eval_mode
@@ -125,6 +126,11 @@ def _check(how: str, ratio: Any, macs: Any) -> None:
 def _trace(network: nn.Module, example: Tensor) -> Any:
     import torch_pruning  # here, as it takes a second to import and only pruning needs it
 
+    # The slices that make a circular padding of a sequence are taken for slices of its channels, without an end.
+    padded: list[Any] = [module for module in network.modules() if isinstance(module, _ConvNd)]
+    modes = [module.padding_mode for module in padded]
+    for module in padded:
+        module.padding_mode = "zeros"  # the sizes are the same
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -134,6 +140,9 @@ def _trace(network: nn.Module, example: Tensor) -> Any:
             f"the dependencies in the {type(network).__name__} cannot be traced ({told(error)}); expected a network "
             "that runs on the example input with gradients: give fitting --data, or use --how decouple."
         ) from error
+    finally:
+        for module, mode in zip(padded, modes, strict=True):
+            module.padding_mode = mode
 
 
 def _groups(graph: Any, network: nn.Module, how: str) -> list[_Group]:
