@@ -383,6 +383,19 @@ def test_the_markdown_table() -> None:
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
 
 
+def test_samples_held_out_have_a_column(tmp_path: Path) -> None:
+    told = study()
+    told["rows"][1]["held_out"] = {"accuracy": {"mean": 0.4444, "interval95": 0.01}}
+    lines = study_markdown(told).splitlines()
+    assert lines[0].startswith("| method | fraction | held out | accuracy |")
+    assert lines[2].startswith("| none | 0.1 | — | 40.00 %")
+    assert lines[3].startswith("| kd | 0.1 | 44.44 % ± 1.00 | 43.21 %")
+    (tmp_path / "study.json").write_text(json.dumps(told))
+    page = Page(write_study_report(tmp_path))
+    assert "44.44 ± 1.00" in page.text
+    assert "Choose settings by" in page.text
+
+
 def test_bad_folders_are_named_in_one_sentence(tmp_path: Path) -> None:
     for write in (write_report, write_run_report):
         for folder in (tmp_path, tmp_path / "missing"):

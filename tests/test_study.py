@@ -8,7 +8,9 @@ import pytest
 import tomli_w
 
 from understudy import study
+from understudy.data import CLEAN, Augment, choose, hold_out, load_data
 from understudy.errors import UserError
+from understudy.models import load_model
 from understudy.study import interval95, load_study, run_study
 
 PLAN = {
@@ -17,7 +19,7 @@ PLAN = {
     "baseline": {"variant": "tuned"},
     "recipe": {
         **{"teacher": "prepared:teacher", "student": "prepared:half", "data": "digits", "samples": 40},
-        **{"image_size": 8, "views": 1},
+        **{"image_size": 8, "views": 1, "validation": 0.2},
     },
     "variants": {"solved": {"method": "fskd"}, "tuned": {"method": "kd", "weight": 1.0, "epochs": 1, "lr": 0.001}},
     "prepare": {
@@ -64,8 +66,21 @@ def test_the_table_holds_what_the_runs_measured(performed):
     assert found["rows"][0]["difference"]["accuracy"]["mean"] == pytest.approx(expected)
     assert found["rows"][1]["difference"] is None
     table = (performed / "study.md").read_text()
-    assert "| before |" in table
+    assert "| before | held out | accuracy |" in table
     assert f"{100 * found['rows'][0]['metrics']['accuracy']['mean']:.2f}" in table
+
+
+def test_the_table_tells_what_students_do_on_samples_held_out_of_training(performed):
+    rows, data = json.loads((performed / "study.json").read_text())["rows"], load_data("digits")
+    values = []
+    for seed in PLAN["seeds"]:
+        chosen = choose(data.train.labels, samples=40, seed=seed, count=len(data.train), each=True)
+        _, held = hold_out(chosen, data.train.labels, 0.2, seed)
+        student = load_model(str(performed / "runs" / f"variant-tuned_seed-{seed}" / "student"))
+        batch = data.train.fetch(held, CLEAN, Augment())
+        values.append(float((student.eval()(batch.inputs).argmax(1) == batch.labels).double().mean()))
+    assert len(held) == 8
+    assert rows[1]["held_out"]["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
 
 
 def test_what_runs_need_is_made_once(performed):

@@ -232,6 +232,8 @@ class Production:
             cast = cast_of(s, self.data, self.runner, teacher, student, self.outline)
             state = self.runner.run(resume, cast)
             after = self._test(self.student, "student after")
+            if held := self._held_out():
+                after[1]["held_out"] = held
         self._check_finite(after[0])
         result = result_of(cast, self.runner, state, *after)
         if self.accelerator.is_main_process:
@@ -340,6 +342,11 @@ class Production:
         progress = self.display.reporter(title)
         share = agreement(network, self.teacher, corpus.train, judges, **how, progress=progress)
         return {"agreement": share}, {"measured_on": {"samples": len(judges), "unseen": unseen}}
+
+    def _held_out(self) -> dict[str, float]:
+        """Metrics of the student on the samples held out of training, by which settings are to be chosen."""
+        held = self.runner.corpus.held
+        return {} if held is None else self.runner.evaluate(self.student, *held, title="held-out samples")[0]
 
 
 def _refuse_shared(student: Model, teacher: Model) -> None:

@@ -351,6 +351,9 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
         if all(Path(result["student"]["spec"]).exists() for result in mine.values()):  # no fresh network
             befores = [result["student"]["before"] for result in mine.values()]
             row["before"] = {name: _spread([before[name] for before in befores]) for name in metrics}
+        if all("held_out" in result["student"] for result in mine.values()):
+            held = [result["student"]["held_out"] for result in mine.values()]
+            row["held_out"] = {name: _spread([each[name] for each in held]) for name in metrics if name in held[0]}
         rows.append(row)
     found = {
         "version": 1,

@@ -55,6 +55,7 @@ def write_study_report(folder: Path) -> Path:
         points=words.is_fraction(metric),
         heads=[words.metric_name(m) + (", %" if words.is_fraction(m) else "") for m in metrics] or ["accuracy"],
         begun=any(row.get("before") for row in rows),
+        judged=any(row.get("held_out") for row in rows),
         rows=[table_row(study, row, metrics) for row in rows],
         strips=strips(study, metric, colours),
         lines=[
@@ -137,6 +138,7 @@ def table_row(study: dict[str, Any], row: dict[str, Any], metrics: list[str]) ->
         "setting": [setting_text(setting.get(column)) for column in study_columns(study)],
         "baseline": baseline,
         "before": with_interval(metric, *estimate(row.get("before"), metric), unit=False),
+        "held_out": with_interval(metric, *estimate(row.get("held_out"), metric), unit=False),
         "value": values[0],
         "others": values[1:],
         "difference": "baseline" if baseline else difference_text(metric, mean, half, unit=False),

@@ -89,25 +89,20 @@ def setting_text(value: Any) -> str:
 
 
 def study_markdown(study: dict[str, Any]) -> str:
-    """The table of a study: settings, the deciding metric before (where students begin trained) and after as mean ±
-    half the 95 % interval, its paired difference to the baseline, the other metrics, runs, wall time, student samples
-    seen and teacher samples forwarded."""
+    """The table of a study: settings, the deciding metric before (where students begin trained), on samples held out of
+    training (where there are some) and on the test set as mean ± half the 95 % interval, its paired difference to the
+    baseline, the other metrics, runs, wall time, student samples seen and teacher samples forwarded."""
     columns, metrics = study_columns(study), study_metrics(study)
     first = metrics[0] if metrics else "accuracy"
-    trained = any(row.get("before") for row in study_rows(study))
-    head = [*columns, *(["before"] if trained else []), *(words.metric_name(m) for m in metrics[:1]), "difference"]
-    head += [
-        *(words.metric_name(m) for m in metrics[1:]),
-        "runs",
-        "time a run",
-        "samples seen",
-        "teacher samples",
-    ]
+    extra = [key for key in ("before", "held_out") if any(row.get(key) for row in study_rows(study))]
+    head = [*columns, *(key.replace("_", " ") for key in extra)]
+    head += [*(words.metric_name(m) for m in metrics[:1]), "difference", *(words.metric_name(m) for m in metrics[1:])]
+    head += ["runs", "time a run", "samples seen", "teacher samples"]
     lines = [head, ["---"] * len(columns) + ["---:"] * (len(head) - len(columns))]
     for row in study_rows(study):
         setting = row.get("setting") or {}
         cells = [setting_text(setting.get(column)) for column in columns]
-        cells += [with_interval(first, *estimate(row.get("before"), first))] if trained else []
+        cells += [with_interval(first, *estimate(row.get(key), first)) for key in extra]
         cells += [with_interval(m, *estimate(row.get("metrics"), m)) for m in metrics[:1]]
         delta = difference_text(first, *estimate(row.get("difference"), first))
         cells.append("baseline" if is_baseline(study, row) else delta)
