@@ -309,7 +309,7 @@ def test_dry_run_prints_the_pairing_and_writes_nothing(teacher, tmp_path, capsys
     assert "target" not in told, "which nothing would read"
     assert dry_run(teacher, "--finetune-epochs", "2", "--target", "topk") == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "target topk, weight 0.9, temperature 4.0, k 10" in told
+    assert "target topk, temperature 4.0, weight 0.9, k 10" in told
     assert not list(tmp_path.iterdir())
 
 

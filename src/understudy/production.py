@@ -19,7 +19,7 @@ from .audition import Memo, refuse_chance_level, refuse_no_logits, warn_if_const
 from .data import Augment, Data, choose, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
-from .methods.teaching import TARGET_KEYS, TargetSettings, resolved
+from .methods.teaching import TargetSettings, resolved
 from .models import Model, check_classes, load_model, output_classes
 from .pictures import segmentation_pictures
 from .recipe import Recipe, size_in_bytes, suited, write_toml
@@ -257,11 +257,10 @@ class Production:
         """What `run` would do: the phases with their settings, and the method's own plan for these networks."""
         plan, own = self.runner.plan, self.cast.settings
         plan.check(self.accelerator.num_processes)
-        settings = own.model_dump(exclude_none=True)
-        if isinstance(own, TargetSettings):
-            settings = {key: value for key, value in settings.items() if key not in TARGET_KEYS}
-            if self.teacher is not None and own.teaches():
-                settings |= {"target": own.target, **resolved(own, self.task.temperature)}
+        idle = own.idle(self.teacher is not None)
+        settings = own.model_dump(exclude=set(idle))
+        if isinstance(own, TargetSettings) and "target" not in idle:
+            settings |= resolved(own, self.task.temperature)
         return {
             "method": self.settings.method,
             "settings": {key: value for key, value in settings.items() if value is not None},

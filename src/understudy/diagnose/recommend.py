@@ -112,7 +112,7 @@ def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommend
 def _usual(method: str) -> TargetSettings | None:
     """The usual settings of the method's term on the teacher's rows, if it has one without being asked to."""
     settings = METHODS[method].settings.model_validate({})
-    return settings if isinstance(settings, TargetSettings) and settings.teaches() else None
+    return settings if isinstance(settings, TargetSettings) and "target" not in settings.idle(True) else None
 
 
 def _method(facts: Facts, findings: Mapping[str, Finding]) -> tuple[str, str]:

@@ -36,7 +36,7 @@ from ..teacher.targets import HOTTEST
 from ..train.phase import Fit, Phase, Solve
 from ..train.precision import place
 from .kd import kd_loss
-from .method import Cast, MethodSettings, refuse_idle
+from .method import Cast, MethodSettings
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,12 @@ class Settings(MethodSettings):
     temperature: float = Field(
         4.0, gt=0, le=HOTTEST, description="T of the fine-tuning: how far both distributions are softened"
     )
+
+    def idle(self, taught: bool) -> dict[str, str]:
+        """The labels' always, those of the fine-tuning where there is none."""
+        found = {"label_smoothing": "fskd reads no label; expected a method that does"}
+        why = "nothing is fine-tuned; expected finetune_steps above 0"
+        return found | ({} if self.finetune_steps else dict.fromkeys(["finetune_lr", "temperature"], why))
 
 
 def recover(
@@ -273,9 +279,6 @@ def preview(cast: Cast) -> list[dict[str, Any]]:
 def plan(cast: Cast) -> list[Phase]:
     """Solve layer by layer; then, if asked for, a few updates on the teacher's logits of the same samples."""
     s = cast.settings
-    refuse_idle(s, ["label_smoothing"], "fskd reads no label; expected a method that does")
-    if not s.finetune_steps:
-        refuse_idle(s, ["finetune_lr", "temperature"], "nothing is fine-tuned; expected finetune_steps above 0")
     if cast.transfer.device.type == "mps":
         raise UserError(
             "fskd needs float64, which mps does not have; expected a cpu or cuda: set ACCELERATE_USE_CPU=1."

@@ -28,7 +28,7 @@ from ..surgery import BRANCHES, Shared, readout, share
 from ..tasks import cross_entropy
 from ..teacher import Source
 from ..train.phase import Fit
-from .method import Cast, refuse_idle
+from .method import Cast
 from .teaching import TARGET_KEYS, TargetSettings, teaching
 
 # The authors average weights and clip gradients; the numbers are for some thousand updates rather than ImageNet.
@@ -59,6 +59,10 @@ class Settings(TargetSettings):
     def defaults(self) -> dict[str, Any]:
         """The target's, but labels and static teacher weigh the same, as in the paper."""
         return {**super().defaults(), "weight": 0.5}
+
+    def idle(self, taught: bool) -> dict[str, str]:
+        """The target's without a static teacher."""
+        return {} if taught else dict.fromkeys(TARGET_KEYS, "there is no static teacher; expected one: --teacher")
 
 
 def gap_loss(student: Tensor, dynamic: Tensor, smoothing: float) -> Tensor:
@@ -93,8 +97,6 @@ def plan(
     and ``read`` takes the student's network out of it: ablations have others.
     """
     s, student = cast.settings, cast.student
-    if cast.teacher is None:
-        refuse_idle(s, TARGET_KEYS, "there is no static teacher; expected one: --teacher")
     term = teaching(s, cast) if cast.teacher is not None else None
     weight = term.weight if term else 0.0
     if weight == 1 and s.gap_weight:

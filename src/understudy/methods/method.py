@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,19 +17,16 @@ from ..tasks import Task
 from ..train.phase import Phase
 
 
-def refuse_idle(settings: BaseModel, keys: Iterable[str], why: str) -> None:
-    """Raise `UserError` for the first of these settings that is not at its default, and so meant to do something."""
-    for key in keys:
-        if (value := getattr(settings, key)) != type(settings).model_fields[key].default:
-            raise UserError(f"{key} = {value!r} would do nothing, as {why}: add that or leave {key} out.")
-
-
 class MethodSettings(BaseModel):
     """Settings of every method. Each key is an option, a recipe key and an argument beside the common ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the labels' own loss")
+
+    def idle(self, taught: bool) -> dict[str, str]:
+        """The settings that would do nothing beside the others, and why; ``taught``: whether there is a teacher."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,21 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Cast:
-    """Who plays: what a method gets to write its plan. ``teacher`` is None only where the method does without one."""
+    """Who plays: what a method gets to write its plan. ``teacher`` is None only where the method does without one.
+
+    Raises `UserError` for a setting that would do nothing and is not at its default, so meant to do something.
+    """
 
     student: Model
     teacher: Any  # a Model, or None
     task: Task
     settings: Any  # an instance of the method's own settings
     transfer: Transfer
+
+    def __post_init__(self) -> None:
+        for key, why in self.settings.idle(self.teacher is not None).items():
+            if (value := getattr(self.settings, key)) != type(self.settings).model_fields[key].default:
+                raise UserError(f"{key} = {value!r} would do nothing, as {why}: add that or leave {key} out.")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..surgery import Stage
 from ..tasks import cross_entropy
 from ..train.phase import Fit, Phase, Solve
 from . import kd
-from .method import Cast, refuse_idle
+from .method import Cast
 from .stages import Apprentice, Staged, StageSettings, accuracy, feature_loss, features, frozen, live, stage
 from .teaching import TARGET_KEYS, TargetSettings
 
@@ -47,22 +47,19 @@ class Settings(StageSettings, TargetSettings):
         None, gt=0, description="peak learning rate of the fine-tuning; default: 0.01 (fskd) or 0.002 (skd)"
     )
 
-    def teaches(self) -> bool:
-        """In the joint fine-tuning only."""
-        return self.finetune_epochs > 0
+    def idle(self, taught: bool) -> dict[str, str]:
+        """The target's without the joint fine-tuning."""
+        why = "skd has no phase that learns by it; expected finetune_epochs above 0"
+        return {} if self.finetune_epochs else dict.fromkeys([*TARGET_KEYS, "finetune_lr"], why)
 
 
 def plan(cast: Cast) -> list[Phase]:
     """A phase for each stage, one for the head, and a joint one if asked for."""
     s, found = cast.settings, stage(cast)
-    if not s.teaches():
-        refuse_idle(
-            s, [*TARGET_KEYS, "finetune_lr"], "skd has no phase that learns by it; expected finetune_epochs above 0"
-        )
     phases: list[Phase] = [Solve("inherit", partial(inherit, cast, found))] if s.inherit else []
     phases += [_stage_phase(cast, found, i) for i in range(len(found.pairs))]
     phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1]))
-    if s.teaches():
+    if s.finetune_epochs:
         joint = kd.plan(cast)[0]
         joint.name, joint.overrides = "finetune", {"epochs": s.finetune_epochs, "lr": s.finetune_lr or 2e-3}
         phases.append(joint)

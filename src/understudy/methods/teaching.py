@@ -72,10 +72,6 @@ class TargetSettings(MethodSettings):
         """What the target's settings are where they are None."""
         return DEFAULTS[self.target]
 
-    def teaches(self) -> bool:
-        """Whether any phase learns by the target; it may be an optional last one."""
-        return True
-
 
 TARGET_KEYS = [key for key in TargetSettings.model_fields if key not in MethodSettings.model_fields]
 
