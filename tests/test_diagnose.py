@@ -332,6 +332,19 @@ def test_heat_is_judged_by_what_it_leaves(data, healthy):
     assert hot.recommendation.settings["temperature"] <= bounds["high"]
 
 
+def test_what_is_left_is_measured_by_what_is_said_at_one(data, healthy):
+    readings = [
+        diagnose(healthy, data, temperature=heat).result["teacher"]["transfer"]["temperatures"] for heat in (0.5, 4)
+    ]
+    assert readings[0][0]["temperature"] == 0.5
+    assert [at["left"] for at in readings[0][1:]] == [at["left"] for at in readings[1]]
+
+
+def test_fewer_samples_than_classes_are_enough(data, healthy):
+    found = diagnose(healthy, data, samples=3)
+    assert found.result["facts"]["samples"] == 3
+
+
 def test_temperature_at_which_mass_and_accuracy_are_equal():
     readings = [
         {"temperature": heat, "truth": mass, "confidence": mass, "left": mass}
@@ -551,7 +564,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, data, healthy):
         ({"temperature": 0.0}, "--temperature"),
         ({"weight": 1.5}, "--weight"),
         ({"seed": -1}, "--seed"),
-        ({"samples": 3}, "samples 3"),
+        ({"samples": 10**6}, "samples 1000000"),
         ({"precision": "fp8"}, "fp8"),
     ],
 )

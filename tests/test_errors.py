@@ -277,7 +277,7 @@ CASES: dict[str, tuple[str, str]] = {
         "evaluate --model {i}/teacher/student --data images:{i}/two-classes",
         r"has 10 outputs but the data has 2 classes",
     ),
-    "report on nothing": ("report {i}/empty", r"/empty holds neither a run .*nor a study .*--out"),
+    "report on nothing": ("report {i}/empty", r"/empty holds no run .*, study, diagnosis or export.*--out"),
     "report on a missing folder": ("report {i}/nowhere", r"/nowhere"),
     "study missing": (f"study {{i}}/nowhere.toml {OUT}", r"nowhere.toml' does not exist"),
     "study key": (f"study {{i}}/study-key.toml {OUT}", r"study key 'nmae' is unknown; expected 'name'"),

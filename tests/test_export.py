@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from understudy import load_model
 from understudy.errors import UserError
 from understudy.exporting import export
-from understudy.models import Model
+from understudy.models import Model, count_macs
 from understudy.models.inputs import InputSpec
+from understudy.shrinking import shrink
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,51 @@ def test_int8_stays_close_and_loads_again(folder, tmp_path):
     with torch.no_grad():
         ours = load_model(folder)(raw)
     assert (program.module()(raw) - ours).abs().max() < 0.1 * ours.abs().max()
+
+
+def test_the_size_is_that_of_the_images_as_a_run_sees_them(tmp_path):
+    pytest.importorskip("onnxruntime")
+    for number in range(12):
+        place = tmp_path / "photos" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(place / f"{number}.png")
+    data = f"images:{tmp_path / 'photos'}"
+    given = load_model("zoo:cnn_tiny?channels=3", num_classes=2).train()
+    found = export(given, to="onnx", data=data, image_size=12, out=tmp_path / "out")
+    assert found["input"]["shape"] == ["batch", 3, 12, 12]
+    assert given.training, "the caller's own network stays as it is"
+    shrunk = shrink(given, ratio=0.5, data=data, image_size=12, out=tmp_path / "half")
+    macs = json.loads((tmp_path / "half" / "shrink.json").read_text())["after"]["macs"]
+    assert macs == count_macs(shrunk, raw(12)) > count_macs(shrunk, raw(8))
+    with pytest.raises(UserError, match="image_size = 12 is given without data"):
+        export(given, to="onnx", image_size=12, out=tmp_path / "none")
+
+
+def raw(side):
+    return torch.zeros(1, 3, side, side, dtype=torch.uint8)
+
+
+def test_only_what_the_command_made_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr("understudy.exporting._require", lambda *_: None)
+    (tmp_path / "model.onnx").write_text("mine")
+    with pytest.raises(UserError, match=r"would replace 'model.onnx' .* no export.json beside it"):
+        export("zoo:cnn_tiny", to="onnx", data="digits", out=tmp_path, overwrite=True)
+    model = load_model("zoo:cnn_tiny", num_classes=10)
+    model.save(tmp_path / "teacher")
+    with pytest.raises(UserError, match=r"would replace 'config.json' .* no shrink.json beside it"):
+        shrink("zoo:cnn_tiny", ratio=0.5, data="digits", out=tmp_path / "teacher", overwrite=True)
+    for _ in range(2):
+        shrink("zoo:cnn_tiny", ratio=0.5, data="digits", out=tmp_path / "half", overwrite=True)
+
+
+def test_a_file_that_computes_something_else_replaces_nothing(folder, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    export(folder, to="onnx", data="digits", out=tmp_path / "out")
+    before = {item.name: item.read_bytes() for item in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr("understudy.exporting._difference", lambda *_: 0.5)
+    with pytest.raises(UserError, match=r"differ by 5.0e-01"):
+        export(folder, to="onnx", data="digits", out=tmp_path / "out", overwrite=True)
+    assert {item.name: item.read_bytes() for item in (tmp_path / "out").iterdir()} == before
 
 
 @pytest.mark.parametrize(

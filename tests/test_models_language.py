@@ -186,6 +186,8 @@ def test_a_fresh_student_of_the_same_family(tmp_path) -> None:
     model = load_model(f"{spec}?pretrained=false&n_embd=4", data=data)
     check_classes(model, data)
     assert model.network.model.config.n_embd == 4
+    tokenizer(tmp_path / "gpt2", {**VOCABULARY, "one": 3, "two": 2})  # whose words fresh weights do not know
+    check_classes(load_model(f"{spec}?pretrained=false&n_embd=4", data=data), data)
     with pytest.raises(UserError, match=r"n_embd=4, which needs fresh weights; add pretrained=false"):
         load_model(f"{spec}?n_embd=4", data=data)
     with pytest.raises(UserError, match=r"has no setting 'n_embed'"):

@@ -117,6 +117,8 @@ def command(*arguments: str) -> int:
         (["phases.kd.epochs=5", "phases.kd.lr=1e-3"], {"phases": {"kd": {"epochs": 5, "lr": 1e-3}}}),
         (["phases={kd = {epochs = 5}}", "phases.kd.lr=1"], {"phases": {"kd": {"epochs": 5, "lr": 1}}}),
         (["lr=1", "lr=2"], {"lr": 2}),
+        (['variants."kd, T 0.5".lr=1', "variants.a b.lr=2"], {"variants": {"kd, T 0.5": {"lr": 1}, "a b": {"lr": 2}}}),
+        (["data=2024-01-01"], {"data": "2024-01-01"}),
     ],
 )
 def test_parse_sets(assignments, expected):

@@ -11,7 +11,7 @@ import pytest
 
 from understudy.errors import UserError
 from understudy.report import study_markdown, write_report, write_run_report, write_study_report
-from understudy.report.charts import label_place
+from understudy.report.charts import label_place, linear_axis
 
 RECIPE = 'method = "kd"\ndata = "parquet:/data/birds"\nstudent = "zoo:resnet20"\nseed = 3\n# <b>bold</b>\n'
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -381,6 +381,23 @@ def test_the_markdown_table() -> None:
     assert "| +3.21 ± 0.80 points |" in lines[3]
     assert lines[6].startswith("| a\\|b |")
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 2e-4], ["0", "5e−5", "1.0e−4", "1.5e−4", "2.0e−4"]),
+        ([0, 150_000], ["0", "50000", "1.0e5", "1.5e5"]),
+        ([0, 1], ["0", "0.5", "1.0"]),
+        ([-0.3, 0.3], ["−0.4", "−0.2", "0", "0.2", "0.4"]),
+    ],
+)
+def test_labels_of_an_axis_tell_its_ticks_apart(values, expected) -> None:
+    scale, ticks = linear_axis(values)
+    assert [text for _, text in ticks] == expected
+    for value, text in ticks:
+        assert float(text.replace("−", "-")) == pytest.approx(value, abs=1e-12)
+    assert scale.low == ticks[0][0]
 
 
 def test_samples_held_out_have_a_column(tmp_path: Path) -> None:

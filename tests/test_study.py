@@ -172,7 +172,10 @@ def test_overwrite_makes_everything_anew(performed, tmp_path, monkeypatch):
     [
         ({"prepare": {}}, r"names prepared:\w+, which is not made"),
         ({"prepare": {**PLAN["prepare"], "half": {"command": "export"}}}, "command 'export'; expected one of"),
+        ({"prepare": {**PLAN["prepare"], "half": {"command": "shrink", "rato": 0.5}}}, "key 'rato'; expected 'ratio'"),
+        ({"prepare": {**PLAN["prepare"], "half": {"command": "train", "epohcs": 5}}}, r"prepare\.half: .*'epohcs'"),
         ({"grid": {"sampels": [1]}}, "'sampels' is unknown"),
+        ({"grid": {"lr": [1, 1.0]}}, "two runs named"),
         ({"grid": {"samples": []}}, "grid.samples is empty"),
         ({"grid": {"seed": [1]}}, r"seeds = \[…\]"),
         ({"baseline": {"variant": "other"}}, "is no row of the study"),
@@ -195,6 +198,31 @@ def test_cases_vary_several_settings_together(tmp_path):
     assert [plan.recipe_of(row, 0)["samples"] for row in plan.settings()] == [40, 40, 20, 20]
     with pytest.raises(UserError, match=r"expected it as \[cases.NAME\]"):
         load_study(write(tmp_path / "s.toml", grid={"case": ["easy"]}))
+
+
+def test_a_baseline_is_its_row_however_its_number_is_written(tmp_path):
+    grid, baseline = {"weight": [0.0, 1.0]}, {"weight": 1}
+    plan = load_study(write(tmp_path / "study.toml", grid=grid, baseline=baseline, variants={}))
+    runs = []
+    for setting, seed in plan.planned():
+        folder = tmp_path / "runs" / f"{setting['weight']}-{seed}"
+        folder.mkdir(parents=True)
+        student = {"spec": "zoo:mlp", "before": {}, "metrics": {"accuracy": 0.5 + 0.1 * setting["weight"]}}
+        result = {"student": student, "seconds": 1, "student_samples_seen": 1, "teacher_samples_forwarded": 1}
+        (folder / "result.json").write_text(json.dumps({**result, "environment": {}}))
+        out = str(folder.relative_to(tmp_path))
+        runs.append({"setting": setting, "seed": seed, "out": out, "status": "done"})
+    rows = study._summarise(plan, runs, tmp_path)["rows"]
+    assert rows[0]["difference"]["accuracy"]["mean"] == pytest.approx(-0.1)
+    assert rows[1]["difference"] is None
+
+
+def test_options_of_shrink_in_a_table(tmp_path, monkeypatch):
+    step = {"command": "shrink", "model": "zoo:mlp", "ratio": {"fc1": 0.5, "fc2": 0.25}, "layers": ["fc1", "fc2"]}
+    called = []
+    monkeypatch.setattr(study, "_call", lambda arguments, log: called.extend(arguments) or "")
+    study._prepare("half", step, tmp_path)
+    assert called[:4] == ["shrink", "--model=zoo:mlp", "--ratio=fc1=0.5,fc2=0.25", "--layers=fc1,fc2"]
 
 
 def test_what_cannot_be_prepared_is_told_in_its_own_words(tmp_path, monkeypatch):

@@ -182,11 +182,12 @@ def test_an_export_is_shown_beside_those_it_comes_from(tmp_path):
 
     teacher = model()
     teacher.save(tmp_path / "teacher")
-    (tmp_path / "run").mkdir()
+    teacher.save(tmp_path / "run" / "student")
     cast = {"teacher": {"spec": "os:getcwd", "params": 7, "macs": 9}, "student": {"spec": "zoo:cnn_tiny"}}
     (tmp_path / "run" / "result.json").write_text(json.dumps(cast))
     raw = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     found = _forerunners(tmp_path / "run" / "student", raw, None)
+    assert found == _forerunners(tmp_path / "run", raw, None), "which names the same model"
     assert found == [
         {"role": "teacher", "spec": "os:getcwd", "params": 7, "macs": 9, "metrics": {}, "latency": None}
     ], "a result names no function to call"

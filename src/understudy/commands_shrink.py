@@ -36,6 +36,7 @@ def shrink_command(
     layers: Annotated[str | None, typer.Option(help="only these: names or patterns, separated by commas")] = None,
     rank: Annotated[int | None, typer.Option(help="decouple: pairs in the place of a convolution")] = None,
     data: Annotated[str | None, typer.Option(help="data spec, for the image size and the accuracy")] = None,
+    image_size: Annotated[int | None, typer.Option(help="side its images are brought to, as in distill")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the shrunk model")] = None,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sizes and write nothing")] = False,
@@ -44,7 +45,7 @@ def shrink_command(
     from .shrinking import shrink
 
     chosen = None if layers is None else [name.strip() for name in layers.split(",")]
-    options = {"ratio": parse_ratio(ratio), "macs": macs, "layers": chosen, "rank": rank}
+    options = {"ratio": parse_ratio(ratio), "macs": macs, "layers": chosen, "rank": rank, "image_size": image_size}
     shrink(model, how=how, **options, data=data, out=out, overwrite=overwrite, dry_run=dry_run)  # type: ignore[arg-type]
 
 
@@ -53,6 +54,7 @@ def export_command(
     to: Annotated[str, typer.Option(help="onnx or int8")],
     out: Annotated[Path, typer.Option(help="folder of the exported file")],
     data: Annotated[str | None, typer.Option(help="data spec: calibrates int8, and tells the accuracy")] = None,
+    image_size: Annotated[int | None, typer.Option(help="side its images are brought to, as in distill")] = None,
     samples: Annotated[int, typer.Option(help="int8: images to calibrate on")] = 200,
     seed: Annotated[int, typer.Option(help="which images these are")] = 0,
     compiled: Annotated[bool, typer.Option("--compiled", help="int8: also compile and time it")] = False,
@@ -61,4 +63,5 @@ def export_command(
     """Write a model as ONNX or int8, checked against the model itself."""
     from .exporting import export
 
-    export(model, to=to, out=out, data=data, samples=samples, seed=seed, compiled=compiled, overwrite=overwrite)
+    options = {"image_size": image_size, "samples": samples, "seed": seed, "compiled": compiled}
+    export(model, to=to, out=out, data=data, overwrite=overwrite, **options)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ the file, so nobody can forget it.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import logging
@@ -21,23 +22,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .data import CLEAN, Augment, batches, choose, load_data
+from .data import CLEAN, Augment, batches, choose
 from .data.spec import Data
 from .errors import UserError, told
 from .models import Model, count_macs, count_parameters, load_model
+from .models.storage import locate
 from .report import write_export_report
 from .runfolder import check_out, write_json
-from .shrinking import example_of
+from .shrinking import example_of, open_for
 from .tasks import TASKS
 from .train.evaluate import evaluate as run_evaluation
 
 KINDS = {"onnx": "model.onnx", "int8": "model_int8.pt2"}
 EXTRAS = {"onnx": (("onnx", "onnxscript", "onnxruntime"), "onnx"), "int8": (("torchao",), "quantize")}
+RECORD = "export.json"
 SAME = 1e-3  # the largest difference of an ONNX output, as a share of the largest output
 BATCH = 64  # images at once, for calibration and latency
 
@@ -50,6 +54,7 @@ def export(
     to: str,
     out: str | Path,
     data: Any = None,
+    image_size: int | None = None,
     samples: int = 200,
     seed: int = 0,
     compiled: bool = False,
@@ -57,8 +62,9 @@ def export(
 ) -> dict[str, Any]:
     """Write the model to the folder ``out`` as ``to`` ("onnx" or "int8"), and return what ``export.json`` there holds.
 
-    ``data`` is needed for "int8", which is calibrated on ``samples`` training images (chosen by ``seed`` as in a run
-    with so many; their labels are not used), and gives both kinds their accuracy before and after. ``compiled`` also
+    ``data`` is needed for "int8", which is calibrated on ``samples`` training images (chosen by ``seed`` as for `fskd`:
+    their labels are not used), and gives both kinds their accuracy before and after, on images brought to
+    ``image_size`` as in a run with it. ``compiled`` also
     compiles the int8 program and times it, which takes a C++ compiler and a minute. `export.json`: sizes in bytes, the
     largest difference of outputs as a share of the largest output, seconds an image, metrics as fractions, and under
     ``networks`` the same of the teacher and of the student before, where a run made the model; `report.html` shows
@@ -73,28 +79,36 @@ def export(
     if to == "int8" and data is None:
         raise UserError("export to int8 got no data; expected a few images to calibrate on: give --data.")
     out = Path(out)
-    check_out(out, resume=None, overwrite=overwrite, proof="export.json")
-    opened = None if data is None else load_data(data)
-    original = load_model(model, data=opened).cpu().eval()
+    check_out(out, resume=None, overwrite=overwrite, proof=RECORD, replaced=[KINDS[to], "report.html"])
+    opened = open_for(data, image_size)
+    original = copy.deepcopy(load_model(model, data=opened)).cpu().eval()
     raw = example_of(original, opened)
     out.mkdir(parents=True, exist_ok=True)
-    file = out / KINDS[to]
     inputs = [torch.randint(0, 256, (count, *raw.shape[1:]), dtype=torch.uint8) for count in (1, 2, 5)]
     if opened is not None:
         inputs += list(_images(opened, min(samples, 32), seed))[:1]
-    with _quietly():
-        if to == "onnx":
-            exported: nn.Module = _onnx(original, raw, file)
-        else:
-            assert opened is not None
-            exported = _int8(original, raw, _images(opened, samples, seed), file)
+    with TemporaryDirectory(prefix=".export-", dir=out) as work:  # what is there stays until the new file is checked
+        file = Path(work) / KINDS[to]
+        with _quietly():
+            if to == "onnx":
+                exported: nn.Module = _onnx(original, raw, file)
+            else:
+                assert opened is not None
+                exported = _int8(original, raw, _images(opened, samples, seed), file)
+        difference = _difference(original, exported, inputs)
+        if to == "onnx" and not difference <= SAME:
+            raise UserError(
+                f"the ONNX file gives outputs that differ by {difference:.1e} of the largest; expected at most "
+                f"{SAME:g}: the network has an operation that ONNX computes otherwise, so export another."
+            )
+        file = file.replace(out / file.name)
     result: dict[str, Any] = {
         "version": 1,
         "to": to,
         "file": file.name,
         "input": {"dtype": "uint8", "shape": ["batch", *raw.shape[1:]]},
         "bytes": {"float": 4 * count_parameters(original.network), "exported": file.stat().st_size},
-        "difference": _difference(original, exported, inputs),
+        "difference": difference,
         "samples": samples if to == "int8" else None,
         "metrics": {"float": _metrics(original, opened), "exported": _metrics(exported, opened)},
     }
@@ -105,12 +119,6 @@ def export(
     result["latency"] = {"float": times[id(original)], "exported": times[id(exported)]}
     if compiled and to == "int8":
         result["latency"]["compiled"] = _compiled_latency(exported, raw)
-    if to == "onnx" and not result["difference"] <= SAME:
-        file.unlink()
-        raise UserError(
-            f"the ONNX file gives outputs that differ by {result['difference']:.1e} of the largest; expected at most "
-            f"{SAME:g}: the network has an operation that ONNX computes otherwise, so export another."
-        )
     sizes, last = _figures(original, raw), {"role": to, **_part(result, "exported")}
     if result["latency"].get("compiled"):
         last |= {"role": f"{to}, compiled", "latency": result["latency"]["compiled"]}
@@ -119,7 +127,7 @@ def export(
         {"role": "student", "spec": _named(model), **sizes, **_part(result, "float")},
         {"spec": file.name, **sizes, "bytes": result["bytes"]["exported"], **last},
     ]
-    write_json(out / "export.json", result)
+    write_json(out / RECORD, result)
     write_export_report(out)
     logger.info("%s", _line(result, file))
     return result
@@ -148,8 +156,8 @@ def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, A
     if not isinstance(model, str | Path):
         return []
     try:
-        cast = json.loads((Path(model).parent / "result.json").read_text())
-    except (OSError, ValueError):
+        cast = json.loads((locate(Path(model)).parent / "result.json").read_text())
+    except (OSError, ValueError, UserError):  # no folder, or not a run's
         return []
     rows = []
     for role, part in (("teacher", "teacher"), ("before", "student")):
@@ -279,8 +287,7 @@ def _drop_unused(program: Any) -> None:
 def _images(data: Data, samples: int, seed: int) -> Iterator[Tensor]:
     """Raw training images on the CPU in batches, clean views."""
     train, count = data.train, min(samples, len(data.train))
-    labels = train.labels if count >= max(1, len(data.classes)) else None  # too few to have one of each class
-    positions = choose(labels, samples=count, seed=seed, count=len(train))
+    positions = choose(None, samples=count, seed=seed, count=len(train))
     for batch in batches(train, list(positions.split(BATCH)), CLEAN, Augment()):
         yield batch.inputs.cpu().contiguous()
 

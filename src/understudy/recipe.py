@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from datetime import date, time
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -78,7 +79,8 @@ class Recipe(FitSettings):
     image_size: int | None = Field(
         None,
         ge=4,
-        description="side images are brought to (the shorter one, for segmentation); default: their own up to 64",
+        description="side images are brought to (the shorter one, for segmentation); default: their own "
+        "where all are alike and at most 64, else 224; masks keep theirs",
     )
     memory_limit: Size = Field("4GiB", description="decoded images above it are streamed from disk")
     workers: int = Field(2, ge=0, description="processes that decode streamed images")
@@ -204,18 +206,35 @@ def parse_sets(assignments: list[str]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise UserError(f"--set {assignment!r} has no key and value; expected KEY=VALUE, such as --set lr=0.05.")
-        try:
-            value = tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        *parents, last = key.strip().split(".")
+        *parents, last = _path(key)
         table = found
         for parent in parents:
             table = table.setdefault(parent, {})
             if not isinstance(table, dict):
                 raise UserError(f"--set {assignment!r} contradicts another --set; expected one value for each key.")
-        table[last] = value
+        table[last] = _value(text)
     return found
+
+
+def _path(key: str) -> list[str]:
+    """The parts of a dotted key, of which some may be quoted as in TOML: ``variants."kd, slow".lr``."""
+    try:
+        table: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return key.strip().split(".")
+    path: list[str] = []
+    while isinstance(table, dict):
+        ((name, table),) = table.items()
+        path.append(name)
+    return path
+
+
+def _value(text: str) -> Any:
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return text if isinstance(value, date | time) else value  # a folder may be called by a day
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

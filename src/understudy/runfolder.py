@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_out(
-    out: Path, *, resume: bool | None, overwrite: bool, mark: str = "recipe.toml", proof: str = PROOF
+    out: Path,
+    *,
+    resume: bool | None,
+    overwrite: bool,
+    mark: str = "recipe.toml",
+    proof: str = PROOF,
+    replaced: Sequence[str] = OURS,
 ) -> None:
     """Refuse a folder that holds something, cannot be written, or is no run to resume. Leaves nothing behind.
 
-    ``mark`` is the file of a folder that can be resumed, ``proof`` that of one that may be overwritten.
+    ``mark`` is the file of a folder that can be resumed, ``proof`` that of one in which the files ``replaced`` may be.
     ``resume`` is None where there is nothing to resume, as the work takes seconds.
     """
     if resume and overwrite:
@@ -62,11 +68,11 @@ def check_out(
     if resume and (out / mark).exists():
         return
     if overwrite:
-        foreign = [name for name in OURS if (out / name).exists()]
+        foreign = [name for name in replaced if (out / name).exists()]
         if foreign and not (out / proof).exists():
             raise UserError(
-                f"--overwrite would replace {foreign[0]!r} in {str(out)!r}, which is no run's as there is no "
-                f"{proof} beside it; expected a run's folder: name another, or move that away."
+                f"--overwrite would replace {foreign[0]!r} in {str(out)!r}, which this command did not make as there "
+                f"is no {proof} beside it; expected a folder that it made: name another, or move that away."
             )
         return
     if resume:

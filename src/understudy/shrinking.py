@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,12 @@ from .errors import UserError
 from .models import Model, check_classes, count_macs, count_parameters, load_model
 from .models import sources as model_sources
 from .models.model import saved_source
-from .runfolder import check_out, write_json
+from .runfolder import MODEL_FILES, check_out, write_json
 from .surgery import compose, decouple, rebuild
 from .surgery import shrink as prune
 
 HOWS = ("l1", "slim", "decouple")
+RECORD = "shrink.json"
 CLOSE = 1e-4  # of the largest logit: how far a network rebuilt from its folder may be off
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ def shrink(
     layers: Sequence[str] | None = None,
     rank: int | None = None,
     data: Any = None,
+    image_size: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -48,15 +51,15 @@ def shrink(
     change to some. The model stays as it is; the result is a `Model` whose `kept` names, for each layer, the channels
     it still has of the network that was first shrunk (of a model shrunk twice: of the first).
 
-    ``data`` gives a network that takes images of any size the size to count at, and the accuracy before and after; its
-    labels are used for nothing else. With ``dry_run`` nothing is written. Raises `UserError` for bad input, before
-    anything is written.
+    ``data`` gives a network that takes images of any size the size to count at (brought to ``image_size`` as in a run
+    with it), and the accuracy before and after; its labels are used for nothing else. With ``dry_run`` nothing is
+    written. Raises `UserError` for bad input, before anything is written.
     """
     _check_options(how, ratio, rank, out, dry_run)
     if out is not None and not dry_run:
-        check_out(Path(out), resume=None, overwrite=overwrite, proof="config.json")
-    opened = None if data is None else load_data(data)
-    original = load_model(model, data=opened)
+        check_out(Path(out), resume=None, overwrite=overwrite, proof=RECORD, replaced=MODEL_FILES)
+    opened = open_for(data, image_size)
+    original = copy.deepcopy(load_model(model, data=opened))  # it may be the caller's own
     raw = example_of(original, opened)
     prepared = original.input(raw)
     if how == "decouple":
@@ -81,10 +84,18 @@ def shrink(
     for line in _lines(record):
         logger.info("%s", line)
     if out is not None and not dry_run:
-        shrunk.save(out, overwrite=overwrite)
-        write_json(Path(out) / "shrink.json", record)
+        Path(out).mkdir(parents=True, exist_ok=True)
+        write_json(Path(out) / RECORD, record)  # first: what lies beside it may be made anew
+        shrunk.save(out, overwrite=True)
         logger.info("the shrunk model is in %s", out)
     return shrunk
+
+
+def open_for(data: Any, image_size: int | None) -> Data | None:
+    """The data that a network is shrunk or exported with, if any."""
+    if data is None and image_size is not None:
+        raise UserError(f"image_size = {image_size} is given without data; expected both: add --data.")
+    return None if data is None else load_data(data, image_size=image_size)
 
 
 def example_of(model: Model, data: Data | None, count: int = 2) -> Tensor:

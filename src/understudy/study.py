@@ -25,6 +25,7 @@ Recipes, and tables of ``prepare`` further down, name the model that it makes as
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
@@ -47,7 +48,9 @@ from scipy.stats import t as student_t
 from .errors import UserError, told
 from .recipe import make_recipe, merge, nearest_key, read_toml, write_toml
 from .report import common_teacher, study_markdown, write_study_report
+from .report.table import say
 from .runfolder import MODEL_FILES, check_out, clear, held, write_json
+from .shrinking import shrink
 from .train.progress import Display
 
 PREPARED = "prepared:"
@@ -115,6 +118,7 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
             raise UserError(
                 f"prepare.{name} has the command {step.get('command')!r}; expected one of {', '.join(PREPARING)}."
             )
+        _check_step(name, {key: value for key, value in step.items() if key != "command"}, step["command"])
     for name in _prepared_in([study.recipe, study.grid, study.cases, study.variants, study.prepare]):
         if name not in study.prepare:
             raise UserError(f"the study names prepared:{name}, which is not made; expected a table [prepare.{name}].")
@@ -128,7 +132,9 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
     for setting in rows:
         make_recipe(study.recipe_of(setting, 0))
     runs = [_slug(*run) for run in study.planned()]
-    if twice := [name for name in runs if runs.count(name) > 1]:
+    twice = [name for name in runs if runs.count(name) > 1]
+    twice += [say(row) for n, row in enumerate(rows) if rows.index(row) < n]  # 4 and 4.0
+    if twice:
         raise UserError(f"the study has two runs named {twice[0]!r}; expected different ones: remove or rename one.")
     unknown = [k for k in study.baseline if rows and k not in rows[0]]
     if unknown:
@@ -136,6 +142,20 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
     if study.baseline and not any(study.baseline.items() <= row.items() for row in rows):
         raise UserError(f"the baseline {study.baseline} is no row of the study; expected values that the grid has.")
     return study
+
+
+def _check_step(name: str, options: Mapping[str, Any], command: str) -> None:
+    """Raise for options that a table of ``prepare`` cannot have."""
+    if command == "shrink":
+        known = set(inspect.signature(shrink).parameters) - {"out", "overwrite", "dry_run"}
+        if unknown := set(options) - known:
+            key = min(unknown)
+            raise UserError(f"prepare.{name} has the key {key!r}; expected {nearest_key(key, known)}.")
+        return
+    try:
+        make_recipe({**options, "method": "none"} if command == "train" else options)
+    except UserError as error:
+        raise UserError(f"prepare.{name}: {error}") from None
 
 
 def run_study(
@@ -231,12 +251,24 @@ def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
     model = made if step["command"] == "shrink" else made / "student"
     if not (model / "config.json").exists():
         options = {key: value for key, value in _resolved(step, out).items() if key != "command"}
-        values = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-        values += ["--out", str(made), *_again(made)]
-        status = _call([step["command"], *values], out / "logs" / f"prepare-{name}.log")
+        logs = out / "logs"
+        if step["command"] == "shrink":
+            given = [f"--{key.replace('_', '-')}={_word(value)}" for key, value in options.items()]
+        else:
+            logs.mkdir(parents=True, exist_ok=True)
+            write_toml(logs / f"prepare-{name}.toml", options)
+            given = [str(logs / f"prepare-{name}.toml")]
+        status = _call([step["command"], *given, "--out", str(made), *_again(made)], logs / f"prepare-{name}.log")
         if status:
             raise UserError(f"prepare.{name} could not be made ({status}); mend it and go on with --resume.")
     return model
+
+
+def _word(value: Any) -> str:
+    """A value as an option of `shrink` takes it: lists and tables with commas between."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={one}" for key, one in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _prepared_in(value: Any) -> list[str]:
@@ -318,14 +350,14 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     """Write study.json, study.md and report.html from the runs that are done."""
-    results = {
-        (repr(run["setting"]), run["seed"]): json.loads((out / run["out"] / "result.json").read_text())
-        for run in runs
-        if run["status"] == "done"
-    }
+    settings = study.settings()
+    results: list[dict[int, dict[str, Any]]] = [{} for _ in settings]  # of each setting, by seed
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        if run["status"] == "done":
+            result = json.loads((out / run["out"] / "result.json").read_text())
+            results[settings.index(run["setting"])][run["seed"]] = result
     rows: list[dict[str, Any]] = []
-    for setting in study.settings():
-        mine = {seed: r for (key, seed), r in sorted(results.items()) if key == repr(setting)}
+    for setting, mine in zip(settings, results, strict=True):
         if not mine:
             continue
         metrics = {
@@ -333,8 +365,8 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
             for name in next(iter(mine.values()))["student"]["metrics"]
             for values in [[result["student"]["metrics"][name] for result in mine.values()]]
         }
-        rival = {**setting, **study.baseline}
-        theirs = {seed: r for (key, seed), r in results.items() if key == repr(rival)}
+        rival = {**setting, **study.baseline}  # 4 is 4.0
+        theirs = results[settings.index(rival)] if rival in settings else {}
         shared = [seed for seed in mine if seed in theirs] if study.baseline and rival != setting else []
         difference = {
             name: _spread([mine[s]["student"]["metrics"][name] - theirs[s]["student"]["metrics"][name] for s in shared])
@@ -358,14 +390,14 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
     found = {
         "version": 1,
         "name": study.name,
-        "columns": list(study.settings()[0]),
+        "columns": list(settings[0]),
         "baseline": study.baseline,
         "plan": study.model_dump(exclude_none=True),
         "planned": len(study.planned()),
         "rows": rows,
         "runs": sorted(runs, key=lambda run: run["out"]),
         "teacher": common_teacher(rows),  # of the whole study
-        "environment": next((result["environment"] for result in results.values()), None),
+        "environment": next((result["environment"] for mine in results for result in mine.values()), None),
     }
     write_json(out / "study.json", found)
     failed = "".join(f"- {Path(r['out']).name}: {r['status']}\n" for r in runs if r["status"] != "done")

@@ -87,9 +87,9 @@ def _spread(values: Tensor) -> dict[str, Any] | None:
 
 
 def _at(rows: Rows, n: int) -> dict[str, float | None]:
-    """The targets at one temperature; ``left`` is the share of what the teacher says at the first temperature."""
+    """The targets at one temperature; ``left`` is the share of what the teacher says at T = 1."""
     even = math.log(rows.classes)
-    said = even - rows.entropy_at[:, 0].double().mean()
+    said = even - rows.entropy_at[:, rows.temperatures.index(1.0)].double().mean()
     left = (even - rows.entropy_at[:, n].double().mean()) / said.clamp(min=1e-9)
     return {
         "temperature": rows.temperatures[n],

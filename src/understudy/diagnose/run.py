@@ -113,7 +113,9 @@ def diagnose(
     torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
     cast = {"student": student, "teacher": teacher}
     models = {role: _load(role, spec, loaded) for role, spec in cast.items() if spec is not None}
-    positions = choose(loaded.train.labels, fraction=fraction, samples=samples, seed=seed, count=len(loaded.train))
+    positions = choose(
+        loaded.train.labels, fraction=fraction, samples=samples, seed=seed, count=len(loaded.train), each=False
+    )
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
     stage = _Stage(loaded, accelerator.device, resolve_precision(precision, accelerator.device), temperature)
     with Display(accelerator.is_main_process) as display:

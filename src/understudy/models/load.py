@@ -94,7 +94,7 @@ def _from_timm(name: str, arguments: dict[str, Any], data: DataLike | None, num_
     if not (pretrained and data is None and num_classes is None):  # a pretrained network may keep its own head
         arguments = {"num_classes": _class_count(f"timm:{name}", arguments, data, num_classes), **arguments}
     network = sources.build_timm(name, arguments)
-    arguments = {key: value for key, value in arguments.items() if key != "pretrained"}
+    arguments = {key: value for key, value in arguments.items() if key not in ("pretrained", "checkpoint_path")}
     arguments.setdefault("num_classes", int(getattr(network, "num_classes", 0)))
     spec = _input_from_timm(network, keep_size=pretrained, image_size=arguments.get("img_size"))
     return _fresh(network, spec or _input_for(_channels_of(network, data), data), f"timm:{name}", arguments, data)

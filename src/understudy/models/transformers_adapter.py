@@ -70,7 +70,8 @@ def open_causal(
         else:
             model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         tokens: tuple[str, ...] = ()
-        if not Path(name).is_dir() or any((Path(name) / file).exists() for file in _TOKENIZERS):
+        known_words = pretrained or words is None  # fresh weights know none, and take the data's
+        if known_words and (not Path(name).is_dir() or any((Path(name) / file).exists() for file in _TOKENIZERS)):
             tokenizer = library.AutoTokenizer.from_pretrained(name, **known)
             tokens = tuple(map(str, tokenizer.convert_ids_to_tokens(range(len(tokenizer)))))
     except UserError:

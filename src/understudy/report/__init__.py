@@ -1,8 +1,8 @@
 """Reports: a run or a study told in words and pictures, as one HTML file that needs nothing else.
 
-This room reads run folders (``recipe.toml``, ``metrics.jsonl``, ``result.json``) and study folders
-(``study.json``); it imports nothing of the rest of the house but its error, so a report can be made again long
-after the run, on another machine, without the data or the weights.
+This room reads the folders of runs (``recipe.toml``, ``metrics.jsonl``, ``result.json``), studies, diagnoses and
+exports; it imports nothing of the rest of the house but its error, so a report can be made again long after the run,
+on another machine, without the data or the weights.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = [
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``folder/report.html`` for whatever the folder holds, a study, a run or an export, and return its path.
+    """Write ``folder/report.html`` for what the folder holds and return its path.
 
-    Raises UserError when the folder holds none of these.
+    Raises UserError when that is no study, diagnosis, export or run.
     """
     folder = Path(folder)
     if (folder / "study.json").is_file():
@@ -42,6 +42,6 @@ def write_report(folder: Path) -> Path:
     if any((folder / name).is_file() for name in ("result.json", "metrics.jsonl", "recipe.toml")):
         return write_run_report(folder)
     raise UserError(
-        f"{folder} holds neither a run (recipe.toml, metrics.jsonl, result.json) nor a study (study.json) nor an "
-        "export: name the folder that was given to --out"
+        f"{folder} holds no run (recipe.toml, metrics.jsonl, result.json), study, diagnosis or export: name the folder "
+        "that was given to --out"
     )

@@ -104,9 +104,14 @@ def nice_step(span: float, parts: int) -> float:
 
 
 def tick_text(value: float, step: float) -> str:
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "\u2212")
-    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step < 1 else 0
+    """A figure with as many digits as tell it from its neighbours, a ``step`` away."""
+    place = math.floor(math.log10(step) + 1e-9)  # of the last digit
+    if abs(value) < step / 2:
+        return "0"
+    if abs(value) < 1e-3 or abs(value) >= 1e5:
+        digits = max(0, math.floor(math.log10(abs(value)) + 1e-9) - place)
+        return f"{value:.{digits}e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "\u2212")
+    digits = max(0, -place)
     return f"{value:.{digits}f}".replace("-", "\u2212")
 
 

@@ -59,17 +59,13 @@ def per_class(table: Any) -> list[Any]:
 
 
 def class_change(run: Run) -> ClassChange | None:
-    """Largest gains and losses since before, else against the teacher, else the classes by themselves."""
-    after = per_class(run.part("student"))
-    before, teacher = per_class(run.part("student").get("before")), per_class(run.part("teacher"))
+    """Largest gains and losses against the teacher, else the classes by themselves."""
+    after, reference = per_class(run.part("student")), per_class(run.part("teacher"))
     measure = "IoU" if run.setting("task").startswith("segment") else "accuracy"
     names = class_names(run, len(after))
-    if len(before) == len(after) and before:
-        reference, title = before, f"Class by class: {measure} after against before"
-    elif len(teacher) == len(after) and teacher:
-        reference, title = teacher, f"Class by class: student against teacher, {measure}"
-    else:
+    if not reference or len(reference) != len(after):
         return absolute(names, after, measure)
+    title = f"Class by class: student against teacher, {measure}"
     changes = [
         (float(a) - float(r), n)
         for n, (a, r) in enumerate(zip(after, reference, strict=True))
@@ -97,9 +93,8 @@ def class_change(run: Run) -> ClassChange | None:
                 detail=f"{100 * reference[n]:.0f} → {share(after[n], 0)}",
             )
         )
-    against = "than before" if reference is before else "than the teacher"
     verb = "is" if better == 1 else "are"
-    note = f"Of {len(changes)} classes {better or 'none'} {verb} better and {worse or 'none'} worse {against}; "
+    note = f"Of {len(changes)} classes {better or 'none'} {verb} better and {worse or 'none'} worse than the teacher; "
     note += "changes in points."
     if len(shown) < len(changes):
         gains = f"the {first} largest gains" if first < better else f"all {first} gains" if first else ""

@@ -29,10 +29,9 @@ class Timeline:
     """Epoch records laid out end to end: phase after phase, each epoch at its number since the run began."""
 
     def __init__(self, epochs: Sequence[dict[str, Any]]) -> None:
-        first = min((record["epoch"] for record in epochs), default=1)
         self.phases: dict[str, list[tuple[float, dict[str, Any]]]] = {}
         for record in epochs:
-            self.phases.setdefault(record["phase"], []).append((record["epoch"] + (1 if first == 0 else 0), record))
+            self.phases.setdefault(record["phase"], []).append((record["epoch"], record))
         self.start: dict[str, float] = {}
         at = 0.0
         for phase, records in self.phases.items():

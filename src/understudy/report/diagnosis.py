@@ -188,8 +188,8 @@ def over_temperature(found: dict[str, Any]) -> Chart | None:
         Series(label, [[(at["temperature"], 100 * at[key]) for at in seen["temperatures"]]], colour, dashed)
         for label, key, colour, dashed in lines
     ]
-    last = seen["temperatures"][-1]["temperature"]
-    axis = (Scale(1.0, last, log=True), [(float(t), str(t)) for t in (1, 2, 4, 8, 20) if t <= last])
+    first, last = (seen["temperatures"][n]["temperature"] for n in (0, -1))
+    axis = (Scale(first, last, log=True), [(float(t), str(t)) for t in (1, 2, 4, 8, 20) if t <= last])
     asked = min(seen["temperatures"], key=lambda at: abs(at["temperature"] - found["settings"]["temperature"]))
     accuracy = seen["accuracy"]
     return line_chart(

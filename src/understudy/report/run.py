@@ -189,8 +189,6 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
     for phase in known:
         best = phase.get("best")
         found = dict(best) if isinstance(best, dict) else {}
-        if isinstance(found.get("metrics"), dict):
-            found.update(found.pop("metrics"))
         epoch = found.pop("epoch", None)
         values = numbers(found)
         keys = [key for key in (metric, *values) if key in values]
@@ -263,7 +261,6 @@ def time_facts(run: Run) -> list[tuple[str, str]]:
             facts.append((name, words.count(result[key])))
     cache = run.part("cache")
     for key, name, say in (
-        ("stored", "answers stored in the cache", words.count),
         ("hits", "answers served from the cache", words.count),
         ("views", "views stored in the cache", words.count),
         ("bytes", "size of the cache", words.bytes_size),
@@ -281,7 +278,7 @@ def time_facts(run: Run) -> list[tuple[str, str]]:
 def snippets(run: Run) -> list[tuple[str, str]]:
     """Code to copy: load the student in Python, evaluate it from a shell."""
     place = (run.folder.resolve() / "student").as_posix()
-    data = run.part("data").get("spec") or run.recipe.get("data") or run.part("data").get("name") or "DATA"
+    data = run.recipe.get("data") or run.part("data").get("name") or "DATA"
     data = data if isinstance(data, str) else str(run.part("data").get("name") or "DATA")
     inputs = "images_uint8" if sample_noun(run) == "image" else "tokens"
     comment = "raw uint8 images [N, C, H, W]" if inputs == "images_uint8" else "int64 tokens [N, L]"

@@ -66,6 +66,7 @@ def write_study_report(folder: Path) -> Path:
             )
             if chart
         ],
+        unfinished=sum(not not_done(run) for run in runs) < int(study.get("planned") or len(runs)),
         curves=curves(folder, study, runs, metric, colours),
         waiting=[f"{say(r.get('setting') or {})}, seed {r.get('seed')}: {r['status']}" for r in runs if not_done(r)],
         markdown=study_markdown(study),
@@ -81,7 +82,7 @@ def done_of(study: dict[str, Any], done: int) -> str:
 
 
 def not_done(run: dict[str, Any]) -> bool:
-    return str(run.get("status", "done")) not in ("done", "finished", "complete", "ok")
+    return str(run.get("status", "done")) != "done"
 
 
 def headline(study: dict[str, Any], metric: str) -> str:
