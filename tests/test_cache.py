@@ -6,7 +6,9 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, planned, runner
 from torch import nn
 
-from understudy.data import CLEAN, batches
+from understudy.data import CLEAN, batches, cache_root
 from understudy.errors import UserError
 from understudy.tasks import TASKS
 from understudy.teacher import Feature, Logits, SignalCache, Source, TopK
@@ -232,7 +234,7 @@ def test_capacity_counts_whole_views(tmp_path):
     assert cache.capacity == 3
     assert [cache.holds(view) for view in (CLEAN, 0, 2, 3)] == [True, True, True, False]
     few = make(tmp_path / "b", total=10**7, used=10, budget=2**20)
-    assert few.view_bytes < 200_000  # ten rows of a sparse file
+    assert few.view_bytes <= 10 * 5 * 4096  # ten rows of sparse files: two of signals, one of flags
     assert few.capacity > 3
     none = make(tmp_path / "c", budget=10)
     assert not none.holds(0)
@@ -592,12 +594,32 @@ def test_caches_not_used_for_long_make_room(tmp_path):
     used[2:] = []
     del cache
     evict(tmp_path, 4 * size)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("*/"))) == 3
     evict(tmp_path, size // 2)  # only one of them is not in use
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["newest", "open"]
+    assert sorted(p.name for p in tmp_path.glob("*/")) == ["newest", "open"]
     used.clear()
     evict(tmp_path, size + size // 2)
-    assert [p.name for p in tmp_path.iterdir()] == ["newest"]
+    assert [p.name for p in tmp_path.glob("*/")] == ["newest"]
+
+
+def test_processes_make_room_side_by_side(tmp_path):
+    for number in range(40):
+        make(tmp_path / str(number))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: evict(tmp_path, 0), range(16)))
+    assert not list(tmp_path.glob("*/"))
+
+
+def test_a_folder_that_the_user_named_makes_no_room_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("understudy.teacher.feed.evict", lambda *_: pytest.fail("evicted"))
+    feed(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("root", [{"UNDERSTUDY_CACHE": "~/x"}, {"UNDERSTUDY_CACHE": "", "XDG_CACHE_HOME": ""}])
+def test_caches_lie_at_home(root, monkeypatch):
+    for key, value in root.items():
+        monkeypatch.setenv(key, value)
+    assert cache_root() == Path.home() / ("x" if root["UNDERSTUDY_CACHE"] else ".cache/understudy")
 
 
 def test_one_pass_remembers_what_several_phases_ask_for_where_there_is_room(tmp_path):

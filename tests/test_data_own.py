@@ -72,6 +72,30 @@ def test_known_targets_save_reading_the_items():
     assert own.read < 100
 
 
+def test_a_part_reads_no_label_again():
+    own = Own(100)
+    whole = Mapped(own)
+    before, index = own.read, torch.tensor([5, 8, 30])
+    part = whole.part(index)
+    assert own.read - before == 1  # for its shape
+    assert torch.equal(part.labels, whole.labels[index])
+
+
+@pytest.mark.parametrize("listed", [[i // 10 for i in range(20)], ["cat", "dog"] * 10, [[0], [1, 2]] * 10])
+def test_lists_that_are_not_the_items_labels_are_not_believed(listed):
+    own = Own(20)
+    own.targets = listed
+    assert Mapped(own).labels.tolist() == [i % 2 for i in range(20)]
+
+
+def test_a_transform_of_labels_stands_behind_the_list():
+    own = Own(20)
+    own.targets, own.target_transform = [0] * 20, lambda label: label
+    own.targets[1::2] = [1] * 10
+    assert Mapped(own).labels.tolist() == [i % 2 for i in range(20)]
+    assert own.read >= 20
+
+
 def test_what_is_no_data_says_so(tmp_path):
     with pytest.raises(UserError, match="data is missing; give"):
         load_data(None)

@@ -6,11 +6,13 @@ import json
 import shlex
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from tools import model, plan, planned, runner
 
 import understudy
 from understudy import cli
@@ -30,6 +32,7 @@ from understudy.recipe import (
 )
 from understudy.runfolder import resumed_settings
 from understudy.tasks import TASKS
+from understudy.train import Fit
 
 BASE = {"student": "zoo:mlp", "data": "digits", "method": "none"}
 GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its default
@@ -303,6 +306,18 @@ def test_a_run_writes_a_recipe_that_runs_again(tmp_path, monkeypatch):
     texts = [(tmp_path / name / "recipe.toml").read_text() for name in ("first", "second")]
     assert texts[0] == texts[1]
     assert tomllib.loads(texts[0])["temperature"] == 2.0
+
+
+@pytest.mark.parametrize("own", [{"optimizer": "adamw"}, {"batch_size": 16}, {"epochs": 7}, {"lr": 0.3}])
+def test_what_a_phase_derives_from_its_own_settings_stays_when_the_recipe_is_read_again(own, tmp_path):
+    """lr, epochs and batch size depend on each other; the common ones must not take the place of a phase's."""
+    student, teacher = model(seed=1), model(seed=2)
+    phases = [*plan("kd", student, teacher), Fit("other", student, plan("none", student, None)[0].step)]
+    first = planned(runner(student, tmp_path, phases={"kd": own}), phases).plan
+    told = {key: value for key, value in first.resolved().items() if value is not None}
+    again = replace(first, settings=make_recipe(told), overrides=told["phases"])
+    assert again.describe() == first.describe()
+    assert again.resolved() == first.resolved()
 
 
 def test_a_resumed_run_may_be_told_its_settings_again_in_other_words(tmp_path):

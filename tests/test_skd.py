@@ -357,6 +357,14 @@ def test_networks_for_contiguous_images(method, tmp_path):
     assert made.student.layout == "contiguous"
 
 
+def test_what_is_counted_and_told_is_the_teachers(teacher, tmp_path):
+    """The student's own stages are run ahead, too, into caches that are gone when the phase is over."""
+    data = {"samples": 60, "views": 2, "epochs": 2, "batch_size": 20, "validation": 0.2}
+    made = understudy.distill(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", tmp_path / "run", **data)
+    assert made.result["teacher_samples_forwarded"] == 2 * 48 + 12
+    assert Path(made.result["cache"]["path"]).is_dir()
+
+
 def test_too_few_samples_to_hold_any_out(teacher, tmp_path, caplog):
     with caplog.at_level("INFO", logger="understudy"):
         made = understudy.distill(

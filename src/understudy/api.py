@@ -25,7 +25,7 @@ from .report import write_run_report
 from .runfolder import check_out, held, resumed_settings
 from .tasks import TASKS
 from .train.evaluate import evaluate as run_evaluation
-from .train.precision import autocast_for, place, resolve_precision
+from .train.precision import autocast_for, on_cpu, place, resolve_precision
 from .train.progress import Display
 
 
@@ -137,7 +137,7 @@ def evaluate(
     if samples is None or (not loaded.labelled and (whole or split == "train")):
         what = "labels to measure by" if not loaded.labelled else f"{split} split"
         raise UserError(f"the data {loaded.name!r} has no {what}; expected some of its own: name other data.")
-    device = Accelerator().device
+    device = Accelerator(cpu=on_cpu()).device
     place(network, device)
     with Display(True) as display:
         display.say(f"{len(samples):,} samples", always=True)

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import CLEAN, Augment, Samples, batches, choose, forward_size
+from .data import CLEAN, Augment, Samples, batches, cache_root, choose, forward_size
 from .errors import UserError
 from .models import Model
 from .modes import eval_mode
 from .runfolder import write_json
 from .tasks import Chance, check_logits
-from .teacher import cache_root
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
 from .train.runner import Runner

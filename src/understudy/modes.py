@@ -9,11 +9,11 @@ from torch import nn
 @contextmanager
 def eval_mode(*networks: nn.Module) -> Iterator[None]:
     """Inside, the networks are in eval mode; afterwards each of their modules is in the mode that it was in before."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    for network in networks:
-        network.eval()
+    training = [module for network in networks for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True

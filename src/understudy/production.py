@@ -29,7 +29,7 @@ from .runfolder import clear, write_json
 from .tasks import TASKS
 from .train.agreement import agreement, judges_of
 from .train.plan import Plan
-from .train.precision import place, resolve_precision
+from .train.precision import on_cpu, place, resolve_precision
 from .train.progress import Display
 from .train.runner import Runner
 from .train.state import Corpus, Memory
@@ -143,8 +143,8 @@ class Production:
                 f"as tensorboard (installed: {', '.join(installed) or 'none'}): install it or leave it out."
             )
         folders = ProjectConfiguration(project_dir=str(self.out), logging_dir=str(self.out / "logs"))
-        cpu = not torch.accelerator.is_available()  # else Accelerate takes torchrun's processes for one each
-        return Accelerator(cpu=cpu, mixed_precision="no", log_with=named, project_config=folders)
+        # told so, as Accelerate otherwise takes torchrun's processes for one each
+        return Accelerator(cpu=on_cpu(), mixed_precision="no", log_with=named, project_config=folders)
 
     def _corpus(self) -> Corpus:
         s, data = self.settings, self.data

@@ -55,8 +55,8 @@ class Task:
         if self.name == "language":  # some networks answer to the context too, which is not scored
             outputs = outputs[:, -labels.shape[1] :]
         flat = outputs.movedim(self.class_dim, -1).reshape(-1, outputs.shape[self.class_dim])
-        valid = labels.reshape(-1) != UNLABELLED
-        return flat[valid], labels.reshape(-1)[valid]
+        valid = (labels.reshape(-1) != UNLABELLED).nonzero()[:, 0]
+        return flat.index_select(0, valid), labels.reshape(-1).index_select(0, valid)
 
     def better(self, new: float, old: float | None) -> bool:
         """Whether ``new`` beats ``old`` in this task's metric."""
@@ -163,7 +163,7 @@ class Metrics:
         nll = F.cross_entropy(logits, labels, reduction="sum")
         guesses = logits.argmax(1)
         correct = (guesses == labels).sum()
-        self.sums += torch.stack([torch.tensor(float(len(labels))).to(nll), correct.to(nll), nll])
+        self.sums += torch.stack([nll.new_full((), len(labels)), correct.to(nll), nll])
         if self.confusion is not None and len(labels):
             self.confusion.update(guesses, labels)
         if self.calibration is not None and len(labels):
@@ -173,8 +173,6 @@ class Metrics:
         """The task's metrics as fractions and natural numbers; empty where no row had a label."""
         sums = self.sums.clone()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if sums.device.type == "mps":  # float64 does not exist there
-                sums = sums.float()
             torch.distributed.all_reduce(sums)
         rows, correct, nll = sums.tolist()
         if rows == 0:

@@ -7,7 +7,7 @@ from understudy.data.batch import Batch
 from understudy.data.loader import bare_batches, batches, forward_size
 from understudy.data.mapped import Mapped
 from understudy.data.samples import InMemory, Samples
-from understudy.data.spec import Data, default_augment, load_data
+from understudy.data.spec import Data, cache_root, default_augment, load_data
 from understudy.data.split import choose, hold_out
 from understudy.data.streams import Encoded
 from understudy.data.text import Text
@@ -25,6 +25,7 @@ __all__ = [
     "Text",
     "bare_batches",
     "batches",
+    "cache_root",
     "choose",
     "default_augment",
     "forward_size",

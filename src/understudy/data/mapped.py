@@ -76,6 +76,7 @@ class Mapped(Samples):
         name: str = "dataset",
         *,
         positions: Tensor | None = None,
+        labels: Tensor | None = None,
         image_size: int | None = None,
     ) -> None:
         self.dataset, self.name, self.image_size = dataset, name, image_size
@@ -85,11 +86,10 @@ class Mapped(Samples):
         self._expected = tuple(first.shape)
         height, width, channels = self._expected
         self.shape = (channels, height, width)
-        self._check_repeatable()
-        known = self._known_labels(total)
-        self.labels: Tensor = (
-            torch.tensor([self._label(i) for i in range(len(self))]) if known is None else known[self.positions]
-        )
+        if labels is None:
+            self._check_repeatable()
+            labels = self._known_labels(total)
+        self.labels: Tensor = self._read_labels() if labels is None else labels
         self._digest: str | None = None
 
     def __len__(self) -> int:
@@ -143,18 +143,38 @@ class Mapped(Samples):
         return value
 
     def _known_labels(self, total: int) -> Tensor | None:
+        """The labels that the dataset lists, where it has one for each item and the items looked at have them."""
+        if getattr(self.dataset, "target_transform", None) is not None:  # the list tells what stands before it
+            return None
         for attribute in ("targets", "labels"):
             labels = getattr(self.dataset, attribute, None)
             if labels is None or not hasattr(labels, "__len__") or len(labels) != total:
                 continue
-            found = labels if isinstance(labels, Tensor) else torch.from_numpy(np.asarray(labels))
+            try:
+                found = labels if isinstance(labels, Tensor) else torch.from_numpy(np.asarray(labels))
+            except (TypeError, ValueError):  # words, or lists of several lengths
+                continue
             whole = not (found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool)
-            if found.ndim == 1 and whole and int(found[self.positions[0]]) == self._label(0):
-                return found.to("cpu", torch.int64)
+            if found.ndim == 1 and whole:
+                found = found.to("cpu", torch.int64)[self.positions]
+                if all(int(found[at]) == self._label(at) for at in self._some()):
+                    return found
         return None
 
+    def _read_labels(self) -> Tensor:
+        with progress(f"reading the labels of {self.name}", len(self)) as advance:
+            labels = []
+            for at in range(len(self)):
+                labels.append(self._label(at))
+                advance(1)
+        return torch.tensor(labels)
+
+    def _some(self) -> list[int]:
+        """A few items spread over the set."""
+        return torch.linspace(0, len(self) - 1, min(_CHECKED, len(self))).long().tolist()
+
     def _check_repeatable(self) -> None:
-        for at in torch.linspace(0, len(self) - 1, min(_CHECKED, len(self))).long().tolist():
+        for at in self._some():
             if not torch.equal(self._same_shape(at), self._same_shape(at)):
                 raise UserError(
                     f"{self._where(at)} differs from one reading to the next; remove random transforms "
@@ -169,7 +189,8 @@ class Mapped(Samples):
 
     def part(self, index: Tensor) -> Mapped:
         """The items at positions `index` only."""
-        return Mapped(self.dataset, self.name, positions=self.positions[index], image_size=self.image_size)
+        chosen = {"positions": self.positions[index], "labels": self.labels[index]}
+        return Mapped(self.dataset, self.name, **chosen, image_size=self.image_size)
 
     def materialise(self) -> InMemory:
         """All pixels read into memory."""

@@ -122,7 +122,7 @@ class Rows:
             except OSError as error:
                 raise UserError(
                     f"scratch folder {scratch} cannot hold the extracted images ({error.strerror}); "
-                    "name one with room and write permission as scratch."
+                    "name one with room and write permission in $UNDERSTUDY_CACHE."
                 ) from error
         return Blob(target, [(p, pq.read_metadata(p).num_rows) for p in self.paths], digest)
 

@@ -93,8 +93,8 @@ def default_augment(height: int, width: int) -> Augment:
     return Augment(crop=0.35, flip=True)
 
 
-def default_scratch() -> Path:
-    """$UNDERSTUDY_CACHE, or understudy/ in $XDG_CACHE_HOME or ~/.cache."""
+def cache_root() -> Path:
+    """Where caches lie: $UNDERSTUDY_CACHE, or understudy/ in $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("UNDERSTUDY_CACHE"):
         return Path(own).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -215,7 +215,7 @@ def _listed(
     name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path | None, whole: bool
 ) -> Data:
     _check(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
-    splits = _samples(listing, image_size, memory_limit, scratch or default_scratch())
+    splits = _samples(listing, image_size, memory_limit, scratch or cache_root())
     splits = _whole(splits) if whole else splits
     return replace(_finish(name, splits, listing.classes, None), superclasses=listing.superclasses)
 

@@ -13,6 +13,7 @@ and one gather; nothing here loops over images.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -188,8 +189,7 @@ def boxes(
     """
     random = draws(augment.seed, index, view, _LEFT + 1)
     share = augment.crop + (1 - augment.crop) * random[:, _AREA].double() / 2**32
-    log = torch.log(torch.tensor(4 / 3, dtype=torch.float64, device=index.device))
-    ratio = aspect * torch.exp((2 * random[:, _RATIO].double() / 2**32 - 1) * log)
+    ratio = aspect * torch.exp((2 * random[:, _RATIO].double() / 2**32 - 1) * math.log(4 / 3))
     shape = width.double() / height.double()
     ratio = torch.minimum(torch.maximum(ratio, share * shape), shape / share)
     area = share * height.double() * width.double()

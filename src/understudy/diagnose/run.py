@@ -22,7 +22,7 @@ from ..runfolder import check_out, held, write_json
 from ..tasks import TASKS
 from ..teacher.similarity import logit_layer
 from ..teacher.targets import HOTTEST
-from ..train.precision import autocast_for, place, resolve_precision
+from ..train.precision import autocast_for, on_cpu, place, resolve_precision
 from ..train.progress import Display
 from .measure import reading, rescaling
 from .recommend import Recommendation, facts_about, recommend
@@ -116,7 +116,7 @@ def diagnose(
     positions = choose(
         loaded.train.labels, fraction=fraction, samples=samples, seed=seed, count=len(loaded.train), each=False
     )
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision="no")
     stage = _Stage(loaded, accelerator.device, resolve_precision(precision, accelerator.device), temperature)
     with Display(accelerator.is_main_process) as display:
         read = {role: stage.read(role, model, positions, display) for role, model in models.items()}

@@ -279,10 +279,6 @@ def preview(cast: Cast) -> list[dict[str, Any]]:
 def plan(cast: Cast) -> list[Phase]:
     """Solve layer by layer; then, if asked for, a few updates on the teacher's logits of the same samples."""
     s = cast.settings
-    if cast.transfer.device.type == "mps":
-        raise UserError(
-            "fskd needs float64, which mps does not have; expected a cpu or cuda: set ACCELERATE_USE_CPU=1."
-        )
 
     def align(report: Callable[[int, int], None]) -> dict[str, Any]:
         networks = cast.student.network, cast.teacher.network

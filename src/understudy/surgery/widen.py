@@ -137,8 +137,6 @@ def _refuse_too_large(network: nn.Module, ratio: int, placements: Mapping[str, P
 
 def _in_double(network: nn.Module, example: Tensor) -> bool:
     """Whether the network also runs in double precision, in which laws are checked best."""
-    if example.device.type == "mps":
-        return False
     try:
         copy.deepcopy(network).double()(example.double() if example.is_floating_point() else example)
     except RuntimeError:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import UserError
@@ -39,18 +39,19 @@ _MEANING = {
 }
 
 
-def cache_root() -> Path:
-    """Where caches lie when none is named: ``$UNDERSTUDY_CACHE``, else the user's cache folder."""
-    if named := os.environ.get("UNDERSTUDY_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "understudy"
-
-
 def evict(root: Path, limit: int) -> None:
     """Delete the caches under ``root`` that were not used for longest until the rest takes ``limit`` bytes at most.
 
-    A cache that some process has open stays.
+    A cache that some process has open stays; where another process is at it, it alone does it.
     """
+    try:
+        with FileLock(root / "evict.lock", timeout=0):
+            _evict(root, limit)
+    except (Timeout, OSError):
+        return
+
+
+def _evict(root: Path, limit: int) -> None:
     caches = sorted(root.glob("*/cache.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     taken = 0
     for path in caches:
@@ -85,7 +86,13 @@ def _exclusive_lock(folder: Path) -> int | None:
 
 
 def _bytes_in(folder: Path) -> int:
-    return sum(p.stat().st_blocks * 512 for p in folder.rglob("*") if p.is_file())
+    """The room that a folder's files take, some of which may vanish meanwhile."""
+    taken = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                taken += os.stat(os.path.join(place, name)).st_blocks * 512
+    return taken
 
 
 def widened(value: Tensor) -> Tensor:
@@ -115,9 +122,9 @@ def bytes_of_view(layout: Layout, total: int, used: int) -> int:
 
     Files are sparse: a row that is never written costs nothing, a touched page is whole.
     """
-    row = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layout.values()) + 1
+    rows = [int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layout.values()] + [1]  # each a file
     page = 4096
-    return min(total * row, used * (-(-row // page) + 1) * page)
+    return min(total * sum(rows), used * sum(-(-row // page) + (row > 8) for row in rows) * page)
 
 
 class SignalCache:

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import CLEAN, Augment, Batch, Samples, batches, forward_size
-from .cache import SignalCache, bytes_of_view, cache_root, evict, layout_of, widened
+from ..data import CLEAN, Augment, Batch, Samples, batches, cache_root, forward_size
+from .cache import SignalCache, bytes_of_view, evict, layout_of, widened
 from .signals import Source, behaviour
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
+KEPT = 8 * 2**30  # bytes that all caches under `cache_root` may take together in any case
 PROBE = 64  # samples on which a network shows that it is the one whose signals are stored
 
 
@@ -27,7 +28,7 @@ class Feed:
 
     ``views`` is how many views a sample has (0: a fresh one each epoch, nothing is stored). ``folder`` is where the
     source has its cache folder; None takes one under `cache_root` by fingerprint, where those that were not used for
-    long make room when all together take more than twice the budget. ``autocast`` gives the precision's context.
+    long make room when all take more than `KEPT` and twice the budget. ``autocast`` gives the precision's context.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class Feed:
                 logger.info(
                     "the cache holds %s (%d MB each); the others are computed anew.", held, self.cache.view_bytes >> 20
                 )
-            evict(cache_root(), 2 * budget)
+            if folder is None:
+                evict(cache_root(), max(2 * budget, KEPT))
 
     def serves(self, view: int) -> bool:
         """Whether the cache has every signal of the view, so that nobody needs the pixels for it."""

@@ -48,19 +48,18 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> None:
         old.with_suffix(".pt").unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[int, dict[str, Any]] | None:
-    """The newest sound checkpoint as (number, state); None where there is none at all.
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """The newest sound checkpoint as (number, state on the CPU); None where there is none at all.
 
     A damaged one is named in the log and the one before it is used. Raises `UserError` when all are damaged.
     """
-    place = "cpu" if torch.device(device).type == "cpu" else device  # Accelerate's "cpu:0" means nothing to torch.load
     damaged: list[str] = []
     for record in sorted(folder.glob("*.json"), reverse=True):
         path = record.with_suffix(".pt")
         try:
             if hashlib.sha256(path.read_bytes()).hexdigest() != json.loads(record.read_text())["sha256"]:
                 raise ValueError("its checksum is wrong")
-            state = torch.load(path, map_location=place, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
             damaged.append(str(path))
             log.warning("checkpoint %s is damaged (%s); trying the one before it", path, error)

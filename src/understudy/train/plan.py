@@ -43,9 +43,20 @@ class Plan:
         told = self.settings.model_dump() | {"views": views, "augment": str(self.corpus.augment)}
         if not any(isinstance(phase, Fit) for phase in self.phases):
             return told
-        batch_size, _, epochs = self.lengths(self.settings)
-        lr = self.settings.lr or default_lr(self.settings.optimizer, batch_size)
-        return told | {"batch_size": batch_size, "epochs": epochs, "lr": lr}
+        common, phases = self._derived(self.settings), {name: dict(own) for name, own in self.overrides.items()}
+        for phase in self.phases:  # what a phase derives from settings of its own must not become the common value
+            if isinstance(phase, Fit):
+                read = {**common, **phase.overrides, **phases.get(phase.name, {})}
+                own = self._derived(self.settings_of(phase))
+                if others := {key: value for key, value in own.items() if read[key] != value}:
+                    phases[phase.name] = {**phases.get(phase.name, {}), **others}
+        return told | common | {"phases": phases}
+
+    def _derived(self, settings: FitSettings) -> dict[str, Any]:
+        """Batch size, epochs and rate, which depend on the samples and on each other where they are not given."""
+        batch_size, _, epochs = self.lengths(settings)
+        lr = settings.lr or default_lr(settings.optimizer, batch_size)
+        return {"batch_size": batch_size, "epochs": epochs, "lr": lr}
 
     def describe(self) -> list[dict[str, Any]]:
         """What each phase will do, as plain values: updates, rates and how many numbers learn."""
@@ -55,13 +66,11 @@ class Plan:
         if not isinstance(phase, Fit):
             return {}
         settings = self.settings_of(phase)
-        batch_size, steps, epochs = self.lengths(settings)
+        _, steps, epochs = self.lengths(settings)
         return {
-            "epochs": epochs,
+            **self._derived(settings),
             "updates": epochs * steps,
-            "batch_size": batch_size,
             "optimizer": settings.optimizer,
-            "lr": settings.lr or default_lr(settings.optimizer, batch_size),
             "learning_parameters": sum(p.numel() for p in _learning(phase)),
         }
 

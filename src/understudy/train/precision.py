@@ -11,6 +11,12 @@ import torch
 from torch import nn
 
 
+def on_cpu() -> bool:
+    """Whether runs go on the processor: there is no accelerator, or only Apple's, which has no float64."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found is None or found.type == "mps"
+
+
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
     """The context in which networks run at this precision (``bf16`` or ``fp32``)."""
     if precision == "bf16":

@@ -87,7 +87,7 @@ class Runner:
 
         ``cast`` opens the log: what is known before anything is trained, so that a report can be made meanwhile.
         """
-        found = load_checkpoint(self.out / "checkpoint", self.device) if resume else None
+        found = load_checkpoint(self.out / "checkpoint") if resume else None
         saved: dict[str, Any] | None = None
         if found:
             self._number, saved = found
@@ -182,7 +182,7 @@ class Runner:
         if phase.readout:
             self.student.load_state_dict(phase.readout(trainee).state_dict())
         for feed in feeds:
-            if feed.cache is not None:
+            if feed.cache is not None and feed.source.lasting:
                 state.caches.append(feed.cache.describe())
         self.accelerator.wait_for_everyone()
         for feed in [*feeds, *judges]:
@@ -217,8 +217,10 @@ class Runner:
             batch = next(stream)
             clock = self._spent("data", clock)
             for feed in fit.feeds:
-                served = len(part) if feed.attach(batch) else 0  # the rows of every process
-                state.served, state.forwarded = state.served + served, state.forwarded + len(part) - served
+                served = feed.attach(batch)
+                if feed.source.lasting:  # the teacher's; the rows of every process
+                    state.served += len(part) if served else 0
+                    state.forwarded += 0 if served else len(part)
             clock = self._spent("teacher", clock)
 
             scale = factor(fit.settings.schedule, fit.settings.warmup, (state.updates + 0.5) / total)
@@ -338,7 +340,7 @@ class Runner:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
         clock = time.perf_counter()
         count = self.supply.fill(feed, view)
-        self.state.forwarded += count
+        self.state.forwarded += count if feed.source.lasting else 0
         if count:
             seconds = time.perf_counter() - clock
             self._log({"event": "fill", "source": feed.source.name, "view": view, "samples": count, "seconds": seconds})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data import Batch, Samples, bare_batches, batches
+from ..errors import UserError
 from ..teacher import Source
 from ..teacher.feed import Feed
 from .phase import Fit
@@ -40,7 +43,8 @@ class Supply:
         folder = self.memory.folder if training else None
         if not source.lasting:
             folder = self.passing / f"{phase}-{'train' if training else 'other'}"
-        return Feed(
+        make = partial(
+            Feed,
             source,
             samples,
             positions,
@@ -53,6 +57,13 @@ class Supply:
             device=self.device,
             workers=self.corpus.workers,
         )
+        try:
+            return make()
+        except UserError:
+            if source.lasting or folder is None or self.accelerator.num_processes > 1:
+                raise
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was resumed on another device: made anew
+            return make()
 
     def fill(self, feed: Feed, view: int) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
