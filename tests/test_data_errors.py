@@ -297,9 +297,17 @@ class Toy(Listed):
         super().__init__(*[(Image.new("RGB", (4, 4), (i, 0, 0)), i % 2) for i in range(6 if train else 4)])
 
 
-def test_torchvision_sets(monkeypatch, tmp_path):
+class Parted(Toy):
+    """As SVHN, STL10, Food101 are opened."""
+
+    def __init__(self, root, split):
+        super().__init__(root, {"train": True, "test": False}[split])
+
+
+@pytest.mark.parametrize("kind", [Toy, Parted])
+def test_torchvision_sets(kind, monkeypatch, tmp_path):
     module = types.ModuleType("torchvision.datasets")
-    module.Toy = Toy
+    module.Toy = kind
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", module)
     data = load_data(f"torchvision:Toy:{tmp_path}")

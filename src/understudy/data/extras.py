@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -33,8 +34,12 @@ def torchvision_datasets(rest: str) -> dict[str, Any]:
         raise UserError(f"torchvision has no dataset '{name}'; give a class of torchvision.datasets, such as CIFAR10.")
     if not Path(path).expanduser().is_dir():
         raise UserError(f"data path {path} does not exist; give the folder that holds torchvision's {name}.")
+    takes = inspect.signature(kind).parameters
+    named = {
+        split: {"train": split == "train"} if "train" in takes else {"split": split} for split in ("train", "test")
+    }
     try:
-        return {split: kind(root=Path(path).expanduser(), train=split == "train") for split in ("train", "test")}
+        return {split: kind(root=Path(path).expanduser(), **which) for split, which in named.items()}
     except (TypeError, RuntimeError, OSError) as error:
         raise UserError(
             f"torchvision's {name} cannot be opened in {path} ({told(error)}); download it "

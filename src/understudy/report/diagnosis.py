@@ -40,6 +40,7 @@ def write_diagnosis_report(folder: Path) -> Path:
     """Write ``folder/report.html`` from ``diagnosis.json`` and return its path. Raises UserError where it cannot."""
     folder = Path(folder)
     found = read_json(folder / "diagnosis.json")
+    drawn = over_temperature, confidence_in_truth, rescaled, reliable, top_mass, other_classes
     text = render(
         "diagnosis.html",
         title=f"{found['data']['name']} · understudy diagnosis",
@@ -49,8 +50,7 @@ def write_diagnosis_report(folder: Path) -> Path:
         reasons=found["recommendation"]["reasons"],
         command=command(found),
         cards=cards(found),
-        charts=list(filter(None, [over_temperature(found), confidence_in_truth(found), rescaled(found)])),
-        closer=list(filter(None, [reliable(found), top_mass(found), other_classes(found)])),
+        charts=[chart for chart in (draw(found) for draw in drawn) if chart],
         maps=maps(found),
         related=related(found),
         order=ordered(found),

@@ -137,17 +137,3 @@ def read_run(folder: Path) -> Run:
         blocks=list(blocks.values()),
         planned=[phase for phase in known.get("phases") or [] if isinstance(phase, dict)],
     )
-
-
-def run_epochs(folder: Path, out: str) -> list[dict[str, Any]]:
-    """Epoch records of a run in study.json: its path may be absolute, or relative to the study or to here."""
-    path = Path(out)
-    for place in (folder / path, path, folder / path.name, folder / "runs" / path.name):
-        if (place / "metrics.jsonl").is_file():
-            found: dict[Any, dict[str, Any]] = {}
-            for event in read_events(place / "metrics.jsonl"):
-                if event.get("event") == "epoch" and is_number(event.get("epoch")):
-                    phase = str(event.get("phase", ""))
-                    found[phase, event["epoch"]] = {**event, "phase": phase}
-            return list(found.values())
-    return []

@@ -9,7 +9,7 @@ from typing import Any
 from understudy.report import words
 from understudy.report.charts import COLOURS, Chart, Scale, Series, Strips, dot_strips, line_chart
 from understudy.report.curves import Timeline, percent_points, read_from
-from understudy.report.read import is_number, numbers, run_epochs
+from understudy.report.read import is_number, numbers, read_run
 from understudy.report.table import (
     Setting,
     common_teacher,
@@ -201,7 +201,9 @@ def curves(
     }  # in the table's order
     settings: dict[str, Setting] = {}
     for run in runs:
-        segments = Timeline(run_epochs(folder, str(run.get("out", "")))).segments(read_from("eval", metric))
+        place = folder / str(run.get("out", ""))
+        epochs = read_run(place).epochs if (place / "metrics.jsonl").is_file() else []
+        segments = Timeline(epochs).segments(read_from("eval", metric))
         segments = percent_points(metric, [segment for segment in segments if segment])
         if segments:
             label = say(run.get("setting") or {})
