@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from .data import Data, load_data
+from .data import Data, default_workers, load_data
 from .data.spec import GIB
 from .diagnose import at_chance, causes_of_chance, diagnose
 from .errors import UserError
@@ -148,7 +148,7 @@ def evaluate(
             len(loaded.classes),
             device=device,
             autocast=autocast_for(resolve_precision(precision, device), device),
-            workers=2,
+            workers=default_workers(),
             progress=display.reporter("evaluate"),
         )
     if not all(map(math.isfinite, metrics.values())):

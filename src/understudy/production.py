@@ -16,7 +16,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from .audition import Memo, refuse_chance_level, refuse_no_logits, warn_if_constant
-from .data import Augment, Data, choose, hold_out, load_data
+from .data import Augment, Data, choose, default_workers, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
 from .methods.teaching import TargetSettings, resolved
@@ -200,7 +200,7 @@ class Production:
             augment,
             views=0 if every else int(views),
             classes=len(data.classes),
-            workers=s.workers,
+            workers=default_workers(self.accelerator.num_processes) if s.workers is None else s.workers,
         )
 
     def _judged(self) -> bool:

@@ -83,7 +83,9 @@ class Recipe(FitSettings):
         "where all are alike and at most 64, else 224; masks keep theirs",
     )
     memory_limit: Size = Field("4GiB", description="decoded images above it are streamed from disk")
-    workers: int = Field(2, ge=0, description="processes that decode streamed images")
+    workers: int | None = Field(
+        None, ge=0, description="processes that decode streamed images; default: one for each core, at most 8"
+    )
 
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and choice of samples")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")

@@ -4,7 +4,7 @@ Data yields raw pixels; a model carries how it wants them normalised.
 """
 
 from understudy.data.batch import Batch
-from understudy.data.loader import bare_batches, batches, forward_size
+from understudy.data.loader import bare_batches, batches, default_workers, forward_size
 from understudy.data.mapped import Mapped
 from understudy.data.samples import InMemory, Samples
 from understudy.data.spec import Data, cache_root, default_augment, load_data
@@ -28,6 +28,7 @@ __all__ = [
     "cache_root",
     "choose",
     "default_augment",
+    "default_workers",
     "forward_size",
     "hold_out",
     "load_data",

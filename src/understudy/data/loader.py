@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -44,6 +45,12 @@ def forward_size(samples: Samples, most: int) -> int:
     that activations stay moderate.
     """
     return max(1, min(most, max(2**20 // samples.extent, min(8, 2**23 // samples.extent))))
+
+
+def default_workers(processes: int = 1) -> int:
+    """How many processes decode streamed images for each of the run's: its share of the cores, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // processes))
 
 
 def batches(

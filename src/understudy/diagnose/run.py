@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data import CLEAN, Augment, Data, Samples, batches, choose, load_data
+from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_workers, load_data
 from ..errors import UserError, nearest
 from ..methods import METHODS, Cast, Transfer
 from ..models import Model, check_classes, count_macs, count_parameters, load_model
@@ -219,7 +219,7 @@ class _Stage:
             temperatures=sorted({*TEMPERATURES, float(self.temperature)}),
             device=self.device,
             autocast=autocast_for(self.precision, self.device),
-            workers=2,
+            workers=default_workers(),
         )
         seen = _some(data.train, positions)
         transfer = look(
