@@ -602,7 +602,7 @@ def test_caches_not_used_for_long_make_room(tmp_path):
     assert [p.name for p in tmp_path.glob("*/")] == ["newest"]
 
 
-def test_processes_make_room_side_by_side(tmp_path):
+def test_runs_make_room_side_by_side(tmp_path):
     for number in range(40):
         make(tmp_path / str(number))
     with ThreadPoolExecutor(8) as pool:

@@ -420,3 +420,9 @@ def test_networks_that_cannot_be_used(network, told):
     with pytest.raises(UserError, match=r".") as caught:
         check_classes(load_model(network, data=data), data)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["teacher.pth", "weights", "x.safetensors.bin"])
+def test_timm_is_given_no_file_that_it_might_unpickle(path):
+    with pytest.raises(UserError, match="expected a .safetensors file"):
+        load_model(f"timm:resnet18?checkpoint_path={path}", num_classes=3)

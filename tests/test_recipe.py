@@ -122,6 +122,9 @@ def command(*arguments: str) -> int:
         (["lr=1", "lr=2"], {"lr": 2}),
         (['variants."kd, T 0.5".lr=1', "variants.a b.lr=2"], {"variants": {"kd, T 0.5": {"lr": 1}, "a b": {"lr": 2}}}),
         (["data=2024-01-01"], {"data": "2024-01-01"}),
+        (['variants."kd, T=4".lr=1'], {"variants": {"kd, T=4": {"lr": 1}}}),
+        (["#x=1"], {"#x": 1}),
+        (['a="b=c"'], {"a": "b=c"}),
     ],
 )
 def test_parse_sets(assignments, expected):

@@ -24,7 +24,7 @@ PLAN = {
     "variants": {"solved": {"method": "fskd"}, "tuned": {"method": "kd", "weight": 1.0, "epochs": 1, "lr": 0.001}},
     "prepare": {
         "teacher": {
-            **{"command": "train", "student": "zoo:cnn_tiny", "data": "digits", "epochs": 2, "batch_size": 32},
+            **{"command": "train", "model": "zoo:cnn_tiny", "data": "digits", "epochs": 2, "batch_size": 32},
             **{"lr": 0.05},
         },
         "half": {"command": "shrink", "model": "prepared:teacher", "ratio": 0.4},
@@ -174,6 +174,10 @@ def test_overwrite_makes_everything_anew(performed, tmp_path, monkeypatch):
         ({"prepare": {**PLAN["prepare"], "half": {"command": "export"}}}, "command 'export'; expected one of"),
         ({"prepare": {**PLAN["prepare"], "half": {"command": "shrink", "rato": 0.5}}}, "key 'rato'; expected 'ratio'"),
         ({"prepare": {**PLAN["prepare"], "half": {"command": "train", "epohcs": 5}}}, r"prepare\.half: .*'epohcs'"),
+        (
+            {"prepare": {**PLAN["prepare"], "half": {"command": "train", "method": "kd"}}},
+            "half: .*labels only",
+        ),
         ({"grid": {"sampels": [1]}}, "'sampels' is unknown"),
         ({"grid": {"lr": [1, 1.0]}}, "two runs named"),
         ({"grid": {"samples": []}}, "grid.samples is empty"),

@@ -84,10 +84,7 @@ def export(
     original = copy.deepcopy(load_model(model, data=opened)).cpu().eval()
     raw = example_of(original, opened)
     out.mkdir(parents=True, exist_ok=True)
-    inputs = [torch.randint(0, 256, (count, *raw.shape[1:]), dtype=torch.uint8) for count in (1, 2, 5)]
-    if opened is not None:
-        inputs += list(_images(opened, min(samples, 32), seed))[:1]
-    with TemporaryDirectory(prefix=".export-", dir=out) as work:  # what is there stays until the new file is checked
+    with TemporaryDirectory(prefix=".export-", dir=out) as work:  # what is there stays until the new one is whole
         file = Path(work) / KINDS[to]
         with _quietly():
             if to == "onnx":
@@ -95,42 +92,53 @@ def export(
             else:
                 assert opened is not None
                 exported = _int8(original, raw, _images(opened, samples, seed), file)
+        inputs = [torch.randint(0, 256, (count, *raw.shape[1:]), dtype=torch.uint8) for count in (1, 2, 5)]
+        if opened is not None:
+            inputs += list(_images(opened, min(samples, 32), seed))[:1]
         difference = _difference(original, exported, inputs)
         if to == "onnx" and not difference <= SAME:
             raise UserError(
                 f"the ONNX file gives outputs that differ by {difference:.1e} of the largest; expected at most "
                 f"{SAME:g}: the network has an operation that ONNX computes otherwise, so export another."
             )
-        file = file.replace(out / file.name)
-    result: dict[str, Any] = {
-        "version": 1,
-        "to": to,
-        "file": file.name,
-        "input": {"dtype": "uint8", "shape": ["batch", *raw.shape[1:]]},
-        "bytes": {"float": 4 * count_parameters(original.network), "exported": file.stat().st_size},
-        "difference": difference,
-        "samples": samples if to == "int8" else None,
-        "metrics": {"float": _metrics(original, opened), "exported": _metrics(exported, opened)},
-    }
-    before = _forerunners(model, raw, opened)
-    networks = [original, exported, *(row["latency"] for row in before if row["latency"])]
-    times = dict(zip(map(id, networks), _latencies(networks, raw), strict=True))
-    before = [{**row, "latency": times.get(id(row["latency"]))} for row in before]
-    result["latency"] = {"float": times[id(original)], "exported": times[id(exported)]}
-    if compiled and to == "int8":
-        result["latency"]["compiled"] = _compiled_latency(exported, raw)
-    sizes, last = _figures(original, raw), {"role": to, **_part(result, "exported")}
-    if result["latency"].get("compiled"):
-        last |= {"role": f"{to}, compiled", "latency": result["latency"]["compiled"]}
-    result["networks"] = [
-        *before,
-        {"role": "student", "spec": _named(model), **sizes, **_part(result, "float")},
-        {"spec": file.name, **sizes, "bytes": result["bytes"]["exported"], **last},
-    ]
-    write_json(out / RECORD, result)
+        made = sorted(file.parent.iterdir())  # weights beyond a size have a file of their own
+        result: dict[str, Any] = {
+            "version": 1,
+            "to": to,
+            "file": file.name,
+            "input": {"dtype": "uint8", "shape": ["batch", *raw.shape[1:]]},
+            "difference": difference,
+            "samples": samples if to == "int8" else None,
+            "bytes": {"float": 4 * count_parameters(original.network), "exported": sum(x.stat().st_size for x in made)},
+        }
+        result |= _measured(model, original, exported, raw, opened, compiled and to == "int8")
+        sizes, last = _figures(original, raw), {"role": to, **_part(result, "exported")}
+        if result["latency"].get("compiled"):
+            last |= {"role": f"{to}, compiled", "latency": result["latency"]["compiled"]}
+        student = {"role": "student", "spec": _named(model), **sizes, **_part(result, "float")}
+        file_row = {"spec": file.name, **sizes, "bytes": result["bytes"]["exported"], **last}
+        result["networks"] += [student, file_row]
+        for each in made:
+            each.replace(out / each.name)
+        write_json(out / RECORD, result)
     write_export_report(out)
-    logger.info("%s", _line(result, file))
+    logger.info("%s", _line(result, out / file.name))
     return result
+
+
+def _measured(
+    model: Any, original: Model, exported: Any, raw: Tensor, data: Data | None, compiled: bool
+) -> dict[str, Any]:
+    """Metrics and latency of the model and of the file, and rows (``networks``) of those that it comes from."""
+    metrics = {"float": _metrics(original, data), "exported": _metrics(exported, data)}
+    rows = _forerunners(model, raw, data)
+    networks = [original, exported, *(row["latency"] for row in rows if row["latency"])]
+    times = dict(zip(map(id, networks), _latencies(networks, raw), strict=True))
+    latency: dict[str, float | None] = {"float": times[id(original)], "exported": times[id(exported)]}
+    if compiled:
+        latency["compiled"] = _compiled_latency(exported, raw)
+    rows = [{**row, "latency": times.get(id(row["latency"]))} for row in rows]
+    return {"metrics": metrics, "latency": latency, "networks": rows}
 
 
 def _part(result: dict[str, Any], which: str) -> dict[str, Any]:

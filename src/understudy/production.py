@@ -200,7 +200,7 @@ class Production:
             augment,
             views=0 if every else int(views),
             classes=len(data.classes),
-            workers=default_workers(self.accelerator.num_processes) if s.workers is None else s.workers,
+            workers=default_workers() if s.workers is None else s.workers,
         )
 
     def _judged(self) -> bool:

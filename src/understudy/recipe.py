@@ -19,6 +19,8 @@ from .errors import UserError
 from .methods import METHODS
 from .train import FitSettings
 
+_PART = re.compile(r'(?:"[^"]*"|[^".])+')  # of a dotted key; a part may be quoted: variants."kd, T=0.5".lr
+_KEY = re.compile(r'((?:"[^"]*"|[^"=])*)(=?)(.*)', re.DOTALL)
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
@@ -84,7 +86,9 @@ class Recipe(FitSettings):
     )
     memory_limit: Size = Field("4GiB", description="decoded images above it are streamed from disk")
     workers: int | None = Field(
-        None, ge=0, description="processes that decode streamed images; default: one for each core, at most 8"
+        None,
+        ge=0,
+        description="processes that decode streamed images; default: as many as threads, at most 8",
     )
 
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and choice of samples")
@@ -205,10 +209,10 @@ def parse_sets(assignments: list[str]) -> dict[str, Any]:
     """``["lr=0.1", "phases.head.epochs=5"]`` as nested settings. Raises `UserError` where there is no ``=``."""
     found: dict[str, Any] = {}
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
+        key, equals, text = _KEY.fullmatch(assignment).groups()  # type: ignore[union-attr]
         if not equals or not key:
             raise UserError(f"--set {assignment!r} has no key and value; expected KEY=VALUE, such as --set lr=0.05.")
-        *parents, last = _path(key)
+        *parents, last = (part.strip().strip('"') for part in _PART.findall(key))
         table = found
         for parent in parents:
             table = table.setdefault(parent, {})
@@ -216,19 +220,6 @@ def parse_sets(assignments: list[str]) -> dict[str, Any]:
                 raise UserError(f"--set {assignment!r} contradicts another --set; expected one value for each key.")
         table[last] = _value(text)
     return found
-
-
-def _path(key: str) -> list[str]:
-    """The parts of a dotted key, of which some may be quoted as in TOML: ``variants."kd, slow".lr``."""
-    try:
-        table: Any = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
-        return key.strip().split(".")
-    path: list[str] = []
-    while isinstance(table, dict):
-        ((name, table),) = table.items()
-        path.append(name)
-    return path
 
 
 def _value(text: str) -> Any:

@@ -118,7 +118,7 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
             raise UserError(
                 f"prepare.{name} has the command {step.get('command')!r}; expected one of {', '.join(PREPARING)}."
             )
-        _check_step(name, {key: value for key, value in step.items() if key != "command"}, step["command"])
+        _check_step(name, _options(step), step["command"])
     for name in _prepared_in([study.recipe, study.grid, study.cases, study.variants, study.prepare]):
         if name not in study.prepare:
             raise UserError(f"the study names prepared:{name}, which is not made; expected a table [prepare.{name}].")
@@ -153,6 +153,8 @@ def _check_step(name: str, options: Mapping[str, Any], command: str) -> None:
             raise UserError(f"prepare.{name} has the key {key!r}; expected {nearest_key(key, known)}.")
         return
     try:
+        if command == "train" and (options.get("method", "none") != "none" or "teacher" in options):
+            raise UserError("train with a method or a teacher; expected labels only: use the command distill.")
         make_recipe({**options, "method": "none"} if command == "train" else options)
     except UserError as error:
         raise UserError(f"prepare.{name}: {error}") from None
@@ -250,18 +252,25 @@ def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
     made = out / "prepared" / name
     model = made if step["command"] == "shrink" else made / "student"
     if not (model / "config.json").exists():
-        options = {key: value for key, value in _resolved(step, out).items() if key != "command"}
+        options = _resolved(_options(step), out)
         logs = out / "logs"
         if step["command"] == "shrink":
             given = [f"--{key.replace('_', '-')}={_word(value)}" for key, value in options.items()]
         else:
-            logs.mkdir(parents=True, exist_ok=True)
-            write_toml(logs / f"prepare-{name}.toml", options)
-            given = [str(logs / f"prepare-{name}.toml")]
+            recipe = logs / f"prepare-{name}.toml"
+            recipe.parent.mkdir(parents=True, exist_ok=True)
+            write_toml(recipe, options)
+            given = [str(recipe)]
         status = _call([step["command"], *given, "--out", str(made), *_again(made)], logs / f"prepare-{name}.log")
         if status:
             raise UserError(f"prepare.{name} could not be made ({status}); mend it and go on with --resume.")
     return model
+
+
+def _options(step: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table of ``prepare`` says beside its command, in a recipe's words: train also says model for student."""
+    renamed = {"model": "student"} if step["command"] == "train" else {}
+    return {renamed.get(key, key): value for key, value in step.items() if key != "command"}
 
 
 def _word(value: Any) -> str:
@@ -384,8 +393,8 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
             befores = [result["student"]["before"] for result in mine.values()]
             row["before"] = {name: _spread([before[name] for before in befores]) for name in metrics}
         if all("held_out" in result["student"] for result in mine.values()):
-            held = [result["student"]["held_out"] for result in mine.values()]
-            row["held_out"] = {name: _spread([each[name] for each in held]) for name in metrics if name in held[0]}
+            others = [result["student"]["held_out"] for result in mine.values()]
+            row["held_out"] = {name: _spread([each[name] for each in others]) for name in metrics if name in others[0]}
         rows.append(row)
     found = {
         "version": 1,

@@ -40,7 +40,7 @@ def torchvision_datasets(rest: str) -> dict[str, Any]:
     }
     try:
         return {split: kind(root=Path(path).expanduser(), **which) for split, which in named.items()}
-    except (TypeError, RuntimeError, OSError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise UserError(
             f"torchvision's {name} cannot be opened in {path} ({told(error)}); download it "
             "there first, or pass your own Dataset to load_data."

@@ -47,10 +47,11 @@ def forward_size(samples: Samples, most: int) -> int:
     return max(1, min(most, max(2**20 // samples.extent, min(8, 2**23 // samples.extent))))
 
 
-def default_workers(processes: int = 1) -> int:
-    """How many processes decode streamed images for each of the run's: its share of the cores, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // processes))
+def default_workers() -> int:
+    """How many processes decode streamed images for this one: as many as it has threads, at most 8."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun gives each of its processes one thread
+    share = torch.get_num_threads() if local == 1 else (os.cpu_count() or 1) // local
+    return max(1, min(8, share))
 
 
 def batches(

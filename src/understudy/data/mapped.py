@@ -64,7 +64,8 @@ class Mapped(Samples):
     """A map-style Dataset whose items are (image, label), read item by item, in the workers of `batches`.
 
     Images: see `image_pixels`; all of one shape. Items that are images alone have no label (-100). Labels are taken
-    from `.targets` or `.labels` if that has one for each item, and otherwise by reading every item once. Items must be
+    from `.targets` or `.labels` if that has one for each item, as the items looked at have it, and there is no
+    `target_transform`; otherwise by reading every item once. Items must be
     the same at every reading, because views are replayed: augmentation belongs to `Augment`, not to the dataset.
     """
 

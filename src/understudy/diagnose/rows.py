@@ -160,7 +160,7 @@ def read_rows(
                 logits, labels = logits[chosen], labels[chosen]
             labelled = labels != UNLABELLED
             truth = torch.where(labelled, labels, logits.argmax(1))
-            relations = relations or _Relations(_usual(samples, positions, truth), classes)
+            relations = relations or _Relations(_ranked_by(samples, positions, truth), classes)
             for z, t in zip(*(x.split(max(1, _CELLS // classes)) for x in (logits, truth)), strict=True):
                 relations.add(z.float(), t)
                 for name, values in row_numbers(z, t, temperatures).items():
@@ -175,7 +175,7 @@ def read_rows(
     return Rows(classes=classes, temperatures=tuple(temperatures), **joined, **relations.sums())
 
 
-def _usual(samples: Samples, positions: Tensor, truth: Tensor) -> Tensor:
+def _ranked_by(samples: Samples, positions: Tensor, truth: Tensor) -> Tensor:
     """Labels that tell how frequent classes are: of all samples, or where these have no label each, of a batch."""
     known = samples.labels[positions] if samples.labels is not None and samples.labels.dim() == 1 else truth
     known = known[known >= 0].to(truth.device)

@@ -157,15 +157,16 @@ def accepts(factory: Callable[..., Any], argument: str) -> bool:
 
 def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """`timm.create_model`, with its failures in one sentence each."""
+    path = arguments.get("checkpoint_path")
+    if path and not str(path).endswith(".safetensors"):
+        raise UserError(
+            f"timm:{name} got checkpoint_path={path!r}, which some versions of timm unpickle; expected a .safetensors "
+            "file: convert it, or load it with weights_only in a function of your own."
+        )
     timm = _import_extra("timm", "timm")
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models(), "timm.list_models() names them all")
         raise UserError(f"timm has no model {name!r}; {hint}.")
-    if Path(str(arguments.get("checkpoint_path") or ".safetensors")).suffix not in ("", ".safetensors"):
-        raise UserError(
-            f"timm:{name} got checkpoint_path={arguments['checkpoint_path']!r}, which some versions of timm unpickle; "
-            "expected a .safetensors file: convert it, or load it with weights_only in a function of your own."
-        )
     try:
         return timm.create_model(name, **arguments)
     except Exception as error:

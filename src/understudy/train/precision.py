@@ -13,7 +13,7 @@ from torch import nn
 
 def on_cpu() -> bool:
     """Whether runs go on the processor: there is no accelerator, or only Apple's, which has no float64."""
-    found = torch.accelerator.current_accelerator(check_available=True)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found is None or found.type == "mps"
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +10,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data import Batch, Samples, bare_batches, batches
-from ..errors import UserError
 from ..teacher import Source
 from ..teacher.feed import Feed
 from .phase import Fit
@@ -42,9 +39,9 @@ class Supply:
         training = samples is self.corpus.train
         folder = self.memory.folder if training else None
         if not source.lasting:
-            folder = self.passing / f"{phase}-{'train' if training else 'other'}"
-        make = partial(
-            Feed,
+            how = f"{self.device.type}-{self.precision}"  # a run may be resumed on another device
+            folder = self.passing / f"{phase}-{'train' if training else 'other'}-{how}"
+        return Feed(
             source,
             samples,
             positions,
@@ -57,13 +54,6 @@ class Supply:
             device=self.device,
             workers=self.corpus.workers,
         )
-        try:
-            return make()
-        except UserError:
-            if source.lasting or folder is None or self.accelerator.num_processes > 1:
-                raise
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was resumed on another device: made anew
-            return make()
 
     def fill(self, feed: Feed, view: int) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
