@@ -424,5 +424,5 @@ def test_networks_that_cannot_be_used(network, told):
 
 @pytest.mark.parametrize("path", ["teacher.pth", "weights", "x.safetensors.bin"])
 def test_timm_is_given_no_file_that_it_might_unpickle(path):
-    with pytest.raises(UserError, match="expected a .safetensors file"):
+    with pytest.raises(UserError, match=r"expected a \.safetensors file"):
         load_model(f"timm:resnet18?checkpoint_path={path}", num_classes=3)
