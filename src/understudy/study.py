@@ -1,36 +1,13 @@
 """Studies: a grid of runs, resumable, told in one table with means, intervals and paired differences.
 
-A study is a TOML file::
-
-    name = "digits: labels alone against a teacher"
-    seeds = [0, 1, 2]
-    baseline = {method = "none"}        # each row is compared with the row that differs from it in this alone
-
-    [recipe]                            # what all runs share
-    teacher = "runs/teacher/student"
-    student = "zoo:resnet8"
-    data = "digits"
-
-    [grid]                              # every combination is a row of the table
-    method = ["none", "kd"]
-    samples = [100, 200]
-
-Where methods need settings of their own, ``[variants.NAME]`` tables take the place of a ``method`` list; the table
-then has a column ``variant``. What varies together beside the methods, such as data sets each with a teacher of its
-own, goes into ``[cases.NAME]`` tables and the column ``case``.
-
-What runs need first is made once: ``[prepare.NAME]`` holds a ``command`` (train, distill or shrink) and its options.
-Recipes, and tables of ``prepare`` further down, name the model that it makes as ``prepared:NAME``.
+What is run stands in a file, see `study_file`.
 """
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -39,125 +16,20 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from scipy.stats import t as student_t
 
 from .errors import UserError, told
-from .recipe import make_recipe, merge, nearest_key, read_toml, write_toml
+from .recipe import read_toml, write_toml
 from .report import common_teacher, study_markdown, write_study_report
-from .report.table import say
 from .runfolder import MODEL_FILES, check_out, clear, held, write_json
-from .shrinking import shrink
+from .study_file import Study, load_study, options_of, prepared_in, slug
 from .train.progress import Display
 
-PREPARED = "prepared:"
-PREPARING = ("train", "distill", "shrink")
 WORK = ("result.json", "config.json", "checkpoint")  # of these, a folder holds something that took time
-
-
-class Study(BaseModel):
-    """What a study file says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1)
-    baseline: dict[str, Any] = Field(default_factory=dict)
-    recipe: dict[str, Any]
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
-    cases: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    prepare: dict[str, dict[str, Any]] = Field(default_factory=dict)
-
-    def settings(self) -> list[dict[str, Any]]:
-        """One setting for each row of the table: grid keys, ``case`` and ``variant`` where there are such."""
-        named = {"case": self.cases, "variant": self.variants}
-        axes = {**{key: list(tables) for key, tables in named.items() if tables}, **self.grid}
-        return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-    def planned(self) -> list[tuple[dict[str, Any], int]]:
-        """All runs: setting and seed of each."""
-        return list(itertools.product(self.settings(), self.seeds))
-
-    def made(self) -> dict[str, dict[str, Any]]:
-        """What each folder of the study is made from, what is prepared for it included."""
-        steps = {f"prepared/{name}": step for name, step in self.prepare.items()}
-        runs = {f"runs/{_slug(*run)}": self.recipe_of(*run) for run in self.planned()}
-
-        def whole(values: dict[str, Any]) -> dict[str, Any]:
-            needs = {name: whole(self.prepare[name]) for name in _prepared_in(values)}
-            return {**values, "prepare": needs} if needs else values
-
-        return {name: whole(values) for name, values in {**steps, **runs}.items()}
-
-    def recipe_of(self, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """The recipe of one run."""
-        chosen = dict(setting)
-        case, own = self.cases.get(chosen.pop("case", ""), {}), self.variants.get(chosen.pop("variant", ""), {})
-        return merge(merge(merge(merge(self.recipe, case), own), chosen), {"seed": seed})
-
-
-def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> Study:
-    """Read and check a study file, every recipe in it included. Raises `UserError` for the first thing wrong."""
-    values = merge(read_toml(path), changes or {})
-    for key in values:
-        if key not in Study.model_fields:
-            raise UserError(f"the study key {key!r} is unknown; expected {nearest_key(key, Study.model_fields)}.")
-    try:
-        study = Study.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        source = "--set" if first["loc"][0] in (changes or {}) else repr(str(path))
-        raise UserError(f"{where!r} in {source} does not fit ({first['msg'].lower()}); mend that key.") from None
-    for name, step in study.prepare.items():
-        if step.get("command") not in PREPARING:
-            raise UserError(
-                f"prepare.{name} has the command {step.get('command')!r}; expected one of {', '.join(PREPARING)}."
-            )
-        _check_step(name, _options(step), step["command"])
-    for name in _prepared_in([study.recipe, study.grid, study.cases, study.variants, study.prepare]):
-        if name not in study.prepare:
-            raise UserError(f"the study names prepared:{name}, which is not made; expected a table [prepare.{name}].")
-    for key, axis in study.grid.items():
-        if key in ("seed", "case", "variant"):
-            place = "seeds = […]" if key == "seed" else f"[{key}s.NAME]"
-            raise UserError(f"the grid has the key {key!r}; expected it as {place}: move it.")
-        if not axis:
-            raise UserError(f"grid.{key} is empty; expected a list of values: add one or leave the key out.")
-    rows = study.settings()
-    for setting in rows:
-        make_recipe(study.recipe_of(setting, 0))
-    runs = [_slug(*run) for run in study.planned()]
-    twice = [name for name in runs if runs.count(name) > 1]
-    twice += [say(row) for n, row in enumerate(rows) if rows.index(row) < n]  # 4 and 4.0
-    if twice:
-        raise UserError(f"the study has two runs named {twice[0]!r}; expected different ones: remove or rename one.")
-    unknown = [k for k in study.baseline if rows and k not in rows[0]]
-    if unknown:
-        raise UserError(f"the baseline names {unknown[0]!r}; expected one of the columns {', '.join(rows[0])}.")
-    if study.baseline and not any(study.baseline.items() <= row.items() for row in rows):
-        raise UserError(f"the baseline {study.baseline} is no row of the study; expected values that the grid has.")
-    return study
-
-
-def _check_step(name: str, options: Mapping[str, Any], command: str) -> None:
-    """Raise for options that a table of ``prepare`` cannot have."""
-    if command == "shrink":
-        known = set(inspect.signature(shrink).parameters) - {"out", "overwrite", "dry_run"}
-        if unknown := set(options) - known:
-            key = min(unknown)
-            raise UserError(f"prepare.{name} has the key {key!r}; expected {nearest_key(key, known)}.")
-        return
-    try:
-        if command == "train" and (options.get("method", "none") != "none" or "teacher" in options):
-            raise UserError("train with a method or a teacher; expected labels only: use the command distill.")
-        make_recipe({**options, "method": "none"} if command == "train" else options)
-    except UserError as error:
-        raise UserError(f"prepare.{name}: {error}") from None
 
 
 def run_study(
@@ -203,7 +75,7 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
 
         def one(work: tuple[dict[str, Any], int]) -> dict[str, Any]:
             setting, seed = work
-            folder = out / "runs" / _slug(setting, seed)
+            folder = out / "runs" / slug(setting, seed)
             status = _run(_resolved(study.recipe_of(setting, seed), out), folder, jobs)
             run = {"setting": setting, "seed": seed, "out": str(folder.relative_to(out)), "status": status}
             with telling:
@@ -252,7 +124,7 @@ def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
     made = out / "prepared" / name
     model = made if step["command"] == "shrink" else made / "student"
     if not (model / "config.json").exists():
-        options = _resolved(_options(step), out)
+        options = _resolved(options_of(step), out)
         logs = out / "logs"
         if step["command"] == "shrink":
             given = [f"--{key.replace('_', '-')}={_word(value)}" for key, value in options.items()]
@@ -267,12 +139,6 @@ def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
     return model
 
 
-def _options(step: Mapping[str, Any]) -> dict[str, Any]:
-    """What a table of ``prepare`` says beside its command, in a recipe's words: train also says model for student."""
-    renamed = {"model": "student"} if step["command"] == "train" else {}
-    return {renamed.get(key, key): value for key, value in step.items() if key != "command"}
-
-
 def _word(value: Any) -> str:
     """A value as an option of `shrink` takes it: lists and tables with commas between."""
     if isinstance(value, Mapping):
@@ -280,19 +146,11 @@ def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _prepared_in(value: Any) -> list[str]:
-    """Every NAME of a ``prepared:NAME`` in nested values."""
-    if isinstance(value, str):
-        return [value.removeprefix(PREPARED)] if value.startswith(PREPARED) else []
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []
-    return [name for each in inner for name in _prepared_in(each)]
-
-
 def _resolved(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Settings with ``prepared:NAME`` as the folder of that model."""
 
     def folder(value: Any) -> Any:
-        made = out / "prepared" / _prepared_in(value)[0] if isinstance(value, str) and _prepared_in(value) else None
+        made = out / "prepared" / prepared_in(value)[0] if isinstance(value, str) and prepared_in(value) else None
         return value if made is None else str(made / "student" if (made / "recipe.toml").exists() else made)
 
     return {key: folder(value) for key, value in settings.items()}
@@ -338,11 +196,6 @@ def _told(folder: Path, status: str) -> str:
         return status
     metrics = json.loads((folder / "result.json").read_text())["student"]["metrics"]
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-
-
-def _slug(setting: Mapping[str, Any], seed: int) -> str:
-    parts = [f"{key}-{value}" for key, value in setting.items()] + [f"seed-{seed}"]
-    return re.sub(r"[^\w.+-]+", "-", "_".join(parts))
 
 
 def interval95(values: list[float]) -> float | None:
