@@ -291,6 +291,17 @@ def test_options_win_over_the_recipe_and_set_over_both(seen, tmp_path):
     assert seen[-1] == seen[-2]
 
 
+@pytest.mark.parametrize("line", ['method = "kd"', 'teacher = "zoo:mlp"'])
+def test_train_refuses_a_recipe_of_distillation(line, seen, tmp_path, capsys):
+    file = tmp_path / "recipe.toml"
+    file.write_text(f'student = "zoo:mlp"\ndata = "digits"\n{line}\n')
+    with pytest.raises(UserError, match="expected labels only"):
+        understudy.train(recipe=file, out=tmp_path / "out")
+    assert command("train", str(file), "--out", str(tmp_path / "out")) == 2
+    assert "expected labels only" in " ".join(capsys.readouterr().err.split())
+    assert seen == []
+
+
 def test_a_run_writes_a_recipe_that_runs_again(tmp_path, monkeypatch):
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

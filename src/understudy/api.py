@@ -20,7 +20,7 @@ from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
 from .models import Model, check_classes, load_model
 from .production import Production
-from .recipe import Recipe, make_recipe, merge, read_toml, size_in_bytes
+from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
 from .runfolder import check_out, held, resumed_settings
 from .tasks import TASKS
@@ -100,10 +100,8 @@ def train(
     **settings: Any,
 ) -> Result:
     """Train ``student`` on labels only: how teachers are made. Like `distill` with method ``none``."""
-    if settings.get("method", "none") != "none":
-        raise UserError(f"train with method {settings['method']!r}; expected labels only: use distill.")
-    given = {"student": student, "data": data, **settings, "method": "none"}
-    return _run(given, out, recipe, resume, overwrite)
+    given, objects = _read({"student": student, "data": data, **settings}, recipe)
+    return _run(labels_only(given | objects), out, None, resume, overwrite)
 
 
 def evaluate(

@@ -137,11 +137,7 @@ def train_command(
     """Train a network on labels only: how teachers are made."""
     from .api import train
 
-    settings = _settings(recipe, options, sets)
-    method = settings.pop("method", "none")
-    if method != "none" or settings.get("teacher") is not None:
-        raise UserError(f"train with method {method!r} or a teacher; expected labels only: use understudy distill.")
-    train(out=out, resume=resume, overwrite=overwrite, **settings)
+    train(out=out, resume=resume, overwrite=overwrite, **_settings(recipe, options, sets))
 
 
 def _settings(recipe: Path | None, options: dict[str, Any], sets: list[str] | None) -> dict[str, Any]:

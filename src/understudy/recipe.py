@@ -153,6 +153,14 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def labels_only(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a training on labels alone; `UserError` where they name a method or a teacher."""
+    for key in ("method", "teacher"):
+        if (value := values.get(key)) not in (None, "none"):
+            raise UserError(f"train with {key} = {value!r}; expected labels only: leave it out, or use distill.")
+    return {**values, "method": "none"}
+
+
 def _refusal(error: ValidationError, phase: str) -> UserError:
     """The first thing wrong, as one sentence."""
     first = error.errors()[0]

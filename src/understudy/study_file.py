@@ -35,7 +35,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import UserError
-from .recipe import make_recipe, merge, nearest_key, read_toml
+from .recipe import labels_only, make_recipe, merge, nearest_key, read_toml
 from .report.table import say
 from .shrinking import shrink
 
@@ -138,9 +138,7 @@ def _check_step(name: str, options: Mapping[str, Any], command: str) -> None:
             raise UserError(f"prepare.{name} has the key {key!r}; expected {nearest_key(key, known)}.")
         return
     try:
-        if command == "train" and (options.get("method", "none") != "none" or "teacher" in options):
-            raise UserError("train with a method or a teacher; expected labels only: use the command distill.")
-        make_recipe({**options, "method": "none"} if command == "train" else options)
+        make_recipe(labels_only(options) if command == "train" else options)
     except UserError as error:
         raise UserError(f"prepare.{name}: {error}") from None
 
