@@ -392,3 +392,42 @@ def test_maps_are_compared_where_there_are_maps(method):
     student, teacher = networks("transformer")
     with pytest.raises(understudy.UserError, match="compares feature maps"):
         METHODS[method].plan(cast(student, teacher, TASK, METHODS[method].settings(), images("transformer")))
+
+
+def test_a_frozen_stage_is_refused_where_its_adapter_could_learn():
+    student, teacher = network("resnet8"), network("resnet8x4")
+    student.network.layer2.requires_grad_(False)
+    with pytest.raises(understudy.UserError, match=r"in stage 'layer2' nothing is left to learn; .* not frozen"):
+        METHODS["skd"].plan(cast(student, teacher, TASK, Settings(), images("residual")))
+
+
+@pytest.mark.parametrize("method", ["at", "simultaneous"])
+def test_what_learns_as_a_whole_need_not_come_apart(method, tmp_path):
+    """A layer that two stages use, named by an alias."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.shared, self.head = (
+                nn.Conv2d(1, 8, 3, 2, 1),
+                nn.Conv2d(8, 8, 3, 1, 1),
+                nn.Linear(8, CLASSES),
+            )
+            self.parts = nn.ModuleList([self.stem])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.shared(self.stem(x).relu())
+            return self.head(self.shared(x.relu()).mean((2, 3)))
+
+    torch.manual_seed(0)
+    student, teacher = model(Twice(), seed=1), model(Twice(), seed=2)
+    chosen, samples = METHODS[method], images("residual")
+    settings = chosen.settings(stages="parts.0,shared")
+    with pytest.raises(understudy.UserError, match="is used in both stages"):
+        METHODS["skd"].plan(cast(student, teacher, TASK, Settings(stages="parts.0,shared"), samples))
+    phases = list(chosen.plan(cast(student, teacher, TASK, settings, samples)))
+    assert [row["stage"] for row in chosen.preview(cast(student, teacher, TASK, settings, samples))][-1] == "head"
+    before = weights(student)
+    perform(runner(student, tmp_path, samples=samples, epochs=1, batch_size=6), phases)
+    after = weights(student)
+    assert all(not torch.equal(after[name], before[name]) for name in ("network.stem.weight", "network.shared.weight"))

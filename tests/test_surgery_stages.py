@@ -452,6 +452,7 @@ class Maker(nn.Module):
         if self.how == "value" and x.mean() > 1e9:
             return x
         total = x.sum(0) if self.how == "batch" else 0
+        x = x + total  # needed before the cut, too: else it would be made after it
         if self.how == "type" and isinstance(x, Tensor):
             x = x * 2
         return self.b(self.pool(x)[0]).mean((2, 3)) + (total.mean() if self.how == "batch" else 0)
@@ -483,6 +484,43 @@ def test_what_is_not_one_tensor_a_sample_cannot_cross():
     network = Maker("batch")
     with pytest.raises(UserError, match="not one tensor a sample"):
         split(nn.Sequential(network, nn.Linear(3, 3)), ["0.b"], torch.randn(2, 3, 8, 8))
+
+
+class Lateral(nn.Module):
+    """What the decoder needs is made early, as in feature pyramids."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.one, self.two, self.up = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.lateral = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(True))
+        self.relu, self.head = nn.ReLU(inplace), nn.Conv2d(3, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.one(x)
+        size, skip = a.shape[2:], self.lateral(a)
+        b = self.two(nn.functional.max_pool2d(self.relu(a), 2))
+        return self.head(self.up(nn.functional.interpolate(b, size) + skip))
+
+
+def test_what_a_stage_holds_bears_on_its_output():
+    network, x = Lateral(), torch.randn(4, 3, 8, 8)
+    stages = split(network, ["one", "two", "up"], x)
+    held = [{name.removeprefix("network.") for name, _ in stage.named_parameters()} for stage in stages]
+    assert {name.split(".")[0] for name in held[2]} == {"lateral", "up"}
+    assert torch.equal(Chain(stages).eval()(x), network.eval()(x))
+    live = (x,)
+    for stage in stages:
+        live = tuple(value.detach() for value in live)
+        live = stage.train()(live)
+        (live[0] if stage is not stages[-1] else live).square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.parameters())
+
+
+def test_what_can_be_in_no_stage_is_refused():
+    network, x = Lateral(inplace=True), torch.randn(4, 3, 8, 8)
+    with pytest.raises(UserError, match="'lateral' does not bear on the cut 'two' but reads what is changed in place"):
+        split(network, ["one", "two", "up"], x)
+    assert len(split(network, ["one", "up"], x)) == 3
 
 
 def test_a_network_without_cuts_is_its_head():
@@ -525,9 +563,8 @@ def test_networks_are_paired_by_resolution(student, teacher, size, other, ours, 
     for p in pairs:
         assert p.student.level == p.teacher.level
         assert p.adapter == (p.student.shape[0] != p.teacher.shape[0])
-        assert p.resized == (size != other)
         assert tuple(heard(a, p.student.name, x)[0].shape[1:]) == p.student.shape
-    rows = describe(split(a, ours, x), pairs)
+    rows = describe(pairs, split(a, ours, x))
     assert [row["teacher"] for row in rows] == [*theirs, None]
     assert sum(row["parameters"] for row in rows) == sum(p.numel() for p in a.parameters())
 
@@ -539,7 +576,7 @@ def test_transformers_are_paired_by_depth():
     assert [(p.student.name, p.teacher.name) for p in pairs] == [
         (f"blocks.{a}", f"blocks.{b}") for a, b in zip((0, 1, 2, 4), (2, 5, 8, 11), strict=True)
     ]
-    assert all(p.adapter and not p.resized for p in pairs)
+    assert all(p.adapter for p in pairs)
 
 
 def test_stages_named_by_the_user():

@@ -125,6 +125,10 @@ def test_many_pieces_and_several_backward_passes():
     torch.testing.assert_close(z.grad, 2 * first)
     expected = F.kl_div(z.detach().log_softmax(1), target.dense(1001), reduction="batchmean")
     torch.testing.assert_close(loss.detach(), expected)
+    full = kd(z.detach() + torch.randn_like(z), 4.0)
+    exact = divergence(z.detach(), full, 4.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(divergence(z.detach(), full, 4.0), exact)
     half = z.detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         found = divergence(half, target, 2.0)

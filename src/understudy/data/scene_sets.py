@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from understudy.data.scenes import VOID, ScenesInMemory
 from understudy.errors import UserError
 from understudy.labels import UNLABELLED
 
+_LOG = logging.getLogger("understudy")
 _CHECKED = 4
 
 
@@ -57,6 +59,9 @@ def scene_sets(datasets: dict[str, Any], memory_limit: int, name: str) -> tuple[
                 f"the mask of item {item} of {split} {name} holds the label {int(scenes.masks[tuple(at)])}; 0 to "
                 f"{len(classes) - 1} is expected, as there are {len(classes)} classes, or {VOID} for none."
             )
+    shown = set(known.unique().tolist())
+    for absent in (n for n in range(len(classes)) if n not in shown):
+        _LOG.warning("no training mask of %s shows class %d ('%s').", name, absent, classes[absent])
     return found, classes
 
 

@@ -78,9 +78,9 @@ def segmentation_folder(
 ) -> tuple[dict[str, Scenes], tuple[str, ...]]:
     """The scenes of each split found, and the class names.
 
-    `image_size` is what the shorter side of the images is brought to; their own size without it. Images of another
-    shape than the commonest are resized and centre-cropped to it. Decoded scenes up to `memory_limit` bytes are kept
-    in memory. Raises UserError for anything in the folder that cannot be used.
+    `image_size` is what the shorter side of the images is brought to; without it the commonest size of training.
+    Images of another shape are resized and centre-cropped to it. Decoded scenes up to `memory_limit` bytes are kept in
+    memory. Raises UserError for anything in the folder that cannot be used.
     """
     splits = _splits(path)
     form, odd = _form(splits, image_size)

@@ -335,7 +335,7 @@ def load_data(
 
     Images of files, and PIL images of a Dataset if `image_size` is given, are brought to `image_size` ×
     `image_size` pixels (224 if not given), unless they all share one size up to 64 and none is given. Images for
-    segmentation keep their shape: `image_size` is their shorter side, without it they keep their size.
+    segmentation keep their shape: `image_size` is their shorter side, without it that of the commonest training image.
     Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
     fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
     validation split is taken, or a fifth of training, stratified, is held out; if `whole`, all of data without

@@ -9,27 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from ..errors import UserError
+from torch import Tensor
 
 
-def hint_loss(student: Tensor, teacher: Tensor, regressor: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """FitNets: mean squared error between teacher features and the regressor's of the student's (section 2.2).
-
-    Without a regressor (`make_regressor`) both have the same channels.
-    """
-    student = student if regressor is None else regressor(student)
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """FitNets: mean squared error between features of as many channels (section 2.2)."""
     student, teacher = _same_size(student, teacher, F.adaptive_avg_pool2d)
     return F.mse_loss(student.float(), teacher.float())
-
-
-def make_regressor(student: Tensor, teacher: Tensor) -> nn.Conv2d | None:
-    """A 1×1 convolution from the student's channels to the teacher's; None where they are as many."""
-    if student.shape[1] == teacher.shape[1]:
-        return None
-    return nn.Conv2d(student.shape[1], teacher.shape[1], 1).to(student.device)
 
 
 def attention_map(features: Tensor) -> Tensor:
@@ -47,20 +35,13 @@ def flow(first: Tensor, second: Tensor) -> Tensor:
     """FSP matrix between two layers of one network, ``[N, C1, C2]``: the mean over pixels of channel products
     (section 3.2). Maps of different sizes are max-pooled, as there."""
     first, second = _same_size(first.float(), second.float(), F.adaptive_max_pool2d)
-    return first.flatten(2) @ second.flatten(2).transpose(1, 2) / first[0, 0].numel()
+    with torch.autocast(first.device.type, enabled=False):
+        return first.flatten(2) @ second.flatten(2).transpose(1, 2) / first[0, 0].numel()
 
 
 def flow_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
-    """FSP: mean squared error between the flows of two pairs of layers, each (where it begins, where it ends).
-
-    Raises `UserError` where the channels of student and teacher differ.
-    """
-    for own, other in zip(student, teacher, strict=True):
-        if own.shape[1] != other.shape[1]:
-            raise UserError(
-                f"FSP compares layers of {own.shape[1]} and {other.shape[1]} channels; expected as many in student and "
-                "teacher: name other cuts, or choose another method."
-            )
+    """FSP: mean squared error between the flows of two pairs of layers of as many channels, each (where it begins,
+    where it ends)."""
     return F.mse_loss(flow(*student), flow(*teacher))
 
 

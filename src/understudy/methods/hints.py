@@ -22,7 +22,7 @@ from ..train.phase import Fit
 from . import kd
 from .features import attention_loss, flow_loss
 from .method import Cast
-from .stages import Apprentice, Staged, StageSettings, feature_loss, features, stage, tapped
+from .stages import Apprentice, StageSettings, feature_loss, features, paired, said, stage, tapped
 from .teaching import TargetSettings
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
@@ -47,7 +47,7 @@ def fitnets(cast: Cast) -> list[Fit]:
 
     def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
         feature = cast.student.run(apprentice, batch.inputs)
-        return {"loss": feature_loss(feature, batch.signals["teacher"][f"feature:{pair.teacher.name}"])}
+        return {"loss": feature_loss(feature, said(batch, pair))}
 
     guided = Apprentice(cast.student, found.stages[: middle + 1], pair)
     source = features(cast, [pair.teacher.name])
@@ -57,24 +57,24 @@ def fitnets(cast: Cast) -> list[Fit]:
 
 def at(cast: Cast) -> list[Fit]:
     """``CE(y, q) + β/2·Σ_s MSE(attention maps at cut s)``."""
-    pairs = _maps(stage(cast), "at")
+    pairs = _maps(paired(cast), "at")
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, outputs = trainee(batch.inputs)
         task_loss = _task_loss(cast, outputs, batch)
-        theirs = [batch.signals["teacher"][f"feature:{p.teacher.name}"] for p in pairs]
+        theirs = [said(batch, pair) for pair in pairs]
         each = [attention_loss(a, b) for a, b in zip(ours, theirs, strict=True)]
         loss = torch.stack(each).sum()
         return {"loss": task_loss + cast.settings.feature_weight * loss, "task_loss": task_loss, "feature_loss": loss}
 
-    plain = Tapped(cast.student, [p.student.name for p in pairs], [nn.Identity() for _ in pairs])
+    plain = tapped(cast.student, pairs, adapt=False)
     return [_whole(cast, "attention", plain, step, [p.teacher.name for p in pairs])]
 
 
 def fsp(cast: Cast) -> list[Fit]:
     """The whole student learns the flows between the teacher's neighbouring cuts; then the task from labels."""
     found = stage(cast)
-    pairs = _maps(found, "fsp")
+    pairs = _maps(found.pairs, "fsp")
     if len(pairs) < 2:
         raise UserError(
             f"method 'fsp' found one cut, {pairs[0].student.name!r}; expected two or more, as it compares what flows "
@@ -83,7 +83,7 @@ def fsp(cast: Cast) -> list[Fit]:
 
     def flows(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, _ = trainee(batch.inputs)
-        theirs = [batch.signals["teacher"][f"feature:{p.teacher.name}"] for p in pairs]
+        theirs = [said(batch, pair) for pair in pairs]
         each = [flow_loss(a, b) for a, b in zip(pairwise(ours), pairwise(theirs), strict=True)]
         return {"loss": torch.stack(each).mean()}
 
@@ -99,27 +99,27 @@ def fsp(cast: Cast) -> list[Fit]:
 
 def simultaneous(cast: Cast) -> list[Fit]:
     """All stage losses and the task's at once, summed and divided by their count."""
-    pairs = stage(cast).pairs
+    pairs = paired(cast)
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, outputs = trainee(batch.inputs)
         task_loss = _task_loss(cast, outputs, batch)
-        theirs = [batch.signals["teacher"][f"feature:{p.teacher.name}"] for p in pairs]
+        theirs = [said(batch, pair) for pair in pairs]
         loss = torch.stack([feature_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).sum()
         return {"loss": (task_loss + loss) / (len(pairs) + 1), "task_loss": task_loss, "feature_loss": loss}
 
     return [_whole(cast, "simultaneous", tapped(cast.student, pairs), step, [p.teacher.name for p in pairs])]
 
 
-def _maps(found: Staged, method: str) -> list[Pair]:
+def _maps(pairs: list[Pair], method: str) -> list[Pair]:
     """The pairs, which must be of feature maps."""
-    for each in found.pairs:
+    for each in pairs:
         if len(each.student.shape) != 3:
             raise UserError(
                 f"method {method!r} compares feature maps, and {each.student.name!r} gives values of shape "
                 f"{each.student.shape}; expected [C, H, W]: choose skd, simultaneous or fitnets."
             )
-    return found.pairs
+    return pairs
 
 
 def _whole(cast: Cast, name: str, trainee: Tapped, step: Step, names: list[str]) -> Fit:

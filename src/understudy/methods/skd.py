@@ -25,7 +25,7 @@ from ..tasks import cross_entropy
 from ..train.phase import Fit, Phase, Solve
 from . import kd
 from .method import Cast
-from .stages import Apprentice, Staged, StageSettings, accuracy, feature_loss, features, frozen, live, stage
+from .stages import Apprentice, Staged, StageSettings, accuracy, feature_loss, features, frozen, live, said, stage
 from .teaching import TARGET_KEYS, TargetSettings
 
 _LOG = logging.getLogger("understudy")
@@ -68,13 +68,13 @@ def plan(cast: Cast) -> list[Phase]:
 
 def _stage_phase(cast: Cast, found: Staged, number: int) -> Fit:
     before, own, pair = found.stages[:number], found.stages[number], found.pairs[number]
-    target, targets = pair.teacher.name, [pair.teacher.name for pair in found.pairs]
+    targets = [pair.teacher.name for pair in found.pairs]
 
     def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
         feature = apprentice(live(cast, batch)) if before else cast.student.run(apprentice, batch.inputs)
-        return {"loss": feature_loss(feature, batch.signals["teacher"][f"feature:{target}"])}
+        return {"loss": feature_loss(feature, said(batch, pair))}
 
-    sources = ([frozen(cast, before)] if before else []) + [features(cast, [target], targets)]
+    sources = ([frozen(cast, before)] if before else []) + [features(cast, [pair.teacher.name], targets)]
     reads: Any = frozenset() if before else frozenset({"pixels"})
     return Fit(own.name, Apprentice(cast.student, [own], pair), step, tuple(sources), select_by="loss", reads=reads)
 
@@ -114,8 +114,3 @@ def inherit(cast: Cast, found: Staged, report: Any) -> dict[str, float]:
         for name in fitting:
             ours[name].copy_(theirs[name])
     return {"copied_values": float(sum(ours[name].numel() for name in fitting))}
-
-
-def preview(cast: Cast) -> list[dict[str, Any]]:
-    """The stages and how they pair up."""
-    return stage(cast).describe()

@@ -38,22 +38,38 @@ class Staged:
     pairs: list[Pair]
     stages: list[Stage]
 
-    def describe(self) -> list[dict[str, Any]]:
-        """A row for each stage: names, shapes, parameters."""
-        return describe(self.stages, self.pairs)
+
+def paired(cast: Cast) -> list[Pair]:
+    """Where the networks of a cast correspond. Raises `UserError` where they do not."""
+    raw = cast.transfer.example()
+    ours, theirs = cast.student.prepared(raw), cast.teacher.prepared(raw)
+    return pair(cast.student.network, cast.teacher.network, ours, theirs, cast.settings.stages)
 
 
 def stage(cast: Cast) -> Staged:
     """Pair and cut the networks of a cast. Raises `UserError` where that cannot be done."""
-    raw = cast.transfer.example()
-    ours, theirs = cast.student.prepared(raw), cast.teacher.prepared(raw)
-    pairs = pair(cast.student.network, cast.teacher.network, ours, theirs, cast.settings.stages)
-    stages = split(cast.student.network, [p.student.name for p in pairs], ours)
+    pairs = paired(cast)
+    stages = split(
+        cast.student.network, [p.student.name for p in pairs], cast.student.prepared(cast.transfer.example())
+    )
     for own in stages:
-        if not any(True for _ in own.parameters()):
+        if not any(p.requires_grad for p in own.parameters()):
             where = f"after the cut {pairs[-1].student.name!r}" if own is stages[-1] else f"in stage {own.name!r}"
-            raise UserError(f"{where} nothing is left to learn; expected parameters there: name other --stages.")
+            raise UserError(
+                f"{where} nothing is left to learn; expected parameters there that are not frozen: name other --stages."
+            )
     return Staged(pairs, stages)
+
+
+def preview(cast: Cast) -> list[dict[str, Any]]:
+    """How the networks pair up."""
+    return describe(paired(cast))
+
+
+def preview_staged(cast: Cast) -> list[dict[str, Any]]:
+    """The student's stages and how they pair up."""
+    found = stage(cast)
+    return describe(found.pairs, found.stages)
 
 
 def adapter(found: Pair) -> nn.Module:
@@ -107,6 +123,11 @@ def features(cast: Cast, names: Sequence[str], together: Sequence[str] = ()) -> 
     return Source("teacher", cast.teacher, asked, cast.task, together=all_asked)
 
 
+def said(batch: Batch, found: Pair) -> Tensor:
+    """The teacher's feature at a pair's cut, in a batch that `features` were asked for."""
+    return batch.signals["teacher"][f"feature:{found.teacher.name}"]
+
+
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error between features ``[N, C, H, W]`` or ``[N, L, C]`` (of maps: at the smaller size)."""
     if student.dim() == 4:
@@ -114,9 +135,9 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student.float(), teacher.float())
 
 
-def tapped(student: Model, pairs: Sequence[Pair]) -> Tapped:
+def tapped(student: Model, pairs: Sequence[Pair], adapt: bool = True) -> Tapped:
     """The whole student, which also gives its features at the cuts, adapted to the teacher's."""
-    return Tapped(student, [p.student.name for p in pairs], [adapter(p) for p in pairs])
+    return Tapped(student, [p.student.name for p in pairs], [adapter(p) if adapt else nn.Identity() for p in pairs])
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -50,11 +50,6 @@ class Pair:
         """Whether the channels differ, so that a 1×1 layer must stand between."""
         return _channels(self.student) != _channels(self.teacher)
 
-    @property
-    def resized(self) -> bool:
-        """Whether the maps differ in size, as when the networks take inputs of different sizes."""
-        return len(self.student.shape) == 3 and self.student.shape[1:] != self.teacher.shape[1:]
-
 
 def pair(
     student: nn.Module,

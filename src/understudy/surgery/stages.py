@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 
 from ..errors import UserError, nearest
 from ..modes import eval_mode
+from .cuts import Pair
 from .tracing import ROOT, Trace, Untraceable, storage, tensors_in, trace
 
 HEAD = "head"
@@ -103,18 +104,20 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
     return stages
 
 
-def describe(stages: Sequence[Stage], pairs: Sequence[Any]) -> list[dict[str, Any]]:
+def describe(pairs: Sequence[Pair], stages: Sequence[Stage] = ()) -> list[dict[str, Any]]:
     """A row for each stage of the student, the head last: `stage`, `teacher` (module), `student_shape`,
-    `teacher_shape` (of one sample), `parameters` (of the student's stage) and `adapter` (whether one is needed)."""
+    `teacher_shape` (of one sample), `adapter` (whether one is needed) and, if the student is cut into `stages`, their
+    `parameters`."""
     rows: list[dict[str, Any]] = []
-    for stage, pair in zip(stages, [*pairs, None], strict=True):
+    for number, pair in enumerate([*pairs, None]):
+        size = {"parameters": sum(p.numel() for p in stages[number].parameters())} if stages else {}
         rows.append(
             {
-                "stage": stage.name,
+                "stage": pair.student.name if pair else HEAD,
                 "teacher": pair and pair.teacher.name,
                 "student_shape": pair and pair.student.shape,
                 "teacher_shape": pair and pair.teacher.shape,
-                "parameters": sum(parameter.numel() for parameter in stage.parameters()),
+                **size,
                 "adapter": bool(pair and pair.adapter),
             }
         )
@@ -144,13 +147,7 @@ def _divide(found: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn
         inputs = node.all_input_nodes
         if node.op == "get_attr" or (inputs and node.op != "output" and all(n in free for n in inputs)):
             free.add(node)
-    at: dict[fx.Node, int] = {}
-    for node in nodes:
-        at[node] = bisect_left(ends, index[node])
-        if node.target is operator.getitem and len(node.all_input_nodes) == 1 and node.args[0] not in free:
-            source = node.all_input_nodes[0]
-            if tensors_in(values[source]) and not isinstance(values[source], Tensor):
-                at[node] = at[source]  # an item of several outputs is taken where they are made
+    at = _places(found, cuts, ends, index)
 
     def plain(node: fx.Node) -> Any:
         """The Python value that stands for a number of an earlier stage, or None where it must be computed again."""
@@ -218,6 +215,54 @@ def _divide(found: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn
         graph.output(tuple(map(copy, outputs)) if outputs else map_arg(nodes[-1].args[0], copy))
         pieces.append(piece)
     return pieces
+
+
+def _places(found: Trace, cuts: Sequence[str], ends: Sequence[int], index: Mapping[fx.Node, int]) -> dict[fx.Node, int]:
+    """The stage of each node: the first one whose end depends on it, so that all that a stage holds bears on what it
+    learns, also what the code runs before an earlier cut (a lateral convolution of a U-Net).
+
+    What is read or written before a tensor is changed in place stays before that. Numbers and items of several
+    outputs are taken where what they are of is made.
+    """
+    nodes, values = found.nodes, found.values
+    touched: dict[fx.Node, set[int]] = {}
+    for node in nodes:
+        seen = [*tensors_in(values[node]), *(t for n in node.all_input_nodes for t in tensors_in(values[n]))]
+        touched[node] = {storage(tensor) for tensor in seen}
+    at: dict[fx.Node, int] = {}
+    alone: dict[fx.Node, int] = {}  # if nothing were changed in place
+    later: dict[int, int] = {}  # by storage: the first stage in which a later node touches it
+    written: dict[int, int] = {}  # ... writes to it
+    for node in reversed(nodes):
+        after, last = [at[user] for user in node.users], bisect_left(ends, index[node])
+        alone[node] = min((alone[user] for user in node.users), default=last)
+        writes = found.writes.get(node, set())
+        after += [written[s] for s in touched[node] & written.keys()] + [later[s] for s in writes & later.keys()]
+        at[node] = min(after, default=last)
+        if node.op == "placeholder":
+            at[node] = 0
+        elif index[node] in ends:
+            at[node] = alone[node] = last
+        if node.op == "call_module" and at[node] < alone[node] and _learns(found, node):
+            raise UserError(
+                f"{str(node.target).removeprefix(ROOT)!r} does not bear on the cut {cuts[at[node]]!r} but reads what is"
+                " changed in place before it, so that it fits in no stage; expected one where it learns: cut elsewhere "
+                "or take a method without stages."
+            )
+        for s in touched[node]:
+            later[s] = min(later.get(s, at[node]), at[node])
+        for s in writes:
+            written[s] = min(written.get(s, at[node]), at[node])
+    for node in nodes:
+        sources = node.all_input_nodes
+        item = node.target is operator.getitem and len(sources) == 1 and not isinstance(values[sources[0]], Tensor)
+        if sources and node.op != "output" and (item or not tensors_in(values[node])):
+            at[node] = max(at[source] for source in sources)
+    return at
+
+
+def _learns(found: Trace, node: fx.Node) -> bool:
+    return any(True for _ in found.entry.get_submodule(str(node.target)).parameters())
 
 
 def _ends(found: Trace, cuts: Sequence[str], targets: Sequence[nn.Module], index: dict[fx.Node, int]) -> list[int]:

@@ -70,8 +70,10 @@ class Feed:
             }
             if folder is None:
                 path = cache_root() / _digest(sorted(identity.items()))
-            else:  # of one teacher, and so refused to another
+            elif source.lasting:  # of one teacher, and so refused to another
                 path = folder / f"{source.name}-{_digest(self.stored.signals)}"
+            else:  # a run may be resumed on another device
+                path = folder / f"{source.name}-{_digest(sorted(identity.items()))}"
             self.cache = SignalCache(path, identity, fields, **sizes, budget=budget, named=folder)
             if self.cache.capacity < views:
                 held = f"{self.cache.capacity} of {views} views of the {source.name}'s signals"

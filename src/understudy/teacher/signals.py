@@ -106,7 +106,7 @@ class Source:
         together = [*together, *(signal for signal in signals if signal not in together)] if together else []
         self.remembered = Source(name, network, together, task, lasting) if together else self
         inner = getattr(network, "network", network)  # names are those of the user's own module
-        modules = dict(inner.named_modules())
+        modules = dict(inner.named_modules(remove_duplicate=False))
         self._taps: dict[str, nn.Module] = {}
         for signal in self.signals:
             if signal.module is None:

@@ -123,7 +123,9 @@ class _Divergence(torch.autograd.Function):
             log_q = (_wide(piece) / T).log_softmax(1)
             p = probs[rows].to(log_q)
             if classes is None or rest is None:
-                losses[rows] = torch.special.entr(p).sum(1).neg_().sub_(torch.linalg.vecdot(p, log_q))
+                losses[rows] = (
+                    torch.special.entr(p).sum(1).neg_().sub_((p * log_q).sum(1))
+                )  # vecdot would be computed in bf16 under autocast
                 continue
             u, others = rest[rows].to(log_q), z.shape[1] - p.shape[1]
             entropy = torch.special.entr(p).sum(1) + others * torch.special.entr(u)

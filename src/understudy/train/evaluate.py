@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ def evaluate(
     *,
     positions: Tensor | None = None,
     device: torch.device | str = "cpu",
-    autocast: Callable[[], AbstractContextManager] | None = None,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -42,11 +42,8 @@ def evaluate(
     done = 0
     with eval_mode(network):
         for batch in batches(samples, order, CLEAN, Augment(), workers=workers, device=device):
-            if autocast is None:
+            with autocast():
                 outputs = network(batch.inputs)
-            else:
-                with autocast():
-                    outputs = network(batch.inputs)
             metrics.update(outputs, batch.labels)
             done += len(batch) * world
             if progress:

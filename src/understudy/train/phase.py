@@ -43,7 +43,9 @@ class FitSettings(BaseModel):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the updates spent warming up (cosine, constant)")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; default for text: 1")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
-    accumulate: int = Field(1, ge=1, description="pieces a batch is computed in, to save memory")
+    accumulate: int = Field(
+        1, ge=1, description="pieces a batch is computed in, to save memory; losses are averaged in each"
+    )
     select: Literal["last", "best"] = Field("last", description="which state a phase keeps; default for text: best")
     patience: int | None = Field(
         None,
@@ -59,7 +61,7 @@ class Fit:
 
     ``step(trainee, batch)`` runs it on a batch and returns scalars, of which ``loss`` is minimised; the fields of
     ``sources`` are in ``batch.signals[source.name]``. Parameters whose name ``learns`` refuses are frozen, and
-    modules without a learning parameter run in eval mode, so that their buffers stay bit-identical.
+    modules whose parameters are all frozen run in eval mode, so that their buffers stay bit-identical.
     ``readout`` maps the trainee (or its moving average) to the network to evaluate and keep; None: itself.
     ``overrides`` are fit settings of this phase that the method's own settings name (the epochs of a last fine-tuning,
     say). ``select_by`` is the metric that picks the best state: the task's by default, or ``"loss"`` for the phase's

@@ -39,8 +39,7 @@ class Supply:
         training = samples is self.corpus.train
         folder = self.memory.folder if training else None
         if not source.lasting:
-            how = f"{self.device.type}-{self.precision}"  # a run may be resumed on another device
-            folder = self.passing / f"{phase}-{'train' if training else 'other'}-{how}"
+            folder = self.passing / f"{phase}-{'train' if training else 'other'}"
         return Feed(
             source,
             samples,
