@@ -186,6 +186,13 @@ def test_inherited_stem_and_head(tmp_path):
     assert all(torch.equal(after[name], theirs[name]) for name in changed)
 
 
+@pytest.mark.parametrize(("kind", "rates"), [("residual", [{"lr": 2e-3}]), ("narrower", [{}])])
+def test_an_inherited_head_is_only_tuned(kind, rates):
+    student, teacher = networks(kind)
+    phases = METHODS["skd"].plan(cast(student, teacher, TASK, Settings(inherit=True), images(kind)))
+    assert [phase.overrides for phase in phases if phase.name == "head"] == rates
+
+
 def test_whole_layers_are_inherited_and_a_stem_of_its_own(caplog):
     """A stage that is the stem as a whole is inherited; a layer of which only the bias fits is not."""
     student, teacher = network("cnn_small", 1, width=4), network("cnn_small", 2, width=4)

@@ -69,7 +69,10 @@ class Settings(MethodSettings):
     sweeps: int = Field(1, ge=1, description="passes over the layers; further ones stop where the error stops falling")
     finetune_steps: int = Field(0, ge=0, description="updates on the teacher's logits after the solve (whole epochs)")
     finetune_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the fine-tuning; default: 0.01 (fskd) or 0.002 (skd)"
+        None,
+        gt=0,
+        description="peak learning rate of the fine-tuning (skd: of an inherited head, too); "
+        "default: 0.01 (fskd) or 0.002 (skd)",
     )
     temperature: float = Field(
         4.0, gt=0, le=HOTTEST, description="T of the fine-tuning: how far both distributions are softened"

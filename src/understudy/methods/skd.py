@@ -32,6 +32,7 @@ _LOG = logging.getLogger("understudy")
 
 # The authors use Adam with rates up to 1e-2, and keep the best state of a stage by its validation loss.
 DEFAULTS: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-2, "select": "best", "patience": 3}
+FINETUNE_LR = 2e-3
 
 
 class Settings(StageSettings, TargetSettings):
@@ -44,24 +45,33 @@ class Settings(StageSettings, TargetSettings):
         0, ge=0, description="epochs in which the whole student then learns by kd (see target); 0: the paper"
     )
     finetune_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the fine-tuning; default: 0.01 (fskd) or 0.002 (skd)"
+        None,
+        gt=0,
+        description="peak learning rate of the fine-tuning (skd: of an inherited head, too); "
+        "default: 0.01 (fskd) or 0.002 (skd)",
     )
 
     def idle(self, taught: bool) -> dict[str, str]:
-        """The target's without the joint fine-tuning."""
+        """The target's without the joint fine-tuning; its rate if no inherited head has it either."""
         why = "skd has no phase that learns by it; expected finetune_epochs above 0"
-        return {} if self.finetune_epochs else dict.fromkeys([*TARGET_KEYS, "finetune_lr"], why)
+        rate = [] if self.inherit else ["finetune_lr"]
+        return {} if self.finetune_epochs else dict.fromkeys([*TARGET_KEYS, *rate], why)
 
 
 def plan(cast: Cast) -> list[Phase]:
     """A phase for each stage, one for the head, and a joint one if asked for."""
     s, found = cast.settings, stage(cast)
-    phases: list[Phase] = [Solve("inherit", partial(inherit, cast, found))] if s.inherit else []
-    phases += [_stage_phase(cast, found, i) for i in range(len(found.pairs))]
-    phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1]))
+    rate, head = {"lr": s.finetune_lr or FINETUNE_LR}, _head_phase(cast, found.stages[:-1], found.stages[-1])
+    phases: list[Phase] = [_stage_phase(cast, found, i) for i in range(len(found.pairs))]
+    phases.append(head)
+    if s.inherit:
+        taken = inherited(cast, found)
+        phases.insert(0, Solve("inherit", partial(inherit, cast, taken)))
+        if set(found.stages[-1].state_dict()) <= set(taken):  # it is trained: few labels would spoil it at a full rate
+            head.overrides = rate
     if s.finetune_epochs:
         joint = kd.plan(cast)[0]
-        joint.name, joint.overrides = "finetune", {"epochs": s.finetune_epochs, "lr": s.finetune_lr or 2e-3}
+        joint.name, joint.overrides = "finetune", {"epochs": s.finetune_epochs, **rate}
         phases.append(joint)
     return phases
 
@@ -90,11 +100,9 @@ def _head_phase(cast: Cast, before: list[Stage], head: Stage) -> Fit:
     return Fit("head", head, step, (frozen(cast, before),), select_by="loss", reads=frozenset({"labels"}))
 
 
-def inherit(cast: Cast, found: Staged, report: Any) -> dict[str, float]:
-    """Copy the teacher's stem (what stands before the module of the first cut; if nothing does, that module) and head.
-
-    A layer is copied where the teacher has one of that name whose tensors all have the same shapes.
-    """
+def inherited(cast: Cast, found: Staged) -> list[str]:
+    """What the student's stem (what stands before the module of the first cut; if nothing does, that module) and head
+    can take from the teacher: the values of each layer for which it has one of that name whose shapes all agree."""
     first, head = found.stages[0], found.stages[-1]
     before = [name for name in first.state_dict() if not name.startswith(f"network.{first.name}.")]
     ours, theirs = cast.student.state_dict(), cast.teacher.state_dict()
@@ -110,7 +118,13 @@ def inherit(cast: Cast, found: Staged, report: Any) -> dict[str, float]:
     ]
     if not fitting:
         _LOG.warning("inherit: no layer of the student's stem and head has the teacher's name and shape.")
+    return fitting
+
+
+def inherit(cast: Cast, names: list[str], report: Any) -> dict[str, float]:
+    """Copy the teacher's values of these names."""
+    ours, theirs = cast.student.state_dict(), cast.teacher.state_dict()
     with torch.no_grad():
-        for name in fitting:
+        for name in names:
             ours[name].copy_(theirs[name])
-    return {"copied_values": float(sum(ours[name].numel() for name in fitting))}
+    return {"copied_values": float(sum(ours[name].numel() for name in names))}
