@@ -242,6 +242,10 @@ CASES: dict[str, tuple[str, str]] = {
         f"{KD} --overwrite --out {{i}}/diary",
         r"replace 'logs' .*no metrics.jsonl.*another",
     ),
+    "overwrite its own teacher": (
+        f"{KD} --overwrite --out {{i}}/teacher",
+        r"would replace the teacher .*/teacher/student', which lies in .*change --out",
+    ),
     "resume no run": (f"{KD} --resume --out {{i}}/full", r"/full' holds no run to resume; expected recipe.toml"),
     "resume otherwise": (
         f"{KD} --resume --epochs 7 --out {{i}}/run",

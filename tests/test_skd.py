@@ -282,6 +282,27 @@ def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
     assert mine["student"]["metrics"] == theirs["student"]["metrics"]
 
 
+def test_a_run_is_not_resumed_with_others(teacher, tmp_path, monkeypatch):
+    """Another teacher at the same place, or other samples, would end in a student that no whole run has."""
+    save = Runner._maybe_save
+
+    def hooked(*args, **kwargs):
+        save(*args, **kwargs)
+        raise Curtain
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "_maybe_save", hooked)
+        with pytest.raises(Curtain):
+            understudy.distill(str(teacher), out=tmp_path / "run", **RUN)
+    origin = production.Production._origin
+    for what in ("teacher", "data set"):
+        monkeypatch.setattr(production.Production, "_origin", lambda self, what=what: origin(self) | {what: "other"})
+        with pytest.raises(understudy.UserError, match=f"--resume found another {what} than .* was begun with"):
+            understudy.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
+    monkeypatch.setattr(production.Production, "_origin", origin)
+    understudy.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
+
+
 def test_own_defaults_give_way_to_the_user(teacher, tmp_path):
     found = understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", samples=60)
     assert {phase["optimizer"] for phase in found["phases"]} == {"adamw"}
@@ -379,6 +400,16 @@ def test_too_few_samples_to_hold_any_out(teacher, tmp_path, caplog):
         )
     assert "leave none to hold out" in caplog.text
     assert made.result["data"]["train_samples"] == 10
+    again = understudy.distill(recipe=tmp_path / "run" / "recipe.toml", out=tmp_path / "again")
+    assert again.metrics == made.metrics
+
+
+def test_all_samples_may_be_learned_from(teacher):
+    own = {"samples": 60, "select": "last", "validation": 0.0}
+    with pytest.raises(understudy.UserError, match=r"select = last and patience = 3 need held-out .*--patience 0"):
+        understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", **own)
+    found = understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", patience=0, **own)
+    assert found["samples"] == 60
 
 
 @pytest.mark.parametrize(

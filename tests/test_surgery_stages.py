@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -451,6 +452,12 @@ class Maker(nn.Module):
         x = self.a(x)
         if self.how == "value" and x.mean() > 1e9:
             return x
+        if self.how == "noise" and self.training:
+            x = x * torch.rand(1)
+        if self.how == "sizes":
+            x = x * torch.rand(x.shape[0], 1, 1, 1)
+        with torch.no_grad() if self.how == "no grad" else nullcontext():
+            x = x + 1
         total = x.sum(0) if self.how == "batch" else 0
         x = x + total  # needed before the cut, too: else it would be made after it
         if self.how == "type" and isinstance(x, Tensor):
@@ -467,6 +474,9 @@ class Maker(nn.Module):
         (Maker(""), ["b", "a"], "'a' does not come after 'b'"),
         (Maker(""), ["a", "a"], "'a' does not come after 'a'"),
         (Maker("value"), ["a"], "code of Maker cannot be traced .*branches on the numbers"),
+        (Maker("noise"), ["a"], "code of Maker cannot be traced .*draws random numbers by itself"),
+        (Maker("sizes"), ["a"], "code of Maker cannot be traced .*makes tensors of the input's sizes"),
+        (Maker("no grad"), ["a"], "code of Maker cannot be traced .*switches gradients off"),
         (Maker("batch"), ["pool.x"], "no module"),
         (Maker("type"), ["a"], "do not compute what the network does"),
         (Own(tied=True), ["a", "b"], "'scale' is used in both stages 'b' and 'head'"),

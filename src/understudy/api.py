@@ -215,6 +215,13 @@ def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume
     if resume and not begun and given.get("student") is None:
         raise UserError(f"--resume found no run in {str(out)!r}; expected a run's folder: name another with --out.")
     settings = make_recipe(resumed_settings(out, given) if resume else given)
+    for role in ("teacher", "student"):
+        path = Path(getattr(settings, role) or "")
+        if overwrite and role not in objects and path.exists() and out.resolve() in path.resolve().parents:
+            raise UserError(
+                f"--overwrite would replace the {role} {str(path)!r}, which lies in {str(out)!r}; expected another "
+                "folder for what learns from it: change --out."
+            )
     if resume and (out / "result.json").exists():
         logging.getLogger("understudy").info("the run in %s is finished already; nothing is left to do", out)
         result = json.loads((out / "result.json").read_text())

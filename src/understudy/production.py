@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from .record import cast_of, for_tracker, result_of, sizes
 from .report import write_run_report
 from .runfolder import clear, write_json
 from .tasks import TASKS
+from .teacher.signals import weights_digest
 from .train.agreement import agreement, judges_of
 from .train.plan import Plan
 from .train.precision import on_cpu, place, resolve_precision
@@ -171,7 +173,7 @@ class Production:
                 logging.getLogger("understudy").info(
                     "%d samples leave none to hold out: each phase keeps its last state rather than its best.", count
                 )
-                self.settings, self._share = s.model_copy(update={"select": "last", "patience": None}), 0.0
+                self.settings, self._share = s.model_copy(update={"select": "last", "patience": 0}), 0.0
             else:
                 raise UserError(
                     f"validation = {share:g} holds out none of {count} samples, as each class keeps one to learn from; "
@@ -230,7 +232,7 @@ class Production:
                 self.display.say(f"teacher: {figures}", always=True)
             student = {"spec": s.student, **sizes(self.student, self.data, self.device), "before": before}
             cast = cast_of(s, self.data, self.runner, teacher, student, self.outline)
-            state = self.runner.run(resume, cast)
+            state = self.runner.run(resume, cast, self._origin())
             after = self._test(self.student, "student after")
             if held := self._held_out():
                 after[1]["held_out"] = held
@@ -314,6 +316,16 @@ class Production:
             warn_if_constant(self.teacher, str(self.settings.teacher), self.runner)
         size = sizes(self.teacher, self.data, self.device)
         return {"spec": self.settings.teacher, **size, **self._figures(self.teacher, "teacher")}
+
+    def _origin(self) -> dict[str, str]:
+        """Digests of what a resumed run must find as it was: the number and labels of samples, the teacher's weights."""
+        sets = [samples for samples in (self.data.train, self.data.val, self.data.test) if samples is not None]
+        data = hashlib.blake2b(repr([len(samples) for samples in sets]).encode(), digest_size=16)
+        for samples in sets:
+            if samples.labels is not None:
+                data.update(samples.labels.cpu().numpy().tobytes())
+        found = {"data set": data.hexdigest()}
+        return found if self.teacher is None else found | {"teacher": weights_digest(self.teacher)}
 
     def _figures(self, network: Model, title: str, remember: bool = True) -> dict[str, Any]:
         """Test metrics of a network before the run, read where an earlier run has measured and remembered them."""

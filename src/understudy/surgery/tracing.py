@@ -7,11 +7,13 @@ on shapes is followed as the example goes; only control flow on the numbers insi
 from __future__ import annotations
 
 import operator
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
@@ -62,20 +64,24 @@ def trace(network: nn.Module, example: Tensor, opens: Callable[[nn.Module], bool
     """
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
-    entry, tracer = Entry(network), _Tracer(example, opens)
+    entry, tracer = Entry(network), _Tracer(example, opens, training)
     devices = [example.device] if example.is_cuda else []
     try:
         for module, _ in modes:
             module.training = training and opens(module)
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.enable_grad(), torch.random.fork_rng(devices):
             try:
                 graph = tracer.trace(entry)
             except Exception as error:
-                module = tracer.failed or network
+                module = network if tracer.failed is None else tracer.failed
                 names = {found: name for name, found in network.named_modules()}
-                raise Untraceable(module, names.get(module, ""), str(error).split("\n")[0] or repr(error)) from error
-            for buffer, value in buffers:
-                buffer.copy_(value)
+                reason = str(error).split("\n")[0] or repr(error)
+                if _Known.__name__ in reason:
+                    reason = "it makes tensors of the input's sizes"
+                raise Untraceable(module, names.get(module, ""), reason) from error
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -118,9 +124,10 @@ class _Known(fx.Proxy):
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, example: Tensor, opens: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, example: Tensor, opens: Callable[[nn.Module], bool], training: bool) -> None:
         super().__init__()
-        self.example, self.opens = example, opens
+        self.example, self.opens, self.training = example, opens, training
+        self.drawn = _random_state(example)  # after the last node; nothing else may draw
         self.values: dict[fx.Node, Any] = {}
         self.writes: dict[fx.Node, set[int]] = {}
         self.first: dict[nn.Module, fx.Node | None] = {}
@@ -136,7 +143,8 @@ class _Tracer(fx.Tracer):
         try:
             result = super().call_module(module, forward, args, kwargs)
         except Exception:
-            self.failed = self.failed or (module if not self.is_leaf_module(module, "") else None)
+            if self.failed is None and not self.is_leaf_module(module, ""):
+                self.failed = module
             raise
         self.first.setdefault(module, result.node if isinstance(result, fx.Proxy) else None)
         return result
@@ -145,12 +153,18 @@ class _Tracer(fx.Tracer):
         return value if self.running else super().getattr(attr, value, cache)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
+        if self.drawn != _random_state(self.example):
+            raise fx.proxy.TraceError("it draws random numbers by itself, which would never change")
+        if self.training and not torch.is_grad_enabled():
+            raise fx.proxy.TraceError("it switches gradients off")
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         self.running = True
         try:
-            self.values[node] = self._evaluate(node)
+            with torch.no_grad():
+                self.values[node] = self._evaluate(node)
         finally:
             self.running = False
+        self.drawn = _random_state(self.example)
         return node
 
     def _evaluate(self, node: fx.Node) -> Any:
@@ -198,6 +212,13 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj: Any) -> Iterator[Any]:
         return iter([obj[index] for index in range(len(self.values[obj.node]))])
+
+
+def _random_state(example: Tensor) -> tuple[Any, ...]:
+    """Where the random numbers of torch, Python and NumPy stand."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(example.device)] if example.is_cuda else [])]
+    _, keys, place, *_ = np.random.get_state(legacy=True)
+    return *(state.numpy().tobytes() for state in states), random.getstate(), np.asarray(keys).tobytes(), place
 
 
 def tensors_in(value: Any) -> list[Tensor]:

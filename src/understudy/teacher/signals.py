@@ -186,6 +186,13 @@ def fingerprint(network: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(getattr(network, "input", None)).encode())
     digest.update(repr(getattr(network, "network", network)).encode())
+    digest.update(weights_digest(network).encode())
+    return digest.hexdigest()
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Digest of every weight and buffer by name."""
+    digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

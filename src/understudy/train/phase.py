@@ -49,8 +49,8 @@ class FitSettings(BaseModel):
     select: Literal["last", "best"] = Field("last", description="which state a phase keeps; default for text: best")
     patience: int | None = Field(
         None,
-        ge=1,
-        description="stop after this many evaluations without improvement (needs a validation share)",
+        ge=0,
+        description="stop after this many evaluations without improvement (needs a validation share); 0: never",
     )
     eval_every: int | None = Field(None, ge=1, description="epochs between evaluations; default: ten in a phase")
 

@@ -82,8 +82,8 @@ class Plan:
             settings = self.settings_of(phase)
             if self.corpus.held is None and (settings.select == "best" or settings.patience):
                 raise UserError(
-                    "select = best and patience need held-out samples; expected validation above 0: leave it out or "
-                    "give a share."
+                    f"select = {settings.select} and patience = {settings.patience} need held-out samples; expected "
+                    "validation above 0: give a share, or turn them off with --select last --patience 0."
                 )
             batch_size, steps, _ = self.lengths(settings)
             if len(self.corpus.positions) // steps < world:

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -82,22 +83,25 @@ class Runner:
             for source in first.sources:
                 self._feed(source, self.corpus.train, self.corpus.positions)
 
-    def run(self, resume: bool, cast: dict[str, Any]) -> State:
+    def run(self, resume: bool, cast: dict[str, Any], origin: Mapping[str, str] | None = None) -> State:
         """Execute the phases in order, from the newest checkpoint if ``resume``; returns the final state.
 
         ``cast`` opens the log: what is known before anything is trained, so that a report can be made meanwhile.
+        ``origin`` has digests of what must be the same when the run is resumed.
         """
         found = load_checkpoint(self.out / "checkpoint") if resume else None
         saved: dict[str, Any] | None = None
         if found:
             self._number, saved = found
             self.state = State(**saved["state"])
+            self._refuse_another(self.state.origin, origin or {}, saved["student"])
             self.student.load_state_dict(saved["student"])
             saved = saved if "trainee" in saved else None  # saved between two phases
         if self.accelerator.is_main_process:
             with open(self.out / "metrics.jsonl", "ab") as file:
                 file.truncate(self.state.log_bytes)
         state, phases = self.state, self.plan.phases
+        state.origin = dict(origin or {})
         if not state.log_bytes:
             self._log({"event": "start", **cast, "phases": self.plan.describe()})
         while state.phase < len(phases):
@@ -129,6 +133,16 @@ class Runner:
         if self.accelerator.is_main_process:
             shutil.rmtree(self.supply.passing, ignore_errors=True)
         return state
+
+    def _refuse_another(self, before: Mapping[str, str], now: Mapping[str, str], saved: Mapping[str, Tensor]) -> None:
+        own = self.student.state_dict()
+        same = own.keys() == saved.keys() and all(own[name].shape == value.shape for name, value in saved.items())
+        changed = [what for what, digest in before.items() if now.get(what, digest) != digest]
+        for what in changed if same else ["student", *changed]:
+            raise UserError(
+                f"--resume found another {what} than {str(self.out)!r} was begun with; expected the same, so that the "
+                "run ends as it would have: bring it back, or start anew with --overwrite."
+            )
 
     # ---- a fit phase ----------------------------------------------------------------------------------------
 
@@ -169,7 +183,7 @@ class Runner:
             last = state.epoch == epochs
             evaluated = last or state.epoch % every == 0
             self._end_epoch(fit, evaluated)
-            if settings.patience is not None and state.stale >= settings.patience:
+            if settings.patience and state.stale >= settings.patience:
                 self.display.say(f"{phase.name}: no improvement in {settings.patience} evaluations; stopping")
                 break
             self._maybe_save(fit, last)
