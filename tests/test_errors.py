@@ -197,7 +197,7 @@ CASES: dict[str, tuple[str, str]] = {
     # settings
     "no teacher": (f"distill {SMALL} {OUT}", r"method 'kd' has no teacher; .*add --teacher"),
     "method": (f"{KD} --method kdd {OUT}", r"the method 'kdd' is unknown; expected 'kd'"),
-    "train with a method": (f"{TRAIN} --set method=kd {OUT}", r"method 'kd' .*use understudy distill"),
+    "train with a method": (f"{TRAIN} --set method=kd {OUT}", r"method = 'kd'; expected labels only: .*use distill"),
     "key of another method": (
         f"{KD} --method none --temperature 3 {OUT}",
         r"'temperature' belongs to method kd.*leave",
