@@ -196,14 +196,14 @@ CASES: dict[str, tuple[str, str]] = {
     "teacher at chance": (f"{KD} --teacher {{i}}/fresh {OUT}", r"teacher '.*/fresh' is at chance level .*check that"),
     # settings
     "no teacher": (f"distill {SMALL} {OUT}", r"method 'kd' has no teacher; .*add --teacher"),
-    "method": (f"{KD} --method kdd {OUT}", r"the method 'kdd' is unknown; expected 'kd'"),
+    "method": (f"{KD} --method kdd {OUT}", r"the method 'kdd' is unknown; did you mean 'kd'"),
     "train with a method": (f"{TRAIN} --set method=kd {OUT}", r"method = 'kd'; expected labels only: .*use distill"),
     "key of another method": (
         f"{KD} --method none --temperature 3 {OUT}",
         r"'temperature' belongs to method kd.*leave",
     ),
-    "key": (f"distill {{i}}/unknown-key.toml {OUT}", r"'epohcs' is unknown here; expected 'epochs', the nearest"),
-    "key by --set": (f"{KD} --set epohcs=3 {OUT}", r"'epohcs' is unknown here; expected 'epochs'"),
+    "key": (f"distill {{i}}/unknown-key.toml {OUT}", r"'epohcs' is unknown here; did you mean 'epochs'"),
+    "key by --set": (f"{KD} --set epohcs=3 {OUT}", r"'epohcs' is unknown here; did you mean 'epochs'"),
     "type": (
         f"distill {{i}}/wrong-type.toml --student zoo:mlp --data digits {OUT}",
         r"epochs = 'many' .*integer.*--ep",
@@ -225,7 +225,7 @@ CASES: dict[str, tuple[str, str]] = {
     "phase": (f"{KD} {{i}}/phase-unknown.toml {OUT}", r"the phase 'head' does not exist; expected one of kd"),
     "key of a phase": (
         f"{KD} {{i}}/phase-key.toml {OUT}",
-        r"phases.kd has the unknown key 'epohcs'; expected 'epochs'",
+        r"phases.kd has the unknown key 'epohcs'; did you mean 'epochs'",
     ),
     "value of a phase": (f"{KD} {{i}}/phase-value.toml {OUT}", r"phases.kd.epochs = 0 .*--set phases.kd.epochs=VALUE"),
     "phases not a table": (f"{KD} {{i}}/phases-number.toml {OUT}", r"phases = 3 .*dictionary"),
@@ -284,8 +284,8 @@ CASES: dict[str, tuple[str, str]] = {
     "report on nothing": ("report {i}/empty", r"/empty holds no run .*, study, diagnosis or export.*--out"),
     "report on a missing folder": ("report {i}/nowhere", r"/nowhere"),
     "study missing": (f"study {{i}}/nowhere.toml {OUT}", r"nowhere.toml' does not exist"),
-    "study key": (f"study {{i}}/study-key.toml {OUT}", r"study key 'nmae' is unknown; expected 'name'"),
-    "study's recipe": (f"study {{i}}/study-recipe-key.toml {OUT}", r"'epohcs' is unknown here; expected 'epochs'"),
+    "study key": (f"study {{i}}/study-key.toml {OUT}", r"study key 'nmae' is unknown; did you mean 'name'"),
+    "study's recipe": (f"study {{i}}/study-recipe-key.toml {OUT}", r"'epohcs' is unknown here; did you mean 'epochs'"),
     "study without recipe": (f"study {{i}}/study-no-recipe.toml {OUT}", r"'recipe' in .*field required.*mend"),
     "study's baseline": (f"study {{i}}/study-baseline.toml {OUT}", r"baseline .*0.2.* is no row .*the grid has"),
     "study's baseline key": (f"study {{i}}/study-baseline-key.toml {OUT}", r"baseline names 'method'; .*columns lr"),

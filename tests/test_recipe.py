@@ -16,13 +16,12 @@ from tools import model, plan, planned, runner
 
 import understudy
 from understudy import cli
-from understudy.errors import UserError
+from understudy.errors import UserError, nearest
 from understudy.methods import METHODS
 from understudy.recipe import (
     Recipe,
     make_recipe,
     merge,
-    nearest_key,
     parse_sets,
     read_toml,
     recipe_type,
@@ -172,10 +171,11 @@ def test_sizes_refused(text):
         make_recipe({**BASE, "memory_limit": text})
 
 
-def test_nearest_key():
-    assert nearest_key("epohcs", Recipe.model_fields) == "'epochs', the nearest right one"
-    assert nearest_key("temprature", recipe_type("kd").model_fields).startswith("'temperature'")
-    assert nearest_key("xyz", ["b", "a"]) == "one of a, b"
+def test_nearest():
+    assert nearest("epohcs", Recipe.model_fields) == "did you mean 'epochs'"
+    assert nearest("temprature", recipe_type("kd").model_fields).startswith("did you mean 'temperature'")
+    assert nearest("xyz", ["b", "a"]) == "choose one of a, b"
+    assert nearest("xyz", map(str, range(100))).endswith(" and 88 more")
 
 
 @pytest.mark.parametrize(("given", "views"), [(4, 4), ("4", 4), ("all", "all"), (None, None)])
@@ -213,6 +213,10 @@ def test_a_key_of_another_method_is_told():
         ({"lr": 0.5}, {"optimizer": "adamw", "lr": 0.5, "clip": 1.0}),
         ({"optimizer": "sgd"}, {"optimizer": "sgd", "lr": None, "weight_decay": 5e-4, "clip": 1.0}),
         ({"method": "skd"}, {"optimizer": "adamw", "lr": 1e-2, "weight_decay": 5e-4, "clip": 1.0, "patience": 3}),
+        ({"method": "skd", "optimizer": "sgd"}, {"optimizer": "sgd", "lr": None, "select": "best"}),
+        ({"method": "skd", "optimizer": "sgd", "lr": 0.3}, {"optimizer": "sgd", "lr": 0.3}),
+        ({"method": "simultaneous"}, {"optimizer": "adamw", "lr": 3e-3}),
+        ({"method": "simultaneous", "optimizer": "sgd"}, {"optimizer": "sgd", "lr": 0.4}),
         ({"method": "gpd"}, {"optimizer": "adamw", "lr": 3e-3, "clip": 5.0, "ema": 0.995}),
     ],
 )

@@ -40,8 +40,11 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="start anew in --out, replacing the run in it")]
 
 
-def _option(name: str, field: Any, *names: str) -> inspect.Parameter:
-    default = "" if field.default in (None, PydanticUndefined) else f" [default: {field.default}]"
+def _option(name: str, field: Any, methods: bool, *names: str) -> inspect.Parameter:
+    usual = [] if field.default in (None, PydanticUndefined) else [str(field.default)]
+    own = {method: found.defaults[name] for method, found in METHODS.items() if methods and name in found.defaults}
+    told = "; ".join([*usual, *(f"{method}: {value}" for method, value in own.items())])
+    default = f" [default: {told}]" if told else ""
     metavar = "[true|false]" if field.annotation is bool else "VALUE"
     option = typer.Option(
         *(names or (f"--{name.replace('_', '-')}",)), metavar=metavar, help=f"{field.description}{default}"
@@ -74,7 +77,7 @@ def _with_recipe_options(methods: bool) -> Callable[[Callable[..., None]], Calla
             fields = {k: f for k, f in fields.items() if k not in ("teacher", "method", "cache", "cache_budget")}
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
         names = {"student": ("--student", "--model")} if not methods else {}
-        extra = [_option(name, field, *names.get(name, ())) for name, field in fields.items()]
+        extra = [_option(name, field, methods, *names.get(name, ())) for name, field in fields.items()]
         command.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in [*own, *extra]}
         return command

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 TOLD = 300  # characters
-SHOWN = 8  # words
+SHOWN = 12  # words
 
 
 class UserError(Exception):

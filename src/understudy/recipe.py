@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 
-from .errors import UserError
+from .errors import UserError, nearest
 from .methods import METHODS
 from .train import FitSettings
 
@@ -106,8 +105,8 @@ class Recipe(FitSettings):
         for name, changes in self.phases.items():
             for key in changes:
                 if key not in FitSettings.model_fields:
-                    near = nearest_key(key, FitSettings.model_fields)
-                    raise ValueError(f"phases.{name} has the unknown key {key!r}; expected {near}")
+                    hint = nearest(key, FitSettings.model_fields)
+                    raise ValueError(f"phases.{name} has the unknown key {key!r}; {hint}")
         return self
 
 
@@ -115,7 +114,7 @@ class Recipe(FitSettings):
 def recipe_type(method: str) -> type[Recipe]:
     """The recipe of one method: the common settings, with the method's defaults for them, and its own."""
     if method not in METHODS:
-        raise UserError(f"the method {method!r} is unknown; expected {nearest_key(method, METHODS)}.")
+        raise UserError(f"the method {method!r} is unknown; {nearest(method, METHODS)}.")
     chosen = METHODS[method]
     bases: Any = (Recipe, chosen.settings)
     fields: dict[str, Any] = {}
@@ -131,6 +130,9 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
     values = {key: value for key, value in values.items() if value is not None}
     method = str(values.get("method", "kd"))
     kind = recipe_type(method)
+    suits = kind.model_fields["optimizer"].default
+    if values.get("optimizer", suits) != suits:  # the method's rate is one for the method's optimizer
+        values = {"lr": None, **values}
     for key in values:
         if key not in kind.model_fields:
             others = [name for name, m in METHODS.items() if key in m.settings.model_fields]
@@ -139,7 +141,7 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
                     f"the key {key!r} belongs to method {', '.join(others)}, but the method is {method!r}; expected "
                     "settings of that method: leave it out or change --method."
                 )
-            raise UserError(f"the key {key!r} is unknown here; expected {nearest_key(key, kind.model_fields)}.")
+            raise UserError(f"the key {key!r} is unknown here; {nearest(key, kind.model_fields)}.")
     phase = ""
     try:
         recipe = kind.model_validate(values)
@@ -176,18 +178,15 @@ def _refusal(error: ValidationError, phase: str) -> UserError:
     return UserError(f"{where} = {first['input']!r} does not fit: {message}; change it with {remedy}.")
 
 
-def nearest_key(word: str, words: Any) -> str:
-    """The nearest right word, or all of them, as the end of an error's sentence."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"{close[0]!r}, the nearest right one" if close else f"one of {', '.join(sorted(words))}"
-
-
 def suited(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
     """The recipe with a task's ``defaults`` for what neither the user set nor the method has a default for.
 
-    An optimizer that was chosen keeps its own rate and decay.
+    An optimizer that was chosen keeps its own rate and decay, and a method's rate is one for the method's optimizer.
     """
-    taken = recipe.model_fields_set | set(METHODS[recipe.method].defaults)
+    suiting = set(METHODS[recipe.method].defaults)
+    if "optimizer" in set(defaults) - suiting:
+        suiting.discard("lr")
+    taken = recipe.model_fields_set | suiting
     if "optimizer" in taken:
         taken |= {"lr", "weight_decay"}
     return recipe.model_copy(update={key: value for key, value in defaults.items() if key not in taken})

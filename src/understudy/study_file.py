@@ -34,8 +34,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import UserError
-from .recipe import labels_only, make_recipe, merge, nearest_key, read_toml
+from .errors import UserError, nearest
+from .recipe import labels_only, make_recipe, merge, read_toml
 from .report.table import say
 from .shrinking import shrink
 
@@ -64,8 +64,9 @@ class Study(BaseModel):
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
     def planned(self) -> list[tuple[dict[str, Any], int]]:
-        """All runs: setting and seed of each."""
-        return list(itertools.product(self.settings(), self.seeds))
+        """All runs, setting and seed of each: every row with one seed before the next seed, so that a study that is
+        stopped early has something to compare."""
+        return [(setting, seed) for seed, setting in itertools.product(self.seeds, self.settings())]
 
     def made(self) -> dict[str, dict[str, Any]]:
         """What each folder of the study is made from, what is prepared for it included."""
@@ -90,7 +91,7 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
     values = merge(read_toml(path), changes or {})
     for key in values:
         if key not in Study.model_fields:
-            raise UserError(f"the study key {key!r} is unknown; expected {nearest_key(key, Study.model_fields)}.")
+            raise UserError(f"the study key {key!r} is unknown; {nearest(key, Study.model_fields)}.")
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
@@ -135,7 +136,7 @@ def _check_step(name: str, options: Mapping[str, Any], command: str) -> None:
         known = set(inspect.signature(shrink).parameters) - {"out", "overwrite", "dry_run"}
         if unknown := set(options) - known:
             key = min(unknown)
-            raise UserError(f"prepare.{name} has the key {key!r}; expected {nearest_key(key, known)}.")
+            raise UserError(f"prepare.{name} has the key {key!r}; {nearest(key, known)}.")
         return
     try:
         make_recipe(labels_only(options) if command == "train" else options)

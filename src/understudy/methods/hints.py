@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -27,6 +28,7 @@ from .teaching import TargetSettings
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 ATTENTION = 500.0  # half of the authors' β of 1000
+SIMULTANEOUS: dict[str, Any] = {"lr": 0.4}  # a mean over some five losses moves as each of them would at a fifth of it
 
 
 class HintSettings(StageSettings, TargetSettings):

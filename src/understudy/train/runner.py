@@ -184,7 +184,8 @@ class Runner:
             evaluated = last or state.epoch % every == 0
             self._end_epoch(fit, evaluated)
             if settings.patience and state.stale >= settings.patience:
-                self.display.say(f"{phase.name}: no improvement in {settings.patience} evaluations; stopping")
+                stopped = f"{phase.name}: no improvement in {settings.patience} evaluations; stopping"
+                self.display.say(stopped, always=True)
                 break
             self._maybe_save(fit, last)
 
