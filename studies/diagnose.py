@@ -43,7 +43,7 @@ class Case:
 
 def committed(whole: Data, fifth: Data, out: Path) -> str:
     """resnet56, taught all images."""
-    return str(TEACHERS / "cifar100-resnet56")
+    return str(TEACHERS / "cifar100-resnet56-16px")
 
 
 def taught(data: Data, out: Path, **settings: Any) -> str:

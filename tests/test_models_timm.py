@@ -5,10 +5,13 @@ import sys
 import pytest
 import torch
 from test_models_load import DIGITS, Pictures
-from tools import imported
+from tools import events, imported
+from torch.utils.data import TensorDataset
 
+import understudy
 from understudy.errors import UserError
 from understudy.models import check_classes, load_model, sources
+from understudy.surgery import find_cuts, split
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +75,36 @@ def test_timm_that_cannot_be_imported(error, told, monkeypatch):
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     with pytest.raises(UserError, match=told):
         load_model("timm:resnet18", num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "resnet18", "regnetx_002", "mobilenetv3_small_050", "torchvision"])
+def test_stages_in_a_row_are_the_network(timm, name):
+    torch.manual_seed(0)
+    if name == "torchvision":
+        network = imported("torchvision.models").resnet18(num_classes=3).eval()
+    else:
+        network = timm.create_model(name, num_classes=3).eval()
+    x = torch.randn(2, 3, 64, 64)
+    cuts = find_cuts(network, x)
+    assert len(cuts) >= 4
+    live = (x,)
+    for stage in split(network, [cut.name for cut in cuts], x):
+        live = stage.eval()(live)
+    assert torch.equal(live, network(x))
+
+
+def test_stage_by_stage(timm, tmp_path):
+    """A student of timm learns from a teacher of timm through the front door, by stages found by themselves."""
+    labels = torch.arange(36) % 3
+    noise = torch.randint(0, 90, (36, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    images = (noise + 80 * labels[:, None, None, None]).to(torch.uint8)  # classes differ in brightness
+    both = TensorDataset(images[:24], labels[:24]), TensorDataset(images[24:], labels[24:])
+    common = {"batch_size": 8, "augment": "none", "lr": 0.01}
+    teacher = understudy.train("timm:resnet18", both, epochs=8, out=tmp_path / "teacher", **common).student
+    settings = {"method": "skd", "epochs": 4, "select": "last", "patience": 0, **common}
+    found = understudy.distill(teacher, "timm:resnet10t", both, out=tmp_path / "student", **settings)
+    names = [phase["name"] for phase in found.result["phases"]]
+    assert names == ["act1", "layer1", "layer2", "layer3", "head"]
+    for name in names[:-1]:  # each stage came nearer to the teacher's features
+        losses = [e["train"]["loss"] for e in events(tmp_path / "student") if e.get("phase") == name and "train" in e]
+        assert losses[-1] < losses[0]
