@@ -25,6 +25,7 @@ from understudy.teacher import Feature, Logits, SignalCache, Source, TopK
 from understudy.teacher import feed as feeding
 from understudy.teacher.cache import evict
 from understudy.teacher.feed import Feed
+from understudy.train import Solve
 
 TASK = TASKS["classification"]
 IDENTITY = {"network": "n", "data": "d", "views": "v", "signals": "s", "precision": "fp32 on cpu"}
@@ -568,8 +569,17 @@ def test_another_teacher_is_refused_before_training(tmp_path):
     made = runner(student, tmp_path / "b", views=2, folder=tmp_path / "cache", epochs=1)
     with pytest.raises(UserError, match="not the same weights"):
         planned(made, plan("kd", student, model(seed=4))).check()
-    (made,) = (tmp_path / "cache").glob("teacher-*/cache.json")
+    (made,) = (tmp_path / "cache").glob("teacher_train-*/cache.json")
     assert json.loads(made.read_text())["version"] == 2
+
+
+def test_another_teacher_of_a_later_phase_is_refused_before_training(tmp_path):
+    distilled(tmp_path / "a", views=2, folder=tmp_path / "cache")
+    student = model(seed=1)
+    made = runner(student, tmp_path / "b", views=2, folder=tmp_path / "cache", epochs=1)
+    first = Solve("nothing", lambda report: {})
+    with pytest.raises(UserError, match="not the same weights"):
+        planned(made, [first, *plan("none", student, None), *plan("kd", student, model(seed=4))]).check()
 
 
 def test_features_come_back_channels_last(tmp_path):
@@ -600,6 +610,28 @@ def test_caches_not_used_for_long_make_room(tmp_path):
     used.clear()
     evict(tmp_path, size + size // 2)
     assert [p.name for p in tmp_path.glob("*/")] == ["newest"]
+
+
+def test_a_cache_that_is_opened_while_it_makes_room_is_made_anew(tmp_path, monkeypatch):
+    make(tmp_path / "a")
+    opening = threading.Event()
+    original = shutil.rmtree
+
+    def slowly(folder, **options):
+        opening.set()
+        time.sleep(0.3)  # the other waits for the lock meanwhile
+        original(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        evicted = pool.submit(evict, tmp_path, 0)
+        opening.wait()
+        cache = make(tmp_path / "a")
+        evicted.result()
+    rows = torch.tensor([1, 3])
+    cache.write(0, rows, values(2, 0))
+    cache.commit(0)
+    assert make(tmp_path / "a").known(0, rows)
 
 
 def test_runs_make_room_side_by_side(tmp_path):

@@ -19,6 +19,7 @@ from PIL import Image
 from understudy.data import CLEAN, Augment, Data, Encoded, InMemory, batches, load_data
 from understudy.data import decoded as decoding
 from understudy.data.decode import centred
+from understudy.data.samples import has_room
 from understudy.errors import UserError
 
 REAL = Path(os.environ.get("UNDERSTUDY_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar100"
@@ -424,3 +425,13 @@ def test_many_small_images_are_decoded_once(tmp_path, monkeypatch):
     before = set(scratch.iterdir())
     pixels(image_size=6)
     assert set(scratch.iterdir()) == before, "a full disk is left alone"
+
+
+def test_sets_stay_where_they_are_when_an_accelerator_has_no_room(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    assert has_room("cuda", 500)
+    assert not has_room("cuda", 501)
+    assert has_room("cpu", 10**15)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 2000))
+    samples = InMemory(torch.zeros(2, 4, 4, 1, dtype=torch.uint8), torch.zeros(2))
+    assert samples.to("cuda") is samples

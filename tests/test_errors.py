@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from tools import Curtain
 
-from understudy import cli
+from understudy import cli, runfolder
 from understudy.data import load_data
 from understudy.models import load_model
 
@@ -246,6 +247,10 @@ CASES: dict[str, tuple[str, str]] = {
         f"{KD} --overwrite --out {{i}}/teacher",
         r"would replace the teacher .*/teacher/student', which lies in .*change --out",
     ),
+    "overwrite the run it learns from": (
+        f"distill {SMALL} --teacher {{i}}/run --overwrite --out {{i}}/run",
+        r"would replace the teacher .*/run', which lies in .*change --out",
+    ),
     "resume no run": (f"{KD} --resume --out {{i}}/full", r"/full' holds no run to resume; expected recipe.toml"),
     "resume otherwise": (
         f"{KD} --resume --epochs 7 --out {{i}}/run",
@@ -394,6 +399,19 @@ def test_overwrite_removes_a_run_and_nothing_else(quiet, tmp_path):
     assert not (out / "checkpoint" / "99999999.json").exists()
     assert (out / "report.html").read_text() != "old"
     assert json.loads((out / "result.json").read_text())["seed"] == 5
+
+
+def test_a_run_half_removed_can_be_removed_again(quiet, tmp_path, monkeypatch):
+    quiet(f"{TRAIN} --out {{o}}/out", status=0)
+
+    def killed(folder):
+        raise Curtain
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runfolder.shutil, "rmtree", killed)
+        with pytest.raises(Curtain):
+            runfolder.clear(tmp_path / "out")
+    quiet(f"{TRAIN} --overwrite --out {{o}}/out", status=0)
 
 
 def test_a_project_with_a_recipe_of_its_own_is_no_run(tmp_path, quiet):

@@ -326,6 +326,23 @@ def test_a_run_writes_a_recipe_that_runs_again(tmp_path, monkeypatch):
     assert tomllib.loads(texts[0])["temperature"] == 2.0
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({"optimizer": "adamw"}, ("adamw", None, 5e-4)),
+        ({"optimizer": "adamw", "lr": 0.2, "weight_decay": 0.1}, ("adamw", 0.2, 0.1)),
+        ({"optimizer": "sgd"}, ("sgd", 0.7, 0.3)),
+        ({"epochs": 4}, ("sgd", 0.7, 0.3)),
+    ],
+)
+def test_an_optimizer_of_one_phase_has_its_own_rate(own, expected, tmp_path):
+    student = model(seed=1)
+    phases = plan("kd", student, model(seed=2))
+    made = planned(runner(student, tmp_path, lr=0.7, weight_decay=0.3, phases={"kd": own}), phases).plan
+    settings = made.settings_of(phases[0])
+    assert (settings.optimizer, settings.lr, settings.weight_decay) == expected
+
+
 @pytest.mark.parametrize("own", [{"optimizer": "adamw"}, {"batch_size": 16}, {"epochs": 7}, {"lr": 0.3}])
 def test_what_a_phase_derives_from_its_own_settings_stays_when_the_recipe_is_read_again(own, tmp_path):
     """lr, epochs and batch size depend on each other; the common ones must not take the place of a phase's."""

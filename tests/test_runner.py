@@ -28,7 +28,7 @@ from tools import (
 )
 from torch import nn
 
-from understudy.data import CLEAN, Augment
+from understudy.data import CLEAN, Augment, cache_root
 from understudy.errors import UserError
 from understudy.tasks import TASKS
 from understudy.teacher import Logits, Source
@@ -324,6 +324,11 @@ def test_selection_by_the_phases_own_loss(where, tmp_path):
     batch.signals["teacher"] = {"logits": teacher(batch.inputs).detach()}
     student.eval()
     assert state.done[0]["best"]["loss"] == pytest.approx(min(found))
+    assert {path.name.rpartition("-")[0] for path in (tmp_path / "cache").iterdir()} == {
+        "teacher_train",
+        "teacher_other",
+    }
+    assert not list(cache_root().glob("*/cache.json"))  # all signals lie where the user wants them
     assert phase.step(student, batch)["loss"].item() == pytest.approx(min(found), rel=1e-3)
 
 
@@ -357,6 +362,8 @@ def test_a_solve_between_two_fits(tmp_path):
         snapshots.append(weights(student)),
     )[1]
     made = runner(student, tmp_path, epochs=3, batch_size=16, phases={"second": {"lr": 0.01, "batch_size": 24}})
+    steps: list[int] = []
+    made.accelerator.log = lambda values, step: steps.append(step)
     state = perform(made, phases)
     assert [(p["name"], p["kind"], p["epochs"]) for p in state.done] == [
         ("first", "fit", 2),
@@ -369,6 +376,7 @@ def test_a_solve_between_two_fits(tmp_path):
     kinds = [(e["event"], e.get("phase")) for e in events(tmp_path) if e["event"] != "start"]
     assert kinds == [("epoch", "first")] * 2 + [("solve", "halve")] + [("epoch", "second")] * 3
     assert [e["step"] for e in events(tmp_path) if e.get("phase") == "second"] == [2, 4, 6]
+    assert steps == [3, 6, 8, 10, 12]  # a tracker's never go back
     final = weights(student)
     for name in final:  # the second phase began with what was solved, and learned the last layer only
         assert torch.equal(final[name], snapshots[1][name]) == ("fc" not in name)

@@ -172,7 +172,10 @@ def test_overwrite_makes_everything_anew(performed, tmp_path, monkeypatch):
     [
         ({"prepare": {}}, r"names prepared:\w+, which is not made"),
         ({"prepare": {**PLAN["prepare"], "half": {"command": "export"}}}, "command 'export'; expected one of"),
-        ({"prepare": {**PLAN["prepare"], "half": {"command": "shrink", "rato": 0.5}}}, "key 'rato'; did you mean 'ratio'"),
+        (
+            {"prepare": {**PLAN["prepare"], "half": {"command": "shrink", "rato": 0.5}}},
+            "key 'rato'; did you mean 'ratio'",
+        ),
         ({"prepare": {**PLAN["prepare"], "half": {"command": "train", "epohcs": 5}}}, r"prepare\.half: .*'epohcs'"),
         (
             {"prepare": {**PLAN["prepare"], "half": {"command": "train", "method": "kd"}}},

@@ -106,6 +106,13 @@ def test_the_vocabulary_is_the_most_frequent_words_of_training(tmp_path) -> None
     assert stream(few.test)[:3] == [0, 0, 1]
 
 
+def test_words_of_what_is_held_out_of_a_file_are_not_in_the_vocabulary(tmp_path) -> None:
+    (tmp_path / "one.txt").write_text("a b\n" * 80 + "c a\n" * 10 + "d a\n" * 10)
+    data = load_data(f"text:{tmp_path / 'one.txt'}?length=5")
+    assert data.classes == ("<unk>", "<eos>", "a", "b")
+    assert stream(data.test)[:3] == [0, 2, 1]
+
+
 def test_text_is_opened_with_the_vocabulary_of_a_model(tmp_path) -> None:
     first, other = write(tmp_path / "a"), tmp_path / "b"
     data = load_data(f"text:{first}")

@@ -217,10 +217,11 @@ def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume
     settings = make_recipe(resumed_settings(out, given) if resume else given)
     for role in ("teacher", "student"):
         path = Path(getattr(settings, role) or "")
-        if overwrite and role not in objects and path.exists() and out.resolve() in path.resolve().parents:
+        within = (path.resolve(), *path.resolve().parents)
+        if overwrite and role not in objects and path.exists() and out.resolve() in within:
             raise UserError(
-                f"--overwrite would replace the {role} {str(path)!r}, which lies in {str(out)!r}; expected another "
-                "folder for what learns from it: change --out."
+                f"--overwrite would replace the {role} {str(path)!r}, which lies in --out {str(out)!r}; expected "
+                "another folder for what learns from it: change --out."
             )
     if resume and (out / "result.json").exists():
         logging.getLogger("understudy").info("the run in %s is finished already; nothing is left to do", out)

@@ -12,6 +12,7 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from pydantic_core import PydanticUndefined
 from rich.console import Console
@@ -271,8 +272,11 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
             sys.exit(2)
-        if isinstance(error, MemoryError):
-            error = UserError(f"memory does not suffice ({told(error)}); expected smaller data or a smaller network.")
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            error = UserError(
+                f"memory does not suffice ({told(error)}); expected smaller data, batches or networks: lower "
+                "--batch-size, or compute a batch in --accumulate pieces."
+            )
         if isinstance(error, UserError) or hasattr(error, "format_message"):
             where = "" if rank == "0" else f" in process {rank}"  # one may meet what the others do not
             console.print(f"error{where}: {_sentence(error)}", markup=False, soft_wrap=True, style="red")

@@ -18,6 +18,7 @@ from .errors import UserError
 from .recipe import make_recipe, merge, read_toml, recipe_type
 
 PROOF = "metrics.jsonl"  # what only a run writes: recipes are the user's to write, too
+TRIAL = ".understudy-"
 MODEL_FILES = ("config.json", "model.safetensors")
 OURS = (
     "metrics.jsonl",
@@ -63,7 +64,7 @@ def check_out(
         raise UserError(
             f"--out {str(out)!r} cannot be written ({reason}); expected a writable place: name another folder."
         )
-    if not out.is_dir() or all(item.suffix == ".tmp" for item in out.iterdir()):
+    if not out.is_dir() or all(_passing(item) for item in out.iterdir()):
         return
     if resume and (out / mark).exists():
         return
@@ -83,11 +84,16 @@ def check_out(
     )
 
 
+def _passing(item: Path) -> bool:
+    """Whether it is half a file of a killed write, or another process of this run trying to write."""
+    return item.suffix == ".tmp" or item.name.startswith(TRIAL)
+
+
 def _unwritable(out: Path) -> str:
     """Why no folder can be made at (or in) ``out``; empty where one can: only trying tells, on any file system."""
     try:
         parent = next(p for p in [out, *out.absolute().parents] if p.exists() or os.path.islink(p))
-        os.rmdir(tempfile.mkdtemp(prefix=".understudy-", dir=parent))
+        os.rmdir(tempfile.mkdtemp(prefix=TRIAL, dir=parent))
     except OSError as error:
         return error.strerror or str(error)
     return ""
@@ -101,7 +107,7 @@ def held(out: Path) -> Iterator[None]:
         return
     folder = Path(tempfile.gettempdir()) / f"understudy-{os.getuid() if hasattr(os, 'getuid') else 'locks'}"
     folder.mkdir(exist_ok=True)
-    name = hashlib.blake2b(str(out.absolute()).encode(), digest_size=8).hexdigest()
+    name = hashlib.blake2b(str(out.resolve()).encode(), digest_size=8).hexdigest()
     lock = FileLock(folder / f"{name}.lock")
     try:
         lock.acquire(timeout=0)
@@ -121,7 +127,7 @@ def clear(out: Path, proof: str = PROOF) -> None:
         return
     for name in MODEL_FILES:
         (out / "student" / name).unlink(missing_ok=True)
-    for name in OURS:
+    for name in sorted(OURS, key=lambda name: name == proof):  # the proof last: a kill leaves what can be cleared again
         path = out / name
         if name == "student" and path.is_dir() and any(path.iterdir()):
             continue  # holds something else

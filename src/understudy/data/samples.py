@@ -48,8 +48,14 @@ class Samples(ABC):
         """Hex digest of the content; computed once."""
 
     def to(self, device: torch.device | str) -> Samples:
-        """The set with its pixels on `device`; streams stay as they are."""
+        """The set with its pixels on `device` if there is room; streams stay as they are, their batches are moved."""
         return self
+
+
+def has_room(device: torch.device | str, size: int) -> bool:
+    """Whether ``size`` bytes take at most half of what is free on the device; on a processor they lie there already."""
+    device = torch.device(device)
+    return device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 class InMemory(Samples):
@@ -84,5 +90,7 @@ class InMemory(Samples):
         return self._digest
 
     def to(self, device: torch.device | str) -> InMemory:
+        if not has_room(device, self.pixels.nbytes):
+            return self
         pixels = self.pixels.to(device)
         return self if pixels is self.pixels else InMemory(pixels, self.labels, digest=self._digest)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from understudy.data.batch import Batch
 from understudy.data.decode import centred, to_channels
-from understudy.data.samples import Samples
+from understudy.data.samples import Samples, has_room
 from understudy.data.views import CLEAN, Augment, boxes, moved, pick, reflect, render, resized_crops
 from understudy.errors import UserError
 from understudy.labels import UNLABELLED
@@ -106,6 +106,8 @@ class ScenesInMemory(Scenes):
         return self._digest
 
     def to(self, device: torch.device | str) -> ScenesInMemory:
+        if not has_room(device, self.pixels.nbytes + self.masks.nbytes):
+            return self
         pixels = self.pixels.to(device)
         return self if pixels is self.pixels else ScenesInMemory(pixels, self.masks.to(device), digest=self._digest)
 

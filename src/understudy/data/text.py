@@ -115,11 +115,12 @@ def open_text(
     files = _find(path)
     if tokenizer:
         encode, words, end = read_tokenizer(tokenizer)
-        parts = {part: np.asarray(encode(_content(file)), np.int32) for part, file in files.items()}
+        parts = _split(path, {part: np.asarray(encode(_content(file)), np.int32) for part, file in files.items()})
     else:
-        parts, words = _counted(files, vocabulary)
+        numbers: dict[str, int] = {UNKNOWN: 0, END: 1}
+        parts = _split(path, {part: _numbered(_content(file), numbers) for part, file in files.items()})
+        parts, words = _worded(parts, numbers, vocabulary)
         end = words.index(END)
-    parts = _split(path, parts)
     if len(parts["train"]) < size[0]:
         raise UserError(
             f"the training text of '{path}' has {len(parts['train'])} words, fewer than one block of {size[0]}; "
@@ -175,15 +176,14 @@ def _content(path: Path) -> str:
     return text
 
 
-def _counted(files: dict[str, Path], vocabulary: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Word numbers of each part and the words: those given, or the most frequent of the training part."""
-    numbers: dict[str, int] = {UNKNOWN: 0, END: 1}
-    read = {part: _numbered(_content(file), numbers) for part, file in files.items()}
+def _worded(
+    parts: dict[str, np.ndarray], numbers: dict[str, int], vocabulary: str
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Word numbers of each part anew, and the words: those given, or the most frequent of the training part."""
     if vocabulary and not vocabulary.isdecimal():
         words = _words_of(Path(vocabulary).expanduser())
     else:
-        train = read.get("train", read.get("val", np.zeros(0, np.int32)))
-        counts = np.bincount(train, minlength=len(numbers))
+        counts = np.bincount(parts["train"], minlength=len(numbers))
         seen = [word for word, n in numbers.items() if n >= _SPECIAL and counts[n]]
         seen.sort(key=lambda word: (-counts[numbers[word]], word))
         most = int(vocabulary) if vocabulary else _SPECIAL + len(seen)
@@ -194,7 +194,7 @@ def _counted(files: dict[str, Path], vocabulary: str) -> tuple[dict[str, np.ndar
         words = (UNKNOWN, END, *seen[: most - _SPECIAL])
     place = {word: n for n, word in enumerate(words)}
     table = np.array([place.get(word, place[UNKNOWN]) for word in numbers], np.int32)
-    return {part: table[tokens] for part, tokens in read.items()}, words
+    return {part: table[tokens] for part, tokens in parts.items()}, words
 
 
 def _numbered(text: str, numbers: dict[str, int]) -> np.ndarray:

@@ -62,14 +62,20 @@ def _evict(root: Path, limit: int) -> None:
             os.close(alone)
 
 
-def _shared_lock(folder: Path) -> int | None:
-    """A handle that says that the folder is in use, until it is closed."""
-    if fcntl is None:
-        return None
-    handle = os.open(folder / "in-use", os.O_RDWR | os.O_CREAT)
-    with suppress(OSError):  # a file system without locks
-        fcntl.flock(handle, fcntl.LOCK_SH)
-    return handle
+def _open_together(folder: Path) -> int | None:
+    """Make the folder, and a handle that says that it is in use until it is closed; None where there are no locks."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return None
+        with suppress(FileNotFoundError):
+            handle = os.open(folder / "in-use", os.O_RDWR | os.O_CREAT)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            with suppress(FileNotFoundError):  # it was evicted meanwhile
+                if os.path.samestat(os.fstat(handle), os.stat(folder / "in-use")):
+                    return handle
+            os.close(handle)
 
 
 def _exclusive_lock(folder: Path) -> int | None:
@@ -159,7 +165,8 @@ class SignalCache:
         if named is not None:
             self._refuse_strangers()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if (handle := _open_together(folder)) is not None:
+                weakref.finalize(self, os.close, handle)
             with FileLock(folder / "lock"):
                 self._claim(dict(identity))
         except OSError as error:
@@ -167,8 +174,6 @@ class SignalCache:
                 f"the cache folder {self.shown!r} cannot be written ({error.strerror}); expected a writable "
                 "folder: name another with --cache."
             ) from None
-        if (handle := _shared_lock(folder)) is not None:
-            weakref.finalize(self, os.close, handle)
         room = shutil.disk_usage(folder).free // 2 + self._bytes_on_disk()
         self.capacity = int(min(budget, room) // max(self.view_bytes, 1))
 

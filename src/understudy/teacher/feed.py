@@ -27,8 +27,9 @@ class Feed:
     """Attaches a source's fields to batches of ``samples`` at ``positions`` (sorted).
 
     ``views`` is how many views a sample has (0: a fresh one each epoch, nothing is stored). ``folder`` is where the
-    source has its cache folder; None takes one under `cache_root` by fingerprint, where those that were not used for
-    long make room when all take more than `KEPT` and twice the budget. ``autocast`` gives the precision's context.
+    source has a cache folder for this ``part`` of the data; None takes one under `cache_root` by fingerprint, where
+    those that were not used for long make room when all take more than `KEPT` and twice the budget. ``autocast`` gives
+    the precision's context.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Feed:
         views: int,
         budget: int,
         folder: Path | None,
+        part: str = "train",
         precision: str,
         autocast: Callable[[], AbstractContextManager],
         device: torch.device,
@@ -71,9 +73,9 @@ class Feed:
             if folder is None:
                 path = cache_root() / _digest(sorted(identity.items()))
             elif source.lasting:  # of one teacher, and so refused to another
-                path = folder / f"{source.name}-{_digest(self.stored.signals)}"
+                path = folder / f"{source.name}_{part}-{_digest(self.stored.signals)}"
             else:  # a run may be resumed on another device
-                path = folder / f"{source.name}-{_digest(sorted(identity.items()))}"
+                path = folder / f"{source.name}_{part}-{_digest(sorted(identity.items()))}"
             self.cache = SignalCache(path, identity, fields, **sizes, budget=budget, named=folder)
             if self.cache.capacity < views:
                 held = f"{self.cache.capacity} of {views} views of the {source.name}'s signals"

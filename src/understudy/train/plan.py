@@ -25,10 +25,16 @@ class Plan:
     corpus: Corpus
 
     def settings_of(self, phase: Fit) -> FitSettings:
-        """The run's settings, over them the phase's own, over them what the user sets for this phase."""
-        changes = {**phase.overrides, **self.overrides.get(phase.name, {})}
-        common = self.settings.model_dump(include=set(FitSettings.model_fields))
-        return FitSettings.model_validate({**common, **changes})
+        """The run's settings, over them the phase's own, over them what the user sets for this phase.
+
+        Rate and decay are those of an optimizer: one that the user sets for this phase alone has its own.
+        """
+        common = {**self.settings.model_dump(include=set(FitSettings.model_fields)), **phase.overrides}
+        own = self.overrides.get(phase.name, {})
+        if own.get("optimizer", common["optimizer"]) != common["optimizer"]:
+            usual = FitSettings().model_dump(include={"lr", "weight_decay"})
+            common |= usual
+        return FitSettings.model_validate({**common, **own})
 
     def lengths(self, settings: FitSettings) -> tuple[int, int, int]:
         """(batch size, updates in an epoch, epochs)."""

@@ -78,10 +78,12 @@ class Runner:
     def check(self) -> None:
         """Raise what the plan would raise later, before anything is trained or written elsewhere."""
         self.plan.check(self.world)
-        first = self.plan.phases[0]
-        if isinstance(first, Fit):  # opens its caches; the sources of later phases may be what earlier ones have made
-            for source in first.sources:
+        tried = set()
+        for source in (source for phase in self.plan.phases if isinstance(phase, Fit) for source in phase.sources):
+            asked = (id(source.network), source.signals)
+            if source.lasting and asked not in tried:  # opens its cache; others are what earlier phases will have made
                 self._feed(source, self.corpus.train, self.corpus.positions)
+                tried.add(asked)
 
     def run(self, resume: bool, cast: dict[str, Any], origin: Mapping[str, str] | None = None) -> State:
         """Execute the phases in order, from the newest checkpoint if ``resume``; returns the final state.
@@ -126,6 +128,7 @@ class Runner:
             seconds = time.monotonic() - self._phase_began
             state.done.append({"name": phase.name, "kind": phase.kind, **outcome, "seconds": seconds})
             state.phase += 1
+            state.past += state.updates
             state.epoch = state.step = state.updates = state.stale = 0
             state.best, state.record, state.sums, state.phase_seconds = None, None, {}, 0.0
             self._phase_began = time.monotonic()
@@ -381,7 +384,7 @@ class Runner:
         if event["event"] == "epoch":
             flat = {f"train/{k}": v for k, v in event["train"].items()}
             flat |= {f"eval/{k}": v for k, v in event.get("eval", {}).items()}
-            self.accelerator.log(flat, step=event["step"])
+            self.accelerator.log(flat, step=self.state.past + event["step"])
 
     # ---- checkpoints ----------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class State:
     epoch: int = 0
     step: int = 0  # updates done in this epoch
     updates: int = 0  # updates done in this phase
+    past: int = 0  # updates of finished phases
     record: float | None = None  # best value of an evaluation in this phase
     stale: int = 0  # evaluations without improvement
     best: dict[str, Any] | None = None  # epoch, value, metrics, state of the best evaluation so far

@@ -37,9 +37,9 @@ class Supply:
         """The way from a source to the batches of these samples, in phase number ``phase``."""
         place(source.network, self.device)
         training = samples is self.corpus.train
-        folder = self.memory.folder if training else None
+        folder = self.memory.folder
         if not source.lasting:
-            folder = self.passing / f"{phase}-{'train' if training else 'other'}"
+            folder = self.passing / str(phase)
         return Feed(
             source,
             samples,
@@ -48,6 +48,7 @@ class Supply:
             views=self.corpus.views,
             budget=self.memory.budget,
             folder=folder,
+            part="train" if training else "other",
             precision=self.precision,
             autocast=autocast_for(self.precision, self.device),
             device=self.device,
