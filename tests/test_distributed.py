@@ -18,9 +18,10 @@ from understudy.data import load_data
 from understudy.models import load_model
 from understudy.tasks import TASKS
 from understudy.train.evaluate import evaluate
+from understudy.train.precision import autocast_for, resolve_precision
 
 SETTINGS = {
-    **{"student": "spare:student", "data": "digits", "samples": 150, "views": 2, "epochs": 4, "batch_size": 32},
+    **{"student": "zoo:mlp?hidden=12", "data": "digits", "samples": 150, "views": 2, "epochs": 4, "batch_size": 32},
     **{"lr": 0.05, "precision": "fp32", "clip": 1.0, "ema": 0.8, "accumulate": 3, "validation": 0.1, "select": "best"},
     **{"checkpoint_seconds": 0, "eval_every": 1},
 }
@@ -35,6 +36,7 @@ import torch
 from accelerate import Accelerator
 from tools import CLASSES, Curtain, model, perform, pictures, plan, runner, same, weights
 
+from understudy.errors import UserError
 from understudy.labels import UNLABELLED
 from understudy.tasks import TASKS
 from understudy.models import zoo
@@ -111,6 +113,12 @@ torch.save(growing(), out / f"gpd-{rank}.pt")
 for method in ("skd", "fsp"):
     learned, found[method] = staged(method)
     torch.save(learned, out / f"{method}-{rank}.pt")
+student.network.spare = torch.nn.Linear(1, 1)  # no loss reaches it
+try:
+    perform(runner(student, out / "spare", epochs=1), plan("none", student, None))
+except UserError as error:
+    found["spare"] = str(error)
+del student.network.spare
 made = runner(student, out / "solved")
 state = perform(made, [Solve("shift", solve)])
 found["solved"] = state.done[0]["best"]
@@ -135,31 +143,7 @@ def launch(arguments: list[str], **environment: object) -> None:
     assert process.returncode == 0, said.decode()[-4000:]
 
 
-SPARE = """
-from torch import nn
-from understudy.models import InputSpec, Model
-from understudy.models.zoo import build
-
-
-class Spare(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.used = build("mlp", {"num_classes": 10, "channels": 1, "image_size": 8, "hidden": 12})
-        self.head = nn.Linear(3, 3)  # no loss reaches it
-
-    def forward(self, x):
-        return self.used(x)
-
-
-def student():
-    return Model(Spare(), InputSpec(channels=1, mean=(0.3,), std=(0.4,)))
-"""
-
-
 def test_distilling(digits_teacher, tmp_path, monkeypatch):
-    (tmp_path / "spare.py").write_text(SPARE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     options = [f"--{key.replace('_', '-')}={value}" for key, value in SETTINGS.items()]
     options += ["--method", "kd", "--teacher", str(digits_teacher), "--out", str(tmp_path / "two")]
     launch(["-m", "understudy", "distill", *options], UNDERSTUDY_CACHE=tmp_path / "cache")
@@ -215,13 +199,16 @@ def test_evaluating_batch_norm_and_resuming(tmp_path):
     for name in ("gpd", "skd", "fsp", "solved"):  # stages, a phase that leaves the head alone, a solve
         assert apart(*(torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))) == 0
     assert mine["solved"] == {"found": 0}
+    assert "does not depend on the parameter 'network.spare.weight' (one of 2)" in mine["spare"]
 
 
 def test_the_saved_student_is_the_one_that_was_measured(digits_teacher):
     """What these tests stand on: a saved folder loads to the same metrics."""
     data = load_data("digits")
     network = load_model(str(digits_teacher))
-    metrics = evaluate(network, data.test, TASKS["classification"], 10)[0]
+    device = torch.device("cpu")
+    autocast = autocast_for(resolve_precision("auto", device), device)  # as the run measured
+    metrics = evaluate(network, data.test, TASKS["classification"], 10, autocast=autocast)[0]
     told = json.loads((digits_teacher.parent / "result.json").read_text())["student"]["metrics"]
     assert metrics == pytest.approx(told, abs=1e-3)
     assert metrics["accuracy"] > 0.85

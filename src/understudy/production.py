@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration
 
 from .audition import Memo, refuse_chance_level, refuse_no_logits, warn_if_constant
 from .data import Augment, Data, choose, default_workers, hold_out, load_data
@@ -146,10 +146,7 @@ class Production:
             )
         folders = ProjectConfiguration(project_dir=str(self.out), logging_dir=str(self.out / "logs"))
         # told so, as Accelerate otherwise takes torchrun's processes for one each
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a head that the loss does not reach
-        return Accelerator(
-            cpu=on_cpu(), mixed_precision="no", log_with=named, project_config=folders, kwargs_handlers=[unused]
-        )
+        return Accelerator(cpu=on_cpu(), mixed_precision="no", log_with=named, project_config=folders)
 
     def _corpus(self) -> Corpus:
         s, data = self.settings, self.data

@@ -254,6 +254,8 @@ class Runner:
                     self.accelerator.backward(losses["loss"] * share)
                 for name, value in losses.items():
                     state.sums[name] = state.sums.get(name, 0.0) + value.detach() * (share / self.world)
+            if self.world > 1 and state.step == 0:
+                fit.refuse_unreached()
             if fit.settings.clip:
                 self.accelerator.clip_grad_norm_(fit.wrapped.parameters(), fit.settings.clip)
             fit.optimizer.step()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import UserError
 from ..teacher.feed import Feed
 from .phase import Fit, FitSettings
 from .schedule import MovingAverage
@@ -41,6 +42,16 @@ class Running:
             parameters = list(module.parameters())
             if parameters and not any(p.requires_grad for p in parameters):
                 module.eval()
+
+    def refuse_unreached(self) -> None:
+        """Raise after a backward pass where a parameter got no gradient, for which torch would wait in vain."""
+        names = [name for name, p in self.trainee.named_parameters() if p.requires_grad and p.grad is None]
+        if names:
+            raise UserError(
+                f"the loss of phase {self.phase.name!r} does not depend on the parameter {names[0]!r} (one of "
+                f"{len(names)}); expected that it does where several processes learn together: freeze what is not used "
+                "with requires_grad_(False), or start one process."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         found = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
