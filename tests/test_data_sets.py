@@ -164,6 +164,23 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
     assert sorted(extracted.parent.iterdir()) == sorted([extracted, fresh])
 
 
+def test_extractions_not_used_for_long_make_room(tmp_path):
+    options = {"memory_limit": 10, "scratch": tmp_path / "scratch"}
+    for name in ("first", "second", "third"):
+        (tmp_path / name).mkdir()
+        write_parquet(tmp_path / name / "train.parquet", random_images(20, 4, 4), np.arange(20) % 2)
+    for name in ("first", "second"):
+        load_data(f"parquet:{tmp_path / name}", **options)
+    made = sorted((tmp_path / "scratch").iterdir())
+    for each in made:
+        os.utime(each, (0, 0))
+    load_data(f"parquet:{tmp_path / 'first'}", **options)  # used again
+    load_data(f"parquet:{tmp_path / 'third'}", **options)
+    left = set((tmp_path / "scratch").iterdir())
+    assert len(left) == 2
+    assert len(left & set(made)) == 1
+
+
 def test_fingerprint_tells_content_apart():
     pixels, labels = torch.from_numpy(random_images(4)), torch.arange(4)
     first = InMemory(pixels, labels).fingerprint()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -17,10 +16,9 @@ from torch import Tensor
 from understudy.data.decode import SMALL, Form, decode_all
 from understudy.data.progress import progress
 from understudy.data.samples import InMemory
-from understudy.data.sources import Source
+from understudy.data.sources import Source, drop_unused
 
 MANY = 5000  # images from which on decoding takes longer than a moment
-UNUSED = 30 * 24 * 3600  # seconds after which an array that nobody has read goes
 VERSION = 1  # of what decoding makes of an image
 
 
@@ -58,9 +56,7 @@ def _keep(path: Path, pixels: np.ndarray) -> None:
     partial = path.with_name(f".{path.name}.{uuid4().hex}")
     with suppress(OSError):  # without it the next run decodes again
         path.parent.mkdir(parents=True, exist_ok=True)
-        for old in path.parent.glob("*.pixels.npy*"):
-            if time.time() - old.stat().st_mtime > UNUSED:
-                old.unlink(missing_ok=True)
+        drop_unused(path.parent, "*.pixels.npy*")
         if pixels.nbytes < shutil.disk_usage(path.parent).free // 2:
             with partial.open("wb") as file:
                 np.save(file, pixels)

@@ -11,6 +11,7 @@ import os
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from uuid import uuid4
@@ -26,6 +27,7 @@ _SAMPLE = 256
 _CHUNK = 256
 _CHUNK_BYTES = 16 << 20
 _STALE = 3600.0
+UNUSED = 30 * 24 * 3600  # seconds after which goes what was made of images and nobody has read
 
 Named = tuple[bytes, str]
 
@@ -33,6 +35,13 @@ Named = tuple[bytes, str]
 def _stat(path: Path) -> str:
     stat = path.stat()
     return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}\n"
+
+
+def drop_unused(folder: Path, pattern: str) -> None:
+    """Remove files of this pattern that were not used for long."""
+    for old in folder.glob(pattern):
+        if time.time() - old.stat().st_mtime > UNUSED:
+            old.unlink(missing_ok=True)
 
 
 class Files:
@@ -115,9 +124,13 @@ class Rows:
         """The images extracted into one file under `scratch`, or that file of an earlier run."""
         digest = self.fingerprint()
         target = scratch / f"{digest[:32]}.images"
-        if not target.exists():
+        if target.exists():
+            with suppress(OSError):  # another user's
+                os.utime(target)
+        else:
             try:
                 scratch.mkdir(parents=True, exist_ok=True)
+                drop_unused(scratch, "*.images")
                 self._extract(target)
             except OSError as error:
                 raise UserError(
