@@ -247,6 +247,14 @@ CASES: dict[str, tuple[str, str]] = {
         f"{KD} --overwrite --out {{i}}/teacher",
         r"would replace the teacher .*/teacher/student', which lies in .*change --out",
     ),
+    "out among the images": (
+        f"{KD} --data images:{{i}}/two-classes --out {{i}}/two-classes/run",
+        r"lies among the images of .*/two-classes' .*change --out",
+    ),
+    "out is the images": (
+        f"{KD} --data images:{{i}}/two-classes --overwrite --out {{i}}/two-classes",
+        r"lies among the images of .*change --out",
+    ),
     "overwrite the run it learns from": (
         f"distill {SMALL} --teacher {{i}}/run --overwrite --out {{i}}/run",
         r"would replace the teacher .*/run', which lies in .*change --out",

@@ -216,7 +216,6 @@ def test_a_key_of_another_method_is_told():
         ({"method": "skd", "optimizer": "sgd"}, {"optimizer": "sgd", "lr": None, "select": "best"}),
         ({"method": "skd", "optimizer": "sgd", "lr": 0.3}, {"optimizer": "sgd", "lr": 0.3}),
         ({"method": "simultaneous"}, {"optimizer": "adamw", "lr": 3e-3}),
-        ({"method": "simultaneous", "optimizer": "sgd"}, {"optimizer": "sgd", "lr": 0.4}),
         ({"method": "gpd"}, {"optimizer": "adamw", "lr": 3e-3, "clip": 5.0, "ema": 0.995}),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tools import CLASSES, Curtain, apart, cast, model, perform, pictures, runner, same, weights
+from tools import CLASSES, Curtain, apart, cast, model, perform, pictures, plan, planned, runner, same, weights
 from torch import nn
 
 import understudy
@@ -17,6 +17,7 @@ from understudy.methods.skd import Settings
 from understudy.models import zoo
 from understudy.tasks import TASKS
 from understudy.train.runner import Runner
+from understudy.train.schedule import default_lr
 
 TASK = TASKS["classification"]
 
@@ -360,6 +361,32 @@ def test_stages_that_cannot_be(stages, expected, teacher, capsys):
     assert expected in told
 
 
+def test_wrapped_and_frozen_networks_are_told_how_to_be_given(tmp_path):
+    student, teacher = networks("residual")
+    whole = student.network
+    student.network = nn.DataParallel(whole)
+    with pytest.raises(understudy.UserError, match=r"the student is wrapped in DataParallel.*pass its \.module"):
+        plan("skd", student, teacher)
+    student.network = torch.compile(whole)
+    with pytest.raises(understudy.UserError, match=r"wrapped in OptimizedModule.*pass its \._orig_mod"):
+        plan("skd", student, teacher)
+    student.network = whole.requires_grad_(False)
+    with pytest.raises(understudy.UserError, match=r"every parameter of the student is frozen.*requires_grad_\(True\)"):
+        plan("skd", student, teacher)
+
+
+def test_the_default_rate_of_a_mean_of_losses(tmp_path):
+    """Each of the losses counts as it would alone at the usual rate; AdamW's steps do not depend on it."""
+    student, teacher = networks("residual")
+    (phase,) = phases = plan("simultaneous", student, teacher)
+    samples = {"samples": pictures(), "epochs": 1, "batch_size": 32}
+    usual = default_lr("sgd", 32)
+    assert phase.parts > 2
+    for own, expected in (({}, phase.parts * usual), ({"lr": 0.3}, 0.3), ({"optimizer": "adamw"}, None)):
+        made = planned(runner(student, tmp_path, **samples, **own), phases).plan
+        assert made.settings_of(phase).lr == expected
+
+
 class Viewing(nn.Module):
     """A network that works on contiguous images only."""
 
@@ -406,7 +433,7 @@ def test_too_few_samples_to_hold_any_out(teacher, tmp_path, caplog):
 
 def test_all_samples_may_be_learned_from(teacher):
     own = {"samples": 60, "select": "last", "validation": 0.0}
-    with pytest.raises(understudy.UserError, match=r"select = last and patience = 3 need held-out .*--patience 0"):
+    with pytest.raises(understudy.UserError, match=r"patience = 3 cannot be had without held-out .*--patience 0"):
         understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", **own)
     found = understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", patience=0, **own)
     assert found["samples"] == 60

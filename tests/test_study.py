@@ -185,6 +185,7 @@ def test_overwrite_makes_everything_anew(performed, tmp_path, monkeypatch):
         ({"grid": {"lr": [1, 1.0]}}, "two runs named"),
         ({"grid": {"samples": []}}, "grid.samples is empty"),
         ({"grid": {"seed": [1]}}, r"seeds = \[…\]"),
+        ({"recipe": {**PLAN["recipe"], "seed": 3}}, r"recipe has the key 'seed'; expected it as seeds"),
         ({"baseline": {"variant": "other"}}, "is no row of the study"),
         ({"sedes": [1]}, "study key 'sedes'"),
         ({"seeds": [-1]}, "seeds"),

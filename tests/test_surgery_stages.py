@@ -605,7 +605,9 @@ def test_stages_named_by_the_user():
     [
         ("layer9=layer1", "the student has no module 'layer9' to cut at; did you mean"),
         ("layer1=lyer1", "the teacher has no module 'lyer1' to cut at; did you mean 'layer1'"),
-        ("", "the student has no module ''"),
+        ("", "stages = '' cannot be read at ''; expected student_module=teacher_module"),
+        ("layer1=", "cannot be read at 'layer1='"),
+        ("stem,layer1=layer1=layer2", "cannot be read at 'layer1=layer1=layer2'"),
         ("layer1=layer2", "pairs the student's output of shape .* with the teacher's"),
         ("layer1=layer1,layer1=layer2", "the student's module 'layer1' is named twice"),
         ("layer2=layer1,layer1=layer2", "the student's stages are named in the order layer2, layer1 but are run"),

@@ -205,6 +205,19 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
     return {**settings, **own, "method": advice.method}
 
 
+def _refuse_among_images(out: Path, spec: str) -> None:
+    """Raise where a run's folder would be read as a class of the images that it learns from."""
+    kind, _, rest = spec.partition(":")
+    folder = Path(rest.split("?")[0]).expanduser().resolve()
+    splits = [folder / split for split in ("train", "val", "test") if (folder / split).is_dir()]
+    around = {out.resolve(), *out.resolve().parents}
+    if kind == "images" and (out.resolve() == folder or around & {*(splits or [folder])}):
+        raise UserError(
+            f"--out {str(out)!r} lies among the images of {str(folder)!r} and would be read as a class of them; "
+            "expected another place: change --out."
+        )
+
+
 def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume: bool, overwrite: bool) -> Result:
     check_out(out, resume=resume, overwrite=overwrite)
     given, objects = _read(given, recipe)
@@ -223,6 +236,8 @@ def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume
                 f"--overwrite would replace the {role} {str(path)!r}, which lies in --out {str(out)!r}; expected "
                 "another folder for what learns from it: change --out."
             )
+    if "data" not in objects:
+        _refuse_among_images(out, settings.data)
     if resume and (out / "result.json").exists():
         logging.getLogger("understudy").info("the run in %s is finished already; nothing is left to do", out)
         result = json.loads((out / "result.json").read_text())

@@ -125,6 +125,8 @@ def _cell(value: Any) -> str:
         return "yes" if value else ""
     if isinstance(value, tuple | list) and all(isinstance(part, str) for part in value):
         return ",".join(value)
+    if isinstance(value, float):
+        value = float(f"{value:.4g}")
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

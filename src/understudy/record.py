@@ -54,9 +54,18 @@ def result_of(
         "student_samples_seen": state.seen,
         "teacher_samples_forwarded": state.forwarded,
         "timing": {**state.timing, "other": max(0.0, seconds - sum(state.timing.values()))},
-        "cache": {**runner.caches[-1], "hits": state.served} if runner.caches else None,
+        "cache": _caches(runner.caches, state.served),
         "environment": environment(runner),
     }
+
+
+def _caches(used: list[dict[str, Any]], served: int) -> dict[str, Any] | None:
+    """The caches of all phases together: how many views they hold, and what they take on disk."""
+    each = {cache["path"]: cache for cache in used}  # as the last phase that used it has left it
+    if not each:
+        return None
+    room, views = sum(cache["bytes"] for cache in each.values()), max(cache["views"] for cache in each.values())
+    return {"path": used[-1]["path"], "bytes": room, "views": views, "hits": served}
 
 
 def sizes(network: Model, data: Data, device: torch.device) -> dict[str, int]:

@@ -108,6 +108,9 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
     for name in prepared_in([study.recipe, study.grid, study.cases, study.variants, study.prepare]):
         if name not in study.prepare:
             raise UserError(f"the study names prepared:{name}, which is not made; expected a table [prepare.{name}].")
+    for name, table in {"recipe": study.recipe, **_named(study)}.items():
+        if "seed" in table:
+            raise UserError(f"{name} has the key 'seed'; expected it as seeds = […] of the study: move it.")
     for key, axis in study.grid.items():
         if key in ("seed", "case", "variant"):
             place = "seeds = […]" if key == "seed" else f"[{key}s.NAME]"
@@ -128,6 +131,12 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
     if study.baseline and not any(study.baseline.items() <= row.items() for row in rows):
         raise UserError(f"the baseline {study.baseline} is no row of the study; expected values that the grid has.")
     return study
+
+
+def _named(study: Study) -> dict[str, dict[str, Any]]:
+    """The tables of cases and variants, as they are called in the file."""
+    tables = {"cases": study.cases, "variants": study.variants}
+    return {f"{key}.{name}": own for key, each in tables.items() for name, own in each.items()}
 
 
 def _check_step(name: str, options: Mapping[str, Any], command: str) -> None:

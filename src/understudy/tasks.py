@@ -47,8 +47,8 @@ class Task:
         """
         if not isinstance(outputs, Tensor):
             raise UserError(
-                f"a network gives a {type(outputs).__name__} in place of logits; expected one tensor, in training as "
-                "well: wrap the network in a module that returns its logits."
+                f"a network gives a {type(outputs).__name__} in place of logits; expected one tensor, or a dict with "
+                "'logits', in training as well: wrap the network in a module that returns its logits."
             )
         if outputs.dim() == 2:
             return outputs, labels

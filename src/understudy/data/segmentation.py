@@ -262,8 +262,8 @@ def _check(path: Path, splits: dict[str, Pairs], seen: dict[str, np.ndarray], la
         at = int(seen["train"][:, values[-1]].argmax())
         raise UserError(
             f"mask {splits['train'][at][1]} holds the label {values[-1]}, but no training mask has "
-            f"{values[absent[0]]}; labels without gaps are expected: name all classes with ?classes=…, or add "
-            f"?ignore={values[-1]}."
+            f"{values[absent[0]]}; labels without gaps are expected (255 never counts): number the masks so, name "
+            f"all classes with ?classes=…, or add ?ignore={values[-1]}."
         )
     for n in absent:
         _LOG.warning("no training mask of %s shows class %d ('%s').", path, n, labels.classes[n])

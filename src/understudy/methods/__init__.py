@@ -10,7 +10,7 @@ METHODS: dict[str, Method] = {
     "fskd": Method(fskd.plan, fskd.Settings, preview=fskd.preview, labels="unread"),
     "gpd": Method(gpd.plan, gpd.Settings, needs_teacher=False, defaults=gpd.DEFAULTS),
     "skd": Method(skd.plan, skd.Settings, defaults=skd.DEFAULTS, preview=preview_staged),
-    "simultaneous": Method(hints.simultaneous, StageSettings, defaults=hints.SIMULTANEOUS, preview=preview),
+    "simultaneous": Method(hints.simultaneous, StageSettings, preview=preview),
     "fitnets": Method(hints.fitnets, hints.HintSettings, preview=preview_staged),
     "at": Method(hints.at, hints.AttentionSettings, preview=preview),
     "fsp": Method(hints.fsp, StageSettings, preview=preview_staged),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -28,7 +27,6 @@ from .teaching import TargetSettings
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 ATTENTION = 500.0  # half of the authors' β of 1000
-SIMULTANEOUS: dict[str, Any] = {"lr": 0.4}  # a mean over some five losses moves as each of them would at a fifth of it
 
 
 class HintSettings(StageSettings, TargetSettings):
@@ -110,7 +108,9 @@ def simultaneous(cast: Cast) -> list[Fit]:
         loss = torch.stack([feature_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).sum()
         return {"loss": (task_loss + loss) / (len(pairs) + 1), "task_loss": task_loss, "feature_loss": loss}
 
-    return [_whole(cast, "simultaneous", tapped(cast.student, pairs), step, [p.teacher.name for p in pairs])]
+    whole = _whole(cast, "simultaneous", tapped(cast.student, pairs), step, [p.teacher.name for p in pairs])
+    whole.parts = len(pairs) + 1
+    return [whole]
 
 
 def _maps(pairs: list[Pair], method: str) -> list[Pair]:

@@ -21,6 +21,8 @@ from ..teacher import Feature, Outputs, Source
 from .features import hint_loss
 from .method import Cast, MethodSettings
 
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+
 
 class StageSettings(MethodSettings):
     """Which features correspond."""
@@ -41,6 +43,13 @@ class Staged:
 
 def paired(cast: Cast) -> list[Pair]:
     """Where the networks of a cast correspond. Raises `UserError` where they do not."""
+    for role, model in (("student", cast.student), ("teacher", cast.teacher)):
+        wrapper = type(model.network).__name__
+        if inner := WRAPPERS.get(wrapper):
+            raise UserError(
+                f"the {role} is wrapped in {wrapper}, which hides its stages; expected the network itself: pass its "
+                f".{inner}."
+            )
     raw = cast.transfer.example()
     ours, theirs = cast.student.prepared(raw), cast.teacher.prepared(raw)
     return pair(cast.student.network, cast.teacher.network, ours, theirs, cast.settings.stages)
@@ -49,6 +58,10 @@ def paired(cast: Cast) -> list[Pair]:
 def stage(cast: Cast) -> Staged:
     """Pair and cut the networks of a cast. Raises `UserError` where that cannot be done."""
     pairs = paired(cast)
+    if not any(p.requires_grad for p in cast.student.parameters()):
+        raise UserError(
+            "every parameter of the student is frozen; expected some that learn: call requires_grad_(True) on them."
+        )
     stages = split(
         cast.student.network, [p.student.name for p in pairs], cast.student.prepared(cast.transfer.example())
     )

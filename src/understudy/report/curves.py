@@ -99,13 +99,14 @@ def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
             best.append((x, y, f"best: {metric_value(metric, y / factor)} {where}"))
     level = numbers(run.part("teacher").get("metrics")).get(metric)
     note = f"{capital(choose(best, key=lambda mark: mark[1])[2])}." if best else ""
+    elsewhere = "" if where_measured(run) == "test set" else " (test set)"
     name = metric_name(metric)
     return line_chart(
         capital(name) + (f" on the {where_measured(run)}" if where_measured(run) else ""),
         series,
         note=note,
         unit=" %" if factor == 100 else "",
-        level=(factor * level, f"teacher {metric_value(metric, level)}") if level is not None else None,
+        level=(factor * level, f"teacher {metric_value(metric, level)}{elsewhere}") if level is not None else None,
         best=best,
         x_label=timeline.label,
         bands=timeline.bands(),

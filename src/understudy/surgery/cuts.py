@@ -66,7 +66,13 @@ def pair(
     that do not match in resolution, and where nothing corresponds.
     """
     if stages is not None:
-        named = [[name.strip() for name in item.split("=", 1)] for item in stages.split(",")]
+        named = [[name.strip() for name in item.split("=")] for item in stages.split(",")]
+        for names, item in zip(named, stages.split(","), strict=True):
+            if len(names) > 2 or not all(names):
+                raise UserError(
+                    f"stages = {stages!r} cannot be read at {item!r}; expected student_module=teacher_module,… or a "
+                    "name alone where both have it."
+                )
         ours = _measured(student, "student", [names[0] for names in named], student_example)
         theirs = _measured(teacher, "teacher", [names[-1] for names in named], teacher_example)
         found = [Pair(ours[first], theirs[last]) for first, *_, last in ([*names, names[-1]] for names in named)]

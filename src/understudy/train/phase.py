@@ -66,7 +66,8 @@ class Fit:
     ``overrides`` are fit settings of this phase that the method's own settings name (the epochs of a last fine-tuning,
     say). ``select_by`` is the metric that picks the best state: the task's by default, or ``"loss"`` for the phase's
     own objective on the validation samples. ``reads`` says what ``step`` looks at besides the signals; where that is
-    less than pixels and all signals come from caches, no image is fetched.
+    less than pixels and all signals come from caches, no image is fetched. ``parts``: of how many losses ``loss`` is
+    the mean; SGD's default rate is as many times as high, so that each of them counts as it would alone.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Fit:
     overrides: dict[str, Any] = field(default_factory=dict)
     select_by: str | None = None
     reads: frozenset[Literal["pixels", "labels"]] = frozenset({"pixels", "labels"})
+    parts: int = 1
     kind: Literal["fit"] = "fit"
 
 

@@ -34,7 +34,11 @@ class Plan:
         if own.get("optimizer", common["optimizer"]) != common["optimizer"]:
             usual = FitSettings().model_dump(include={"lr", "weight_decay"})
             common |= usual
-        return FitSettings.model_validate({**common, **own})
+        settings = FitSettings.model_validate({**common, **own})
+        if settings.lr is None and settings.optimizer == "sgd" and phase.parts > 1:
+            lr = phase.parts * default_lr("sgd", self.lengths(settings)[0])
+            settings = settings.model_copy(update={"lr": lr})
+        return settings
 
     def lengths(self, settings: FitSettings) -> tuple[int, int, int]:
         """(batch size, updates in an epoch, epochs)."""
@@ -87,8 +91,10 @@ class Plan:
                 continue
             settings = self.settings_of(phase)
             if self.corpus.held is None and (settings.select == "best" or settings.patience):
+                asked = [f"patience = {settings.patience}"] if settings.patience else []
+                asked += ["select = best"] if settings.select == "best" else []
                 raise UserError(
-                    f"select = {settings.select} and patience = {settings.patience} need held-out samples; expected "
+                    f"{' and '.join(asked)} cannot be had without held-out samples; expected "
                     "validation above 0: give a share, or turn them off with --select last --patience 0."
                 )
             batch_size, steps, _ = self.lengths(settings)
