@@ -32,8 +32,7 @@ class Plan:
         common = {**self.settings.model_dump(include=set(FitSettings.model_fields)), **phase.overrides}
         own = self.overrides.get(phase.name, {})
         if own.get("optimizer", common["optimizer"]) != common["optimizer"]:
-            usual = FitSettings().model_dump(include={"lr", "weight_decay"})
-            common |= usual
+            common |= {key: FitSettings.model_fields[key].default for key in ("lr", "weight_decay")}
         settings = FitSettings.model_validate({**common, **own})
         if settings.lr is None and settings.optimizer == "sgd" and phase.parts > 1:
             lr = phase.parts * default_lr("sgd", self.lengths(settings)[0])
