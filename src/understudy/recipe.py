@@ -181,12 +181,9 @@ def _refusal(error: ValidationError, phase: str) -> UserError:
 def suited(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
     """The recipe with a task's ``defaults`` for what neither the user set nor the method has a default for.
 
-    An optimizer that was chosen keeps its own rate and decay, and a method's rate is one for the method's optimizer.
+    An optimizer that was chosen keeps its own rate and decay.
     """
-    suiting = set(METHODS[recipe.method].defaults)
-    if "optimizer" in set(defaults) - suiting:
-        suiting.discard("lr")
-    taken = recipe.model_fields_set | suiting
+    taken = recipe.model_fields_set | set(METHODS[recipe.method].defaults)
     if "optimizer" in taken:
         taken |= {"lr", "weight_decay"}
     return recipe.model_copy(update={key: value for key, value in defaults.items() if key not in taken})
