@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..tasks import Task
 from ..teacher import Source
 from ..teacher.feed import BLOCK, Feed
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, refuse_another, save_checkpoint
 from .evaluate import evaluate
 from .judge import held_out_losses, remember_best
 from .phase import Fit
@@ -96,7 +96,7 @@ class Runner:
         if found:
             self._number, saved = found
             self.state = State(**saved["state"])
-            self._refuse_another(self.state.origin, origin or {}, saved["student"])
+            refuse_another(self.out, self.state.origin, origin or {}, self.student.state_dict(), saved["student"])
             self.student.load_state_dict(saved["student"])
             saved = saved if "trainee" in saved else None  # saved between two phases
         if self.accelerator.is_main_process:
@@ -136,16 +136,6 @@ class Runner:
         if self.accelerator.is_main_process:
             shutil.rmtree(self.supply.passing, ignore_errors=True)
         return state
-
-    def _refuse_another(self, before: Mapping[str, str], now: Mapping[str, str], saved: Mapping[str, Tensor]) -> None:
-        own = self.student.state_dict()
-        same = own.keys() == saved.keys() and all(own[name].shape == value.shape for name, value in saved.items())
-        changed = [what for what, digest in before.items() if now.get(what, digest) != digest]
-        for what in changed if same else ["student", *changed]:
-            raise UserError(
-                f"--resume found another {what} than {str(self.out)!r} was begun with; expected the same, so that the "
-                "run ends as it would have: bring it back, or start anew with --overwrite."
-            )
 
     # ---- a fit phase ----------------------------------------------------------------------------------------
 
