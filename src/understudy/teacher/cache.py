@@ -141,8 +141,9 @@ class SignalCache:
     row in each view's files; of these a run uses ``used``. Floating fields are stored as float16, integers as they are;
     fields ``[N, C, H, W]`` lie channels-last, and come back as convolutions want them.
 
-    ``named`` is the folder that the user named, in which this one lies. Raises `UserError` when ``folder`` holds the
-    signals of another identity, or cannot be written.
+    ``named`` is the folder that the user named, in which this one lies. What is not ``durable`` never waits for the disk,
+    so that it must not be trusted after a crash of the machine. Raises `UserError` when ``folder`` holds the signals of
+    another identity, or cannot be written.
     """
 
     def __init__(
@@ -155,8 +156,9 @@ class SignalCache:
         used: int,
         budget: int,
         named: Path | None = None,
+        durable: bool = True,
     ) -> None:
-        self.folder, self.total, self.shown = folder, total, str(named or folder)
+        self.folder, self.total, self.shown, self.durable = folder, total, str(named or folder), durable
         self.layout = layout_of(fields)
         self._views: dict[int, dict[str, np.memmap]] = {}
         self._tensors: dict[int, dict[str, Tensor]] = {}
@@ -298,12 +300,14 @@ class SignalCache:
     def commit(self, view: int) -> None:
         """Flush what was written, then mark it as known: a kill at any moment leaves no half-written row."""
         rows = self._pending.pop(view, [])
-        if rows:
-            maps = self._open(view)
-            for name, data in maps.items():
-                if name != "known":
-                    data.flush()
-            maps["known"][np.concatenate(rows)] = 1
+        if not rows:
+            return
+        maps = self._open(view)
+        for name, data in maps.items():
+            if self.durable and name != "known":
+                data.flush()
+        maps["known"][np.concatenate(rows)] = 1
+        if self.durable:
             maps["known"].flush()
 
     def read(

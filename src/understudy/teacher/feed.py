@@ -72,11 +72,11 @@ class Feed:
             }
             if folder is None:
                 path = cache_root() / _digest(sorted(identity.items()))
-            elif source.lasting:  # of one teacher, and so refused to another
+            else:  # of one network, and so refused to another
                 path = folder / f"{source.name}_{part}-{_digest(self.stored.signals)}"
-            else:  # a run may be resumed on another device
-                path = folder / f"{source.name}_{part}-{_digest(sorted(identity.items()))}"
-            self.cache = SignalCache(path, identity, fields, **sizes, budget=budget, named=folder)
+            self.cache = SignalCache(
+                path, identity, fields, **sizes, budget=budget, named=folder, durable=source.lasting
+            )
             if self.cache.capacity < views:
                 held = f"{self.cache.capacity} of {views} views of the {source.name}'s signals"
                 logger.info(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -93,6 +92,7 @@ class Runner:
         """
         found = load_checkpoint(self.out / "checkpoint") if resume else None
         saved: dict[str, Any] | None = None
+        self.supply.clear()
         if found:
             self._number, saved = found
             self.state = State(**saved["state"])
@@ -133,8 +133,7 @@ class Runner:
             state.best, state.record, state.sums, state.phase_seconds = None, None, {}, 0.0
             self._phase_began = time.monotonic()
             self._save({})
-        if self.accelerator.is_main_process:
-            shutil.rmtree(self.supply.passing, ignore_errors=True)
+        self.supply.clear()
         return state
 
     # ---- a fit phase ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .state import Corpus, Memory
 
 
 class Supply:
-    """Makes feeds and batches of a corpus; signals that no other run can use lie in ``passing`` meanwhile."""
+    """Makes feeds and batches of a corpus; signals that no other run can use lie in ``passing`` while it runs."""
 
     def __init__(
         self,
@@ -54,6 +55,12 @@ class Supply:
             device=self.device,
             workers=self.corpus.workers,
         )
+
+    def clear(self) -> None:
+        """Delete the passing signals, also those that a killed run left behind."""
+        if self.accelerator.is_local_main_process:
+            shutil.rmtree(self.passing, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
 
     def fill(self, feed: Feed, view: int) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
