@@ -22,6 +22,7 @@ from understudy.data import CLEAN, batches, cache_root
 from understudy.errors import UserError
 from understudy.tasks import TASKS
 from understudy.teacher import Feature, Logits, SignalCache, Source, TopK
+from understudy.teacher import cache as caching
 from understudy.teacher import feed as feeding
 from understudy.teacher.cache import evict
 from understudy.teacher.feed import Feed
@@ -251,6 +252,30 @@ def test_rows_that_are_never_written_take_no_disk(tmp_path):
     assert found["bytes"] < 200_000
 
 
+def test_scattered_rows_take_the_disk_that_was_said(tmp_path):
+    """Also where a whole view is written: nothing is allocated between the rows."""
+    rows = torch.arange(0, 4000, 10)
+    fields = {"map": torch.zeros(len(rows), 8, 32, 32)}
+    cache = SignalCache(tmp_path / "cache", IDENTITY, fields, total=4000, used=len(rows), budget=2**40)
+    for part in rows.split(100):
+        cache.write(0, part, {"map": torch.rand(len(part), 8, 32, 32)})
+    cache.commit(0)
+    assert cache.read(0, rows)["map"].shape == (400, 8, 32, 32)
+    assert cache.describe()["bytes"] <= cache.view_bytes + 50_000
+
+
+def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
+    cache = make(tmp_path)
+    cache.known(0, torch.arange(2))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caching, "open", full, raising=False)
+    with pytest.raises(UserError, match="No space left on device.* lower --cache-budget"):
+        cache.write(0, torch.arange(2), values(2, 0))
+
+
 # ---- from a network to a batch ----------------------------------------------------------------------------------
 
 
@@ -298,8 +323,8 @@ def test_views_beyond_the_budget_are_computed_online(tmp_path):
 
 
 def test_views_that_the_disk_cannot_hold_are_announced(tmp_path, monkeypatch, caplog):
-    """Half of what is free may be taken, whatever the budget; what then is not stored is said, and computed anew."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=40 * 48 * 7))
+    """A quarter of what is free may be taken, whatever the budget; what then is not stored is said, and computed anew."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=80 * 48 * 7))
     with caplog.at_level("INFO", "understudy"):
         found = feed(tmp_path, views=1000)
     count = found.cache.capacity

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scenes import write_scenes
+from tools import apart
 from torch import nn
 
 from understudy import distill, evaluate, train
@@ -24,6 +26,7 @@ from understudy.models.unet import FACTORIES
 from understudy.pictures import segmentation_pictures
 from understudy.report.segmentation import NO_LABEL, palette
 from understudy.tasks import TASKS, Metrics
+from understudy.train.runner import Runner
 
 TINY = "zoo:unet10?width=8"  # with 4 channels oneDNN 3.x of torch 2.13 corrupts its heap in a strided 1×1 convolution
 
@@ -184,6 +187,35 @@ def test_distil(teacher, folder, tmp_path, memory_limit):
     assert result["data"]["train_samples"] == 12
     assert result["teacher"]["metrics"]["miou"] > 0.5
     assert math.isfinite(result["student"]["metrics"]["miou"])
+
+
+@pytest.mark.parametrize("memory_limit", ["1GiB", "1KiB"])
+def test_stage_by_stage(teacher, folder, tmp_path, monkeypatch, memory_limit):
+    """Skip connections cross the cuts: earlier stages stay bit for bit, and caches give what forward passes give."""
+    fit, seen = Runner._fit, []
+
+    def watched(runner, phase, saved):
+        outcome = fit(runner, phase, saved)
+        own = {name.split("stages.0.")[-1] for name in phase.trainee.state_dict()}
+        seen.append((phase.name, own, {name: value.clone() for name, value in runner.student.state_dict().items()}))
+        return outcome
+
+    monkeypatch.setattr(Runner, "_fit", watched)
+    settings = {"epochs": 2, "batch_size": 4, "views": 1, "memory_limit": memory_limit, "workers": 0}
+    settings |= {"precision": "fp32", "optimizer": "sgd", "select": "last", "patience": 0, "validation": 0}
+    ends = []
+    for budget in ("1GiB", "0"):
+        seen.clear()
+        out, data = tmp_path / budget, f"segmentation:{folder}"
+        distill(str(teacher / "student"), TINY, data, "skd", out, cache_budget=budget, **settings)
+        assert len(seen) > 5
+        for (_, _, before), (name, own, after) in pairwise(seen):
+            changed = {key for key in after if not torch.equal(before[key], after[key])}
+            assert changed, name
+            assert changed <= own, name
+        ends.append((seen[0][2], seen[-1][2]))
+    (_, cached), (start, online) = ends
+    assert apart(cached, online) < 0.02 * apart(start, online)
 
 
 def test_a_teacher_that_looks_away_is_refused(folder, tmp_path):

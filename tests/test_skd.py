@@ -187,7 +187,7 @@ def test_inherited_stem_and_head(tmp_path):
     assert all(torch.equal(after[name], theirs[name]) for name in changed)
 
 
-@pytest.mark.parametrize(("kind", "rates"), [("residual", [{"lr": 2e-3}]), ("narrower", [{}])])
+@pytest.mark.parametrize(("kind", "rates"), [("residual", [{"optimizer": "adamw", "lr": 2e-3}]), ("narrower", [{}])])
 def test_an_inherited_head_is_only_tuned(kind, rates):
     student, teacher = networks(kind)
     phases = METHODS["skd"].plan(cast(student, teacher, TASK, Settings(inherit=True), images(kind)))
@@ -315,7 +315,8 @@ def test_own_defaults_give_way_to_the_user(teacher, tmp_path):
         *(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd"),
         **{"samples": 60, "optimizer": "sgd", "epochs": 7, "finetune_epochs": 3, "phases": {"head": {"epochs": 5}}},
     )
-    assert {phase["optimizer"] for phase in found["phases"]} == {"sgd"}
+    assert [phase["optimizer"] for phase in found["phases"]] == ["sgd"] * 3 + ["adamw"], "the last one has its own rate"
+    assert found["phases"][-1]["lr"] == 2e-3
     assert [phase["epochs"] for phase in found["phases"]] == [7, 7, 5, 3]
     assert found["settings"]["target"] == "kd"
 

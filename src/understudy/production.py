@@ -318,12 +318,13 @@ class Production:
         return {"spec": self.settings.teacher, **size, **self._figures(self.teacher, "teacher")}
 
     def _origin(self) -> dict[str, str]:
-        """Digests of what a resumed run must find as it was: number and labels of samples, the teacher's weights."""
+        """Digests of what a resumed run must find as it was: number and labels of samples (the samples where labels are
+        not listed), the teacher's weights."""
         sets = [samples for samples in (self.data.train, self.data.val, self.data.test) if samples is not None]
         data = hashlib.blake2b(repr([len(samples) for samples in sets]).encode(), digest_size=16)
         for samples in sets:
-            if samples.labels is not None:
-                data.update(samples.labels.cpu().numpy().tobytes())
+            labels = samples.labels
+            data.update(samples.fingerprint().encode() if labels is None else labels.cpu().numpy().tobytes())
         found = {"data set": data.hexdigest()}
         return found if self.teacher is None else found | {"teacher": weights_digest(self.teacher)}
 

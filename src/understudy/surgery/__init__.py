@@ -8,13 +8,14 @@ from .readout import BRANCHES, Shared, readout, share
 from .shrink import shrink
 from .shrunk import Shrunk, compose
 from .solve import Moments, Solution, solve
-from .stages import Chain, Stage, describe, split
+from .stages import HEAD, Chain, Stage, describe, split
 from .structure import rebuild, record
 from .tap import Tapped
 from .walk import Frontier, Walk
 from .widen import widen
 
 __all__ = [
+    "HEAD",
     "BRANCHES",
     "Chain",
     "Cut",

@@ -342,13 +342,13 @@ def _install(stage: Stage, piece: _Piece) -> None:
 
 
 def _check_shared(stages: Sequence[Stage]) -> None:
-    seen: dict[Tensor, str] = {}
+    seen: dict[Tensor, Stage] = {}
     for stage in stages:
         statistics = [(name, b) for name, b in stage.named_buffers() if name.rsplit(".", 1)[-1].startswith("running_")]
         for name, value in [*stage.named_parameters(), *statistics]:
-            if seen.setdefault(value, stage.name) != stage.name:
+            if (first := seen.setdefault(value, stage)) is not stage:
                 raise UserError(
-                    f"{name.removeprefix(ROOT)!r} is used in both stages {seen[value]!r} and {stage.name!r}, so that "
+                    f"{name.removeprefix(ROOT)!r} is used in both stages {first.name!r} and {stage.name!r}, so that "
                     "they cannot learn one after the other; choose cuts that keep its uses in one stage."
                 )
 

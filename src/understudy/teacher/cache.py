@@ -126,7 +126,8 @@ def layout_of(fields: Mapping[str, Tensor]) -> Layout:
 def bytes_of_view(layout: Layout, total: int, used: int) -> int:
     """The most that one view of ``total`` samples takes on disk where ``used`` of them are stored.
 
-    Files are sparse: a row that is never written costs nothing, a touched page is whole.
+    Files are sparse: a row that is never written costs nothing, a touched page is whole. (So rows are written to the
+    files: through a memory map the system may allocate what lies between them.)
     """
     rows = [int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layout.values()] + [1]  # each a file
     page = 4096
@@ -176,7 +177,7 @@ class SignalCache:
                 f"the cache folder {self.shown!r} cannot be written ({error.strerror}); expected a writable "
                 "folder: name another with --cache."
             ) from None
-        room = shutil.disk_usage(folder).free // 2 + self._bytes_on_disk()
+        room = shutil.disk_usage(folder).free // 4 + self._bytes_on_disk()  # another half is for the rest of the run
         self.capacity = int(min(budget, room) // max(self.view_bytes, 1))
 
     def _refuse_strangers(self) -> None:
@@ -221,6 +222,10 @@ class SignalCache:
     def _name(self, view: int) -> Path:
         return self.folder / ("clean" if view < 0 else f"view-{view:04d}")
 
+    def _file(self, view: int, name: str) -> Path:
+        kind = "uint8" if name == "known" else self.layout[name][1]
+        return self._name(view) / f"{name.replace('/', '_')}.{kind}"
+
     def _open(self, view: int) -> dict[str, np.memmap]:
         """The view's files as memory maps, made (sparse, all rows unknown) where they are not there yet."""
         if view not in self._views:
@@ -230,7 +235,7 @@ class SignalCache:
                 maps = {}
                 begun = (folder / "known.uint8").exists()
                 for name, (shape, kind) in {**self.layout, "known": ((), "uint8")}.items():
-                    path = folder / f"{name.replace('/', '_')}.{kind}"
+                    path = self._file(view, name)
                     size = self.total * int(np.prod(shape)) * np.dtype(kind).itemsize
                     if begun and name != "known" and (not path.exists() or path.stat().st_size != size):
                         raise UserError(
@@ -292,23 +297,40 @@ class SignalCache:
             if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
                 raise UserError(
                     f"the signal {name!r} has values that are not finite in half precision; expected finite "
-                    "teacher outputs: check the teacher's weights and normalisation, or use --views all."
+                    "outputs: check the network's weights and normalisation, or use --views all."
                 )
-            maps[name][rows[new]] = stored.numpy()[new]
+            self._put(view, name, rows[new], stored.numpy()[new])
         self._pending.setdefault(view, []).append(rows[new])
+
+    def _put(self, view: int, name: str, rows: np.ndarray, values: np.ndarray) -> None:
+        """Write rows of a field to its file, those that lie side by side at once."""
+        size = values[:1].nbytes
+        begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        try:
+            with open(self._file(view, name), "r+b") as file:
+                for block in np.split(np.arange(len(rows)), begins[1:]) if size else []:
+                    file.seek(int(rows[block[0]]) * size)
+                    file.write(np.ascontiguousarray(values[block]).data.cast("B"))
+        except OSError as error:
+            raise UserError(
+                f"the cache {self.shown!r} cannot be written ({error.strerror}); expected room for "
+                f"{self.view_bytes >> 20} MB a view: free some, or lower --cache-budget."
+            ) from error
 
     def commit(self, view: int) -> None:
         """Flush what was written, then mark it as known: a kill at any moment leaves no half-written row."""
         rows = self._pending.pop(view, [])
         if not rows:
             return
-        maps = self._open(view)
-        for name, data in maps.items():
-            if self.durable and name != "known":
-                data.flush()
-        maps["known"][np.concatenate(rows)] = 1
-        if self.durable:
-            maps["known"].flush()
+        stored = np.concatenate(rows)
+        self._flush(view, self.layout)
+        self._put(view, "known", stored, np.ones(len(stored), np.uint8))
+        self._flush(view, ["known"])
+
+    def _flush(self, view: int, names: Collection[str]) -> None:
+        for name in names if self.durable else ():
+            with open(self._file(view, name), "r+b") as file:
+                os.fsync(file.fileno())
 
     def read(
         self, view: int, index: Tensor, device: torch.device | str = "cpu", names: Collection[str] | None = None

@@ -59,8 +59,10 @@ class Feed:
             self.stored, fields = source, own
             if source.remembered is not source:
                 self.stored, fields = source.remembered, self._forward(source.remembered, example)
-            if views * bytes_of_view(layout_of(fields), **sizes) > budget:
-                self.stored, fields = source, own
+            share = budget
+            together, alone = (views * bytes_of_view(layout_of(each), **sizes) for each in (fields, own))
+            if together > budget:  # then its signals share the budget
+                self.stored, fields, share = source, own, budget * alone // together
             self._wanted = frozenset(own)
             identity = {
                 "network": self.stored.fingerprint(),
@@ -75,7 +77,7 @@ class Feed:
             else:  # of one network, and so refused to another
                 path = folder / f"{source.name}_{part}-{_digest(self.stored.signals)}"
             self.cache = SignalCache(
-                path, identity, fields, **sizes, budget=budget, named=folder, durable=source.lasting
+                path, identity, fields, **sizes, budget=share, named=folder, durable=source.lasting
             )
             if self.cache.capacity < views:
                 held = f"{self.cache.capacity} of {views} views of the {source.name}'s signals"

@@ -77,12 +77,15 @@ class Runner:
     def check(self) -> None:
         """Raise what the plan would raise later, before anything is trained or written elsewhere."""
         self.plan.check(self.world)
-        tried = set()
-        for source in (source for phase in self.plan.phases if isinstance(phase, Fit) for source in phase.sources):
-            asked = (id(source.network), source.signals)
-            if source.lasting and asked not in tried:  # opens its cache; others are what earlier phases will have made
-                self._feed(source, self.corpus.train, self.corpus.positions)
-                tried.add(asked)
+        judged, tried = self.corpus.judged, set()
+        for phase in (phase for phase in self.plan.phases if isinstance(phase, Fit)):
+            parts = [(self.corpus.train, self.corpus.positions), *([judged] if phase.select_by and judged else [])]
+            for source in phase.sources:
+                asked = (id(source.network), source.signals, len(parts))
+                if source.lasting and asked not in tried:  # opens its caches; others are what earlier phases will make
+                    for part in parts:
+                        self._feed(source, *part)
+                    tried.add(asked)
 
     def run(self, resume: bool, cast: dict[str, Any], origin: Mapping[str, str] | None = None) -> State:
         """Execute the phases in order, from the newest checkpoint if ``resume``; returns the final state.
@@ -156,11 +159,11 @@ class Runner:
                 average.load_state_dict(saved["average"])
         wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
         feeds = [self._feed(source, self.corpus.train, self.corpus.positions) for source in phase.sources]
-        target = self.corpus.held or self.corpus.monitor
+        target = self.corpus.judged
         judges = [self._feed(source, *target) for source in phase.sources] if phase.select_by and target else []
-        for feed in feeds:
+        for number, feed in enumerate([*feeds, *judges]):
             if feed.cache is not None:  # a resumed run stores the views it began to store, whatever the disk now has
-                key = f"{state.phase}/{feed.source.name}"
+                key = f"{state.phase}/{number}"
                 room = feed.cache.capacity
                 room = min(gather_object([room])) if self.world > 1 else room
                 feed.cache.capacity = state.capacities.setdefault(key, room)
@@ -290,7 +293,7 @@ class Runner:
             "train": means,
             "images_per_second": rate,
         }
-        target = self.corpus.held or self.corpus.monitor
+        target = self.corpus.judged
         if evaluated and target is not None:
             network = fit.average.module if fit.average is not None else fit.trainee
             clock = time.perf_counter()

@@ -27,6 +27,11 @@ class Corpus:
     classes: int
     workers: int = 0
 
+    @property
+    def judged(self) -> tuple[Samples, Tensor] | None:
+        """The samples that phases are judged by while they run."""
+        return self.held or self.monitor
+
 
 @dataclass
 class Memory:
