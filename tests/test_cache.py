@@ -272,7 +272,7 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(caching, "open", full, raising=False)
-    with pytest.raises(UserError, match="No space left on device.* lower --cache-budget"):
+    with pytest.raises(UserError, match=r"No space left on device.* lower --cache-budget"):
         cache.write(0, torch.arange(2), values(2, 0))
 
 
@@ -323,7 +323,7 @@ def test_views_beyond_the_budget_are_computed_online(tmp_path):
 
 
 def test_views_that_the_disk_cannot_hold_are_announced(tmp_path, monkeypatch, caplog):
-    """A quarter of what is free may be taken, whatever the budget; what then is not stored is said, and computed anew."""
+    """A quarter of what is free may be taken, whatever the budget; what is not stored is said, and computed anew."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=80 * 48 * 7))
     with caplog.at_level("INFO", "understudy"):
         found = feed(tmp_path, views=1000)

@@ -489,6 +489,7 @@ def test_the_method_follows_from_data_labels_and_kinship():
     assert method(labelled=False, shrunk=True).method == "fskd"
     assert method(shrunk=True).method == "kd"
     assert method(samples=5000).method == "skd"
+    assert method(samples=5000).settings == {"inherit": True}
     assert method(samples=5000, task="language").method == "kd"
     assert method(samples=100, task="segmentation").method == "skd"
     assert method(samples=500, task="segmentation").method == "kd"

@@ -20,6 +20,8 @@ from ..tasks import TASKS
 from .measure import at_temperature
 from .verdict import FAILING, HEALTHY, RISK, WRONG, Finding, at_chance, judge, share, temperature_range
 
+# What measured best of the settings that a method has besides the target (docs/fskd.md, docs/skd.md).
+OWN: dict[str, dict[str, Any]] = {"fskd": {"solve": "kernel"}, "skd": {"inherit": True}}
 FEW = 1000  # samples in all, up to which a solve beats a descent
 FEW_PER_CLASS = 60  # a tenth of what the usual sets have
 FEW_MASKS = 150  # labelled images for segmentation, 40 % of CamVid
@@ -105,8 +107,7 @@ def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommend
     if _usual(method):
         return Recommendation(method, dict(teaching), [reason, *reasons], teaching)
     reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
-    own: dict[str, Any] = {"solve": "kernel"} if method == "fskd" else {}
-    return Recommendation(method, own, [reason, *reasons], teaching)
+    return Recommendation(method, OWN.get(method, {}), [reason, *reasons], teaching)
 
 
 def _usual(method: str) -> TargetSettings | None:

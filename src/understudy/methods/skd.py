@@ -32,8 +32,8 @@ from .teaching import TARGET_KEYS, TargetSettings
 
 _LOG = logging.getLogger("understudy")
 
-# The authors use Adam, and keep the best state of a stage by its validation loss. Its rate is our choice, by samples held
-# out of CIFAR-100 and CamVid (studies/skd_cifar100_tuning.toml, studies/skd_camvid_tuning.toml).
+# The authors use Adam, and keep the best state of a stage by its validation loss. The rate is ours, by held-out samples
+# (studies/skd_cifar100_tuning.toml, studies/skd_camvid_tuning.toml).
 DEFAULTS: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-2, "select": "best", "patience": 3}
 FINETUNE_LR = 2e-3
 PHASES = ("inherit", HEAD, "finetune")  # besides the stages, which are called like the modules they end with

@@ -15,8 +15,8 @@ from .walk import Frontier, Walk
 from .widen import widen
 
 __all__ = [
-    "HEAD",
     "BRANCHES",
+    "HEAD",
     "Chain",
     "Cut",
     "Decoupled",

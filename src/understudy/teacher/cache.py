@@ -142,9 +142,9 @@ class SignalCache:
     row in each view's files; of these a run uses ``used``. Floating fields are stored as float16, integers as they are;
     fields ``[N, C, H, W]`` lie channels-last, and come back as convolutions want them.
 
-    ``named`` is the folder that the user named, in which this one lies. What is not ``durable`` never waits for the disk,
-    so that it must not be trusted after a crash of the machine. Raises `UserError` when ``folder`` holds the signals of
-    another identity, or cannot be written.
+    ``named`` is the folder that the user named, in which this one lies. What is not ``durable`` never waits for the
+    disk, so that it must not be trusted after a crash of the machine. Raises `UserError` when ``folder`` holds the
+    signals of another identity, or cannot be written.
     """
 
     def __init__(
