@@ -606,6 +606,7 @@ def broken(data):
 
 
 def test_a_teacher_at_chance_recommends_nothing(data, tmp_path):
+    torch.manual_seed(0)  # one draw in many is above chance
     fresh = load_model("zoo:mlp?hidden=8", data=data)
     found = diagnose(fresh, data)
     assert found.recommendation.method == "none"

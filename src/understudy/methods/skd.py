@@ -105,8 +105,9 @@ def _head_phase(cast: Cast, before: list[Stage], head: Stage, overrides: dict[st
         loss = cross_entropy(z, labels, cast.settings.label_smoothing)
         return {"loss": loss, cast.task.accuracy_name: accuracy(z, labels)}
 
-    by, reads = cast.task.accuracy_name, frozenset({"labels"})
-    return Fit(HEAD, head, step, (frozen(cast, before),), overrides=overrides, select_by=by, reads=reads)
+    fit = Fit(HEAD, head, step, (frozen(cast, before),), overrides=overrides, select_by=cast.task.accuracy_name)
+    fit.reads = frozenset({"labels"})
+    return fit
 
 
 def inherited(cast: Cast, found: Staged) -> list[str]:
