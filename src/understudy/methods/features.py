@@ -2,7 +2,8 @@
 
 FitNets (Romero et al. 2015, arXiv 1412.6550), attention transfer (Zagoruyko & Komodakis 2017, arXiv 1612.03928) and
 the flow of solution procedure, FSP (Yim et al. 2017, "A Gift from Knowledge Distillation"). Feature maps are
-``[N, C, H, W]``; where heights and widths differ, the larger map is pooled to the smaller.
+``[N, C, H, W]``; where heights and widths differ, the larger map is pooled to the smaller. Stagewise KD has the loss of
+FitNets.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """FitNets: mean squared error between features of as many channels (section 2.2)."""
-    student, teacher = _same_size(student, teacher, F.adaptive_avg_pool2d)
+    """FitNets: mean squared error between features of as many channels, maps or ``[N, L, C]`` (section 2.2)."""
+    if student.dim() == 4:
+        student, teacher = _same_size(student, teacher, F.adaptive_avg_pool2d)
     return F.mse_loss(student.float(), teacher.float())
 
 

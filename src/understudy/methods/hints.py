@@ -20,9 +20,9 @@ from ..surgery import Pair, Tapped
 from ..tasks import cross_entropy
 from ..train.phase import Fit
 from . import kd
-from .features import attention_loss, flow_loss
+from .features import attention_loss, flow_loss, hint_loss
 from .method import Cast
-from .stages import Apprentice, StageSettings, feature_loss, features, paired, said, stage, tapped
+from .stages import Apprentice, StageSettings, features, paired, said, stage, tapped
 from .teaching import TargetSettings
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
@@ -47,7 +47,7 @@ def fitnets(cast: Cast) -> list[Fit]:
 
     def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
         feature = cast.student.run(apprentice, batch.inputs)
-        return {"loss": feature_loss(feature, said(batch, pair))}
+        return {"loss": hint_loss(feature, said(batch, pair))}
 
     guided = Apprentice(cast.student, found.stages[: middle + 1], pair)
     source = features(cast, [pair.teacher.name])
@@ -105,7 +105,7 @@ def simultaneous(cast: Cast) -> list[Fit]:
         ours, outputs = trainee(batch.inputs)
         task_loss = _task_loss(cast, outputs, batch)
         theirs = [said(batch, pair) for pair in pairs]
-        loss = torch.stack([feature_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).sum()
+        loss = torch.stack([hint_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).sum()
         return {"loss": (task_loss + loss) / (len(pairs) + 1), "task_loss": task_loss, "feature_loss": loss}
 
     whole = _whole(cast, "simultaneous", tapped(cast.student, pairs), step, [p.teacher.name for p in pairs])

@@ -26,8 +26,9 @@ from ..surgery import HEAD, Stage
 from ..tasks import cross_entropy
 from ..train.phase import Fit, Phase, Solve
 from . import kd
+from .features import hint_loss
 from .method import Cast
-from .stages import Apprentice, Staged, StageSettings, accuracy, feature_loss, features, frozen, live, said, stage
+from .stages import Apprentice, Staged, StageSettings, accuracy, features, frozen, live, said, stage
 from .teaching import TARGET_KEYS, TargetSettings
 
 _LOG = logging.getLogger("understudy")
@@ -90,7 +91,7 @@ def _stage_phase(cast: Cast, found: Staged, number: int) -> Fit:
 
     def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
         feature = apprentice(live(cast, batch)) if before else cast.student.run(apprentice, batch.inputs)
-        return {"loss": feature_loss(feature, said(batch, pair))}
+        return {"loss": hint_loss(feature, said(batch, pair))}
 
     sources = ([frozen(cast, before)] if before else []) + [features(cast, [pair.teacher.name], targets)]
     reads: Any = frozenset() if before else frozenset({"pixels"})

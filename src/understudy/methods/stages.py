@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -18,7 +17,6 @@ from ..errors import UserError
 from ..models import Model
 from ..surgery import Chain, Pair, Stage, Tapped, describe, pair, split
 from ..teacher import Feature, Outputs, Source
-from .features import hint_loss
 from .method import Cast, MethodSettings
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
@@ -139,13 +137,6 @@ def features(cast: Cast, names: Sequence[str], together: Sequence[str] = ()) -> 
 def said(batch: Batch, found: Pair) -> Tensor:
     """The teacher's feature at a pair's cut, in a batch that `features` were asked for."""
     return batch.signals["teacher"][f"feature:{found.teacher.name}"]
-
-
-def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error between features ``[N, C, H, W]`` or ``[N, L, C]`` (of maps: at the smaller size)."""
-    if student.dim() == 4:
-        return hint_loss(student, teacher)
-    return F.mse_loss(student.float(), teacher.float())
 
 
 def tapped(student: Model, pairs: Sequence[Pair], adapt: bool = True) -> Tapped:

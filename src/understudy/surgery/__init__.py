@@ -10,7 +10,7 @@ from .shrunk import Shrunk, compose
 from .solve import Moments, Solution, solve
 from .stages import HEAD, Chain, Stage, describe, split
 from .structure import rebuild, record
-from .tap import Tapped
+from .tap import Tapped, first_outputs
 from .walk import Frontier, Walk
 from .widen import widen
 
@@ -35,6 +35,7 @@ __all__ = [
     "decouple",
     "describe",
     "find_cuts",
+    "first_outputs",
     "pair",
     "plan_alignment",
     "readout",

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import UserError, nearest
 from ..modes import eval_mode
+from .tap import first_outputs
 from .tracing import Trace, Untraceable, tensors_in, trace
 
 SAME = 0.3  # halvings: convolutions without padding shrink a map too, but stay at a resolution
@@ -249,21 +250,8 @@ def _measured(network: nn.Module, role: str, names: Sequence[str], example: Tens
             raise UserError(f"the {role} has no module {name!r} to cut at; {nearest(name, modules)}.")
         if names.count(name) > 1:
             raise UserError(f"the {role}'s module {name!r} is named twice in the stages; name each once.")
-    heard: dict[str, Any] = {}
-
-    def listen(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            heard.setdefault(name, output)
-
-        return hook
-
-    handles = [modules[name].register_forward_hook(listen(name)) for name in names]
-    try:
-        with eval_mode(network), torch.no_grad():
-            network(example.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with first_outputs({name: modules[name] for name in names}) as heard, eval_mode(network), torch.no_grad():
+        network(example.clone())
     for name in names:
         if name not in heard:
             raise UserError(f"the {role}'s module {name!r} is never called in a forward pass; name one that is.")

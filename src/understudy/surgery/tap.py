@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+
+
+class _Enough(Exception):
+    """Every module has spoken: what the network would go on to do is not needed."""
+
+
+@contextmanager
+def first_outputs(modules: Mapping[str, nn.Module], stop: bool = False) -> Iterator[dict[str, Any]]:
+    """What modules give in the forward pass inside the block, by name and in the order in which they are run.
+
+    Of a module that is called again it is the first call's. A tensor is copied, as what follows may change it in
+    place. ``stop`` ends the block as soon as each has been called.
+    """
+    heard: dict[str, Any] = {}
+
+    def listen(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if name not in heard:
+                heard[name] = output.clone() if isinstance(output, Tensor) else output
+            if stop and len(heard) == len(modules):
+                raise _Enough
+
+        return hook
+
+    handles = [module.register_forward_hook(listen(name)) for name, module in modules.items()]
+    try:
+        yield heard
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Tapped(nn.Module):
@@ -21,19 +54,7 @@ class Tapped(nn.Module):
         self.layout = getattr(model, "layout", "channels_last")
 
     def forward(self, raw: Tensor) -> tuple[list[Tensor], Any]:
-        heard: dict[str, Tensor] = {}
-
-        def listen(name: str) -> Any:
-            def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-                heard.setdefault(name, output.clone())  # what follows may be in place
-
-            return hook
-
         network: Any = self.model.network
-        handles = [network.get_submodule(name).register_forward_hook(listen(name)) for name in self.names]
-        try:
+        with first_outputs({name: network.get_submodule(name) for name in self.names}) as heard:
             outputs = self.model(raw)
-        finally:
-            for handle in handles:
-                handle.remove()
         return [adapt(heard[name]) for name, adapt in zip(self.names, self.adapters, strict=True)], outputs

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modes import eval_mode
+from ..surgery import first_outputs
 from ..tasks import Task
 
 
@@ -79,10 +80,6 @@ class Feature:
         return {f"feature:{self.module}": output}
 
 
-class _Enough(Exception):
-    """Every tapped module has spoken; the rest of the forward pass is not needed."""
-
-
 class Source:
     """A frozen network and the signals asked of it.
 
@@ -124,29 +121,10 @@ class Source:
 
         The network runs in eval mode and its modes are as before afterwards: it may share modules with what learns.
         """
-        heard: dict[str, Tensor] = {}
-        whole = any(signal.module is None for signal in self.signals)
-
-        def listen(name: str) -> Any:
-            def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-                if name not in heard:  # a module that is called again has spoken the first time
-                    heard[name] = (
-                        output.clone() if isinstance(output, Tensor) else output
-                    )  # what follows may be in place
-                if not whole and len(heard) == len(self._taps):
-                    raise _Enough
-
-            return hook
-
-        handles = [module.register_forward_hook(listen(name)) for name, module in self._taps.items()]
-        try:
-            with eval_mode(self.network):
-                outputs = self.network(inputs)
-        except _Enough:
-            outputs = None
-        finally:
-            for handle in handles:
-                handle.remove()
+        outputs: Any = None
+        stop = all(signal.module is not None for signal in self.signals)
+        with eval_mode(self.network), first_outputs(self._taps, stop) as heard:
+            outputs = self.network(inputs)
         for name in self._taps:
             if name not in heard:
                 raise UserError(
