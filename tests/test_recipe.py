@@ -212,7 +212,7 @@ def test_a_key_of_another_method_is_told():
         ({}, {"optimizer": "adamw", "lr": 3e-3, "clip": 1.0, "ema": 0.0}),
         ({"lr": 0.5}, {"optimizer": "adamw", "lr": 0.5, "clip": 1.0}),
         ({"optimizer": "sgd"}, {"optimizer": "sgd", "lr": None, "weight_decay": 5e-4, "clip": 1.0}),
-        ({"method": "skd"}, {"optimizer": "adamw", "lr": 1e-2, "weight_decay": 5e-4, "clip": 1.0, "patience": 3}),
+        ({"method": "skd"}, {"optimizer": "adamw", "lr": 3e-2, "weight_decay": 5e-4, "clip": 1.0, "patience": 3}),
         ({"method": "skd", "optimizer": "sgd"}, {"optimizer": "sgd", "lr": None, "select": "best"}),
         ({"method": "skd", "optimizer": "sgd", "lr": 0.3}, {"optimizer": "sgd", "lr": 0.3}),
         ({"method": "simultaneous"}, {"optimizer": "adamw", "lr": 3e-3}),
