@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import errno
 import json
 import os
 import pickle
@@ -366,6 +367,18 @@ def test_an_error_of_the_program_is_status_1_and_one_line(monkeypatch, capsys):
     assert error.count("\n") == 1
     assert error.startswith("internal error: RuntimeError: a long line")
     assert "--debug" in error
+
+
+def test_a_full_disk_is_status_2_and_one_line(monkeypatch, capsys):
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("understudy.api.evaluate", broken)
+    assert call("evaluate", "--model", "x", "--data", "digits") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the disk is full" in error
+    assert "--resume" in error
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,25 @@ def test_what_a_phase_needs(tmp_path):
     assert total == sum(p.numel() for p in student.parameters())  # each learns once; equal widths need no adapter
 
 
+class Named(nn.Module):
+    """A network of the user's own, one of whose stages has the name of the last phase."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU())
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.head(self.body(x)).mean((2, 3)))
+
+
+def test_a_stage_called_like_a_phase():
+    chosen = Settings(stages="body,head")
+    phases = METHODS["skd"].plan(cast(model(Named()), model(Named(), seed=2), TASK, chosen, images("residual")))
+    assert [phase.name for phase in phases] == ["body", "stage head", "head"]
+
+
 def test_adapters_are_no_part_of_the_student(tmp_path):
     student, phases, _ = taught("narrower", tmp_path)
     names = set(networks("narrower")[0].state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import logging
@@ -278,6 +279,11 @@ def main() -> None:
             error = UserError(
                 f"memory does not suffice ({told(error)}); expected smaller data, batches or networks: lower "
                 "--batch-size, or compute a batch in --accumulate pieces."
+            )
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error = UserError(
+                f"the disk is full ({told(error)}); expected room for checkpoint, student and caches: free some and go on "
+                "with --resume."
             )
         if isinstance(error, UserError) or hasattr(error, "format_message"):
             where = "" if rank == "0" else f" in process {rank}"  # one may meet what the others do not

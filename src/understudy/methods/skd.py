@@ -20,7 +20,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..errors import UserError
 from ..outputs import logits_in
 from ..surgery import HEAD, Stage
 from ..tasks import cross_entropy
@@ -66,12 +65,6 @@ class Settings(StageSettings, TargetSettings):
 def plan(cast: Cast) -> list[Phase]:
     """A phase for each stage, one for the head, and a joint one if asked for."""
     s, found = cast.settings, stage(cast)
-    for cut in found.stages[:-1]:
-        if cut.name in PHASES:
-            raise UserError(
-                f"a stage cannot end at {cut.name!r}, which is what skd calls a phase of its own; expected another "
-                "module: cut inside of it."
-            )
     taken = inherited(cast, found) if s.inherit else []
     trained = set(found.stages[-1].state_dict()) <= set(taken)  # few labels would spoil it at a full rate
     gently = {"optimizer": "adamw", "lr": s.finetune_lr or FINETUNE_LR}
@@ -93,9 +86,10 @@ def _stage_phase(cast: Cast, found: Staged, number: int) -> Fit:
         feature = apprentice(live(cast, batch)) if before else cast.student.run(apprentice, batch.inputs)
         return {"loss": hint_loss(feature, said(batch, pair))}
 
+    name = f"stage {own.name}" if own.name in PHASES else own.name
     sources = ([frozen(cast, before)] if before else []) + [features(cast, [pair.teacher.name], targets)]
     reads: Any = frozenset() if before else frozenset({"pixels"})
-    return Fit(own.name, Apprentice(cast.student, [own], pair), step, tuple(sources), select_by="loss", reads=reads)
+    return Fit(name, Apprentice(cast.student, [own], pair), step, tuple(sources), select_by="loss", reads=reads)
 
 
 def _head_phase(cast: Cast, before: list[Stage], head: Stage, overrides: dict[str, Any]) -> Fit:

@@ -51,6 +51,7 @@ class Feed:
         self.source, self.samples, self.positions, self.augment = source, samples, positions, augment
         self.autocast, self.device, self.workers = autocast, device, workers
         self.cache: SignalCache | None = None
+        self._views, self._told = views, False
         if views and budget:
             first = torch.arange(min(forward_size(samples, PROBE), len(samples)))
             example = next(batches(samples, [first], CLEAN, augment, device=device)).inputs
@@ -79,11 +80,6 @@ class Feed:
             self.cache = SignalCache(
                 path, identity, fields, **sizes, budget=share, named=folder, durable=source.lasting
             )
-            if self.cache.capacity < views:
-                held = f"{self.cache.capacity} of {views} views of the {source.name}'s signals"
-                logger.info(
-                    "the cache holds %s (%d MB each); the others are computed anew.", held, self.cache.view_bytes >> 20
-                )
             if folder is None:
                 evict(cache_root(), max(2 * budget, KEPT))
 
@@ -102,6 +98,7 @@ class Feed:
         a fill that was killed and resumed stores bit for bit what an undisturbed one would have.
         """
         if self.cache is None or not self.cache.holds(view):
+            self._tell(view)
             return 0
         done = 0
         part = f"{rank}of{world}"
@@ -129,6 +126,14 @@ class Feed:
                 self.cache.commit(view)
                 self.cache.set_plan(view, part, self.cache.plan(view, part))
         return done
+
+    def _tell(self, view: int) -> None:
+        """Say once that a view is not stored though views are."""
+        if self.cache is not None and view >= 0 and not self._told:
+            held = f"{self.cache.capacity} of {self._views} views of the {self.source.name}'s signals"
+            size = self.cache.view_bytes >> 20
+            logger.info("the cache holds %s (%d MB each); the others are computed anew.", held, size)
+            self._told = True
 
     def load(self, view: int) -> None:
         """Bring a stored view to the device, where there is room."""
