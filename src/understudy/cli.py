@@ -282,8 +282,8 @@ def main() -> None:
             )
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             error = UserError(
-                f"the disk is full ({told(error)}); expected room for checkpoint, student and caches: free some and go on "
-                "with --resume."
+                f"the disk is full ({told(error)}); expected room for checkpoint, student and caches: free some and go "
+                "on with --resume."
             )
         if isinstance(error, UserError) or hasattr(error, "format_message"):
             where = "" if rank == "0" else f" in process {rank}"  # one may meet what the others do not
