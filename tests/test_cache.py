@@ -560,7 +560,7 @@ def test_cached_and_online_losses_agree(tmp_path):
     in_part, _ = distilled(tmp_path / "b", views=4, budget=48 * 7 + 10, folder=tmp_path / "c")
     online, made = distilled(tmp_path / "d", views=4, budget=0)
     fresh, _ = distilled(tmp_path / "e", views=0)  # in four epochs four views, by the same numbers
-    assert made.caches == []
+    assert made.state.caches == []
     rows = 4 * 48
     assert [(s.forwarded, s.served) for s in (all_stored, in_part, online, fresh)] == [
         (rows, rows),
@@ -585,7 +585,7 @@ def test_a_second_run_is_served(tmp_path):
     assert (third.forwarded, third.served) == (2 * 20, 4 * 40)
     fills = [e for e in events(tmp_path / "c") if e["event"] == "fill"]
     assert [(e["source"], e["view"], e["samples"]) for e in fills] == [("teacher", 0, 20), ("teacher", 1, 20)]
-    assert made.caches[-1]["views"] == 2
+    assert made.state.caches[-1]["views"] == 2
 
 
 def test_another_teacher_is_refused_before_training(tmp_path):
@@ -696,3 +696,12 @@ def test_one_pass_remembers_what_several_phases_ask_for_where_there_is_room(tmp_
             found.setdefault(number, []).append(values)
         assert forwarded == ([len(made.samples), 0] if budget == 2**30 else [len(made.samples)] * 2)
     assert all(torch.equal(*pair) for pair in found.values())
+
+
+def test_signals_that_have_no_room_together_share_the_budget(tmp_path):
+    asked = [Feature("conv2"), Logits()]
+    sizes = [feed(tmp_path / "size", signals=[one]).cache.view_bytes for one in asked]
+    budget = 40 * sum(sizes)
+    made = [feed(tmp_path / "b", views=100, signals=[one], together=asked, budget=budget).cache for one in asked]
+    assert made[0].folder != made[1].folder
+    assert 0 < sum(cache.capacity * cache.view_bytes for cache in made) <= budget

@@ -92,6 +92,7 @@ def test_what_a_phase_needs(tmp_path):
     student, teacher = networks("residual")
     phases = METHODS["skd"].plan(cast(student, teacher, TASK, Settings(), images("residual")))
     assert [p.name for p in phases] == ["layer1", "layer2", "layer3", "head"]
+    assert [p.select_by for p in phases] == ["loss"] * 3 + ["accuracy"]
     assert [sorted(p.reads) for p in phases] == [["pixels"], [], [], ["labels"]]
     assert [[s.name for s in p.sources] for p in phases] == [["teacher"], ["prefix", "teacher"]] * 1 + [
         ["prefix", "teacher"],

@@ -54,7 +54,7 @@ def result_of(
         "student_samples_seen": state.seen,
         "teacher_samples_forwarded": state.forwarded,
         "timing": {**state.timing, "other": max(0.0, seconds - sum(state.timing.values()))},
-        "cache": _caches(runner.caches, state.served),
+        "cache": _caches(runner.state.caches, state.served),
         "environment": environment(runner),
     }
 

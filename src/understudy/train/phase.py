@@ -64,10 +64,11 @@ class Fit:
     modules whose parameters are all frozen run in eval mode, so that their buffers stay bit-identical.
     ``readout`` maps the trainee (or its moving average) to the network to evaluate and keep; None: itself.
     ``overrides`` are fit settings of this phase that the method's own settings name (the epochs of a last fine-tuning,
-    say). ``select_by`` is the metric that picks the best state: the task's by default, or ``"loss"`` for the phase's
-    own objective on the validation samples. ``reads`` says what ``step`` looks at besides the signals; where that is
-    less than pixels and all signals come from caches, no image is fetched. ``parts``: of how many losses ``loss`` is
-    the mean; SGD's default rate is as many times as high, so that each of them counts as it would alone.
+    say). ``select_by`` is the metric that picks the best state: the task's by default, else one of the scalars of
+    ``step`` on the validation samples, such as its ``"loss"``. ``reads`` says what ``step`` looks at besides the
+    signals; where that is less than pixels and all signals come from caches, no image is fetched. ``parts``: of how
+    many losses ``loss`` is the mean; SGD's default rate is as many times as high, so that each of them counts as it
+    would alone.
     """
 
     name: str

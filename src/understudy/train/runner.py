@@ -67,11 +67,6 @@ class Runner:
         self.state = State()
         self._saved, self._number = time.monotonic(), 0
 
-    @property
-    def caches(self) -> list[dict[str, Any]]:
-        """The caches that finished phases used."""
-        return self.state.caches
-
     # ---- the plan -------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -95,13 +90,13 @@ class Runner:
         """
         found = load_checkpoint(self.out / "checkpoint") if resume else None
         saved: dict[str, Any] | None = None
-        self.supply.clear()
         if found:
             self._number, saved = found
             self.state = State(**saved["state"])
             refuse_another(self.out, self.state.origin, origin or {}, self.student.state_dict(), saved["student"])
             self.student.load_state_dict(saved["student"])
             saved = saved if "trainee" in saved else None  # saved between two phases
+        self.supply.clear()
         if self.accelerator.is_main_process:
             with open(self.out / "metrics.jsonl", "ab") as file:
                 file.truncate(self.state.log_bytes)
