@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from common import cast, device, images, network, run_epoch
 
-from understudy.methods import METHODS
-from understudy.train import FitSettings
-from understudy.train.precision import resolve_precision
+from protege.methods import METHODS
+from protege.train import FitSettings
+from protege.train.precision import resolve_precision
 
 
 def main() -> None:

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from understudy.data import Augment, InMemory, Samples
-from understudy.methods import METHODS, Cast, Transfer
-from understudy.models import InputSpec, Model
-from understudy.models.zoo import build
-from understudy.tasks import TASKS
-from understudy.train import FitSettings, Phase, Runner
-from understudy.train.plan import Plan
-from understudy.train.precision import place, resolve_precision
-from understudy.train.progress import Display
-from understudy.train.state import Corpus, Memory
+from protege.data import Augment, InMemory, Samples
+from protege.methods import METHODS, Cast, Transfer
+from protege.models import InputSpec, Model
+from protege.models.zoo import build
+from protege.tasks import TASKS
+from protege.train import FitSettings, Phase, Runner
+from protege.train.plan import Plan
+from protege.train.precision import place, resolve_precision
+from protege.train.progress import Display
+from protege.train.state import Corpus, Memory
 
 AUGMENT = Augment(shift=4, flip=True)
 

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from understudy import load_data, load_model
-from understudy.data import CLEAN, Augment
-from understudy.methods.fskd import FOLDS, PIXELS, recover
-from understudy.models import zoo
-from understudy.train.precision import place
+from protege import load_data, load_model
+from protege.data import CLEAN, Augment
+from protege.methods.fskd import FOLDS, PIXELS, recover
+from protege.models import zoo
+from protege.train.precision import place
 
 MIB = 1 << 20
 

@@ -18,15 +18,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from understudy.data import Augment, Batch, InMemory
-from understudy.methods import METHODS, Cast, Transfer
-from understudy.models import InputSpec, Model
-from understudy.models.zoo import build
-from understudy.surgery import widen
-from understudy.tasks import TASKS, cross_entropy
-from understudy.train import FitSettings
-from understudy.train.precision import autocast_for, place, resolve_precision
-from understudy.train.schedule import make_optimizer
+from protege.data import Augment, Batch, InMemory
+from protege.methods import METHODS, Cast, Transfer
+from protege.models import InputSpec, Model
+from protege.models.zoo import build
+from protege.surgery import widen
+from protege.tasks import TASKS, cross_entropy
+from protege.train import FitSettings
+from protege.train.precision import autocast_for, place, resolve_precision
+from protege.train.schedule import make_optimizer
 
 
 def stepper(trainee: nn.Module, loss: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], float]:

@@ -22,13 +22,13 @@ from accelerate import Accelerator
 from common import cast, run_epoch
 from PIL import Image, ImageOps
 
-from understudy.data import InMemory
-from understudy.methods import METHODS
-from understudy.models import InputSpec, Model
-from understudy.models.zoo import build
-from understudy.train import FitSettings
-from understudy.train.precision import autocast_for, resolve_precision
-from understudy.train.schedule import factor, make_optimizer
+from protege.data import InMemory
+from protege.methods import METHODS
+from protege.models import InputSpec, Model
+from protege.models.zoo import build
+from protege.train import FitSettings
+from protege.train.precision import autocast_for, resolve_precision
+from protege.train.schedule import factor, make_optimizer
 
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 

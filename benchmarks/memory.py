@@ -66,21 +66,21 @@ def main() -> int:
             write(Path(folder), given.images, given.size)
             return subprocess.call([sys.executable, __file__, *sys.argv[1:], "--folder", folder])
 
-    os.environ["UNDERSTUDY_CACHE"] = str(given.folder / "cache")
-    import understudy
+    os.environ["PROTEGE_CACHE"] = str(given.folder / "cache")
+    import protege
 
     limits = {"batch_size": 16, "image_size": given.size, "memory_limit": f"{given.limit}MiB", "workers": given.workers}
     data = f"parquet:{given.folder}"
-    understudy.train("zoo:cnn_tiny", "digits", given.folder / "warm", epochs=1)
+    protege.train("zoo:cnn_tiny", "digits", given.folder / "warm", epochs=1)
     before = peak(resource.RUSAGE_SELF)
-    teacher = understudy.train("zoo:cnn_tiny", data, given.folder / "teacher", epochs=1, **limits)
+    teacher = protege.train("zoo:cnn_tiny", data, given.folder / "teacher", epochs=1, **limits)
     grown_by_teacher = peak(resource.RUSAGE_SELF) - before
     student = "zoo:cnn_tiny?width=4"
-    run = understudy.distill(
+    run = protege.distill(
         str(teacher.out / "student"), student, data, "kd", given.folder / "run", epochs=1, views=1, **limits
     )
     grown = peak(resource.RUSAGE_SELF) - before
-    loaded = understudy.load_data(data, image_size=given.size, memory_limit=given.limit * MIB)
+    loaded = protege.load_data(data, image_size=given.size, memory_limit=given.limit * MIB)
     total = len(loaded.train) + len(loaded.test or ())
     decoded = total * given.size**2 * 3 / MIB
     encoded = sum(p.stat().st_size for p in given.folder.glob("*.parquet")) / MIB

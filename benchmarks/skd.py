@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from common import AUGMENT, cast, device, images, network, run
 
-from understudy.data import InMemory, batches
-from understudy.methods import METHODS
-from understudy.models import Model
-from understudy.train import FitSettings
+from protege.data import InMemory, batches
+from protege.methods import METHODS
+from protege.models import Model
+from protege.train import FitSettings
 
 
 def authors(teacher: Model, student: Model, samples: InMemory, names: list[str], options: argparse.Namespace) -> float:

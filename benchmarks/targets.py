@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from understudy.tasks import TASKS
-from understudy.teacher import Logits, Signal, SignalCache, TopK, targets
+from protege.tasks import TASKS
+from protege.teacher import Logits, Signal, SignalCache, TopK, targets
 
 T = 4.0
 MIB = 1 << 20

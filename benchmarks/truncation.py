@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from understudy.data import CLEAN, Augment, Text, load_data
-from understudy.models.language import LSTM
+from protege.data import CLEAN, Augment, Text, load_data
+from protege.models.language import LSTM
 
 WORDS, WIDTH, LENGTH, BATCH, EPOCHS, JUDGED = 2000, 96, 35, 32, 4, 60_000
 CONTEXTS = (0, 35, 70, 140)

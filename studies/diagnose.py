@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-import understudy
-from understudy.data import Augment, Data, InMemory, choose
-from understudy.runfolder import write_json
+import protege
+from protege.data import Augment, Data, InMemory, choose
+from protege.runfolder import write_json
 
 TEACHERS = Path(__file__).parent.parent / "teachers"
 VIEWED = Augment(shift=2, flip=True)
@@ -49,7 +49,7 @@ def committed(whole: Data, fifth: Data, out: Path) -> str:
 def taught(data: Data, out: Path, **settings: Any) -> str:
     """resnet20, made unless it is there."""
     if not (out / "result.json").exists():
-        understudy.train("zoo:resnet20", data, out=out, batch_size=64, resume=out.exists(), **settings)
+        protege.train("zoo:resnet20", data, out=out, batch_size=64, resume=out.exists(), **settings)
     return str(out / "student")
 
 
@@ -92,7 +92,7 @@ def perform(name: str, whole: Data, fifth: Data, out: Path, epochs: int) -> None
     teacher = case.teacher(whole, fifth, folder / "teacher")
     transfer = replace(fifth, augment=case.augment)
     asked = {"method": "kd", "temperature": case.temperature, "weight": 0.9}
-    found = understudy.diagnose(
+    found = protege.diagnose(
         teacher, transfer, student=case.student, temperature=case.temperature, out=folder / "diagnosis", overwrite=True
     )
     accuracy: dict[str, list[float]] = {}
@@ -103,7 +103,7 @@ def perform(name: str, whole: Data, fifth: Data, out: Path, epochs: int) -> None
             run = folder / f"{'asked' if same else way}-{seed}"
             if not (run / "result.json").exists():
                 common = {"epochs": epochs, "batch_size": 64, "seed": seed, "resume": run.exists()}
-                understudy.distill(teacher, case.student, transfer, out=run, **common, **settings)
+                protege.distill(teacher, case.student, transfer, out=run, **common, **settings)
             accuracy.setdefault(way, []).append(
                 json.loads((run / "result.json").read_text())["student"]["metrics"]["accuracy"]
             )
@@ -114,7 +114,7 @@ def perform(name: str, whole: Data, fifth: Data, out: Path, epochs: int) -> None
     )
 
 
-def result_name(found: understudy.Diagnosis) -> str | None:
+def result_name(found: protege.Diagnosis) -> str | None:
     return found.primary.name if found.primary else None
 
 
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--epochs", type=int, default=12, help="of each student")
     options = parser.parse_args()
-    whole = replace(understudy.load_data(options.data, image_size=16), augment=VIEWED)
+    whole = replace(protege.load_data(options.data, image_size=16), augment=VIEWED)
     some = choose(whole.train.labels, fraction=0.2, seed=0, count=len(whole.train))
     fifth = replace(whole, train=InMemory(whole.train.pixels[some], whole.train.labels[some]))
     for name in options.cases:

@@ -20,10 +20,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import understudy
-from understudy.methods import METHODS, Cast, gpd
-from understudy.study import interval95
-from understudy.surgery import Shared
+import protege
+from protege.methods import METHODS, Cast, gpd
+from protege.study import interval95
+from protege.surgery import Shared
 
 
 class Apart(nn.Module):
@@ -70,7 +70,7 @@ def perform(variant: str, lr: float, seed: int, options: argparse.Namespace) -> 
     if not (out / "result.json").exists():
         settings = {"epochs": options.epochs, "fraction": options.fraction, "ema": 0.995, "clip": 5.0}
         settings |= {"student": options.student, "data": options.data, "lr": lr, "seed": seed, **VARIANTS[variant]}
-        understudy.distill(out=out, resume=out.exists(), **settings)
+        protege.distill(out=out, resume=out.exists(), **settings)
     return json.loads((out / "result.json").read_text())["student"]["metrics"]["accuracy"]
 
 

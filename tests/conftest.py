@@ -8,9 +8,9 @@ import torch
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path_factory, monkeypatch) -> Path:
-    """Each test has its own ``UNDERSTUDY_CACHE``, so that none is served what another paid for."""
+    """Each test has its own ``PROTEGE_CACHE``, so that none is served what another paid for."""
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(folder))
+    monkeypatch.setenv("PROTEGE_CACHE", str(folder))
     return folder
 
 
@@ -23,7 +23,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def digits_teacher(tmp_path_factory) -> Path:
     """The student folder of a small network trained on digits to about 0.9."""
-    from understudy import train
+    from protege import train
 
     out = tmp_path_factory.mktemp("teacher") / "run"
     train("zoo:mlp?hidden=32", "digits", out=out, epochs=6, batch_size=32, lr=0.05, weight_decay=0)

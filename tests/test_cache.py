@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, planned, runner
 from torch import nn
 
-from understudy.data import CLEAN, batches, cache_root
-from understudy.errors import UserError
-from understudy.tasks import TASKS
-from understudy.teacher import Feature, Logits, SignalCache, Source, TopK
-from understudy.teacher import cache as caching
-from understudy.teacher import feed as feeding
-from understudy.teacher.cache import evict
-from understudy.teacher.feed import Feed
-from understudy.train import Solve
+from protege.data import CLEAN, batches, cache_root
+from protege.errors import UserError
+from protege.tasks import TASKS
+from protege.teacher import Feature, Logits, SignalCache, Source, TopK
+from protege.teacher import cache as caching
+from protege.teacher import feed as feeding
+from protege.teacher.cache import evict
+from protege.teacher.feed import Feed
+from protege.train import Solve
 
 TASK = TASKS["classification"]
 IDENTITY = {"network": "n", "data": "d", "views": "v", "signals": "s", "precision": "fp32 on cpu"}
@@ -328,7 +328,7 @@ def test_views_that_the_disk_cannot_hold_are_announced(tmp_path, monkeypatch, ca
     found = feed(tmp_path, views=1000)
     count = found.cache.capacity
     assert 20 <= count < 50  # and what the folder's own few files take
-    with caplog.at_level("INFO", "understudy"):
+    with caplog.at_level("INFO", "protege"):
         assert (found.fill(count - 1), found.fill(count), found.fill(count + 1)) == (48, 0, 0)
     assert caplog.text.count(f"the cache holds {count} of 1000 views of the teacher's signals") == 1
 
@@ -668,15 +668,15 @@ def test_runs_make_room_side_by_side(tmp_path):
 
 
 def test_a_folder_that_the_user_named_makes_no_room_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr("understudy.teacher.feed.evict", lambda *_: pytest.fail("evicted"))
+    monkeypatch.setattr("protege.teacher.feed.evict", lambda *_: pytest.fail("evicted"))
     feed(tmp_path / "mine")
 
 
-@pytest.mark.parametrize("root", [{"UNDERSTUDY_CACHE": "~/x"}, {"UNDERSTUDY_CACHE": "", "XDG_CACHE_HOME": ""}])
+@pytest.mark.parametrize("root", [{"PROTEGE_CACHE": "~/x"}, {"PROTEGE_CACHE": "", "XDG_CACHE_HOME": ""}])
 def test_caches_lie_at_home(root, monkeypatch):
     for key, value in root.items():
         monkeypatch.setenv(key, value)
-    assert cache_root() == Path.home() / ("x" if root["UNDERSTUDY_CACHE"] else ".cache/understudy")
+    assert cache_root() == Path.home() / ("x" if root["PROTEGE_CACHE"] else ".cache/protege")
 
 
 def test_one_pass_remembers_what_several_phases_ask_for_where_there_is_room(tmp_path):

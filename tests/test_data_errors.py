@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
-from understudy.data import Augment, batches, load_data
-from understudy.errors import UserError
+from protege.data import Augment, batches, load_data
+from protege.errors import UserError
 
 
 def png(value: int = 0, size: int = 4) -> bytes:
@@ -62,7 +62,7 @@ def refused(spec, **options) -> str:
 def _nothing_written(tmp_path, monkeypatch, request):
     """The cache folder must not come into being."""
     cache = tmp_path.parent / f"{tmp_path.name}-cache"
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(cache))
+    monkeypatch.setenv("PROTEGE_CACHE", str(cache))
     yield
     assert not cache.exists()
 

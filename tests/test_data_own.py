@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from understudy.data import CLEAN, Augment, InMemory, Mapped, batches, load_data
-from understudy.errors import UserError
+from protege.data import CLEAN, Augment, InMemory, Mapped, batches, load_data
+from protege.errors import UserError
 
 
 def random_images(count: int, size: int = 6) -> np.ndarray:

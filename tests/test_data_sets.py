@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from understudy.data import CLEAN, Augment, Data, Encoded, InMemory, batches, load_data
-from understudy.data import decoded as decoding
-from understudy.data.decode import centred
-from understudy.data.samples import has_room
-from understudy.errors import UserError
+from protege.data import CLEAN, Augment, Data, Encoded, InMemory, batches, load_data
+from protege.data import decoded as decoding
+from protege.data.decode import centred
+from protege.data.samples import has_room
+from protege.errors import UserError
 
-REAL = Path(os.environ.get("UNDERSTUDY_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar100"
+REAL = Path(os.environ.get("PROTEGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar100"
 
 
 def png(array: np.ndarray) -> bytes:
@@ -222,7 +222,7 @@ def test_image_folders(tmp_path, caplog):
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "cat" / ".DS_Store").write_text("x")
     (tmp_path / "cat" / "notes.txt").write_text("x")
-    with caplog.at_level("INFO", "understudy"):
+    with caplog.at_level("INFO", "protege"):
         data = load_data(f"images:{tmp_path}")
     assert "held out" in caplog.text
     assert data.classes == ("cat", "dog")
@@ -348,7 +348,7 @@ def test_batch_parts_and_moves():
     assert torch.equal(parts[2].signals["teacher"]["logits"], torch.tensor([[16, 17], [18, 19]]))
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"CIFAR-100 as Parquet is not in {REAL} (set UNDERSTUDY_DATA)")
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"CIFAR-100 as Parquet is not in {REAL} (set PROTEGE_DATA)")
 def test_cifar100(tmp_path):
     single = REAL / "test-00000-of-00001.parquet"
     memory = load_data(f"parquet:{single}")

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.data import choose, hold_out
-from understudy.errors import UserError
+from protege.data import choose, hold_out
+from protege.errors import UserError
 
 LABELS = st.lists(st.integers(0, 4), min_size=5, max_size=60).map(lambda x: torch.tensor([0, 1, 2, 3, 4, *x]))
 

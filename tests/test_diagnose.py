@@ -17,20 +17,20 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-import understudy
-from understudy.cli import app
-from understudy.data import CLEAN, Augment, Batch, InMemory, load_data
-from understudy.data.synthetic import Dials, centres
-from understudy.diagnose import Facts, diagnose, facts_about, judge, kinship, recommend
-from understudy.diagnose.measure import crossing, omega, reading, rescaling
-from understudy.diagnose.relations import class_order, cosines, prediction_similarity, within_minus_between
-from understudy.diagnose.rows import TEMPERATURES, TOP, read_rows, row_numbers
-from understudy.diagnose.verdict import FAILING, HEALTHY, RISK, UNKNOWN, temperature_range
-from understudy.errors import UserError
-from understudy.labels import UNLABELLED
-from understudy.methods.teaching import beside
-from understudy.models import Model, load_model
-from understudy.tasks import TASKS, Metrics
+import protege
+from protege.cli import app
+from protege.data import CLEAN, Augment, Batch, InMemory, load_data
+from protege.data.synthetic import Dials, centres
+from protege.diagnose import Facts, diagnose, facts_about, judge, kinship, recommend
+from protege.diagnose.measure import crossing, omega, reading, rescaling
+from protege.diagnose.relations import class_order, cosines, prediction_similarity, within_minus_between
+from protege.diagnose.rows import TEMPERATURES, TOP, read_rows, row_numbers
+from protege.diagnose.verdict import FAILING, HEALTHY, RISK, UNKNOWN, temperature_range
+from protege.errors import UserError
+from protege.labels import UNLABELLED
+from protege.methods.teaching import beside
+from protege.models import Model, load_model
+from protege.tasks import TASKS, Metrics
 
 CLASSIFICATION = TASKS["classification"]
 DATA = "synthetic:classes=12,superclasses=3,correlation=0.5,noise=0.25,samples=1200,dim=32"
@@ -141,7 +141,7 @@ def read(model, data, split="test", task=CLASSIFICATION, **kwargs):
 
 def test_accuracy_nll_and_ece_are_those_of_an_evaluation(data, healthy):
     found = reading(read(healthy, data))
-    expected = understudy.evaluate(healthy, data, precision="fp32")
+    expected = protege.evaluate(healthy, data, precision="fp32")
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
     assert sum(found["truth"]["histogram"]) == pytest.approx(1)
     assert found["top"]["1"] == pytest.approx(found["confidence"])
@@ -303,9 +303,9 @@ def test_probabilities_are_no_logits(data, healthy, tmp_path):
     with pytest.raises(UserError, match=expected):
         diagnose(soft(), data)
     with pytest.raises(UserError, match=expected):
-        understudy.distill(soft(), "zoo:mlp?hidden=8", data, out=tmp_path / "run")
+        protege.distill(soft(), "zoo:mlp?hidden=8", data, out=tmp_path / "run")
     with pytest.raises(UserError, match=r"the student.* gives probabilities"):
-        understudy.distill(healthy, soft(), data, out=tmp_path / "run")
+        protege.distill(healthy, soft(), data, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -442,8 +442,8 @@ def test_advice_stands_beside_what_the_user_set(advised, own, expected):
 
 
 def test_auto_takes_what_is_set(data, healthy, tmp_path, caplog):
-    caplog.set_level("INFO", logger="understudy")
-    found = understudy.distill(
+    caplog.set_level("INFO", logger="protege")
+    found = protege.distill(
         healthy, "zoo:mlp?hidden=8", data, method="auto", target="pt", weight=0.5, epochs=1, out=tmp_path / "run"
     )
     recipe = tomllib.loads((found.out / "recipe.toml").read_text())
@@ -527,7 +527,7 @@ def strict(text: str):
 
 def test_the_folder_holds_all_numbers_and_a_page_that_needs_nothing_else(tmp_path, data, healthy):
     out = tmp_path / "found"
-    found = understudy.diagnose(healthy, data, student="zoo:mlp?hidden=32", out=out)
+    found = protege.diagnose(healthy, data, student="zoo:mlp?hidden=32", out=out)
     held = strict((out / "diagnosis.json").read_text())
     assert held == found.result
     assert {one["name"] for one in held["verdicts"]} == {"wrong", "smoothed", "overconfident", "temperature", "gap"}
@@ -538,7 +538,7 @@ def test_the_folder_holds_all_numbers_and_a_page_that_needs_nothing_else(tmp_pat
     assert all(finding.title in page for finding in found.findings)
     assert page.count("<figure") >= 8
     before = page
-    understudy.report.write_report(out)
+    protege.report.write_report(out)
     assert (out / "report.html").read_text() == before
     assert sorted(path.name for path in out.iterdir()) == ["diagnosis.json", "report.html"]
 
@@ -613,7 +613,7 @@ def test_a_teacher_at_chance_recommends_nothing(data, tmp_path):
     assert found.recommendation.settings == {}
     assert "chance level" in found.recommendation.reasons[0]
     with pytest.raises(UserError, match=r"method auto: .* at chance level .*--method none"):
-        understudy.distill(fresh, "zoo:mlp?hidden=8", data, method="auto", out=tmp_path / "auto")
+        protege.distill(fresh, "zoo:mlp?hidden=8", data, method="auto", out=tmp_path / "auto")
     assert not (tmp_path / "auto").exists()
 
 
@@ -621,15 +621,15 @@ def test_values_that_are_not_finite_are_no_measurement(data, healthy, tmp_path):
     with pytest.raises(UserError, match="values that are not finite"):
         diagnose(broken(data), data)
     with pytest.raises(UserError, match="values that are not finite on the test split"):
-        understudy.evaluate(broken(data), data)
+        protege.evaluate(broken(data), data)
     with pytest.raises(UserError, match=r"the student .* values that are not finite"):
-        understudy.distill(healthy, broken(data), data, method="kd", epochs=1, out=tmp_path / "kd")
+        protege.distill(healthy, broken(data), data, method="kd", epochs=1, out=tmp_path / "kd")
     assert not (tmp_path / "kd").exists()
 
 
 def test_all_of_a_single_dataset_is_evaluated():
     items = [(torch.full((1, 8, 8), number / 40), number % 2) for number in range(40)]
-    network = load_model("zoo:mlp?hidden=4", data=understudy.load_data(items))
+    network = load_model("zoo:mlp?hidden=4", data=protege.load_data(items))
 
     class Counted(list):
         read, targets = 0, [0, 1] * 200
@@ -638,9 +638,9 @@ def test_all_of_a_single_dataset_is_evaluated():
             Counted.read += 1
             return super().__getitem__(at)
 
-    understudy.evaluate(network, Counted(items * 10))
+    protege.evaluate(network, Counted(items * 10))
     assert 400 <= Counted.read < 480  # once, and a few of them to see that they and their labels stay the same
-    shares = [understudy.evaluate(network, part)["accuracy"] for part in (items, items[:20], items[20:])]
+    shares = [protege.evaluate(network, part)["accuracy"] for part in (items, items[:20], items[20:])]
     assert shares[0] == pytest.approx((shares[1] + shares[2]) / 2)
 
 
@@ -650,12 +650,12 @@ def test_a_folder_without_splits_is_measured_whole_or_as_a_run_would(tmp_path):
         (tmp_path / "set" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path / "set" / "ab"[number % 2] / f"{number:02}.png")
     data = f"images:{tmp_path / 'set'}"
-    network = load_model("zoo:mlp?hidden=4", data=understudy.load_data(data))
+    network = load_model("zoo:mlp?hidden=4", data=protege.load_data(data))
     items = [(image, number % 2) for number, image in enumerate(pixels)]
-    whole = understudy.evaluate(network, data, split="all")
-    assert whole == pytest.approx(understudy.evaluate(network, items))
-    held = understudy.load_data(data).test
+    whole = protege.evaluate(network, data, split="all")
+    assert whole == pytest.approx(protege.evaluate(network, items))
+    held = protege.load_data(data).test
     assert len(held) == 8
-    assert understudy.evaluate(network, data) != pytest.approx(whole)
+    assert protege.evaluate(network, data) != pytest.approx(whole)
     with pytest.raises(UserError, match="has splits; expected train, val or test"):
-        understudy.evaluate(network, "digits", split="all")
+        protege.evaluate(network, "digits", split="all")

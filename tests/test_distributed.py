@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from tools import CLASSES, apart, events, surroundings
 
-import understudy
-from understudy import production
-from understudy.data import load_data
-from understudy.models import load_model
-from understudy.tasks import TASKS
-from understudy.train.evaluate import evaluate
-from understudy.train.precision import autocast_for, resolve_precision
+import protege
+from protege import production
+from protege.data import load_data
+from protege.models import load_model
+from protege.tasks import TASKS
+from protege.train.evaluate import evaluate
+from protege.train.precision import autocast_for, resolve_precision
 
 SETTINGS = {
     **{"student": "zoo:mlp?hidden=12", "data": "digits", "samples": 150, "views": 2, "epochs": 4, "batch_size": 32},
@@ -36,12 +36,12 @@ import torch
 from accelerate import Accelerator
 from tools import CLASSES, Curtain, model, perform, pictures, plan, runner, same, weights
 
-from understudy.errors import UserError
-from understudy.labels import UNLABELLED
-from understudy.tasks import TASKS
-from understudy.models import zoo
-from understudy.train import Runner, Solve
-from understudy.train.evaluate import evaluate
+from protege.errors import UserError
+from protege.labels import UNLABELLED
+from protege.tasks import TASKS
+from protege.models import zoo
+from protege.train import Runner, Solve
+from protege.train.evaluate import evaluate
 
 out, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
 rank, world = accelerator.process_index, accelerator.num_processes
@@ -146,9 +146,9 @@ def launch(arguments: list[str], **environment: object) -> None:
 def test_distilling(digits_teacher, tmp_path, monkeypatch):
     options = [f"--{key.replace('_', '-')}={value}" for key, value in SETTINGS.items()]
     options += ["--method", "kd", "--teacher", str(digits_teacher), "--out", str(tmp_path / "two")]
-    launch(["-m", "understudy", "distill", *options], UNDERSTUDY_CACHE=tmp_path / "cache")
+    launch(["-m", "protege", "distill", *options], PROTEGE_CACHE=tmp_path / "cache")
     monkeypatch.setattr(production, "write_run_report", lambda out: None)
-    understudy.distill(str(digits_teacher), method="kd", out=tmp_path / "one", **SETTINGS)
+    protege.distill(str(digits_teacher), method="kd", out=tmp_path / "one", **SETTINGS)
 
     one, two = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("one", "two"))
     assert apart(one, two) < 1e-5

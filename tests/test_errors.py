@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from tools import Curtain
 
-from understudy import cli, runfolder
-from understudy.data import load_data
-from understudy.models import load_model
+from protege import cli, runfolder
+from protege.data import load_data
+from protege.models import load_model
 
 SMALL = "--student zoo:mlp?hidden=8 --data digits --samples 50 --batch-size 50 --epochs 1 --precision fp32"
 TRAIN = f"train {SMALL}"
@@ -62,7 +62,7 @@ def tree(*roots: Path) -> dict[str, bytes | None]:
 def call(*arguments: str) -> int:
     """The status with which the command line ends, in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["understudy", *arguments])
+        patch.setattr(sys, "argv", ["protege", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
     code = ended.value.code
@@ -85,7 +85,7 @@ def inputs(tmp_path_factory) -> Path:
     """A teacher, a finished run, and one of every bad thing; no test may change anything in it."""
     here: Path = tmp_path_factory.mktemp("inputs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNDERSTUDY_CACHE", str(here / "cache"))
+        patch.setenv("PROTEGE_CACHE", str(here / "cache"))
         learn = "train --model zoo:mlp --data digits --epochs 4 --lr 0.5 --precision fp32 --out"
         assert call(*shlex.split(f"{learn} {here}/teacher")) == 0
         run = f"{KD} --out {{i}}/run --cache {{i}}/signals".format(i=here)
@@ -150,7 +150,7 @@ def inputs(tmp_path_factory) -> Path:
 def quiet(inputs, tmp_path, monkeypatch, capsys):
     """Call the command line with ``{i}`` (the inputs) and ``{o}`` (this test's own folder); returns stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / "cache"))
 
     def run(command: str, status: int = 2) -> str:
         capsys.readouterr()
@@ -238,7 +238,7 @@ CASES: dict[str, tuple[str, str]] = {
     "out is a run": (f"{KD} --out {{i}}/run", r"/run' is not empty"),
     "out is a file": (f"{KD} --out {{i}}/teacher.pkl", r"teacher.pkl' is a file; expected a folder"),
     "out below a file": (f"{KD} --out {{i}}/teacher.pkl/x", r"/x' cannot be written \(.*\); .*another folder"),
-    "out where nothing can be": (f"{KD} --out /proc/understudy/x", r"'/proc/understudy/x' cannot be written \("),
+    "out where nothing can be": (f"{KD} --out /proc/protege/x", r"'/proc/protege/x' cannot be written \("),
     "out too long": (f"{KD} --out {{o}}/{'x' * 300}", r"cannot be written \(File name too long\)"),
     "overwrite what is no run's": (
         f"{KD} --overwrite --out {{i}}/diary",
@@ -311,11 +311,11 @@ CASES: dict[str, tuple[str, str]] = {
     "study's value": (f"study {{i}}/study-value.toml {OUT}", r"lr = -1.0 .*greater than 0"),
     "study not empty": ("study {i}/study-teacher.toml --set recipe.teacher=x --out {i}/full", r"is not empty"),
     # words the parser does not know
-    "option": (f"distill --epohcs 3 {OUT}", r"no such option: --epohcs .*--epochs.*; see understudy distill --help"),
-    "missing option": ("evaluate --data digits", r"missing option '--model'; see understudy evaluate --help"),
-    "command": ("distil", r"no such command 'distil'; did you mean 'distill'; see understudy --help"),
-    "argument": (f"distill a.toml b.toml {OUT}", r"unexpected extra argument.*b.toml.*; see understudy distill --help"),
-    "jobs": (f"study {{i}}/study-key.toml --jobs 0 {OUT}", r"'--jobs'.*1.*; see understudy study --help"),
+    "option": (f"distill --epohcs 3 {OUT}", r"no such option: --epohcs .*--epochs.*; see protege distill --help"),
+    "missing option": ("evaluate --data digits", r"missing option '--model'; see protege evaluate --help"),
+    "command": ("distil", r"no such command 'distil'; did you mean 'distill'; see protege --help"),
+    "argument": (f"distill a.toml b.toml {OUT}", r"unexpected extra argument.*b.toml.*; see protege distill --help"),
+    "jobs": (f"study {{i}}/study-key.toml --jobs 0 {OUT}", r"'--jobs'.*1.*; see protege study --help"),
 }
 
 
@@ -327,10 +327,10 @@ def test_refused(quiet, inputs, tmp_path, command, expected):
 
 
 def test_refused_in_a_process_of_its_own(inputs, tmp_path):
-    environment = {**os.environ, "UNDERSTUDY_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, "PROTEGE_CACHE": str(tmp_path / "cache")}
     commands = [
-        ([sys.executable, "-m", "understudy"], "data missing"),
-        ([str(Path(sys.executable).with_name("understudy"))], "key by --set"),
+        ([sys.executable, "-m", "protege"], "data missing"),
+        ([str(Path(sys.executable).with_name("protege"))], "key by --set"),
     ]
     before = tree(inputs, tmp_path)
     started = [
@@ -352,7 +352,7 @@ def test_refused_in_a_process_of_its_own(inputs, tmp_path):
 
 
 def test_debug_shows_where(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["understudy", "report", "/nowhere", "--debug"])
+    monkeypatch.setattr(sys, "argv", ["protege", "report", "/nowhere", "--debug"])
     with pytest.raises(Exception, match="/nowhere"):
         cli.main()
 
@@ -361,7 +361,7 @@ def test_an_error_of_the_program_is_status_1_and_one_line(monkeypatch, capsys):
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a long line " * 20 + "\nand a second one")
 
-    monkeypatch.setattr("understudy.api.evaluate", broken)
+    monkeypatch.setattr("protege.api.evaluate", broken)
     assert call("evaluate", "--model", "x", "--data", "digits") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -373,7 +373,7 @@ def test_a_full_disk_is_status_2_and_one_line(monkeypatch, capsys):
     def broken(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("understudy.api.evaluate", broken)
+    monkeypatch.setattr("protege.api.evaluate", broken)
     assert call("evaluate", "--model", "x", "--data", "digits") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -459,7 +459,7 @@ def test_a_stopped_command_offers_only_what_there_is(begun, told, tmp_path, monk
     if begun:
         (tmp_path / "out" / "recipe.toml").write_text("")
     monkeypatch.setattr(cli, "app", stopped)
-    monkeypatch.setattr(sys, "argv", ["understudy", "train", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "argv", ["protege", "train", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as exit:
         cli.main()
     assert exit.value.code == 130
@@ -481,7 +481,7 @@ def test_a_failing_run_is_named_in_the_study(quiet, tmp_path, monkeypatch):
         stderr.write(told.getvalue().encode())
         return subprocess.CompletedProcess(command, status)
 
-    monkeypatch.setattr("understudy.study.subprocess.run", in_this_process)
+    monkeypatch.setattr("protege.study.subprocess.run", in_this_process)
     (tmp_path / "study.toml").write_text(f'name = "x"\nseeds = [0]\n{STUDY}[grid]\nlr = [0.1, 1e38]\nwarmup = [0.0]\n')
     error = quiet("study {o}/study.toml --out {o}/out", status=1)
     assert "Traceback" not in error

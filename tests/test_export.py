@@ -6,18 +6,18 @@ import pytest
 import torch
 from PIL import Image
 
-from understudy import load_model
-from understudy.errors import UserError
-from understudy.exporting import export
-from understudy.models import Model, count_macs
-from understudy.models.inputs import InputSpec
-from understudy.shrinking import shrink
+from protege import load_model
+from protege.errors import UserError
+from protege.exporting import export
+from protege.models import Model, count_macs
+from protege.models.inputs import InputSpec
+from protege.shrinking import shrink
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small trained network on digits."""
-    from understudy import train
+    from protege import train
 
     out = tmp_path_factory.mktemp("trained") / "run"
     train("zoo:cnn_tiny", "digits", out=out, epochs=3, batch_size=64)
@@ -78,7 +78,7 @@ def raw(side):
 
 
 def test_only_what_the_command_made_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr("understudy.exporting._require", lambda *_: None)
+    monkeypatch.setattr("protege.exporting._require", lambda *_: None)
     (tmp_path / "model.onnx").write_text("mine")
     with pytest.raises(UserError, match=r"would replace 'model.onnx' .* no export.json beside it"):
         export("zoo:cnn_tiny", to="onnx", data="digits", out=tmp_path, overwrite=True)
@@ -94,7 +94,7 @@ def test_a_file_that_computes_something_else_replaces_nothing(folder, tmp_path, 
     pytest.importorskip("onnxruntime")
     export(folder, to="onnx", data="digits", out=tmp_path / "out")
     before = {item.name: item.read_bytes() for item in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr("understudy.exporting._difference", lambda *_: 0.5)
+    monkeypatch.setattr("protege.exporting._difference", lambda *_: 0.5)
     with pytest.raises(UserError, match=r"differ by 5.0e-01"):
         export(folder, to="onnx", data="digits", out=tmp_path / "out", overwrite=True)
     assert {item.name: item.read_bytes() for item in (tmp_path / "out").iterdir()} == before
@@ -120,7 +120,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_int8_without_data_and_full_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr("understudy.exporting._require", lambda *_: None)
+    monkeypatch.setattr("protege.exporting._require", lambda *_: None)
     with pytest.raises(UserError, match="a few images to calibrate on: give --data"):
         export("zoo:cnn_tiny", to="int8", out=tmp_path / "out")
     (tmp_path / "full").mkdir()
@@ -136,7 +136,7 @@ class Branching(torch.nn.Module):
 
 
 def test_what_cannot_be_traced_is_told_and_nothing_else(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("understudy.exporting._require", lambda *_: None)
+    monkeypatch.setattr("protege.exporting._require", lambda *_: None)
     model = Model(Branching(), InputSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3))
     with pytest.raises(UserError, match="cannot be traced for export"):
         export(model, to="onnx", out=tmp_path / "out")

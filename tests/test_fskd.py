@@ -10,17 +10,17 @@ import torch
 from tools import Net, apart, pictures, same, weights
 from torch import nn
 
-from understudy.data import Augment, InMemory
-from understudy.errors import UserError
-from understudy.methods import METHODS, Cast, Transfer, fskd
-from understudy.models import Model, zoo
-from understudy.models.inputs import InputSpec
-from understudy.models.mobilenet import InvertedResidual
-from understudy.surgery import Frontier, Walk, alignment, plan_alignment
-from understudy.surgery.absorb import LAYERS
-from understudy.surgery.decouple import decouple
-from understudy.surgery.shrink import shrink
-from understudy.tasks import TASKS
+from protege.data import Augment, InMemory
+from protege.errors import UserError
+from protege.methods import METHODS, Cast, Transfer, fskd
+from protege.models import Model, zoo
+from protege.models.inputs import InputSpec
+from protege.models.mobilenet import InvertedResidual
+from protege.surgery import Frontier, Walk, alignment, plan_alignment
+from protege.surgery.absorb import LAYERS
+from protege.surgery.decouple import decouple
+from protege.surgery.shrink import shrink
+from protege.tasks import TASKS
 
 NETWORKS = {
     "vgg8": {"width": 0.125},

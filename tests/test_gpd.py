@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from tools import CLASSES, Curtain, events, model, perform, plan, runner, same, weights
 from torch import nn
 
-from understudy import cli
-from understudy.data import Batch
-from understudy.errors import UserError
-from understudy.methods import METHODS
-from understudy.methods.gpd import Settings, gap_loss
-from understudy.methods.kd import kd_loss
-from understudy.models import zoo
-from understudy.surgery import readout
-from understudy.tasks import TASKS
-from understudy.teacher.targets import decoupled
-from understudy.train.precision import place
+from protege import cli
+from protege.data import Batch
+from protege.errors import UserError
+from protege.methods import METHODS
+from protege.methods.gpd import Settings, gap_loss
+from protege.methods.kd import kd_loss
+from protege.models import zoo
+from protege.surgery import readout
+from protege.tasks import TASKS
+from protege.teacher.targets import decoupled
+from protege.train.precision import place
 
-DRY = "understudy distill --method gpd --student zoo:cnn_tiny --data digits --samples 60 --dry-run"
+DRY = "protege distill --method gpd --student zoo:cnn_tiny --data digits --samples 60 --dry-run"
 
 
 def test_the_gap_loss_is_cross_entropy_with_smoothed_predictions():

@@ -10,8 +10,8 @@ import torch
 from test_models_load import Pictures, Plain, pictures, refused
 from torch import nn
 
-from understudy.errors import UserError
-from understudy.models import InputSpec, Model, check_classes, load_model
+from protege.errors import UserError
+from protege.models import InputSpec, Model, check_classes, load_model
 
 
 @pytest.mark.parametrize(

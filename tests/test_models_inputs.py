@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from understudy.errors import UserError
-from understudy.models import InputSpec, Model
+from protege.errors import UserError
+from protege.models import InputSpec, Model
 
 
 def naive(raw: torch.Tensor, spec: InputSpec) -> torch.Tensor:

@@ -7,9 +7,9 @@ import torch
 import torch.fx
 from torch import nn
 
-from understudy.data import load_data
-from understudy.errors import UserError
-from understudy.models import Model, check_classes, count_macs, load_model
+from protege.data import load_data
+from protege.errors import UserError
+from protege.models import Model, check_classes, count_macs, load_model
 
 SPECS = [
     "zoo:lstm?hidden=8",

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from understudy.errors import UserError
-from understudy.models import InputSpec, Model, check_classes, load_model
+from protege.errors import UserError
+from protege.models import InputSpec, Model, check_classes, load_model
 
 
 @dataclass

@@ -7,11 +7,11 @@ import torch
 from scenes import scene, write_pair
 from tools import events, imported
 
-import understudy
-from understudy.data import load_data
-from understudy.errors import UserError
-from understudy.models import load_model
-from understudy.models.sources import smp_normalisation
+import protege
+from protege.data import load_data
+from protege.errors import UserError
+from protege.models import load_model
+from protege.models.sources import smp_normalisation
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,10 +51,10 @@ def test_a_fresh_network_is_saved_and_found_again(folder, tmp_path):
 def test_stage_by_stage(folder, tmp_path, student, stages):
     """A student of the library, and one of the zoo, learn from a teacher of the library through the front door."""
     data, out = f"segmentation:{folder}", tmp_path / "teacher"
-    teacher = understudy.train("smp:unet?encoder_name=resnet18", data, epochs=4, batch_size=4, lr=0.01, out=out).student
+    teacher = protege.train("smp:unet?encoder_name=resnet18", data, epochs=4, batch_size=4, lr=0.01, out=out).student
     settings = {"method": "skd", "epochs": 1, "batch_size": 4, "stages": stages, "out": tmp_path / "student"}
     settings |= {"epochs": 6, "lr": 0.01}
-    found = understudy.distill(teacher, student, data, **settings)
+    found = protege.distill(teacher, student, data, **settings)
     names = [part.split("=")[0] for part in stages.split(",")]
     assert [phase["name"] for phase in found.result["phases"]] == [*names, "head"]
     for name in names:  # each stage came nearer to the teacher's features

@@ -8,10 +8,10 @@ from test_models_load import DIGITS, Pictures
 from tools import events, imported
 from torch.utils.data import TensorDataset
 
-import understudy
-from understudy.errors import UserError
-from understudy.models import check_classes, load_model, sources
-from understudy.surgery import find_cuts, split
+import protege
+from protege.errors import UserError
+from protege.models import check_classes, load_model, sources
+from protege.surgery import find_cuts, split
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def failing(error):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (ModuleNotFoundError("No module named 'timm'", name="timm"), r"pip install understudy\[timm\]"),
+        (ModuleNotFoundError("No module named 'timm'", name="timm"), r"pip install protege\[timm\]"),
         (ModuleNotFoundError("No module named 'torchvision'", name="torchvision"), "'torchvision', which is missing"),
         (RuntimeError("operator torchvision::nms does not exist"), "reinstall torchvision"),
     ],
@@ -100,9 +100,9 @@ def test_stage_by_stage(timm, tmp_path):
     images = (noise + 80 * labels[:, None, None, None]).to(torch.uint8)  # classes differ in brightness
     both = TensorDataset(images[:24], labels[:24]), TensorDataset(images[24:], labels[24:])
     common = {"batch_size": 8, "augment": "none", "lr": 0.01}
-    teacher = understudy.train("timm:resnet18", both, epochs=8, out=tmp_path / "teacher", **common).student
+    teacher = protege.train("timm:resnet18", both, epochs=8, out=tmp_path / "teacher", **common).student
     settings = {"method": "skd", "epochs": 4, "select": "last", "patience": 0, **common}
-    found = understudy.distill(teacher, "timm:resnet10t", both, out=tmp_path / "student", **settings)
+    found = protege.distill(teacher, "timm:resnet10t", both, out=tmp_path / "student", **settings)
     names = [phase["name"] for phase in found.result["phases"]]
     assert names == ["act1", "layer1", "layer2", "layer3", "head"]
     for name in names[:-1]:  # each stage came nearer to the teacher's features

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from understudy.models import ZOO, count_macs, count_parameters, load_model, zoo
+from protege.models import ZOO, count_macs, count_parameters, load_model, zoo
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ import pytest
 import typer
 from tools import model, plan, planned, runner
 
-import understudy
-from understudy import cli
-from understudy.errors import UserError, nearest
-from understudy.methods import METHODS
-from understudy.recipe import (
+import protege
+from protege import cli
+from protege.errors import UserError, nearest
+from protege.methods import METHODS
+from protege.recipe import (
     Recipe,
     make_recipe,
     merge,
@@ -29,9 +29,9 @@ from understudy.recipe import (
     suited,
     write_toml,
 )
-from understudy.runfolder import resumed_settings
-from understudy.tasks import TASKS
-from understudy.train import Fit
+from protege.runfolder import resumed_settings
+from protege.tasks import TASKS
+from protege.train import Fit
 
 BASE = {"student": "zoo:mlp", "data": "digits", "method": "none"}
 GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its default
@@ -100,7 +100,7 @@ ELSEWHERE: dict[str, tuple[str, Any]] = {  # a method for every key that kd does
 
 def command(*arguments: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["understudy", *arguments])
+        patch.setattr(sys, "argv", ["protege", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
     return int(ended.value.code or 0)
@@ -197,7 +197,7 @@ def test_text_means_what_the_number_means():
 def test_the_phase_that_picks_its_best_state_needs_held_out_samples(tmp_path):
     for chosen in ({"phases": {"labels": {"select": "best"}}}, {"patience": 2}):
         with pytest.raises(UserError, match="held-out"):
-            understudy.train("zoo:mlp", "digits", out=tmp_path / "run", epochs=1, validation=0, **chosen)
+            protege.train("zoo:mlp", "digits", out=tmp_path / "run", epochs=1, validation=0, **chosen)
     assert not (tmp_path / "run").exists()
 
 
@@ -258,7 +258,7 @@ def seen(monkeypatch) -> list[Recipe]:
         found.append(settings)
         raise UserError("stopped.")
 
-    monkeypatch.setattr("understudy.api.Production", production)
+    monkeypatch.setattr("protege.api.Production", production)
     return found
 
 
@@ -268,7 +268,7 @@ def test_every_key_is_an_argument_of_distill(seen, tmp_path):
     for key, (method, value) in cases.items():
         needed = {"teacher": "runs/teacher", "student": "zoo:mlp", "data": "digits", "method": method}
         with pytest.raises(UserError, match=r"^stopped\.$"):
-            understudy.distill(**{**needed, key: value}, out=tmp_path / "out")
+            protege.distill(**{**needed, key: value}, out=tmp_path / "out")
         assert getattr(seen[-1], key) == value
 
 
@@ -290,7 +290,7 @@ def test_options_win_over_the_recipe_and_set_over_both(seen, tmp_path):
     assert (seen[-1].epochs, seen[-1].lr, seen[-1].seed) == (1, 0.2, 3)
     assert seen[-1].phases == {"labels": {"epochs": 1, "lr": 0.25}}
     with pytest.raises(UserError, match="stopped"):
-        understudy.distill(recipe=file, lr=0.2, seed=3, phases={"labels": {"lr": 0.25}}, out=out)
+        protege.distill(recipe=file, lr=0.2, seed=3, phases={"labels": {"lr": 0.25}}, out=out)
     assert seen[-1] == seen[-2]
 
 
@@ -299,14 +299,14 @@ def test_train_refuses_a_recipe_of_distillation(line, seen, tmp_path, capsys):
     file = tmp_path / "recipe.toml"
     file.write_text(f'student = "zoo:mlp"\ndata = "digits"\n{line}\n')
     with pytest.raises(UserError, match="expected labels only"):
-        understudy.train(recipe=file, out=tmp_path / "out")
+        protege.train(recipe=file, out=tmp_path / "out")
     assert command("train", str(file), "--out", str(tmp_path / "out")) == 2
     assert "expected labels only" in " ".join(capsys.readouterr().err.split())
     assert seen == []
 
 
 def test_a_run_writes_a_recipe_that_runs_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     learn = "train --model zoo:mlp --data digits --epochs 3 --lr 0.5 --precision fp32 --out teacher"
     assert command(*shlex.split(learn)) == 0

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from understudy.errors import UserError
-from understudy.report import study_markdown, write_report, write_run_report, write_study_report
-from understudy.report.charts import label_place, linear_axis
+from protege.errors import UserError
+from protege.report import study_markdown, write_report, write_run_report, write_study_report
+from protege.report.charts import label_place, linear_axis
 
 RECIPE = 'method = "kd"\ndata = "parquet:/data/birds"\nstudent = "zoo:resnet20"\nseed = 3\n# <b>bold</b>\n'
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -193,7 +193,7 @@ def test_a_finished_run_says_what_happened(tmp_path: Path) -> None:
         "53 %",
     ):
         assert shown in page.text, shown
-    assert f'understudy.load_model("{(folder / "student").resolve()}")' in page.text
+    assert f'protege.load_model("{(folder / "student").resolve()}")' in page.text
     assert "--data parquet:/data/birds" in page.text
     assert "unfinished" not in page.text
     assert page.count("b", "best") == 2, "the best epoch is marked for accuracy and NLL"

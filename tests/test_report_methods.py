@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import Page, epoch, make_run, nothing_is_fetched, result
 
-from understudy.report import write_report
-from understudy.report.charts import log_axis
-from understudy.report.networks import block, extent
+from protege.report import write_report
+from protege.report.charts import log_axis
+from protege.report.networks import block, extent
 
 NAMES = ["layer1", "<i>layer2</i>", "layer3"]
 

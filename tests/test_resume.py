@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 from tools import Curtain, events, same, surroundings
 
-import understudy
-from understudy import api, cli, production
-from understudy.errors import UserError
-from understudy.models import Model
-from understudy.teacher import Source, cache, feed
-from understudy.train import checkpoint
-from understudy.train.runner import Runner
+import protege
+from protege import api, cli, production
+from protege.errors import UserError
+from protege.models import Model
+from protege.teacher import Source, cache, feed
+from protege.train import checkpoint
+from protege.train.runner import Runner
 
 DROPPING = '''
 """A user's network in which every kind of random number matters."""
@@ -88,7 +88,7 @@ def undisturbed(tmp_path_factory, digits_teacher, dropping):
         if (name, blocks) not in made:
             out = tmp_path_factory.mktemp("undisturbed") / "run"
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("UNDERSTUDY_CACHE", str(tmp_path_factory.mktemp("cache")))
+                patch.setenv("PROTEGE_CACHE", str(tmp_path_factory.mktemp("cache")))
                 patch.setattr(feed, "BLOCK", blocks)
                 go(name, digits_teacher, out)
             made[name, blocks] = out
@@ -98,7 +98,7 @@ def undisturbed(tmp_path_factory, digits_teacher, dropping):
 
 
 def go(name: str, teacher: Path, out: Path, resume: bool = False, **more) -> None:
-    understudy.distill(str(teacher), method="kd", out=out, resume=resume, **{**SETTINGS[name], **more})
+    protege.distill(str(teacher), method="kd", out=out, resume=resume, **{**SETTINGS[name], **more})
 
 
 def interrupted(name: str, teacher: Path, out: Path, **more) -> None:
@@ -309,9 +309,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     (out / "checkpoint" / "00000099.pt").write_bytes(b"written, but its checksum was not")
     (out / "checkpoint" / "00000100.pt.tmp").write_bytes(b"half")
     (out / "checkpoint" / "00000100.json.tmp").write_bytes(b"{")
-    with caplog.at_level(logging.WARNING, "understudy"):
+    with caplog.at_level(logging.WARNING, "protege"):
         go("everything", digits_teacher, out, resume=True)
-    warnings = [record.getMessage() for record in caplog.records if record.name == "understudy"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "protege"]
     assert len(warnings) == 1
     assert str(newest) in warnings[0]
     assert str(before) not in warnings[0]
@@ -351,7 +351,7 @@ LONGER = {"epochs": 12, "samples": 200, "patience": 12}
 def longer(tmp_path_factory, digits_teacher, dropping):
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNDERSTUDY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PROTEGE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.syspath_prepend(str(dropping))
         go("everything", digits_teacher, out, **LONGER)
     return out
@@ -363,11 +363,11 @@ def newest(out: Path) -> int:
 
 
 def test_kill_9_of_the_command(longer, digits_teacher, tmp_path, cache_folder, dropping, monkeypatch):
-    out, environment = tmp_path / "run", surroundings(PYTHONPATH=dropping, UNDERSTUDY_CACHE=cache_folder)
+    out, environment = tmp_path / "run", surroundings(PYTHONPATH=dropping, PROTEGE_CACHE=cache_folder)
     settings = {**SETTINGS["everything"], **LONGER}
     options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     options = ["distill", "--teacher", str(digits_teacher), "--method", "kd", *options, "--out", str(out)]
-    command = [sys.executable, "-m", "understudy", *options]
+    command = [sys.executable, "-m", "protege", *options]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while newest(out) < 17:
         assert process.poll() is None
@@ -375,7 +375,7 @@ def test_kill_9_of_the_command(longer, digits_teacher, tmp_path, cache_folder, d
     process.kill()
     process.wait()
     assert not (out / "result.json").exists()
-    monkeypatch.setattr(sys, "argv", ["understudy", "distill", "--out", str(out), "--resume"])
+    monkeypatch.setattr(sys, "argv", ["protege", "distill", "--out", str(out), "--resume"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0

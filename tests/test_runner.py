@@ -28,14 +28,14 @@ from tools import (
 )
 from torch import nn
 
-from understudy.data import CLEAN, Augment, cache_root
-from understudy.errors import UserError
-from understudy.tasks import TASKS
-from understudy.teacher import Logits, Source
-from understudy.train import Fit, FitSettings, Solve
-from understudy.train.evaluate import evaluate
-from understudy.train.runner import Runner
-from understudy.train.schedule import MovingAverage, default_batch_size, default_epochs, factor, make_optimizer
+from protege.data import CLEAN, Augment, cache_root
+from protege.errors import UserError
+from protege.tasks import TASKS
+from protege.teacher import Logits, Source
+from protege.train import Fit, FitSettings, Solve
+from protege.train.evaluate import evaluate
+from protege.train.runner import Runner
+from protege.train.schedule import MovingAverage, default_batch_size, default_epochs, factor, make_optimizer
 
 TASK = TASKS["classification"]
 
@@ -547,13 +547,13 @@ def test_thin_residual_networks_train_without_harm(tmp_path):
     script = """
 import sys
 import torch
-import understudy
+import protege
 common = {"data": "digits", "epochs": 1, "batch_size": 32}
-understudy.train("zoo:resnet10?width=4", out=sys.argv[1], samples=200, **common)
-understudy.distill(student="zoo:resnet10?width=4", method="gpd", out=sys.argv[1] + "-gpd", samples=60, **common)
+protege.train("zoo:resnet10?width=4", out=sys.argv[1], samples=200, **common)
+protege.distill(student="zoo:resnet10?width=4", method="gpd", out=sys.argv[1] + "-gpd", samples=60, **common)
 first, last = torch.nn.Conv2d(1, 4, 3).requires_grad_(False), torch.nn.Linear(36, 10)
 normed = torch.nn.Sequential(first, torch.nn.GroupNorm(2, 4), torch.nn.MaxPool2d(2), torch.nn.Flatten(), last)
-understudy.train(normed, out=sys.argv[1] + "-normed", samples=60, **common)
+protege.train(normed, out=sys.argv[1] + "-normed", samples=60, **common)
 """
     environment = surroundings(MALLOC_CHECK_=3)
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], env=environment, capture_output=True)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from understudy.data import CLEAN, Augment
-from understudy.data.spec import load_data
-from understudy.errors import UserError
+from protege.data import CLEAN, Augment
+from protege.data.spec import load_data
+from protege.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 9, 12, 3), np.uint8)
 MASKS = np.random.default_rng(1).integers(0, 3, (10, 9, 12)).astype(np.uint8)

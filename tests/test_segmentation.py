@@ -16,17 +16,17 @@ from scenes import write_scenes
 from tools import apart
 from torch import nn
 
-from understudy import distill, evaluate, train
-from understudy.data import load_data
-from understudy.data.scenes import ScenesInMemory
-from understudy.errors import UserError
-from understudy.labels import UNLABELLED
-from understudy.models import InputSpec, Model, check_classes, count_parameters, load_model, zoo
-from understudy.models.unet import FACTORIES
-from understudy.pictures import segmentation_pictures
-from understudy.report.segmentation import NO_LABEL, palette
-from understudy.tasks import TASKS, Metrics
-from understudy.train.runner import Runner
+from protege import distill, evaluate, train
+from protege.data import load_data
+from protege.data.scenes import ScenesInMemory
+from protege.errors import UserError
+from protege.labels import UNLABELLED
+from protege.models import InputSpec, Model, check_classes, count_parameters, load_model, zoo
+from protege.models.unet import FACTORIES
+from protege.pictures import segmentation_pictures
+from protege.report.segmentation import NO_LABEL, palette
+from protege.tasks import TASKS, Metrics
+from protege.train.runner import Runner
 
 TINY = "zoo:unet10?width=8"  # with 4 channels oneDNN 3.x of torch 2.13 corrupts its heap in a strided 1×1 convolution
 
@@ -159,7 +159,7 @@ def test_many_pixels_are_looked_at_in_parts(monkeypatch):
     logits, labels = torch.randn(6, 3, 4, 4), torch.randint(0, 3, (6, 4, 4))
     whole, parts = (Metrics(TASKS["segmentation"], 3) for _ in range(2))
     whole.update(logits, labels)
-    monkeypatch.setattr("understudy.tasks.AT_ONCE", 100)  # two images
+    monkeypatch.setattr("protege.tasks.AT_ONCE", 100)  # two images
     parts.update(logits, labels)
     assert parts.compute() == pytest.approx(whole.compute(), rel=1e-6)
 
@@ -279,7 +279,7 @@ def test_colours_differ():
 
 
 def test_the_report_shows_scenes_and_classes(teacher, folder, tmp_path):
-    from understudy.report import write_run_report
+    from protege.report import write_run_report
 
     run = tmp_path / "run"
     run.mkdir()

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from scenes import scene, write_pair, write_scenes
 
-from understudy.data import CLEAN, Augment, batches, choose, load_data
-from understudy.data.scenes import VOID, ScenesInMemory, render_masks, render_scenes
-from understudy.data.views import boxes, draws
-from understudy.errors import UserError
-from understudy.labels import UNLABELLED
+from protege.data import CLEAN, Augment, batches, choose, load_data
+from protege.data.scenes import VOID, ScenesInMemory, render_masks, render_scenes
+from protege.data.views import boxes, draws
+from protege.errors import UserError
+from protege.labels import UNLABELLED
 
-CAMVID = Path(os.environ.get("UNDERSTUDY_DATA", Path(__file__).parents[2] / "shared" / "data")) / "camvid"
+CAMVID = Path(os.environ.get("PROTEGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "camvid"
 
 
 def opened(folder: Path, query: str = "", **options):
@@ -84,7 +84,7 @@ def test_other_shapes_are_cropped_to_the_commonest(tmp_path, caplog):
     write_scenes(tmp_path)
     image, mask = scene(50, height=24, width=60)
     write_pair(tmp_path, "train", "wide", image, mask)
-    with caplog.at_level("INFO", "understudy"):
+    with caplog.at_level("INFO", "protege"):
         data = opened(tmp_path)
     assert data.train.shape == (3, 24, 32)
     assert "1 of 12 images have another shape" in caplog.text
@@ -215,7 +215,7 @@ def test_ignored_values(tmp_path):
 
 
 def test_camvid_is_known_by_its_values(tmp_path, caplog):
-    with caplog.at_level("INFO", "understudy"):
+    with caplog.at_level("INFO", "protege"):
         data = opened(write_scenes(tmp_path, classes=12, void=11, train=8, test=2))
     assert data.classes[:3] == ("sky", "building", "pole")
     assert len(data.classes) == 11
@@ -238,7 +238,7 @@ def test_camvid_is_known_by_its_files(tmp_path):
         opened(tmp_path)
 
 
-@pytest.mark.skipif(not CAMVID.is_dir(), reason=f"CamVid is not in {CAMVID} (set UNDERSTUDY_DATA)")
+@pytest.mark.skipif(not CAMVID.is_dir(), reason=f"CamVid is not in {CAMVID} (set PROTEGE_DATA)")
 def test_camvid():
     data = opened(CAMVID, image_size=24)
     assert [len(s) for s in (data.train, data.val, data.test)] == [367, 101, 233]

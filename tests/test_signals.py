@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from understudy.errors import UserError
-from understudy.methods.kd import kd_loss
-from understudy.tasks import TASKS
-from understudy.teacher import Feature, Logits, SignalCache, Source
-from understudy.teacher.signals import behaviour
+from protege.errors import UserError
+from protege.methods.kd import kd_loss
+from protege.tasks import TASKS
+from protege.teacher import Feature, Logits, SignalCache, Source
+from protege.teacher.signals import behaviour
 
 TASK = TASKS["classification"]
 

@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 from tools import CLASSES, Curtain, apart, cast, model, perform, pictures, plan, planned, runner, same, weights
 from torch import nn
 
-import understudy
-from understudy import api, cli, production
-from understudy.data import InMemory
-from understudy.methods import METHODS
-from understudy.methods.skd import Settings
-from understudy.models import zoo
-from understudy.tasks import TASKS
-from understudy.train.runner import Runner
-from understudy.train.schedule import default_lr
+import protege
+from protege import api, cli, production
+from protege.data import InMemory
+from protege.methods import METHODS
+from protege.methods.skd import Settings
+from protege.models import zoo
+from protege.tasks import TASKS
+from protege.train.runner import Runner
+from protege.train.schedule import default_lr
 
 TASK = TASKS["classification"]
 
@@ -174,7 +174,7 @@ def test_stages_do_not_read_labels(tmp_path):
 
 def test_a_stage_learns_its_features(tmp_path):
     """The loss of each stage falls to a part of what it was, and is what the networks really differ by."""
-    student, *_ = taught("residual", tmp_path, epochs=40, views=1, select="last", augment=understudy_clean())
+    student, *_ = taught("residual", tmp_path, epochs=40, views=1, select="last", augment=protege_clean())
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for name in ("layer1", "layer2", "layer3"):
         losses = [e["train"]["loss"] for e in log if e.get("event") == "epoch" and e["phase"] == name]
@@ -184,14 +184,14 @@ def test_a_stage_learns_its_features(tmp_path):
     heard = []
     for each in (student.eval(), teacher):
         handle = each.network.layer3.register_forward_hook(lambda m, i, o: heard.append(o.detach()))
-        each(samples.fetch(torch.arange(18, 24), -1, understudy_clean()).inputs)
+        each(samples.fetch(torch.arange(18, 24), -1, protege_clean()).inputs)
         handle.remove()
     told = [e["eval"]["loss"] for e in log if e.get("event") == "epoch" and e["phase"] == "layer3" and e.get("eval")]
     assert told[-1] == pytest.approx(float((heard[0] - heard[1]).square().mean()), rel=1e-2)
 
 
-def understudy_clean():
-    from understudy.data import Augment
+def protege_clean():
+    from protege.data import Augment
 
     return Augment()
 
@@ -235,7 +235,7 @@ def test_inherit_may_stand_alone(words, last, monkeypatch):
     seen: dict = {}
     monkeypatch.setattr(api, "distill", lambda **settings: seen.update(settings))
     others = ["--method", "skd"]
-    monkeypatch.setattr("sys.argv", ["understudy", "distill", *(others + words if last else words + others)])
+    monkeypatch.setattr("sys.argv", ["protege", "distill", *(others + words if last else words + others)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0
@@ -267,7 +267,7 @@ def test_the_methods_it_is_compared_with(method, kind, tmp_path):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "run"
-    understudy.train("zoo:cnn_tiny?width=6", "digits", out=out, epochs=8, batch_size=32, lr=0.1)
+    protege.train("zoo:cnn_tiny?width=6", "digits", out=out, epochs=8, batch_size=32, lr=0.1)
     return out / "student"
 
 
@@ -281,7 +281,7 @@ RUN = {
 def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
     for module in (api, production):
         monkeypatch.setattr(module, "write_run_report", lambda out: None)
-    understudy.distill(str(teacher), out=tmp_path / "whole", **RUN)
+    protege.distill(str(teacher), out=tmp_path / "whole", **RUN)
     with pytest.MonkeyPatch.context() as patch:
         original, calls = Runner._maybe_save, 0
 
@@ -294,10 +294,10 @@ def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
 
         patch.setattr(Runner, "_maybe_save", hooked)
         with pytest.raises(Curtain):
-            understudy.distill(str(teacher), out=tmp_path / "run", **RUN)
+            protege.distill(str(teacher), out=tmp_path / "run", **RUN)
     for file in (tmp_path / "run" / "signals").rglob("*.float16"):  # never flushed: the machine may have gone down
         file.write_bytes(bytes(file.stat().st_size))
-    understudy.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
+    protege.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
     assert not (tmp_path / "run" / "signals").exists()
     mine, theirs = (load_file(tmp_path / n / "student" / "model.safetensors") for n in ("run", "whole"))
     assert same(mine, theirs)
@@ -317,21 +317,21 @@ def test_a_run_is_not_resumed_with_others(teacher, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, "_maybe_save", hooked)
         with pytest.raises(Curtain):
-            understudy.distill(str(teacher), out=tmp_path / "run", **RUN)
+            protege.distill(str(teacher), out=tmp_path / "run", **RUN)
     origin = production.Production._origin
     for what in ("teacher", "data set"):
         monkeypatch.setattr(production.Production, "_origin", lambda self, what=what: origin(self) | {what: "other"})
-        with pytest.raises(understudy.UserError, match=f"--resume found another {what} than .* was begun with"):
-            understudy.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
+        with pytest.raises(protege.UserError, match=f"--resume found another {what} than .* was begun with"):
+            protege.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
     monkeypatch.setattr(production.Production, "_origin", origin)
-    understudy.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
+    protege.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
 
 
 def test_own_defaults_give_way_to_the_user(teacher, tmp_path):
-    found = understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", samples=60)
+    found = protege.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", samples=60)
     assert {phase["optimizer"] for phase in found["phases"]} == {"adamw"}
     assert "target" not in found["settings"], "which nothing would use"
-    found = understudy.preview(
+    found = protege.preview(
         *(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd"),
         **{"samples": 60, "optimizer": "sgd", "epochs": 7, "finetune_epochs": 3, "phases": {"head": {"epochs": 5}}},
     )
@@ -345,7 +345,7 @@ def dry_run(teacher: Path, *more: str) -> int:
     arguments = ["distill", "--teacher", str(teacher), "--student", "zoo:cnn_tiny?width=3", "--data", "digits"]
     arguments += ["--method", "skd", "--samples", "60", "--dry-run", *more]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["understudy", *arguments])
+        patch.setattr("sys.argv", ["protege", *arguments])
         with pytest.raises(SystemExit) as end:
             cli.main()
     return int(end.value.code or 0)
@@ -389,13 +389,13 @@ def test_wrapped_and_frozen_networks_are_told_how_to_be_given(tmp_path):
     student, teacher = networks("residual")
     whole = student.network
     student.network = nn.DataParallel(whole)
-    with pytest.raises(understudy.UserError, match=r"the student is wrapped in DataParallel.*pass its \.module"):
+    with pytest.raises(protege.UserError, match=r"the student is wrapped in DataParallel.*pass its \.module"):
         plan("skd", student, teacher)
     student.network = torch.compile(whole)
-    with pytest.raises(understudy.UserError, match=r"wrapped in OptimizedModule.*pass its \._orig_mod"):
+    with pytest.raises(protege.UserError, match=r"wrapped in OptimizedModule.*pass its \._orig_mod"):
         plan("skd", student, teacher)
     student.network = whole.requires_grad_(False)
-    with pytest.raises(understudy.UserError, match=r"every parameter of the student is frozen.*requires_grad_\(True\)"):
+    with pytest.raises(protege.UserError, match=r"every parameter of the student is frozen.*requires_grad_\(True\)"):
         plan("skd", student, teacher)
 
 
@@ -429,8 +429,8 @@ class Viewing(nn.Module):
 @pytest.mark.parametrize("method", ["skd", "simultaneous", "fitnets"])
 def test_networks_for_contiguous_images(method, tmp_path):
     torch.manual_seed(0)
-    teacher = understudy.train(Viewing(6), "digits", out=tmp_path / "teacher", epochs=1, batch_size=32, lr=0.05)
-    made = understudy.distill(
+    teacher = protege.train(Viewing(6), "digits", out=tmp_path / "teacher", epochs=1, batch_size=32, lr=0.05)
+    made = protege.distill(
         teacher.student, Viewing(), "digits", method, tmp_path / "run", samples=60, epochs=2, batch_size=20, views=2
     )
     assert made.student.layout == "contiguous"
@@ -439,27 +439,27 @@ def test_networks_for_contiguous_images(method, tmp_path):
 def test_what_is_counted_and_told_is_the_teachers(teacher, tmp_path):
     """The student's own stages are run ahead, too, into caches that are gone when the phase is over."""
     data = {"samples": 60, "views": 2, "epochs": 2, "batch_size": 20, "validation": 0.2}
-    made = understudy.distill(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", tmp_path / "run", **data)
+    made = protege.distill(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", tmp_path / "run", **data)
     assert made.result["teacher_samples_forwarded"] == 2 * 48 + 12
     assert Path(made.result["cache"]["path"]).is_dir()
 
 
 def test_too_few_samples_to_hold_any_out(teacher, tmp_path, caplog):
-    with caplog.at_level("INFO", logger="understudy"):
-        made = understudy.distill(
+    with caplog.at_level("INFO", logger="protege"):
+        made = protege.distill(
             str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", tmp_path / "run", samples=10, epochs=1
         )
     assert "leave none to hold out" in caplog.text
     assert made.result["data"]["train_samples"] == 10
-    again = understudy.distill(recipe=tmp_path / "run" / "recipe.toml", out=tmp_path / "again")
+    again = protege.distill(recipe=tmp_path / "run" / "recipe.toml", out=tmp_path / "again")
     assert again.metrics == made.metrics
 
 
 def test_all_samples_may_be_learned_from(teacher):
     own = {"samples": 60, "select": "last", "validation": 0.0}
-    with pytest.raises(understudy.UserError, match=r"patience = 3 cannot be had without held-out .*--patience 0"):
-        understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", **own)
-    found = understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", patience=0, **own)
+    with pytest.raises(protege.UserError, match=r"patience = 3 cannot be had without held-out .*--patience 0"):
+        protege.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", **own)
+    found = protege.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", patience=0, **own)
     assert found["samples"] == 60
 
 
@@ -472,21 +472,21 @@ def test_all_samples_may_be_learned_from(teacher):
     ],
 )
 def test_settings_that_would_do_nothing(method, options, expected, teacher):
-    with pytest.raises(understudy.UserError, match=expected):
-        understudy.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", method, samples=60, **options)
+    with pytest.raises(protege.UserError, match=expected):
+        protege.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", method, samples=60, **options)
 
 
 @pytest.mark.parametrize("method", ["at", "fsp"])
 def test_maps_are_compared_where_there_are_maps(method):
     student, teacher = networks("transformer")
-    with pytest.raises(understudy.UserError, match="compares feature maps"):
+    with pytest.raises(protege.UserError, match="compares feature maps"):
         METHODS[method].plan(cast(student, teacher, TASK, METHODS[method].settings(), images("transformer")))
 
 
 def test_a_frozen_stage_is_refused_where_its_adapter_could_learn():
     student, teacher = network("resnet8"), network("resnet8x4")
     student.network.layer2.requires_grad_(False)
-    with pytest.raises(understudy.UserError, match=r"in stage 'layer2' nothing is left to learn; .* not frozen"):
+    with pytest.raises(protege.UserError, match=r"in stage 'layer2' nothing is left to learn; .* not frozen"):
         METHODS["skd"].plan(cast(student, teacher, TASK, Settings(), images("residual")))
 
 
@@ -512,7 +512,7 @@ def test_what_learns_as_a_whole_need_not_come_apart(method, tmp_path):
     student, teacher = model(Twice(), seed=1), model(Twice(), seed=2)
     chosen, samples = METHODS[method], images("residual")
     settings = chosen.settings(stages="parts.0,shared")
-    with pytest.raises(understudy.UserError, match="is used in both stages"):
+    with pytest.raises(protege.UserError, match="is used in both stages"):
         METHODS["skd"].plan(cast(student, teacher, TASK, Settings(stages="parts.0,shared"), samples))
     phases = list(chosen.plan(cast(student, teacher, TASK, settings, samples)))
     assert [row["stage"] for row in chosen.preview(cast(student, teacher, TASK, settings, samples))][-1] == "head"

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from understudy.surgery import Moments, solve
-from understudy.surgery.solve import GRID
+from protege.surgery import Moments, solve
+from protege.surgery.solve import GRID
 
 LIMITS = settings(max_examples=30, deadline=None, database=None)
 

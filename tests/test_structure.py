@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from understudy import load_model, shrink
-from understudy.errors import UserError
-from understudy.models import InputSpec, Model
-from understudy.surgery import decouple, rebuild, record
-from understudy.surgery import shrink as prune
+from protege import load_model, shrink
+from protege.errors import UserError
+from protege.models import InputSpec, Model
+from protege.surgery import decouple, rebuild, record
+from protege.surgery import shrink as prune
 
 
 def pixels(side=8, channels=3):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from understudy import study
-from understudy.data import CLEAN, Augment, choose, hold_out, load_data
-from understudy.errors import UserError
-from understudy.models import load_model
-from understudy.study import interval95, load_study, run_study
+from protege import study
+from protege.data import CLEAN, Augment, choose, hold_out, load_data
+from protege.errors import UserError
+from protege.models import load_model
+from protege.study import interval95, load_study, run_study
 
 PLAN = {
     "name": "a tiny study",
@@ -41,7 +41,7 @@ def write(path: Path, **changes) -> Path:
 def performed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNDERSTUDY_CACHE", str(folder / "cache"))
+        patch.setenv("PROTEGE_CACHE", str(folder / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
         run_study(write(folder / "study.toml"), folder / "out", jobs=2)
     return folder / "out"

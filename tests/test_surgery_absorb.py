@@ -1,4 +1,4 @@
-"""A 1×1 layer absorbed into what stands before it changes nothing: the law of `understudy.surgery.absorb`."""
+"""A 1×1 layer absorbed into what stands before it changes nothing: the law of `protege.surgery.absorb`."""
 
 import copy
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from understudy.surgery import absorb
-from understudy.surgery.absorb import blocks_of, folded, has_intercept, patches, settle
+from protege.surgery import absorb
+from protege.surgery.absorb import blocks_of, folded, has_intercept, patches, settle
 
 LIMITS = settings(max_examples=40, deadline=None, database=None)
 

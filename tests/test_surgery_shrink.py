@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from understudy.errors import UserError
-from understudy.models import count_macs, load_model
-from understudy.surgery import Decoupled, compose, decouple, shrink
-from understudy.surgery.shrunk import LAYERS, profile
+from protege.errors import UserError
+from protege.models import count_macs, load_model
+from protege.surgery import Decoupled, compose, decouple, shrink
+from protege.surgery.shrunk import LAYERS, profile
 
 NETWORKS = {
     "vgg11?width=0.125": 16,

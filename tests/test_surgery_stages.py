@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from understudy.errors import UserError
-from understudy.models import InputSpec, Model
-from understudy.models.unet import FACTORIES as UNETS
-from understudy.models.zoo import ZOO
-from understudy.surgery import Chain, describe, find_cuts, pair, split
-from understudy.teacher.signals import fingerprint
+from protege.errors import UserError
+from protege.models import InputSpec, Model
+from protege.models.unet import FACTORIES as UNETS
+from protege.models.zoo import ZOO
+from protege.surgery import Chain, describe, find_cuts, pair, split
+from protege.teacher.signals import fingerprint
 
 
 class Double(nn.Sequential):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from understudy.errors import UserError
-from understudy.models import zoo
-from understudy.surgery.readout import BRANCHES, Shared, _shapes, readout, share
-from understudy.surgery.widen import widen
+from protege.errors import UserError
+from protege.models import zoo
+from protege.surgery.readout import BRANCHES, Shared, _shapes, readout, share
+from protege.surgery.widen import widen
 
 CLASSES = 5
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from understudy.data import Augment, load_data
-from understudy.data.synthetic import Dials, centres, class_names, observe, read_dials, synthetic
-from understudy.errors import UserError
-from understudy.models import check_classes, load_model
+from protege.data import Augment, load_data
+from protege.data.synthetic import Dials, centres, class_names, observe, read_dials, synthetic
+from protege.errors import UserError
+from protege.models import check_classes, load_model
 
 
 @st.composite

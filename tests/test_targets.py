@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from tools import CLASSES, Net, cast, events, model, perform, pictures, plan, runner
 from torch import nn
 
-from understudy.data import Augment, Batch, InMemory
-from understudy.errors import UserError
-from understudy.labels import UNLABELLED
-from understudy.methods.teaching import DEFAULTS, TargetSettings, teaching
-from understudy.models.zoo import arguments_of, build
-from understudy.tasks import TASKS
-from understudy.teacher import Logits, SignalCache, TopK
-from understudy.teacher.similarity import Relations, calibrate, logit_layer, predictions
-from understudy.teacher.targets import (
+from protege.data import Augment, Batch, InMemory
+from protege.errors import UserError
+from protege.labels import UNLABELLED
+from protege.methods.teaching import DEFAULTS, TargetSettings, teaching
+from protege.models.zoo import arguments_of, build
+from protege.tasks import TASKS
+from protege.teacher import Logits, SignalCache, TopK
+from protege.teacher.similarity import Relations, calibrate, logit_layer, predictions
+from protege.teacher.targets import (
     decoupled,
     divergence,
     kd,
@@ -342,13 +342,13 @@ def test_a_convolutional_head_falls_back_to_predictions(caplog):
         def forward(self, x):
             return self.head(x).mean((2, 3))
 
-    with caplog.at_level(logging.INFO, logger="understudy"):
+    with caplog.at_level(logging.INFO, logger="protege"):
         made = term("sim", teacher=model(Conv()))
     assert "no linear logit layer" in caplog.text
     assert "τ" in caplog.text
     assert made.signals == ()
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="understudy"):
+    with caplog.at_level(logging.INFO, logger="protege"):
         term("sim", teacher=model(seed=2), tau=0.2)
     assert caplog.text == ""
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from tools import CLASSES, events, perform, pictures, plan, runner
 from torch import nn
 
-from understudy.data import Augment, InMemory
-from understudy.labels import UNLABELLED
-from understudy.methods.kd import kd_loss
-from understudy.models import Model
-from understudy.models.inputs import InputSpec
-from understudy.tasks import TASKS, Chance, Metrics, cross_entropy
+from protege.data import Augment, InMemory
+from protege.labels import UNLABELLED
+from protege.methods.kd import kd_loss
+from protege.models import Model
+from protege.models.inputs import InputSpec
+from protege.tasks import TASKS, Chance, Metrics, cross_entropy
 
 CLASSIFICATION, SEGMENTATION, LANGUAGE = (TASKS[name] for name in ("classification", "segmentation", "language"))
 

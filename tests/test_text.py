@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from understudy import distill, train
-from understudy.data import CLEAN, Augment, Text, bare_batches, batches, forward_size, load_data
-from understudy.errors import UserError
-from understudy.labels import UNLABELLED
-from understudy.models import check_classes, load_model
-from understudy.tasks import TASKS, Metrics
-from understudy.train.evaluate import evaluate
+from protege import distill, train
+from protege.data import CLEAN, Augment, Text, bare_batches, batches, forward_size, load_data
+from protege.errors import UserError
+from protege.labels import UNLABELLED
+from protege.models import check_classes, load_model
+from protege.tasks import TASKS, Metrics
+from protege.train.evaluate import evaluate
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "the", "dog", "ran", "to", "the", "cat"]
 
@@ -84,7 +84,7 @@ def test_layouts(tmp_path, names) -> None:
 
 
 def test_without_training_text_the_validation_text_is_trained_on(tmp_path, caplog) -> None:
-    caplog.set_level("INFO", "understudy")
+    caplog.set_level("INFO", "protege")
     write(tmp_path, 50, "valid.txt"), write(tmp_path, 20, "test.txt")
     data = load_data(f"text:{tmp_path}")
     assert "validation text is trained on" in caplog.text

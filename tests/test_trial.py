@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-import understudy
-from understudy import InputSpec, Model, UserError
-from understudy.runfolder import held
+import protege
+from protege import InputSpec, Model, UserError
+from protege.runfolder import held
 
 SPEC = InputSpec(channels=1, size=None, mean=(0.3,), std=(0.37,))
 COMMON = {"samples": 60, "epochs": 2, "views": 2, "seed": 3}
@@ -31,10 +31,10 @@ def of(teacher, change):
 
 
 def test_signals_are_not_those_of_the_same_weights_behind_other_code(digits_teacher, tmp_path):
-    teacher = understudy.load_model(digits_teacher)
+    teacher = protege.load_model(digits_teacher)
 
     def figures(name, change):
-        run = understudy.distill(of(teacher, change), "zoo:cnn_tiny", "digits", out=tmp_path / name, **COMMON)
+        run = protege.distill(of(teacher, change), "zoo:cnn_tiny", "digits", out=tmp_path / name, **COMMON)
         return run.result["teacher"]["metrics"]["accuracy"], run.result["teacher_samples_forwarded"]
 
     order = [1, 0, 3, 2, 4, 5, 6, 7, 8, 9]
@@ -47,32 +47,32 @@ def test_signals_are_not_those_of_the_same_weights_behind_other_code(digits_teac
 
 
 def test_a_student_that_shares_weights_with_its_teacher_is_refused(digits_teacher, tmp_path):
-    teacher = understudy.load_model(digits_teacher)
+    teacher = protege.load_model(digits_teacher)
     before = copy.deepcopy(teacher.state_dict())
     for student in (teacher, teacher.network, Permuting(teacher.network, lambda z: z)):
         with pytest.raises(UserError, match="shares weights with the teacher"):
-            understudy.distill(teacher, student, "digits", out=tmp_path / "run", **COMMON)
+            protege.distill(teacher, student, "digits", out=tmp_path / "run", **COMMON)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_that_is_not_finite_is_called_that(digits_teacher, tmp_path):
-    teacher = understudy.load_model(digits_teacher)
+    teacher = protege.load_model(digits_teacher)
     with torch.no_grad():
         next(teacher.parameters())[0] = float("nan")
     with pytest.raises(UserError, match=r"the teacher .* not finite"):
-        understudy.distill(teacher, "zoo:cnn_tiny", "digits", out=tmp_path / "run", **COMMON)
+        protege.distill(teacher, "zoo:cnn_tiny", "digits", out=tmp_path / "run", **COMMON)
 
 
 def test_one_folder_serves_one_run_at_a_time(digits_teacher, tmp_path):
     out = tmp_path / "run"
     with held(out), pytest.raises(UserError, match="in use by another run"):
-        understudy.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=out, **COMMON)
+        protege.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=out, **COMMON)
     assert not out.exists()
 
 
 def test_the_student_comes_back_ready_for_use(digits_teacher, tmp_path):
-    run = understudy.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=tmp_path / "run", **COMMON)
+    run = protege.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=tmp_path / "run", **COMMON)
     assert not run.student.training
     images = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8)
     assert torch.allclose(run.student(images)[:2], run.student(images[:2]), atol=1e-5)
@@ -89,65 +89,65 @@ def test_the_usual_flatten_works(tmp_path):
             x = self.conv(x).relu()
             return self.fc(x.view(x.size(0), -1))
 
-    run = understudy.train(Model(Viewing(), SPEC), "digits", out=tmp_path / "run", epochs=3, batch_size=32)
+    run = protege.train(Model(Viewing(), SPEC), "digits", out=tmp_path / "run", epochs=3, batch_size=32)
     assert run.metrics["accuracy"] > 0.5
 
 
 def test_resuming_nothing_says_so(tmp_path):
     with pytest.raises(UserError, match="found no run"):
-        understudy.distill(out=tmp_path / "nothing", resume=True)
+        protege.distill(out=tmp_path / "nothing", resume=True)
 
 
 def test_a_killed_run_that_was_done_gets_its_report(digits_teacher, tmp_path):
     out = tmp_path / "run"
-    understudy.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=out, **COMMON)
+    protege.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=out, **COMMON)
     (out / "report.html").unlink()
     before = json.loads((out / "result.json").read_text())
-    understudy.distill(out=out, resume=True)
+    protege.distill(out=out, resume=True)
     assert (out / "report.html").exists()
     assert json.loads((out / "result.json").read_text()) == before
 
 
 def test_a_factory_that_gives_a_model_can_be_loaded_by_name(digits_teacher, tmp_path, monkeypatch):
     (tmp_path / "mine_trial.py").write_text(
-        "import understudy\n"
-        "from understudy.models.zoo import build\n"
+        "import protege\n"
+        "from protege.models.zoo import build\n"
         "def small(num_classes):\n"
         "    network = build('cnn_tiny', {'num_classes': num_classes, 'channels': 1})\n"
-        "    return understudy.Model(network, understudy.InputSpec(channels=1, mean=(0.3,), std=(0.4,)))\n"
+        "    return protege.Model(network, protege.InputSpec(channels=1, mean=(0.3,), std=(0.4,)))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     out = tmp_path / "run"
-    run = understudy.distill(digits_teacher, "mine_trial:small", "digits", out=out, **COMMON)
-    again = understudy.load_model(out / "student")
+    run = protege.distill(digits_teacher, "mine_trial:small", "digits", out=out, **COMMON)
+    again = protege.load_model(out / "student")
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     assert torch.allclose(again(images), run.student(images), atol=1e-5)
     assert again.input == InputSpec(channels=1, mean=(0.3,), std=(0.4,))
-    assert understudy.distill(out=out, resume=True).metrics == run.metrics
+    assert protege.distill(out=out, resume=True).metrics == run.metrics
 
 
 @pytest.mark.parametrize("name", ["os:system", "shutil:rmtree", "torch:load"])
 def test_a_folder_cannot_have_just_any_function_called(name, digits_teacher, tmp_path):
     folder, mark = tmp_path / "model", tmp_path / "mark"
     mark.mkdir()
-    understudy.load_model(digits_teacher).save(folder)
+    protege.load_model(digits_teacher).save(folder)
     config = json.loads((folder / "config.json").read_text())
     arguments = {"os:system": {"command": f"rmdir {mark}"}, "shutil:rmtree": {"path": str(mark)}}.get(name, {})
     (folder / "config.json").write_text(json.dumps({**config, "model": name, "arguments": arguments}))
     with pytest.raises(UserError, match="neither a network class nor a function of your own"):
-        understudy.load_model(folder)
+        protege.load_model(folder)
     assert mark.exists()
 
 
 def test_a_good_teacher_of_few_samples_is_not_at_chance(tmp_path, digits_teacher):
-    run = understudy.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=tmp_path / "run", samples=10, epochs=1)
+    run = protege.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=tmp_path / "run", samples=10, epochs=1)
     assert run.result["data"]["train_samples"] == 10
 
 
 def test_patience_counts_from_the_best_and_not_from_the_last(tmp_path, monkeypatch):
-    from understudy.train import Runner
+    from protege.train import Runner
 
     scores = iter([0.9, 0.8, 0.81, 0.8, 0.81, 0.8])
     monkeypatch.setattr(Runner, "_evaluate_phase", lambda *_: {"accuracy": next(scores)})
-    run = understudy.train("zoo:cnn_tiny", "digits", out=tmp_path / "run", epochs=6, patience=2, eval_every=1)
+    run = protege.train("zoo:cnn_tiny", "digits", out=tmp_path / "run", epochs=6, patience=2, eval_every=1)
     assert run.result["phases"][0]["epochs"] == 3

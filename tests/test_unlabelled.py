@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-import understudy
-from understudy.data import CLEAN, Augment, choose, load_data
-from understudy.errors import UserError
-from understudy.models import Model, load_model
-from understudy.models.inputs import InputSpec
-from understudy.report import write_report
-from understudy.shrinking import shrink
+import protege
+from protege.data import CLEAN, Augment, choose, load_data
+from protege.errors import UserError
+from protege.models import Model, load_model
+from protege.models.inputs import InputSpec
+from protege.report import write_report
+from protege.shrinking import shrink
 
 
 def draw(folder, count=12, seed=0):
@@ -102,14 +102,14 @@ def agreed(student, teacher, data, positions=range(12)):
 def test_images_that_did_not_teach_judge(tmp_path):
     teacher, data = model(), f"images:{draw(tmp_path / 'some', 30)}"
     common = {"data": data, "method": "kd", "epochs": 1, "precision": "fp32"}
-    found = understudy.distill(teacher, model(1), samples=10, out=tmp_path / "run", **common)
+    found = protege.distill(teacher, model(1), samples=10, out=tmp_path / "run", **common)
     assert found.result["student"]["measured_on"] == {"samples": 20, "unseen": True}
     taught = set(choose(None, samples=10, seed=0, count=30).tolist())
     others = [at for at in range(30) if at not in taught]
     assert found.metrics["agreement"] == agreed(found.student, teacher, data, others)
     assert found.result["student"]["before"]["agreement"] == agreed(model(1), teacher, data, others)
     assert "chooses the teacher’s class, on 20 images that did not teach" in (found.out / "report.html").read_text()
-    few = understudy.distill(teacher, copy.deepcopy(teacher), samples=25, lr=1e-9, out=tmp_path / "few", **common)
+    few = protege.distill(teacher, copy.deepcopy(teacher), samples=25, lr=1e-9, out=tmp_path / "few", **common)
     assert few.metrics == {"agreement": 1.0}
     assert few.result["student"]["measured_on"] == {"samples": 25, "unseen": False}, "five are too few to judge"
 
@@ -120,10 +120,10 @@ def test_a_teacher_of_one_class_is_told(tmp_path, caplog):
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), brightest)
     teacher = Model(network, InputSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3), classes=("a", "b", "c"))
     common = {"data": f"images:{draw(tmp_path / 'some')}", "method": "kd", "epochs": 1, "precision": "fp32"}
-    understudy.distill(teacher, model(1), out=tmp_path / "sound", **common)
+    protege.distill(teacher, model(1), out=tmp_path / "sound", **common)
     assert "one class for all" not in caplog.text
     brightest.bias.data[1] = 1000.0
-    understudy.distill(teacher, model(1), out=tmp_path / "run", **common)
+    protege.distill(teacher, model(1), out=tmp_path / "run", **common)
     assert "chooses one class for all of 12 images" in caplog.text
 
 
@@ -131,7 +131,7 @@ def test_a_teacher_of_one_class_is_told(tmp_path, caplog):
 def test_recovery_runs_and_reports_without_labels(source, tmp_path):
     data = f"images:{draw(tmp_path / 'some')}" if source == "folder" else Alone()
     teacher = model()
-    found = understudy.distill(teacher, shrunk(teacher), data, method="fskd", finetune_steps=2, out=tmp_path / "run")
+    found = protege.distill(teacher, shrunk(teacher), data, method="fskd", finetune_steps=2, out=tmp_path / "run")
     assert found.metrics == {"agreement": agreed(found.student, teacher, data)}
     assert found.result["student"]["measured_on"] == {"samples": 12, "unseen": False}
     values = found.result["phases"][0]["best"]
@@ -139,16 +139,16 @@ def test_recovery_runs_and_reports_without_labels(source, tmp_path):
     assert found.result["classes"] == ["a", "b", "c"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "how often it chooses the teacher’s class, on 12 images that it learned from, as there are no others" in page
-    assert "understudy evaluate" not in page, "which would be refused"
-    assert understudy.load_model(found.out / "student", network=found.student.network).classes == ("a", "b", "c")
+    assert "protege evaluate" not in page, "which would be refused"
+    assert protege.load_model(found.out / "student", network=found.student.network).classes == ("a", "b", "c")
 
 
 def test_the_teacher_tells_how_many_classes_there_are(tmp_path):
     data = f"images:{draw(tmp_path / 'some')}"
-    found = understudy.distill(model(), "zoo:cnn_tiny", data, method="kd", epochs=1, out=tmp_path / "run")
+    found = protege.distill(model(), "zoo:cnn_tiny", data, method="kd", epochs=1, out=tmp_path / "run")
     assert found.student(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (2, 3)
     with pytest.raises(UserError, match=r"does not say how many classes it has; write zoo:cnn_tiny\?num_classes"):
-        understudy.distill("zoo:cnn_tiny", model(), data, method="kd", out=tmp_path / "none")
+        protege.distill("zoo:cnn_tiny", model(), data, method="kd", out=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -167,18 +167,18 @@ def test_the_teacher_tells_how_many_classes_there_are(tmp_path):
 def test_what_needs_labels_says_so(told, settings, tmp_path):
     teacher = model()
     with pytest.raises(UserError, match=told):
-        understudy.distill(teacher, shrunk(teacher), Alone(), out=tmp_path / "run", **settings)
+        protege.distill(teacher, shrunk(teacher), Alone(), out=tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_measured_on_them():
     with pytest.raises(UserError, match="has no labels to measure by"):
-        understudy.evaluate(model(), Alone(), split="train")
+        protege.evaluate(model(), Alone(), split="train")
 
 
 def test_an_export_is_shown_beside_those_it_comes_from(tmp_path):
     """Teacher and student before are found through the run's result, and only where they are folders."""
-    from understudy.exporting import _forerunners
+    from protege.exporting import _forerunners
 
     teacher = model()
     teacher.save(tmp_path / "teacher")
@@ -216,53 +216,49 @@ def test_few_samples_are_drawn_without_a_look_at_their_labels(tmp_path):
     for number, labels in enumerate((np.arange(30) % 3, np.random.default_rng(1).permutation(np.arange(30) % 3))):
         settings = {"method": "fskd", "samples": 2, "out": tmp_path / str(number)}
         data = (Labelled(labels), Labelled(np.arange(30) % 3))
-        students.append(understudy.distill(teacher, shrunk(teacher), data, **settings).student.state_dict())
+        students.append(protege.distill(teacher, shrunk(teacher), data, **settings).student.state_dict())
     assert all(torch.equal(value, students[1][key]) for key, value in students[0].items())
     settings = {"weight": 1.0, "samples": 1, "epochs": 1, "out": tmp_path / "kd"}
-    assert (
-        understudy.distill(teacher, shrunk(teacher), data, method="kd", **settings).result["data"]["train_samples"] == 1
-    )
+    assert protege.distill(teacher, shrunk(teacher), data, method="kd", **settings).result["data"]["train_samples"] == 1
     with pytest.raises(UserError, match="fewer than the 3 classes"):
-        understudy.distill(teacher, shrunk(teacher), data, method="skd", **settings | {"out": tmp_path / "skd"})
+        protege.distill(teacher, shrunk(teacher), data, method="skd", **settings | {"out": tmp_path / "skd"})
 
 
 def test_a_teacher_at_chance_is_told_of_where_labels_may_be_anything(tmp_path, caplog, monkeypatch):
     """A method that reads no labels refuses nobody for them, but says what the test set shows."""
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / "cache"))
     teacher = model()
     data = load_data("digits")
     teacher = load_model("zoo:cnn_small", data=data)
-    understudy.distill(teacher, shrunk(teacher), data, method="fskd", samples=20, out=tmp_path / "run")
+    protege.distill(teacher, shrunk(teacher), data, method="fskd", samples=20, out=tmp_path / "run")
     assert "at chance level on the test set" in caplog.text
     with pytest.raises(UserError, match="at chance level on the transfer set"):
-        understudy.distill(teacher, shrunk(teacher), data, method="kd", weight=1.0, samples=20, out=tmp_path / "kd")
+        protege.distill(teacher, shrunk(teacher), data, method="kd", weight=1.0, samples=20, out=tmp_path / "kd")
 
 
 def test_figures_before_a_run_are_remembered_by_network_and_data(tmp_path, monkeypatch):
     """Each folder's network has its own, a fresh student has none, and modes stay as they are."""
-    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / "cache"))
     told = {}
     for number, name in enumerate(("teacher", "student")):
         data = load_data("digits")
-        found = understudy.train("zoo:cnn_small", data, out=tmp_path / name, epochs=1 + number, seed=number)
+        found = protege.train("zoo:cnn_small", data, out=tmp_path / name, epochs=1 + number, seed=number)
         told[name] = found.result["student"]["metrics"]
     assert not (tmp_path / "cache" / "evaluations").exists()  # both were fresh
     specs = {name: str(tmp_path / name / "student") for name in told}
     for again in (0, 1):
-        run = understudy.distill(**specs, data="digits", method="kd", epochs=1, samples=50, out=tmp_path / f"kd{again}")
+        run = protege.distill(**specs, data="digits", method="kd", epochs=1, samples=50, out=tmp_path / f"kd{again}")
         assert run.result["teacher"]["metrics"] == pytest.approx(told["teacher"])
         assert run.result["student"]["before"] == pytest.approx(told["student"])
         assert len(list((tmp_path / "cache" / "evaluations").iterdir())) == 2
     student = load_model("zoo:cnn_small", data=data).train()
     with pytest.raises(UserError, match="select = best"):
-        understudy.distill(
-            specs["teacher"], student, data, method="kd", select="best", validation=0.0, out=tmp_path / "x"
-        )
+        protege.distill(specs["teacher"], student, data, method="kd", select="best", validation=0.0, out=tmp_path / "x")
     assert student.training
 
 
 def test_the_last_line_says_what_agreement_was_measured_on(tmp_path, capfd):
-    understudy.distill(model(), model(1), Alone(), method="kd", epochs=1, out=tmp_path / "run")
+    protege.distill(model(), model(1), Alone(), method="kd", epochs=1, out=tmp_path / "run")
     assert "with the teacher, on 12 images that it learned from; the student is in" in " ".join(
         capfd.readouterr().err.split()
     )

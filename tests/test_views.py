@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import pad
 
-from understudy.data import CLEAN, Augment, InMemory
-from understudy.data.views import below, boxes, draws, reflect, resized_crops
-from understudy.errors import UserError
+from protege.data import CLEAN, Augment, InMemory
+from protege.data.views import below, boxes, draws, reflect, resized_crops
+from protege.errors import UserError
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 

@@ -13,16 +13,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from understudy.data import Augment, InMemory
-from understudy.methods import METHODS, Cast, Transfer
-from understudy.models import Model
-from understudy.models.inputs import InputSpec
-from understudy.recipe import make_recipe
-from understudy.tasks import TASKS, Task
-from understudy.train import Phase, Runner
-from understudy.train.plan import Plan
-from understudy.train.progress import Display
-from understudy.train.state import Corpus, Memory, State
+from protege.data import Augment, InMemory
+from protege.methods import METHODS, Cast, Transfer
+from protege.models import Model
+from protege.models.inputs import InputSpec
+from protege.recipe import make_recipe
+from protege.tasks import TASKS, Task
+from protege.train import Phase, Runner
+from protege.train.plan import Plan
+from protege.train.progress import Display
+from protege.train.state import Corpus, Memory, State
 
 CLASSES = 3
 SHIFT = Augment(shift=1)

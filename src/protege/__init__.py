@@ -1,0 +1,26 @@
+"""protege: make a small neural network take over a big one's role, with the data you really have."""
+
+from .api import Result, distill, evaluate, preview, train
+from .data import load_data
+from .diagnose import Diagnosis, diagnose
+from .errors import UserError
+from .exporting import export
+from .models import InputSpec, Model, load_model
+from .shrinking import shrink
+
+__all__ = [
+    "Diagnosis",
+    "InputSpec",
+    "Model",
+    "Result",
+    "UserError",
+    "diagnose",
+    "distill",
+    "evaluate",
+    "export",
+    "load_data",
+    "load_model",
+    "preview",
+    "shrink",
+    "train",
+]

@@ -1,0 +1,5 @@
+"""``python -m protege``."""
+
+from .cli import main
+
+main()

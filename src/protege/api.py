@@ -1,0 +1,252 @@
+"""The front door in Python: `distill`, `train` and `evaluate`. The commands call these and nothing else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from .data import Data, default_workers, load_data
+from .data.spec import GIB
+from .diagnose import at_chance, causes_of_chance, diagnose
+from .errors import UserError
+from .methods.teaching import TARGET_KEYS, beside
+from .models import Model, check_classes, load_model
+from .production import Production
+from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
+from .report import write_run_report
+from .runfolder import check_out, held, resumed_settings
+from .tasks import TASKS
+from .train.evaluate import evaluate as run_evaluation
+from .train.precision import autocast_for, on_cpu, place, resolve_precision
+from .train.progress import Display
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: the student, its test metrics, and everything in ``result.json``."""
+
+    student: Model = field(repr=False)
+    metrics: dict[str, float]
+    result: dict[str, Any] = field(repr=False)
+    out: Path
+
+
+def distill(
+    teacher: str | nn.Module | None = None,
+    student: str | nn.Module | None = None,
+    data: Any = None,
+    method: str | None = None,
+    out: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Result:
+    """Teach ``student`` to take over ``teacher``'s role, and leave a run folder.
+
+    ``teacher`` and ``student`` are model specs (``zoo:resnet20``, a folder with ``config.json``,
+    ``package.module:factory``), a `Model`, or any ``nn.Module``; ``data`` is a data spec (``digits``,
+    ``parquet:PATH``, ``images:PATH``) or a map-style ``Dataset`` (or a pair of train and test). ``recipe`` is a TOML
+    file with any of the keys; arguments win over it. All other settings are those of `protege.recipe.Recipe`
+    and of the method.
+
+        import protege
+        result = protege.distill("runs/teacher/student", "zoo:resnet20", "images:photos", out="runs/small")
+        result.student.save("small")
+
+    A student given as a module is trained in place. Raises `UserError` for bad input, before anything is trained or
+    written.
+    """
+    given = {"teacher": teacher, "student": student, "data": data, "method": method, **settings}
+    return _run(given, out, recipe, resume, overwrite)
+
+
+def preview(
+    teacher: str | nn.Module | None = None,
+    student: str | nn.Module | None = None,
+    data: Any = None,
+    method: str | None = None,
+    *,
+    recipe: str | Path | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What `distill` would do with the same arguments, checked like it; nothing is trained or written.
+
+    ``phases`` lists name, kind and settings of each phase; ``plan`` is how the method will treat the two networks (the
+    stages it paired, say), a list of dicts with the same keys.
+    """
+    given = {"teacher": teacher, "student": student, "data": data, "method": method, **settings}
+    read, objects = _read(given, recipe)
+    return Production(make_recipe(_chosen(read, objects)), objects, Path()).preview()
+
+
+def train(
+    student: str | nn.Module | None = None,
+    data: Any = None,
+    out: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Result:
+    """Train ``student`` on labels only: how teachers are made. Like `distill` with method ``none``."""
+    given, objects = _read({"student": student, "data": data, **settings}, recipe)
+    return _run(labels_only(given | objects), out, None, resume, overwrite)
+
+
+def evaluate(
+    model: str | nn.Module,
+    data: Any,
+    *,
+    split: str | None = None,
+    image_size: int | None = None,
+    memory_limit: int = 4 * GIB,
+    precision: str = "auto",
+) -> dict[str, float]:
+    """Metrics of a model on a split (``train``, ``val`` or ``test``) of data, without augmentation.
+
+    ``all`` are all samples of data that has no splits, and is the default of a single Dataset; else it is ``test``,
+    which of data without such a split is the fifth that a run holds out. ``image_size`` and ``memory_limit`` (bytes)
+    are those of `protege.data.load_data`. Raises `UserError` for bad input and for outputs that are not finite.
+    """
+    single = data is not None and not isinstance(data, str | Path | tuple | Data)
+    split = split or ("all" if single else "test")
+    if split not in ("train", "val", "test", "all"):
+        raise UserError(f"the split {split!r} is unknown; expected train, val, test or all: change --split.")
+    if precision not in ("auto", "bf16", "fp32"):
+        raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
+    whole = split == "all"
+    loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole)
+    if whole and loaded.test is not loaded.train:
+        raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change --split.")
+    network = load_model(model, data=loaded)
+    check_classes(network, loaded)
+    samples = loaded.test if whole else getattr(loaded, split)
+    if samples is None or (not loaded.labelled and (whole or split == "train")):
+        what = "labels to measure by" if not loaded.labelled else f"{split} split"
+        raise UserError(f"the data {loaded.name!r} has no {what}; expected some of its own: name other data.")
+    device = Accelerator(cpu=on_cpu()).device
+    place(network, device)
+    with Display(True) as display:
+        display.say(f"{len(samples):,} samples", always=True)
+        metrics, _ = run_evaluation(
+            network,
+            samples.to(device),
+            TASKS[loaded.task],
+            len(loaded.classes),
+            device=device,
+            autocast=autocast_for(resolve_precision(precision, device), device),
+            workers=default_workers(),
+            progress=display.reporter("evaluate"),
+        )
+    if not all(map(math.isfinite, metrics.values())):
+        raise UserError(
+            f"the model gives values that are not finite on the {split} split; expected finite outputs: check its "
+            "weights."
+        )
+    return metrics
+
+
+def _run(
+    given: dict[str, Any], out: str | Path | None, recipe: str | Path | None, resume: bool, overwrite: bool
+) -> Result:
+    if out is None:
+        raise UserError("'out' is missing; expected the folder for this run as --out or out=.")
+    out = Path(out)
+    with held(out):
+        return _perform(given, out, recipe, resume, overwrite)
+
+
+def _read(given: dict[str, Any], recipe: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recipe and arguments as settings of text and numbers, and the objects among them by key."""
+    if recipe is not None:
+        given = merge(read_toml(recipe), {key: value for key, value in given.items() if value is not None})
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    objects = {key: given[key] for key in ("teacher", "student", "data") if not isinstance(given.get(key), str | None)}
+    return given | {k: f"python:{type(getattr(v, 'network', v)).__qualname__}" for k, v in objects.items()}, objects
+
+
+def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with method ``auto`` replaced by what a diagnosis recommends; what is given stays as it is."""
+    if given.get("method") != "auto":
+        return given
+    for key in ("teacher", "student", "data"):
+        if given.get(key) is None:
+            raise UserError(f"method 'auto' has no {key}; expected one to look at: add --{key}.")
+    options = {key: given[key] for key in ("fraction", "samples", "seed", "precision") if given.get(key) is not None}
+    typed = make_recipe({k: v for k, v in given.items() if k in Recipe.model_fields} | {"method": "kd"})
+    options = {key: getattr(typed, key) for key in options}
+    cast = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
+    found = diagnose(**cast, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit))
+    if at_chance(found.result["teacher"]["transfer"]):
+        raise UserError(
+            f"method auto: the teacher {given['teacher']!r} is at chance level on the transfer set; expected a trained "
+            f"teacher: check that {causes_of_chance(found.result['task'])}, or train on the labels with --method none."
+        )
+    (advice,) = broadcast_object_list([found.recommendation])  # so that all processes do the same
+    own = {key: value for key, value in given.items() if value is not None and key != "method"}
+    settings = beside(advice.settings, own)
+    lines = [f"auto: method {advice.method}", *advice.reasons]
+    lines += [f"{key} = {own[key]} as you set it." for key in TARGET_KEYS if key in own]
+    if dropped := sorted(set(advice.settings) - set(settings) - set(own)):
+        lines.append(f"The advice on {', '.join(dropped)} does not suit that and is left out.")
+    for line in lines:
+        logging.getLogger("protege").info(line)
+    return {**settings, **own, "method": advice.method}
+
+
+def _refuse_among_images(out: Path, spec: str) -> None:
+    """Raise where a run's folder would be read as a class of the images that it learns from."""
+    kind, _, rest = spec.partition(":")
+    folder = Path(rest.split("?")[0]).expanduser().resolve()
+    splits = [folder / split for split in ("train", "val", "test") if (folder / split).is_dir()]
+    around = {out.resolve(), *out.resolve().parents}
+    if kind == "images" and (out.resolve() == folder or around & {*(splits or [folder])}):
+        raise UserError(
+            f"--out {str(out)!r} lies among the images of {str(folder)!r} and would be read as a class of them; "
+            "expected another place: change --out."
+        )
+
+
+def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume: bool, overwrite: bool) -> Result:
+    check_out(out, resume=resume, overwrite=overwrite)
+    given, objects = _read(given, recipe)
+    begun = resume and (out / "recipe.toml").exists()
+    if begun and given.get("method") == "auto":
+        del given["method"]  # was chosen when the run began
+    given = given if begun else _chosen(given, objects)
+    if resume and not begun and given.get("student") is None:
+        raise UserError(f"--resume found no run in {str(out)!r}; expected a run's folder: name another with --out.")
+    settings = make_recipe(resumed_settings(out, given) if resume else given)
+    for role in ("teacher", "student"):
+        path = Path(getattr(settings, role) or "")
+        within = (path.resolve(), *path.resolve().parents)
+        if overwrite and role not in objects and path.exists() and out.resolve() in within:
+            raise UserError(
+                f"--overwrite would replace the {role} {str(path)!r}, which lies in --out {str(out)!r}; expected "
+                "another folder for what learns from it: change --out."
+            )
+    if "data" not in objects:
+        _refuse_among_images(out, settings.data)
+    if resume and (out / "result.json").exists():
+        logging.getLogger("protege").info("the run in %s is finished already; nothing is left to do", out)
+        result = json.loads((out / "result.json").read_text())
+        if not (out / "report.html").exists():  # killed between the two
+            write_run_report(out)
+        own = objects.get("student")
+        network = None if own is None else getattr(own, "network", own)
+        student = load_model(str(out / "student"), network=network)
+        return Result(student, result["student"]["metrics"], result, out)
+    production = Production(settings, objects, out)
+    result = production.run(resume=resume, overwrite=overwrite)
+    return Result(production.student, result["student"]["metrics"], result, out)

@@ -1,0 +1,112 @@
+"""Sets of other libraries by name: torchvision's classes and the Hugging Face hub, and its tokenizers. All optional."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from protege.errors import UserError, told
+
+
+def _imported(module: str, package: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except Exception as error:  # a torchvision built for another torch fails with a RuntimeError
+        raise UserError(
+            f"package {package} cannot be imported ({told(error)}); install one that fits your torch with: "
+            f"pip install {package}."
+        ) from error
+
+
+def torchvision_datasets(rest: str) -> dict[str, Any]:
+    """Training and test split of the class NAME of torchvision.datasets, kept in the folder PATH:
+    "NAME:PATH"."""
+    name, _, path = rest.partition(":")
+    if not path:
+        raise UserError(f"data 'torchvision:{rest}' names no folder; write torchvision:NAME:PATH.")
+    known = _imported("torchvision.datasets", "torchvision")
+    kind = getattr(known, name, None)
+    if not isinstance(kind, type):
+        raise UserError(f"torchvision has no dataset '{name}'; give a class of torchvision.datasets, such as CIFAR10.")
+    if not Path(path).expanduser().is_dir():
+        raise UserError(f"data path {path} does not exist; give the folder that holds torchvision's {name}.")
+    takes = inspect.signature(kind).parameters
+    named = {
+        split: {"train": split == "train"} if "train" in takes else {"split": split} for split in ("train", "test")
+    }
+    try:
+        return {split: kind(root=Path(path).expanduser(), **which) for split, which in named.items()}
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"torchvision's {name} cannot be opened in {path} ({told(error)}); download it "
+            "there first, or pass your own Dataset to load_data."
+        ) from error
+
+
+class HubSplit:
+    """A split of a hub set as a map-style Dataset of (image, label)."""
+
+    def __init__(self, rows: Any, image: str, label: str) -> None:
+        self.rows, self.image, self.label = rows, image, label
+        self.labels = list(rows[label])
+        self.classes = list(rows.features[label].names)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> tuple[Any, int]:
+        row = self.rows[position]
+        return row[self.image], row[self.label]
+
+
+def hub_datasets(name: str, label: str | None = None) -> dict[str, HubSplit]:
+    """The splits of an image set of the Hugging Face hub, fetched by the `datasets` library."""
+    library = _imported("datasets", "datasets")
+    try:
+        found = library.load_dataset(name)
+    except Exception as error:
+        raise UserError(
+            f"hub set '{name}' cannot be loaded ({told(error)}); check its name and the connection."
+        ) from error
+    splits = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
+    datasets: dict[str, HubSplit] = {}
+    for split, rows in found.items():
+        kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
+        images = [column for column, kind in kinds.items() if kind == "Image"]
+        labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+        wanted = label or next((n for n in ("label", "fine_label", *labels) if n in labels), None)
+        if split not in splits:
+            continue
+        if not images or wanted is None or wanted not in labels:
+            raise UserError(
+                f"hub set '{name}' has no image column with a class label '{label or 'label'}' among "
+                f"{', '.join(kinds)}; give a set for image classification, and its label column with "
+                "?label=COLUMN."
+            )
+        datasets[splits[split]] = HubSplit(rows, images[0], wanted)
+    if "train" not in datasets:
+        raise UserError(f"hub set '{name}' has no split 'train' among {', '.join(found)}; give a set that has one.")
+    return datasets
+
+
+def read_tokenizer(folder: str) -> tuple[Callable[[str], list[int]], tuple[str, ...], int]:
+    """A Hugging Face tokenizer from its folder: what turns text into token numbers, the tokens, and the number of the
+    one that ends a text."""
+    library = _imported("transformers", "transformers")
+    try:
+        found = library.AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
+    except Exception as error:
+        raise UserError(
+            f"tokenizer '{folder}' cannot be opened ({told(error)}); give a folder with tokenizer.json, as "
+            "save_pretrained writes it."
+        ) from error
+    end = next((n for n in (found.eos_token_id, found.sep_token_id, found.bos_token_id) if n is not None), 0)
+
+    def encode(text: str) -> list[int]:
+        return found.encode(text, add_special_tokens=False)
+
+    return encode, tuple(map(str, found.convert_ids_to_tokens(range(len(found))))), end

@@ -1,0 +1,261 @@
+"""Where a set's splits and labels lie on disk: folders of images, and Parquet files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from protege.data.sources import Files, Rows, Source
+from protege.errors import UserError
+from protege.labels import UNLABELLED
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Encoded images with labels (int64 [N]) for each split found, the class names, and each class's superclass."""
+
+    splits: dict[str, tuple[Source, Tensor]]
+    classes: tuple[str, ...]
+    superclasses: tuple[int, ...] | None = None
+
+
+def visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return [p for p in visible(folder) if p.suffix.lower() in SUFFIXES and p.is_file()]
+
+
+def _class_folder(folder: Path) -> list[Path]:
+    found = _images_in(folder)
+    if not found:
+        raise UserError(f"class folder {folder} holds no images ({' '.join(SUFFIXES)}); add some or remove the folder.")
+    return found
+
+
+def image_folders(path: Path) -> Listing:
+    """A folder for each class, directly in `path` or in its train/, val/ and test/.
+
+    Training images that lie in no class folder have no labels: the classes are then those of val/ or test/, or none.
+    """
+    if not path.exists():
+        raise UserError(f"data path {path} does not exist; give a folder with one folder of images for each class.")
+    if not path.is_dir():
+        raise UserError(f"data path {path} is not a folder; give one with a folder of images for each class.")
+    roots = {split: root for split, names in SPLITS.items() for name in names if (root := path / name).is_dir()}
+    if "train" not in roots:
+        roots = {"train": path}
+    splits: dict[str, tuple[Source, Tensor]] = {}
+    classes: tuple[str, ...] = ()
+    first: Path | None = None  # the root that names the classes
+    for split in sorted(roots, key=list(SPLITS).index):
+        root = roots[split]
+        folders = [p for p in visible(root) if p.is_dir()]
+        names = tuple(p.name for p in folders)
+        if split == "train" and not folders and (found := _images_in(root)):
+            splits[split] = Files(found), torch.full((len(found),), UNLABELLED)
+            continue
+        if not folders:
+            also = ", or images without classes directly in it" if split == "train" else ""
+            raise UserError(
+                f"data path {root} holds no class folders; put each class's images in a folder of it{also}."
+            )
+        if first is None:
+            first, classes = root, names
+            if len(folders) == 1:
+                raise UserError(
+                    f"data path {root} has only one class, '{names[0]}'; at least two are expected, or images without "
+                    "classes in a folder without others."
+                )
+        elif names != classes:
+            odd = sorted(set(names) ^ set(classes))
+            raise UserError(
+                f"class folders of {root} and {first} differ at '{odd[0]}'; both must have the same classes."
+            )
+        files = [_class_folder(folder) for folder in folders]
+        labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(f) for f in files]))
+        splits[split] = Files([p for f in files for p in f]), labels
+    return Listing(splits, classes)
+
+
+def _parquet_files(path: Path) -> dict[str, list[Path]]:
+    if not path.exists():
+        raise UserError(f"data path {path} does not exist; give a Parquet file or a folder with train*.parquet.")
+    if path.is_file():
+        return {"train": [path]}
+    for folder in (path, path / "data"):  # the hub keeps shards in data/
+        files = [p for p in visible(folder) if p.suffix == ".parquet"] if folder.is_dir() else []
+        found = {
+            split: [p for p in files if p.name.startswith(names)]
+            for split, names in (("train", "train"), ("val", "val"), ("test", "test"))
+        }
+        if found["train"]:
+            return {split: paths for split, paths in found.items() if paths}
+    raise UserError(f"data path {path} holds no train*.parquet; give a Parquet file or a folder with such files.")
+
+
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"data file {path} is not Parquet, or is damaged; give a readable Parquet file.") from error
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(f.name == "bytes" and _holds_bytes(f.type) for f in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _image_column(schema: pa.Schema, path: Path) -> str:
+    found = [f.name for f in schema if _holds_bytes(f.type)]
+    for name in ("image", "img"):
+        if name in found:
+            return name
+    if len(found) != 1:
+        raise UserError(
+            f"{path} has {'several columns' if found else 'no column'} of encoded images among "
+            f"{', '.join(schema.names)}; name it 'image', of type binary or struct(bytes, path)."
+        )
+    return found[0]
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # pandas' categories
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _label_column(schema: pa.Schema, path: Path, wanted: str | None) -> str:
+    whole = [f.name for f in schema if pa.types.is_integer(f.type)]
+    usable = [*whole, *(f.name for f in schema if _holds_text(f.type))]
+    listed = ", ".join(schema.names)
+    if wanted is not None:
+        if wanted not in schema.names:
+            raise UserError(f"label column '{wanted}' is not in {path}; its columns are {listed}.")
+        name = wanted
+    elif named := [n for n in ("label", "fine_label") if n in schema.names]:
+        name = named[0]
+    elif len(whole) == 1:
+        name = whole[0]
+    else:
+        raise UserError(
+            f"{path} has no column 'label' among {listed}; name the label column with ?label=COLUMN after the path."
+        )
+    if name not in usable:
+        raise UserError(
+            f"label column '{name}' of {path} holds {schema.field(name).type} values; "
+            "integers from 0, or class names as text, are expected."
+        )
+    return name
+
+
+def _label_values(path: Path, column: str, text: bool) -> pa.ChunkedArray:
+    """The label column of a file: without nulls, and of class names if `text`, else of integers."""
+    schema = _schema(path)
+    if column not in schema.names:
+        raise UserError(f"label column '{column}' is not in {path}; every file must have it.")
+    kind = schema.field(column).type
+    if not (_holds_text(kind) if text else pa.types.is_integer(kind)):
+        wanted = "class names" if text else "integers"
+        raise UserError(f"label column '{column}' of {path} holds {kind} values; {wanted} are expected, as elsewhere.")
+    values = pq.read_table(path, columns=[column]).column(0)
+    values = values.cast(pa.large_string()) if text else values
+    missing = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False) if values.null_count else [])
+    if len(missing):
+        raise UserError(f"label column '{column}' is null in row {missing[0]} of {path}; every row needs a label.")
+    return values
+
+
+def _names_in(paths: list[Path], column: str) -> tuple[str, ...]:
+    """The different texts of a label column, sorted."""
+    names: set[str] = set()
+    for path in paths:
+        names.update(_label_values(path, column, text=True).unique().to_pylist())
+    return tuple(sorted(names))
+
+
+def _labels(paths: list[Path], column: str, names: tuple[str, ...] | None) -> Tensor:
+    """Labels as int64 [N]: the column's integers, or the positions of its texts in `names`."""
+    parts = []
+    for path in paths:
+        values = _label_values(path, column, text=names is not None)
+        if names is not None:
+            numbers = pc.index_in(values, value_set=pa.array(names, pa.large_string()))
+            unknown = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False))
+            if len(unknown):
+                raise UserError(
+                    f"label '{values[int(unknown[0])]}' in row {unknown[0]} of {path} is not in the training files; "
+                    "both must have the same classes."
+                )
+            values = numbers
+        labels = torch.from_numpy(values.to_numpy().astype(np.int64))
+        if len(labels) and labels.min() < 0:
+            row = int(labels.argmin())
+            raise UserError(
+                f"label {int(labels[row])} in row {row} of {path} is negative; integers from 0 are expected."
+            )
+        parts.append(labels)
+    return torch.cat(parts)
+
+
+def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    """From the metadata: `<x>_names` for column `<x>_label`, or the ClassLabel of the Hugging Face hub."""
+    metadata = schema.metadata or {}
+    stem = column.removesuffix("label")
+    try:
+        for key in (f"{stem}names", f"{column}_names"):
+            if names := json.loads(metadata.get(key.encode(), b"null")):
+                return tuple(map(str, names))
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(features[column]["names"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _superclasses(paths: list[Path], labels: Tensor) -> tuple[int, ...] | None:
+    """The coarse label of each class, from a column 'coarse_label' as CIFAR-100 has; None without one that fits."""
+    for path in paths:
+        schema = _schema(path)
+        if "coarse_label" not in schema.names or not pa.types.is_integer(schema.field("coarse_label").type):
+            return None
+    coarse = _labels(paths, "coarse_label", None)
+    found = torch.full((int(labels.max()) + 1,), -1)
+    found[labels] = coarse
+    return tuple(found.tolist()) if torch.equal(found[labels], coarse) and bool((found >= 0).all()) else None
+
+
+def parquet_files(path: Path, label: str | None = None) -> Listing:
+    """train*.parquet, val*.parquet and test*.parquet in `path`, or one file.
+
+    Labels are integers from 0, or class names, which are numbered in sorted order as class folders are.
+    """
+    files = _parquet_files(path)
+    schema = _schema(files["train"][0])
+    image = _image_column(schema, path)
+    column = _label_column(schema, path, label)
+    names = _names_in(files["train"], column) if _holds_text(schema.field(column).type) else None
+    splits: dict[str, tuple[Source, Tensor]] = {}
+    for split, paths in files.items():
+        for file in paths:
+            if image not in _schema(file).names:
+                raise UserError(f"image column '{image}' is not in {file}; every file must have it.")
+        labels = _labels(paths, column, names)
+        if not len(labels):
+            raise UserError(f"the {split} files of {path} hold no rows; give files with images.")
+        splits[split] = Rows(paths, image), labels
+    found = names or _class_names(schema, column)
+    classes = found or tuple(map(str, range(int(splits["train"][1].max()) + 1)))
+    superclasses = None if column == "coarse_label" else _superclasses(files["train"], splits["train"][1])
+    return Listing(splits, classes, superclasses if superclasses and len(superclasses) == len(classes) else None)

@@ -1,0 +1,219 @@
+"""Where encoded images come from: files, rows of Parquet, or one file of images end to end.
+
+A source knows its images in order: `chunks()` reads them once through, `sample()` gives a few from all over,
+`streamable()` gives a source with random access (`read(i)`), and `part(index)` some of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import accumulate
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from protege.data.progress import progress
+from protege.errors import UserError
+
+_SAMPLE = 256
+_CHUNK = 256
+_CHUNK_BYTES = 16 << 20
+_STALE = 3600.0
+UNUSED = 30 * 24 * 3600  # seconds after which goes what was made of images and nobody has read
+
+Named = tuple[bytes, str]
+
+
+def _stat(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}\n"
+
+
+def drop_unused(folder: Path, pattern: str) -> None:
+    """Remove files of this pattern that were not used for long."""
+    for old in folder.glob(pattern):
+        if time.time() - old.stat().st_mtime > UNUSED:
+            old.unlink(missing_ok=True)
+
+
+class Files:
+    """Images in files of their own."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, position: int) -> Named:
+        path = self.paths[position]
+        try:
+            return path.read_bytes(), f"image {path}"
+        except OSError as error:
+            raise UserError(f"image {path} cannot be read ({error.strerror}); restore or remove it.") from error
+
+    def chunks(self) -> Iterator[list[Named]]:
+        for start in range(0, len(self), _CHUNK):
+            yield [self.read(i) for i in range(start, min(start + _CHUNK, len(self)))]
+
+    def sample(self) -> Iterator[Named]:
+        return (self.read(i) for i in range(0, len(self), max(1, len(self) // _SAMPLE)))
+
+    def streamable(self, scratch: Path) -> Files:
+        return self
+
+    def part(self, index: Tensor) -> Files:
+        return Files([self.paths[i] for i in index.tolist()])
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(_stat(p) for p in self.paths).encode()).hexdigest()
+
+
+class Rows:
+    """Images in a column of Parquet files: binary, or struct(bytes, path) as the Hugging Face hub publishes
+    them."""
+
+    def __init__(self, paths: list[Path], column: str) -> None:
+        self.paths, self.column = paths, column
+        self._count = sum(pq.read_metadata(p).num_rows for p in paths)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _read(self, path: Path, most: int = _CHUNK) -> Iterator[list[Named]]:
+        row = 0
+        with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+            groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+            each = sum(g.total_byte_size for g in groups) // max(1, file.metadata.num_rows)
+            rows = max(1, min(most, _CHUNK_BYTES // max(1, each)))
+            for batch in file.iter_batches(rows, columns=[self.column]):
+                column = batch.column(0)
+                if column.type.num_fields:
+                    column = column.field("bytes")
+                chunk = []
+                for data in column.to_pylist():
+                    name = f"image in row {row} of {path}"
+                    if data is None:
+                        raise UserError(f"{name} is null; every row needs the encoded image's bytes.")
+                    chunk.append((data, name))
+                    row += 1
+                yield chunk
+
+    def chunks(self) -> Iterator[list[Named]]:
+        for path in self.paths:
+            yield from self._read(path)
+
+    def sample(self) -> Iterator[Named]:
+        step = -(-len(self.paths) // _SAMPLE)
+        paths = self.paths[::step]
+        for path in paths:
+            yield from next(self._read(path, -(-_SAMPLE // len(paths))), [])
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(("".join(_stat(p) for p in self.paths) + self.column).encode()).hexdigest()
+
+    def streamable(self, scratch: Path) -> Blob:
+        """The images extracted into one file under `scratch`, or that file of an earlier run."""
+        digest = self.fingerprint()
+        target = scratch / f"{digest[:32]}.images"
+        if target.exists():
+            with suppress(OSError):  # another user's
+                os.utime(target)
+        else:
+            try:
+                scratch.mkdir(parents=True, exist_ok=True)
+                drop_unused(scratch, "*.images")
+                self._extract(target)
+            except OSError as error:
+                raise UserError(
+                    f"scratch folder {scratch} cannot hold the extracted images ({error.strerror}); "
+                    "name one with room and write permission in $PROTEGE_CACHE."
+                ) from error
+        return Blob(target, [(p, pq.read_metadata(p).num_rows) for p in self.paths], digest)
+
+    def _extract(self, target: Path) -> None:
+        for old in target.parent.glob(f".{target.name}.*"):
+            if time.time() - old.stat().st_mtime > _STALE:  # left by a killed run
+                old.unlink(missing_ok=True)
+        partial = target.parent / f".{target.name}.{uuid4().hex}"
+        ends = np.empty(len(self) + 1, np.int64)
+        ends[0] = done = 0
+        try:
+            with partial.open("wb") as file, progress("extracting images", len(self)) as advance:
+                for chunk in self.chunks():
+                    sizes = [len(data) for data, _ in chunk]
+                    ends[done + 1 : done + 1 + len(chunk)] = ends[done] + np.cumsum(sizes)
+                    file.writelines(data for data, _ in chunk)
+                    done += len(chunk)
+                    advance(len(chunk))
+                file.write(ends.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class Blob:
+    """Images end to end in one file, their offsets (int64 [N + 1]) behind them; read with `os.pread`."""
+
+    def __init__(self, path: Path, origins: list[tuple[Path, int]], digest: str) -> None:
+        self.path, self.origins, self.digest = path, origins, digest
+        self._ends = list(accumulate(rows for _, rows in origins))
+        count = self._ends[-1]
+        table = 8 * (count + 1)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - table))
+            data = file.read()
+        self.offsets = np.frombuffer(data, np.int64) if len(data) == table else np.zeros(1, np.int64)
+        if self.offsets[-1] + table != size:
+            raise UserError(f"extracted images {path} are damaged; remove this file, it is made anew.")
+        self.rows = np.arange(count)
+        self._file: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_file": None}
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            os.close(self._file)  # type: ignore[arg-type]
+
+    def _name(self, row: int) -> str:
+        shard = bisect_right(self._ends, row)
+        path, rows = self.origins[shard]
+        return f"image in row {row - self._ends[shard] + rows} of {path}"
+
+    def read(self, position: int) -> Named:
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY)
+        row = int(self.rows[position])
+        start, end = self.offsets[row : row + 2].tolist()
+        return os.pread(self._file, end - start, start), self._name(row)
+
+    def chunks(self) -> Iterator[list[Named]]:
+        for start in range(0, len(self), _CHUNK):
+            yield [self.read(i) for i in range(start, min(start + _CHUNK, len(self)))]
+
+    def part(self, index: Tensor) -> Blob:
+        other = Blob(self.path, self.origins, self.digest)
+        other.rows = self.rows[index.numpy()]
+        return other
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.digest.encode() + self.rows.tobytes()).hexdigest()
+
+
+Source = Files | Rows
+Streamable = Files | Blob

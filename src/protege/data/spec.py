@@ -1,0 +1,400 @@
+"""Data by name: `load_data` turns a spec, or the user's own Dataset, into training, validation and test
+samples."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protege.data.decode import SMALL, Deviation, Form, survey
+from protege.data.decoded import decoded
+from protege.data.extras import hub_datasets, torchvision_datasets
+from protege.data.folders import Listing, image_folders, parquet_files
+from protege.data.loader import forward_size
+from protege.data.mapped import Mapped
+from protege.data.progress import progress
+from protege.data.samples import InMemory, Samples
+from protege.data.scene_sets import has_masks, scene_sets
+from protege.data.scenes import Scenes
+from protege.data.segmentation import segmentation_folder
+from protege.data.split import hold_out
+from protege.data.streams import Encoded
+from protege.data.synthetic import class_names, read_dials, synthetic
+from protege.data.text import open_text
+from protege.data.views import CLEAN, Augment, draws
+from protege.errors import UserError
+from protege.labels import UNLABELLED
+
+GIB = 1 << 30
+_LOG = logging.getLogger("protege")
+_HELD_OUT = 0.2
+_MEASURED = 2000
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples to learn from and to be judged on, their classes, and the augmentation that suits them.
+
+    `name`: the spec. `task`: "classification". `val` and `test`: None where there are none. `superclasses`: the
+    superclass of each class, where the data tells. Where no sample of `train` has a label, all of its labels are -100,
+    and `classes` may be empty.
+    """
+
+    name: str
+    task: str
+    train: Samples
+    val: Samples | None
+    test: Samples | None
+    classes: tuple[str, ...]
+    augment: Augment
+    superclasses: tuple[int, ...] | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether training samples have labels (those of pixels and tokens are taken to)."""
+        labels = self.train.labels
+        return labels is None or not bool((labels == UNLABELLED).all())
+
+    @cached_property
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        order = torch.argsort(draws(0, torch.arange(len(self.train)), 0, 1)[:, 0], stable=True)
+        count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+        for index in order[:_MEASURED].split(forward_size(self.train, 256)):
+            values = self.train.fetch(index, CLEAN, Augment()).inputs.to("cpu", torch.float64) / 255
+            count += values.numel() // values.shape[1]
+            total = total + values.sum((0, 2, 3))
+            squares = squares + values.square().sum((0, 2, 3))
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, pixels as 0 to 1, over at most 2,000 training
+        images."""
+        return self._statistics
+
+
+def default_augment(height: int, width: int) -> Augment:
+    """Pad-and-crop by an eighth and flip for images up to 64 pixels; random resized crop and flip for
+    larger ones."""
+    if max(height, width) <= SMALL:
+        return Augment(shift=min(height, width) // 8, flip=True)
+    return Augment(crop=0.35, flip=True)
+
+
+def cache_root() -> Path:
+    """Where caches lie: $PROTEGE_CACHE, or protege/ in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("PROTEGE_CACHE"):
+        return Path(own).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "protege"
+
+
+def _check(name: str, splits: dict[str, Tensor], classes: tuple[str, ...]) -> None:
+    """Labels must lie in the classes, and training must show every class, unless it has no labels at all."""
+    unlabelled = bool((splits["train"] == UNLABELLED).all())
+    if unlabelled:
+        splits = {split: labels for split, labels in splits.items() if split != "train"}
+        if not splits:
+            return
+    for split, labels in splits.items():
+        if bool((below := (labels < 0) & (labels != UNLABELLED)).any()):
+            row = int(below.nonzero()[0])
+            raise UserError(
+                f"label {int(labels[row])} of {split} sample {row} in '{name}' is below 0; number the classes from 0."
+            )
+    if len(classes) < 2:
+        raise UserError(f"data '{name}' has only one class; at least two are expected.")
+    for split, labels in splits.items():
+        wrong = (labels < 0) | (labels >= len(classes))
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise UserError(
+                f"label {int(labels[row])} of {split} sample {row} in '{name}' is out of range; "
+                f"0 to {len(classes) - 1} is expected, as there are {len(classes)} classes."
+            )
+    if unlabelled:
+        return
+    empty = (torch.bincount(splits["train"], minlength=len(classes)) == 0).nonzero()
+    if len(empty):
+        first = int(empty[0])
+        raise UserError(
+            f"class {first} ('{classes[first]}') of '{name}' has no training sample; add some, or number "
+            "the labels without gaps."
+        )
+
+
+def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What to do where no test split is given: judge on the validation split, or hold a fifth of training
+    out."""
+    if "test" in splits:
+        return None
+    if "val" in splits:
+        splits["test"] = splits.pop("val")
+        _LOG.info("'%s' has no test split; its validation split is used as test.", name)
+        return None
+    if bool((labels == UNLABELLED).all()):
+        _LOG.info(
+            "'%s' has no labels: its %d images can teach; students are judged by agreement with the teacher.",
+            name,
+            len(labels),
+        )
+        return None
+    train, test = hold_out(torch.arange(len(labels)), labels, _HELD_OUT, seed=0)
+    if not len(test):
+        raise UserError(f"data '{name}' has too few samples ({len(labels)}) to hold out a test split; add some.")
+    _LOG.info("'%s' has no test split; %d of %d samples, stratified, are held out.", name, len(test), len(labels))
+    return train, test
+
+
+def _samples(listing: Listing, image_size: int | None, memory_limit: int, scratch: Path) -> dict[str, Samples]:
+    """Decode into memory where that fits, and open as streams otherwise."""
+    sources = {split: source for split, (source, _) in listing.splits.items()}
+    total = sum(map(len, sources.values()))
+
+    def in_memory(form: Form) -> dict[str, Samples]:
+        return {split: decoded(split, *pair, form, scratch) for split, pair in listing.splits.items()}
+
+    known = survey(item for source in sources.values() for item in source.sample())
+    form = known.form(image_size)
+    if total * form.size <= memory_limit:
+        with suppress(Deviation):  # some image is unlike those surveyed: survey all
+            return in_memory(form)
+    if not known.settled:
+        with progress("surveying images", total) as advance:
+            for source in sources.values():
+                for chunk in source.chunks():
+                    known = survey(chunk, known)
+                    advance(len(chunk))
+        form = known.form(image_size)
+        if total * form.size <= memory_limit:
+            return in_memory(form)
+    return {
+        split: Encoded(source.streamable(scratch), labels, form) for split, (source, labels) in listing.splits.items()
+    }
+
+
+def _whole(splits: dict[str, Samples]) -> dict[str, Samples]:
+    """A training split that is alone as its own test split."""
+    return {**splits, "test": splits["train"]} if set(splits) == {"train"} else splits
+
+
+def _part(samples: Samples, index: Tensor) -> Samples:
+    if isinstance(samples, Scenes):
+        return samples.part(index)
+    if isinstance(samples, InMemory):
+        return InMemory(samples.pixels[index], samples.labels[index])
+    if isinstance(samples, Encoded):
+        return Encoded(samples.source.part(index), samples.labels[index], samples.form)
+    assert isinstance(samples, Mapped)
+    return samples.part(index)
+
+
+def _finish(name: str, splits: dict[str, Samples], classes: tuple[str, ...], augment: Augment | None) -> Data:
+    train = splits["train"]
+    assert train.labels is not None
+    if held := _without_test(name, splits, train.labels):
+        splits = {**splits, "train": _part(train, held[0]), "test": _part(train, held[1])}
+        train = splits["train"]
+    augment = augment or default_augment(*train.shape[1:])
+    return Data(name, "classification", train, splits.get("val"), splits.get("test"), classes, augment)
+
+
+def _listed(
+    name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path | None, whole: bool
+) -> Data:
+    _check(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
+    splits = _samples(listing, image_size, memory_limit, scratch or cache_root())
+    splits = _whole(splits) if whole else splits
+    return replace(_finish(name, splits, listing.classes, None), superclasses=listing.superclasses)
+
+
+def _segmentation(
+    name: str, path: Path, image_size: int | None, memory_limit: int, whole: bool, **options: str
+) -> Data:
+    found, classes = segmentation_folder(path, image_size, memory_limit, **options)
+    return _scenes(name, _whole(dict(found)) if whole else dict(found), classes)
+
+
+def _scenes(name: str, splits: dict[str, Samples], classes: tuple[str, ...]) -> Data:
+    unlabelled = torch.zeros(len(splits["train"]), dtype=torch.int64)  # nothing to stratify by
+    if held := _without_test(name, splits, unlabelled):
+        splits |= {split: _part(splits["train"], part) for split, part in zip(("train", "test"), held, strict=True)}
+    augment = Augment(crop=0.5, flip=True)  # half the area and more: what is small stays seen, as in CamVid's poles
+    return Data(name, "segmentation", splits["train"], splits.get("val"), splits.get("test"), classes, augment)
+
+
+def _digits(name: str) -> Data:
+    """scikit-learn's handwritten digits (Alpaydin & Kaynak 1998): 1,797 grey images of 8×8, 360 held out as
+    test."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels = torch.from_numpy((found.images * (255 / 16)).round().astype(np.uint8))[..., None]
+    labels = torch.from_numpy(found.target)
+    parts = zip(("train", "test"), hold_out(torch.arange(len(labels)), labels, 360 / len(labels), seed=0), strict=True)
+    splits: dict[str, Samples] = {split: InMemory(pixels[index], labels[index]) for split, index in parts}
+    return _finish(name, splits, tuple("0123456789"), Augment(shift=1))
+
+
+def _synthetic(name: str, text: str) -> Data:
+    dials = read_dials(text, name)
+    found = _finish(name, dict(synthetic(dials)), class_names(dials), Augment())
+    return replace(found, superclasses=dials.superclass)
+
+
+def from_datasets(
+    datasets: dict[str, Any],
+    memory_limit: int,
+    image_size: int | None = None,
+    name: str = "dataset",
+    whole: bool = False,
+) -> Data:
+    """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped` and `scene_sets`.
+
+    If ``whole``, a training Dataset alone is its own test split.
+    """
+    if has_masks(datasets["train"]):
+        if image_size is not None:
+            raise UserError(
+                f"image size {image_size} cannot be had of a Dataset with masks; resize both in the Dataset."
+            )
+        scenes, names = scene_sets(datasets, memory_limit, name)
+        return _scenes(name, _whole(dict(scenes)) if whole else dict(scenes), names)
+    mapped = {split: Mapped(dataset, f"{split} {name}", image_size=image_size) for split, dataset in datasets.items()}
+    shapes = {split: samples.shape for split, samples in mapped.items()}
+    for split, shape in shapes.items():
+        if shape != shapes["train"]:
+            raise UserError(
+                f"{split} {name} has images of shape {shape} and train {name} of {shapes['train']} "
+                "(channels, height, width); make them alike."
+            )
+    labels = mapped["train"].labels
+    own = getattr(datasets["train"], "classes", None)
+    most = max(int(samples.labels.max()) for samples in mapped.values() if len(samples))
+    if (labels != UNLABELLED).any():
+        most = max(0, int(labels.max()))
+    classes = tuple(map(str, own)) if own else tuple(map(str, range(most + 1)))
+    _check(name, {split: samples.labels for split, samples in mapped.items()}, classes)
+    decoded = sum(len(samples) for samples in mapped.values()) * int(np.prod(shapes["train"]))
+    splits: dict[str, Samples] = dict(mapped)
+    if decoded <= memory_limit:
+        splits = {split: samples.materialise() for split, samples in mapped.items()}
+    return _finish(name, _whole(splits) if whole else splits, classes, None)
+
+
+def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Split "PATH?key=value" into the path and its options."""
+    path, mark, query = spec.rpartition("?")
+    if not mark or "=" not in query:
+        return spec, {}
+    options = dict(parse_qsl(query))
+    for key in options:
+        if key not in known:
+            raise UserError(f"data '{spec}' has an unknown option '{key}'; known are {', '.join(known) or 'none'}.")
+    return path, options
+
+
+_OPTIONS = {
+    "parquet": ("label",),
+    "images": (),
+    "segmentation": ("classes", "ignore"),
+    "text": ("vocabulary", "length", "context", "tokenizer"),
+    "torchvision": (),
+    "hub": ("label",),
+}
+
+
+def load_data(
+    spec: Any,
+    *,
+    image_size: int | None = None,
+    memory_limit: int = 4 * GIB,
+    scratch: Path | None = None,
+    whole: bool = False,
+) -> Data:
+    """Open data.
+
+    `spec` is "digits", "synthetic:KEY=VALUE,…" (see `protege.data.synthetic`), "parquet:PATH" (with
+    "?label=COLUMN"), "images:PATH" (a folder for each class, or images without classes), "segmentation:PATH" (with
+    "?classes=NAME,NAME" and "?ignore=VALUE", see `protege.data.segmentation`), "text:PATH" (with "?vocabulary=N",
+    "&length=N", "&context=N", see `protege.data.text`), "torchvision:NAME:PATH", "hub:NAME" (with
+    "?label=COLUMN"), a map-style Dataset of (image, label) or (image, mask), a pair of them (train, test), or Data,
+    which is returned as it is.
+
+    Images of files, and PIL images of a Dataset if `image_size` is given, are brought to `image_size` ×
+    `image_size` pixels (224 if not given), unless they all share one size up to 64 and none is given. Images for
+    segmentation keep their shape: `image_size` is their shorter side, without it that of the commonest training image.
+    Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
+    fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
+    validation split is taken, or a fifth of training, stratified, is held out; if `whole`, all of data without
+    splits is train and test.
+
+    Raises UserError for input that cannot be used. Images that stay encoded are not all decoded here, so
+    one of them that is damaged is reported when it is fetched.
+    """
+    if isinstance(spec, Data):
+        return spec
+    if spec is None:
+        raise UserError("data is missing; give digits, parquet:PATH, images:PATH or a Dataset.")
+    spec = str(spec) if isinstance(spec, Path) else spec
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image size {image_size} is not positive; give a number of pixels, such as 224.")
+    if isinstance(spec, tuple):
+        if len(spec) != 2:
+            raise UserError(f"data is a tuple of {len(spec)}; a pair (train Dataset, test Dataset) is expected.")
+        if any(isinstance(part, Tensor | np.ndarray) for part in spec):
+            raise UserError(
+                "data is a pair of arrays; a Dataset is expected: write torch.utils.data.TensorDataset(images, labels)."
+            )
+        return from_datasets({"train": spec[0], "test": spec[1]}, memory_limit, image_size)
+    if not isinstance(spec, str):
+        return from_datasets({"train": spec}, memory_limit, image_size, whole=whole)
+    if spec == "digits":
+        if image_size not in (None, 8):
+            raise UserError(f"image size {image_size} cannot be had of 'digits', which are 8×8; leave it out.")
+        return _digits(spec)
+    scheme, colon, rest = spec.partition(":")
+    if scheme == "synthetic":
+        if image_size is not None:
+            raise UserError(f"image size {image_size} cannot be had of '{spec}', which has one pixel; leave it out.")
+        return _synthetic(spec, rest)
+    if scheme not in _OPTIONS or not colon:
+        near = get_close_matches(scheme, ["digits", "synthetic", *_OPTIONS], 1)
+        if near:
+            hint = f"did you mean '{near[0]}{'' if near[0] == 'digits' else ':PATH'}'?"
+        elif (Path(spec) / "trainannot").is_dir():
+            hint = f"write 'segmentation:{spec}' for images with masks."
+        elif Path(spec).exists():
+            hint = f"write 'images:{spec}' for a folder with one folder a class, or 'parquet:{spec}'."
+        else:
+            hint = "give digits, parquet:PATH or images:PATH."
+        raise UserError(f"data '{spec}' is not known; {hint}")
+    path, options = _options(rest, _OPTIONS[scheme])
+    if not path:
+        raise UserError(f"data '{spec}' names nothing behind the colon; write {scheme}:PATH.")
+    if scheme == "torchvision":
+        return from_datasets(torchvision_datasets(path), memory_limit, image_size, spec)
+    if scheme == "hub":
+        return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec, whole)
+    if scheme == "segmentation":
+        return _segmentation(spec, Path(path).expanduser(), image_size, memory_limit, whole, **options)
+    if scheme == "text":
+        if image_size is not None:
+            raise UserError(f"image size {image_size} cannot be had of '{spec}', which is text; leave it out.")
+        parts, words = open_text(Path(path).expanduser(), **options)
+        return Data(spec, "language", parts["train"], parts["val"], parts["test"], words, Augment())
+    opener = parquet_files if scheme == "parquet" else image_folders
+    listing = opener(Path(path).expanduser(), **options)
+    return _listed(spec, listing, image_size, memory_limit, scratch, whole)

@@ -1,0 +1,99 @@
+"""Choosing samples: stratified, seeded, nested.
+
+Both functions rank samples once and cut the ranking. Within a class the order is a hash of (seed,
+position); between classes the sample of rank r in a class of n has key (r + ½)/n, which is Webster's method
+of apportionment: every prefix of the ranking holds each class in its share (to within a sample), and a
+longer prefix contains a shorter one, which quotas by largest remainder would not guarantee.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from protege.data.views import draws
+from protege.errors import UserError
+
+_CHOOSE, _HOLD_OUT = 0, 1
+
+
+def _ranks(position: Tensor, labels: Tensor, seed: int, purpose: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rank of each sample in its class, size of its class, and its random number: [N] each."""
+    random = draws(seed, position, purpose, 1)[:, 0]
+    order = torch.argsort(random, stable=True)
+    order = order[torch.argsort(labels[order], stable=True)]
+    _, of, counts = labels.unique(return_inverse=True, return_counts=True)
+    starts = counts.cumsum(0) - counts
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - starts[of[order]]
+    return rank, counts[of], random
+
+
+def _first(key: Tensor, random: Tensor, n: int) -> Tensor:
+    """Positions of the n smallest keys, ties broken at random."""
+    order = torch.argsort(random, stable=True)
+    return order[torch.argsort(key[order], stable=True)][:n]
+
+
+def choose(
+    labels: Tensor | None,
+    *,
+    fraction: float | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    count: int | None = None,
+    each: bool = True,
+) -> Tensor:
+    """Positions of a part of a set, int64, sorted: a `fraction` of it, or a number of `samples`; all if
+    neither.
+
+    `labels` is int64 [N]; where there is none a sample, give None and `count` = N. Each class keeps its
+    share and at least one sample, so a very small fraction is raised to one a class; where not `each`
+    class needs one, fewer `samples` than classes are of different classes. For one seed a smaller part
+    lies within every larger one. Raises UserError for a fraction outside (0, 1], for `samples` below the
+    number of classes that need one or above N, and for both given.
+    """
+    if labels is None:
+        if count is None:
+            raise ValueError("choose() needs labels, or the count of samples.")
+        labels = torch.zeros(count, dtype=torch.int64)
+    labels = labels.cpu()
+    total, classes = len(labels), len(labels.unique())
+    if fraction is not None and samples is not None:
+        raise UserError(f"fraction {fraction:g} and samples {samples} were both given; give only one of them.")
+    if fraction is not None:
+        if not 0 < fraction <= 1:
+            raise UserError(f"fraction {fraction:g} is not in (0, 1]; give 0.1 for a tenth of the training set.")
+        size = max(round(fraction * total), classes)
+    elif samples is not None:
+        if each and samples < classes:
+            raise UserError(
+                f"samples {samples} is fewer than the {classes} classes; give at least {classes}, one a class."
+            )
+        if samples > total:
+            raise UserError(f"samples {samples} is more than the {total} available; give at most {total}.")
+        size = samples
+    else:
+        size = total
+    rank, of, random = _ranks(torch.arange(total), labels, seed, _CHOOSE)
+    key = torch.where(rank == 0, -1.0, (rank + 0.5) / of)
+    return _first(key, random, size).sort().values
+
+
+def hold_out(index: Tensor, labels: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split the positions `index` (int64 [M]) into (training, held out), each sorted; `share` of them is
+    held out.
+
+    `labels` is int64 [N] of the whole set, or None. Stratified; each class keeps at least one training
+    sample.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"held-out share {share:g} is not in (0, 1); give 0.1 to hold out a tenth.")
+    index = index.cpu()
+    own = torch.zeros(len(index), dtype=torch.int64) if labels is None else labels.cpu()[index]
+    rank, of, random = _ranks(index, own, seed, _HOLD_OUT)
+    key = torch.where(rank == of - 1, 2.0, (rank + 0.5) / of)
+    size = min(round(share * len(index)), len(index) - len(own.unique()))
+    held = torch.zeros(len(index), dtype=torch.bool)
+    held[_first(key, random, size)] = True
+    return index[~held].sort().values, index[held].sort().values

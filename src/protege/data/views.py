@@ -1,0 +1,246 @@
+"""Views: augmentations that can be replayed.
+
+Each sample has as many views as one likes. A view is a pure function of (seed, position of the sample, view
+number): the same three give the same pixels in any batch, worker, process or device, so what a teacher said
+about a view can be stored and used again (FKD, Shen & Xing 2022). The randomness is a counter-based hash,
+splitmix64 (Steele, Lea & Flood 2014), in wrapping int64 arithmetic that is exact on every device, and not a
+random generator, whose numbers depend on what was drawn before.
+
+Translation is the field's pad-and-crop for small images (He et al. 2016) with the border reflected; `crop`
+is the random resized crop used for large ones (Szegedy et al. 2015). Pixels are picked by index arithmetic
+and one gather; nothing here loops over images.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from protege.errors import UserError, nearest
+
+CLEAN = -1
+"""The view that is not augmented."""
+
+GAMMA = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+# Draw numbers: which random number of a view decides what.
+_DOWN, _RIGHT, _FLIP, _AREA, _RATIO, _TOP, _LEFT = range(7)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How views of a sample are made.
+
+    `shift`: random translation of up to ±shift pixels in each direction, reflected at the border.
+    `flip`: horizontal flip with probability 1/2.
+    `crop`: above 0, random resized crop whose area is at least this share of the image, ratio 3/4 to 4/3.
+    `seed`: makes other views of the same kind.
+    """
+
+    shift: int = 0
+    flip: bool = False
+    crop: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise UserError(f"augment shift={self.shift} is negative; give a number of pixels, 0 for no shift.")
+        if not 0.0 <= self.crop <= 1.0:
+            raise UserError(f"augment crop={self.crop:g} is not a share of the image; give one from 0 (no crop) to 1.")
+        if self.crop and self.shift:
+            raise UserError(
+                f"augment 'shift={self.shift},crop={self.crop:g}' asks for both; a random resized crop "
+                "already moves the image, so give only one of them."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Augment:
+        """Read "none", "shift=4,flip" or "crop=0.35,flip,seed=1"; the inverse of `str`."""
+        values: dict[str, int | float | bool] = {}
+        known = [f.name for f in fields(cls)]
+        for part in (p.strip() for p in text.split(",")):
+            key, _, value = part.partition("=")
+            if part in ("none", ""):
+                continue
+            if key not in known:
+                raise UserError(f"augment '{text}' has an unknown part '{key}'; {nearest(key, [*known, 'none'])}.")
+            try:
+                if key == "flip":
+                    if value:
+                        raise ValueError
+                    values[key] = True
+                else:
+                    values[key] = float(value) if key == "crop" else int(value)
+            except ValueError:
+                raise UserError(
+                    f"augment '{text}' cannot be read at '{part}'; write it like 'shift=4,flip' or 'crop=0.35,flip'."
+                ) from None
+        return cls(**values)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        parts = [f"shift={self.shift}"] if self.shift else []
+        parts += [f"crop={self.crop!r}"] if self.crop else []
+        parts += ["flip"] if self.flip else []
+        parts += [f"seed={self.seed}"] if self.seed else []
+        return ",".join(parts) or "none"
+
+    @property
+    def changes(self) -> bool:
+        """Whether any view differs from the clean one."""
+        return bool(self.shift or self.flip or self.crop)
+
+
+def splitmix(x: int) -> int:
+    """The splitmix64 step on one Python integer: 64 bits in, 64 bits out, unsigned."""
+    x = (x + GAMMA) & _MASK
+    x = ((x ^ (x >> 30)) * _MIX1) & _MASK
+    x = ((x ^ (x >> 27)) * _MIX2) & _MASK
+    return x ^ (x >> 31)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >> 63 else x
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift: torch's own is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _splitmix(x: Tensor) -> Tensor:
+    x = x + _signed(GAMMA)
+    x = (x ^ _shifted(x, 30)) * _signed(_MIX1)
+    x = (x ^ _shifted(x, 27)) * _signed(_MIX2)
+    return x ^ _shifted(x, 31)
+
+
+def draws(seed: int, index: Tensor, view: int, count: int) -> Tensor:
+    """32 random bits for each of `count` draws of each sample: int64 [B, count] in 0 … 2³²−1.
+
+    Draw d of sample i is the upper half of s(s(s(s(seed) ^ view) ^ i) ^ d), s being splitmix64.
+    """
+    key = splitmix(splitmix(seed & _MASK) ^ (view & _MASK))
+    sample = _splitmix(index ^ _signed(key))
+    number = torch.arange(count, device=index.device)
+    return _shifted(_splitmix(sample[:, None] ^ number), 32)
+
+
+def below(bits: Tensor, n: int | Tensor) -> Tensor:
+    """Turn 32 random bits into a uniform integer in 0 … n−1 (n below 2³¹)."""
+    return (bits * n) >> 32
+
+
+def reflect(position: Tensor, size: int) -> Tensor:
+    """Fold positions outside 0 … size−1 back in, mirrored at the border pixel, which is not repeated."""
+    if size == 1:
+        return torch.zeros_like(position)
+    period = 2 * (size - 1)
+    position = position.remainder(period)
+    return torch.minimum(position, period - position)
+
+
+def moved(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where views made by translation and flip take their rows, int64 [B, height], and columns, [B, width],
+    from; positions outside the image are not folded back."""
+    rows = torch.arange(height, device=index.device).expand(len(index), height)
+    columns = torch.arange(width, device=index.device).expand(len(index), width)
+    if view == CLEAN:
+        return rows, columns
+    random = draws(augment.seed, index, view, _FLIP + 1)
+    if augment.flip:
+        columns = torch.where(below(random[:, _FLIP, None], 2) == 1, width - 1 - columns, columns)
+    if augment.shift:
+        move = below(random[:, :_FLIP], 2 * augment.shift + 1) - augment.shift
+        rows, columns = rows + move[:, :1], columns + move[:, 1:]
+    return rows, columns
+
+
+def windows(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Source row of each output row, int64 [B, height], and source column of each output column, [B, width],
+    for views made by translation and flip."""
+    rows, columns = moved(augment, index, view, height, width)
+    if augment.shift and view != CLEAN:
+        rows, columns = reflect(rows, height), reflect(columns, width)
+    return rows, columns
+
+
+def pick(pixels: Tensor, at: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Gather [B, h, w, C] from pixels [N, H, W, C]: image at[b], rows[b, :], columns[b, :]."""
+    _, height, width, channels = pixels.shape
+    flat = (at[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
+    picked = pixels.view(-1, channels).index_select(0, flat.view(-1))
+    return picked.view(len(at), rows.shape[1], columns.shape[1], channels)
+
+
+def boxes(
+    augment: Augment, index: Tensor, view: int, height: Tensor, width: Tensor, aspect: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Crop boxes of random resized crops in images of the given sizes (int64 [B] each).
+
+    Returns int64 [B, 4] of (top, left, height, width) in pixels, and the flips, bool [B]. The boxes' ratio of
+    width to height is 3/4 to 4/3 of `aspect`. Where a ratio would not fit into the image it is moved to the
+    nearest that does, so the area keeps its share.
+    """
+    random = draws(augment.seed, index, view, _LEFT + 1)
+    share = augment.crop + (1 - augment.crop) * random[:, _AREA].double() / 2**32
+    ratio = aspect * torch.exp((2 * random[:, _RATIO].double() / 2**32 - 1) * math.log(4 / 3))
+    shape = width.double() / height.double()
+    ratio = torch.minimum(torch.maximum(ratio, share * shape), shape / share)
+    area = share * height.double() * width.double()
+    h = torch.minimum(torch.sqrt(area / ratio).ceil().long(), height)
+    w = torch.minimum(torch.sqrt(area * ratio).ceil().long(), width)
+    top = below(random[:, _TOP], height - h + 1)
+    left = below(random[:, _LEFT], width - w + 1)
+    flip = (below(random[:, _FLIP], 2) == 1) & augment.flip
+    return torch.stack([top, left, h, w], 1), flip
+
+
+def _taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bilinear taps of `size` output positions spread over [start, start+length): lower and upper source
+    position and the upper one's weight in 1/256, int64 [B, size]. Integers, so that every device gives the
+    same pixels."""
+    out = torch.arange(size, device=start.device)
+    centre = ((2 * out + 1) * length[:, None] * 256) // (2 * size) - 128
+    centre = torch.minimum(centre.clamp(min=0), (length[:, None] - 1) * 256)
+    low = centre >> 8
+    high = torch.minimum(low + 1, length[:, None] - 1)
+    return start[:, None] + low, start[:, None] + high, centre & 255
+
+
+def resized_crops(
+    pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment, aspect: float = 1.0
+) -> Tensor:
+    """Random resized crops, uint8 [B, H, W, C], of images pixels[at] (uint8 [N, H, W, C]), by bilinear
+    interpolation back to the images' own size; `aspect` as in `boxes`."""
+    _, height, width, _ = pixels.shape
+    size = torch.full_like(index, height), torch.full_like(index, width)
+    box, flip = boxes(augment, index, view, *size, aspect)
+    top, bottom, down = _taps(box[:, 0], box[:, 2], height)
+    left, right, across = _taps(box[:, 1], box[:, 3], width)
+    reverse = flip[:, None]
+    left, right, across = (torch.where(reverse, x.flip(1), x) for x in (left, right, across))
+    down, across = down[:, :, None, None].int(), across[:, None, :, None].int()
+    above = pick(pixels, at, top, left) * (256 - across) + pick(pixels, at, top, right) * across
+    under = pick(pixels, at, bottom, left) * (256 - across) + pick(pixels, at, bottom, right) * across
+    return ((above * (256 - down) + under * down + (1 << 15)) >> 16).to(torch.uint8)
+
+
+def render(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment) -> Tensor:
+    """The view of images pixels[at], which are samples number `index`: uint8 [B, C, H, W], channels-last
+    memory.
+
+    `pixels` is uint8 [N, H, W, C]; `at` and `index` are int64 [B] on its device.
+    """
+    if view == CLEAN or not augment.changes:
+        out = pixels.index_select(0, at)
+    elif augment.crop:
+        out = resized_crops(pixels, at, index, view, augment)
+    else:
+        out = pick(pixels, at, *windows(augment, index, view, pixels.shape[1], pixels.shape[2]))
+    return out.permute(0, 3, 1, 2)

@@ -1,0 +1,310 @@
+"""`diagnose`: read a teacher on the data it is to teach, and say what to expect."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_workers, load_data
+from ..errors import UserError, nearest
+from ..methods import METHODS, Cast, Transfer
+from ..models import Model, check_classes, count_macs, count_parameters, load_model
+from ..report.diagnosis import write_diagnosis_report
+from ..runfolder import check_out, held, write_json
+from ..tasks import TASKS
+from ..teacher.similarity import logit_layer
+from ..teacher.targets import HOTTEST
+from ..train.precision import autocast_for, on_cpu, place, resolve_precision
+from ..train.progress import Display
+from .measure import reading, rescaling
+from .recommend import Recommendation, facts_about, recommend
+from .relations import agreement, class_order, cosines, off_diagonal, prediction_similarity, within_minus_between
+from .rows import TEMPERATURES, Rows, read_rows
+from .verdict import UNKNOWN, Finding, judge, primary, temperature_range
+
+MARK = "diagnosis.json"
+DATA_OPTIONS = set(inspect.signature(load_data).parameters) - {"spec"}
+LOOK = 10_000  # samples of each set that are looked at
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found: ``findings`` (one for each failure), the one to act on first, what to do, and all numbers (what
+    ``diagnosis.json`` holds). ``out`` is the folder, None where nothing was written."""
+
+    findings: list[Finding]
+    primary: Finding | None
+    recommendation: Recommendation
+    result: dict[str, Any] = field(repr=False)
+    out: Path | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{f.status:>11}  {f.title}: {f.evidence}" + (f" {f.advice}" if f.advice else "") for f in self.findings
+        ]
+        return "\n".join([*lines, "", *self.recommendation.reasons])
+
+
+def diagnose(
+    teacher: str | nn.Module,
+    data: Any,
+    *,
+    student: str | nn.Module | None = None,
+    out: str | Path | None = None,
+    fraction: float | None = None,
+    samples: int | None = None,
+    temperature: float | None = None,
+    weight: float = 0.9,
+    seed: int = 0,
+    precision: str = "auto",
+    overwrite: bool = False,
+    **options: Any,
+) -> Diagnosis:
+    """Read a teacher before using it: measures, a verdict for each way distillation fails, and what to do.
+
+    ``fraction``, ``samples`` and ``seed`` choose the transfer set as `distill` does; at most 10,000 samples of it and
+    of the test set are looked at, the transfer set augmented once as the student will see it. ``temperature`` and
+    ``weight`` are T and λ of the distillation that is meant (T by default 4, for text 1). ``options`` are those of
+    `protege.data.load_data`.
+    Writes ``diagnosis.json`` and ``report.html`` into ``out`` where given.
+
+    Raises `UserError` for bad input, before anything is written.
+    """
+    if out is not None:
+        out = Path(out)
+        with held(out):
+            check_out(out, resume=None, overwrite=overwrite, proof=MARK)
+            found = diagnose(
+                teacher,
+                data,
+                student=student,
+                fraction=fraction,
+                samples=samples,
+                temperature=temperature,
+                weight=weight,
+                seed=seed,
+                precision=precision,
+                **options,
+            )
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / MARK, found.result)
+            write_diagnosis_report(out)
+        return Diagnosis(found.findings, found.primary, found.recommendation, found.result, out)
+    _check_settings(temperature, weight, seed, precision)
+    if teacher is None:
+        raise UserError("no teacher was given; expected a model to diagnose: add --teacher.")
+    if unknown := set(options) - DATA_OPTIONS:
+        raise UserError(f"diagnose has no option {min(unknown)!r}; {nearest(min(unknown), DATA_OPTIONS)}.")
+    loaded = load_data(data, **options)
+    temperature = temperature or TASKS[loaded.task].temperature
+    if not loaded.labelled:
+        raise UserError(
+            f"the data {loaded.name!r} has no labels; expected some to judge a teacher by: sort the images into a "
+            "folder for each class, or distil without a diagnosis (--method fskd or kd)."
+        )
+    torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
+    cast = {"student": student, "teacher": teacher}
+    models = {role: _load(role, spec, loaded) for role, spec in cast.items() if spec is not None}
+    positions = choose(
+        loaded.train.labels, fraction=fraction, samples=samples, seed=seed, count=len(loaded.train), each=False
+    )
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision="no")
+    stage = _Stage(loaded, accelerator.device, resolve_precision(precision, accelerator.device), temperature)
+    with Display(accelerator.is_main_process) as display:
+        read = {role: stage.read(role, model, positions, display) for role, model in models.items()}
+    settings = {"temperature": temperature, "weight": weight, "image_size": options.get("image_size")}
+    settings |= {"fraction": fraction, "samples": samples, "seed": seed}
+    measured = _measured(read, models, loaded, settings, stage)
+    for role, spec in cast.items():
+        if isinstance(spec, str | Path):  # as the user named it, rather than what it was built of
+            measured[role]["spec"] = str(spec)
+    findings = judge(measured)
+    first = primary(findings)
+    trained = measured["student"] is not None and measured["student"]["trained"]
+    facts = facts_about(loaded, positions, models.get("student"), models.get("teacher"), trained)
+    advised = recommend(facts, measured)
+    while student is not None and (why := _refusal(advised.method, models, positions, stage)):
+        facts = replace(facts, refused={**facts.refused, advised.method: why})
+        advised = recommend(facts, measured)
+    result = {
+        "version": 1,
+        "data": {"name": loaded.name, "transfer_samples": len(positions), "available_samples": len(loaded.train)},
+        **measured,
+        "temperature_range": temperature_range(measured["teacher"]["transfer"]),
+        "facts": asdict(facts),
+        "verdicts": [asdict(finding) for finding in findings],
+        "primary": first.name if first else None,
+        "cannot_tell": [finding.name for finding in findings if finding.status == UNKNOWN],
+        "recommendation": asdict(advised),
+    }
+    return Diagnosis(findings, first, advised, result)
+
+
+def _check_settings(temperature: float | None, weight: float, seed: int, precision: str) -> None:
+    if temperature is not None and not 0 < temperature <= HOTTEST:
+        raise UserError(
+            f"temperature {temperature:g} is not above 0 and at most {HOTTEST:g}; expected T of the targets: change "
+            "--temperature."
+        )
+    if not 0 <= weight <= 1:
+        raise UserError(f"weight {weight:g} is not in 0 to 1; expected λ, the teacher's share: change --weight.")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed} is not in 0 to 2^32 - 1; expected a whole number there: change --seed.")
+    if precision not in ("auto", "bf16", "fp32"):
+        raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
+
+
+def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Stage) -> str | None:
+    """Why a method does not take these two networks; None where it does, as kd and none do with any."""
+    method, data = METHODS[name], stage.data
+    if name in ("kd", "none"):
+        return None
+    transfer = Transfer(data.train, positions, data.augment, 1, stage.device)
+    cast = Cast(models["student"], models["teacher"], TASKS[data.task], method.settings.model_validate({}), transfer)
+    try:
+        if method.preview:
+            method.preview(cast)
+        method.plan(cast)
+    except UserError as error:
+        return str(error).split(";")[0]
+    return None
+
+
+def _load(role: str, spec: Any, data: Data) -> Model:
+    model = load_model(spec, data=data)
+    try:
+        check_classes(model, data)
+    except UserError as error:
+        name = spec if isinstance(spec, str | Path) else type(spec).__name__
+        raise UserError(str(error).replace("the model ", f"the {role} {str(name)!r} ", 1)) from None
+    return model
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A network's rows on both sets, and the weights of its logit layer."""
+
+    transfer: Rows
+    test: Rows | None
+    weights: Tensor | None
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Where networks are read: data, device, precision."""
+
+    data: Data
+    device: torch.device
+    precision: str
+    temperature: float
+
+    def read(self, role: str, model: Model, positions: Tensor, display: Display) -> _Reading:
+        place(model, self.device)
+        data, task = self.data, TASKS[self.data.task]
+        look: Callable[..., Rows] = partial(
+            read_rows,
+            model,
+            task=task,
+            classes=len(data.classes),
+            who=role,
+            temperatures=sorted({*TEMPERATURES, float(self.temperature)}),
+            device=self.device,
+            autocast=autocast_for(self.precision, self.device),
+            workers=default_workers(),
+        )
+        seen = _some(data.train, positions)
+        transfer = look(
+            data.train, seen, view=0, augment=data.augment, report=display.reporter(f"{role} on the transfer set")
+        )
+        test = None
+        if data.test is not None:
+            unseen = _some(data.test, torch.arange(len(data.test)))
+            report = display.reporter(f"{role} on the test set")
+            test = look(data.test, unseen, view=CLEAN, augment=Augment(), report=report)
+        raw = next(batches(data.train, [torch.tensor([0, 1])], CLEAN, Augment(), device=self.device)).inputs
+        layer = logit_layer(model, len(data.classes), raw, task)
+        sizes = {"params": count_parameters(model.network), "macs": count_macs(model, raw)}
+        return _Reading(transfer, test, None if layer is None else layer.weight.detach().float().cpu(), sizes)
+
+
+def _some(samples: Samples, positions: Tensor) -> Tensor:
+    if len(positions) <= LOOK:
+        return positions
+    labels = None if samples.labels is None else samples.labels[positions]
+    classes = 1 if labels is None else len(labels.unique())
+    return positions[choose(labels, samples=max(LOOK, classes), seed=0, count=len(positions))]
+
+
+def _measured(
+    read: dict[str, _Reading], models: dict[str, Model], data: Data, settings: dict[str, Any], stage: _Stage
+) -> dict[str, Any]:
+    """Everything that the verdict and the report read, as JSON values."""
+    found: dict[str, Any] = {"task": data.task, "classes": len(data.classes), "settings": settings}
+    found["precision"] = stage.precision
+    for role in ("teacher", "student"):
+        if role not in read:
+            found[role] = None
+            continue
+        one = read[role]
+        source = models[role].source["model"]
+        found[role] = {"spec": source or type(models[role].network).__name__, **one.sizes}
+        found[role] |= {"transfer": reading(one.transfer), "test": None if one.test is None else reading(one.test)}
+    if found["student"]:
+        found["student"]["trained"] = _trained(found["student"], found["teacher"], len(data.classes))
+    student = read["student"].transfer if "student" in read else None
+    found["relations"] = _related(read, data)
+    found["rescaling"] = rescaling(read["teacher"].transfer, student, settings["weight"])
+    return found
+
+
+def _trained(student: dict[str, Any], teacher: dict[str, Any], classes: int) -> bool:
+    """Whether a student has come at least half the way from chance to the teacher: a fresh one may beat chance."""
+    split = "test" if student["test"] else "transfer"
+    ours, theirs = student[split]["accuracy"], teacher[split]["accuracy"]
+    return ours is not None and ours - 1 / classes > max(0.02, (theirs - 1 / classes) / 2)
+
+
+def _related(read: dict[str, _Reading], data: Data) -> dict[str, Any]:
+    """Class similarity by three ways, in the order that shows it, and what the matrices have in common."""
+    teacher = read["teacher"].transfer
+    shown = teacher.shown
+    matrices: dict[str, Tensor] = {}
+    for role, one in read.items():
+        if one.weights is not None:
+            matrices["weights" if role == "teacher" else "student"] = cosines(one.weights[shown])
+    said = prediction_similarity(teacher)
+    if said is not None:
+        matrices["predictions"] = said
+    groups = None if data.superclasses is None else [data.superclasses[int(k)] for k in shown]
+    base = next((matrices[name] for name in ("weights", "predictions") if name in matrices), None)
+    order = list(range(len(shown))) if base is None else class_order(base, groups)
+    names = [data.classes[int(k)] for k in shown]
+    return {
+        "names": [names[n] for n in order],
+        "superclasses": None if groups is None else [groups[n] for n in order],
+        **{name: _matrix(matrices.get(name), order, groups) for name in ("weights", "predictions", "student")},
+        "agreement": {
+            f"{a} and {b}": agreement(matrices[a], matrices[b])
+            for a, b in (("weights", "predictions"), ("weights", "student"), ("predictions", "student"))
+            if a in matrices and b in matrices
+        },
+    }
+
+
+def _matrix(matrix: Tensor | None, order: list[int], groups: list[int] | None) -> dict[str, Any] | None:
+    if matrix is None:
+        return None
+    return {
+        "spread": float(off_diagonal(matrix).std()) if len(matrix) > 2 else 0.0,
+        "within_minus_between": None if groups is None else within_minus_between(matrix, groups),
+        "values": [[round(value, 3) for value in row] for row in matrix[order][:, order].tolist()],
+    }

@@ -1,0 +1,135 @@
+"""Stagewise knowledge distillation, SKD (Kulkarni et al. 2020, arXiv 1911.06786): teach one stage after the other.
+
+For s = 1..S only the student's stage s learns, by the mean squared error between its features and the teacher's;
+what lies before is frozen, what lies after plays no part. Then the head learns the task. The same small share of the
+data serves all phases (section 3, algorithm 1). Classification and segmentation have the same code.
+
+While stage s learns, its input and its target are constants of the (sample, view): both come from caches, so that a
+stage costs what that stage costs.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..data import Batch
+from ..outputs import logits_in
+from ..surgery import HEAD, Stage
+from ..tasks import cross_entropy
+from ..train.phase import Fit, Phase, Solve
+from . import kd
+from .features import hint_loss
+from .method import Cast
+from .stages import Apprentice, Staged, StageSettings, accuracy, features, frozen, live, said, stage
+from .teaching import TARGET_KEYS, TargetSettings
+
+_LOG = logging.getLogger("protege")
+
+# The authors use Adam, and keep the best state of a stage by its validation loss. The rate is ours, by held-out samples
+# (studies/skd_cifar100_tuning.toml, studies/skd_camvid_tuning.toml).
+DEFAULTS: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-2, "select": "best", "patience": 3}
+FINETUNE_LR = 2e-3
+PHASES = ("inherit", HEAD, "finetune")  # besides the stages, which are called like the modules they end with
+
+
+class Settings(StageSettings, TargetSettings):
+    """What comes before and after the stages. The target's settings are those of the joint fine-tuning."""
+
+    inherit: bool = Field(
+        False, description="start stem and head from the teacher's weights, where names and shapes agree"
+    )
+    finetune_epochs: int = Field(
+        0, ge=0, description="epochs in which the whole student then learns by kd (see target); 0: the paper"
+    )
+    finetune_lr: float | None = Field(
+        None,
+        gt=0,
+        description="peak learning rate of the fine-tuning (skd: by adamw, of an inherited head, too); "
+        "default: 0.01 (fskd) or 0.002 (skd)",
+    )
+
+    def idle(self, taught: bool) -> dict[str, str]:
+        """The target's without the joint fine-tuning; its rate if no inherited head has it either."""
+        why = "skd has no phase that learns by it; expected finetune_epochs above 0"
+        rate = [] if self.inherit else ["finetune_lr"]
+        return {} if self.finetune_epochs else dict.fromkeys([*TARGET_KEYS, *rate], why)
+
+
+def plan(cast: Cast) -> list[Phase]:
+    """A phase for each stage, one for the head, and a joint one if asked for."""
+    s, found = cast.settings, stage(cast)
+    taken = inherited(cast, found) if s.inherit else []
+    trained = set(found.stages[-1].state_dict()) <= set(taken)  # few labels would spoil it at a full rate
+    gently = {"optimizer": "adamw", "lr": s.finetune_lr or FINETUNE_LR}
+
+    phases: list[Phase] = [Solve("inherit", partial(inherit, cast, taken))] if s.inherit else []
+    phases += [_stage_phase(cast, found, i) for i in range(len(found.pairs))]
+    phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1], gently if trained else {}))
+    if s.finetune_epochs:
+        joint = kd.plan(cast)[0]
+        phases.append(replace(joint, name="finetune", overrides={"epochs": s.finetune_epochs, **gently}))
+    return phases
+
+
+def _stage_phase(cast: Cast, found: Staged, number: int) -> Fit:
+    before, own, pair = found.stages[:number], found.stages[number], found.pairs[number]
+    targets = [pair.teacher.name for pair in found.pairs]
+
+    def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        feature = apprentice(live(cast, batch)) if before else cast.student.run(apprentice, batch.inputs)
+        return {"loss": hint_loss(feature, said(batch, pair))}
+
+    name = f"stage {own.name}" if own.name in PHASES else own.name
+    sources = ([frozen(cast, before)] if before else []) + [features(cast, [pair.teacher.name], targets)]
+    reads: Any = frozenset() if before else frozenset({"pixels"})
+    return Fit(name, Apprentice(cast.student, [own], pair), step, tuple(sources), select_by="loss", reads=reads)
+
+
+def _head_phase(cast: Cast, before: list[Stage], head: Stage, overrides: dict[str, Any]) -> Fit:
+    head.layout = cast.student.layout  # type: ignore[assignment]
+
+    def step(head: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        z, labels = cast.task.rows(logits_in(head(live(cast, batch))), batch.labels)
+        loss = cross_entropy(z, labels, cast.settings.label_smoothing)
+        return {"loss": loss, cast.task.accuracy_name: accuracy(z, labels)}
+
+    fit = Fit(HEAD, head, step, (frozen(cast, before),), overrides=overrides, select_by=cast.task.accuracy_name)
+    fit.reads = frozenset({"labels"})
+    return fit
+
+
+def inherited(cast: Cast, found: Staged) -> list[str]:
+    """What the student's stem (what stands before the module of the first cut; if nothing does, that module) and head
+    can take from the teacher: the values of each layer for which it has one of that name whose shapes all agree."""
+    first, head = found.stages[0], found.stages[-1]
+    before = [name for name in first.state_dict() if not name.startswith(f"network.{first.name}.")]
+    ours, theirs = cast.student.state_dict(), cast.teacher.state_dict()
+    layers: dict[str, list[str]] = {}
+    for name in [*(before or first.state_dict()), *head.state_dict()]:
+        if name in ours:
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+    fitting = [
+        name
+        for names in layers.values()
+        if all(name in theirs and theirs[name].shape == ours[name].shape for name in names)
+        for name in names
+    ]
+    if not fitting:
+        _LOG.warning("inherit: no layer of the student's stem and head has the teacher's name and shape.")
+    return fitting
+
+
+def inherit(cast: Cast, names: list[str], report: Any) -> dict[str, float]:
+    """Copy the teacher's values of these names."""
+    ours, theirs = cast.student.state_dict(), cast.teacher.state_dict()
+    with torch.no_grad():
+        for name in names:
+            ours[name].copy_(theirs[name])
+    return {"copied_values": float(sum(ours[name].numel() for name in names))}

@@ -1,0 +1,19 @@
+"""Networks: a small zoo, adapters, and models that carry how they want their input."""
+
+from protege.models.count import count_macs, count_parameters
+from protege.models.fit import check_classes, output_classes
+from protege.models.inputs import InputSpec
+from protege.models.load import load_model
+from protege.models.model import Model
+from protege.models.zoo import ZOO
+
+__all__ = [
+    "ZOO",
+    "InputSpec",
+    "Model",
+    "check_classes",
+    "count_macs",
+    "count_parameters",
+    "load_model",
+    "output_classes",
+]

@@ -1,0 +1,183 @@
+"""Whether a model fits the data: it is tried on an example, as training will run it."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from protege.errors import UserError, told
+from protege.models.model import Model
+from protege.modes import eval_mode
+
+
+class TrainingSamples(Protocol):
+    """What is asked of a training set: the shape of its inputs, (channels, height, width) or (tokens,)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class DataLike(Protocol):
+    """What is asked of data: task, class names, image shape, and per-channel mean and std in 0..1."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def train(self) -> TrainingSamples: ...
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]: ...
+
+
+def check_classes(model: Model, data: DataLike) -> None:
+    """Raise `UserError` unless the model, run on a blank example of the data, gives one output a class, and
+    its class names (where both are named) are the data's in the same order. Data without classes fits any.
+
+    Finds out which memory layout the network can run in, and notes it as `model.layout`; tells a language model with a
+    number `context` how many of a text's tokens are only read. Weights, buffers and modes stay as they are; a network
+    with lazy layers is initialised.
+    """
+    _check_kind(model, data)
+    if data.task == "language" and type(getattr(model.network, "context", None)) is int:
+        context: Any = getattr(data.train, "context", 0)
+        model.network.context = context
+    found, expected = output_classes(model, data), len(data.classes)
+    if data.task == "language":
+        _check_words(model, data, found)
+    if not data.classes:  # images without labels
+        return
+    if found != expected:
+        raise UserError(
+            f"the model has {found} outputs but the data has {expected} classes; "
+            "use a model made for this data, or data with the model's classes."
+        )
+    wrong = _misplaced(model.classes, data.classes)
+    if wrong is not None:
+        raise UserError(
+            f"output {wrong} of the model is class {model.classes[wrong]!r} but class {wrong} of the data is "
+            f"{data.classes[wrong]!r}; name and order the data's classes as the model's."
+        )
+
+
+def _check_kind(model: Model, data: DataLike) -> None:
+    text = data.task == "language"
+    if text and model.input.kind != "tokens":
+        raise UserError("the model takes images but the data is text; use a language model, such as zoo:lstm.")
+    if not text and model.input.kind == "tokens":
+        raise UserError("the model takes text but the data has images; use an image model, or data text:PATH.")
+
+
+def _check_words(model: Model, data: DataLike, found: int) -> None:
+    """Word numbers mean nothing under another vocabulary."""
+    remedy = "open the text with the vocabulary of the model, text:PATH?vocabulary=FOLDER, or use a model made for it"
+    expected = len(data.classes)
+    if found != expected:
+        raise UserError(f"the model knows {found} words but the data's vocabulary has {expected}; {remedy}.")
+    named = model.classes if not all(map(str.isdecimal, model.classes)) else ()
+    wrong = next((n for n, (a, b) in enumerate(zip(named, data.classes, strict=False)) if a != b), None)
+    if wrong is not None:
+        raise UserError(
+            f"the model has another vocabulary than the data, as word {wrong} is {model.classes[wrong]!r} there and "
+            f"{data.classes[wrong]!r} here; {remedy}."
+        )
+
+
+def output_classes(model: Model, data: DataLike) -> int:
+    """The size of the class dimension of the model's logits on the data's images; sets `model.layout`."""
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    tokens = model.input.kind == "tokens"
+    shape = (2, *data.train.shape)
+    example = torch.zeros(shape, dtype=torch.int64 if tokens else torch.uint8, device=device)
+    try:
+        with eval_mode(model), torch.no_grad():
+            logits = model(example) if tokens else _in_its_layout(model, example)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_failure(model, shape, error)) from error
+    if not isinstance(logits, Tensor) or logits.dim() < 2:
+        kind = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else _with_article(type(logits).__name__)
+        raise UserError(f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits.")
+    _check_positions(data, logits.shape)
+    return logits.shape[-1 if tokens else 1]
+
+
+def _check_positions(data: DataLike, shape: Sequence[int]) -> None:
+    """Images have one row of logits, or in segmentation one for each of their pixels."""
+    given, size = list(shape), list(data.train.shape[1:])
+    if data.task == "classification" and len(given) != 2:
+        raise UserError(
+            f"the model gives outputs of shape {given} where one row of logits an image is expected; use a classifier, "
+            "or data segmentation:PATH for a network that labels pixels."
+        )
+    if data.task == "segmentation" and len(given) != 4:
+        raise UserError(
+            f"the model gives outputs of shape {given} where logits for each pixel, [batch, classes, height, width], "
+            "are expected; use a segmentation network, such as zoo:unet18."
+        )
+    if data.task == "segmentation" and given[2:] != size:
+        raise UserError(
+            f"the model labels {given[2]}×{given[3]} pixels but the data's masks have {size[0]}×{size[1]}; outputs as "
+            "large as the image are expected: enlarge the logits in the model's forward, or clear its input size."
+        )
+
+
+def _in_its_layout(model: Model, example: Tensor) -> Any:
+    """The outputs on the example, channels-last as in training, or contiguous where the network needs that."""
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        model(example)
+    if model.layout == "channels_last":
+        run = _channels_last(model)
+        try:
+            if run is not None:
+                return run(example.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))  # strides as data has them
+        except RuntimeError:  # such as a `view` of what is not contiguous
+            pass
+        model.layout = "contiguous"
+        try:
+            return model(example)
+        except Exception:
+            model.layout = "channels_last"
+            raise
+    return model(example)
+
+
+def _channels_last(model: Model) -> Callable[[Tensor], Any] | None:
+    """The model with channels-last weights, of a copy where it has such; None where it cannot be copied."""
+    dimensions = {parameter.dim() for parameter in model.parameters()}
+    if 4 not in dimensions or 5 in dimensions:  # there is nothing to convert, or torch refuses to
+        return model
+    try:
+        network = copy.deepcopy(model.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    except Exception:
+        return None
+    return lambda raw: model.run(network, raw)
+
+
+def _failure(model: Model, shape: Sequence[int], error: Exception) -> str:
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    others = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
+    if others:
+        return (
+            f"the model has {' and '.join(others)} weights and fails on float32 input ({told(error)}); "
+            "convert it with `.float()`."
+        )
+    return f"the model fails on an input of shape {list(shape)} ({told(error)}); use a model for such inputs."
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIOaeio' else 'a'} {name}"
+
+
+def _misplaced(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
+    """The first position where two lists of class names tell different classes: a name that both have stands
+    elsewhere, or no name is in both. None where either is empty or only numbers."""
+    if not ours or not theirs or any(all(map(str.isdecimal, names)) for names in (ours, theirs)):
+        return None
+    shared = set(ours) & set(theirs)
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((n for n, (a, b) in pairs if a != b and (not shared or a in shared or b in shared)), None)

@@ -1,0 +1,177 @@
+"""How a network wants its input: channels, size, normalisation. Part of the model, not of the data.
+
+Data yields raw pixels (uint8, or floats in 0..1); every network turns them into what it was trained on. A
+teacher and a student with different normalisation can so be fed from one batch.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from protege.errors import UserError
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow's "L" mode uses
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network's `forward` expects, and the way there from raw input.
+
+    `mean` and `std` are per channel, in 0..1 units and in the order of the channels the network sees (so blue
+    first where `order` is "bgr"); left empty they mean 0 and 1. `size` is (height, width), None where any
+    size will do. `kind` "tokens" hands its input over untouched. Raises `UserError` for values that cannot be
+    meant.
+    """
+
+    kind: str = "image"
+    channels: int = 3
+    size: tuple[int, int] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    order: str = "rgb"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("image", "tokens"):
+            raise UserError(f"input kind {self.kind!r} is not known; use 'image' or 'tokens'.")
+        if not _whole(self.channels):
+            raise UserError(f"input channels {self.channels!r} should be a whole number from 1, such as 3.")
+        if self.order not in ("rgb", "bgr"):
+            raise UserError(f"input order {self.order!r} is not known; use 'rgb' or 'bgr'.")
+        if self.order == "bgr" and self.channels != 3:
+            raise UserError(f"input order 'bgr' needs 3 channels, but channels is {self.channels}; use order 'rgb'.")
+        object.__setattr__(self, "size", self._checked_size())
+        object.__setattr__(self, "mean", self._checked_numbers("mean", 0.0))
+        object.__setattr__(self, "std", self._checked_numbers("std", 1.0))
+        if min(self.std) <= 0:
+            raise UserError(
+                f"input std {list(self.std)} holds a value that is not above 0; give each channel's spread."
+            )
+
+    def _checked_size(self) -> tuple[int, int] | None:
+        if self.size is None:
+            return None
+        size = tuple(self.size) if isinstance(self.size, tuple | list) else ()
+        if len(size) != 2 or not all(map(_whole, size)):
+            raise UserError(f"input size {self.size!r} should be [height, width] in pixels, or null for any size.")
+        return size[0], size[1]
+
+    def _checked_numbers(self, name: str, default: float) -> tuple[float, ...]:
+        values = getattr(self, name)
+        if not isinstance(values, tuple | list) or not all(
+            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
+        ):
+            raise UserError(f"input {name} {values!r} should be a list of finite numbers, one for each channel.")
+        if values and len(values) != self.channels:
+            raise UserError(f"input {name} has {len(values)} values for {self.channels} channels; give one for each.")
+        return tuple(float(v) for v in values) or (default,) * self.channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives the same spec back."""
+        values = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "InputSpec":
+        """The spec written by `to_dict`. Keys left out take defaults; unknown ones raise `UserError`."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"input description {values!r} should be a table with keys such as 'mean' and 'std'.")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise UserError(f"input key {key!r} is not known; use some of {', '.join(known)}.")
+        return cls(**values)
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Raw images [B, C, H, W] (uint8, or floats in 0..1) → float32 [B, channels, height, width].
+
+        Grey becomes colour by repetition, colour becomes grey by ITU-R 601; other differences in channels
+        raise `UserError`. Resizing is bilinear with antialiasing and happens only where `size` is given and
+        differs. Channels-last images stay channels-last. Differentiable for float input.
+        """
+        if self.kind == "tokens":
+            return raw
+        if raw.dim() != 4:
+            raise UserError(
+                f"images have shape {list(raw.shape)} where [batch, channels, height, width] is expected; "
+                "add the missing dimension."
+            )
+        if raw.shape[1] not in (1, self.channels) and (raw.shape[1], self.channels) != (3, 1):
+            raise UserError(
+                f"images have {raw.shape[1]} channels but the network takes {self.channels}; "
+                "convert the images or choose another network."
+            )
+        if raw.dtype != torch.uint8 and not raw.is_floating_point():
+            raise UserError(f"images are {raw.dtype}; give uint8, or floats from 0 to 1.")
+        # one channel is contiguous in both layouts; its stride tells which, to convolutions too
+        pixels_first = raw.is_contiguous(memory_format=torch.channels_last) and raw.stride(1) == 1
+        layout = torch.channels_last if pixels_first else torch.contiguous_format
+        unit = 1 / 255 if raw.dtype == torch.uint8 else 1.0
+        if self.size is not None and tuple(raw.shape[2:]) != self.size:
+            raw = _resized(raw, self.size)
+        images = raw.to(torch.float32)
+        if images.shape[1] == 3 and self.channels == 1:
+            red, green, blue = LUMA
+            images = images[:, 0:1] * red + images[:, 1:2] * green + images[:, 2:3] * blue
+        if self.order == "bgr" and images.shape[1] == 3:
+            images = images[:, [2, 1, 0]]
+        scale, shift = _scale_and_shift(self.mean, self.std, unit, images, layout)
+        return torch.addcmul(shift, images, scale).contiguous(memory_format=layout)
+
+
+def _resized(raw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with antialiasing; uint8 stays uint8 on every device, as in Pillow and torchvision."""
+    if raw.dtype == torch.uint8 and raw.device.type != "cpu":
+        return _resized(raw.float(), size).round().clamp(0, 255).to(torch.uint8)
+    if raw.dtype not in (torch.uint8, torch.float32):
+        raw = raw.float()
+    return F.interpolate(raw, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], unit: float, images: Tensor, layout: torch.memory_format
+) -> tuple[Tensor, Tensor]:
+    """What makes unit·x/std − mean/std one multiply-add, scale·x + shift, over images [B, C, H, W]."""
+    if torch.compiler.is_compiling():  # constants of the traced graph, never real tensors among traced ones
+        return _constants(mean, std, unit, images.device)
+    return _whole_image(mean, std, unit, images.device, images.shape[2], images.shape[3], layout)
+
+
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], unit: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`scale` and `shift`, each float32 [1, C, 1, 1]."""
+    scale = [unit / s for s in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    both = torch.tensor([scale, shift], dtype=torch.float32, device=device)
+    return both[0].view(1, -1, 1, 1), both[1].view(1, -1, 1, 1)
+
+
+@lru_cache(maxsize=64)
+def _whole_image(
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    unit: float,
+    device: torch.device,
+    height: int,
+    width: int,
+    layout: torch.memory_format,
+) -> tuple[Tensor, Tensor]:
+    """The same spread over [1, C, H, W]: broadcasting channels-last pixels is ten times slower."""
+    with torch.inference_mode(False):  # a constant born in inference mode could not take part in training later
+        scale, shift = (
+            constant.expand(1, -1, height, width).contiguous(memory_format=layout)
+            for constant in _constants(mean, std, unit, device)
+        )
+    return scale, shift

@@ -1,0 +1,248 @@
+"""`load_model`: one front door to every kind of network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from protege.errors import UserError
+from protege.models import sources, storage, transformers_adapter, zoo
+from protege.models.fit import DataLike
+from protege.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
+from protege.models.model import Model
+from protege.surgery import rebuild
+
+TOKENS = InputSpec(kind="tokens", channels=1)
+DARKEST_STD = 1 / 255  # a channel without any variation is divided by one grey level, not by zero
+
+
+def load_model(
+    spec: str | Path | nn.Module,
+    *,
+    data: DataLike | None = None,
+    num_classes: int | None = None,
+    network: nn.Module | None = None,
+) -> Model:
+    """The model that `spec` names.
+
+    - "zoo:NAME" or "zoo:NAME?key=value&…": a fresh network; "timm:NAME", with "?pretrained=true" for its
+      weights; "smp:unet?encoder_name=resnet18" of segmentation-models-pytorch; "transformers:FOLDER" for a causal
+      language model, "?pretrained=false" for fresh weights;
+    - "package.module:factory": the user's own, called with `num_classes` if it takes that;
+    - a folder with `config.json` and `model.safetensors` (or a run folder with such a `student/`), whose
+      model comes in eval mode; where its network was built in Python, `network` is the module to load the
+      weights into;
+    - an `nn.Module`, used as it is; a `Model`, returned as it is.
+
+    `data` gives a fresh network its class count, channels and normalisation; without it, `num_classes` is
+    needed. Fresh weights come from torch's global random numbers. Raises `UserError` for anything that cannot
+    be loaded.
+    """
+    if isinstance(spec, Model):
+        return spec
+    if isinstance(spec, nn.Module):
+        return _from_module(spec, data)
+    if not isinstance(spec, str | Path):
+        raise UserError(f"model {spec!r} is a {type(spec).__name__}; give a spec string, a folder or an nn.Module.")
+    if spec == "":
+        raise UserError("a model is named by an empty text; expected a spec such as zoo:resnet20, or a folder.")
+    if (
+        isinstance(spec, Path)
+        or network is not None
+        or Path(spec).exists()
+        or not sources.is_source(spec.split("?")[0])
+    ):
+        return _from_folder(Path(spec), network, bare=spec if isinstance(spec, str) else "")
+    name, arguments = sources.split_query(spec)
+    scheme, _, rest = name.partition(":")
+    if scheme == "zoo":
+        return _from_zoo(rest, arguments, data, num_classes)
+    if scheme == "timm":
+        return _from_timm(rest, arguments, data, num_classes)
+    if scheme == "smp":
+        return _from_smp(rest, arguments, data, num_classes)
+    if scheme == "transformers":
+        return _from_transformers(rest, arguments, data, num_classes)
+    return _from_factory(name, arguments, data, num_classes)
+
+
+def _from_zoo(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
+    known = zoo.arguments_of(name)
+    if data is not None and _has_tokens(data) != (name in zoo.LANGUAGE):
+        kinds = ("text", "images") if name in zoo.LANGUAGE else ("images", "text")
+        other = "zoo:resnet20" if name in zoo.LANGUAGE else "zoo:lstm"
+        raise UserError(f"zoo:{name} takes {kinds[0]} but the data is {kinds[1]}; choose another, such as {other}.")
+    arguments = {"num_classes": _class_count(f"zoo:{name}", arguments, data, num_classes), **arguments}
+    size = None
+    if data is not None and not _has_tokens(data):
+        channels, *size = data.train.shape
+        arguments.setdefault("channels", channels)
+        if "image_size" in known:
+            arguments.setdefault("image_size", max(size))
+    elif data is not None and "length" in known:
+        arguments.setdefault("length", data.train.shape[0])
+    network = zoo.build(name, arguments)
+    if name in zoo.FIXED_SIZE:
+        size = [arguments.get("image_size", 32)] * 2
+    spec = TOKENS if name in zoo.LANGUAGE else _input_for(arguments.get("channels", 3), data, size)
+    return _fresh(network, spec, f"zoo:{name}", arguments, data)
+
+
+def _from_timm(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
+    pretrained = bool(arguments.get("pretrained", False))
+    if not (pretrained and data is None and num_classes is None):  # a pretrained network may keep its own head
+        arguments = {"num_classes": _class_count(f"timm:{name}", arguments, data, num_classes), **arguments}
+    network = sources.build_timm(name, arguments)
+    arguments = {key: value for key, value in arguments.items() if key not in ("pretrained", "checkpoint_path")}
+    arguments.setdefault("num_classes", int(getattr(network, "num_classes", 0)))
+    spec = _input_from_timm(network, keep_size=pretrained, image_size=arguments.get("img_size"))
+    return _fresh(network, spec or _input_for(_channels_of(network, data), data), f"timm:{name}", arguments, data)
+
+
+def _from_smp(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
+    channels = arguments.get("in_channels", data.train.shape[0] if data is not None else 3)
+    count = _class_count(f"smp:{name}", arguments, data, num_classes)
+    arguments = {"num_classes": count, "in_channels": channels, **arguments}
+    network = sources.build_smp(name, arguments)
+    spec, weights = _input_for(channels, data), arguments.pop("encoder_weights", None)
+    if weights is not None:
+        mean, std = sources.smp_normalisation(name, arguments, weights)
+        spec = InputSpec(channels=channels, mean=_spread(mean, channels), std=_spread(std, channels))
+    model = _fresh(network, spec, f"smp:{name}", arguments, data)
+    model.task = "segmentation"
+    return model
+
+
+def _from_transformers(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
+    if data is not None and not _has_tokens(data):
+        raise UserError(f"transformers:{name} takes text but the data is images; choose another, such as zoo:resnet20.")
+    words = len(data.classes) if data is not None else num_classes
+    network, source, tokens = transformers_adapter.open_causal(name, arguments, words)
+    named = tokens or (data.classes if data is not None and len(data.classes) == network.num_classes else ())
+    return Model(network, TOKENS, source, named, "language")
+
+
+def _from_factory(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
+    factory = sources.find_factory(name)
+    if sources.accepts(factory, "num_classes"):
+        arguments = {"num_classes": _class_count(name, arguments, data, num_classes), **arguments}
+    network = sources.call_factory(name, factory, arguments)
+    if isinstance(network, Model):
+        if network.source["model"] is None:
+            network.source = {"model": name, "arguments": arguments}
+        return network
+    spec = _input_from_timm(network, keep_size=True) or _input_for(_channels_of(network, data), data)
+    return _fresh(network, spec, name, arguments, data)
+
+
+def _from_module(network: nn.Module, data: DataLike | None) -> Model:
+    spec = _input_from_timm(network, keep_size=True)
+    if spec is None and data is None:
+        raise UserError(
+            f"network {type(network).__name__} does not say how it wants its input; "
+            "give data=…, or wrap it as Model(network, InputSpec(mean=…, std=…))."
+        )
+    if spec is None:
+        spec = _input_for(_channels_of(network, data), data)
+    return Model(network, spec, None, data.classes if data else (), data.task if data else "classification")
+
+
+def _from_folder(path: Path, network: nn.Module | None, bare: str) -> Model:
+    if bare in zoo.ZOO and not path.exists():
+        raise UserError(f"there is no model folder {bare!r}; for a fresh network of that name write 'zoo:{bare}'.")
+    folder = storage.locate(path)
+    config = storage.read_config(folder)
+    name, arguments = config["model"], config["arguments"]
+    if network is None:
+        if name is None:
+            raise UserError(
+                f"the network in {str(folder)!r} was built in Python and cannot be built again by name; "
+                f"load it with load_model({str(folder)!r}, network=my_network)."
+            )
+        if not sources.is_source(name):
+            raise UserError(f"{str(folder / storage.CONFIG)!r} names the unknown model {name!r}; save the model again.")
+        network = sources.build_without_trace(name, arguments)
+    network = rebuild(network, config.get("structure", []))
+    storage.read_weights(folder, network, name or type(network).__name__)
+    source = {"model": name, "arguments": arguments}
+    classes = tuple(str(label) for label in config["classes"])
+    spec, changes = InputSpec.from_dict(config["input"]), (config.get("structure", []), config.get("kept", {}))
+    return Model(network, spec, source, classes, config["task"], *changes).eval()
+
+
+def _fresh(network: nn.Module, spec: InputSpec, name: str, arguments: dict[str, Any], data: DataLike | None) -> Model:
+    count = arguments.get("num_classes")
+    if data is not None and data.classes and count in (None, len(data.classes)):
+        classes: Sequence[str] = data.classes
+    else:
+        classes = [str(number) for number in range(count or 0)]
+    task = data.task if data is not None else "classification"
+    return Model(network, spec, {"model": name, "arguments": arguments}, tuple(classes), task)
+
+
+def _class_count(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> int:
+    for count in (arguments.get("num_classes"), num_classes, len(data.classes) or None if data is not None else None):
+        if count is not None:
+            return count
+    if data is not None:
+        raise UserError(
+            f"{name} is a fresh network and the data, which has no labels, does not say how many classes it has; write "
+            f"{name}?num_classes=…."
+        )
+    raise UserError(
+        f"{name} is a fresh network and nothing says how many classes it has; give data=… or num_classes=…."
+    )
+
+
+def _has_tokens(data: DataLike) -> bool:
+    return data.task == "language"
+
+
+def _input_for(channels: int, data: DataLike | None, size: Sequence[int] | None = None) -> InputSpec:
+    """The spec of a network without its own: the data's statistics, or ImageNet's where there is no data."""
+    if data is not None and _has_tokens(data):
+        return TOKENS
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    if data is not None:
+        mean, std = data.statistics()
+        if size is None:
+            size = data.train.shape[1:]
+    if data is not None and data.task != "classification":
+        size = None  # outputs per pixel must keep the size of the labels
+    mean, std = (_spread(values, channels) for values in (mean, std))
+    pixels = None if size is None else (size[0], size[1])
+    return InputSpec(channels=channels, size=pixels, mean=mean, std=tuple(max(s, DARKEST_STD) for s in std))
+
+
+def _spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Statistics of the data for a network with other channels: repeated from grey, weighted to grey."""
+    if len(values) == channels:
+        return tuple(values)
+    if len(values) == 3 and channels == 1:
+        return (sum(weight * value for weight, value in zip(LUMA, values, strict=True)),)
+    return (sum(values) / len(values),) * channels
+
+
+def _channels_of(network: nn.Module, data: DataLike | None) -> int:
+    """What the first convolution takes, else what the data has, else 3."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return data.train.shape[0] if data is not None and not _has_tokens(data) else 3
+
+
+def _input_from_timm(network: nn.Module, keep_size: bool, image_size: int | None = None) -> InputSpec | None:
+    """The spec in a timm network's `pretrained_cfg`, with its size where that is fixed or to be kept."""
+    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
+    if not isinstance(config, dict) or not {"mean", "std", "input_size"} <= config.keys():
+        return None
+    channels = int(_channels_of(network, None))
+    size: tuple[int, int] | None = (int(config["input_size"][1]), int(config["input_size"][2]))
+    if image_size is not None:
+        size = (image_size, image_size)
+    elif not (keep_size or config.get("fixed_input_size")):
+        size = None
+    mean, std = (_spread(config[key], channels) for key in ("mean", "std"))
+    return InputSpec(channels=channels, size=size, mean=mean, std=std)

@@ -1,0 +1,249 @@
+"""Where networks come from: the zoo, other libraries, and the user's own Python, each named by one string.
+
+A source is `zoo:NAME`, `timm:NAME`, `smp:NAME`, `transformers:NAME` or `package.module:factory`; with its
+arguments it is all that `config.json` needs to build the network again. Arguments may follow a spec as in
+`zoo:resnet18?stem=imagenet`.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from protege.errors import UserError, nearest, told
+from protege.models import transformers_adapter, zoo
+
+SCHEMES = ("zoo", "timm", "smp", "transformers")
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def split_query(spec: str) -> tuple[str, dict[str, Any]]:
+    """`name?key=value&…` → name and arguments; values read as numbers, true, false, none or else text."""
+    name, _, query = spec.partition("?")
+    arguments: dict[str, Any] = {}
+    for item in filter(None, query.split("&")):
+        key, equals, value = item.partition("=")
+        if not key or not equals:
+            raise UserError(f"argument {item!r} of model {spec!r} is not of the form key=value; correct it.")
+        arguments[key] = _value(value)
+    return name, arguments
+
+
+def _value(text: str) -> Any:
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def is_source(name: str) -> bool:
+    """Whether the text has the form of a source rather than of a folder."""
+    return name.partition(":")[0] in SCHEMES or _FACTORY.fullmatch(name) is not None
+
+
+def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network that source `name` makes of `arguments`. `UserError` for whatever is wrong with either."""
+    scheme, _, rest = name.partition(":")
+    if scheme == "zoo":
+        return zoo.build(rest, arguments)
+    if scheme == "timm":
+        return build_timm(rest, arguments)
+    if scheme == "smp":
+        return build_smp(rest, arguments)
+    if scheme == "transformers":
+        return transformers_adapter.build(rest, arguments)
+    factory = find_factory(name)
+    if not _is_trusted(factory):
+        raise UserError(
+            f"the folder names {name!r} to build its network with, which is neither a network class nor a function of "
+            "your own code; load it with load_model(folder, network=my_network)."
+        )
+    network = call_factory(name, factory, arguments)
+    return getattr(network, "network", network) if hasattr(network, "input") else network  # one that gave a Model
+
+
+def build_without_trace(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """`build` for a network whose weights will be replaced: the caller's random numbers stay untouched."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        return build(name, arguments)
+
+
+def find_factory(name: str) -> Callable[..., Any]:
+    """The callable at `package.module:attribute`, looked for in the working directory too."""
+    module_name, _, attribute = name.partition(":")
+    with _working_directory_first():
+        try:
+            found: Any = importlib.import_module(module_name)
+        except Exception as error:
+            raise UserError(_not_importable(name, module_name, error)) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            hint = nearest(part, known, "name a function or class defined there")
+            raise UserError(f"module {module_name!r} has no {part!r}, named by model {name!r}; {hint}.")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(
+            f"model {name!r} names a {type(found).__name__}; name a function or class that makes a network."
+        )
+    return found
+
+
+def _not_importable(name: str, module_name: str, error: Exception) -> str:
+    missing = isinstance(error, ModuleNotFoundError) and (
+        error.name is not None and (module_name + ".").startswith(error.name + ".")
+    )
+    if not missing:
+        return f"module {module_name!r} of model {name!r} fails on import with {_told(error)}; correct it."
+    top, dot, _ = module_name.partition(".")
+    where = f"the folder {top!r}" if dot else f"{module_name}.py"
+    remedy = f"run it where {where} is, or put its folder on PYTHONPATH, or use zoo:NAME or timm:NAME"
+    scheme = get_close_matches(f"{module_name}:", [f"{scheme}:" for scheme in SCHEMES], n=1, cutoff=0.75)
+    hint = f"did you mean {scheme[0]!r}? else {remedy}" if scheme else remedy
+    return f"model {name!r} names neither a known scheme nor a module that can be imported from here; {hint}."
+
+
+def _is_trusted(factory: Callable[..., Any]) -> bool:
+    """Whether a folder's config may have this called: a file must not get to call just any installed function."""
+    if inspect.isclass(factory):
+        return issubclass(factory, nn.Module)
+    if not inspect.isfunction(factory):
+        return False
+    file = Path(inspect.getfile(factory)).resolve()
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    installed = {Path(sysconfig.get_path(kind)).resolve() for kind in kinds}
+    return not any(file.is_relative_to(folder) for folder in installed)
+
+
+def call_factory(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
+    """What the user's factory returns, which must be an `nn.Module`."""
+    try:
+        network = factory(**arguments)
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(f"calling {name}({given}) fails with {_told(error)}; correct the call or factory.") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"calling {name} gives a {type(network).__name__}, not an nn.Module; return the network itself."
+        )
+    return network
+
+
+def accepts(factory: Callable[..., Any], argument: str) -> bool:
+    """Whether a callable takes the named argument (a `**kwargs` is no promise that it is understood)."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return argument in parameters and parameters[argument].kind in kinds
+
+
+def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """`timm.create_model`, with its failures in one sentence each."""
+    path = arguments.get("checkpoint_path")
+    if path and not str(path).endswith(".safetensors"):
+        raise UserError(
+            f"timm:{name} got checkpoint_path={path!r}, which some versions of timm unpickle; expected a .safetensors "
+            "file: convert it, or load it with weights_only in a function of your own."
+        )
+    timm = _import_extra("timm", "timm")
+    if not timm.is_model(name):
+        hint = nearest(name, timm.list_models(), "timm.list_models() names them all")
+        raise UserError(f"timm has no model {name!r}; {hint}.")
+    try:
+        return timm.create_model(name, **arguments)
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(f"timm:{name} cannot be built with {given}: {_told(error)}; correct the arguments.") from error
+
+
+def build_smp(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A network of segmentation-models-pytorch; with fresh weights unless `encoder_weights` names others."""
+    library = _import_extra("smp", "segmentation_models_pytorch")
+    known = library.MODEL_ARCHITECTURES_MAPPING
+    if name.lower() not in known:
+        raise UserError(f"segmentation-models-pytorch has no model {name!r}; {nearest(name.lower(), known)}.")
+    own = {"encoder_weights": None, **arguments}
+    options = set(inspect.signature(known[name.lower()]).parameters) - {"kwargs", "classes"} | {"num_classes"}
+    for key in own:
+        if key not in options:  # the library takes any, and does nothing with it
+            raise UserError(f"smp:{name} has no argument {key!r}; {nearest(key, options)}.")
+    try:
+        return library.create_model(name, classes=own.pop("num_classes"), **own)
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(f"smp:{name} cannot be built with {given}: {_told(error)}; correct the arguments.") from error
+
+
+def smp_normalisation(
+    name: str, arguments: Mapping[str, Any], weights: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the images, in [0, 1], that the weights of a network's encoder were trained on."""
+    library = _import_extra("smp", "segmentation_models_pytorch")
+    default = inspect.signature(library.MODEL_ARCHITECTURES_MAPPING[name.lower()]).parameters["encoder_name"].default
+    encoder = arguments.get("encoder_name", default)
+    try:
+        found = library.encoders.get_preprocessing_params(encoder, weights)
+    except Exception as error:
+        raise UserError(
+            f"how {weights!r} weights of {encoder!r} want their input cannot be read ({_told(error)}); check the "
+            "connection, or wrap the network as Model(network, InputSpec(mean=…, std=…))."
+        ) from error
+    return tuple(found["mean"]), tuple(found["std"])
+
+
+def _import_extra(scheme: str, package: str) -> Any:
+    """A package of models; `UserError` where it is not installed or torchvision beneath it is broken."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        named = package.replace("_", "-")
+        if error.name == package:
+            remedy = f"install it with `pip install protege[{scheme}]`"
+            raise UserError(
+                f"models '{scheme}:…' need the package {named}, which is not installed; {remedy}."
+            ) from error
+        raise UserError(f"{named} needs the package {error.name!r}, which is missing; install it.") from error
+    except Exception as error:
+        remedy = "reinstall torchvision from the same index as torch, so that both are CPU or both CUDA builds"
+        raise UserError(
+            f"{package} cannot be imported ({_told(error)}), mostly a torchvision unfit for torch; {remedy}."
+        ) from error
+
+
+def _told(error: Exception) -> str:
+    name, text = type(error).__name__, told(error)
+    return name if text == name else f"{name}: {text}"
+
+
+@contextmanager
+def _working_directory_first() -> Iterator[None]:
+    """The user's modules first while importing, afterwards last: they hide no installed package for long."""
+    here = os.getcwd()
+    known = here in sys.path or "" in sys.path
+    if not known:
+        sys.path.insert(0, here)
+        importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if not known:
+            sys.path.remove(here)
+            sys.path.append(here)

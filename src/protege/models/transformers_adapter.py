@@ -1,0 +1,107 @@
+"""Causal language models of Hugging Face's transformers, as teachers and students: `transformers:FOLDER` or a name.
+
+A model whose folder holds a tokenizer carries its tokens as class names, so that text cut up by another tokenizer is
+refused. What is saved afterwards holds the whole configuration and needs the folder no more.
+"""
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from protege.errors import UserError, told
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")
+
+
+class CausalLM(nn.Module):
+    """Tokens [B, context + L] → logits [B, L, num_classes] of the wrapped `model`.
+
+    `context`: how many of the first tokens are only read, see `protege.models.language`. Logits beyond
+    `num_classes` are padding of the vocabulary and left out.
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.model, self.num_classes, self.context = model, num_classes, 0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        if most is not None and tokens.shape[1] > most:
+            raise ValueError(f"{tokens.shape[1]} tokens are more than its {most} positions")
+        keep = tokens.shape[1] - self.context
+        logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
+        return logits[:, -keep:, : self.num_classes]  # some families give all
+
+
+def open_causal(
+    name: str, arguments: Mapping[str, Any], words: int | None = None
+) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
+    """The network, the source that builds it again, and its tokens (() where no tokenizer lies beside it).
+
+    `arguments`: `pretrained`, true by default, loads the weights (safetensors only); with false they are fresh, any
+    other key changes the configuration and `words` is the size of the vocabulary. Raises UserError.
+    """
+    library = _library()
+    changes = {key: value for key, value in arguments.items() if key != "pretrained"}
+    pretrained = bool(arguments.get("pretrained", True))
+    if changes and pretrained:
+        key = min(changes)
+        raise UserError(
+            f"transformers:{name} got {key}={changes[key]!r}, which needs fresh weights; add pretrained=false."
+        )
+    known: dict[str, Any] = {"local_files_only": True} if Path(name).is_dir() else {}
+    try:
+        config = library.AutoConfig.from_pretrained(name, **known)
+        for key, value in changes.items():
+            if not hasattr(config, key):
+                raise UserError(f"transformers:{name} has no setting {key!r} in its configuration; correct it.")
+            setattr(config, key, value)
+        if not pretrained and words is not None:
+            config.vocab_size = words
+        if pretrained:
+            model = library.AutoModelForCausalLM.from_pretrained(
+                name, config=config, dtype=torch.float32, use_safetensors=True, **known
+            )
+        else:
+            model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        tokens: tuple[str, ...] = ()
+        known_words = pretrained or words is None  # fresh weights know none, and take the data's
+        if known_words and (not Path(name).is_dir() or any((Path(name) / file).exists() for file in _TOKENIZERS)):
+            tokenizer = library.AutoTokenizer.from_pretrained(name, **known)
+            tokens = tuple(map(str, tokenizer.convert_ids_to_tokens(range(len(tokenizer)))))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"transformers:{name} cannot be opened ({told(error)}); give a folder with config.json and "
+            "model.safetensors of a causal language model."
+        ) from error
+    count = len(tokens) or config.vocab_size
+    source = {"config": json.loads(config.to_json_string()), "num_classes": count}
+    return CausalLM(model, count), {"model": f"transformers:{config.model_type}", "arguments": source}, tokens
+
+
+def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network of a source that `open_causal` gave, with fresh weights."""
+    library = _library()
+    try:
+        config = library.AutoConfig.for_model(**arguments["config"])
+        model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return CausalLM(model, int(arguments["num_classes"]))
+    except Exception as error:
+        raise UserError(
+            f"transformers:{name} cannot be built from its configuration ({told(error)}); save it again."
+        ) from error
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except Exception as error:
+        remedy = "install it with `pip install protege[transformers]`"
+        raise UserError(f"models 'transformers:…' need the package transformers ({error}); {remedy}.") from error

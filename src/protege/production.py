@@ -1,0 +1,371 @@
+"""One run from its settings to its folder: load and check everything, run the method's plan, write what it left."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
+
+from .audition import Memo, refuse_chance_level, refuse_no_logits, warn_if_constant
+from .data import Augment, Data, choose, default_workers, hold_out, load_data
+from .errors import UserError
+from .methods import METHODS, Cast, Transfer
+from .methods.teaching import TargetSettings, resolved
+from .models import Model, check_classes, load_model, output_classes
+from .pictures import segmentation_pictures
+from .recipe import Recipe, size_in_bytes, suited, write_toml
+from .record import cast_of, for_tracker, result_of, sizes
+from .report import write_run_report
+from .runfolder import clear, write_json
+from .tasks import TASKS
+from .teacher.signals import weights_digest
+from .train.agreement import agreement, judges_of
+from .train.plan import Plan
+from .train.precision import on_cpu, place, resolve_precision
+from .train.progress import Display
+from .train.runner import Runner
+from .train.state import Corpus, Memory
+
+DEFAULT_VIEWS = 8  # studies/views.toml
+MONITORED = 2000  # test samples behind the curve of a run that holds nothing out
+
+
+class Production:
+    """One run: load everything and check everything when it is made; train and write in `run`.
+
+    ``objects`` holds what the caller gave in Python instead of a spec: networks and data by recipe key.
+    """
+
+    def __init__(self, settings: Recipe, objects: Mapping[str, Any], out: Path) -> None:
+        self.settings, self.out = settings, out
+        self.accelerator = self._accelerator()
+        self.device = self.accelerator.device
+        self.precision = resolve_precision(settings.precision, self.device)
+        s = settings
+        for key in ("teacher", "student", "data"):
+            if str(getattr(s, key)).startswith("python:") and key not in objects:
+                raise UserError(
+                    f"the {key} of this run was given in Python ({getattr(s, key)}), which a recipe cannot hold; "
+                    f"expected it again: pass {key}= to the function."
+                )
+        with self.accelerator.main_process_first():  # the first may have to extract what the others then read
+            data = load_data(
+                objects.get("data", s.data), image_size=s.image_size, memory_limit=size_in_bytes(s.memory_limit)
+            )
+        if not data.labelled:
+            data = self._without_labels(data, objects)
+        val, test = (samples and samples.to(self.device) for samples in (data.val, data.test))
+        data = replace(data, train=data.train.to(self.device), val=val, test=test)
+        self.data, self.task = data, TASKS[data.task]
+        s = self.settings = suited(s, self.task.defaults)
+        self._remember: list[Callable[[], None]] = []  # what to write once everything has been checked
+        torch.manual_seed(s.seed)
+        self.student = self._load("student", objects)
+        self.teacher = self._load("teacher", objects) if s.teacher is not None else None
+        if self.teacher is not None:
+            _refuse_shared(self.student, self.teacher)
+        for network in filter(None, (self.student, self.teacher)):
+            place(network, self.device)
+        corpus = self._corpus()
+        method = METHODS[s.method]
+        own = method.settings.model_validate({k: getattr(s, k) for k in method.settings.model_fields})
+        c = corpus
+        transfer = Transfer(c.train, c.positions, c.augment, c.views, self.device, c.workers)
+        self.cast = Cast(self.student, self.teacher, self.task, own, transfer)
+        self.outline = method.preview(self.cast) if method.preview else []
+        phases = list(method.plan(self.cast))
+        unknown = set(s.phases) - {phase.name for phase in phases}
+        if unknown:
+            names = ", ".join(phase.name for phase in phases)
+            raise UserError(f"the phase {min(unknown)!r} does not exist; expected one of {names}.")
+        self.display = Display(self.accelerator.is_main_process)
+        self.runner = Runner(
+            self.student,
+            self.task,
+            Plan(phases, self.settings, s.phases, corpus),
+            Memory(size_in_bytes(s.cache_budget), Path(s.cache) if s.cache else None),
+            out,
+            accelerator=self.accelerator,
+            precision=self.precision,
+            seed=s.seed,
+            checkpoint_seconds=s.checkpoint_seconds,
+            display=self.display,
+        )
+
+    def _without_labels(self, data: Data, objects: Mapping[str, Any]) -> Data:
+        """The data for a method that does without labels; where nothing names its classes, the teacher does."""
+        s = self.settings
+        if METHODS[s.method].labels == "needed":
+            able = " or ".join(name for name, method in METHODS.items() if method.labels != "needed")
+            raise UserError(
+                f"method {s.method!r} needs labels, which the data {s.data!r} does not have; expected a folder for "
+                f"each class: sort the images so, or use --method {able}."
+            )
+        if data.val is None and self._judged():
+            raise UserError(
+                f"select = best and patience need labels, which the data {s.data!r} does not have; expected select = "
+                "last: leave them out, or give labelled images in val/."
+            )
+        if data.val is None and s.validation:
+            raise UserError(
+                f"validation = {s.validation:g} needs labels, which the data {s.data!r} does not have; expected 0: "
+                "leave it out, or give labelled images in val/."
+            )
+        if data.classes or s.teacher is None:
+            return data
+        teacher = load_model(objects.get("teacher", s.teacher), data=data)
+        return replace(data, classes=teacher.classes or tuple(map(str, range(output_classes(teacher, data)))))
+
+    def _load(self, role: str, objects: Mapping[str, Any]) -> Model:
+        spec = getattr(self.settings, role)
+        network = load_model(objects.get(role, spec), data=self.data)
+        try:
+            check_classes(network, self.data)
+        except UserError as error:
+            raise UserError(str(error).replace("the model ", f"the {role} {spec!r} ", 1)) from None
+        return network
+
+    def _accelerator(self) -> Accelerator:
+        """Processes, devices and trackers; Accelerate itself passes over a tracker that is not installed."""
+        named = self.settings.log_with
+        installed = [str(getattr(t, "value", t)) for t in get_available_trackers()]
+        if named and named not in [*installed, "all"]:
+            raise UserError(
+                f"log_with = {named!r} is no tracker that is installed here; expected one that Accelerate knows, such "
+                f"as tensorboard (installed: {', '.join(installed) or 'none'}): install it or leave it out."
+            )
+        folders = ProjectConfiguration(project_dir=str(self.out), logging_dir=str(self.out / "logs"))
+        # told so, as Accelerate otherwise takes torchrun's processes for one each
+        return Accelerator(cpu=on_cpu(), mixed_precision="no", log_with=named, project_config=folders)
+
+    def _corpus(self) -> Corpus:
+        s, data = self.settings, self.data
+        reading = METHODS[s.method].labels
+        labels = None if reading == "unread" else data.train.labels
+        positions = choose(
+            labels,
+            fraction=s.fraction,
+            samples=s.samples,
+            seed=s.seed,
+            count=len(data.train),
+            each=reading == "needed",
+        )
+        share = s.validation
+        if share is None:
+            share = 0.1 if self._judged() and data.val is None else 0.0
+        held, self._share = None, share
+        if share:
+            count = len(positions)
+            positions, kept_out = hold_out(positions, labels, share, s.seed)
+            if len(kept_out):
+                held = (data.train, kept_out)
+            elif s.validation is None and METHODS[s.method].defaults.get("select"):  # nobody asked for it
+                logging.getLogger("protege").info(
+                    "%d samples leave none to hold out: each phase keeps its last state rather than its best.", count
+                )
+                self.settings, self._share = s.model_copy(update={"select": "last", "patience": 0}), 0.0
+            else:
+                raise UserError(
+                    f"validation = {share:g} holds out none of {count} samples, as each class keeps one to learn from; "
+                    "expected at least one: give more samples, or leave out --validation, --select and --patience."
+                )
+        elif data.val is not None:
+            held = (data.val, torch.arange(len(data.val)))
+        monitor = None
+        if data.test is not None:
+            count = len(data.test)
+            some = choose(data.test.labels, samples=min(count, max(MONITORED, len(data.classes))), seed=0, count=count)
+            monitor = (data.test, some)
+        views = s.views or (DEFAULT_VIEWS if s.teacher is not None else "all")
+        augment = data.augment if s.augment is None else Augment.parse(s.augment)
+        if augment.changes and data.task == "language":
+            raise UserError(f"augment = {s.augment!r} does not suit text; expected none: leave it out.")
+        every = views == "all"
+        augment = Augment(augment.shift, augment.flip, augment.crop, seed=augment.seed or (s.seed if every else 0))
+        if not augment.changes:  # every view is the same
+            views, every = 1, False
+        return Corpus(
+            data.train,
+            positions,
+            held,
+            monitor,
+            augment,
+            views=0 if every else int(views),
+            classes=len(data.classes),
+            workers=default_workers() if s.workers is None else s.workers,
+        )
+
+    def _judged(self) -> bool:
+        """Whether a phase keeps its best state or stops early, and so must not be judged on the test set."""
+        each = [self.settings.model_dump(include={"select", "patience"}), *self.settings.phases.values()]
+        return any(one.get("select") == "best" or one.get("patience") for one in each)
+
+    def run(self, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+        """Train, and write the run folder; returns what ``result.json`` holds."""
+        with self.display:
+            s = self.settings
+            for who, network, spec in (("teacher", self.teacher, s.teacher), ("student", self.student, s.student)):
+                if network is not None:
+                    refuse_no_logits(network, f"{who} {spec!r}", self.runner)
+            teacher = self._audition()
+            lasting = Path(s.student).exists()  # a fresh network is another one in every run
+            before = self._figures(self.student, "student before", lasting)["metrics"]
+            if not all(map(math.isfinite, before.values())):
+                raise UserError(
+                    f"the student {s.student!r} gives values that are not finite; expected finite outputs: check its "
+                    "weights."
+                )
+            self.runner.check()
+            self._open_folder(overwrite)
+            if teacher and teacher["metrics"]:
+                figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
+                self.display.say(f"teacher: {figures}", always=True)
+            student = {"spec": s.student, **sizes(self.student, self.data, self.device), "before": before}
+            cast = cast_of(s, self.data, self.runner, teacher, student, self.outline)
+            state = self.runner.run(resume, cast, self._origin())
+            after = self._test(self.student, "student after")
+            if held := self._held_out():
+                after[1]["held_out"] = held
+        self._check_finite(after[0])
+        result = result_of(cast, self.runner, state, *after)
+        if self.accelerator.is_main_process:
+            self.student.save(self.out / "student", overwrite=True)
+            write_json(self.out / "result.json", result)
+            self._draw()
+            write_run_report(self.out)
+        if self.settings.log_with:
+            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        name = self.task.metric if self.task.metric in after[0] else "agreement"
+        found = f"{name} {before[name]:.4f} → {after[0][name]:.4f}; " if name in after[0] else ""
+        if on := after[1].get("measured_on"):
+            which = "that did not teach" if on["unseen"] else "that it learned from"
+            found = f"{found.rstrip('; ')} with the teacher, on {on['samples']:,} images {which}; "
+        self.display.say(f"{found}the student is in {self.out / 'student'}", always=True)
+        self.student.eval()
+        return result
+
+    def preview(self) -> dict[str, Any]:
+        """What `run` would do: the phases with their settings, and the method's own plan for these networks."""
+        plan, own = self.runner.plan, self.cast.settings
+        plan.check(self.accelerator.num_processes)
+        idle = own.idle(self.teacher is not None)
+        settings = own.model_dump(exclude=set(idle))
+        if isinstance(own, TargetSettings) and "target" not in idle:
+            settings |= resolved(own, self.task.temperature)
+        return {
+            "method": self.settings.method,
+            "settings": {key: value for key, value in settings.items() if value is not None},
+            "samples": len(plan.corpus.positions),
+            "phases": plan.describe(),
+            "plan": self.outline,
+        }
+
+    def _draw(self) -> None:
+        """Pictures for the report, where the task has something to look at."""
+        if self.task.name == "segmentation" and self.data.test is not None:
+            at = {"device": self.device, "autocast": self.runner.autocast}
+            segmentation_pictures(self.student, self.teacher, self.data.test, self.data.classes, self.out, **at)
+
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        """Refuse to hand out a student that the last updates spoiled: the loss is measured before each of them."""
+        values = [v for v in self.student.state_dict().values() if v.is_floating_point()]
+        if not all(bool(v.isfinite().all()) for v in values) or not all(map(math.isfinite, metrics.values())):
+            raise UserError(
+                "the student's weights or outputs are not finite after training; expected finite numbers: lower --lr "
+                "or set --clip 1, and start again with --overwrite."
+            )
+
+    def _open_folder(self, overwrite: bool) -> None:
+        """The first thing written, after everything that can be wrong with the input has been checked."""
+        if self.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                clear(self.out)
+            write_toml(self.out / "recipe.toml", {**self.runner.plan.resolved(), "validation": self._share})
+            for write in self._remember:
+                write()
+        self.accelerator.wait_for_everyone()
+        if self.settings.log_with:
+            self.accelerator.init_trackers("protege", config=for_tracker(self.settings))
+
+    def _audition(self) -> dict[str, Any] | None:
+        """The teacher's size and test metrics, once it has shown that it knows the transfer set at all."""
+        if self.teacher is None:
+            return None
+        listen = partial(refuse_chance_level, self.teacher, str(self.settings.teacher), self.runner)
+        method, corpus = METHODS[self.settings.method], self.runner.corpus
+        if self.data.labelled and method.labels != "unread" and self.settings.method != "none":
+            listen(self.data.train, corpus.positions)
+        elif corpus.monitor is not None:  # it teaches nothing, or labels are missing or may be anything
+            try:
+                listen(*corpus.monitor, "test set")
+            except UserError as error:
+                logging.getLogger("protege").warning("%s", error)
+        elif not self.data.labelled:
+            warn_if_constant(self.teacher, str(self.settings.teacher), self.runner)
+        size = sizes(self.teacher, self.data, self.device)
+        return {"spec": self.settings.teacher, **size, **self._figures(self.teacher, "teacher")}
+
+    def _origin(self) -> dict[str, str]:
+        """Digests of what a resumed run must find as it was: number and labels of samples (the samples where labels are
+        not listed), the teacher's weights."""
+        sets = [samples for samples in (self.data.train, self.data.val, self.data.test) if samples is not None]
+        data = hashlib.blake2b(repr([len(samples) for samples in sets]).encode(), digest_size=16)
+        for samples in sets:
+            labels = samples.labels
+            data.update(samples.fingerprint().encode() if labels is None else labels.cpu().numpy().tobytes())
+        found = {"data set": data.hexdigest()}
+        return found if self.teacher is None else found | {"teacher": weights_digest(self.teacher)}
+
+    def _figures(self, network: Model, title: str, remember: bool = True) -> dict[str, Any]:
+        """Test metrics of a network before the run, read where an earlier run has measured and remembered them."""
+        if self.data.test is None:
+            metrics, details = self._test(network, title)
+            return {"metrics": metrics, **details}
+        memo = Memo(network, self.data.test, self.runner)
+        known = memo.read() if self.runner.world == 1 else None
+        if known is None:
+            metrics, details = self._test(network, title)
+            known = {"metrics": metrics, **details}
+            if remember:
+                self._remember.append(partial(memo.write, known))
+        return known
+
+    def _test(self, network: Model, title: str) -> Any:
+        """Test metrics and details; without labels, how often a student agrees with its teacher."""
+        if self.data.test is not None:
+            return self.runner.evaluate(network, self.data.test, title=title)
+        if self.data.labelled or self.teacher is None or network is self.teacher:
+            return {}, {}
+        corpus = self.runner.corpus
+        judges, unseen = judges_of(corpus.positions, len(corpus.train))
+        how = {"device": self.device, "autocast": self.runner.autocast, "workers": corpus.workers}
+        progress = self.display.reporter(title)
+        share = agreement(network, self.teacher, corpus.train, judges, **how, progress=progress)
+        return {"agreement": share}, {"measured_on": {"samples": len(judges), "unseen": unseen}}
+
+    def _held_out(self) -> dict[str, float]:
+        """Metrics of the student on the samples held out of training, by which settings are to be chosen."""
+        held = self.runner.corpus.held
+        return {} if held is None else self.runner.evaluate(self.student, *held, title="held-out samples")[0]
+
+
+def _refuse_shared(student: Model, teacher: Model) -> None:
+    """Raise where teaching the student would change the teacher."""
+    owned = {tensor.data_ptr() for tensor in teacher.state_dict().values() if tensor.numel()}
+    if any(tensor.data_ptr() in owned for tensor in student.state_dict().values() if tensor.numel()):
+        raise UserError(
+            "the student shares weights with the teacher, which would change while it teaches; expected two networks: "
+            "give the student a copy.deepcopy."
+        )

@@ -1,0 +1,139 @@
+"""Reading a run folder as it lies on disk: finished, still running, or cut off in the middle of a line."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from protege.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says.
+
+    ``result`` is result.json; of an unfinished run, what ``start`` events of metrics.jsonl already tell of
+    it (the same keys), else empty. ``epochs`` holds the last record of each (phase, epoch), ``fills`` of each
+    (source, view), ``solves`` of each solved phase, ``blocks`` of each (phase, name, sweep) that was solved in it; all
+    in the order in which they were first written.
+    """
+
+    folder: Path
+    result: dict[str, Any]
+    finished: bool
+    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    fills: list[dict[str, Any]] = field(default_factory=list)
+    solves: list[dict[str, Any]] = field(default_factory=list)
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    planned: list[dict[str, Any]] = field(default_factory=list)  # the phases as they were laid out
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A table of the result (``"teacher"``, ``"student"``, ``"data"``, …); empty when absent or null."""
+        value = self.result.get(name)
+        return value if isinstance(value, dict) else {}
+
+    def setting(self, name: str) -> str:
+        """A name from the result, else the recipe (a string, or a table's ``spec`` or ``name``), else ``""``."""
+        for source in (self.result, self.recipe):
+            value = source.get(name)
+            if isinstance(value, dict):
+                value = value.get("spec") or value.get("name")
+            if value is not None and not isinstance(value, list):
+                return str(value)
+        return ""
+
+
+def phases(run: Run) -> list[dict[str, Any]]:
+    """The phases of a run as its result tells them, or its start: ``name``, ``kind``, ``epochs``, ``seconds``, …"""
+    value = run.result.get("phases")
+    return [phase for phase in value if isinstance(phase, dict)] if isinstance(value, list) else []
+
+
+def numbers(values: Any) -> dict[str, float]:
+    """The finite numbers of a mapping, as floats; everything else is left out."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {str(key): float(value) for key, value in values.items() if is_number(value)}
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number, truth values excepted."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): run again, or restore the file") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object: restore the file")
+    return value
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a metrics.jsonl, without lines a kill left half written; none without a file."""
+    events = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                events.append(event)
+    return events
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder. Raises UserError when it holds none of a run's files, or a damaged result.json."""
+    result_file, recipe_file = folder / "result.json", folder / "recipe.toml"
+    if not any(path.is_file() for path in (result_file, recipe_file, folder / "metrics.jsonl")):
+        raise UserError(
+            f"{folder} holds no run (none of recipe.toml, metrics.jsonl, result.json): "
+            "name the folder that was given to --out"
+        )
+    recipe_text = recipe_file.read_text(encoding="utf-8", errors="replace") if recipe_file.is_file() else ""
+    try:
+        recipe = tomllib.loads(recipe_text)
+    except tomllib.TOMLDecodeError:
+        recipe = {}  # it is still shown as text
+
+    known: dict[str, Any] = {}
+    epochs: dict[Any, dict[str, Any]] = {}
+    fills: dict[Any, dict[str, Any]] = {}
+    solves: dict[Any, dict[str, Any]] = {}
+    blocks: dict[Any, dict[str, Any]] = {}
+    for event in read_events(folder / "metrics.jsonl"):
+        kind, phase = event.get("event"), str(event.get("phase", ""))
+        if kind == "start":
+            known.update(event)
+        elif kind == "epoch" and is_number(event.get("epoch")):
+            epochs[phase, event["epoch"]] = {**event, "phase": phase}
+        elif kind == "fill":
+            fills[str(event.get("source")), str(event.get("view"))] = event
+        elif kind == "solve":
+            solves[phase] = {**event, "phase": phase}
+        elif kind == "block":
+            blocks[phase, str(event.get("name")), str(event.get("sweep"))] = {**event, "phase": phase}
+    finished = result_file.is_file()
+    return Run(
+        folder=folder,
+        result=read_json(result_file) if finished else known,
+        finished=finished,
+        recipe=recipe,
+        recipe_text=recipe_text,
+        epochs=list(epochs.values()),
+        fills=list(fills.values()),
+        solves=list(solves.values()),
+        blocks=list(blocks.values()),
+        planned=[phase for phase in known.get("phases") or [] if isinstance(phase, dict)],
+    )

@@ -1,0 +1,165 @@
+"""`protege shrink`: a smaller copy of a network as a model folder, which remembers what it kept of the original."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .api import evaluate
+from .data import load_data
+from .data.spec import Data
+from .errors import UserError
+from .models import Model, check_classes, count_macs, count_parameters, load_model
+from .models import sources as model_sources
+from .models.model import saved_source
+from .runfolder import MODEL_FILES, check_out, write_json
+from .surgery import compose, decouple, rebuild
+from .surgery import shrink as prune
+
+HOWS = ("l1", "slim", "decouple")
+RECORD = "shrink.json"
+CLOSE = 1e-4  # of the largest logit: how far a network rebuilt from its folder may be off
+
+logger = logging.getLogger(__name__)
+
+
+def shrink(
+    model: str | Path | nn.Module,
+    *,
+    how: str = "l1",
+    ratio: float | Mapping[str, float] | None = None,
+    macs: float | None = None,
+    layers: Sequence[str] | None = None,
+    rank: int | None = None,
+    data: Any = None,
+    image_size: int | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Model:
+    """Shrink a model and leave it as a folder in ``out``, with a ``shrink.json`` that tells the sizes.
+
+    ``how`` is "l1" or "slim" (pruning, see `protege.surgery.shrink`) or "decouple" (`protege.surgery.decouple`).
+    Pruning takes a ``ratio`` of channels to remove, overall or {layer: ratio}; decoupling takes a ``rank``; all take
+    ``macs``, the share of multiply-adds to be left. ``layers`` (names, or patterns such as "layer3.*") limits the
+    change to some. The model stays as it is; the result is a `Model` whose `kept` names, for each layer, the channels
+    it still has of the network that was first shrunk (of a model shrunk twice: of the first).
+
+    ``data`` gives a network that takes images of any size the size to count at (brought to ``image_size`` as in a run
+    with it), and the accuracy before and after; its labels are used for nothing else. With ``dry_run`` nothing is
+    written. Raises `UserError` for bad input, before anything is written.
+    """
+    _check_options(how, ratio, rank, out, dry_run)
+    if out is not None and not dry_run:
+        check_out(Path(out), resume=None, overwrite=overwrite, proof=RECORD, replaced=MODEL_FILES)
+    opened = open_for(data, image_size)
+    original = copy.deepcopy(load_model(model, data=opened))  # it may be the caller's own
+    raw = example_of(original, opened)
+    prepared = original.input(raw)
+    if how == "decouple":
+        result = decouple(original.network, rank, macs=macs, example=prepared, layers=layers)
+    else:
+        result = prune(original.network, prepared, how, ratio=ratio, macs=macs, layers=layers)
+    kept = compose(original.kept, result.kept) if original.kept else result.kept
+    shrunk = Model(result.network, original.input, original.source, original.classes, original.task, kept=kept)
+    shrunk.layout = original.layout
+    shrunk.structure = _reproducible(shrunk, raw)
+    record: dict[str, Any] = {
+        "version": 1,
+        "model": str(model) if isinstance(model, str | Path) else type(original.network).__name__,
+        "how": how,
+        "ratio": dict(ratio) if isinstance(ratio, Mapping) else ratio,
+        "macs": macs,
+        "layers": None if layers is None else list(layers),
+        "rank": rank,
+        "before": _figures(original, raw, opened),
+        "after": _figures(shrunk, raw, opened),
+    }
+    for line in _lines(record):
+        logger.info("%s", line)
+    if out is not None and not dry_run:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        write_json(Path(out) / RECORD, record)  # first: what lies beside it may be made anew
+        shrunk.save(out, overwrite=True)
+        logger.info("the shrunk model is in %s", out)
+    return shrunk
+
+
+def open_for(data: Any, image_size: int | None) -> Data | None:
+    """The data that a network is shrunk or exported with, if any."""
+    if data is None and image_size is not None:
+        raise UserError(f"image_size = {image_size} is given without data; expected both: add --data.")
+    return None if data is None else load_data(data, image_size=image_size)
+
+
+def example_of(model: Model, data: Data | None, count: int = 2) -> Tensor:
+    """Raw uint8 images [count, C, H, W] of the size the model takes, else of the data's: noise, the same each time."""
+    if model.input.kind != "image":
+        raise UserError("the model takes tokens; expected a network for images: shrink and export know only these.")
+    if data is not None:
+        check_classes(model, data) if data.classes else None
+        shape = tuple(data.train.shape)
+    elif model.input.size is not None:
+        shape = (model.input.channels, *model.input.size)
+    else:
+        raise UserError("the model takes images of any size and none is given; expected one: give --data with such.")
+    noise = torch.Generator().manual_seed(0)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=noise).to(device)
+
+
+def _check_options(how: str, ratio: Any, rank: int | None, out: Any, dry_run: bool) -> None:
+    if how not in HOWS:
+        raise UserError(f"how = {how!r} is no way of shrinking; expected one of {', '.join(HOWS)}: change --how.")
+    if how == "decouple" and ratio is not None:
+        raise UserError(f"--ratio {ratio} does not go with --how decouple; expected --rank or --macs: leave it out.")
+    if how != "decouple" and rank is not None:
+        raise UserError(f"--rank {rank} does not go with --how {how}; expected --ratio or --macs: leave it out.")
+    if out is None and not dry_run:
+        raise UserError("'out' is missing; expected the folder for the shrunk model as --out or out=.")
+
+
+def _reproducible(model: Model, raw: Tensor) -> list[dict[str, Any]]:
+    """The structure by which a folder will make the network again; `UserError` where that gives another one."""
+    source, structure = saved_source(model)
+    if source["model"] is None:
+        if model.source["model"] is not None:
+            raise UserError(
+                f"the shrunk {model.source['model']} cannot be described by the sizes of its modules; expected a "
+                "network whose sizes all stand in them: shrink it with protege.surgery and keep the module."
+            )
+        return []
+    network = rebuild(model_sources.build_without_trace(source["model"], source["arguments"]), structure)
+    network.load_state_dict(model.network.state_dict())
+    network.to(raw.device)
+    with torch.no_grad():
+        ours, theirs = (model.run(own.eval(), raw) for own in (model.network, network))
+    if not isinstance(ours, Tensor) or (ours - theirs).abs().max() > CLOSE * ours.abs().max().clamp_min(1e-30):
+        raise UserError(
+            f"the shrunk {source['model']} computes something else when built again from its sizes; expected the same: "
+            "some number in its code follows the channels, so name other --layers."
+        )
+    return structure
+
+
+def _figures(model: Model, raw: Tensor, data: Data | None) -> dict[str, Any]:
+    sizes = {"params": count_parameters(model.network), "macs": count_macs(model, raw)}
+    judged = data is not None and data.test is not None and bool(data.classes)
+    return {**sizes, "metrics": evaluate(model, data) if judged else {}}
+
+
+def _lines(record: Mapping[str, Any]) -> list[str]:
+    before, after = record["before"], record["after"]
+    lines = [
+        f"{name:<12} {before[key]:>15,} → {after[key]:>15,}  ({after[key] / max(before[key], 1):.1%})"
+        for name, key in (("parameters", "params"), ("MACs", "macs"))
+    ]
+    for name in [key for key in ("accuracy", "miou") if key in before["metrics"]]:
+        lines.append(f"{name:<12} {before['metrics'][name]:>15.4f} → {after['metrics'][name]:>15.4f}")
+    return lines

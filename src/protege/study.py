@@ -1,0 +1,268 @@
+"""Studies: a grid of runs, resumable, told in one table with means, intervals and paired differences.
+
+What is run stands in a file, see `study_file`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from scipy.stats import t as student_t
+
+from .errors import UserError, told
+from .recipe import read_toml, write_toml
+from .report import common_teacher, study_markdown, write_study_report
+from .runfolder import MODEL_FILES, check_out, clear, held, write_json
+from .study_file import Study, load_study, options_of, prepared_in, slug
+from .train.progress import Display
+
+WORK = ("result.json", "config.json", "checkpoint")  # of these, a folder holds something that took time
+
+
+def run_study(
+    path: str | Path,
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run a study file's grid into ``out`` and return what ``study.json`` holds.
+
+    With ``jobs`` > 1 runs go side by side as processes of their own, each with its share of the processor. A run
+    that fails is named in the table and does not stop the others.
+    """
+    with held(Path(out)):
+        return _perform(load_study(path, changes), Path(out), jobs, resume, overwrite)
+
+
+def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) -> dict[str, Any]:
+    check_out(out, resume=resume, overwrite=overwrite, mark="study.toml", proof="study.toml")
+    plan = study.model_dump(exclude_none=True)
+    if resume and (out / "study.toml").exists():
+        _check_same(study, out)
+    if overwrite:  # all of runs/ and prepared/ is the study's, also a run that has no log yet
+        for folder in [*(out / "runs").glob("*/"), *(out / "prepared").glob("*/")]:
+            clear(folder, proof="recipe.toml")
+            for name in (*MODEL_FILES, "shrink.json"):
+                (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # it holds something else
+                folder.rmdir()
+        shutil.rmtree(out / "logs", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_toml(out / "study.toml", plan)
+    todo = study.planned()
+    runs: list[dict[str, Any]] = []
+    telling = threading.Lock()
+    with Display(True) as display:
+        bar = display.reporter(study.name)
+        for name, step in study.prepare.items():
+            display.say(f"prepared {name}: {_prepare(name, step, out)}", always=True)
+
+        def one(work: tuple[dict[str, Any], int]) -> dict[str, Any]:
+            setting, seed = work
+            folder = out / "runs" / slug(setting, seed)
+            status = _run(_resolved(study.recipe_of(setting, seed), out), folder, jobs)
+            run = {"setting": setting, "seed": seed, "out": str(folder.relative_to(out)), "status": status}
+            with telling:
+                runs.append(run)
+                _summarise(study, runs, out)
+                bar(len(runs), len(todo))
+                display.say(f"{len(runs)}/{len(todo)} {folder.name}: {_told(folder, status)}", always=True)
+            return run
+
+        bar(0, len(todo))
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(one, todo))
+    return _summarise(study, runs, out)
+
+
+def _check_same(study: Study, out: Path) -> None:
+    """Raise unless everything made in ``out`` is in the study as it was begun; rows and seeds may come on top.
+
+    A run that failed before it had anything to go on from does not count: where it is to be another, it is cleared.
+    """
+    path = out / "study.toml"
+    try:
+        begun = Study.model_validate(read_toml(path)).made()
+    except ValidationError as error:
+        raise UserError(f"{str(path)!r} is of another version ({told(error)}); name another folder.") from None
+    now, failed = study.made(), []
+    for name, then in begun.items():
+        given = now.get(name, {})
+        if not (out / name).exists() or then == given:
+            continue
+        if not any((out / name / mark).exists() for mark in WORK):
+            failed += [out / name] if given else []
+            continue
+        other = next(key for key in {**then, **given} if then.get(key) != given.get(key))
+        what = f"which was begun with another {other!r}" if given else "which the study no longer names"
+        raise UserError(
+            f"--resume in {str(out)!r}, where {name} lies, {what}; expected the same and perhaps more: change it back, "
+            "remove that folder to make it anew, or name another --out."
+        )
+    for folder in failed:
+        clear(folder, proof="recipe.toml")
+
+
+def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
+    """The model of a ``prepare`` table, made unless it is there. Raises `UserError` where that fails."""
+    made = out / "prepared" / name
+    model = made if step["command"] == "shrink" else made / "student"
+    if not (model / "config.json").exists():
+        options = _resolved(options_of(step), out)
+        logs = out / "logs"
+        if step["command"] == "shrink":
+            given = [f"--{key.replace('_', '-')}={_word(value)}" for key, value in options.items()]
+        else:
+            recipe = logs / f"prepare-{name}.toml"
+            recipe.parent.mkdir(parents=True, exist_ok=True)
+            write_toml(recipe, options)
+            given = [str(recipe)]
+        status = _call([step["command"], *given, "--out", str(made), *_again(made)], logs / f"prepare-{name}.log")
+        if status:
+            raise UserError(f"prepare.{name} could not be made ({status}); mend it and go on with --resume.")
+    return model
+
+
+def _word(value: Any) -> str:
+    """A value as an option of `shrink` takes it: lists and tables with commas between."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={one}" for key, one in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _resolved(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Settings with ``prepared:NAME`` as the folder of that model."""
+
+    def folder(value: Any) -> Any:
+        made = out / "prepared" / prepared_in(value)[0] if isinstance(value, str) and prepared_in(value) else None
+        return value if made is None else str(made / "student" if (made / "recipe.toml").exists() else made)
+
+    return {key: folder(value) for key, value in settings.items()}
+
+
+def _run(recipe: dict[str, Any], folder: Path, jobs: int) -> str:
+    """One run in a process of its own, resumed where it stopped; ``done`` or the error's sentence."""
+    result = folder / "result.json"
+    if result.exists():
+        return "done"
+    logs = folder.parent.parent / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    recipe_file = logs / f"{folder.name}.toml"
+    write_toml(recipe_file, recipe)
+    arguments = ["distill", str(recipe_file), "--out", str(folder)]
+    status = _call([*arguments, *_again(folder)], logs / f"{folder.name}.log", jobs)
+    return status or ("done" if result.exists() else "it left no result")
+
+
+def _again(folder: Path) -> list[str]:
+    """How to go on in a folder of this study: with the run begun there, else beside what is not a run's."""
+    return ["--resume"] if (folder / "recipe.toml").exists() else ["--overwrite"] if folder.exists() else []
+
+
+def _call(arguments: list[str], log: Path, jobs: int = 1) -> str:
+    """A protege command in a process of its own; its last words where it fails, else nothing."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    command = [sys.executable, "-m", "protege", *arguments]
+    with open(log, "ab") as file:
+        begin = file.tell()
+        status = subprocess.run(command, stdout=file, stderr=file, env=environment, stdin=subprocess.DEVNULL).returncode
+    if status == 0:
+        return ""
+    lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
+    errors = [line for line in lines if line.startswith(("error", "internal error"))]  # another may write here, too
+    return [*lines, *errors][-1] if lines else f"failed with status {status}"
+
+
+def _told(folder: Path, status: str) -> str:
+    if status != "done":
+        return status
+    metrics = json.loads((folder / "result.json").read_text())["student"]["metrics"]
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def interval95(values: list[float]) -> float | None:
+    """Half width of the 95 % t-interval of the mean; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(student_t.ppf(0.975, len(values) - 1)) * spread
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"mean": float(np.mean(values)), "interval95": interval95(values)}
+
+
+def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """Write study.json, study.md and report.html from the runs that are done."""
+    settings = study.settings()
+    results: list[dict[int, dict[str, Any]]] = [{} for _ in settings]  # of each setting, by seed
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        if run["status"] == "done":
+            result = json.loads((out / run["out"] / "result.json").read_text())
+            results[settings.index(run["setting"])][run["seed"]] = result
+    rows: list[dict[str, Any]] = []
+    for setting, mine in zip(settings, results, strict=True):
+        if not mine:
+            continue
+        metrics = {
+            name: {**_spread(values), "values": values}
+            for name in next(iter(mine.values()))["student"]["metrics"]
+            for values in [[result["student"]["metrics"][name] for result in mine.values()]]
+        }
+        rival = {**setting, **study.baseline}  # 4 is 4.0
+        theirs = results[settings.index(rival)] if rival in settings else {}
+        shared = [seed for seed in mine if seed in theirs] if study.baseline and rival != setting else []
+        difference = {
+            name: _spread([mine[s]["student"]["metrics"][name] - theirs[s]["student"]["metrics"][name] for s in shared])
+            for name in metrics
+            if shared
+        }
+        means = {
+            key: float(np.mean([result[key] for result in mine.values()]))
+            for key in ("seconds", "student_samples_seen", "teacher_samples_forwarded")
+        }
+        row = {"setting": setting, "runs": len(mine), "metrics": metrics, "difference": difference or None, **means}
+        if teacher := next(iter(mine.values())).get("teacher"):
+            row["teacher"] = {key: teacher[key] for key in ("spec", "params", "metrics")}
+        if all(Path(result["student"]["spec"]).exists() for result in mine.values()):  # no fresh network
+            befores = [result["student"]["before"] for result in mine.values()]
+            row["before"] = {name: _spread([before[name] for before in befores]) for name in metrics}
+        if all("held_out" in result["student"] for result in mine.values()):
+            others = [result["student"]["held_out"] for result in mine.values()]
+            row["held_out"] = {name: _spread([each[name] for each in others]) for name in metrics if name in others[0]}
+        rows.append(row)
+    found = {
+        "version": 1,
+        "name": study.name,
+        "columns": list(settings[0]),
+        "baseline": study.baseline,
+        "plan": study.model_dump(exclude_none=True),
+        "planned": len(study.planned()),
+        "rows": rows,
+        "runs": sorted(runs, key=lambda run: run["out"]),
+        "teacher": common_teacher(rows),  # of the whole study
+        "environment": next((result["environment"] for mine in results for result in mine.values()), None),
+    }
+    write_json(out / "study.json", found)
+    failed = "".join(f"- {Path(r['out']).name}: {r['status']}\n" for r in runs if r["status"] != "done")
+    (out / "study.md").write_text(study_markdown(found) + (f"\nNot done:\n\n{failed}" if failed else ""))
+    write_study_report(out)
+    return found

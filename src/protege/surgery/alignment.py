@@ -1,0 +1,271 @@
+"""Where a shrunken student is aligned with its teacher (FSKD, arXiv 1812.01839): found through the graphs.
+
+A point is a convolution or linear layer of the student, with the BatchNorm right behind it, and the teacher's layer of
+the same name: its output at the same place, before the nonlinearity, in the channels that the student kept. Where the
+student adds that output to a shortcut, as residual networks do, the *sum* is what later layers read, so the target is
+the teacher's sum less the student's own shortcut: what went wrong earlier is put right there.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import UserError
+from .absorb import LAYERS, blocks_of, fixed, patches
+from .walk import Live, Walk, input_of
+
+WIDEST = 2400  # weights of an output, beyond which its kernel is not solved for: an eigendecomposition takes a minute
+PATCHES = 2**22  # values of a layer's unfolded input that are held at once
+
+_ADDS = (operator.add, operator.iadd, torch.add)
+_PASSES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_UNSUPPORTED = (
+    nn.modules.conv._ConvTransposeNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.Bilinear,
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One alignment: ``layer`` (and ``norm``) of the student changes, towards ``teacher``'s ``kept`` channels.
+
+    ``kind`` is "kernel" where its whole kernel is sought, and otherwise what a Q behind it can be.
+    ``kept`` None means all of them, in order. ``value`` is the student's node that holds what is aligned; it is known,
+    and not yet used, when the student's nodes before ``stop`` have run. ``target`` is the teacher's node, ``shortcut``
+    the student's node that it is to be added to. ``dim`` is the dimension of the channels.
+    """
+
+    layer: str
+    norm: str | None
+    teacher: str
+    kept: tuple[int, ...] | None
+    kind: str
+    value: str
+    stop: int
+    target: str
+    shortcut: str | None
+    dim: int
+
+    def row(self) -> dict[str, Any]:
+        """For a table: what is aligned with what, and where Q goes."""
+        return {
+            "student": self.layer,
+            "teacher": self.teacher + (" + shortcut" if self.shortcut else ""),
+            "channels": "all" if self.kept is None else len(self.kept),
+            "absorbed into": self.layer + (f" and {self.norm}" if self.norm else ""),
+            "kind": self.kind,
+        }
+
+    def pair(self, student: Live, teacher: Live) -> tuple[Tensor, Tensor]:
+        """Rows ``[M, C]``: what the student's value lacks to its target, and the teacher's value that comes from."""
+        x, whole = student[self.value], teacher[self.target]
+        if self.kept is not None:
+            whole = whole.index_select(self.dim, torch.tensor(self.kept, device=whole.device))
+        y = whole if self.shortcut is None else whole - student[self.shortcut]
+        return _rows(y - x, self.dim), _rows(whole, self.dim)
+
+    def rows(self, student: Live, layer: nn.Module) -> Iterator[Tensor]:
+        """``[M, C]``, in parts: what is multiplied by what is sought, the student's value or what its kernel sees."""
+        if self.kind == "kernel":
+            yield from patches(layer, student[input_of(self.layer)], PATCHES)
+        else:
+            yield _rows(student[self.value], self.dim)
+
+    def change(self, student: Live, layer: nn.Module, delta: Tensor, intercept: Tensor | None) -> None:
+        """Give the student's value what it will be: ``rows·Δ + c`` more (``[blocks, n, m]`` and ``[blocks·m]``)."""
+        value = student[self.value].movedim(self.dim, -1)
+        parts = [x.unflatten(1, delta.shape[:2]).transpose(0, 1) @ delta.to(x) for x in self.rows(student, layer)]
+        value = value + torch.cat(parts, 1).transpose(0, 1).reshape(value.shape)
+        if intercept is not None:
+            value += intercept.to(value)
+        student[self.value] = value.movedim(-1, self.dim)
+        student.pop(input_of(self.layer), None)
+
+
+def plan_alignment(
+    student: Walk, teacher: Walk, kept: Mapping[str, Sequence[int]], kernels: bool = False
+) -> list[Point]:
+    """The points in the order in which the student runs; with ``kernels`` those are sought, of layers not too wide.
+
+    ``kept`` names, for layers of the student, the teacher's output channels they kept; without an entry it is all of
+    them. Raises `UserError` where the two do not correspond and for layers that cannot take a Q.
+    """
+    theirs = {name: node for node in teacher.nodes if (name := teacher.name(node)) is not None}
+    # where a layer's value is ready: the node of the layer, or of its norm, or what hands that on to a sum
+    ends = {name: _end(teacher, node) for name, node in theirs.items() if isinstance(teacher.modules[name], LAYERS)}
+    depth: dict[str, int] = {}
+    for node in student.nodes:
+        depth[node.name] = 1 + max((depth[other.name] for other in node.all_input_nodes), default=0)
+    points = []
+    layers = _layers(student)
+    for node, name, layer in layers:
+        counterpart = _counterpart(name, ends, teacher)
+        if counterpart is None:
+            raise UserError(
+                f"the student's layer {name!r} has no layer of that name in the teacher; expected a student made by "
+                "shrinking this teacher: name the teacher it was made from."
+            )
+        if _last_in(layers, counterpart) != name:
+            continue  # an inner layer of a decoupled convolution: Q goes into the last one
+        value, norm, total = _end(student, node)
+        end, _, their_total = ends[counterpart]
+        stop, target, shortcut = student.index[value.name] + 1, end, None
+        if total is not None and their_total is not None:
+            other = next(o for o in total.all_input_nodes if o is not value)
+            rival = student.shapes.get(other.name) == student.shapes[value.name] and _is_branch(student, other)
+            # of two branches without a plain shortcut the deeper one, the main one, answers for the sum
+            main = (depth[value.name], student.index[value.name]) > (depth[other.name], student.index[other.name])
+            if student.shapes.get(other.name) == student.shapes[value.name] and (main or not rival):
+                stop, target, shortcut = student.index[total.name], their_total, other.name
+        channels = _kept(name, counterpart, layer, kept, teacher)
+        dim = -1 if isinstance(layer, nn.Linear) else 1
+        mine, whole = list(student.shapes[value.name]), list(teacher.shapes[target.name])
+        whole[dim] = mine[dim]
+        if mine != whole:
+            raise UserError(
+                f"the student's layer {name!r} yields {mine[1:]} where the teacher's {counterpart!r} yields "
+                f"{list(teacher.shapes[target.name])[1:]}; expected maps of one size: align networks that differ in "
+                "channels only."
+            )
+        kind = _kind(layer, kernels)
+        points.append(Point(name, norm, counterpart, channels, kind, value.name, stop, target.name, shortcut, dim))
+    points.sort(key=lambda point: (point.stop, teacher.index[point.target]))
+    order = [teacher.index[point.target] for point in points]
+    if not points or order != sorted(order):
+        raise UserError(
+            f"the student has {len(points)} layers to align, and not in the teacher's order; expected a student made "
+            "by shrinking this teacher: name the teacher it was made from."
+        )
+    return points
+
+
+def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
+    """The convolutions and linear layers in the order in which they run, each once."""
+    found: list[tuple[fx.Node, str, nn.Module]] = []
+    owners = {f"{name}.{key}": value for name, m in walk.modules.items() for key, value in m._parameters.items()}
+    for node in walk.nodes:
+        module, name = walk.module(node), walk.name(node)
+        if module is None or name is None:
+            continue
+        for inner, part in module.named_modules():
+            plain = type(part) in LAYERS and "weight" in part._parameters
+            if not isinstance(part, _UNSUPPORTED) and (plain or not isinstance(part, LAYERS)):
+                continue
+            where = ".".join(filter(None, (name, inner)))
+            raise UserError(
+                f"the {walk.who}'s layer {where!r} is a {type(part).__name__}, which cannot absorb an alignment; "
+                "expected plain convolutions and linear layers: teach this network with --method kd."
+            )
+        if isinstance(module, LAYERS):
+            if any(name == other for _, other, _ in found):
+                raise UserError(
+                    f"the {walk.who}'s layer {name!r} is called more than once; expected layers with one place in the "
+                    "network: teach this one with --method kd."
+                )
+            if other := next((o for o, w in owners.items() if w is module.weight and o != f"{name}.weight"), None):
+                raise UserError(
+                    f"the {walk.who}'s {other!r} is the weight of its layer {name!r} too; expected a weight for each: "
+                    "teach this network with --method kd."
+                )
+            found.append((node, name, module))
+    return found
+
+
+def _end(walk: Walk, node: fx.Node) -> tuple[fx.Node, str | None, fx.Node | None]:
+    """(the node with a layer's value, its norm's name, the sum that alone uses the value)."""
+    norm, linear = None, isinstance(walk.module(node), nn.Linear)
+    follower = _only_user(node)
+    if (
+        follower is not None
+        and fixed(walk.module(follower) or nn.Identity())
+        and sum(other.target == follower.target for other in walk.nodes) == 1  # a norm that nothing else uses
+        and not (linear and len(walk.shapes[node.name]) > 2)  # where it would be over another dimension
+    ):
+        node, norm = follower, walk.name(follower)
+    value = node
+    while (user := _only_user(value)) is not None and isinstance(walk.module(user), _PASSES):
+        value = user
+    user = _only_user(value)
+    if user is not None and _is_sum(user):
+        return value, norm, user
+    return node, norm, None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_sum(node: fx.Node) -> bool:
+    called = (node.op == "call_function" and node.target in _ADDS) or (
+        node.op == "call_method" and node.target in ("add", "add_")
+    )
+    return called and len(node.all_input_nodes) == 2 and len(node.args) == 2 and not node.kwargs
+
+
+def _is_branch(walk: Walk, node: fx.Node) -> bool:
+    """Whether a node is itself a layer's value that goes nowhere but into its sum."""
+    while isinstance(walk.module(node), (*_PASSES, nn.modules.batchnorm._BatchNorm)) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return isinstance(walk.module(node), LAYERS) and _end(walk, node)[2] is not None
+
+
+def _counterpart(name: str, layers: Mapping[str, Any], teacher: Walk) -> str | None:
+    """The teacher's layer of that name, or of the name of what the layer is a part of (a decoupled convolution)."""
+    while name:
+        if name in layers:
+            return name
+        if name in teacher.modules:  # the same container, but nothing like this layer in it
+            return None
+        name = name.rpartition(".")[0]
+    return None
+
+
+def _last_in(layers: Sequence[tuple[fx.Node, str, nn.Module]], counterpart: str) -> str:
+    """Of the layers that stand for the counterpart the one that runs last."""
+    parts = [other for _, other, _ in layers if other == counterpart or other.startswith(counterpart + ".")]
+    return parts[-1]
+
+
+def _kept(
+    name: str, counterpart: str, layer: nn.Module, kept: Mapping[str, Sequence[int]], teacher: Walk
+) -> tuple[int, ...] | None:
+    count, whole = len(layer.weight), len(teacher.modules[counterpart].weight)  # type: ignore[arg-type]
+    named = kept.get(name, kept.get(counterpart))
+    if named is None:
+        if count != whole:
+            raise UserError(
+                f"the student's layer {name!r} has {count} channels of the teacher's {whole}, and it is not known "
+                "which; expected a student with its list of kept channels: make it with protege shrink."
+            )
+        return None
+    if len(named) != count or (count and not 0 <= min(named) <= max(named) < whole):
+        raise UserError(
+            f"the student's layer {name!r} has {count} channels, but its list of kept channels has {len(named)} "
+            f"between {min(named, default=0)} and {max(named, default=0)}; expected {count} of the teacher's {whole}: "
+            "name the teacher it was made from."
+        )
+    channels = tuple(int(channel) for channel in named)
+    return None if channels == tuple(range(whole)) else channels
+
+
+def _kind(layer: nn.Module, kernels: bool) -> str:
+    weight: Any = layer.weight
+    if kernels and weight[0].numel() <= WIDEST:
+        return "kernel"
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    groups, channels = blocks_of(layer), len(layer.weight)  # type: ignore[arg-type]
+    return "full" if groups == 1 else "scale" if groups == channels else f"{groups} blocks"
+
+
+def _rows(value: Tensor, dim: int) -> Tensor:
+    return value.movedim(dim, -1).flatten(0, -2)

@@ -1,0 +1,223 @@
+"""Running a network node by node, so that it can be stopped in the middle, changed there, and gone on with.
+
+What is alive at a node is a plain dict, name of a node → its value; a `Frontier` keeps those
+of many chunks of samples, in memory as far as a budget goes and in temporary files beyond it.
+"""
+
+from __future__ import annotations
+
+import operator
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import UserError, told
+from ..modes import eval_mode
+from .absorb import LAYERS
+from .tracing import ROOT, Untraceable, tensors_in, trace
+
+Live = dict[str, Any]
+
+
+class Walk:
+    """A network as a list of nodes in the order in which they run.
+
+    ``who`` names it in errors; ``example`` holds a few prepared inputs, for which ``shapes`` tells what each node
+    gives. A module without a layer to align inside is one node: what it does stays its own affair. Raises `UserError`
+    for a network whose forward cannot be recorded. The network's modules are shared, not copied: a change to their
+    weights shows in what runs afterwards.
+    """
+
+    def __init__(self, network: nn.Module, who: str, example: Tensor) -> None:
+        self.who = who
+        with eval_mode(network):
+            try:
+                found = trace(network, example, _opens)
+            except Untraceable as error:
+                self._refuse_samples(network, example)
+                where = f"{type(error.module).__name__} {error.name!r}" if error.name else type(error.module).__name__
+                raise UserError(
+                    f"the {who}'s forward cannot be traced in {where} ({error.reason}); expected code without "
+                    "branches on the values of tensors, and sizes given together, as in torch.zeros((n, c)): rewrite "
+                    "that part, or put it into a module of its own without layers."
+                ) from None
+            self._entry, self.nodes = found.entry, found.nodes
+            self.shapes = {
+                node.name: tuple(value.shape) for node, value in found.values.items() if isinstance(value, Tensor)
+            }
+            self.modules = dict(network.named_modules())
+            self.index = {node.name: i for i, node in enumerate(self.nodes)}
+            self._dead: list[list[str]] = [[] for _ in self.nodes]  # what nobody needs after each node
+            for i, node in enumerate(self.nodes):
+                self._dead[max((self.index[user.name] for user in node.users), default=i)].append(node.name)
+            self._check(network, torch.cat([example, example[:1]]))
+
+    @torch.no_grad()
+    def _refuse_samples(self, network: nn.Module, example: Tensor) -> None:
+        """Raise where it is the samples that the network cannot take, not its code that cannot be recorded."""
+        try:
+            network(example.clone())
+        except Exception as error:
+            raise UserError(
+                f"the {self.who} cannot run on samples of shape {list(example.shape[1:])} ({told(error)}); expected "
+                "samples like those it was trained on: choose others, or set their size with --image-size."
+            ) from None
+
+    @torch.no_grad()
+    def _check(self, network: nn.Module, inputs: Tensor) -> None:
+        """The nodes must compute what the network does for any number of samples, not only for the example's."""
+        random = False
+        try:
+            outputs = network(inputs.clone())
+            if _close(self.run(inputs), outputs):
+                return
+            reason, random = "its outputs differ", not _close(network(inputs.clone()), outputs)
+        except Exception as error:
+            reason = told(error)
+        if random:
+            raise UserError(
+                f"the {self.who} gives other outputs each time it runs on the same images; expected none of its "
+                "numbers to be random in eval mode: use nn.Dropout for F.dropout, say."
+            )
+        raise UserError(
+            f"the {self.who}'s forward computes with the number of its samples ({reason}); expected code that treats "
+            "each sample alike: rewrite that part (x.flatten(1) for x.view(len(x), -1), say), or use --method kd."
+        )
+
+    def name(self, node: fx.Node) -> str | None:
+        """The name of the module that a node calls, if it calls one."""
+        return str(node.target)[len(ROOT) :] if node.op == "call_module" else None
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, if it calls one."""
+        name = self.name(node)
+        return None if name is None else self.modules[name]
+
+    @torch.no_grad()
+    def advance(
+        self, live: Live, start: int, stop: int, inputs: Tensor | None = None, watched: Collection[str] = ()
+    ) -> None:
+        """Run the nodes ``[start, stop)``, from and into ``live``; ``inputs`` are needed from the first node on.
+
+        The input of a ``watched`` layer lives on, under the name `input_of` gives it, until it is popped.
+        """
+        for i in range(start, stop):
+            node = self.nodes[i]
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: live[n.name])  # type: ignore[misc]
+            if node.op == "placeholder":
+                live[node.name] = inputs if i == 0 else args[0]
+            elif node.op == "get_attr":
+                live[node.name] = operator.attrgetter(str(node.target))(self._entry)
+            elif node.op == "call_module":
+                name = str(self.name(node))
+                with _watching(self.modules[name], live, name) if name in watched else nullcontext():
+                    live[node.name] = self.modules[name](*args, **kwargs)
+            elif node.op == "call_method":
+                live[node.name] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            elif node.op == "call_function":
+                live[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
+            else:
+                live["output"] = args[0]
+            for name in self._dead[i]:
+                if name != "output":
+                    live.pop(name, None)
+
+    def run(self, inputs: Tensor) -> Any:
+        """The network's output for prepared inputs."""
+        live: Live = {}
+        self.advance(live, 0, len(self.nodes), inputs)
+        return live["output"]
+
+
+class Frontier:
+    """The live values of chunks of samples: up to ``budget`` bytes in memory, the rest in temporary files.
+
+    Used as a context; the files are gone afterwards.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.used = budget, 0
+        self._held: dict[int, tuple[int, tuple[Live, ...]]] = {}
+        self._folder: tempfile.TemporaryDirectory | None = None
+
+    def __enter__(self) -> Frontier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _file(self, chunk: int) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="protege-")
+        return Path(self._folder.name) / str(chunk)
+
+    def put(self, chunk: int, *lives: Live) -> None:
+        """Keep a chunk's values until `take` asks for them."""
+        size = sum(_bytes(value) for live in lives for value in live.values())
+        if self.used + size <= self.budget:
+            self._held[chunk] = size, lives
+            self.used += size
+        else:
+            torch.save(lives, self._file(chunk))
+
+    def take(self, chunk: int) -> tuple[Live, ...]:
+        """The values of a chunk, which are the caller's from now on."""
+        if chunk in self._held:
+            size, lives = self._held.pop(chunk)
+            self.used -= size
+            return lives
+        return torch.load(self._file(chunk), weights_only=True)
+
+
+def input_of(layer: str) -> str:
+    """Under which name the input of a watched layer lives."""
+    return f"input of {layer}"
+
+
+@contextmanager
+def _watching(layer: nn.Module, live: Live, name: str) -> Iterator[None]:
+    """Keep what the layer's forward takes, behind any other hook; a copy, as what runs later may change it in place."""
+
+    def watch(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        live[input_of(name)] = (*args, *kwargs.values())[0].clone()
+
+    handle = layer.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _opens(module: nn.Module) -> bool:
+    """Whether to look into a module: one of other code than torch's, or a row of modules, with layers to align."""
+    own = not type(module).__module__.startswith("torch.nn") or isinstance(module, nn.Sequential)
+    return own and not isinstance(module, LAYERS) and any(isinstance(part, LAYERS) for part in module.modules())
+
+
+def _close(outputs: Any, others: Any) -> bool:
+    """Whether two outputs hold the same numbers, but for rounding."""
+
+    def alike(one: Tensor, other: Tensor) -> bool:
+        if one.shape != other.shape or not one.is_floating_point():
+            return torch.equal(one, other)
+        finite = other.isfinite()
+        if not torch.equal(one.isfinite(), finite):
+            return False
+        gap, size = ((one - other)[finite].abs(), other[finite].abs())
+        return not len(gap) or bool(gap.max() <= 1e-4 * size.max())
+
+    mine, theirs = tensors_in(outputs), tensors_in(others)
+    return len(mine) == len(theirs) and all(map(alike, mine, theirs))
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.untyped_storage().nbytes()
+    return sum(map(_bytes, value)) if isinstance(value, tuple | list) else 0

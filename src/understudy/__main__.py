@@ -1,5 +1,0 @@
-"""``python -m understudy``."""
-
-from .cli import main
-
-main()
