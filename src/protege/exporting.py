@@ -12,7 +12,6 @@ the file, so nobody can forget it.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 import logging
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .copying import copy_network
 from .data import CLEAN, Augment, batches, choose
 from .data.spec import Data
 from .errors import UserError, told
@@ -81,7 +81,7 @@ def export(
     out = Path(out)
     check_out(out, resume=None, overwrite=overwrite, proof=RECORD, replaced=[KINDS[to], "report.html"])
     opened = open_for(data, image_size)
-    original = copy.deepcopy(load_model(model, data=opened)).cpu().eval()
+    original = copy_network(load_model(model, data=opened)).cpu().eval()
     raw = example_of(original, opened)
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=out) as work:  # what is there stays until the new one is whole

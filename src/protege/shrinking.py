@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .api import evaluate
+from .copying import copy_network
 from .data import load_data
 from .data.spec import Data
 from .errors import UserError
@@ -59,7 +59,7 @@ def shrink(
     if out is not None and not dry_run:
         check_out(Path(out), resume=None, overwrite=overwrite, proof=RECORD, replaced=MODEL_FILES)
     opened = open_for(data, image_size)
-    original = copy.deepcopy(load_model(model, data=opened))  # it may be the caller's own
+    original = copy_network(load_model(model, data=opened))  # it may be the caller's own
     raw = example_of(original, opened)
     prepared = original.input(raw)
     if how == "decouple":

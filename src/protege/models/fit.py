@@ -1,6 +1,5 @@
 """Whether a model fits the data: it is tried on an example, as training will run it."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from protege.copying import copy_network
 from protege.errors import UserError, told
 from protege.models.model import Model
 from protege.modes import eval_mode
@@ -152,7 +152,7 @@ def _channels_last(model: Model) -> Callable[[Tensor], Any] | None:
     if 4 not in dimensions or 5 in dimensions:  # there is nothing to convert, or torch refuses to
         return model
     try:
-        network = copy.deepcopy(model.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = copy_network(model.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     except Exception:
         return None
     return lambda raw: model.run(network, raw)

@@ -8,7 +8,6 @@ a depthwise convolution with `rank` outputs a channel, then one 1×1 convolution
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..copying import copy_network
 from ..errors import UserError
 from .shrunk import Shrunk, kept_whole, matching, profile
 
@@ -100,7 +100,7 @@ def decouple(
         ranks = {name: min(rank, len(values[1])) for name, values in factors.items()}
     else:
         ranks = _ranks_for(network, macs or 0.0, example, factors)
-    changed = copy.deepcopy(network)
+    changed = copy_network(network)
     for name, count in ranks.items():
         owner, _, key = name.rpartition(".")
         setattr(changed.get_submodule(owner), key, _pair(network.get_submodule(name), factors[name], count))

@@ -12,7 +12,6 @@ paper are left out: its frequency prior, and a learned scale for each branch.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..copying import copy_network
 from ..errors import UserError, told
 from ..outputs import logits_in
 from .copies import leaves
@@ -93,7 +93,7 @@ class Shared(nn.Module):
                 f"branch {unknown[0]!r} is not known; expected some of {', '.join(BRANCHES)}: correct branches."
             )
         self.wide, self.projection, self.run = wide, projection, run
-        self.plain = copy.deepcopy(student)
+        self.plain = copy_network(student)
         for module in self.plain.modules():
             for name in module._parameters:
                 module._parameters[name] = None
@@ -173,7 +173,7 @@ class _Bound(nn.Module):
 @torch.no_grad()
 def readout(shared: Shared) -> nn.Module:
     """The student as it stands: a copy of its own module with parameters and buffers of its own."""
-    network = copy.deepcopy(shared.plain)
+    network = copy_network(shared.plain)
     tensors = shared.projection(shared.merged())
     made: dict[int, nn.Parameter] = {}
     for name, parameter in shared.wide.named_parameters(remove_duplicate=False):
@@ -202,7 +202,7 @@ def share(
     """
     wide, projection = widen(student, ratio, example, perturbation=perturbation)
     some = example[torch.tensor([0, 1, 0]) % len(example)]
-    _check_backward(Shared(student, copy.deepcopy(wide), projection, branches=()), some)
+    _check_backward(Shared(student, copy_network(wide), projection, branches=()), some)
     return Shared(student, wide, projection, branches=branches, run=run)
 
 

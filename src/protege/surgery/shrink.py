@@ -10,7 +10,6 @@ Two ways to rank the channels of one group of tied ones (`groups`):
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..copying import copy_network
 from ..errors import UserError, told
 from ..modes import eval_mode
 from .groups import Group, tied_channels, trace
@@ -53,7 +53,7 @@ def shrink(
                 f"the layer {name!r} is a {type(module).__name__}, which cannot be pruned; expected no "
                 "recurrent layer but nn.LSTM: use --how decouple."
             )
-    changed = copy.deepcopy(network).requires_grad_(True)
+    changed = copy_network(network).requires_grad_(True)
     for parameter in changed.parameters():
         parameter.grad = None
     graph = trace(changed, example.detach())

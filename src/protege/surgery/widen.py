@@ -13,7 +13,6 @@ every i, and the first copies, times r, *are* the student if ``δ_11 = 0``.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections import Counter
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..copying import copy_network
 from ..errors import UserError, told
 from ..outputs import logits_in
 from .copies import Edit, Placement, gather, leaves, spread
@@ -55,7 +55,7 @@ def widen(
         raise UserError(f"perturbation = {perturbation!r} is no size; expected a number from 0: set perturbation 0.05.")
     _refuse_unfit(student, example)
     example = example[torch.tensor([0, 1]) % len(example)]
-    network = copy.deepcopy(student).eval()
+    network = copy_network(student).eval()
     precise = _in_double(network, example)
     if precise:
         network, example = network.double(), example.double() if example.is_floating_point() else example
@@ -69,7 +69,7 @@ def widen(
             "use a deeper student."
         )
     _refuse_too_large(network, ratio, placements, tracer.names)
-    wide = copy.deepcopy(network)
+    wide = copy_network(network)
     made: dict[int, Tensor] = {}
     for name, tensor in named_tensors(wide):
         if id(tensor) not in made:
@@ -108,7 +108,7 @@ def _refuse_unfit(student: nn.Module, example: Any) -> None:
             "dimension: give a batch of what forward takes."
         )
     try:
-        outputs = leaves(logits_in(copy.deepcopy(student).eval()(example)), Tensor)
+        outputs = leaves(logits_in(copy_network(student).eval()(example)), Tensor)
     except Exception as error:
         raise UserError(
             f"{type(student).__name__} fails on the example of shape {list(example.shape)} and {example.dtype} "
@@ -138,7 +138,7 @@ def _refuse_too_large(network: nn.Module, ratio: int, placements: Mapping[str, P
 def _in_double(network: nn.Module, example: Tensor) -> bool:
     """Whether the network also runs in double precision, in which laws are checked best."""
     try:
-        copy.deepcopy(network).double()(example.double() if example.is_floating_point() else example)
+        copy_network(network).double()(example.double() if example.is_floating_point() else example)
     except RuntimeError:
         return False
     return True
@@ -351,7 +351,7 @@ def _check_training(student: nn.Module, wide: nn.Module, example: Tensor, tolera
 
     In single precision a BatchNorm of few rows makes too much of rounding: then both only have to run.
     """
-    student, wide = (copy.deepcopy(network).train() for network in (student, wide))
+    student, wide = (copy_network(network).train() for network in (student, wide))
     for module in (*student.modules(), *wide.modules()):
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()

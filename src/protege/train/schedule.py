@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..copying import copy_network
 from .phase import FitSettings
 
 
@@ -71,7 +71,7 @@ class MovingAverage:
     """
 
     def __init__(self, trainee: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.count = copy.deepcopy(trainee), decay, 0
+        self.module, self.decay, self.count = copy_network(trainee), decay, 0
 
     @torch.no_grad()
     def update(self, trainee: nn.Module) -> None:
