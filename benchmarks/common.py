@@ -77,7 +77,7 @@ def run(
             checkpoint_seconds=1e9,
             display=Display(False),
         )
-        state = runner.run(False, {})
+        state = runner.run(None, {})
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [*map(json.loads, lines), {"event": "done", "phases": state.done}]
 

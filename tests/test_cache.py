@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, planned, runner
+from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, planned, runner, same, weights
 from torch import nn
 
 from protege.data import CLEAN, batches, cache_root
@@ -24,7 +24,7 @@ from protege.tasks import TASKS
 from protege.teacher import Feature, Logits, SignalCache, Source, TopK
 from protege.teacher import cache as caching
 from protege.teacher import feed as feeding
-from protege.teacher.cache import evict
+from protege.teacher.sharing import evict
 from protege.teacher.feed import Feed
 from protege.train import Solve
 
@@ -160,7 +160,7 @@ def test_rows_come_back_as_float_and_long_in_the_order_asked(tmp_path):
 )
 def test_another_identity_is_refused_by_name(tmp_path, key, word):
     make(tmp_path)
-    with pytest.raises(UserError, match=rf"not the same {word}\).*--cache"):
+    with pytest.raises(UserError, match=rf"not the same {word}\).*cache"):
         make(tmp_path, {**IDENTITY, key: "other"})
     make(tmp_path)
 
@@ -272,7 +272,9 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(caching, "open", full, raising=False)
-    with pytest.raises(UserError, match=r"No space left on device.* lower --cache-budget"):
+    with pytest.raises(
+        UserError, match=r"is full; expected room for \d+ (KB|bytes) a view: .*resume=True.* lower cache_budget="
+    ):
         cache.write(0, torch.arange(2), values(2, 0))
 
 
@@ -705,3 +707,87 @@ def test_signals_that_have_no_room_together_share_the_budget(tmp_path):
     made = [feed(tmp_path / "b", views=100, signals=[one], together=asked, budget=budget).cache for one in asked]
     assert made[0].folder != made[1].folder
     assert 0 < sum(cache.capacity * cache.view_bytes for cache in made) <= budget
+
+
+# ---- deleted while it is in use ---------------------------------------------------------------------------------
+
+
+def learned(tmp_path, monkeypatch, name: str, delete: dict[str, int]) -> tuple[dict, list[dict]]:
+    """Weights after a run whose caches are deleted after that many calls of each of these functions."""
+    root = tmp_path / name
+    monkeypatch.setenv("PROTEGE_CACHE", str(root / "cache"))
+    student = model(seed=1)
+    made = runner(student, root / "run", views=2, epochs=4, batch_size=16, eval_every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(feeding, "BLOCK", 20)
+        for method, count in delete.items():
+            calls, original = iter(range(10**6)), getattr(SignalCache, method)
+
+            def deleting(*args, original=original, calls=calls, count=count, **kwargs):
+                found = original(*args, **kwargs)
+                if next(calls) == count:
+                    shutil.rmtree(root / "cache")
+                return found
+
+            patch.setattr(SignalCache, method, deleting)
+        perform(made, plan("kd", student, model(seed=3)))
+    return weights(student), events(root / "run")
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [
+        *({"write": 0}, {"write": 1}, {"write": 4}, {"commit": 0}, {"commit": 1}, {"set_plan": 0}, {"set_plan": 1}),
+        *({"read": 0}, {"read": 3}, {"read": 11}, {"load": 0}, {"load": 3}, {"lock": 1}, {"write": 0, "read": 5}),
+    ],
+    ids=str,
+)
+def test_deleting_a_cache_is_always_safe(delete, tmp_path, monkeypatch):
+    """At any moment, the last epoch included: what was stored is there to the end or computed again, bit for bit."""
+    undisturbed, _ = learned(tmp_path, monkeypatch, "whole", {})
+    found, told = learned(tmp_path, monkeypatch, "disturbed", delete)
+    assert same(found, undisturbed)
+    assert [event["event"] for event in told].count("epoch") == 4
+
+
+def test_a_cache_that_is_deleted_again_and_again_is_done_without(tmp_path, monkeypatch):
+    original = SignalCache.write
+
+    def deleting(cache, *args):
+        shutil.rmtree(cache.folder)
+        original(cache, *args)
+
+    monkeypatch.setattr(SignalCache, "write", deleting)
+    network, count = counted()
+    one = feed(tmp_path / "cache", network=network)
+    assert one.fill(0) == 0
+    batch = next(batches(one.samples, [torch.arange(5)], 0, SHIFT))
+    assert one.attach(batch) == 0
+    assert len(batch.signals["teacher"]["logits"]) == 5
+
+
+def test_a_part_of_a_cache_that_is_deleted_is_made_anew(tmp_path):
+    cache, index = make(tmp_path), torch.arange(4)
+    cache.write(0, index, values(4, 0))
+    cache.commit(0)
+    (tmp_path / "view-0000" / "classes.int64").unlink()
+    again = make(tmp_path)
+    assert not again.known(0, index)
+    again.write(0, index, values(4, 0))
+    again.commit(0)
+    assert torch.equal(make(tmp_path).read(0, index)["classes"], values(4, 0)["classes"])
+
+
+def test_a_cache_that_another_run_made_anew_is_not_written_into(tmp_path):
+    """Of two processes on a deleted folder, the second one finds what the first one makes there."""
+    cache, index = make(tmp_path / "cache"), torch.arange(4)
+    cache.write(0, index[:2], values(2, 0))
+    cache.commit(0)
+    shutil.rmtree(tmp_path / "cache")
+    other = make(tmp_path / "cache")
+    other.write(0, index[2:], values(2, 1))
+    other.commit(0)
+    with pytest.raises(caching.Vanished):
+        cache.write(0, index[2:], values(2, 1))
+    cache.forget(0)
+    assert cache.missing(0, index).tolist() == [0, 1]

@@ -318,12 +318,13 @@ def test_a_run_is_not_resumed_with_others(teacher, tmp_path, monkeypatch):
         patch.setattr(Runner, "_maybe_save", hooked)
         with pytest.raises(Curtain):
             protege.distill(str(teacher), out=tmp_path / "run", **RUN)
-    origin = production.Production._origin
+    origin_of = production.origin_of
     for what in ("teacher", "data set"):
-        monkeypatch.setattr(production.Production, "_origin", lambda self, what=what: origin(self) | {what: "other"})
-        with pytest.raises(protege.UserError, match=f"--resume found another {what} than .* was begun with"):
+        other = {what: "other"}
+        monkeypatch.setattr(production, "origin_of", lambda *cast, other=other: origin_of(*cast) | other)
+        with pytest.raises(protege.UserError, match=f"resume=True found another {what} than .* was begun with"):
             protege.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
-    monkeypatch.setattr(production.Production, "_origin", origin)
+    monkeypatch.setattr(production, "origin_of", origin_of)
     protege.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
 
 

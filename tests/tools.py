@@ -20,6 +20,7 @@ from protege.models.inputs import InputSpec
 from protege.recipe import make_recipe
 from protege.tasks import TASKS, Task
 from protege.train import Phase, Runner
+from protege.train.checkpoint import load_checkpoint
 from protege.train.plan import Plan
 from protege.train.progress import Display
 from protege.train.state import Corpus, Memory, State
@@ -122,7 +123,8 @@ def planned(made: Runner, phases: Sequence[Phase]) -> Runner:
 
 def perform(made: Runner, phases: Sequence[Phase], resume: bool = False) -> State:
     """Run phases; returns the final state."""
-    return planned(made, phases).run(resume, {})
+    found = load_checkpoint(made.out / "checkpoint") if resume else None
+    return planned(made, phases).run(found, {})
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_
 from .report import write_run_report
 from .runfolder import check_out, held, resumed_settings
 from .tasks import TASKS
+from .train.checkpoint import load_checkpoint
 from .train.evaluate import evaluate as run_evaluation
 from .train.precision import autocast_for, on_cpu, place, resolve_precision
 from .train.progress import Display
@@ -239,14 +241,36 @@ def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume
     if "data" not in objects:
         _refuse_among_images(out, settings.data)
     if resume and (out / "result.json").exists():
-        logging.getLogger("protege").info("the run in %s is finished already; nothing is left to do", out)
-        result = json.loads((out / "result.json").read_text())
-        if not (out / "report.html").exists():  # killed between the two
-            write_run_report(out)
-        own = objects.get("student")
-        network = None if own is None else getattr(own, "network", own)
-        student = load_model(str(out / "student"), network=network)
-        return Result(student, result["student"]["metrics"], result, out)
+        return _finished(settings, given, objects, out)
     production = Production(settings, objects, out)
     result = production.run(resume=resume, overwrite=overwrite)
     return Result(production.student, result["student"]["metrics"], result, out)
+
+
+def _origin(result: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What a finished run was made with, as far as it tells: version 0.1 kept it in checkpoints only."""
+    if "origin" in result:
+        return result["origin"]
+    with suppress(UserError):  # they are damaged
+        if found := load_checkpoint(out / "checkpoint"):
+            return found[1]["state"].get("origin", {})
+    return {}
+
+
+def _finished(settings: Recipe, given: dict[str, Any], objects: dict[str, Any], out: Path) -> Result:
+    """What a finished run has left. Raises where it was made with others than are given, or than its recipe names."""
+    result = json.loads((out / "result.json").read_text())
+    try:
+        found = Production(settings, objects, out)
+    except UserError:
+        if given.get("teacher") is not None or given.get("data") is not None:
+            raise
+    else:  # else what the recipe names may be gone by now, and the student's folder is enough
+        found.check_origin(_origin(result, out))
+    logging.getLogger("protege").info("the run in %s is finished already; nothing is left to do", out)
+    if not (out / "report.html").exists():  # killed between the two
+        write_run_report(out)
+    own = objects.get("student")
+    network = None if own is None else getattr(own, "network", own)
+    student = load_model(str(out / "student"), network=network)
+    return Result(student, result["student"]["metrics"], result, out)

@@ -1,5 +1,6 @@
 """The one exception that means: the input is wrong, not the program."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -30,3 +31,16 @@ def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
         return f"did you mean {' or '.join(map(repr, close))}"
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return otherwise or f"choose one of {', '.join(names[:SHOWN])}{more}"
+
+
+def full_disk(error: BaseException) -> bool:
+    """Whether an error says that a disk (or a user's share of it) is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def in_bytes(size: int) -> str:
+    """A size of at least one unit: ``12 KB``, ``3 MB``, ``1.2 GB``."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if size >= scale:
+            return f"{size / scale:.{0 if size >= 10 * scale or unit == 'KB' else 1}f} {unit}"
+    return f"{size} bytes"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -22,14 +21,15 @@ from .errors import UserError
 from .methods import METHODS, Cast, Transfer
 from .methods.teaching import TargetSettings, resolved
 from .models import Model, check_classes, load_model, output_classes
+from .origin import deciding, legacy_origin, origin_of, refuse_another
 from .pictures import segmentation_pictures
-from .recipe import Recipe, size_in_bytes, suited, write_toml
+from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
 from .record import cast_of, for_tracker, result_of, sizes
 from .report import write_run_report
-from .runfolder import clear, write_json
+from .runfolder import SPECS, clear, recorded, write_json
 from .tasks import TASKS
-from .teacher.signals import weights_digest
 from .train.agreement import agreement, judges_of
+from .train.checkpoint import load_checkpoint
 from .train.plan import Plan
 from .train.precision import on_cpu, place, resolve_precision
 from .train.progress import Display
@@ -62,6 +62,7 @@ class Production:
             data = load_data(
                 objects.get("data", s.data), image_size=s.image_size, memory_limit=size_in_bytes(s.memory_limit)
             )
+        loaded = data
         if not data.labelled:
             data = self._without_labels(data, objects)
         val, test = (samples and samples.to(self.device) for samples in (data.val, data.test))
@@ -76,6 +77,9 @@ class Production:
             _refuse_shared(self.student, self.teacher)
         for network in filter(None, (self.student, self.teacher)):
             place(network, self.device)
+        self.lasting = Path(s.student).exists()  # a fresh network is another one in every run
+        self.origin = origin_of(loaded, self.teacher, self.student, self.lasting)
+        self._legacy = partial(legacy_origin, loaded, self.teacher)
         corpus = self._corpus()
         method = METHODS[s.method]
         own = method.settings.model_validate({k: getattr(s, k) for k in method.settings.model_fields})
@@ -213,26 +217,24 @@ class Production:
     def run(self, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
         """Train, and write the run folder; returns what ``result.json`` holds."""
         with self.display:
-            s = self.settings
-            for who, network, spec in (("teacher", self.teacher, s.teacher), ("student", self.student, s.student)):
-                if network is not None:
-                    refuse_no_logits(network, f"{who} {spec!r}", self.runner)
-            teacher = self._audition()
-            lasting = Path(s.student).exists()  # a fresh network is another one in every run
-            before = self._figures(self.student, "student before", lasting)["metrics"]
-            if not all(map(math.isfinite, before.values())):
-                raise UserError(
-                    f"the student {s.student!r} gives values that are not finite; expected finite outputs: check its "
-                    "weights."
-                )
+            found = load_checkpoint(self.out / "checkpoint") if resume else None
+            begun = recorded(self.out) if found else {}
+            if found:
+                self.check_origin(found[1]["state"].get("origin", {}))
+                self._check_student(found[1]["student"])
+            teacher, before = (begun["teacher"], begun["student"]["before"]) if begun else self._measured_before()
             self.runner.check()
-            self._open_folder(overwrite)
+            self._open_folder(overwrite, bool(begun))
             if teacher and teacher["metrics"]:
                 figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
                 self.display.say(f"teacher: {figures}", always=True)
+            s = self.settings
             student = {"spec": s.student, **sizes(self.student, self.data, self.device), "before": before}
             cast = cast_of(s, self.data, self.runner, teacher, student, self.outline)
-            state = self.runner.run(resume, cast, self._origin())
+            cast["origin"] = (
+                found[1]["state"]["origin"] if begun else self.origin | {"settings": deciding(self._told())}
+            )
+            state = self.runner.run(found, cast, cast["origin"])
             after = self._test(self.student, "student after")
             if held := self._held_out():
                 after[1]["held_out"] = held
@@ -254,6 +256,35 @@ class Production:
         self.display.say(f"{found}the student is in {self.out / 'student'}", always=True)
         self.student.eval()
         return result
+
+    def _measured_before(self) -> tuple[dict[str, Any] | None, dict[str, float]]:
+        """Figures of teacher and student before anything is trained. Raises where they cannot be what they should."""
+        s = self.settings
+        for who, network, spec in (("teacher", self.teacher, s.teacher), ("student", self.student, s.student)):
+            if network is not None:
+                refuse_no_logits(network, f"{who} {spec!r}", self.runner)
+        teacher = self._audition()
+        before = self._figures(self.student, "student before", self.lasting)["metrics"]
+        if not all(map(math.isfinite, before.values())):
+            raise UserError(
+                f"the student {s.student!r} gives values that are not finite; expected finite outputs: check its "
+                "weights."
+            )
+        return teacher, before
+
+    def check_origin(self, before: Mapping[str, Any]) -> None:
+        """Raise where a run that was begun with ``before`` (its origin) was begun with others than these."""
+        now = self.origin if "version" in before else self._legacy()
+        refuse_another(self.out, before, now, read_toml(self.out / "recipe.toml"))
+
+    def _check_student(self, saved: Mapping[str, torch.Tensor]) -> None:
+        own = self.student.state_dict()
+        if own.keys() != saved.keys() or any(own[name].shape != value.shape for name, value in saved.items()):
+            refuse_another(self.out, {"student": "saved"}, {"student": "own"}, {})
+
+    def _told(self) -> dict[str, Any]:
+        """The recipe as the folder keeps it: every default that depends on the samples filled in."""
+        return {**self.runner.plan.resolved(), "validation": self._share}
 
     def preview(self) -> dict[str, Any]:
         """What `run` would do: the phases with their settings, and the method's own plan for these networks."""
@@ -286,13 +317,15 @@ class Production:
                 "or set --clip 1, and start again with --overwrite."
             )
 
-    def _open_folder(self, overwrite: bool) -> None:
+    def _open_folder(self, overwrite: bool, begun: bool) -> None:
         """The first thing written, after everything that can be wrong with the input has been checked."""
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 clear(self.out)
-            write_toml(self.out / "recipe.toml", {**self.runner.plan.resolved(), "validation": self._share})
+            path, s = self.out / "recipe.toml", self.settings
+            moved = {key: getattr(s, key) for key in SPECS}
+            write_toml(path, read_toml(path) | moved if begun else self._told())
             for write in self._remember:
                 write()
         self.accelerator.wait_for_everyone()
@@ -316,17 +349,6 @@ class Production:
             warn_if_constant(self.teacher, str(self.settings.teacher), self.runner)
         size = sizes(self.teacher, self.data, self.device)
         return {"spec": self.settings.teacher, **size, **self._figures(self.teacher, "teacher")}
-
-    def _origin(self) -> dict[str, str]:
-        """Digests of what a resumed run must find as it was: number and labels of samples (the samples where labels are
-        not listed), the teacher's weights."""
-        sets = [samples for samples in (self.data.train, self.data.val, self.data.test) if samples is not None]
-        data = hashlib.blake2b(repr([len(samples) for samples in sets]).encode(), digest_size=16)
-        for samples in sets:
-            labels = samples.labels
-            data.update(samples.fingerprint().encode() if labels is None else labels.cpu().numpy().tobytes())
-        found = {"data set": data.hexdigest()}
-        return found if self.teacher is None else found | {"teacher": weights_digest(self.teacher)}
 
     def _figures(self, network: Model, title: str, remember: bool = True) -> dict[str, Any]:
         """Test metrics of a network before the run, read where an earlier run has measured and remembered them."""

@@ -19,6 +19,7 @@ from .recipe import make_recipe, merge, read_toml, recipe_type
 
 PROOF = "metrics.jsonl"  # what only a run writes: recipes are the user's to write, too
 TRIAL = ".protege-"
+SPECS = ("teacher", "student", "data")
 MODEL_FILES = ("config.json", "model.safetensors")
 OURS = (
     "metrics.jsonl",
@@ -138,27 +139,43 @@ def clear(out: Path, proof: str = PROOF) -> None:
 
 
 def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the run in ``out``; what is given again must agree with them."""
+    """The settings of the run in ``out``; what is given again must agree with them.
+
+    Data and networks may be given by another name where the run has kept what they are (`origin`), which decides.
+    """
     path = out / "recipe.toml"
     if not path.exists():
         return dict(given)
     old = read_toml(path)
+    settings, known = dict(old), bool(recorded(out).get("origin"))
     for key, value in given.items():
         if value is None:
             continue
         before = old.get(key)
         if key not in recipe_type(str(old.get("method", "kd"))).model_fields:
             make_recipe(merge(old, {key: value}))  # says what is wrong with it
-        if before != value and not _means_the_same(old, key, value):
+        if known and key in SPECS and before is not None:
+            settings[key] = value
+        elif before != value and not means_the_same(old, key, value):
             begun = "its default" if before is None else repr(before)
             raise UserError(
                 f"--resume with {key} = {value!r}, but {str(out)!r} was begun with {begun}; expected the same "
                 f"settings: leave {key} out, or start another folder."
             )
-    return old
+    return settings
 
 
-def _means_the_same(old: Mapping[str, Any], key: str, value: Any) -> bool:
+def recorded(out: Path) -> dict[str, Any]:
+    """What the run in ``out`` says of its beginning: the ``start`` event of its log; empty where there is none."""
+    try:
+        with open(out / PROOF, "rb") as file:
+            event = json.loads(file.readline())
+    except (OSError, ValueError):
+        return {}
+    return event if isinstance(event, dict) and event.get("event") == "start" else {}
+
+
+def means_the_same(old: Mapping[str, Any], key: str, value: Any) -> bool:
     """Whether a recipe reads the same with this value, which may be text from the command line."""
     try:
         return getattr(make_recipe(merge(old, {key: value})), key) == getattr(make_recipe(old), key)

@@ -47,6 +47,11 @@ class Samples(ABC):
     def fingerprint(self) -> str:
         """Hex digest of the content; computed once."""
 
+    def content(self) -> str:
+        """Hex digest of what the samples hold, the same wherever and whenever their files were written; of more than
+        1 GiB that is read from files, all sizes and an even choice of them."""
+        return self.fingerprint()
+
     def to(self, device: torch.device | str) -> Samples:
         """The set with its pixels on `device` if there is room; streams stay as they are, their batches are moved."""
         return self

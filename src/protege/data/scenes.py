@@ -19,6 +19,7 @@ from torch import Tensor
 from protege.data.batch import Batch
 from protege.data.decode import centred, to_channels
 from protege.data.samples import Samples, has_room
+from protege.data.sources import content_of
 from protege.data.views import CLEAN, Augment, boxes, moved, pick, reflect, render, resized_crops
 from protege.errors import UserError
 from protege.labels import UNLABELLED
@@ -160,6 +161,10 @@ class ScenesInFiles(Scenes):
                 digest.update(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
             self._digest = digest.hexdigest()
         return self._digest
+
+    def content(self) -> str:
+        paths = [path for pair in self.pairs for path in pair]
+        return hashlib.sha256(f"{content_of(paths)} {self.form}".encode()).hexdigest()
 
     def part(self, index: Tensor) -> ScenesInFiles:
         return ScenesInFiles([self.pairs[i] for i in index.tolist()], self.form)

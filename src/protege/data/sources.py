@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -27,6 +27,7 @@ _SAMPLE = 256
 _CHUNK = 256
 _CHUNK_BYTES = 16 << 20
 _STALE = 3600.0
+_READ = 1 << 30  # bytes that are read at most to tell whether a set is the same
 UNUSED = 30 * 24 * 3600  # seconds after which goes what was made of images and nobody has read
 
 Named = tuple[bytes, str]
@@ -35,6 +36,20 @@ Named = tuple[bytes, str]
 def _stat(path: Path) -> str:
     stat = path.stat()
     return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}\n"
+
+
+def content_of(paths: Sequence[Path]) -> str:
+    """Digest of what files hold: of all where that is at most 1 GiB, else of all sizes and an even choice of files."""
+    sizes = [path.stat().st_size for path in paths]
+    digest = hashlib.sha256(repr(sizes).encode())
+    for path in paths[:: _step(sizes)]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _step(sizes: Sequence[int]) -> int:
+    return max(1, -(-sum(sizes) // _READ))
 
 
 def drop_unused(folder: Path, pattern: str) -> None:
@@ -75,6 +90,9 @@ class Files:
 
     def fingerprint(self) -> str:
         return hashlib.sha256("".join(_stat(p) for p in self.paths).encode()).hexdigest()
+
+    def content(self) -> str:
+        return content_of(self.paths)
 
 
 class Rows:
@@ -178,7 +196,7 @@ class Blob:
         if self.offsets[-1] + table != size:
             raise UserError(f"extracted images {path} are damaged; remove this file, it is made anew.")
         self.rows = np.arange(count)
-        self._file: int | None = None
+        self._file: int | None = os.open(path, os.O_RDONLY)  # at once: a cache may be deleted while it is in use
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -213,6 +231,13 @@ class Blob:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.digest.encode() + self.rows.tobytes()).hexdigest()
+
+    def content(self) -> str:
+        sizes = np.diff(self.offsets)[self.rows].tolist()
+        digest = hashlib.sha256(repr(sizes).encode())
+        for position in range(0, len(self), _step(sizes)):
+            digest.update(hashlib.sha256(self.read(position)[0]).digest())
+        return digest.hexdigest()
 
 
 Source = Files | Rows

@@ -12,21 +12,18 @@ import os
 import re
 import shutil
 import weakref
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 
-from ..errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: caches are then never evicted
-    fcntl = None  # type: ignore[assignment]
+from ..errors import UserError, full_disk, in_bytes
+from .sharing import bytes_in, open_together
 
 VERSION = 2
 _MEANING = {
@@ -39,68 +36,6 @@ _MEANING = {
 }
 
 
-def evict(root: Path, limit: int) -> None:
-    """Delete the caches under ``root`` that were not used for longest until the rest takes ``limit`` bytes at most.
-
-    A cache that some process has open stays; where another process is at it, it alone does it.
-    """
-    try:
-        with FileLock(root / "evict.lock", timeout=0):
-            _evict(root, limit)
-    except (Timeout, OSError):
-        return
-
-
-def _evict(root: Path, limit: int) -> None:
-    caches = sorted(root.glob("*/cache.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    taken = 0
-    for path in caches:
-        taken += _bytes_in(path.parent)
-        if taken > limit and (alone := _exclusive_lock(path.parent)):
-            taken -= _bytes_in(path.parent)
-            shutil.rmtree(path.parent, ignore_errors=True)
-            os.close(alone)
-
-
-def _open_together(folder: Path) -> int | None:
-    """Make the folder, and a handle that says that it is in use until it is closed; None where there are no locks."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fcntl is None:
-            return None
-        with suppress(FileNotFoundError):
-            handle = os.open(folder / "in-use", os.O_RDWR | os.O_CREAT)
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_SH)
-            with suppress(FileNotFoundError):  # it was evicted meanwhile
-                if os.path.samestat(os.fstat(handle), os.stat(folder / "in-use")):
-                    return handle
-            os.close(handle)
-
-
-def _exclusive_lock(folder: Path) -> int | None:
-    """A handle that holds the folder alone; None where it is in use."""
-    if fcntl is None:
-        return None
-    handle = os.open(folder / "in-use", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
-def _bytes_in(folder: Path) -> int:
-    """The room that a folder's files take, some of which may vanish meanwhile."""
-    taken = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                taken += os.stat(os.path.join(place, name)).st_blocks * 512
-    return taken
-
-
 def widened(value: Tensor) -> Tensor:
     """Stored numbers as they are computed with: float32, int64; masks stay as they are."""
     return value.float() if value.is_floating_point() else value if value.dtype == torch.bool else value.long()
@@ -109,6 +44,15 @@ def widened(value: Tensor) -> Tensor:
 def _rows_last(value: Tensor) -> Tensor:
     """Images with their channels last, everything else as it is."""
     return value.movedim(1, -1) if value.dim() == 4 else value
+
+
+class Vanished(Exception):
+    """The folder was deleted meanwhile: what this process has open is there to the end, new rows need a new folder."""
+
+
+def _close(handles: list[int]) -> None:
+    while handles:
+        os.close(handles.pop())
 
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
@@ -165,19 +109,22 @@ class SignalCache:
         self._tensors: dict[int, dict[str, Tensor]] = {}
         self._pending: dict[int, list[np.ndarray]] = {}
         self.view_bytes = bytes_of_view(self.layout, total, used)
+        self._identity = dict(identity)
+        self._files: dict[Path, os.stat_result] = {}  # as they were when they were opened
+        self._in_use: list[int] = []  # the handle that says so
+        weakref.finalize(self, _close, self._in_use)
         if named is not None:
             self._refuse_strangers()
-        try:
-            if (handle := _open_together(folder)) is not None:
-                weakref.finalize(self, os.close, handle)
-            with FileLock(folder / "lock"):
-                self._claim(dict(identity))
-        except OSError as error:
-            raise UserError(
-                f"the cache folder {self.shown!r} cannot be written ({error.strerror}); expected a writable "
-                "folder: name another with --cache."
-            ) from None
-        room = shutil.disk_usage(folder).free // 4 + self._bytes_on_disk()  # another half is for the rest of the run
+        for last in (False, False, True):
+            try:
+                self._claim()
+                room = shutil.disk_usage(folder).free // 4 + self._bytes_on_disk()  # half is for the rest of the run
+                break
+            except FileNotFoundError as error:  # deleted at this very moment
+                if last:
+                    raise self._unwritable(error) from None
+            except OSError as error:
+                raise self._unwritable(error) from None
         self.capacity = int(min(budget, room) // max(self.view_bytes, 1))
 
     def _refuse_strangers(self) -> None:
@@ -189,7 +136,21 @@ class SignalCache:
                 "another with --cache."
             )
 
-    def _claim(self, identity: dict[str, str]) -> None:
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"the cache folder {self.shown!r} cannot be written ({error.strerror}); expected a writable "
+            "folder: name another with cache=…."
+        )
+
+    def _claim(self) -> None:
+        """Make the folder where it is not there (any more), and refuse one with signals of another identity."""
+        _close(self._in_use)
+        if (handle := open_together(self.folder)) is not None:
+            self._in_use.append(handle)
+        with FileLock(self.folder / "lock"):
+            self._refuse_another(self._identity)
+
+    def _refuse_another(self, identity: dict[str, str]) -> None:
         path = self.folder / "cache.json"
         mine = {"version": VERSION, "identity": identity, "samples": self.total, "fields": self.layout}
         if not path.exists():
@@ -230,20 +191,25 @@ class SignalCache:
         """The view's files as memory maps, made (sparse, all rows unknown) where they are not there yet."""
         if view not in self._views:
             folder = self._name(view)
-            with FileLock(self.folder / "lock"):
+            if not (self.folder / "cache.json").exists():
+                self._claim()
+            with self._writing(), FileLock(self.folder / "lock"):
                 folder.mkdir(exist_ok=True)
                 maps = {}
+                if any(not self._file(view, name).exists() for name in self.layout):  # some of it was deleted
+                    (folder / "known.uint8").unlink(missing_ok=True)
                 begun = (folder / "known.uint8").exists()
                 for name, (shape, kind) in {**self.layout, "known": ((), "uint8")}.items():
                     path = self._file(view, name)
                     size = self.total * int(np.prod(shape)) * np.dtype(kind).itemsize
-                    if begun and name != "known" and (not path.exists() or path.stat().st_size != size):
+                    if begun and name != "known" and path.stat().st_size != size:
                         raise UserError(
                             f"the cache file {str(path)!r} is damaged (it has not its {size} bytes); expected what "
                             f"this program wrote: delete the folder {str(self.folder)!r}."
                         )
                     with open(path, "ab") as file:
                         file.truncate(size)
+                        self._files[path] = os.fstat(file.fileno())
                     maps[name] = np.memmap(path, dtype=kind, mode="r+", shape=(self.total, *shape))
             self._views[view] = maps
             self._tensors[view] = {name: torch.from_numpy(m) for name, m in maps.items() if name != "known"}
@@ -255,7 +221,10 @@ class SignalCache:
 
     def known(self, view: int, index: Tensor) -> bool:
         """Whether every one of these rows is stored."""
-        return bool(self._open(view)["known"][index.numpy()].all())
+        try:
+            return bool(self._open(view)["known"][index.numpy()].all())
+        except Vanished:
+            return False
 
     def missing(self, view: int, index: Tensor) -> Tensor:
         """Those of these rows that are not stored."""
@@ -280,9 +249,10 @@ class SignalCache:
         sizes = np.zeros_like(rows)
         sizes[: len(blocks)] = [len(block) for block in blocks]
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            np.save(file, np.concatenate([rows, sizes]))
-        os.replace(temporary, path)
+        with self._writing():
+            with open(temporary, "wb") as file:
+                np.save(file, np.concatenate([rows, sizes]))
+            os.replace(temporary, path)
 
     def _plan(self, view: int, part: str) -> Path:
         return self._name(view) / f"plan-{part}.npy"
@@ -306,16 +276,38 @@ class SignalCache:
         """Write rows of a field to its file, those that lie side by side at once."""
         size = values[:1].nbytes
         begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        with self._writing(), self._opened(view, name) as file:
+            for block in np.split(np.arange(len(rows)), begins[1:]) if size else []:
+                file.seek(int(rows[block[0]]) * size)
+                file.write(np.ascontiguousarray(values[block]).data.cast("B"))
+
+    @contextmanager
+    def _opened(self, view: int, name: str) -> Iterator[BinaryIO]:
+        """A file for writing, which must be the one that is mapped."""
+        path = self._file(view, name)
+        with open(path, "r+b") as file:
+            if not os.path.samestat(os.fstat(file.fileno()), self._files[path]):
+                raise FileNotFoundError
+            yield file
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            with open(self._file(view, name), "r+b") as file:
-                for block in np.split(np.arange(len(rows)), begins[1:]) if size else []:
-                    file.seek(int(rows[block[0]]) * size)
-                    file.write(np.ascontiguousarray(values[block]).data.cast("B"))
+            yield
+        except FileNotFoundError:
+            raise Vanished from None
         except OSError as error:
-            raise UserError(
-                f"the cache {self.shown!r} cannot be written ({error.strerror}); expected room for "
-                f"{self.view_bytes >> 20} MB a view: free some, or lower --cache-budget."
-            ) from error
+            if full_disk(error):
+                raise UserError(
+                    f"the disk of the cache {self.shown!r} is full; expected room for {in_bytes(self.view_bytes)} a "
+                    "view: free some and go on with resume=True, or start anew with a lower cache_budget=…."
+                ) from error
+            raise self._unwritable(error) from error
+
+    def forget(self, view: int) -> None:
+        """Let go of a view that is not there any more."""
+        for kept in (self._views, self._tensors, self._pending):
+            kept.pop(view, None)
 
     def commit(self, view: int) -> None:
         """Flush what was written, then mark it as known: a kill at any moment leaves no half-written row."""
@@ -329,7 +321,7 @@ class SignalCache:
 
     def _flush(self, view: int, names: Collection[str]) -> None:
         for name in names if self.durable else ():
-            with open(self._file(view, name), "r+b") as file:
+            with self._writing(), self._opened(view, name) as file:
                 os.fsync(file.fileno())
 
     def read(
@@ -355,12 +347,19 @@ class SignalCache:
         if sum(tensors[name].nbytes for name in names) < torch.cuda.mem_get_info(device)[0] // 16:
             tensors.update({name: tensors[name].to(device) for name in names})
 
-    def lock(self, view: int, part: str) -> FileLock:
+    @contextmanager
+    def lock(self, view: int, part: str) -> Iterator[None]:
         """Held while (a part of) a view is filled, so that runs side by side pay for a teacher once."""
-        return FileLock(self.folder / f"lock-{self._name(view).name}-{part}")
+        with self._writing():
+            lock = FileLock(self.folder / f"lock-{self._name(view).name}-{part}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _bytes_on_disk(self) -> int:
-        return _bytes_in(self.folder)
+        return bytes_in(self.folder)
 
     def remove(self) -> None:
         """Delete the folder: for signals that no other run can use."""
@@ -369,5 +368,5 @@ class SignalCache:
 
     def describe(self) -> dict[str, int | str]:
         """Where it lies and how much of the disk it takes."""
-        views = len([p for p in self.folder.iterdir() if p.is_dir()])
+        views = len(list(self.folder.glob("*/")))
         return {"path": str(self.folder), "bytes": self._bytes_on_disk(), "views": views}

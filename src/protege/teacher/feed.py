@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from ..data import CLEAN, Augment, Batch, Samples, batches, cache_root, forward_size
-from .cache import SignalCache, bytes_of_view, evict, layout_of, widened
+from .cache import SignalCache, Vanished, bytes_of_view, layout_of, widened
+from .sharing import evict
 from .signals import Source, behaviour
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
 KEPT = 8 * 2**30  # bytes that all caches under `cache_root` may take together in any case
+ATTEMPTS = 3  # to fill a view of a cache that is deleted meanwhile
 PROBE = 64  # samples on which a network shows that it is the one whose signals are stored
 
 
@@ -100,31 +102,42 @@ class Feed:
         if self.cache is None or not self.cache.holds(view):
             self._tell(view)
             return 0
-        done = 0
-        part = f"{rank}of{world}"
+        for _ in range(ATTEMPTS):
+            try:
+                return self._fill(self.cache, view, f"{rank}of{world}", self._mine(rank, world), progress)
+            except Vanished:  # a user or another program deleted the cache
+                self.cache.forget(view)
+        return 0  # `attach` computes what is not stored
+
+    def _mine(self, rank: int, world: int) -> Tensor:
         size = forward_size(self.samples, BLOCK)
-        mine = torch.cat([self.positions[:0], *self.positions.split(size)[rank::world]])
-        with self.cache.lock(view, part):
-            planned = self.cache.plan(view, part)
-            fresh = self.cache.missing(view, mine)
+        return torch.cat([self.positions[:0], *self.positions.split(size)[rank::world]])
+
+    def _fill(
+        self, cache: SignalCache, view: int, part: str, mine: Tensor, progress: Callable[[int, int], None] | None
+    ) -> int:
+        done, size = 0, forward_size(self.samples, BLOCK)
+        with cache.lock(view, part):
+            planned = cache.plan(view, part)
+            fresh = cache.missing(view, mine)
             fresh = fresh[~torch.isin(fresh, torch.cat([mine[:0], *planned]))]
             if len(fresh):
                 planned += fresh.split(size)
-                self.cache.set_plan(view, part, planned)
+                cache.set_plan(view, part, planned)
             missing = [block for block in planned if torch.isin(block, mine).any()]
             if missing:
                 saved = time.monotonic()
                 stream = batches(self.samples, missing, view, self.augment, workers=self.workers, device=self.device)
                 for batch in stream:
-                    self.cache.write(view, batch.index.cpu(), self._forward(self.stored, batch.inputs))
+                    cache.write(view, batch.index.cpu(), self._forward(self.stored, batch.inputs))
                     done += len(batch)
                     if time.monotonic() - saved > 5:
-                        self.cache.commit(view)
+                        cache.commit(view)
                         saved = time.monotonic()
                     if progress:
                         progress(done, sum(map(len, missing)))
-                self.cache.commit(view)
-                self.cache.set_plan(view, part, self.cache.plan(view, part))
+                cache.commit(view)
+                cache.set_plan(view, part, cache.plan(view, part))
         return done
 
     def _tell(self, view: int) -> None:

@@ -11,12 +11,10 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import UserError
 
@@ -73,20 +71,3 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
             "with --overwrite."
         )
     return None
-
-
-def refuse_another(
-    out: Path, before: Mapping[str, str], now: Mapping[str, str], own: Mapping[str, Tensor], saved: Mapping[str, Tensor]
-) -> None:
-    """Raise where a run would go on with others than it was begun with.
-
-    ``before`` and ``now`` have digests of what must be the same, ``own`` and ``saved`` are the student's state of this
-    run and of its checkpoint.
-    """
-    same = own.keys() == saved.keys() and all(own[name].shape == value.shape for name, value in saved.items())
-    changed = [what for what, digest in before.items() if now.get(what, digest) != digest]
-    for what in changed if same else ["student", *changed]:
-        raise UserError(
-            f"--resume found another {what} than {str(out)!r} was begun with; expected the same, so that the run ends "
-            "as it would have: bring it back, or start anew with --overwrite."
-        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ..errors import UserError
 from ..tasks import Task
 from ..teacher import Source
 from ..teacher.feed import BLOCK, Feed
-from .checkpoint import load_checkpoint, refuse_another, save_checkpoint
+from .checkpoint import save_checkpoint
 from .evaluate import evaluate
 from .judge import held_out_losses, remember_best
 from .phase import Fit
@@ -82,18 +81,16 @@ class Runner:
                         self._feed(source, *part)
                     tried.add(asked)
 
-    def run(self, resume: bool, cast: dict[str, Any], origin: Mapping[str, str] | None = None) -> State:
-        """Execute the phases in order, from the newest checkpoint if ``resume``; returns the final state.
+    def run(self, found: tuple[int, dict[str, Any]] | None, cast: dict[str, Any], origin: Any = None) -> State:
+        """Execute the phases in order, from the checkpoint ``found`` where there is one; returns the final state.
 
         ``cast`` opens the log: what is known before anything is trained, so that a report can be made meanwhile.
-        ``origin`` has digests of what must be the same when the run is resumed.
+        ``origin`` has digests of what must be the same when the run is resumed, and is kept in checkpoints.
         """
-        found = load_checkpoint(self.out / "checkpoint") if resume else None
         saved: dict[str, Any] | None = None
         if found:
             self._number, saved = found
             self.state = State(**saved["state"])
-            refuse_another(self.out, self.state.origin, origin or {}, self.student.state_dict(), saved["student"])
             self.student.load_state_dict(saved["student"])
             saved = saved if "trainee" in saved else None  # saved between two phases
         self.supply.clear()
@@ -102,8 +99,10 @@ class Runner:
                 file.truncate(self.state.log_bytes)
         state, phases = self.state, self.plan.phases
         state.origin = dict(origin or {})
+        self._phase_began = time.monotonic() - state.phase_seconds
         if not state.log_bytes:
             self._log({"event": "start", **cast, "phases": self.plan.describe()})
+            self._save({})  # so that it goes on from the weights it began with, whatever happens to a user's network
         while state.phase < len(phases):
             phase = phases[state.phase]
             self._phase_began = time.monotonic() - state.phase_seconds

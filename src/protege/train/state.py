@@ -63,4 +63,4 @@ class State:
     log_bytes: int = 0  # length of metrics.jsonl
     capacities: dict[str, int] = field(default_factory=dict)  # views that a phase's sources store, settled once
     caches: list[dict[str, Any]] = field(default_factory=list)  # those that finished phases used
-    origin: dict[str, str] = field(default_factory=dict)  # what it was begun with, which a resumed run must find
+    origin: dict[str, Any] = field(default_factory=dict)  # what it was begun with, which a resumed run must find

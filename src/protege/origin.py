@@ -1,0 +1,148 @@
+"""What decides the result of a run, as digests: what a run that goes on, or is finished already, must find again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import CLEAN, Augment, Data, Samples
+from .errors import UserError
+from .models import Model
+from .modes import eval_mode
+from .runfolder import SPECS, means_the_same
+from .teacher.signals import behaviour, weights_digest
+from .train.running import random_state, restore_random, seed_everything
+
+VERSION = 2
+PROBED = 8  # samples on which a network shows that it is the one
+FREE = frozenset(  # settings that decide how a run works, not what it comes to; and specs, for which digests stand
+    (*SPECS, "workers", "checkpoint_seconds", "log_with", "cache", "cache_budget")
+)
+
+
+def origin_of(data: Data, teacher: Model | None, student: Model, lasting: bool) -> dict[str, Any]:
+    """Digests of the data as it was loaded, and of the networks.
+
+    ``lasting``: the student is one on disk, so that it begins with the same weights whenever it is loaded.
+    """
+    networks = {} if teacher is None else {"teacher": _teacher_digest(teacher, data)}
+    return {"version": VERSION, **_data_digests(data), **networks, "student": _student_digest(student, data, lasting)}
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a recipe's settings those that decide the result, as JSON keeps them."""
+    kept = {key: value for key, value in settings.items() if key not in FREE and value is not None}
+    return json.loads(json.dumps(kept))
+
+
+def legacy_origin(data: Data, teacher: Model | None) -> dict[str, str]:
+    """What version 0.1 kept: number and labels of samples (samples where labels are not listed), teacher's weights."""
+    sets = [samples for samples in _sets(data) if samples is not None]
+    digest = hashlib.blake2b(repr([len(samples) for samples in sets]).encode(), digest_size=16)
+    for samples in sets:
+        labels = samples.labels
+        digest.update(samples.fingerprint().encode() if labels is None else labels.cpu().numpy().tobytes())
+    found = {"data set": digest.hexdigest()}
+    return found if teacher is None else found | {"teacher": weights_digest(teacher)}
+
+
+def refuse_another(out: Path, before: Mapping[str, Any], now: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Raise `UserError` where a run would go on, or be taken for finished, with others than it was begun with.
+
+    ``before`` and ``now`` have digests by what they are of, ``recipe`` is what now stands in the run's recipe.
+    """
+    for what, digest in before.items():
+        if what not in ("version", "settings") and now.get(what, digest) != digest:
+            raise UserError(
+                f"resume=True found another {what} than {str(out)!r} was begun with; expected the same, so that the "
+                "run ends as it would have: bring it back, or start anew with overwrite=True."
+            )
+    given, begun = deciding(recipe), before.get("settings")
+    for key in sorted({*given, *(begun or {})}) if begun is not None else ():
+        then, value = begun.get(key), given.get(key)
+        if then != value and (key == "phases" or not means_the_same(recipe, key, then)):
+            raise UserError(
+                f"{str(out / 'recipe.toml')!r} has {key} = {value!r}, but the run was begun with {then!r}; expected "
+                "the same settings: change it back, or start anew with overwrite=True."
+            )
+
+
+def _data_digests(data: Data) -> dict[str, str]:
+    """Of what the samples hold, wherever they lie, and of the names of their classes."""
+    parts = [None if samples is None else (len(samples), samples.content()) for samples in _sets(data)]
+    return {"data set": _digest(parts), "list of class names": _digest(tuple(data.classes))}
+
+
+def _teacher_digest(teacher: Model, data: Data) -> str:
+    """Of its weights, how it wants its input, and what it answers."""
+    return _digest([weights_digest(teacher), _input(teacher), _answers(teacher, data)])
+
+
+def _student_digest(student: Model, data: Data, lasting: bool) -> str:
+    """Of what a student is whatever it has learned: its parts, and its answers with weights made of their names.
+
+    A network given in Python may have learned since the run began; what it had learned then is in the checkpoint.
+    """
+    state = {name: value for name, value in student.state_dict().items() if isinstance(value, Tensor)}
+    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in sorted(state.items())]
+    structure = re.sub(r"0x[0-9a-f]+", "", repr(student.network))  # addresses
+    weights = weights_digest(student) if lasting else ""
+    kept = {name: value.clone() for name, value in state.items()}
+    try:
+        _put(state, {name: _drawn(name, value) for name, value in kept.items() if value.is_floating_point()})
+        shown = _answers(student, data)
+    except RuntimeError:  # weights that cannot be changed in place
+        shown = ""
+    finally:
+        _put(state, {name: value for name, value in kept.items() if not torch.equal(value, state[name])})
+    return _digest([shapes, structure, _input(student), weights, shown])
+
+
+@torch.no_grad()
+def _put(state: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        state[name].copy_(value)
+
+
+def _drawn(name: str, like: Tensor) -> Tensor:
+    """Numbers that depend on the name and shape of a weight alone, positive where it is a vector: variances are."""
+    generator = torch.Generator().manual_seed(int(_digest([name, tuple(like.shape)])[:15], 16))
+    sizes, signs = torch.rand((2, *like.shape), generator=generator) + 0.1
+    if like.dim() < 2:
+        return sizes.to(like)
+    return (sizes * (signs - 0.6).sign() / like[:1].numel() ** 0.5).to(like)
+
+
+def _answers(network: Model, data: Data) -> str:
+    """What it answers to some samples, coarsely; nothing where it cannot."""
+    some = torch.arange(min(PROBED, len(data.train)))
+    device = next((value.device for value in network.parameters()), torch.device("cpu"))
+    randoms = random_state()
+    try:  # seeded, as some networks draw numbers in eval mode, too
+        seed_everything(0, 0, 0)
+        with eval_mode(network), torch.no_grad():
+            return behaviour({"outputs": network(data.train.fetch(some, CLEAN, Augment()).inputs.to(device))})
+    except Exception:  # whatever a user's network raises is told where it is called in earnest
+        return ""
+    finally:
+        restore_random([randoms], 0, device)
+
+
+def _input(network: Model) -> str:
+    """How it wants its input, to five digits: means that are measured differ in the last ones."""
+    return re.sub(r"\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.5g}", repr(network.input))
+
+
+def _sets(data: Data) -> list[Samples | None]:
+    return [data.train, data.val, data.test]
+
+
+def _digest(values: object) -> str:
+    return hashlib.blake2b(repr(values).encode(), digest_size=16).hexdigest()
