@@ -24,8 +24,8 @@ from protege.tasks import TASKS
 from protege.teacher import Feature, Logits, SignalCache, Source, TopK
 from protege.teacher import cache as caching
 from protege.teacher import feed as feeding
-from protege.teacher.sharing import evict
 from protege.teacher.feed import Feed
+from protege.teacher.sharing import evict
 from protege.train import Solve
 
 TASK = TASKS["classification"]
@@ -758,8 +758,7 @@ def test_a_cache_that_is_deleted_again_and_again_is_done_without(tmp_path, monke
         original(cache, *args)
 
     monkeypatch.setattr(SignalCache, "write", deleting)
-    network, count = counted()
-    one = feed(tmp_path / "cache", network=network)
+    one = feed(tmp_path / "cache")
     assert one.fill(0) == 0
     batch = next(batches(one.samples, [torch.arange(5)], 0, SHIFT))
     assert one.attach(batch) == 0

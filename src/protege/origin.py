@@ -65,7 +65,9 @@ def refuse_another(out: Path, before: Mapping[str, Any], now: Mapping[str, Any],
                 "run ends as it would have: bring it back, or start anew with overwrite=True."
             )
     given, begun = deciding(recipe), before.get("settings")
-    for key in sorted({*given, *(begun or {})}) if begun is not None else ():
+    if begun is None:  # of version 0.1, or of networks alone
+        return
+    for key in sorted({*given, *begun}):
         then, value = begun.get(key), given.get(key)
         if then != value and (key == "phases" or not means_the_same(recipe, key, then)):
             raise UserError(

@@ -219,8 +219,9 @@ class Production:
         with self.display:
             found = load_checkpoint(self.out / "checkpoint") if resume else None
             begun = recorded(self.out) if found else {}
+            origin: dict[str, Any] = found[1]["state"].get("origin", {}) if found else {}
             if found:
-                self.check_origin(found[1]["state"].get("origin", {}))
+                self.check_origin(origin)
                 self._check_student(found[1]["student"])
             teacher, before = (begun["teacher"], begun["student"]["before"]) if begun else self._measured_before()
             self.runner.check()
@@ -231,9 +232,7 @@ class Production:
             s = self.settings
             student = {"spec": s.student, **sizes(self.student, self.data, self.device), "before": before}
             cast = cast_of(s, self.data, self.runner, teacher, student, self.outline)
-            cast["origin"] = (
-                found[1]["state"]["origin"] if begun else self.origin | {"settings": deciding(self._told())}
-            )
+            cast["origin"] = origin or self.origin | {"settings": deciding(self._told())}
             state = self.runner.run(found, cast, cast["origin"])
             after = self._test(self.student, "student after")
             if held := self._held_out():
@@ -249,11 +248,11 @@ class Production:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
         name = self.task.metric if self.task.metric in after[0] else "agreement"
-        found = f"{name} {before[name]:.4f} → {after[0][name]:.4f}; " if name in after[0] else ""
+        told = f"{name} {before[name]:.4f} → {after[0][name]:.4f}; " if name in after[0] else ""
         if on := after[1].get("measured_on"):
             which = "that did not teach" if on["unseen"] else "that it learned from"
-            found = f"{found.rstrip('; ')} with the teacher, on {on['samples']:,} images {which}; "
-        self.display.say(f"{found}the student is in {self.out / 'student'}", always=True)
+            told = f"{told.rstrip('; ')} with the teacher, on {on['samples']:,} images {which}; "
+        self.display.say(f"{told}the student is in {self.out / 'student'}", always=True)
         self.student.eval()
         return result
 
