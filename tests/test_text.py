@@ -180,6 +180,45 @@ def test_batches_without_learning_bound_their_logits(words, length) -> None:
     assert size == 1 or size * length * words <= 16 * (2**23 + 16)
 
 
+@pytest.mark.parametrize("mark", ["<eos>", "</s>", "<|endoftext|>", "[SEP]"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", " \n"])
+def test_a_line_that_ends_in_a_mark_gets_no_second_one(tmp_path, mark, ending) -> None:
+    """However lines end, each has one end; and so the text is that of the lines without marks."""
+    lines = ["a b", "b c a", "c"] * 40
+    marked = "".join(f"{line} {mark}{ending}" for line in lines)
+    for name, text in (("plain", "".join(f"{line}\n" for line in lines)), ("marked", "\ufeff" + marked)):
+        (tmp_path / f"{name}.txt").write_bytes(text.encode())
+    plain, own = (load_data(f"text:{tmp_path / name}.txt?length=5") for name in ("plain", "marked"))
+    assert own.classes == plain.classes == ("<unk>", "<eos>", "a", "b", "c")
+    assert [stream(part) for part in (own.train, own.val, own.test)] == [
+        stream(part) for part in (plain.train, plain.val, plain.test)
+    ]
+
+
+def test_marks_of_some_lines_only(tmp_path) -> None:
+    """`<eos>` is never doubled; another mark is a word where most lines have none."""
+    (tmp_path / "train.txt").write_text("a <eos>\nb\n\nc </s>\n" * 30)
+    data = load_data(f"text:{tmp_path}?length=5")
+    begin = [data.classes[n] for n in stream(data.train)[:8]]
+    assert begin == ["a", "<eos>", "b", "<eos>", "<eos>", "c", "</s>", "<eos>"]
+
+
+def test_empty_lines_of_a_text_with_marks_are_none(tmp_path) -> None:
+    (tmp_path / "train.txt").write_text("\ufeffa <eos>\n\n\ufeffb <eos>\n" * 30)
+    data = load_data(f"text:{tmp_path}?length=5")
+    assert [data.classes[n] for n in stream(data.train)[:4]] == ["a", "<eos>", "b", "<eos>"]
+
+
+def test_a_text_of_unknown_words_is_told(tmp_path, caplog) -> None:
+    (tmp_path / "train.txt").write_text("a a b c d e f\n" * 60)
+    load_data(f"text:{tmp_path}?length=5")
+    assert not caplog.records
+    load_data(f"text:{tmp_path}?length=5&vocabulary=3")
+    (record,) = caplog.records
+    assert "the commonest word of" in record.getMessage()
+    assert "is <unk> (62 % of train, 62 % of test, 62 % of val)" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("files", "spec", "message"),
     [

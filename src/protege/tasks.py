@@ -50,6 +50,11 @@ class Task:
                 f"a network gives a {type(outputs).__name__} in place of logits; expected one tensor, or a dict with "
                 "'logits', in training as well: wrap the network in a module that returns its logits."
             )
+        if self.name == "language" and (outputs.dim() != 3 or outputs.shape[1] < labels.shape[1]):
+            raise UserError(
+                f"a network gives outputs of shape {list(outputs.shape)} where labels have {list(labels.shape)}; "
+                "expected [batch, tokens, words], in training as well: return the logits of every token."
+            )
         if outputs.dim() == 2:
             return outputs, labels
         if self.name == "language":  # some networks answer to the context too, which is not scored

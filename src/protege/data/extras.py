@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from protege.errors import UserError, told
+from protege.vocabulary import words_of
+
+_LOG = logging.getLogger("protege")
 
 
 def _imported(module: str, package: str) -> ModuleType:
@@ -93,9 +98,18 @@ def hub_datasets(name: str, label: str | None = None) -> dict[str, HubSplit]:
     return datasets
 
 
-def read_tokenizer(folder: str) -> tuple[Callable[[str], list[int]], tuple[str, ...], int]:
-    """A Hugging Face tokenizer from its folder: what turns text into token numbers, the tokens, and the number of the
-    one that ends a text."""
+@dataclass(frozen=True)
+class Tokenizer:
+    """What turns text into numbers of `words`; ``end`` ends a text, ``unknown`` (or None) is what has no word."""
+
+    encode: Callable[[str], list[int]]
+    words: tuple[str, ...]
+    end: int
+    unknown: int | None
+
+
+def read_tokenizer(folder: str) -> Tokenizer:
+    """A Hugging Face tokenizer from its folder."""
     library = _imported("transformers", "transformers")
     try:
         found = library.AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
@@ -105,8 +119,29 @@ def read_tokenizer(folder: str) -> tuple[Callable[[str], list[int]], tuple[str, 
             "save_pretrained writes it."
         ) from error
     end = next((n for n in (found.eos_token_id, found.sep_token_id, found.bos_token_id) if n is not None), 0)
+    unknown = None if found.unk_token_id == found.eos_token_id else found.unk_token_id  # GPT-2's knows every byte
 
     def encode(text: str) -> list[int]:
-        return found.encode(text, add_special_tokens=False)
+        try:
+            numbers = found.encode(text, add_special_tokens=False)
+            problem = "it has no token for some words" if None in numbers else ""
+        except Exception as error:
+            problem = told(error)
+        if problem:
+            raise UserError(
+                f"tokenizer '{folder}' cannot read the text ({problem}); expected one that knows all of its words, or "
+                "has a token for unknown ones."
+            )
+        lost = [c for c in sorted(set(text)) if c.isalnum() and not found.encode(c, add_special_tokens=False)]
+        if lost:
+            _LOG.warning(
+                "tokenizer '%s' has no token for %d of the text's characters, such as '%s', and leaves out %.1f %% of "
+                "it: take one that was made for such text.",
+                folder,
+                len(lost),
+                lost[0],
+                100 * sum(map(text.count, lost)) / len(text),
+            )
+        return numbers
 
-    return encode, tuple(map(str, found.convert_ids_to_tokens(range(len(found))))), end
+    return Tokenizer(encode, words_of(found), end, unknown)

@@ -1,8 +1,9 @@
 """Text: words in a row, cut into blocks whose next words are to be predicted.
 
 The layouts are those of PTB (Mikolov et al. 2010) and WikiText (Merity et al. 2016): whitespace-separated words,
-`<eos>` at the end of every line, perplexity over every word of the part and its `<eos>`. The vocabulary comes from
-the training part; words outside it become `<unk>`.
+`<eos>` at the end of every line, perplexity over every word of the part and its `<eos>`. A text whose lines end in a
+mark already (`<eos>`, `</s>`) gets no second one. The vocabulary comes from the training part; words outside it become
+`<unk>`.
 
 **Truncated backpropagation without carried state.** A recurrent network is usually trained on B contiguous streams,
 its state carried from batch to batch and cut off from the gradient (Zaremba et al. 2014). That state depends on what
@@ -22,6 +23,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,7 @@ LENGTH, CONTEXT = 35, 35
 NAMES = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 SUFFIXES = (".txt", ".tokens")
 _HELD_OUT = 0.1
+_MARKED = 0.99  # of the lines: a text may be cut off in one
 _SPECIAL = 2  # <unk> and <eos> stand in every vocabulary
 _LOG = logging.getLogger("protege")
 
@@ -112,24 +116,46 @@ def open_text(
             f"vocabulary={vocabulary} and tokenizer={tokenizer} were both given; a tokenizer has its own vocabulary, "
             "so give only one of them."
         )
-    files = _find(path)
+    texts = {part: _content(file) for part, file in _find(path).items()}
     if tokenizer:
-        encode, words, end = read_tokenizer(tokenizer)
-        parts = _split(path, {part: np.asarray(encode(_content(file)), np.int32) for part, file in files.items()})
+        cut = read_tokenizer(tokenizer)
+        words, end, unknown = cut.words, cut.end, cut.unknown
+        parts = _split(path, {part: np.asarray(cut.encode(text), np.int32) for part, text in texts.items()})
     else:
         numbers: dict[str, int] = {UNKNOWN: 0, END: 1}
-        parts = _split(path, {part: _numbered(_content(file), numbers) for part, file in files.items()})
+        mark = _mark(path, texts["train" if "train" in texts else "val"])
+        parts = _split(path, {part: _numbered(text, numbers, mark) for part, text in texts.items()})
         parts, words = _worded(parts, numbers, vocabulary)
-        end = words.index(END)
+        end, unknown = words.index(END), words.index(UNKNOWN)
     if len(parts["train"]) < size[0]:
         raise UserError(
             f"the training text of '{path}' has {len(parts['train'])} words, fewer than one block of {size[0]}; "
             "give more text or a smaller ?length=."
         )
-    unknown = words.index(UNKNOWN) if UNKNOWN in words else -1
-    for part, tokens in parts.items():
-        _LOG.info("%s: %d words, %.1f %% unknown", part, len(tokens), 100 * float(np.mean(tokens == unknown)))
+    _tell_unknown(path, parts, words, end, unknown)
     return {part: Text(torch.from_numpy(t), len(words), end, *size) for part, t in parts.items()}, words
+
+
+def _tell_unknown(
+    path: Path, parts: dict[str, np.ndarray], words: tuple[str, ...], end: int, unknown: int | None
+) -> None:
+    """Say how many words of each part are unknown, and warn where no other word is as frequent."""
+    flooded = []
+    for part, tokens in parts.items():
+        counts = np.bincount(tokens, minlength=len(words))
+        share = 0.0 if unknown is None else counts[unknown] / max(1, len(tokens))
+        _LOG.info("%s: %d words, %.1f %% unknown", part, len(tokens), 100 * share)
+        counts[end] = 0
+        if unknown is not None and counts[unknown] and counts[unknown] == counts.max():
+            flooded.append(f"{100 * share:.0f} % of {part}")
+    if flooded and unknown is not None:
+        _LOG.warning(
+            "the commonest word of '%s' is %s (%s), so that perplexity tells how well unknown words are foretold and "
+            "not the text: keep more words with a larger vocabulary, or take a tokenizer or a model that knows them.",
+            path,
+            words[unknown],
+            ", ".join(flooded),
+        )
 
 
 def _whole(name: str, text: str, default: int, least: int) -> int:
@@ -171,9 +197,20 @@ def _content(path: Path) -> str:
         raise UserError(f"'{path}' cannot be read ({error.strerror}); check it.") from error
     if "\0" in text:
         raise UserError(f"'{path}' is not text in UTF-8; give plain text, words separated by spaces.")
+    text = text.replace("\ufeff", "")  # files that were joined have a mark where each began
     if not text.strip():
         raise UserError(f"'{path}' is empty; a text with words is expected.")
     return text
+
+
+def _mark(path: Path, text: str) -> str:
+    """The mark, such as `</s>`, in which the lines of a text end already; "" where they end in none."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    mark, count = Counter(line.rsplit(None, 1)[-1] for line in lines).most_common(1)[0]
+    if len(lines) == 1 or count < _MARKED * len(lines) or mark == UNKNOWN or not re.fullmatch(r"<\S+>|\[\S+\]", mark):
+        return ""
+    _LOG.info("the lines of '%s' end in %s already, which is taken for %s.", path, mark, END)
+    return mark
 
 
 def _worded(
@@ -197,11 +234,17 @@ def _worded(
     return {part: table[tokens] for part, tokens in parts.items()}, words
 
 
-def _numbered(text: str, numbers: dict[str, int]) -> np.ndarray:
-    """Words as numbers in the order in which they were first met; new ones are added to `numbers`."""
+def _numbered(text: str, numbers: dict[str, int], mark: str = "") -> np.ndarray:
+    """Words as numbers in the order in which they were first met; new ones are added to `numbers`. Lines end in END,
+    which stands for the `mark` that they may have of their own; with one, an empty line is none."""
     tokens: list[int] = []
     for line in text.removesuffix("\n").split("\n"):
-        tokens += [numbers.setdefault(word, len(numbers)) for word in line.split()]
+        words = line.split()
+        if mark and not words:
+            continue
+        if words and words[-1] in (END, mark):
+            words.pop()
+        tokens += [numbers.setdefault(word, len(numbers)) for word in words]
         tokens.append(numbers[END])
     return np.array(tokens, np.int32)
 

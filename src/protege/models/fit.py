@@ -9,6 +9,8 @@ from torch.nn.parameter import is_lazy
 
 from protege.copying import copy_network
 from protege.errors import UserError, told
+from protege.models.causal import as_it_was, check_causal, check_layout, samples_for
+from protege.models.language import Reader
 from protege.models.model import Model
 from protege.modes import eval_mode
 
@@ -36,17 +38,18 @@ def check_classes(model: Model, data: DataLike) -> None:
     """Raise `UserError` unless the model, run on a blank example of the data, gives one output a class, and
     its class names (where both are named) are the data's in the same order. Data without classes fits any.
 
-    Finds out which memory layout the network can run in, and notes it as `model.layout`; tells a language model with a
-    number `context` how many of a text's tokens are only read. Weights, buffers and modes stay as they are; a network
-    with lazy layers is initialised.
+    Finds out which memory layout the network can run in, and notes it as `model.layout`; tells a language model of the
+    zoo or of transformers how many of a text's tokens are only read. A language model must be causal, with its outputs
+    at their words (`protege.models.causal`). Weights, buffers and modes stay as they are; a network with lazy layers is
+    initialised.
     """
     _check_kind(model, data)
-    if data.task == "language" and type(getattr(model.network, "context", None)) is int:
-        context: Any = getattr(data.train, "context", 0)
-        model.network.context = context
+    if data.task == "language" and isinstance(model.network, Reader):
+        model.network.context = getattr(data.train, "context", 0)
     found, expected = output_classes(model, data), len(data.classes)
     if data.task == "language":
         _check_words(model, data, found)
+        check_causal(model, data, _scored(data))
     if not data.classes:  # images without labels
         return
     if found != expected:
@@ -74,6 +77,8 @@ def _check_words(model: Model, data: DataLike, found: int) -> None:
     """Word numbers mean nothing under another vocabulary."""
     remedy = "open the text with the vocabulary of the model, text:PATH?vocabulary=FOLDER, or use a model made for it"
     expected = len(data.classes)
+    if found > expected:
+        remedy += f", or leave out what pads its vocabulary: return logits[..., :{expected}] from its forward"
     if found != expected:
         raise UserError(f"the model knows {found} words but the data's vocabulary has {expected}; {remedy}.")
     named = model.classes if not all(map(str.isdecimal, model.classes)) else ()
@@ -90,20 +95,28 @@ def output_classes(model: Model, data: DataLike) -> int:
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     tokens = model.input.kind == "tokens"
-    shape = (2, *data.train.shape)
+    size = (data.train.shape[0], _scored(data), len(data.classes)) if tokens else ()
+    shape = (samples_for(*size) if tokens else 2, *data.train.shape)
     example = torch.zeros(shape, dtype=torch.int64 if tokens else torch.uint8, device=device)
     try:
-        with eval_mode(model), torch.no_grad():
+        with eval_mode(model), as_it_was(model.network), torch.no_grad():
             logits = model(example) if tokens else _in_its_layout(model, example)
     except UserError:
         raise
     except Exception as error:
         raise UserError(_failure(model, shape, error)) from error
+    if tokens and isinstance(logits, Tensor):
+        check_layout(logits.shape, shape[0], *size)
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         kind = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else _with_article(type(logits).__name__)
         raise UserError(f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits.")
     _check_positions(data, logits.shape)
     return logits.shape[-1 if tokens else 1]
+
+
+def _scored(data: DataLike) -> int:
+    """How many of a sample's tokens are scored: the last, behind those that are only read."""
+    return data.train.shape[0] - getattr(data.train, "context", 0)
 
 
 def _check_positions(data: DataLike, shape: Sequence[int]) -> None:

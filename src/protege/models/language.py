@@ -2,7 +2,7 @@
 
 Both read tokens and give the logits of each next one. `context` is how many of the first tokens are only read: they get
 no logits, which are most of the work, and the LSTM's state after them is cut off from the gradient. The text says how
-many; it is no property of the network, so it is set by `check_classes` and not saved.
+many; it is no property of the network, so it is set by `check_classes`, on networks of this kind only, and not saved.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from protege.models.vit import Attention, Mlp
 
 
-class LSTM(nn.Module):
+class Reader(nn.Module):
+    """A network that is told how many of the first tokens are only read, as `context`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = 0
+
+
+class LSTM(Reader):
     """Tokens [B, context + L] → logits [B, L, num_classes].
 
     Dropout acts on what goes into each layer and out of the last, never on the recurrence (Zaremba et al., section
@@ -26,7 +34,6 @@ class LSTM(nn.Module):
         self, num_classes: int, embedding: int, hidden: int, layers: int, dropout: float, tied: bool, scale: float
     ) -> None:
         super().__init__()
-        self.context = 0
         self.embed = nn.Embedding(num_classes, embedding)
         self.drop = nn.Dropout(dropout)
         self.lstm = nn.LSTM(embedding, hidden, layers, dropout=dropout if layers > 1 else 0.0, batch_first=True)
@@ -64,7 +71,7 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.norm2(x)))
 
 
-class GPT(nn.Module):
+class GPT(Reader):
     """Tokens [B, context + L], at most `length` of them → logits [B, L, num_classes].
 
     Pre-norm blocks, learned positions, the embedding shared with the logit layer.
@@ -72,7 +79,6 @@ class GPT(nn.Module):
 
     def __init__(self, num_classes: int, length: int, width: int, depth: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.context = 0
         self.embed = nn.Embedding(num_classes, width)
         self.pos_embed = nn.Parameter(torch.empty(1, length, width))
         self.drop = nn.Dropout(dropout)

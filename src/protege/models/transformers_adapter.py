@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from protege.errors import UserError, told
+from protege.models.language import Reader
+from protege.vocabulary import words_of
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")
 
 
-class CausalLM(nn.Module):
+class CausalLM(Reader):
     """Tokens [B, context + L] → logits [B, L, num_classes] of the wrapped `model`.
 
     `context`: how many of the first tokens are only read, see `protege.models.language`. Logits beyond
@@ -27,7 +29,7 @@ class CausalLM(nn.Module):
 
     def __init__(self, model: nn.Module, num_classes: int) -> None:
         super().__init__()
-        self.model, self.num_classes, self.context = model, num_classes, 0
+        self.model, self.num_classes = model, num_classes
 
     def forward(self, tokens: Tensor) -> Tensor:
         most = getattr(self.model.config, "max_position_embeddings", None)
@@ -73,7 +75,7 @@ def open_causal(
         known_words = pretrained or words is None  # fresh weights know none, and take the data's
         if known_words and (not Path(name).is_dir() or any((Path(name) / file).exists() for file in _TOKENIZERS)):
             tokenizer = library.AutoTokenizer.from_pretrained(name, **known)
-            tokens = tuple(map(str, tokenizer.convert_ids_to_tokens(range(len(tokenizer)))))
+            tokens = words_of(tokenizer)
     except UserError:
         raise
     except Exception as error:
