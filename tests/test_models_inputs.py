@@ -148,3 +148,41 @@ def test_images_that_do_not_fit(raw, told):
     with pytest.raises(UserError, match=r".") as caught:
         InputSpec()(raw)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "remedy"),
+    [
+        (torch.rand(2, 3, 8, 8) * 255, "divide them by 255, or give uint8"),
+        (torch.rand(2, 3, 8, 8) * 4 - 2, "leave out Normalize"),
+        (torch.rand(2, 3, 8, 8) * 1.2 - 0.1, r"limit them with .clamp\(0, 1\)"),
+        (torch.rand(2, 3, 8, 8).half() * 255, "divide them by 255"),
+        (torch.full((1, 3, 2, 2), torch.nan), "not finite"),
+    ],
+)
+def test_floats_beyond_0_to_1_are_noticed(raw, remedy):
+    with pytest.raises(UserError, match=remedy):
+        InputSpec()(raw)
+
+
+def test_floats_beside_0_to_1_by_rounding_are_not():
+    raw = torch.tensor([1.0000002, -1e-7, 1.0, 0.0]).view(1, 1, 2, 2)
+    torch.testing.assert_close(InputSpec(channels=1)(raw), raw)
+    assert InputSpec()(torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+
+
+def test_traced_images_are_not_looked_at():
+    model = Model(nn.Conv2d(3, 2, 1), InputSpec()).eval()
+    raw = torch.rand(2, 3, 4, 4)
+    for changed in (torch.export.export(model, (raw,)).module(), torch.compile(model, backend="eager", fullgraph=True)):
+        torch.testing.assert_close(changed(raw), model(raw))
+        changed(raw * 255)
+
+
+def test_ranges_of_files_travel():
+    spec = InputSpec(ranges=(("float", -1, 1), ("integer", 0, 4095)))
+    assert InputSpec.from_dict(spec.to_dict()) == spec
+    assert "ranges" not in InputSpec().to_dict()
+    for wrong in ([["integer", 5, 5]], [["bits", 0, 1]], ["integer"], [["float", 0, "1"]]):
+        with pytest.raises(UserError, match=r"input range .* should be a kind"):
+            InputSpec.from_dict({"ranges": wrong})

@@ -374,3 +374,86 @@ def test_a_stream_tells_of_damage_when_it_is_opened(tmp_path):
     corrupt_mask(write_scenes(tmp_path))
     with pytest.raises(UserError, match=r"s04.png cannot be read"):
         opened(tmp_path, memory_limit=0)
+
+
+# ---- grey levels ------------------------------------------------------------------------------------------------
+
+
+def drawn(folder: Path, *values: int, save=lambda mask: Image.fromarray(mask)) -> Path:
+    """Scenes whose masks have these values in stripes."""
+    for split in ("train", "test"):
+        for n in range(4):
+            image, _ = scene(n)
+            mask = np.repeat(np.array(values, np.uint8), 32)[None, :32] * np.ones((24, 1), np.uint8)
+            mask[:, 10:20], mask[:, 20:] = values[1 % len(values)], values[-1]
+            write_pair(folder, split, f"s{n}", image, mask)
+            save(mask).save(folder / f"{split}annot" / f"s{n}.png")
+    return folder
+
+
+SAVED = {
+    "L": Image.fromarray,
+    "1": lambda mask: Image.fromarray(mask > 0),
+    "RGB": lambda mask: Image.fromarray(mask).convert("RGB"),
+    "LA": lambda mask: Image.fromarray(mask).convert("LA"),
+    "I;16": lambda mask: Image.fromarray(mask.astype(np.uint16)),
+}
+
+
+@pytest.mark.parametrize("limit", [2**30, 0])
+@pytest.mark.parametrize("query", ["", "?classes=background,object"])
+@pytest.mark.parametrize("mode", SAVED)
+def test_white_may_be_a_class(tmp_path, mode, query, limit, caplog):
+    with caplog.at_level("INFO", "protege"):
+        data = opened(drawn(tmp_path, 0, 255, save=SAVED[mode]), query, memory_limit=limit)
+    assert data.classes == (("background", "object") if query else ("0", "1"))
+    labels = data.train.fetch(torch.arange(4), CLEAN, Augment()).labels
+    assert (labels[..., :10] == 0).all()
+    assert (labels[..., 10:] == 1).all()
+    assert ("255 too" in caplog.text) == (mode != "1")
+
+
+def test_black_and_white_masks_among_grey_ones(tmp_path):
+    for values, label in (((0, 255), 1), ((0, 1), 1)):
+        folder = drawn(tmp_path / str(values[1]), *values)
+        mask = Image.open(folder / "trainannot" / "s0.png")
+        mask.point(lambda v: 255 * (v > 0)).convert("1").save(folder / "trainannot" / "s0.png")
+        for limit in (2**30, 0):
+            labels = opened(folder, memory_limit=limit).train.fetch(torch.arange(2), CLEAN, Augment()).labels
+            assert (labels[..., 10:] == label).all()
+            assert (labels[..., :10] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "query", "labels"),
+    [
+        ((0, 128, 255), "", [0, 1, 2]),
+        ((0, 127, 255), "?classes=a,b,c", [0, 1, 2]),
+        ((0, 128, 255), "?ignore=128", [0, UNLABELLED, 1]),
+        ((0, 1, 255), "", [0, 1, UNLABELLED]),
+        ((0, 1, 255), "?classes=a,b,c", [0, 1, UNLABELLED]),
+    ],
+)
+def test_which_values_are_grey_levels(tmp_path, values, query, labels):
+    batch = opened(drawn(tmp_path, *values), query).train.fetch(torch.tensor([0]), CLEAN, Augment())
+    assert [batch.labels[0, 0, at].item() for at in (5, 15, 25)] == labels
+
+
+def test_what_would_be_one_class_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"only one class \('a'\) beside 255, which does not count"):
+        opened(drawn(tmp_path / "names", 0, 255), "?classes=a,b,c")
+    with pytest.raises(UserError, match="has 1 class"):
+        opened(drawn(tmp_path / "ignored", 0, 255), "?ignore=255")
+    folder = drawn(tmp_path / "mixed", 0, 1)
+    mask = Image.open(folder / "trainannot" / "s0.png")
+    mask.point(lambda v: 255 * v).save(folder / "trainannot" / "s0.png")
+    with pytest.raises(UserError, match=r"by 1, such as .*s1.png, and others by 255, such as .*s0.png; .*ignore=255"):
+        opened(folder)
+    assert opened(folder, "?ignore=255").classes == ("0", "1")
+
+
+def test_transparent_masks_are_refused(tmp_path):
+    folder = drawn(tmp_path, 0, 1)
+    Image.fromarray(np.zeros((24, 32, 4), np.uint8)).save(folder / "trainannot" / "s0.png")
+    with pytest.raises(UserError, match=r"s0.png has transparent pixels where one label value a pixel is expected; "):
+        opened(folder)

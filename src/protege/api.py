@@ -19,7 +19,7 @@ from .data.spec import GIB
 from .diagnose import at_chance, causes_of_chance, diagnose
 from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
-from .models import Model, check_classes, load_model
+from .models import Model, check_classes, known_ranges, load_model
 from .production import Production
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
@@ -128,7 +128,8 @@ def evaluate(
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
     whole = split == "all"
-    loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole)
+    ranges = known_ranges(model)
+    loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole, ranges=ranges)
     if whole and loaded.test is not loaded.train:
         raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change --split.")
     network = load_model(model, data=loaded)

@@ -20,7 +20,7 @@ from .data import Augment, Data, choose, default_workers, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
 from .methods.teaching import TargetSettings, resolved
-from .models import Model, check_classes, load_model, output_classes
+from .models import Model, check_classes, known_ranges, load_model, output_classes
 from .origin import deciding, legacy_origin, origin_of, refuse_another
 from .pictures import segmentation_pictures
 from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
@@ -58,9 +58,13 @@ class Production:
                     f"the {key} of this run was given in Python ({getattr(s, key)}), which a recipe cannot hold; "
                     f"expected it again: pass {key}= to the function."
                 )
+        ranges = known_ranges(*(objects.get(role, getattr(s, role)) for role in ("teacher", "student")))
         with self.accelerator.main_process_first():  # the first may have to extract what the others then read
             data = load_data(
-                objects.get("data", s.data), image_size=s.image_size, memory_limit=size_in_bytes(s.memory_limit)
+                objects.get("data", s.data),
+                image_size=s.image_size,
+                memory_limit=size_in_bytes(s.memory_limit),
+                ranges=ranges,
             )
         loaded = data
         if not data.labelled:
@@ -133,6 +137,8 @@ class Production:
     def _load(self, role: str, objects: Mapping[str, Any]) -> Model:
         spec = getattr(self.settings, role)
         network = load_model(objects.get(role, spec), data=self.data)
+        if role == "student" and self.data.ranges:  # what it learns from is what it will read
+            network.input = replace(network.input, ranges=self.data.ranges)
         try:
             check_classes(network, self.data)
         except UserError as error:

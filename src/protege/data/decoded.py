@@ -19,25 +19,28 @@ from protege.data.samples import InMemory
 from protege.data.sources import Source, drop_unused
 
 MANY = 5000  # images from which on decoding takes longer than a moment
-VERSION = 1  # of what decoding makes of an image
+VERSION = 2  # of what decoding makes of an image
 
 
-def decoded(name: str, source: Source, labels: Tensor, form: Form, scratch: Path) -> InMemory:
+def decoded(name: str, source: Source, labels: Tensor, form: Form, scratch: Path) -> tuple[InMemory, str | None]:
     """All images of `source` in memory: many small ones from the array that an earlier run has left in `scratch`,
-    mapped, so that processes share it. Raises as `decode_all`."""
+    mapped, so that processes share it; and the name of one with transparent pixels, if any was decoded. Raises as
+    `decode_all`."""
     shape = (len(source), form.height, form.width, form.channels)
     lasting = len(source) >= MANY and max(form.height, form.width) <= SMALL
     digest = hashlib.sha256(repr((VERSION, source.fingerprint(), form)).encode()).hexdigest() if lasting else ""
     path = scratch / f"{digest[:32]}.pixels.npy"
     if lasting and (known := _read(path, shape)) is not None:
-        return InMemory(torch.from_numpy(known), labels)
+        return InMemory(torch.from_numpy(known), labels), None
+    transparent: str | None = None
     out = np.empty(shape, np.uint8)
     with progress(f"decoding {name} images", len(source)) as advance:
-        for done in decode_all(source.chunks(), form, out):
+        for done, first in decode_all(source.chunks(), form, out):
+            transparent = transparent or first
             advance(done)
     if lasting:
         _keep(path, out)
-    return InMemory(torch.from_numpy(out), labels)
+    return InMemory(torch.from_numpy(out), labels), transparent
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from protege.data.files import images_below, split_files, tell_left_out, visible
 from protege.data.sources import Files, Rows, Source
 from protege.errors import UserError
 from protege.labels import UNLABELLED
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -30,18 +30,12 @@ class Listing:
     superclasses: tuple[int, ...] | None = None
 
 
-def visible(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return [p for p in visible(folder) if p.suffix.lower() in SUFFIXES and p.is_file()]
-
-
-def _class_folder(folder: Path) -> list[Path]:
-    found = _images_in(folder)
+def _class_folder(folder: Path, others: list[Path]) -> list[Path]:
+    """The images of a class; what else lies there goes into `others`."""
+    found, left = images_below(folder)
+    others += left
     if not found:
-        raise UserError(f"class folder {folder} holds no images ({' '.join(SUFFIXES)}); add some or remove the folder.")
+        raise UserError(f"class folder {folder} holds no images that Pillow reads; add some or remove the folder.")
     return found
 
 
@@ -60,13 +54,18 @@ def image_folders(path: Path) -> Listing:
     splits: dict[str, tuple[Source, Tensor]] = {}
     classes: tuple[str, ...] = ()
     first: Path | None = None  # the root that names the classes
+    others: list[Path] = []
+    astray: list[Path] = []
     for split in sorted(roots, key=list(SPLITS).index):
         root = roots[split]
         folders = [p for p in visible(root) if p.is_dir()]
         names = tuple(p.name for p in folders)
-        if split == "train" and not folders and (found := _images_in(root)):
+        found, left = split_files(visible(root))
+        others += left
+        if split == "train" and not folders and found:
             splits[split] = Files(found), torch.full((len(found),), UNLABELLED)
             continue
+        astray += found
         if not folders:
             also = ", or images without classes directly in it" if split == "train" else ""
             raise UserError(
@@ -84,9 +83,11 @@ def image_folders(path: Path) -> Listing:
             raise UserError(
                 f"class folders of {root} and {first} differ at '{odd[0]}'; both must have the same classes."
             )
-        files = [_class_folder(folder) for folder in folders]
+        files = [_class_folder(folder, others) for folder in folders]
         labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(f) for f in files]))
         splits[split] = Files([p for f in files for p in f]), labels
+    tell_left_out(others, "no images that Pillow reads")
+    tell_left_out(astray, "images that lie in no class folder")
     return Listing(splits, classes)
 
 

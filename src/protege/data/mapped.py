@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from protege.data.batch import Batch
-from protege.data.decode import GREY, centred, to_channels
+from protege.data.decode import centred
+from protege.data.pixels import is_grey, shown
 from protege.data.progress import progress
 from protege.data.samples import InMemory, Samples
 from protege.data.views import Augment, render
@@ -27,7 +28,7 @@ def image_pixels(image: Any, where: str, image_size: int | None = None) -> Tenso
     [C, H, W] of uint8 or of floats from 0 to 1. PIL images are brought to `image_size` if that is given.
     Raises UserError naming `where` for anything else."""
     if isinstance(image, Image.Image):
-        image = to_channels(image, 1 if image.mode in GREY else 3)
+        image, _ = shown(image, 1 if is_grey(image) else 3)
         image = np.array(centred(image, image_size, image_size) if image_size else image)
     if isinstance(image, np.ndarray):
         tensor = torch.from_numpy(np.ascontiguousarray(image))

@@ -17,15 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from protege.data.batch import Batch
-from protege.data.decode import centred, to_channels
+from protege.data.decode import centred
+from protege.data.masks import VOID, mask_values
+from protege.data.pixels import open_image, reason, shown
+from protege.data.ranges import Ranges
 from protege.data.samples import Samples, has_room
 from protege.data.sources import content_of
 from protege.data.views import CLEAN, Augment, boxes, moved, pick, reflect, render, resized_crops
 from protege.errors import UserError
 from protege.labels import UNLABELLED
-
-VOID = 255
-"""The value of a pixel without a label in masks of 8 bit."""
 
 
 def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment) -> Tensor:
@@ -118,12 +118,18 @@ class ScenesInMemory(Scenes):
 
 @dataclass(frozen=True)
 class SceneForm:
-    """What decoded scenes look like, and the class of each value of a mask (256 of them, `VOID` for none)."""
+    """What decoded scenes look like, and what their masks mean.
+
+    `table`: the class of each of the 256 values of a mask, `VOID` for none. `white`: the value of white in masks that
+    are black and white. `ranges`: those of images of more than 8 bits a channel.
+    """
 
     height: int
     width: int
     channels: int
+    ranges: Ranges = ()
     table: bytes = bytes(range(256))
+    white: int = 1
 
 
 class ScenesInFiles(Scenes):
@@ -170,26 +176,25 @@ class ScenesInFiles(Scenes):
         return ScenesInFiles([self.pairs[i] for i in index.tolist()], self.form)
 
 
-def opened(path: Path, kind: str) -> Image.Image:
+def _opened(path: Path, kind: str) -> Image.Image:
     """An image file, its header read. Raises UserError naming the file, which is called a `kind`."""
     try:
-        return Image.open(path)
+        return open_image(path)
     except Exception as error:
         raise _corrupt(path, kind, error) from error
 
 
 def _corrupt(path: Path, kind: str, error: Exception) -> UserError:
-    reason = "not an image Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-    if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
-    return UserError(f"{kind} {path} cannot be read ({reason}); an intact image is expected: restore or remove it.")
+    return UserError(
+        f"{kind} {path} cannot be read ({reason(error)}); an intact image is expected: restore or remove it."
+    )
 
 
 def read_pixels(path: Path, form: SceneForm) -> np.ndarray:
     """Pixels of an image file brought to the form, uint8 [height, width, channels]."""
-    with opened(path, "image") as image:
+    with _opened(path, "image") as image:
         try:
-            ready = to_channels(image, form.channels)
+            ready, _ = shown(image, form.channels, form.ranges)
         except Exception as error:
             raise _corrupt(path, "image", error) from error
     if ready.size != (form.width, form.height):
@@ -198,32 +203,26 @@ def read_pixels(path: Path, form: SceneForm) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Label values of a mask file, uint8 [H, W]. Raises UserError for what cannot be one."""
-    with opened(path, "mask") as image:
+    """Label values of a mask file, uint8 [H, W], or bool of a black and white one. Raises UserError for what cannot be
+    one."""
+    with _opened(path, "mask") as image:
         if image.format == "JPEG":
             raise UserError(
                 f"mask {path} is a JPEG, which does not keep values exactly; a PNG of label values is expected: "
                 "export the masks again."
             )
-        if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-            raise UserError(
-                f"mask {path} holds colours ({image.mode}) where one label value a pixel is expected; save its class "
-                "numbers as a grey or palette PNG."
-            )
         try:
-            values = np.asarray(image)
+            return mask_values(image, f"mask {path}")
+        except UserError:
+            raise
         except Exception as error:
             raise _corrupt(path, "mask", error) from error
-    if values.dtype != np.uint8:
-        if values.max() > VOID or values.min() < 0:
-            odd = values.max() if values.max() > VOID else values.min()
-            raise UserError(f"mask {path} holds the label {odd}; 0 to 255 is expected: number the classes from 0.")
-        values = values.astype(np.uint8)
-    return values
 
 
 def fitted_mask(values: np.ndarray, form: SceneForm) -> np.ndarray:
     """Label values brought to the form, each pixel the nearest one's."""
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * np.uint8(form.white)
     if values.shape == (form.height, form.width):
         return values
     return np.asarray(centred(Image.fromarray(values), form.width, form.height, Image.Resampling.NEAREST))

@@ -2,7 +2,8 @@
 
 The layout is CamVid's as SegNet's authors published it (Badrinarayanan et al. 2017): images in `train/`, masks of
 the same stems in `trainannot/`, and so for `val` and `test`; `train/images/` with `train/masks/` will do as well.
-A mask has one channel whose values are the classes' numbers from 0; 255 never counts.
+The values of a mask are the classes' numbers from 0, and 255 does not count; but masks drawn in grey levels from black
+to white (0 and 255, or 0, 128 and 255) have a class for each level.
 
 Which classes there are, the first of these that says so:
 
@@ -30,17 +31,19 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from protege.data.decode import GREY
-from protege.data.folders import SPLITS, SUFFIXES, visible
+from protege.data.decode import Survey, extent, header
+from protege.data.files import images_below, tell_left_out
+from protege.data.folders import SPLITS
+from protege.data.listed import tell_transparent
+from protege.data.masks import VOID, grey_levels
 from protege.data.progress import progress
+from protege.data.ranges import Ranges, settle
 from protege.data.scenes import (
-    VOID,
     SceneForm,
     Scenes,
     ScenesInFiles,
     ScenesInMemory,
     fitted_mask,
-    opened,
     read_mask,
     read_pixels,
 )
@@ -57,14 +60,18 @@ Pairs = list[tuple[Path, Path]]
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names, and values of masks that do not count beside 255; the other values, in order, are the classes."""
+    """Class names, and values of masks that do not count beside 255; the other values, in order, are the classes, or
+    the grey `levels` if there are any."""
 
     classes: tuple[str, ...]
     ignored: frozenset[int] = frozenset()
+    levels: tuple[int, ...] = ()
 
     @property
     def values(self) -> list[int]:
         """The value of each class."""
+        if self.levels:
+            return list(self.levels)
         return [v for v in range(VOID) if v not in self.ignored][: len(self.classes)]
 
     def table(self) -> bytes:
@@ -74,17 +81,24 @@ class Labels:
 
 
 def segmentation_folder(
-    path: Path, image_size: int | None, memory_limit: int, classes: str | None = None, ignore: str | None = None
-) -> tuple[dict[str, Scenes], tuple[str, ...]]:
-    """The scenes of each split found, and the class names.
+    path: Path,
+    image_size: int | None,
+    memory_limit: int,
+    ranges: Ranges = (),
+    classes: str | None = None,
+    ignore: str | None = None,
+) -> tuple[dict[str, Scenes], tuple[str, ...], Ranges]:
+    """The scenes of each split found, the class names, and the ranges of images of more than 8 bits: `ranges`, and
+    what these leave open.
 
     `image_size` is what the shorter side of the images is brought to; without it the commonest size of training.
     Images of another shape are resized and centre-cropped to it. Decoded scenes up to `memory_limit` bytes are kept in
     memory. Raises UserError for anything in the folder that cannot be used.
     """
     splits = _splits(path)
-    form, odd = _form(splits, image_size)
+    form, sizes = _form(path, splits, image_size, ranges)
     count = sum(map(len, splits.values()))
+    odd = sum(w * form.height != h * form.width for found in sizes.values() for w, h in found)
     if odd:
         _LOG.info(
             "%d of %d images have another shape; all are resized and centre-cropped to %d×%d pixels.",
@@ -95,21 +109,29 @@ def segmentation_folder(
         )
     keep = count * form.height * form.width * (form.channels + 1) <= memory_limit
     masks: dict[str, np.ndarray] = {}
-    seen: dict[str, np.ndarray] = {}
+    seen: dict[str, np.ndarray] = {}  # which of the 256 values each mask has
+    bilevel: dict[str, np.ndarray] = {}  # which masks are black and white
     with progress("reading masks", count) as advance:
         for split, pairs in splits.items():
-            seen[split] = np.zeros((len(pairs), 256), bool)
+            seen[split], bilevel[split] = np.zeros((len(pairs), 256), bool), np.zeros(len(pairs), bool)
             masks[split] = np.empty((len(pairs) if keep else 0, form.height, form.width), np.uint8)
-            for at, (values, fitted) in enumerate(_in_threads(lambda pair: _surveyed(pair, form, keep), pairs)):
-                seen[split][at] = values
+            work = zip(pairs, sizes[split], strict=True)
+            for at, (values, fitted, two) in enumerate(_in_threads(lambda item: _surveyed(*item, form, keep), work)):
+                seen[split][at], bilevel[split][at] = values, two
                 if keep:
                     masks[split][at] = fitted
                 advance(1)
-    labels = _labels(path, splits["train"], seen["train"].any(0), classes, ignore)
+    labels = _labels(path, splits["train"], seen["train"], bilevel["train"], classes, ignore)
+    if labels.levels:
+        form = replace(form, white=VOID)
+        for split, two in bilevel.items():
+            seen[split][two, VOID], seen[split][two, 1] = seen[split][two, 1], False
+            if keep:
+                masks[split][two] *= np.uint8(VOID)
     _check(path, splits, seen, labels)
     form = replace(form, table=labels.table())
     if not keep:
-        return {split: ScenesInFiles(pairs, form) for split, pairs in splits.items()}, labels.classes
+        return {s: ScenesInFiles(pairs, form) for s, pairs in splits.items()}, labels.classes, form.ranges
     table = np.frombuffer(form.table, np.uint8)
     found: dict[str, Scenes] = {}
     for split, pairs in splits.items():
@@ -119,7 +141,7 @@ def segmentation_folder(
                 pixels[at] = image
                 advance(1)
         found[split] = ScenesInMemory(torch.from_numpy(pixels), torch.from_numpy(table[masks[split]]))
-    return found, labels.classes
+    return found, labels.classes, form.ranges
 
 
 def _in_threads(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
@@ -156,7 +178,7 @@ def _splits(path: Path) -> dict[str, Pairs]:
 def _pairs(images: Path, masks: Path) -> Pairs:
     found = [_by_stem(folder) for folder in (images, masks)]
     if not found[0]:
-        raise UserError(f"folder {images} holds no images ({' '.join(SUFFIXES)}); add some or remove the folder.")
+        raise UserError(f"folder {images} holds no images that Pillow reads; add some or remove the folder.")
     for own, others, kind, folder in ((found[0], found[1], "mask", masks), (found[1], found[0], "image", images)):
         alone = next((stem for stem in own if stem not in others), None)
         if alone is not None:
@@ -167,45 +189,72 @@ def _pairs(images: Path, masks: Path) -> Pairs:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
+    """The images in a folder and those below it, by their path in it without its suffix."""
     found: dict[str, Path] = {}
-    for file in visible(folder):
-        if file.suffix.lower() in SUFFIXES and file.is_file():
-            if file.stem in found:
-                raise UserError(f"{found[file.stem]} and {file.name} share a name; one image is expected: remove one.")
-            found[file.stem] = file
+    images, others = images_below(folder)
+    tell_left_out(others, "no images that Pillow reads")
+    for file in images:
+        stem = file.relative_to(folder).with_suffix("").as_posix()
+        if stem in found:
+            raise UserError(f"{found[stem]} and {file.name} share a name; one image is expected: remove one.")
+        found[stem] = file
     return found
 
 
-def _form(splits: dict[str, Pairs], image_size: int | None) -> tuple[SceneForm, int]:
-    """What all images are brought to, and how many of them have another shape than the commonest in training."""
-    sizes: dict[str, Counter[tuple[int, int]]] = {split: Counter() for split in splits}
-    channels = 1
+def _form(
+    path: Path, splits: dict[str, Pairs], image_size: int | None, ranges: Ranges
+) -> tuple[SceneForm, dict[str, list[tuple[int, int]]]]:
+    """What all images are brought to: the commonest size in training; and the upright (width, height) of each."""
+    sizes: dict[str, list[tuple[int, int]]] = {split: [] for split in splits}
+    known = Survey()
     for split, pairs in splits.items():
         for image, _ in pairs:
-            with opened(image, "image") as header:
-                sizes[split][header.size] += 1
-                channels = channels if header.mode in GREY else 3
-    width, height = sizes["train"].most_common(1)[0][0]
-    odd = sum(n for counts in sizes.values() for (w, h), n in counts.items() if w * height != h * width)
+            found = header(_bytes(image), f"image {image}", known.transparent is None)
+            known = known.add(found, f"image {image}")
+            sizes[split].append(found.size)
+    tell_transparent(known.transparent)
+    if known.deep:
+        extents = {
+            split: [e for e in _in_threads(lambda pair: extent(_bytes(pair[0]), f"image {pair[0]}"), pairs) if e]
+            for split, pairs in splits.items()
+        }
+        ranges = settle(str(path), extents, ranges)
+    ((width, height), _), *_ = Counter(sizes["train"]).most_common(1)
     if image_size is not None:
         width, height = (round(side * image_size / min(width, height)) for side in (width, height))
-    return SceneForm(height, width, channels), odd
+    return SceneForm(height, width, 3 if known.colour else 1, ranges), sizes
 
 
-def _surveyed(pair: tuple[Path, Path], form: SceneForm, keep: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Which of the 256 values a mask has, and the mask brought to the form if it is kept."""
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read ({error.strerror}); restore or remove it.") from error
+
+
+def _surveyed(
+    pair: tuple[Path, Path], size: tuple[int, int], form: SceneForm, keep: bool
+) -> tuple[np.ndarray, np.ndarray | None, bool]:
+    """Which of the 256 values a mask has, the mask brought to the form if it is kept, and whether it is black and
+    white."""
     image, mask = pair
     values = read_mask(mask)
-    with opened(image, "image") as header:
-        if header.size != values.shape[::-1]:
-            raise UserError(
-                f"mask {mask} is {values.shape[1]}×{values.shape[0]} but its image {image.name} is "
-                f"{header.width}×{header.height}; the same size is expected: make the mask anew."
-            )
-    return np.bincount(values.ravel(), minlength=256) > 0, fitted_mask(values, form) if keep else None
+    height, width = values.shape
+    if (width, height) != size:
+        turned = (height, width) == size
+        hint = "turn the mask, or remove the image's orientation tag" if turned else "make the mask anew"
+        raise UserError(
+            f"mask {mask} is {width}×{height} but its image {image.name} is {size[0]}×{size[1]}; the same size is "
+            f"expected: {hint}."
+        )
+    present = np.bincount(values.ravel(), minlength=256) > 0
+    return present, fitted_mask(values, form) if keep else None, values.dtype == np.bool_
 
 
-def _labels(path: Path, train: Pairs, present: Any, classes: str | None, ignore: str | None) -> Labels:
+def _labels(
+    path: Path, train: Pairs, seen: np.ndarray, bilevel: np.ndarray, classes: str | None, ignore: str | None
+) -> Labels:
+    present: Any = seen.any(0)
     names = [name.strip() for name in classes.split(",")] if classes is not None else None
     listed = path / "classes.txt"
     if names is None and listed.is_file():
@@ -227,8 +276,22 @@ def _labels(path: Path, train: Pairs, present: Any, classes: str | None, ignore:
                 path,
             )
             return Labels(CAMVID, frozenset({11}))
+    if levels := _levels(seen, bilevel, ignored, names):
+        shown = ", ".join(map(str, levels))
+        _LOG.info("the masks of %s hold the grey levels %s: each is a class, 255 too.", path, shown)
+        return Labels(tuple(names or map(str, range(len(levels)))), ignored, levels)
     last = max((v for v in np.flatnonzero(present[:VOID]).tolist() if v not in ignored), default=-1)
     return Labels(tuple(names or (str(v) for v in range(last + 1) if v not in ignored)), ignored)
+
+
+def _levels(seen: np.ndarray, bilevel: np.ndarray, ignored: frozenset[int], names: list[str] | None) -> tuple[int, ...]:
+    """The grey levels of training masks, if 255 is among them; white is 255 then in masks that are black and white."""
+    drawn = set(np.flatnonzero(seen[~bilevel].any(0)).tolist()) - ignored
+    if VOID not in drawn:
+        return ()
+    if bilevel.any():
+        drawn |= {0, VOID}
+    return grey_levels(drawn, None if names is None else len(names))
 
 
 def _ignored(text: str | None) -> frozenset[int]:
@@ -253,10 +316,12 @@ def _check(path: Path, splits: dict[str, Pairs], seen: dict[str, np.ndarray], la
         if wrong.any():
             at, value = np.argwhere(wrong)[0].tolist()
             raise UserError(
-                f"mask {pairs[at][1]} holds the label {value}; {values[0]} to {values[-1]} is expected, as there are "
+                f"mask {pairs[at][1]} holds the label {value}; {_listed(labels)} is expected, as there are "
                 f"{count} classes: correct it, name all classes with ?classes=…, or add ?ignore={value}."
             )
     shown: Any = seen["train"].any(0)
+    if not labels.levels and VOID not in labels.ignored:
+        _check_void(path, splits, seen, [n for n, value in enumerate(values) if shown[value]], labels)
     absent = [n for n, value in enumerate(values) if not shown[value]]
     if absent and labels.classes == tuple(map(str, values)):  # nobody named them
         at = int(seen["train"][:, values[-1]].argmax())
@@ -267,3 +332,28 @@ def _check(path: Path, splits: dict[str, Pairs], seen: dict[str, np.ndarray], la
         )
     for n in absent:
         _LOG.warning("no training mask of %s shows class %d ('%s').", path, n, labels.classes[n])
+
+
+def _listed(labels: Labels) -> str:
+    values = labels.values
+    return ", ".join(map(str, values)) if labels.levels else f"{values[0]} to {values[-1]}"
+
+
+def _check_void(
+    path: Path, splits: dict[str, Pairs], seen: dict[str, np.ndarray], shown: list[int], labels: Labels
+) -> None:
+    """Refuse masks in which 255 may well be an object: it would not count, and what is left would be one class."""
+    if len(shown) == 1 and seen["train"][:, VOID].any():
+        raise UserError(
+            f"the training masks of {path} show only one class ('{labels.classes[shown[0]]}') beside 255, which does "
+            "not count; at least two are expected: number the classes from 0, or add ?ignore=255 if this is meant."
+        )
+    files = [mask for pairs in splits.values() for _, mask in pairs]
+    every = np.concatenate(list(seen.values()))
+    by_one, by_void = every[:, 1], every[:, VOID]
+    if labels.values == [0, 1] and by_one.any() and by_void.any() and not (by_one & by_void).any():
+        raise UserError(
+            f"some masks of {path} mark what is not 0 by 1, such as {files[int(by_one.argmax())]}, and others by 255, "
+            f"such as {files[int(by_void.argmax())]}; one value is expected: make them alike, or add ?ignore=255 if "
+            "255 does not count."
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -17,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protege.data.decode import SMALL, Deviation, Form, survey
-from protege.data.decoded import decoded
+from protege.data.decode import SMALL
 from protege.data.extras import hub_datasets, torchvision_datasets
 from protege.data.folders import Listing, image_folders, parquet_files
+from protege.data.listed import listed_samples
 from protege.data.loader import forward_size
 from protege.data.mapped import Mapped
-from protege.data.progress import progress
+from protege.data.ranges import Ranges
 from protege.data.samples import InMemory, Samples
 from protege.data.scene_sets import has_masks, scene_sets
 from protege.data.scenes import Scenes
@@ -48,7 +47,7 @@ class Data:
 
     `name`: the spec. `task`: "classification". `val` and `test`: None where there are none. `superclasses`: the
     superclass of each class, where the data tells. Where no sample of `train` has a label, all of its labels are -100,
-    and `classes` may be empty.
+    and `classes` may be empty. `ranges`: what is black and white in images of more than 8 bits (`protege.data.ranges`).
     """
 
     name: str
@@ -59,6 +58,7 @@ class Data:
     classes: tuple[str, ...]
     augment: Augment
     superclasses: tuple[int, ...] | None = None
+    ranges: Ranges = ()
 
     @property
     def labelled(self) -> bool:
@@ -158,33 +158,6 @@ def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Te
     return train, test
 
 
-def _samples(listing: Listing, image_size: int | None, memory_limit: int, scratch: Path) -> dict[str, Samples]:
-    """Decode into memory where that fits, and open as streams otherwise."""
-    sources = {split: source for split, (source, _) in listing.splits.items()}
-    total = sum(map(len, sources.values()))
-
-    def in_memory(form: Form) -> dict[str, Samples]:
-        return {split: decoded(split, *pair, form, scratch) for split, pair in listing.splits.items()}
-
-    known = survey(item for source in sources.values() for item in source.sample())
-    form = known.form(image_size)
-    if total * form.size <= memory_limit:
-        with suppress(Deviation):  # some image is unlike those surveyed: survey all
-            return in_memory(form)
-    if not known.settled:
-        with progress("surveying images", total) as advance:
-            for source in sources.values():
-                for chunk in source.chunks():
-                    known = survey(chunk, known)
-                    advance(len(chunk))
-        form = known.form(image_size)
-        if total * form.size <= memory_limit:
-            return in_memory(form)
-    return {
-        split: Encoded(source.streamable(scratch), labels, form) for split, (source, labels) in listing.splits.items()
-    }
-
-
 def _whole(splits: dict[str, Samples]) -> dict[str, Samples]:
     """A training split that is alone as its own test split."""
     return {**splits, "test": splits["train"]} if set(splits) == {"train"} else splits
@@ -212,19 +185,26 @@ def _finish(name: str, splits: dict[str, Samples], classes: tuple[str, ...], aug
 
 
 def _listed(
-    name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path | None, whole: bool
+    name: str,
+    listing: Listing,
+    image_size: int | None,
+    memory_limit: int,
+    scratch: Path | None,
+    whole: bool,
+    ranges: Ranges,
 ) -> Data:
     _check(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
-    splits = _samples(listing, image_size, memory_limit, scratch or cache_root())
+    splits, ranges = listed_samples(name, listing, image_size, memory_limit, scratch or cache_root(), ranges)
     splits = _whole(splits) if whole else splits
-    return replace(_finish(name, splits, listing.classes, None), superclasses=listing.superclasses)
+    data = _finish(name, splits, listing.classes, None)
+    return replace(data, superclasses=listing.superclasses, ranges=ranges)
 
 
 def _segmentation(
-    name: str, path: Path, image_size: int | None, memory_limit: int, whole: bool, **options: str
+    name: str, path: Path, image_size: int | None, memory_limit: int, whole: bool, ranges: Ranges, **options: str
 ) -> Data:
-    found, classes = segmentation_folder(path, image_size, memory_limit, **options)
-    return _scenes(name, _whole(dict(found)) if whole else dict(found), classes)
+    found, classes, ranges = segmentation_folder(path, image_size, memory_limit, ranges, **options)
+    return replace(_scenes(name, _whole(dict(found)) if whole else dict(found), classes), ranges=ranges)
 
 
 def _scenes(name: str, splits: dict[str, Samples], classes: tuple[str, ...]) -> Data:
@@ -323,6 +303,7 @@ def load_data(
     memory_limit: int = 4 * GIB,
     scratch: Path | None = None,
     whole: bool = False,
+    ranges: Ranges = (),
 ) -> Data:
     """Open data.
 
@@ -339,7 +320,8 @@ def load_data(
     Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
     fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
     validation split is taken, or a fifth of training, stratified, is held out; if `whole`, all of data without
-    splits is train and test.
+    splits is train and test. In images of more than 8 bits a channel training decides what is black and white, unless
+    `ranges`, those of a model, do (`protege.data.ranges`).
 
     Raises UserError for input that cannot be used. Images that stay encoded are not all decoded here, so
     one of them that is damaged is reported when it is fetched.
@@ -389,7 +371,7 @@ def load_data(
     if scheme == "hub":
         return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec, whole)
     if scheme == "segmentation":
-        return _segmentation(spec, Path(path).expanduser(), image_size, memory_limit, whole, **options)
+        return _segmentation(spec, Path(path).expanduser(), image_size, memory_limit, whole, ranges, **options)
     if scheme == "text":
         if image_size is not None:
             raise UserError(f"image size {image_size} cannot be had of '{spec}', which is text; leave it out.")
@@ -397,4 +379,4 @@ def load_data(
         return Data(spec, "language", parts["train"], parts["val"], parts["test"], words, Augment())
     opener = parquet_files if scheme == "parquet" else image_folders
     listing = opener(Path(path).expanduser(), **options)
-    return _listed(spec, listing, image_size, memory_limit, scratch, whole)
+    return _listed(spec, listing, image_size, memory_limit, scratch, whole, ranges)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from protege.data.batch import Batch
-from protege.data.decode import Deviation, Form, decode
+from protege.data.decode import Form, decode
+from protege.data.pixels import Deviation
 from protege.data.samples import Samples
 from protege.data.sources import Streamable
 from protege.data.views import Augment, render
@@ -41,10 +42,10 @@ class Encoded(Samples):
         for at, position in enumerate(index.tolist()):
             data, name = self.source.read(position)
             try:
-                pixels[at] = decode(data, name, form, (augment, position, view))
+                pixels[at], _ = decode(data, name, form, (augment, position, view))
             except Deviation as error:
                 raise UserError(
-                    f"{error}, unlike the images read before; give an image size so that all are resized to it."
+                    f"{error}, unlike the images read before; convert it to the others' form, or remove it."
                 ) from error
         rest = Augment(augment.shift, augment.flip and not augment.crop, 0.0, augment.seed)
         inputs = render(torch.from_numpy(pixels), torch.arange(len(index)), index, view, rest)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_workers, load_data
 from ..errors import UserError, nearest
 from ..methods import METHODS, Cast, Transfer
-from ..models import Model, check_classes, count_macs, count_parameters, load_model
+from ..models import Model, check_classes, count_macs, count_parameters, known_ranges, load_model
 from ..report.diagnosis import write_diagnosis_report
 from ..runfolder import check_out, held, write_json
 from ..tasks import TASKS
@@ -31,7 +31,7 @@ from .rows import TEMPERATURES, Rows, read_rows
 from .verdict import UNKNOWN, Finding, judge, primary, temperature_range
 
 MARK = "diagnosis.json"
-DATA_OPTIONS = set(inspect.signature(load_data).parameters) - {"spec"}
+DATA_OPTIONS = set(inspect.signature(load_data).parameters) - {"spec", "ranges"}
 LOOK = 10_000  # samples of each set that are looked at
 
 
@@ -103,7 +103,7 @@ def diagnose(
         raise UserError("no teacher was given; expected a model to diagnose: add --teacher.")
     if unknown := set(options) - DATA_OPTIONS:
         raise UserError(f"diagnose has no option {min(unknown)!r}; {nearest(min(unknown), DATA_OPTIONS)}.")
-    loaded = load_data(data, **options)
+    loaded = load_data(data, ranges=known_ranges(teacher, student), **options)
     temperature = temperature or TASKS[loaded.task].temperature
     if not loaded.labelled:
         raise UserError(

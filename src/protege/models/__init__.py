@@ -3,7 +3,7 @@
 from protege.models.count import count_macs, count_parameters
 from protege.models.fit import check_classes, output_classes
 from protege.models.inputs import InputSpec
-from protege.models.load import load_model
+from protege.models.load import known_ranges, load_model
 from protege.models.model import Model
 from protege.models.zoo import ZOO
 
@@ -14,6 +14,7 @@ __all__ = [
     "check_classes",
     "count_macs",
     "count_parameters",
+    "known_ranges",
     "load_model",
     "output_classes",
 ]

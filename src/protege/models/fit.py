@@ -44,6 +44,7 @@ def check_classes(model: Model, data: DataLike) -> None:
     initialised.
     """
     _check_kind(model, data)
+    _check_ranges(model, data)
     if data.task == "language" and isinstance(model.network, Reader):
         model.network.context = getattr(data.train, "context", 0)
     found, expected = output_classes(model, data), len(data.classes)
@@ -71,6 +72,18 @@ def _check_kind(model: Model, data: DataLike) -> None:
         raise UserError("the model takes images but the data is text; use a language model, such as zoo:lstm.")
     if not text and model.input.kind == "tokens":
         raise UserError("the model takes text but the data has images; use an image model, or data text:PATH.")
+
+
+def _check_ranges(model: Model, data: DataLike) -> None:
+    """Images of more than 8 bits must have been read as the model learned to see them."""
+    taken = {kind: ends for kind, *ends in getattr(data, "ranges", ())}
+    for kind, *ends in model.input.ranges:
+        if taken.get(kind, ends) != ends:
+            (black, white), (low, high) = ends, taken[kind]
+            raise UserError(
+                f"the model takes {black:g} for black and {white:g} for white in images of more than 8 bits but the "
+                f"data was opened with {low:g} and {high:g}; open it with load_data(…, ranges=model.input.ranges)."
+            )
 
 
 def _check_words(model: Model, data: DataLike, found: int) -> None:

@@ -6,9 +6,11 @@ teacher and a student with different normalisation can so be fed from one batch.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from protege.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow's "L" mode uses
+ROUNDING = 0.25 / 255  # how far beyond 0 and 1 floats may lie: a quarter of a grey level
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -37,6 +40,7 @@ class InputSpec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     order: str = "rgb"
+    ranges: tuple[tuple[str, float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in ("image", "tokens"):
@@ -50,6 +54,7 @@ class InputSpec:
         object.__setattr__(self, "size", self._checked_size())
         object.__setattr__(self, "mean", self._checked_numbers("mean", 0.0))
         object.__setattr__(self, "std", self._checked_numbers("std", 1.0))
+        object.__setattr__(self, "ranges", self._checked_ranges())
         if min(self.std) <= 0:
             raise UserError(
                 f"input std {list(self.std)} holds a value that is not above 0; give each channel's spread."
@@ -65,17 +70,29 @@ class InputSpec:
 
     def _checked_numbers(self, name: str, default: float) -> tuple[float, ...]:
         values = getattr(self, name)
-        if not isinstance(values, tuple | list) or not all(
-            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
-        ):
+        if not isinstance(values, tuple | list) or not all(map(_finite, values)):
             raise UserError(f"input {name} {values!r} should be a list of finite numbers, one for each channel.")
         if values and len(values) != self.channels:
             raise UserError(f"input {name} has {len(values)} values for {self.channels} channels; give one for each.")
         return tuple(float(v) for v in values) or (default,) * self.channels
 
+    def _checked_ranges(self) -> tuple[tuple[str, float, float], ...]:
+        found = []
+        for entry in self.ranges:
+            kind, black, white = entry if isinstance(entry, tuple | list) and len(entry) == 3 else (entry, None, None)
+            if kind not in ("integer", "float") or not _finite(black) or not _finite(white) or black >= white:
+                raise UserError(
+                    f"input range {entry!r} should be a kind, 'integer' or 'float', and its values of black and white, "
+                    "such as ['integer', 0, 4095]."
+                )
+            found.append((kind, float(black), float(white)))
+        return tuple(found)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same spec back."""
         values = dataclasses.asdict(self)
+        if not self.ranges:  # only few networks have seen files of more than 8 bits
+            del values["ranges"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
@@ -110,6 +127,8 @@ class InputSpec:
             )
         if raw.dtype != torch.uint8 and not raw.is_floating_point():
             raise UserError(f"images are {raw.dtype}; give uint8, or floats from 0 to 1.")
+        if raw.is_floating_point():
+            _check_range(raw)
         # one channel is contiguous in both layouts; its stride tells which, to convolutions too
         pixels_first = raw.is_contiguous(memory_format=torch.channels_last) and raw.stride(1) == 1
         layout = torch.channels_last if pixels_first else torch.contiguous_format
@@ -133,6 +152,39 @@ def _resized(raw: Tensor, size: tuple[int, int]) -> Tensor:
     if raw.dtype not in (torch.uint8, torch.float32):
         raw = raw.float()
     return F.interpolate(raw, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _check_range(raw: Tensor) -> None:
+    """Raise `UserError` for float images that are not from 0 to 1, where looking at them is cheap.
+
+    On an accelerator it makes the processor wait, so only the first images of a process are looked at there, and ever
+    fewer of the later ones. Images that are traced or compiled have no values.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not raw.numel():
+        return
+    if raw.device.type != "cpu":
+        number = next(_seen[raw.device.type])
+        if number & (number - 1) or (raw.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+    try:
+        low, high = (value.item() for value in raw.detach().aminmax())
+    except RuntimeError:  # without values after all, as under vmap or on the meta device
+        return
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        return
+    if not math.isfinite(high - low):
+        raise UserError("float images hold values that are not finite where 0 to 1 is expected; mend them.")
+    remedy = "divide them by 255, or give uint8" if low >= 0 else "leave out Normalize, the model normalises by itself"
+    if low >= -0.5 and high <= 1.5:
+        remedy = "limit them with .clamp(0, 1)"
+    raise UserError(f"float images have values from {low:.3g} to {high:.3g} where 0 to 1 is expected; {remedy}.")
+
+
+_seen: dict[str, Iterator[int]] = defaultdict(lambda: count(1))
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole(value: object) -> bool:

@@ -1,6 +1,7 @@
 """`load_model`: one front door to every kind of network."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,15 @@ def _input_from_timm(network: nn.Module, keep_size: bool, image_size: int | None
         size = None
     mean, std = (_spread(config[key], channels) for key in ("mean", "std"))
     return InputSpec(channels=channels, size=size, mean=mean, std=std)
+
+
+def known_ranges(*models: Any) -> tuple[tuple[str, float, float], ...]:
+    """`InputSpec.ranges` of the first of these that has some: a `Model`, or the spec of a folder that holds one."""
+    for model in models:
+        if isinstance(model, Model) and model.input.ranges:
+            return model.input.ranges
+        if isinstance(model, str | Path) and model and Path(model).is_dir():
+            with suppress(UserError):  # whoever loads it says what is wrong
+                if found := InputSpec.from_dict(storage.read_config(storage.locate(Path(model)))["input"]).ranges:
+                    return found
+    return ()

@@ -1,0 +1,200 @@
+"""What a viewer shows of an image: upright, on white, in 8 bits a channel.
+
+A file holds more than pixels: a tag that says how the camera was held, which pixels are transparent, and sometimes
+more than 8 bits a channel. Of these nothing tells which value is white, so that is decided once for a set (`ranges`)
+and never for one image: a dark photo stays dark.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFile
+
+from protege.data.ranges import Ranges, quantised
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = [_TURNS[tag] for tag in (5, 6, 7, 8)]
+_TAGGED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+_PROGRAMS = ("EPS", "MPEG")  # decoded by other programs, or not at all
+_SCALED = ("PPM", "JPEG2000")  # what they declare as white Pillow has brought to 65535
+GREY = ("1", "L", "LA", "La", "I", "F")
+
+
+class Deviation(Exception):
+    """An image does not have the form that a sample of the set suggested."""
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that Pillow decodes by itself."""
+    Image.init()
+    makers = {name: maker for name, (maker, _) in Image.OPEN.items() if name not in _PROGRAMS}
+    stub = ImageFile.StubImageFile
+    return tuple(name for name, maker in makers.items() if not (isinstance(maker, type) and issubclass(maker, stub)))
+
+
+def open_image(file: bytes | Path) -> Image.Image:
+    """An image, its header read; raises what Pillow raises."""
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats())
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image Pillow knows"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+def is_grey(image: Image.Image) -> bool:
+    return image.mode in GREY or image.mode.startswith("I;")
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether pixels of the image are transparent; decodes those that may be."""
+    return image.has_transparency_data and shown(image, 3, (("integer", 0, 65535), ("float", 0, 1)))[1]
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings a loaded image upright. TIFF is turned by Pillow as it is loaded."""
+    if image.format == "TIFF" or not any(key in image.info for key in _TAGGED):
+        return None
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged tags are none
+        return None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its orientation tag (EXIF, or XMP) says it was taken."""
+    image.load()
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def upright_size(image: Image.Image, data: bytes | None = None) -> tuple[int, int]:
+    """(width, height) of the upright image; ``data`` is the file, if that is at hand."""
+    width, height = image.size
+    late = image.format == "PNG" and width != height  # only its end tells, unless the tag is nowhere
+    if late and (data is None or any(tag in data for tag in (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type"))):
+        image.load()
+    if image.format == "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+        image.load()
+        return image.size
+    return (height, width) if _turn(image) in _SIDEWAYS else (width, height)
+
+
+def depth(image: Image.Image) -> str | None:
+    """Of pixels with more than 8 bits a channel whose white is not declared, "integer" or "float"."""
+    if image.mode == "F":
+        return "float"
+    if image.mode.startswith("I"):
+        return None if image.format in _SCALED else "integer"
+    return "integer" if _halves(image) or _signed_bytes(image) else None
+
+
+def _halves(image: Image.Image) -> str:
+    """Of colours with 16 bits a channel, of which Pillow gives the upper 8, how they lie in the file; else ""."""
+    tiles = getattr(image, "tile", None)
+    if image.mode not in ("RGB", "RGBA") or not tiles:
+        return ""
+    raw = tiles[0][3][0] if isinstance(tiles[0][3], tuple) else tiles[0][3]
+    return raw if raw in {f"{mode};16{end}" for mode in ("RGB", "RGBA", "RGBX") for end in "LBN"} else ""
+
+
+def _signed_bytes(image: Image.Image) -> bool:
+    return image.format == "TIFF" and image.mode == "L" and _tag(image, 339, 1) == 2
+
+
+def _tag(image: Image.Image, number: int, default: int) -> int:
+    """A number of a TIFF's header."""
+    value: Any = getattr(image, "tag_v2", {}).get(number, default)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def values(image: Image.Image) -> np.ndarray:
+    """The pixels of an image with `depth` as the file has them, [H, W] or [H, W, channels]; loads it."""
+    if raw := _halves(image):
+        return _sixteen_bits(image, raw)
+    signed = _signed_bytes(image)
+    found = np.asarray(image)
+    if signed:
+        return found.view(np.int8)
+    if image.format == "TIFF" and image.mode == "I" and _tag(image, 258, 32) == 32 and _tag(image, 339, 1) == 1:
+        return found.view(np.uint32)
+    return found
+
+
+def _sixteen_bits(image: Any, raw: str) -> np.ndarray:
+    """All 16 bits of a channel: read again as if the bytes lay the other way round, the lower half comes out."""
+    here = image.fp.tell()
+    image.fp.seek(0)
+    other: Any = open_image(image.fp.read())
+    image.fp.seek(here)
+    native = "L" if sys.byteorder == "little" else "B"
+    swapped = raw[:-1] + {"L": "B", "B": "L"}[raw[-1].replace("N", native)]
+    other.tile = [
+        tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped)
+        for tile in other.tile
+    ]
+    upper, lower = np.asarray(image, np.uint16), np.asarray(other, np.uint16)
+    return upper << 8 | lower
+
+
+def shown(image: Image.Image, channels: int, ranges: Ranges = ()) -> tuple[Image.Image, bool]:
+    """The image in 8 bits a channel, grey (1) or in colour (3), upright and on white; and whether it has pixels that
+    are transparent. Raises Deviation where it has a `depth` that `ranges` does not know, else what Pillow raises."""
+    kind = depth(image)
+    if kind is not None or image.mode.startswith("I"):
+        image = _in_eight_bits(image, kind, ranges)
+    else:
+        image = upright(image)
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == mode and "transparency" not in image.info:
+        return image, False
+    if image.mode == "LAB":
+        profiles = (ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"))
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB") or image
+    if not image.has_transparency_data:
+        return image.convert(mode), False
+    blended = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    if blended.getextrema()[3] == (255, 255):
+        image = image.convert("LA") if image.mode == "La" else image
+        return (blended if image.mode == "RGBa" else image).convert(mode), False
+    white = Image.new("RGBA", blended.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, blended).convert(mode), True
+
+
+def _in_eight_bits(image: Image.Image, kind: str | None, ranges: Ranges) -> Image.Image:
+    known = {name: (low, high) for name, low, high in ranges}
+    if kind is not None and kind not in known:
+        raise Deviation(f"has {kind} pixels of more than 8 bits")
+    inverted = image.format == "TIFF" and image.mode in ("I;16", "F") and _tag(image, 262, 1) == 0
+    found = values(image)
+    black, white = known[kind] if kind is not None else (0, 65535)
+    pixels = quantised(found[..., :3] if found.ndim == 3 else found, black, white)
+    pixels = 255 - pixels if inverted else pixels
+    alpha = None
+    if found.ndim == 3 and found.shape[2] == 4:
+        alpha = found[..., 3] >> 8
+    elif (key := image.info.get("transparency")) is not None:
+        same = found == np.asarray(key)
+        alpha = np.where(same.all(-1) if found.ndim == 3 else same, 0, 255)
+    if alpha is not None:
+        pixels = np.dstack([pixels, alpha.astype(np.uint8)])
+    ready, turn = Image.fromarray(np.ascontiguousarray(pixels)), _turn(image)
+    return ready if turn is None else ready.transpose(turn)
