@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from .data import Data, default_workers, load_data
+from .data.items import has_splits
 from .data.spec import GIB
 from .diagnose import at_chance, causes_of_chance, diagnose
 from .errors import UserError
@@ -57,9 +58,9 @@ def distill(
 
     ``teacher`` and ``student`` are model specs (``zoo:resnet20``, a folder with ``config.json``,
     ``package.module:factory``), a `Model`, or any ``nn.Module``; ``data`` is a data spec (``digits``,
-    ``parquet:PATH``, ``images:PATH``) or a map-style ``Dataset`` (or a pair of train and test). ``recipe`` is a TOML
-    file with any of the keys; arguments win over it. All other settings are those of `protege.recipe.Recipe`
-    and of the method.
+    ``parquet:PATH``, ``images:PATH``) or a map-style ``Dataset`` (or a pair of train and test,
+    or a dict of splits). ``recipe`` is a TOML file with any of the keys; arguments win over it. All other settings are
+    those of `protege.recipe.Recipe` and of the method.
 
         import protege
         result = protege.distill("runs/teacher/student", "zoo:resnet20", "images:photos", out="runs/small")
@@ -121,7 +122,7 @@ def evaluate(
     which of data without such a split is the fifth that a run holds out. ``image_size`` and ``memory_limit`` (bytes)
     are those of `protege.data.load_data`. Raises `UserError` for bad input and for outputs that are not finite.
     """
-    single = data is not None and not isinstance(data, str | Path | tuple | Data)
+    single = data is not None and not isinstance(data, str | Path | Data) and not has_splits(data)
     split = split or ("all" if single else "test")
     if split not in ("train", "val", "test", "all"):
         raise UserError(f"the split {split!r} is unknown; expected train, val, test or all: change --split.")

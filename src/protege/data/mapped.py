@@ -3,47 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from protege.data.batch import Batch
 from protege.data.decode import centred
+from protege.data.items import label_in, read_item
 from protege.data.pixels import is_grey, shown
 from protege.data.progress import progress
-from protege.data.samples import InMemory, Samples
+from protege.data.repeatable import Watch, refuse_random, spread
+from protege.data.samples import Samples
 from protege.data.views import Augment, render
 from protege.errors import UserError
 from protege.labels import UNLABELLED
 
-_CHECKED = 16
 
-
-def image_pixels(image: Any, where: str, image_size: int | None = None) -> Tensor:
+def image_pixels(image: Any, where: str) -> Tensor:
     """Raw pixels, uint8 [H, W, C], of a PIL image, a uint8 array [H, W] or [H, W, C], or a tensor [H, W] or
-    [C, H, W] of uint8 or of floats from 0 to 1. PIL images are brought to `image_size` if that is given.
-    Raises UserError naming `where` for anything else."""
+    [C, H, W] of uint8 or of floats from 0 to 1. An array whose channels can only come first is taken so, as is a tensor
+    whose channels can only come last. Raises UserError naming `where` for anything else."""
     if isinstance(image, Image.Image):
-        image, _ = shown(image, 1 if is_grey(image) else 3)
-        image = np.array(centred(image, image_size, image_size) if image_size else image)
+        image = np.array(shown(image, 1 if is_grey(image) else 3)[0])
     if isinstance(image, np.ndarray):
-        tensor = torch.from_numpy(np.ascontiguousarray(image))
-        tensor = tensor[:, :, None] if tensor.ndim == 2 else tensor
+        tensor = _channels_last(torch.from_numpy(np.ascontiguousarray(image)), 2)
     elif isinstance(image, Tensor):
-        tensor = image[None] if image.ndim == 2 else image
-        tensor = tensor.permute(1, 2, 0) if tensor.ndim == 3 else tensor
+        tensor = _channels_last(image.detach().cpu(), 0)
     else:
         raise UserError(
             f"{where} has an image of type {type(image).__name__}; a PIL image, an array or a tensor is expected."
         )
-    if tensor.ndim != 3 or tensor.shape[2] not in (1, 3):
+    if tensor is None:
         raise UserError(
             f"{where} has an image of shape {tuple(image.shape)}; arrays [H, W, C] or tensors [C, H, W] "
-            "with 1 or 3 channels are expected."
+            "with 1 or 3 channels, or some that are fewer than its pixels a side, are expected."
         )
     if tensor.dtype.is_floating_point:
         low, high = tensor.min().item(), tensor.max().item()
@@ -61,153 +59,182 @@ def image_pixels(image: Any, where: str, image_size: int | None = None) -> Tenso
     return tensor.contiguous()
 
 
-class Mapped(Samples):
-    """A map-style Dataset whose items are (image, label), read item by item, in the workers of `batches`.
+def _channels_last(image: Tensor, axis: int) -> Tensor | None:
+    """An image [H, W, C] of one whose channels are by convention its given axis, 0 or 2; None where it has none."""
+    if image.ndim == 2:
+        return image[:, :, None]
+    if image.ndim != 3:
+        return None
+    ways = {0: image.permute(1, 2, 0), 2: image}
+    for usual, way in ((True, ways[axis]), (False, ways[2 - axis])):
+        *sides, channels = way.shape
+        colour, few = channels in (1, 3), 0 < channels < min(sides)
+        if (usual and (colour or few)) or (colour and few):
+            return way
+    return None
 
-    Images: see `image_pixels`; all of one shape. Items that are images alone have no label (-100). Labels are taken
-    from `.targets` or `.labels` if that has one for each item, as the items looked at have it, and there is no
-    `target_transform`; otherwise by reading every item once. Items must be
-    the same at every reading, because views are replayed: augmentation belongs to `Augment`, not to the dataset.
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """Pixels uint8 [H, W, C] brought to [size, size, C], as images of files are."""
+    if tuple(pixels.shape[:2]) == (size, size):
+        return pixels
+    planes = [np.asarray(centred(Image.fromarray(plane.numpy()), size, size)) for plane in pixels.unbind(2)]
+    return torch.from_numpy(np.stack(planes, 2))
+
+
+class Items:
+    """The items of a map-style Dataset as pixels, uint8 [H, W, C] of one shape (see `image_pixels`), and labels (see
+    `label_in`; -100 where an item is an image alone). `names` numbers the labels that are text.
+
+    Items must be the same at every reading, because views are replayed: augmentation belongs to `Augment`, not to the
+    Dataset.
     """
+
+    def __init__(self, dataset: Any, name: str = "dataset", image_size: int | None = None) -> None:
+        self.dataset, self.name, self.image_size = dataset, name, image_size
+        self.names: dict[str, int] = {}
+        self.form: tuple[int, ...] | None = None
+        self.form = tuple(self.read(0)[0].shape)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        assert self.form is not None
+        height, width, channels = self.form
+        return channels, height, width
+
+    def where(self, at: int) -> str:
+        """What item `at` is called in a sentence."""
+        return f"item {at} of {self.name}"
+
+    def read(self, at: int) -> tuple[Tensor, int | str]:
+        """Pixels and label of an item, the label by its number where names are numbered."""
+        image, label = read_item(self.dataset, at, self.where(at))
+        pixels, found = image_pixels(image, self.where(at)), label_in(label, self.where(at))
+        pixels = resized(pixels, self.image_size) if self.image_size else pixels
+        if self.form is not None and tuple(pixels.shape) != self.form:
+            raise UserError(
+                f"{self.where(at)} has shape {tuple(pixels.shape)} unlike item 0's {self.form} (height, width, "
+                "channels); give an image size, or resize in the transforms so that all are alike."
+            )
+        return pixels, self.names.get(found, found) if isinstance(found, str) else found
+
+    def read_all(self, watch: Watch) -> tuple[Tensor, list[int | str]]:
+        """Pixels [N, H, W, C] and labels of all items."""
+        assert self.form is not None
+        pixels = torch.empty((len(self), *self.form), dtype=torch.uint8)
+        labels: list[int | str] = []
+        with progress(f"reading {self.name}", len(self)) as advance:
+            for at in range(len(self)):
+                pixels[at], label = self.read(at)
+                labels.append(label)
+                advance(1)
+        refuse_random(self.read, lambda at: (pixels[at], labels[at]), range(len(self)), self.where, watch)
+        return pixels, labels
+
+    def read_labels(self, watch: Watch) -> Tensor | list[int | str]:
+        """The labels of all items: those that the Dataset lists, where some items spread over it have these, else by
+        reading every item once."""
+        known = {at: self.read(at) for at in spread(len(self))}
+        refuse_random(self.read, known.__getitem__, list(known), self.where, watch)
+        listed = _listed(self.dataset)
+        if listed is not None and all(int(listed[at]) == label for at, (_, label) in known.items()):
+            return listed
+        with progress(f"reading the labels of {self.name}", len(self)) as advance:
+            labels = []
+            for at in range(len(self)):
+                labels.append(known[at][1] if at in known else self.read(at)[1])
+                advance(1)
+        return labels
+
+
+def _listed(dataset: Any) -> Tensor | None:
+    """The labels that a Dataset lists without being read, int64 [N]; they may be others than its items'."""
+    if isinstance(dataset, Subset):
+        whole = _listed(dataset.dataset)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_listed(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else torch.cat([p for p in parts if p is not None])
+    if getattr(dataset, "target_transform", None) is not None:  # the list tells what stands before it
+        return None
+    for attribute in ("targets", "labels"):
+        labels = getattr(dataset, attribute, None)
+        try:
+            found = labels if isinstance(labels, Tensor) else torch.from_numpy(np.asarray(labels))
+        except (TypeError, ValueError):  # words, or lists of several lengths
+            continue
+        fractions = found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool
+        if not fractions and tuple(found.shape) == (len(dataset),):
+            return found.to("cpu", torch.int64)
+    return None
+
+
+def numbered(
+    labels: Mapping[str, Tensor | list[int | str]], names: Sequence[str], name: str
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Labels by split as int64 [N]; where they are text, which number each of the `names` (without any: each text of
+    training, sorted) has."""
+    texts = sorted({label for label in labels["train"] if isinstance(label, str)})
+    if not texts and not any(isinstance(label, str) for each in labels.values() for label in each):
+        return {split: torch.as_tensor(each, dtype=torch.int64) for split, each in labels.items()}, {}
+    numbers = {text: number for number, text in enumerate(names or texts)}
+    for split, each in labels.items():
+        for at, label in enumerate(each):
+            if label not in numbers and label != UNLABELLED:
+                known = ", ".join(map(repr, list(numbers)[:8])) + (", …" if len(numbers) > 8 else "")
+                raise UserError(
+                    f"item {at} of {split} {name} has the label {label!r}; one of the names {known or 'in training'} "
+                    "is expected, as other labels are names: give labels that are all names, or all numbers."
+                )
+    found = {s: torch.tensor([numbers.get(str(label), UNLABELLED) for label in each]) for s, each in labels.items()}
+    return found, numbers
+
+
+class Mapped(Samples):
+    """Items that are read one by one, in the workers of `batches`: those at `positions` (None: all), with their
+    `labels`, int64 of the same length. A label that turns out to be another one when its item is fetched raises
+    `UserError`."""
 
     in_memory = False
 
-    def __init__(
-        self,
-        dataset: Any,
-        name: str = "dataset",
-        *,
-        positions: Tensor | None = None,
-        labels: Tensor | None = None,
-        image_size: int | None = None,
-    ) -> None:
-        self.dataset, self.name, self.image_size = dataset, name, image_size
-        total = self._length()
-        self.positions = torch.arange(total) if positions is None else positions
-        first = self._pixels(0)
-        self._expected = tuple(first.shape)
-        height, width, channels = self._expected
-        self.shape = (channels, height, width)
-        if labels is None:
-            self._check_repeatable()
-            labels = self._known_labels(total)
-        self.labels: Tensor = self._read_labels() if labels is None else labels
+    def __init__(self, items: Items, labels: Tensor, positions: Tensor | None = None) -> None:
+        self.items, self.shape = items, items.shape
+        self.positions = torch.arange(len(items)) if positions is None else positions
+        self.labels: Tensor = labels
         self._digest: str | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def _length(self) -> int:
-        try:
-            total = len(self.dataset)
-        except TypeError:
-            total = None
-        if total is None or not hasattr(self.dataset, "__getitem__"):
-            raise UserError(
-                f"{self.name} is a {type(self.dataset).__name__}; a map-style Dataset, with len() and [i], is expected."
-            )
-        if total == 0:
-            raise UserError(f"{self.name} is empty; a Dataset with at least one image a class is expected.")
-        return total
-
-    def _where(self, at: int) -> str:
-        return f"item {int(self.positions[at])} of {self.name}"
-
-    def _item(self, at: int) -> Sequence:
-        item = self.dataset[int(self.positions[at])]
-        if isinstance(item, Image.Image | np.ndarray | Tensor):  # an image alone
-            item = (item, UNLABELLED)
-        elif isinstance(item, Sequence) and len(item) == 1:  # as of TensorDataset(images)
-            item = (item[0], UNLABELLED)
-        if not isinstance(item, Sequence) or len(item) < 2:
-            raise UserError(f"{self._where(at)} is a {type(item).__name__}; a pair (image, label) is expected.")
-        return item
-
     def _pixels(self, at: int) -> Tensor:
-        return image_pixels(self._item(at)[0], self._where(at), self.image_size)
-
-    def _same_shape(self, at: int) -> Tensor:
-        pixels = self._pixels(at)
-        if tuple(pixels.shape) != self._expected:
+        position, expected = int(self.positions[at]), int(self.labels[at])
+        pixels, label = self.items.read(position)
+        if label != expected:
             raise UserError(
-                f"{self._where(at)} has shape {tuple(pixels.shape)} unlike item {int(self.positions[0])}'s "
-                f"{self._expected} (height, width, channels); give an image size, or resize in the "
-                "transforms so that all are alike."
+                f"{self.items.where(position)} has the label {label} but is listed with {expected}; the same is "
+                "expected: mend the list (.targets or .labels of the Dataset), or delete it so that items are read."
             )
         return pixels
 
-    def _label(self, at: int) -> int:
-        label = self._item(at)[1]
-        value = label.item() if isinstance(label, Tensor | np.generic) and label.ndim == 0 else label
-        if isinstance(value, bool) or not isinstance(value, int):
-            shown = value if isinstance(value, int | float | str) else type(value).__name__
-            raise UserError(f"{self._where(at)} has the label {shown!r}; an integer from 0 is expected.")
-        return value
-
-    def _known_labels(self, total: int) -> Tensor | None:
-        """The labels that the dataset lists, where it has one for each item and the items looked at have them."""
-        if getattr(self.dataset, "target_transform", None) is not None:  # the list tells what stands before it
-            return None
-        for attribute in ("targets", "labels"):
-            labels = getattr(self.dataset, attribute, None)
-            if labels is None or not hasattr(labels, "__len__") or len(labels) != total:
-                continue
-            try:
-                found = labels if isinstance(labels, Tensor) else torch.from_numpy(np.asarray(labels))
-            except (TypeError, ValueError):  # words, or lists of several lengths
-                continue
-            whole = not (found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool)
-            if found.ndim == 1 and whole:
-                found = found.to("cpu", torch.int64)[self.positions]
-                if all(int(found[at]) == self._label(at) for at in self._some()):
-                    return found
-        return None
-
-    def _read_labels(self) -> Tensor:
-        with progress(f"reading the labels of {self.name}", len(self)) as advance:
-            labels = []
-            for at in range(len(self)):
-                labels.append(self._label(at))
-                advance(1)
-        return torch.tensor(labels)
-
-    def _some(self) -> list[int]:
-        """A few items spread over the set."""
-        return torch.linspace(0, len(self) - 1, min(_CHECKED, len(self))).long().tolist()
-
-    def _check_repeatable(self) -> None:
-        for at in self._some():
-            if not torch.equal(self._same_shape(at), self._same_shape(at)):
-                raise UserError(
-                    f"{self._where(at)} differs from one reading to the next; remove random transforms "
-                    "from the dataset and use augment instead, whose views can be replayed."
-                )
-
     def fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
         index = index.cpu()
-        pixels = torch.stack([self._same_shape(i) for i in index.tolist()])
+        pixels = torch.stack([self._pixels(i) for i in index.tolist()])
         inputs = render(pixels, torch.arange(len(index)), index, view, augment)
         return Batch(inputs, self.labels[index], index, view)
 
     def part(self, index: Tensor) -> Mapped:
         """The items at positions `index` only."""
-        chosen = {"positions": self.positions[index], "labels": self.labels[index]}
-        return Mapped(self.dataset, self.name, **chosen, image_size=self.image_size)
-
-    def materialise(self) -> InMemory:
-        """All pixels read into memory."""
-        pixels = torch.empty((len(self), *self._expected), dtype=torch.uint8)
-        with progress(f"reading {self.name}", len(self)) as advance:
-            for at in range(len(self)):
-                pixels[at] = self._same_shape(at)
-                advance(1)
-        return InMemory(pixels, self.labels)
+        return Mapped(self.items, self.labels[index], self.positions[index])
 
     def fingerprint(self) -> str:
         """Digest of the labels and of the pixels of at most 256 items spread over the set."""
         if self._digest is None:
             digest = hashlib.sha256(self.labels.numpy().tobytes())
-            for at in torch.linspace(0, len(self) - 1, min(256, len(self))).long().tolist():
-                digest.update(self._same_shape(at).numpy().tobytes())
+            for at in spread(len(self)):
+                digest.update(self._pixels(at).numpy().tobytes())
             self._digest = digest.hexdigest()
         return self._digest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,24 +10,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from protege.data.items import is_image, read_item
 from protege.data.mapped import image_pixels
 from protege.data.progress import progress
+from protege.data.repeatable import Watch, refuse_random
 from protege.data.scenes import VOID, ScenesInMemory
 from protege.errors import UserError
 from protege.labels import UNLABELLED
 
 _LOG = logging.getLogger("protege")
-_CHECKED = 4
 
 
 def has_masks(dataset: Any) -> bool:
     """Whether the labels of a Dataset are images: a PIL image, or an array or tensor of two dimensions or more."""
     try:
-        item = dataset[0]
-        label = item[1] if isinstance(item, Sequence) else None  # an image alone has no label
-    except Exception:  # whoever opens it as another kind of set says what is wrong
+        return is_image(read_item(dataset, 0, "")[1])
+    except UserError:  # whoever opens it as another kind of set says what is wrong
         return False
-    return isinstance(label, Image.Image) or (isinstance(label, Tensor | np.ndarray) and label.ndim >= 2)
 
 
 def scene_sets(datasets: dict[str, Any], memory_limit: int, name: str) -> tuple[dict[str, ScenesInMemory], tuple]:
@@ -45,7 +43,8 @@ def scene_sets(datasets: dict[str, Any], memory_limit: int, name: str) -> tuple[
             f"{name} has {decoded:,} bytes of images and masks, over the memory limit of {memory_limit:,}; raise it, "
             "or write them as files for segmentation:PATH, which are read as they are needed."
         )
-    found = {split: _read(dataset, f"{split} {name}", shape) for split, dataset in datasets.items()}
+    watch = Watch()
+    found = {split: _read(dataset, f"{split} {name}", shape, watch) for split, dataset in datasets.items()}
     own = getattr(datasets["train"], "classes", None)
     known = found["train"].masks[found["train"].masks != VOID]
     classes = tuple(map(str, own)) if own else tuple(map(str, range(int(known.max()) + 1 if len(known) else 0)))
@@ -65,7 +64,7 @@ def scene_sets(datasets: dict[str, Any], memory_limit: int, name: str) -> tuple[
     return found, classes
 
 
-def _read(dataset: Any, name: str, shape: torch.Size) -> ScenesInMemory:
+def _read(dataset: Any, name: str, shape: torch.Size, watch: Watch) -> ScenesInMemory:
     pixels = torch.empty((len(dataset), *shape), dtype=torch.uint8)
     masks = torch.empty(pixels.shape[:3], dtype=torch.uint8)
     with progress(f"reading {name}", len(dataset)) as advance:
@@ -78,19 +77,21 @@ def _read(dataset: Any, name: str, shape: torch.Size) -> ScenesInMemory:
                 )
             pixels[at], masks[at] = image, mask
             advance(1)
-    for at in range(min(_CHECKED, len(dataset))):
-        image, mask = _scene(dataset, at, f"item {at} of {name}")
-        if not (torch.equal(image, pixels[at]) and torch.equal(mask, masks[at])):
-            raise UserError(
-                f"item {at} of {name} differs from one reading to the next; remove random transforms from the "
-                "dataset and use augment instead, which moves image and mask alike."
-            )
+    refuse_random(
+        lambda at: _scene(dataset, at, f"item {at} of {name}"),
+        lambda at: (pixels[at], masks[at]),
+        range(len(dataset)),
+        lambda at: f"item {at} of {name}",
+        watch,
+    )
     return ScenesInMemory(pixels, masks)
 
 
 def _scene(dataset: Any, at: int, where: str) -> tuple[Tensor, Tensor]:
     """Pixels uint8 [H, W, C] and mask uint8 [H, W] of an item."""
-    image, label, *_ = dataset[at]
+    image, label = read_item(dataset, at, where)
+    if not is_image(label):
+        raise UserError(f"{where} has no mask; class numbers of the image's own size are expected, as others have.")
     pixels = image_pixels(image, where)
     mask = torch.as_tensor(np.array(label) if isinstance(label, Image.Image) else label)
     if mask.shape != pixels.shape[:2] or mask.dtype.is_floating_point or mask.dtype.is_complex:

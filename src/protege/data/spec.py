@@ -19,10 +19,12 @@ from torch import Tensor
 from protege.data.decode import SMALL
 from protege.data.extras import hub_datasets, torchvision_datasets
 from protege.data.folders import Listing, image_folders, parquet_files
+from protege.data.items import splits_in
 from protege.data.listed import listed_samples
 from protege.data.loader import forward_size
-from protege.data.mapped import Mapped
+from protege.data.mapped import Items, Mapped, numbered
 from protege.data.ranges import Ranges
+from protege.data.repeatable import Watch
 from protege.data.samples import InMemory, Samples
 from protege.data.scene_sets import has_masks, scene_sets
 from protege.data.scenes import Scenes
@@ -252,25 +254,28 @@ def from_datasets(
             )
         scenes, names = scene_sets(datasets, memory_limit, name)
         return _scenes(name, _whole(dict(scenes)) if whole else dict(scenes), names)
-    mapped = {split: Mapped(dataset, f"{split} {name}", image_size=image_size) for split, dataset in datasets.items()}
-    shapes = {split: samples.shape for split, samples in mapped.items()}
+    items = {split: Items(dataset, f"{split} {name}", image_size) for split, dataset in datasets.items()}
+    shapes = {split: found.shape for split, found in items.items()}
     for split, shape in shapes.items():
         if shape != shapes["train"]:
             raise UserError(
                 f"{split} {name} has images of shape {shape} and train {name} of {shapes['train']} "
                 "(channels, height, width); make them alike."
             )
-    labels = mapped["train"].labels
+    decoded = sum(map(len, items.values())) * int(np.prod(shapes["train"]))
+    watch = Watch()
+    read = {split: found.read_all(watch) for split, found in items.items()} if decoded <= memory_limit else {}
+    raw = {split: read[split][1] if read else found.read_labels(watch) for split, found in items.items()}
     own = getattr(datasets["train"], "classes", None)
-    most = max(int(samples.labels.max()) for samples in mapped.values() if len(samples))
-    if (labels != UNLABELLED).any():
-        most = max(0, int(labels.max()))
-    classes = tuple(map(str, own)) if own else tuple(map(str, range(most + 1)))
-    _check(name, {split: samples.labels for split, samples in mapped.items()}, classes)
-    decoded = sum(len(samples) for samples in mapped.values()) * int(np.prod(shapes["train"]))
-    splits: dict[str, Samples] = dict(mapped)
-    if decoded <= memory_limit:
-        splits = {split: samples.materialise() for split, samples in mapped.items()}
+    labels, numbers = numbered(raw, tuple(map(str, own)) if own else (), name)
+    known = labels["train"][labels["train"] != UNLABELLED]
+    most = max(0, int((known if len(known) else torch.cat(list(labels.values()))).max()))
+    classes = tuple(map(str, own)) if own else tuple(numbers) or tuple(map(str, range(most + 1)))
+    _check(name, labels, classes)
+    splits: dict[str, Samples] = {}
+    for split, found in items.items():
+        found.names = numbers
+        splits[split] = InMemory(read[split][0], labels[split]) if read else Mapped(found, labels[split])
     return _finish(name, _whole(splits) if whole else splits, classes, None)
 
 
@@ -311,11 +316,11 @@ def load_data(
     "?label=COLUMN"), "images:PATH" (a folder for each class, or images without classes), "segmentation:PATH" (with
     "?classes=NAME,NAME" and "?ignore=VALUE", see `protege.data.segmentation`), "text:PATH" (with "?vocabulary=N",
     "&length=N", "&context=N", see `protege.data.text`), "torchvision:NAME:PATH", "hub:NAME" (with
-    "?label=COLUMN"), a map-style Dataset of (image, label) or (image, mask), a pair of them (train, test), or Data,
-    which is returned as it is.
+    "?label=COLUMN"), a map-style Dataset of (image, label) or (image, mask), a pair of arrays (images, labels), a pair
+    (train, test) or a dict ("train", "validation", "test") of either, or Data, which is returned as it is.
 
-    Images of files, and PIL images of a Dataset if `image_size` is given, are brought to `image_size` ×
-    `image_size` pixels (224 if not given), unless they all share one size up to 64 and none is given. Images for
+    Images of files are brought to `image_size` × `image_size` pixels (224 if not given), unless they all share one size
+    up to 64 and none is given; those of a Dataset only if it is given. Images for
     segmentation keep their shape: `image_size` is their shorter side, without it that of the commonest training image.
     Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
     fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
@@ -327,22 +332,19 @@ def load_data(
     one of them that is damaged is reported when it is fetched.
     """
     if isinstance(spec, Data):
+        if image_size is not None and image_size not in spec.train.shape[1:]:
+            raise UserError(
+                f"image size {image_size} cannot be had of Data whose samples have the shape {spec.train.shape}; leave "
+                "it out, or give it where the Data is loaded."
+            )
         return spec
     if spec is None:
         raise UserError("data is missing; give digits, parquet:PATH, images:PATH or a Dataset.")
     spec = str(spec) if isinstance(spec, Path) else spec
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size} is not positive; give a number of pixels, such as 224.")
-    if isinstance(spec, tuple):
-        if len(spec) != 2:
-            raise UserError(f"data is a tuple of {len(spec)}; a pair (train Dataset, test Dataset) is expected.")
-        if any(isinstance(part, Tensor | np.ndarray) for part in spec):
-            raise UserError(
-                "data is a pair of arrays; a Dataset is expected: write torch.utils.data.TensorDataset(images, labels)."
-            )
-        return from_datasets({"train": spec[0], "test": spec[1]}, memory_limit, image_size)
     if not isinstance(spec, str):
-        return from_datasets({"train": spec}, memory_limit, image_size, whole=whole)
+        return from_datasets(splits_in(spec), memory_limit, image_size, whole=whole)
     if spec == "digits":
         if image_size not in (None, 8):
             raise UserError(f"image size {image_size} cannot be had of 'digits', which are 8×8; leave it out.")

@@ -1,0 +1,136 @@
+"""Whether the items of a user's Dataset are the same at every reading, as views that are replayed need them.
+
+Comparing two readings misses transforms that seldom do something: a flip with p = 0.05 shows in one of ten second
+readings. So the random number generators of the process are watched as well: an item that moves one of them, to a
+state that depends on where it stood before, is random whatever its pixels show. Generators that an item makes and
+throws away are left to the comparison of `COMPARED` items: where one reading in a hundred differs from the usual one,
+it misses them with a probability of 0.6 %.
+"""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import compress
+from operator import not_
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protege.errors import UserError
+
+COMPARED = 256
+_SEEDED = 16  # items that move only generators which they have seeded themselves, after which no more are looked at
+_KINDS = (np.random.BitGenerator, random.Random, torch.Generator)
+
+_CODE = {type(lambda: None), type(len), type}  # most of what there is, and no holder of anything drawn from
+
+Read = Callable[[int], tuple[Any, ...]]
+
+
+def spread(count: int, most: int = COMPARED) -> list[int]:
+    """At most ``most`` of the positions below ``count``, evenly spread."""
+    return torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).long().unique().tolist()
+
+
+class Watch:
+    """The random number generators that live in this process, and where they stood when it was made."""
+
+    def __init__(self) -> None:
+        kinds = set().union(*map(_subclasses, _KINDS)) - {random.SystemRandom}
+        objects = gc.get_objects()
+        # torch's generators are not known to the collector, and so found only as what others refer to; type(), as
+        # isinstance() would ask proxies and lazy modules for their class
+        holders = compress(objects, map(not_, map(_CODE.__contains__, map(type, objects))))
+        everything = [*objects, *gc.get_referents(*holders)]
+        found = {id(one): one for one in compress(everything, map(kinds.__contains__, map(type, everything)))}
+        naming = getattr(getattr(tempfile, "_name_sequence", None), "_rng", None)  # of temporary files
+        self._all = [one for one in found.values() if one is not naming]
+        self._before = [_told(one) for one in self._all]
+
+    def moved(self) -> list[Any]:
+        """The generators that have been used since."""
+        return [one for one, before in zip(self._all, self._before, strict=True) if _told(one) != before]
+
+
+def _subclasses(kind: type) -> set[type]:
+    return {kind}.union(*map(_subclasses, kind.__subclasses__()))
+
+
+def refuse_random(read: Read, known: Read, positions: Sequence[int], where: Callable[[int], str], watch: Watch) -> None:
+    """Raise `UserError` where items (some tensors and numbers each) are not the same at every reading.
+
+    ``read(position)`` reads an item anew, and ``known(position)`` is what was read of it since ``watch`` was made, for
+    each of ``positions``; ``where`` names an item.
+    """
+    remedy = "remove random transforms from the dataset and use augment instead, whose views can be replayed"
+    moved, seeded = watch.moved(), 0
+    for at in positions if moved else ():
+        depends = _depends(read, at, moved)
+        if depends:
+            raise UserError(
+                f"{where(at)} is drawn at random, so that it may differ from one reading to the next; {remedy}."
+            )
+        seeded += depends is not None
+        if seeded == _SEEDED:
+            break
+    for at in (positions[n] for n in spread(len(positions))):
+        if not all(_same(a, b) for a, b in zip(read(at), known(at), strict=True)):
+            raise UserError(f"{where(at)} differs from one reading to the next; {remedy}.")
+
+
+def _depends(read: Read, at: int, generators: list[Any]) -> bool | None:
+    """Whether an item depends on where generators stand, as it leaves one in another state when it finds it in another;
+    None where it uses none. They stand where they stood afterwards."""
+    kept = [_state(one) for one in generators]
+    start = [_told(one) for one in generators]
+    read(at)
+    end = [_told(one) for one in generators]
+    if start == end:
+        return None
+    try:
+        for one in generators:
+            _draw(one)
+        read(at)
+        return any(a != b != c for a, b, c in zip(start, end, map(_told, generators), strict=True))
+    finally:
+        for one, state in zip(generators, kept, strict=True):
+            _restore(one, state)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+def _state(one: Any) -> Any:
+    if isinstance(one, torch.Generator):
+        return one.get_state()
+    return one.getstate() if isinstance(one, random.Random) else one.state
+
+
+def _told(one: Any) -> bytes:
+    state = _state(one)
+    return state.numpy().tobytes() if isinstance(state, Tensor) else pickle.dumps(state)
+
+
+def _draw(one: Any) -> None:
+    if isinstance(one, torch.Generator):
+        torch.empty((), device=one.device).uniform_(generator=one)
+    elif isinstance(one, random.Random):
+        one.random()
+    else:
+        one.random_raw()
+
+
+def _restore(one: Any, state: Any) -> None:
+    if isinstance(one, torch.Generator):
+        one.set_state(state)
+    elif isinstance(one, random.Random):
+        one.setstate(state)
+    else:
+        one.state = state
