@@ -269,7 +269,7 @@ def from_datasets(
     own = getattr(datasets["train"], "classes", None)
     labels, numbers = numbered(raw, tuple(map(str, own)) if own else (), name)
     known = labels["train"][labels["train"] != UNLABELLED]
-    most = max(0, int((known if len(known) else torch.cat(list(labels.values()))).max()))
+    most = max(0, int(known.max())) if len(known) else max(int(each.max()) for each in labels.values())
     classes = tuple(map(str, own)) if own else tuple(numbers) or tuple(map(str, range(most + 1)))
     _check(name, labels, classes)
     splits: dict[str, Samples] = {}
