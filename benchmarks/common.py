@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from protege.data import Augment, InMemory, Samples
 from protege.methods import METHODS, Cast, Transfer
 from protege.models import InputSpec, Model
+from protege.models.placing import place
 from protege.models.zoo import build
 from protege.tasks import TASKS
 from protege.train import FitSettings, Phase, Runner
 from protege.train.plan import Plan
-from protege.train.precision import place, resolve_precision
+from protege.train.precision import resolve_precision
 from protege.train.progress import Display
 from protege.train.state import Corpus, Memory
 

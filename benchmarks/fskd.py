@@ -30,7 +30,7 @@ from protege import load_data, load_model
 from protege.data import CLEAN, Augment
 from protege.methods.fskd import FOLDS, PIXELS, recover
 from protege.models import zoo
-from protege.train.precision import place
+from protege.models.placing import place
 
 MIB = 1 << 20
 

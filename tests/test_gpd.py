@@ -16,10 +16,10 @@ from protege.methods import METHODS
 from protege.methods.gpd import Settings, gap_loss
 from protege.methods.kd import kd_loss
 from protege.models import zoo
+from protege.models.placing import place
 from protege.surgery import readout
 from protege.tasks import TASKS
 from protege.teacher.targets import decoupled
-from protege.train.precision import place
 
 DRY = "protege distill --method gpd --student zoo:cnn_tiny --data digits --samples 60 --dry-run"
 

@@ -21,6 +21,7 @@ from .diagnose import at_chance, causes_of_chance, diagnose
 from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
 from .models import Model, check_classes, known_ranges, load_model
+from .models.placing import place
 from .production import Production
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
@@ -28,7 +29,7 @@ from .runfolder import check_out, held, resumed_settings
 from .tasks import TASKS
 from .train.checkpoint import load_checkpoint
 from .train.evaluate import evaluate as run_evaluation
-from .train.precision import autocast_for, on_cpu, place, resolve_precision
+from .train.precision import autocast_for, on_cpu, resolve_precision
 from .train.progress import Display
 
 

@@ -21,6 +21,7 @@ from .errors import UserError
 from .methods import METHODS, Cast, Transfer
 from .methods.teaching import TargetSettings, resolved
 from .models import Model, check_classes, known_ranges, load_model, output_classes
+from .models.placing import place
 from .origin import deciding, legacy_origin, origin_of, refuse_another
 from .pictures import segmentation_pictures
 from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
@@ -31,7 +32,7 @@ from .tasks import TASKS
 from .train.agreement import agreement, judges_of
 from .train.checkpoint import load_checkpoint
 from .train.plan import Plan
-from .train.precision import on_cpu, place, resolve_precision
+from .train.precision import on_cpu, resolve_precision
 from .train.progress import Display
 from .train.runner import Runner
 from .train.state import Corpus, Memory

@@ -17,12 +17,13 @@ from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_worke
 from ..errors import UserError, nearest
 from ..methods import METHODS, Cast, Transfer
 from ..models import Model, check_classes, count_macs, count_parameters, known_ranges, load_model
+from ..models.placing import place
 from ..report.diagnosis import write_diagnosis_report
 from ..runfolder import check_out, held, write_json
 from ..tasks import TASKS
 from ..teacher.similarity import logit_layer
 from ..teacher.targets import HOTTEST
-from ..train.precision import autocast_for, on_cpu, place, resolve_precision
+from ..train.precision import autocast_for, on_cpu, resolve_precision
 from ..train.progress import Display
 from .measure import reading, rescaling
 from .recommend import Recommendation, facts_about, recommend

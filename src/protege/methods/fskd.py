@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..data import CLEAN, Batch
 from ..errors import UserError
 from ..models import Model
+from ..models.placing import place
 from ..modes import eval_mode
 from ..outputs import logits_in
 from ..surgery.absorb import absorb, blocks_of, folded, has_intercept, settle
@@ -34,7 +35,6 @@ from ..surgery.walk import Frontier, Live, Walk
 from ..teacher import Logits, Source
 from ..teacher.targets import HOTTEST
 from ..train.phase import Fit, Phase, Solve
-from ..train.precision import place
 from .kd import kd_loss
 from .method import Cast, MethodSettings
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeGuard
-from weakref import WeakSet
 
 import torch
-from torch import nn
 
 
 def on_cpu() -> bool:
@@ -34,36 +31,3 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
     return "bf16" if native and device.type == "cpu" else "fp32"
-
-
-def place(network: nn.Module, device: torch.device) -> None:
-    """Move a network to the device, its image weights channels-last."""
-    network.to(device)
-    if getattr(network, "layout", "channels_last") != "channels_last":
-        return  # a network that works on contiguous images only
-    if not any(p.dim() == 5 for p in network.parameters()):  # torch refuses volumes in this layout
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if device.type == "cpu":
-        for module in network.modules():
-            # any width: a narrow network may run on slices of a wide one's weights; None: they come with each call
-            if _strided_pointwise(module) and module.weight is not None:
-                module.weight.data = module.weight.detach().clone(memory_format=torch.contiguous_format)
-            fragile = _strided_pointwise(module) and module.in_channels < 8 * module.groups
-            if (fragile or isinstance(module, nn.GroupNorm)) and module not in _SPARED:
-                _SPARED.add(module)
-                module.register_forward_pre_hook(_spare)
-
-
-_SPARED: WeakSet[nn.Module] = WeakSet()
-
-
-def _spare(module: nn.Module, inputs: tuple) -> tuple:
-    """Contiguous images where torch 2.13 fails on a CPU: for fragile convolutions, and for GroupNorm on images that
-    need no gradient, whose backward pass is a segmentation fault."""
-    return tuple(x if isinstance(module, nn.GroupNorm) and x.requires_grad else x.contiguous() for x in inputs)
-
-
-def _strided_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """The layers in whose backward pass oneDNN writes beyond its memory on channels-last images or weights (torch 2.13
-    on CPU, 2 to 6 input channels, as thin or pruned residual networks have them)."""
-    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..data import CLEAN, Samples, forward_size
 from ..errors import UserError
+from ..models.placing import place
 from ..tasks import Task
 from ..teacher import Source
 from ..teacher.feed import BLOCK, Feed
@@ -28,7 +29,7 @@ from .evaluate import evaluate
 from .judge import held_out_losses, remember_best
 from .phase import Fit
 from .plan import Plan
-from .precision import autocast_for, place
+from .precision import autocast_for
 from .progress import Display
 from .running import Running, mix, random_state, restore_random, seed_everything, share_buffers
 from .schedule import MovingAverage, factor, make_optimizer

@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data import Batch, Samples, bare_batches, batches
+from ..models.placing import place
 from ..teacher import Source
 from ..teacher.feed import Feed
 from .phase import Fit
-from .precision import autocast_for, place
+from .precision import autocast_for
 from .progress import Display
 from .state import Corpus, Memory
 
