@@ -297,19 +297,6 @@ def test_a_file_where_the_folder_should_be(tmp_path):
         load_model("zoo:cnn_tiny", data=Pictures()).save(tmp_path / "model")
 
 
-def test_state_that_is_no_tensor_is_refused(tmp_path):
-    class Remembers(nn.Linear):
-        def get_extra_state(self):
-            return "anything"
-
-        def set_extra_state(self, state):
-            pass
-
-    with pytest.raises(UserError, match="_extra_state"):
-        Model(Remembers(2, 2), InputSpec()).save(tmp_path / "model")
-    assert not (tmp_path / "model").exists()
-
-
 # folders that hold no usable model
 
 

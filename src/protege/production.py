@@ -29,6 +29,7 @@ from .record import cast_of, for_tracker, result_of, sizes
 from .report import write_run_report
 from .runfolder import SPECS, clear, recorded, write_json
 from .tasks import TASKS
+from .torch_utils import tensors_of
 from .train.agreement import agreement, judges_of
 from .train.checkpoint import load_checkpoint
 from .train.plan import Plan
@@ -82,6 +83,7 @@ class Production:
             _refuse_shared(self.student, self.teacher)
         for network in filter(None, (self.student, self.teacher)):
             place(network, self.device)
+        self.student.check_savable()
         self.lasting = Path(s.student).exists()  # a fresh network is another one in every run
         self.origin = origin_of(loaded, self.teacher, self.student, self.lasting)
         self._legacy = partial(legacy_origin, loaded, self.teacher)
@@ -316,7 +318,7 @@ class Production:
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         """Refuse to hand out a student that the last updates spoiled: the loss is measured before each of them."""
-        values = [v for v in self.student.state_dict().values() if v.is_floating_point()]
+        values = [v for v in tensors_of(self.student).values() if v.is_floating_point()]
         if not all(bool(v.isfinite().all()) for v in values) or not all(map(math.isfinite, metrics.values())):
             raise UserError(
                 "the student's weights or outputs are not finite after training; expected finite numbers: lower --lr "
@@ -391,8 +393,8 @@ class Production:
 
 def _refuse_shared(student: Model, teacher: Model) -> None:
     """Raise where teaching the student would change the teacher."""
-    owned = {tensor.data_ptr() for tensor in teacher.state_dict().values() if tensor.numel()}
-    if any(tensor.data_ptr() in owned for tensor in student.state_dict().values() if tensor.numel()):
+    owned = {tensor.data_ptr() for tensor in tensors_of(teacher).values() if tensor.numel()}
+    if any(tensor.data_ptr() in owned for tensor in tensors_of(student).values() if tensor.numel()):
         raise UserError(
             "the student shares weights with the teacher, which would change while it teaches; expected two networks: "
             "give the student a copy.deepcopy."

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 SEED = 0x5EED_0F_A_F01D  # no seed that anybody sets
 
@@ -68,19 +69,21 @@ def seeded(seed: int = SEED) -> Iterator[None]:
 def untouched(network: nn.Module) -> Iterator[None]:
     """Inside, the network is in eval mode; afterwards its modes, buffers and the attributes of its modules are what
     they were, whatever its forward pass leaves behind."""
-    attributes = {module: (vars(module).copy(), module._buffers.copy()) for module in network.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers() if not buffer.is_meta]
-    for module in attributes:
+    modes = {module: module.training for module in network.modules()}
+    places = [place for module in modes for place in (vars(module), module._buffers) if type(place) is dict]
+    before = [(place, place.copy()) for place in places]
+    buffers = [(b, b.clone()) for b in network.buffers() if not (b.is_meta or is_lazy(b))]
+    for module in modes:
         module.training = False
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, (before, own) in attributes.items():
-            vars(module).clear()
-            vars(module).update(before)
-            module._buffers.clear()
-            module._buffers.update(own)
+        for place, entries in before:
+            place.clear()
+            place.update(entries)
+        for module, training in modes.items():
+            module.training = training
         with torch.no_grad():
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..methods import METHODS
 from ..methods.teaching import TargetSettings
 from ..tasks import TASKS
+from ..torch_utils import tensors_of
 from .measure import at_temperature
 from .verdict import FAILING, HEALTHY, RISK, WRONG, Finding, at_chance, judge, share, temperature_range
 
@@ -81,7 +82,7 @@ def kinship(student: Any, teacher: Any) -> str:
     if getattr(student, "kept", None) or getattr(student, "structure", None):
         return "shrunk"
     shapes: list[Mapping[str, Sequence[int]]] = [
-        {name: tuple(value.shape) for name, value in model.network.state_dict().items()} for model in (student, teacher)
+        {name: tuple(value.shape) for name, value in tensors_of(model.network).items()} for model in (student, teacher)
     ]
     small, large = shapes
     if small.keys() != large.keys() or small == large:

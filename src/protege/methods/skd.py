@@ -23,6 +23,7 @@ from ..data import Batch
 from ..outputs import logits_in
 from ..surgery import HEAD, Stage
 from ..tasks import cross_entropy
+from ..torch_utils import tensors_of
 from ..train.phase import Fit, Phase, Solve
 from . import kd
 from .features import hint_loss
@@ -110,7 +111,7 @@ def inherited(cast: Cast, found: Staged) -> list[str]:
     can take from the teacher: the values of each layer for which it has one of that name whose shapes all agree."""
     first, head = found.stages[0], found.stages[-1]
     before = [name for name in first.state_dict() if not name.startswith(f"network.{first.name}.")]
-    ours, theirs = cast.student.state_dict(), cast.teacher.state_dict()
+    ours, theirs = tensors_of(cast.student), tensors_of(cast.teacher)
     layers: dict[str, list[str]] = {}
     for name in [*(before or first.state_dict()), *head.state_dict()]:
         if name in ours:
@@ -128,7 +129,7 @@ def inherited(cast: Cast, found: Staged) -> list[str]:
 
 def inherit(cast: Cast, names: list[str], report: Any) -> dict[str, float]:
     """Copy the teacher's values of these names."""
-    ours, theirs = cast.student.state_dict(), cast.teacher.state_dict()
+    ours, theirs = tensors_of(cast.student), tensors_of(cast.teacher)
     with torch.no_grad():
         for name in names:
             ours[name].copy_(theirs[name])

@@ -124,6 +124,7 @@ def output_classes(model: Model, data: DataLike) -> int:
         kind = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else _with_article(type(logits).__name__)
         raise UserError(f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits.")
     _check_positions(data, logits.shape)
+    model.shape = tuple(data.train.shape)
     return logits.shape[-1 if tokens else 1]
 
 

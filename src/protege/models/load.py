@@ -1,5 +1,7 @@
 """`load_model`: one front door to every kind of network."""
 
+import copy
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +14,12 @@ from protege.models import sources, storage, transformers_adapter, zoo
 from protege.models.fit import DataLike
 from protege.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
 from protege.models.model import Model
+from protege.models.placing import channels_last
+from protege.models.saving import checked
 from protege.surgery import rebuild
+from protege.torch_utils import unwrapped
+
+logger = logging.getLogger(__name__)
 
 TOKENS = InputSpec(kind="tokens", channels=1)
 DARKEST_STD = 1 / 255  # a channel without any variation is divided by one grey level, not by zero
@@ -40,6 +47,8 @@ def load_model(
     needed. Fresh weights come from torch's global random numbers. Raises `UserError` for anything that cannot
     be loaded.
     """
+    if isinstance(spec, nn.Module):
+        spec = unwrapped(spec)
     if isinstance(spec, Model):
         return spec
     if isinstance(spec, nn.Module):
@@ -154,22 +163,75 @@ def _from_folder(path: Path, network: nn.Module | None, bare: str) -> Model:
         raise UserError(f"there is no model folder {bare!r}; for a fresh network of that name write 'zoo:{bare}'.")
     folder = storage.locate(path)
     config = storage.read_config(folder)
-    name, arguments = config["model"], config["arguments"]
     if network is None:
-        if name is None:
-            raise UserError(
-                f"the network in {str(folder)!r} was built in Python and cannot be built again by name; "
-                f"load it with load_model({str(folder)!r}, network=my_network)."
-            )
-        if not sources.is_source(name):
-            raise UserError(f"{str(folder / storage.CONFIG)!r} names the unknown model {name!r}; save the model again.")
-        network = sources.build_without_trace(name, arguments)
-    network = rebuild(network, config.get("structure", []))
-    storage.read_weights(folder, network, name or type(network).__name__)
-    source = {"model": name, "arguments": arguments}
-    classes = tuple(str(label) for label in config["classes"])
-    spec, changes = InputSpec.from_dict(config["input"]), (config.get("structure", []), config.get("kept", {}))
-    return Model(network, spec, source, classes, config["task"], *changes).eval()
+        return _built(folder, config)
+    return _refilled(folder, config, unwrapped(network))
+
+
+def _built(folder: Path, config: dict[str, Any]) -> Model:
+    """The model of a folder that names its network."""
+    name, arguments = config["model"], config["arguments"]
+    if name is None:
+        raise UserError(
+            f"the network in {str(folder)!r} was built in Python and cannot be built again by name; "
+            f"load it with load_model({str(folder)!r}, network=my_network), where my_network is {_kind(config)} built "
+            "as that one was."
+        )
+    if not sources.is_source(name):
+        raise UserError(f"{str(folder / storage.CONFIG)!r} names the unknown model {name!r}; save the model again.")
+    network = rebuild(unwrapped(sources.build_without_trace(name, arguments)), config.get("structure", []))
+    storage.fit(network, _state(folder, config), name, folder / storage.WEIGHTS)
+    model = _described_by(config, network)
+    if off := checked(model, config.get("check"), config["dtype"] == "bfloat16"):
+        raise UserError(
+            f"{name} gives another network than was saved in {str(folder)!r}, with {off}; its code has changed: bring "
+            "back what it was, or give the network with load_model(folder, network=my_network)."
+        )
+    return model
+
+
+def _refilled(folder: Path, config: dict[str, Any], network: nn.Module) -> Model:
+    """The model of a folder in the user's own network; in a copy of it, where the saved one had other sizes."""
+    network = unwrapped(getattr(network, "network", network)) if isinstance(network, Model) else network
+    state, structure = _state(folder, config), config.get("structure", [])
+    resized = bool(storage.misfits_of(network, state)) and bool(structure)
+    if resized:
+        network = rebuild(copy.deepcopy(network), structure)
+    before = copy.deepcopy(network.state_dict())
+    storage.fit(network, state, type(network).__name__, folder / storage.WEIGHTS)
+    model = _described_by(config, network)
+    if off := checked(model, config.get("check"), config["dtype"] == "bfloat16"):
+        network.load_state_dict(before)
+        raise UserError(
+            f"the network given is another than was saved in {str(folder)!r}, with {off} from the same weights; give "
+            f"{_kind(config)} built as that one was."
+        )
+    if resized:
+        logger.info("the network in %s has other sizes than the one given, which stays as it is: see .network", folder)
+    return model
+
+
+def _kind(config: dict[str, Any]) -> str:
+    name = str(config.get("class", "")).rpartition(":")[2].rpartition(".")[2]
+    return f"a {name}" if name else "one"
+
+
+def _state(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    return {**storage.read_weights(folder), **config.get("extra", {})}
+
+
+def _described_by(config: dict[str, Any], network: nn.Module) -> Model:
+    if config.get("memory") == "channels_last":
+        channels_last(network)
+    return Model(
+        network,
+        InputSpec.from_dict(config["input"]),
+        {"model": config["model"], "arguments": config["arguments"]},
+        tuple(str(label) for label in config["classes"]),
+        config["task"],
+        config.get("structure", []),
+        config.get("kept", {}),
+    ).eval()
 
 
 def _fresh(network: nn.Module, spec: InputSpec, name: str, arguments: dict[str, Any], data: DataLike | None) -> Model:

@@ -1,24 +1,23 @@
 """A network together with how it wants its input, how to build it again, and what its outputs mean."""
 
-import importlib
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from protege.errors import UserError
-from protege.models import sources, storage
+from protege.models import storage
 from protege.models.inputs import InputSpec
+from protege.models.placing import is_channels_last
+from protege.models.saving import Described, described
 from protege.outputs import logits_in
-from protege.surgery import rebuild, record
+from protege.torch_utils import unwrapped
 
 logger = logging.getLogger(__name__)
 
-UNNAMED_NOTE = "built in Python: load with protege.models.load_model(folder, network=my_network)"
+NOTE = "built in Python: load with protege.load_model(folder, network=my_network)"
 
 
 class Model(nn.Module):
@@ -34,10 +33,12 @@ class Model(nn.Module):
 
     `layout` is the memory layout in which the network can run: "channels_last", or "contiguous" for one that
     fails on channels-last images (one that calls `x.view`, say), as `check_classes` finds out. Such a network
-    gets contiguous input, and its weights must not be made channels-last.
+    gets contiguous input, and its weights must not be made channels-last. `shape` is that of one raw input on which it
+    is known to run, once `check_classes` has tried it.
     """
 
     layout: str = "channels_last"
+    shape: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class Model(nn.Module):
         kept: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network = unwrapped(network)
         self.input = input
         self.source = source or {"model": None, "arguments": {}}
         self.classes = tuple(classes)
@@ -78,95 +79,51 @@ class Model(nn.Module):
         """Write `config.json` and `model.safetensors` into `folder`, atomically, and return the folder.
 
         `dtype` "bfloat16" or "float32" stores floating weights so; integers stay as they are. An existing
-        model is not replaced unless `overwrite`; then, or where the folder cannot be written, `UserError`.
+        model is not replaced unless `overwrite`; then, or where the folder cannot be written, `UserError`. Whether the
+        network can be built again by name is tried out; where that would give another one, "model" is null and a
+        warning tells how to load it.
         """
         folder = Path(folder)
-        weights = storage.weights_of(self.network, dtype)
-        source, structure = saved_source(self)
+        weights, extra = storage.weights_of(self.network, dtype)
+        found = described(self)
+        kind = type(self.network)
         config = {
             "format": storage.FORMAT,
-            **source,
+            **found.source,
             "task": self.task,
             "classes": list(self.classes),
             "input": self.input.to_dict(),
             "dtype": storage.dtype_of(weights),
+            "memory": "channels_last" if is_channels_last(self.network) else "contiguous",
         }
-        if structure:
-            config["structure"] = structure
-        if self.kept:
-            config["kept"] = self.kept
-        if source["model"] is None:
-            config["note"] = UNNAMED_NOTE
-            logger.warning("the network cannot be built again by name; %s is %s", folder, UNNAMED_NOTE)
+        config |= {key: value for key, value in self._optional(found, extra).items() if value}
+        if found.source["model"] is None:
+            config |= {"note": NOTE, "class": f"{kind.__module__}:{kind.__qualname__}", "call": found.call}
         storage.write(folder, config, weights, overwrite)
+        if found.source["model"] is None:
+            logger.warning(
+                "the network cannot be built again by name, as %s; load it with protege.load_model(%r, network=%s)",
+                found.why,
+                str(folder),
+                found.call,
+            )
         return folder
+
+    def check_savable(self) -> None:
+        """Raise `UserError` where the network has a state that `save` could not write."""
+        storage.checked_state(self.network)
+
+    def _optional(self, found: Described, extra: Mapping[str, Any]) -> dict[str, Any]:
+        return {"structure": found.structure, "kept": self.kept, "extra": extra, "check": found.check}
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise UserError(
+            "TorchScript of a Model is not supported; expected torch.export: use protege.export(model, to='onnx') or "
+            "torch.export.export(model, (images,)), or script model.network alone."
+        )
 
 
 def saved_source(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The source and structure for `config.json`, tried out: they must give the network's own keys and shapes.
-
-    The structure is that of the network as it is now, [] where it is its source's. A network changed in ways that no
-    structure tells, and an instance whose class cannot make an equal one without arguments, have no source: "model" is
-    then None.
-    """
-    unnamed: tuple[dict[str, Any], list[dict[str, Any]]] = ({"model": None, "arguments": {}}, [])
-    source = dict(model.source)
-    own_instance = source["model"] is None
-    if own_instance:
-        source = _class_source(model.network)
-    if source["model"] is None:
-        return unnamed
-    structure: list[dict[str, Any]] = []
-    try:
-        rebuilt = _skeleton(source)
-        if model.structure or storage.misfits_of(rebuilt, model.network.state_dict()):
-            structure = record(rebuilt, model.network)
-            rebuilt = rebuild(rebuilt, structure)
-    except Exception as error:
-        if isinstance(error, UserError) and not own_instance:
-            logger.warning("the network's structure cannot be told: %s", error)
-        return unnamed
-    same = not storage.misfits_of(rebuilt, model.network.state_dict())
-    return (source, structure) if same and (not own_instance or _same_settings(rebuilt, model.network)) else unnamed
-
-
-def _skeleton(source: dict[str, Any]) -> nn.Module:
-    if source["model"].startswith("zoo:"):
-        with torch.device("meta"):
-            return sources.build(source["model"], source["arguments"])
-    return sources.build_without_trace(source["model"], source["arguments"])
-
-
-def _class_source(network: nn.Module) -> dict[str, Any]:
-    kind = type(network)
-    unnamed: dict[str, Any] = {"model": None, "arguments": {}}
-    if kind.__module__ == "__main__" or "<" in kind.__qualname__:
-        return unnamed
-    try:
-        found: Any = importlib.import_module(kind.__module__)
-        for part in kind.__qualname__.split("."):
-            found = getattr(found, part)
-        inspect.signature(kind).bind()
-    except (ImportError, AttributeError, TypeError, ValueError):
-        return unnamed
-    return {"model": f"{kind.__module__}:{kind.__qualname__}", "arguments": {}} if found is kind else unnamed
-
-
-def _same_settings(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two module trees agree in types and plain attributes: strides, switches and so on."""
-
-    def settings(network: nn.Module) -> list[tuple[str, type, dict[str, Any]]]:
-        plain = (int, float, str, bool, tuple, list, type(None))
-        return [
-            (
-                name,
-                type(module),
-                {key: value for key, value in vars(module).items() if isinstance(value, plain)},
-            )
-            for name, module in network.named_modules()
-        ]
-
-    def untrained(entries: list[tuple[str, type, dict[str, Any]]]) -> list[tuple[str, type, dict[str, Any]]]:
-        return [(name, kind, {k: v for k, v in values.items() if k != "training"}) for name, kind, values in entries]
-
-    return untrained(settings(first)) == untrained(settings(second))
+    """The source and structure for `config.json`, tried out; "model" is None where nothing builds the network again."""
+    found = described(model)
+    return found.source, found.structure

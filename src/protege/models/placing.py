@@ -6,25 +6,67 @@ from typing import TypeGuard
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def place(network: nn.Module, device: torch.device) -> None:
-    """Move a network to the device, its image weights channels-last."""
+    """Move a network to the device, its image weights channels-last; weights made in inference mode become ordinary."""
+    _leave_inference(network)
     network.to(device)
-    if getattr(network, "layout", "channels_last") != "channels_last":
-        return  # a network that works on contiguous images only
+    if getattr(network, "layout", "channels_last") == "channels_last":  # else it works on contiguous images only
+        channels_last(network)
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lay image weights so that their channels are neighbours, as convolutions are fastest."""
     if not any(p.dim() == 5 for p in network.parameters()):  # torch refuses volumes in this layout
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if device.type == "cpu":
-        for module in network.modules():
-            # any width: a narrow network may run on slices of a wide one's weights; None: they come with each call
-            if _strided_pointwise(module) and module.weight is not None:
-                module.weight.data = module.weight.detach().clone(memory_format=torch.contiguous_format)
-            fragile = _strided_pointwise(module) and module.in_channels < 8 * module.groups
-            if (fragile or isinstance(module, nn.GroupNorm)) and module not in _SPARED:
-                _SPARED.add(module)
-                module.register_forward_pre_hook(_spare)
+    for module in network.modules():
+        if not any(p.device.type == "cpu" for p in module.parameters(recurse=False)):
+            continue
+        # any width: a narrow network may run on slices of a wide one's weights; None: they come with each call
+        if _strided_pointwise(module) and module.weight is not None:
+            module.weight.data = module.weight.detach().clone(memory_format=torch.contiguous_format)
+        fragile = _strided_pointwise(module) and module.in_channels < 8 * module.groups
+        if (fragile or isinstance(module, nn.GroupNorm)) and module not in _SPARED:
+            _SPARED.add(module)
+            module.register_forward_pre_hook(_spare)
+
+
+def is_channels_last(network: nn.Module) -> bool:
+    """Whether image weights lie as `channels_last` lays them, told by their strides: of one channel or one pixel, either
+    layout is the other, but not to every kernel."""
+    return any(
+        weight.dim() == 4 and weight.numel() > 0 and weight.stride() == _pixels_first(weight) != _channels_first(weight)
+        for weight in network.parameters()
+    )
+
+
+def _pixels_first(weight: Tensor) -> tuple[int, ...]:
+    _, channels, height, width = weight.shape
+    return (height * width * channels, 1, width * channels, channels)
+
+
+def _channels_first(weight: Tensor) -> tuple[int, ...]:
+    _, channels, height, width = weight.shape
+    return (channels * height * width, height * width, width, 1)
+
+
+def _leave_inference(network: nn.Module) -> None:
+    """Replace weights and buffers made under `torch.inference_mode`, which autograd refuses, by equal ordinary ones."""
+    made: dict[int, Tensor] = {}  # what was tied stays tied
+    for module in network.modules():
+        for name, value in [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]:
+            if not value.is_inference():
+                continue
+            if id(value) not in made:
+                fresh = value.detach().clone()
+                learns = value.requires_grad
+                made[id(value)] = nn.Parameter(fresh, learns) if isinstance(value, nn.Parameter) else fresh
+            setattr(module, name, made[id(value)])
 
 
 _SPARED: WeakSet[nn.Module] = WeakSet()

@@ -8,18 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as in_memory
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from protege.errors import UserError
+from protege.torch_utils import plain_names
 
 OLD_PACKAGE = "understudy."  # what version 0.1 was called
 CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", 1
 KEYS = ("format", "model", "arguments", "task", "classes", "input", "dtype")
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+EXTRA = "_extra_state"  # as modules with a `get_extra_state` name it; of any size
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -33,6 +38,7 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
     temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (CONFIG, WEIGHTS)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
         save_file(dict(weights), temporary[WEIGHTS])
         temporary[CONFIG].write_text(_in_json(config) + "\n", encoding="utf-8")
         shutil.copymode(temporary[CONFIG], temporary[WEIGHTS])  # safetensors hides its files from other users
@@ -52,6 +58,22 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
                 path.unlink(missing_ok=True)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Remove the half-written files that killed writes left in the folder, and nothing else."""
+    for path in folder.glob(".*.tmp"):
+        parts = re.fullmatch(rf"\.({re.escape(CONFIG)}|{re.escape(WEIGHTS)})\.(\d+)\.tmp", path.name)
+        if parts and not _is_written_by(int(parts[2]), path):
+            path.unlink(missing_ok=True)
+
+
+def _is_written_by(process: int, path: Path) -> bool:
+    """Whether the process of that number is one that may be writing the file: it began before the file did."""
+    try:
+        return psutil.Process(process).create_time() <= path.stat().st_mtime and process != os.getpid()
+    except (psutil.Error, OSError, OverflowError):
+        return False
+
+
 def _in_json(config: Mapping[str, Any]) -> str:
     """Indented, but each list of numbers on one line: a shrunk network has thousands of them."""
     text = json.dumps(config, indent=2, ensure_ascii=False)  # in which no string has a line break
@@ -67,18 +89,18 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def weights_of(network: nn.Module, dtype: str | None) -> dict[str, Tensor]:
-    """The state dict as separate contiguous CPU tensors, the floating ones cast to `dtype` if given."""
+def weights_of(network: nn.Module, dtype: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state as separate contiguous CPU tensors, the floating ones cast to `dtype` if given, and what else there is
+    of it: the extra state of modules, as far as JSON can hold it. Raises `UserError` for what cannot be saved."""
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not known; use 'float32' or 'bfloat16'.")
+    state = checked_state(network)
     weights: dict[str, Tensor] = {}
     storages: set[int] = set()
-    for key, value in network.state_dict().items():
+    for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise UserError(
-                f"state {key!r} is a {type(value).__name__}, and only tensors can be saved; make it a buffer."
-            )
-        tensor = value.detach().cpu()
+            continue
+        tensor = value.detach().cpu().resolve_conj().resolve_neg()
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(DTYPES[dtype])
         tensor = tensor.contiguous()
@@ -86,7 +108,54 @@ def weights_of(network: nn.Module, dtype: str | None) -> dict[str, Tensor]:
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         weights[key] = tensor
-    return weights
+    return weights, {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+
+
+def checked_state(network: nn.Module) -> dict[str, Any]:
+    """The network's state by plain names, every part of which has been found to come back when written.
+
+    Raises `UserError` for a part that would not: so what cannot be saved is told before it is trained.
+    """
+    state, plain = network.state_dict(), plain_names(network)
+    for key, value in state.items():
+        what = f"state {plain[key]!r} of the network"
+        if isinstance(value, Tensor):
+            if not _comes_back(plain[key], value):
+                kind = "a lazy tensor without a size" if is_lazy(value) else _described(value)
+                raise UserError(
+                    f"{what} is {kind}, which cannot be saved; expected a dense tensor of ordinary numbers: convert "
+                    "it, or leave that part out of the network."
+                )
+        elif not _is_plain(value):
+            raise UserError(
+                f"{what} is a {type(value).__name__} that cannot be saved without pickling; expected tensors, or "
+                "numbers, texts, lists and tables as JSON has them: give its get_extra_state such, or make it a buffer."
+            )
+    return {plain[key]: value for key, value in state.items()}
+
+
+def _comes_back(key: str, value: Tensor) -> bool:
+    """Whether a tensor's file holds it; tried with its first number, as it is the kind that tells."""
+    try:
+        first = value.detach()[tuple(slice(1) for _ in value.shape)].cpu().resolve_conj().resolve_neg().contiguous()
+        written = to_bytes({key: first})
+        return to_bytes({key: in_memory(written)[key]}) == written
+    except Exception:  # of whatever kind: sparse, quantised, meta and subclasses all fail in their own ways
+        return False
+
+
+def _described(value: Tensor) -> str:
+    kinds = [str(value.dtype).removeprefix("torch."), str(value.layout).removeprefix("torch.")]
+    name = type(value).__name__
+    where = " without data on 'meta'" if value.is_meta else ""
+    return f"a {name} of {' '.join(kinds)} numbers{where}"
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 def dtype_of(weights: Mapping[str, Tensor]) -> str:
@@ -146,6 +215,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         "input": dict,
         "structure": list,
         "kept": dict,
+        "extra": dict,
+        "check": (dict, type(None)),
     }
     for key, kind in expected.items():
         if key in config and not isinstance(config[key], kind):
@@ -158,29 +229,39 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(folder: Path, network: nn.Module, name: str) -> None:
-    """Put the folder's weights into `network` (cast to its own types). `UserError` where they do not fit."""
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors in the folder, by plain names."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"folder {str(folder)!r} has {CONFIG} but no {WEIGHTS}; copy the weights there too.")
     try:
-        weights = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{str(path)!r} is damaged ({error}); copy or save the model again.") from error
-    misfits = misfits_of(network, weights)
+
+
+def fit(network: nn.Module, state: Mapping[str, Any], name: str, path: Path) -> None:
+    """`load`, with a `UserError` where the state of the folder's file does not fit the network."""
+    misfits = misfits_of(network, state)
     if misfits:
         more = f" and {len(misfits) - 2} more" if len(misfits) > 2 else ""
         raise UserError(f"{str(path)!r} does not fit {name}: {'; '.join(misfits[:2])}{more}; use matching files.")
-    network.load_state_dict(weights)
+    load(network, state)
 
 
-def misfits_of(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `weights` from being the network's state: missing, unexpected, differently shaped keys."""
-    state = network.state_dict()
-    misfits = [f"{key!r} is missing" for key in state if key not in weights]
-    misfits += [f"{key!r} is unexpected" for key in weights if key not in state]
+def load(network: nn.Module, state: Mapping[str, Any]) -> None:
+    """Put a state by plain names into the network, cast to its own types."""
+    network.load_state_dict({key: state[plain] for key, plain in plain_names(network).items()})
+
+
+def misfits_of(network: nn.Module, state: Mapping[str, Any]) -> list[str]:
+    """What keeps `state` from being the network's: missing, unexpected, differently shaped keys."""
+    plain, own = plain_names(network), network.state_dict()
+    own = {plain[key]: value for key, value in own.items()}
+    misfits = [f"{key!r} is missing" for key in own if key not in state]
+    misfits += [f"{key!r} is unexpected" for key in state if key not in own]
     return misfits + [
-        f"{key!r} has shape {list(weights[key].shape)} instead of {list(value.shape)}"
-        for key, value in state.items()
-        if key in weights and not is_lazy(value) and weights[key].shape != value.shape
+        f"{key!r} has shape {list(state[key].shape)} instead of {list(value.shape)}"
+        for key, value in own.items()
+        if key in state and not key.endswith(EXTRA) and not is_lazy(value) and state[key].shape != value.shape
     ]

@@ -24,6 +24,7 @@ from ..models.placing import place
 from ..tasks import Task
 from ..teacher import Source
 from ..teacher.feed import BLOCK, Feed
+from ..torch_utils import tensors_of
 from .checkpoint import save_checkpoint
 from .evaluate import evaluate
 from .judge import held_out_losses, remember_best
@@ -116,7 +117,7 @@ class Runner:
                 self._spent("solve", clock)
                 if self.world > 1:  # all go on from the first one's solution
                     (solved,) = broadcast_object_list([solved])
-                    for value in self.student.state_dict().values():
+                    for value in tensors_of(self.student).values():
                         torch.distributed.broadcast(value, 0)
                 for block in (blocks := solved.pop("blocks", [])):
                     self._log({"event": "block", "phase": phase.name, **block})
@@ -243,6 +244,9 @@ class Runner:
                     state.sums[name] = state.sums.get(name, 0.0) + value.detach() * (share / self.world)
             if self.world > 1 and state.step == 0:
                 fit.refuse_unreached()
+            for parameter in fit.trainee.parameters():  # not every optimizer knows an embedding's sparse ones
+                if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                    parameter.grad = parameter.grad.to_dense()
             if fit.settings.clip:
                 self.accelerator.clip_grad_norm_(fit.wrapped.parameters(), fit.settings.clip)
             fit.optimizer.step()

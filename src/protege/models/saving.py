@@ -1,0 +1,307 @@
+"""What is written of a network, so that what loads is what was saved.
+
+A network is named by how to build it: its source, or its class without arguments. Whether that makes the same network
+is tried out: it is built, given the weights, and compared by what it computes. Where that differs, the folder says that
+the network must be given again; and it keeps a few outputs, by which a network that is given later is judged.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import importlib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from protege.errors import UserError, told
+from protege.models import sources, storage
+from protege.models.placing import channels_last, is_channels_last
+from protege.outputs import logits_in
+from protege.surgery import rebuild, record
+from protege.surgery.copies import leaves
+from protege.torch_utils import plain_names, seeded, untouched, unwrapped
+
+if TYPE_CHECKING:
+    from protege.models.model import Model
+
+CLOSE = 1e-4  # of the largest output: how far a network built again may be off
+SIZES = (32, 224, 28, 8, 64, 16, 96, 128, 256, 299, 384, 512)  # tried where nothing tells the size of the images
+LENGTHS = (16, 8, 4, 2, 32, 64, 128)
+WORDS = 2  # every vocabulary has so many
+KEPT = 12  # outputs that a folder keeps
+BLANK = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+RUNNING = frozenset({"context"})  # what the data tells a language model
+
+
+@dataclass(frozen=True)
+class Described:
+    """How `config.json` names the network: `source` and `structure` as in `Model`; where "model" is None, `why`, and
+    `call`, the Python that builds the user's own. `check` is what `checked` compares by, if anything."""
+
+    source: dict[str, Any]
+    structure: list[dict[str, Any]]
+    why: str = ""
+    call: str = ""
+    check: dict[str, Any] | None = None
+
+
+def described(model: Model) -> Described:
+    """How the model's network can be built again, tried out. Never fails, and leaves the network and all
+    random numbers as they are."""
+    try:
+        with untouched(model.network):
+            probes = _probes(model)
+            found = _named(model, probes)
+            return dataclasses.replace(found, check=_check(model, probes))
+    except Exception as error:  # the weights matter more than their name
+        return _unnamed(model, f"trying to build it again fails with {told(error)}")
+
+
+def checked(model: Model, check: Mapping[str, Any] | None, rounded: bool) -> str:
+    """In which way a loaded model computes something else than the saved one did; "" where it does not.
+
+    `rounded` weights, as bfloat16 ones are, may be further off than other machines and versions of torch compute.
+    """
+    if not check:
+        return ""
+    try:
+        wanted = torch.tensor(check["outputs"], dtype=torch.float64)
+        raw = _noise(check["shape"], 1, check["values"], model)
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        return "the folder's check of them is damaged"
+    try:
+        with untouched(model.network), seeded(), _precisely():
+            found = _some(model(raw))
+    except Exception:  # such as one that runs on another device only
+        return ""
+    scale = max(float(check.get("scale", 0)), 1e-30)
+    off = float((found - wanted).abs().max()) / scale if found.shape == wanted.shape else math.inf
+    if off <= (0.2 if rounded else 1e-3):
+        return ""
+    return "outputs of another shape" if math.isinf(off) else f"outputs that are {off:.2g} of the largest away"
+
+
+# ---- naming ------------------------------------------------------------------------------------------------------
+
+
+def _named(model: Model, probes: Sequence[tuple[Tensor, list[Tensor]]]) -> Described:
+    network, source, importable = model.network, dict(model.source), True
+    own = source["model"] is None
+    if own:
+        kind = type(network)
+        source, importable = (
+            {"model": f"{kind.__module__}:{kind.__qualname__}", "arguments": {}},
+            _can_be_imported(kind),
+        )
+        try:
+            inspect.signature(kind).bind()
+        except (TypeError, ValueError):
+            return _unnamed(model, "it was built in Python with arguments")
+    built = f"{source['model'].replace(':', '.')}()" if own else str(source["model"])
+    structure: list[dict[str, Any]] = []
+    state = network.state_dict()
+    state = {plain: state[key] for key, plain in plain_names(network).items()}
+    try:
+        with seeded():  # of a seed that the network was not built with, should it draw numbers that are no weights
+            again = unwrapped(type(network)()) if own else sources.build(source["model"], source["arguments"])
+        if model.structure or storage.misfits_of(again, state):
+            structure = record(again, network)
+            again = rebuild(again, structure)
+        storage.load(again, state)
+    except UserError as error:
+        return _unnamed(model, f"{built} makes another network" if own else f"it has changed: {str(error).rstrip('.')}")
+    except Exception as error:
+        return _unnamed(model, f"building {built} again fails with {told(error)}")
+    if difference := _difference(model, again, probes):
+        return _unnamed(model, f"{built} makes another network, with {difference}")
+    if not probes:
+        return _unnamed(model, "it could not be run to compare it with what loads")
+    if not importable:
+        return _unnamed(model, "its class cannot be imported from a file", f"{type(network).__name__}()")
+    return Described(source, structure)
+
+
+def _unnamed(model: Model, why: str, call: str = "") -> Described:
+    kind = type(model.network)
+    call = call or ("my_network" if kind.__module__.startswith("torch.") else f"{kind.__name__}(...)")
+    return Described({"model": None, "arguments": {}}, _still_true(model), why, call)
+
+
+def _still_true(model: Model) -> list[dict[str, Any]]:
+    """The structure that the model came with, where the network still has the sizes that it tells."""
+    try:
+        again = rebuild(copy.deepcopy(model.network), model.structure)
+        return [] if storage.misfits_of(again, model.network.state_dict()) else model.structure
+    except Exception:
+        return []
+
+
+def _can_be_imported(kind: type) -> bool:
+    if kind.__module__ == "__main__":
+        return False
+    try:
+        found: Any = importlib.import_module(kind.__module__)
+        for part in kind.__qualname__.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return False
+    return found is kind
+
+
+def _difference(model: Model, again: nn.Module, probes: Sequence[tuple[Tensor, list[Tensor]]]) -> str:
+    """In what the network built again differs from the model's own; "" where in nothing that can be seen."""
+    if setting := _other_setting(again, model.network):
+        return f"another {setting}"
+    device = next((tensor.device for tensor in model.network.state_dict().values() if isinstance(tensor, Tensor)), None)
+    again.eval().to(device)
+    if is_channels_last(model.network):
+        channels_last(again)
+    for ready, wanted in probes:
+        try:
+            with seeded():
+                found = leaves(logits_in(again(ready)), Tensor)
+        except Exception as error:
+            return f"an error where this one runs ({told(error)})"
+        if not _alike(found, wanted):
+            return "other outputs"
+    return ""
+
+
+def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    if [(t.shape, t.dtype) for t in found] != [(t.shape, t.dtype) for t in wanted]:
+        return False
+    return all(_close(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    if not (wanted.is_floating_point() or wanted.is_complex()):
+        return torch.equal(found, wanted)
+    finite = wanted[wanted.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(found, wanted, rtol=0, atol=CLOSE * scale, equal_nan=True)
+
+
+# ---- what networks are compared on -----------------------------------------------------------------------------------
+
+
+def _probes(model: Model) -> list[tuple[Tensor, list[Tensor]]]:
+    """Inputs as the network takes them and its outputs, for two batch sizes and for values beyond the usual ones; none
+    where no input can be found that it runs on."""
+    for shape, values in _shapes(model):
+        found: list[tuple[Tensor, list[Tensor]]] = []
+        for count, scale in ((3, 1), (1, 1), (2, 8)):
+            try:
+                ready = model.prepared(_noise(shape, count, values, model))
+                ready = ready * scale if ready.is_floating_point() else ready
+                with seeded():
+                    outputs = leaves(logits_in(model.network(ready)), Tensor)
+            except Exception:  # of a size that it does not take, or of a single sample
+                continue
+            if outputs:
+                found.append((ready, outputs))
+        if found:
+            return found
+    return []
+
+
+def _shapes(model: Model) -> list[tuple[tuple[int, ...], int]]:
+    """Shapes of a raw input that the network may take, the likeliest first, each with how many values there are."""
+    spec, known = model.input, [tuple(model.shape)] if model.shape else []
+    if spec.kind == "tokens":
+        words = len(model.classes) if len(model.classes) > 1 else WORDS
+        return [(shape, count) for count in (words, WORDS) for shape in [*known, *((n,) for n in LENGTHS)]]
+    sizes = [spec.size] if spec.size else [(side, side) for side in SIZES]
+    return [(shape, 256) for shape in [*known, *((spec.channels, *size) for size in sizes)]]
+
+
+def _noise(shape: Sequence[int], count: int, values: int, model: Model) -> Tensor:
+    """Raw input [count, *shape] of whole numbers below `values`, the same in every version of torch."""
+    numbers = torch.arange(count * math.prod(shape), dtype=torch.int64)
+    for _ in range(2):
+        numbers = (numbers * 2654435761 + 1013904223) % 2**32
+        numbers = numbers ^ (numbers >> 15)
+    tokens = model.input.kind == "tokens"
+    raw = (numbers % values).view(count, *shape).to(torch.int64 if tokens else torch.uint8)
+    parameter = next(model.parameters(), None)
+    return raw if parameter is None else raw.to(parameter.device)
+
+
+def _check(model: Model, probes: Sequence[tuple[Tensor, list[Tensor]]]) -> dict[str, Any] | None:
+    """A few outputs of the network on one input, for the folder; None where they depend on chance or cannot be told."""
+    for shape, values in _shapes(model) if probes else []:
+        try:
+            raw = _noise(shape, 1, values, model)
+            found = []
+            for seed in (1, 2):
+                with seeded(seed), _precisely():
+                    found.append(model(raw))
+        except Exception:
+            continue
+        if not isinstance(found[0], Tensor) or not torch.equal(*found):
+            return None
+        some, scale = _some(found[0]), float(found[0].abs().max())
+        if not math.isfinite(scale) or not scale:
+            return None
+        numbers = [float(f"{value:.6g}") for value in some.tolist()]
+        return {"shape": list(shape), "values": values, "outputs": numbers, "scale": float(f"{scale:.6g}")}
+    return None
+
+
+def _precisely() -> Any:
+    """Without the ten bits of TF32, which other devices do not have."""
+    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+
+
+def _some(outputs: Tensor) -> Tensor:
+    flat = outputs.detach().flatten().double().cpu()
+    return flat[:: max(1, len(flat) // KEPT)][:KEPT]
+
+
+# ---- settings, which training may depend on though outputs do not ---------------------------------------------------
+
+
+def _other_setting(first: nn.Module, second: nn.Module) -> str:
+    """The first setting in which two networks differ: a module's type or a plain value among its attributes."""
+    ours, theirs = (dict(network.named_modules()) for network in (first, second))
+    for name, module in ours.items():
+        if name not in theirs:
+            continue
+        other = unwrapped(theirs[name])
+        where = f" of {name}" if name else ""
+        if type(module) is not type(other):
+            return f"type{where}"
+        for key in vars(module).keys() & vars(other).keys() - BLANK - RUNNING:
+            if _differ(vars(module)[key], vars(other)[key]):
+                return f"{key}{where}"
+    return ""
+
+
+def _differ(first: Any, second: Any) -> bool:
+    """Whether two values are surely different settings; of tensors and other objects the outputs tell."""
+    if isinstance(first, Tensor | nn.Module) or isinstance(second, Tensor | nn.Module):
+        return False
+    if type(first) is not type(second):
+        return True
+    if isinstance(first, int | float | str | bytes | torch.dtype):
+        return bool(first != second) and not (first != first and second != second)
+    if isinstance(first, tuple | list):
+        return len(first) != len(second) or any(map(_differ, first, second))
+    if isinstance(first, set | frozenset):
+        return first != second if all(isinstance(item, int | str) for item in (*first, *second)) else False
+    if isinstance(first, Mapping):
+        return first.keys() != second.keys() or any(_differ(first[key], second[key]) for key in first)
+    if dataclasses.is_dataclass(first):
+        return _differ(vars(first), vars(second)) if hasattr(first, "__dict__") else False
+    if isinstance(first, functools.partial):
+        return _differ((first.func, first.args, first.keywords), (second.func, second.args, second.keywords))
+    if isinstance(first, FunctionType):
+        return first.__code__ is not second.__code__
+    return False
