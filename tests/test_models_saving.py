@@ -404,7 +404,7 @@ def oddly_named():
     ids=["set", "tuple", "object", "table of tensors", "sparse", "lazy", "quantised", "name"],
 )
 def test_what_cannot_be_saved_is_told_before_training(make, tmp_path):
-    with pytest.raises(UserError, match="cannot be saved|uninitialized"):
+    with pytest.raises(UserError, match=r"cannot be saved|uninitialized"):
         protege.train(make(), "digits", out=tmp_path / "run", epochs=1)
     assert not (tmp_path / "run").exists()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from protege.copying import copy_network
 from protege.errors import UserError
 from protege.models import sources, storage, transformers_adapter, zoo
 from protege.models.fit import DataLike
@@ -196,7 +197,7 @@ def _refilled(folder: Path, config: dict[str, Any], network: nn.Module) -> Model
     state, structure = _state(folder, config), config.get("structure", [])
     resized = bool(storage.misfits_of(network, state)) and bool(structure)
     if resized:
-        network = rebuild(copy.deepcopy(network), structure)
+        network = rebuild(copy_network(network), structure)
     before = copy.deepcopy(network.state_dict())
     storage.fit(network, state, type(network).__name__, folder / storage.WEIGHTS)
     model = _described_by(config, network)

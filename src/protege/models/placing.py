@@ -34,8 +34,8 @@ def channels_last(network: nn.Module) -> None:
 
 
 def is_channels_last(network: nn.Module) -> bool:
-    """Whether image weights lie as `channels_last` lays them, told by their strides: of one channel or one pixel, either
-    layout is the other, but not to every kernel."""
+    """Whether image weights lie as `channels_last` lays them. Their strides tell: a single channel or pixel lies both
+    ways, but not to every kernel."""
     return any(
         weight.dim() == 4 and weight.numel() > 0 and weight.stride() == _pixels_first(weight) != _channels_first(weight)
         for weight in network.parameters()

@@ -7,13 +7,13 @@ the network must be given again; and it keeps a few outputs, by which a network 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import importlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from protege.copying import copy_network
 from protege.errors import UserError, told
 from protege.models import sources, storage
+from protege.models.language import GPT, LSTM
 from protege.models.placing import channels_last, is_channels_last
+from protege.models.transformers_adapter import CausalLM
 from protege.outputs import logits_in
 from protege.surgery import rebuild, record
 from protege.surgery.copies import leaves
@@ -38,7 +41,6 @@ LENGTHS = (16, 8, 4, 2, 32, 64, 128)
 WORDS = 2  # every vocabulary has so many
 KEPT = 12  # outputs that a folder keeps
 BLANK = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
-RUNNING = frozenset({"context"})  # what the data tells a language model
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def described(model: Model) -> Described:
     """How the model's network can be built again, tried out. Never fails, and leaves the network and all
     random numbers as they are."""
     try:
-        with untouched(model.network):
+        with _as_saved(model.network):
             probes = _probes(model)
             found = _named(model, probes)
             return dataclasses.replace(found, check=_check(model, probes))
@@ -78,7 +80,7 @@ def checked(model: Model, check: Mapping[str, Any] | None, rounded: bool) -> str
     except (KeyError, TypeError, ValueError, RuntimeError):
         return "the folder's check of them is damaged"
     try:
-        with untouched(model.network), seeded(), _precisely():
+        with _as_saved(model.network), seeded(), _precisely():
             found = _some(model(raw))
     except Exception:  # such as one that runs on another device only
         return ""
@@ -87,6 +89,15 @@ def checked(model: Model, check: Mapping[str, Any] | None, rounded: bool) -> str
     if off <= (0.2 if rounded else 1e-3):
         return ""
     return "outputs of another shape" if math.isinf(off) else f"outputs that are {off:.2g} of the largest away"
+
+
+@contextmanager
+def _as_saved(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in eval mode and answers to all tokens; nothing that happens to it lasts."""
+    with untouched(network):
+        if isinstance(network, LSTM | GPT | CausalLM):
+            network.context = 0
+        yield
 
 
 # ---- naming ------------------------------------------------------------------------------------------------------
@@ -138,7 +149,7 @@ def _unnamed(model: Model, why: str, call: str = "") -> Described:
 def _still_true(model: Model) -> list[dict[str, Any]]:
     """The structure that the model came with, where the network still has the sizes that it tells."""
     try:
-        again = rebuild(copy.deepcopy(model.network), model.structure)
+        again = rebuild(copy_network(model.network), model.structure)
         return [] if storage.misfits_of(again, model.network.state_dict()) else model.structure
     except Exception:
         return []
@@ -158,7 +169,8 @@ def _can_be_imported(kind: type) -> bool:
 
 def _difference(model: Model, again: nn.Module, probes: Sequence[tuple[Tensor, list[Tensor]]]) -> str:
     """In what the network built again differs from the model's own; "" where in nothing that can be seen."""
-    if setting := _other_setting(again, model.network):
+    library = str(model.source["model"]).startswith("transformers:")  # it keeps notes, such as a name or a path
+    if setting := _other_setting(again, model.network, library):
         return f"another {setting}"
     device = next((tensor.device for tensor in model.network.state_dict().values() if isinstance(tensor, Tensor)), None)
     again.eval().to(device)
@@ -176,17 +188,18 @@ def _difference(model: Model, again: nn.Module, probes: Sequence[tuple[Tensor, l
 
 
 def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
-    if [(t.shape, t.dtype) for t in found] != [(t.shape, t.dtype) for t in wanted]:
-        return False
-    return all(_close(a, b) for a, b in zip(found, wanted, strict=True))
+    return len(found) == len(wanted) and all(map(_close, found, wanted))
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
-    if not (wanted.is_floating_point() or wanted.is_complex()):
+    """Whether outputs are equal but for rounding; what loads may be of another precision."""
+    if found.shape != wanted.shape or found.is_floating_point() != wanted.is_floating_point():
+        return False
+    if not wanted.is_floating_point():
         return torch.equal(found, wanted)
     finite = wanted[wanted.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(found, wanted, rtol=0, atol=CLOSE * scale, equal_nan=True)
+    return torch.allclose(found.double(), wanted.double(), rtol=0, atol=CLOSE * scale, equal_nan=True)
 
 
 # ---- what networks are compared on -----------------------------------------------------------------------------------
@@ -268,8 +281,9 @@ def _some(outputs: Tensor) -> Tensor:
 # ---- settings, which training may depend on though outputs do not ---------------------------------------------------
 
 
-def _other_setting(first: nn.Module, second: nn.Module) -> str:
-    """The first setting in which two networks differ: a module's type or a plain value among its attributes."""
+def _other_setting(first: nn.Module, second: nn.Module, layers_only: bool) -> str:
+    """The first setting in which two networks differ: a module's type or a plain value among its attributes; with
+    ``layers_only``, among those of torch's own layers."""
     ours, theirs = (dict(network.named_modules()) for network in (first, second))
     for name, module in ours.items():
         if name not in theirs:
@@ -278,7 +292,9 @@ def _other_setting(first: nn.Module, second: nn.Module) -> str:
         where = f" of {name}" if name else ""
         if type(module) is not type(other):
             return f"type{where}"
-        for key in vars(module).keys() & vars(other).keys() - BLANK - RUNNING:
+        if layers_only and not type(module).__module__.startswith("torch."):
+            continue
+        for key in vars(module).keys() & vars(other).keys() - BLANK:
             if _differ(vars(module)[key], vars(other)[key]):
                 return f"{key}{where}"
     return ""
