@@ -534,6 +534,29 @@ def test_torchscript_of_a_model_is_refused_plainly():
         torch.jit.script(zoo())
 
 
+# a torchvision for another torch
+
+
+def test_what_stands_on_an_unfit_torchvision_can_be_imported(tmp_path, monkeypatch):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("from torchvision import parts\n")
+    (package / "parts.py").write_text(
+        "import torch\n"
+        "for name in ('first', 'second'):\n    torch.library.register_fake(f'torchvision::{name}_of_ours')(print)\n"
+    )
+    (tmp_path / "net_on_torchvision.py").write_text("import torchvision\nfrom torch.nn import Identity as net\n")
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert isinstance(load_model("net_on_torchvision:net", num_classes=3).network, nn.Identity)
+        assert sys.modules["torchvision"].parts
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+
+
 # memory and files
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +18,7 @@ from protege.models import Model
 from protege.models.inputs import InputSpec
 from protege.recipe import make_recipe
 from protege.tasks import TASKS, Task
+from protege.torch_utils import admit_torchvision
 from protege.train import Phase, Runner
 from protege.train.checkpoint import load_checkpoint
 from protege.train.plan import Plan
@@ -155,11 +155,8 @@ def surroundings(**extra: object) -> dict[str, str]:
 
 
 def imported(package: str):
-    """A package on top of torchvision, or a skip; one built for another torch gets the schemas that it asks for, enough
-    for its Python parts."""
-    with suppress(RuntimeError):
-        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    """A package on top of torchvision, which may be one for another torch, or a skip."""
+    admit_torchvision()
     try:
         return import_module(package)
     except Exception as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .labels import UNLABELLED
+from .torch_utils import admit_torchvision
 
 AT_ONCE = 2**24  # logits that metrics look at in one go
 
@@ -142,8 +143,7 @@ class Metrics:
     def __init__(self, task: Task, classes: int, device: torch.device | str = "cpu") -> None:
         self.task, self.classes = task, classes
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # rows, correct, negative log-likelihood
-        # Imported here: beside a torchvision that does not fit torch, torchmetrics cannot be imported at all, and a
-        # model can still be loaded and looked at.
+        admit_torchvision()  # which torchmetrics imports
         from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
         self.confusion: MulticlassConfusionMatrix | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import numpy as np
 import torch
@@ -48,6 +50,26 @@ def _inner(module: nn.Module) -> str | None:
     if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
         return "_orig_mod"
     return "module" if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
+
+
+def admit_torchvision() -> None:
+    """Import torchvision, if there is one, so that what stands on it can be imported.
+
+    One built for another torch lacks its operators and fails on the first that it mentions, and torchmetrics, timm and
+    transformers with it, though they need none. So what it mentions is declared, without being there to be called: its
+    Python parts then work, and who calls an operator is told by torchvision that the two do not fit.
+    """
+    for _ in range(32):  # more operators than it has
+        try:
+            import_module("torchvision")
+        except RuntimeError as error:
+            missing = re.search(r"operator (torchvision::\w+) does not exist", str(error))
+            if missing:
+                torch.library.define(missing[1], "() -> ()")
+                continue
+        except Exception:  # missing, or broken otherwise: who needs it will say so
+            pass
+        return
 
 
 @contextmanager

@@ -12,15 +12,18 @@ from types import ModuleType
 from typing import Any
 
 from protege.errors import UserError, told
+from protege.torch_utils import admit_torchvision
 from protege.vocabulary import words_of
 
 _LOG = logging.getLogger("protege")
 
 
 def _imported(module: str, package: str) -> ModuleType:
+    if package in ("torchvision", "transformers"):
+        admit_torchvision()
     try:
         return import_module(module)
-    except Exception as error:  # a torchvision built for another torch fails with a RuntimeError
+    except Exception as error:
         raise UserError(
             f"package {package} cannot be imported ({told(error)}); install one that fits your torch with: "
             f"pip install {package}."

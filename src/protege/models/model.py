@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from protege.errors import UserError
 from protege.models import storage
 from protege.models.inputs import InputSpec
-from protege.models.placing import is_channels_last
+from protege.models.placing import is_channels_last, leave_inference
 from protege.models.saving import Described, described
 from protege.outputs import logits_in
 from protege.torch_utils import unwrapped
@@ -52,6 +52,7 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         self.network = unwrapped(network)
+        leave_inference(self.network)
         self.input = input
         self.source = source or {"model": None, "arguments": {}}
         self.classes = tuple(classes)

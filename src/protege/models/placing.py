@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 
 def place(network: nn.Module, device: torch.device) -> None:
-    """Move a network to the device, its image weights channels-last; weights made in inference mode become ordinary."""
-    _leave_inference(network)
+    """Move a network to the device, its image weights channels-last."""
     network.to(device)
     if getattr(network, "layout", "channels_last") == "channels_last":  # else it works on contiguous images only
         channels_last(network)
@@ -52,20 +51,19 @@ def _channels_first(weight: Tensor) -> tuple[int, ...]:
     return (channels * height * width, height * width, width, 1)
 
 
-def _leave_inference(network: nn.Module) -> None:
+def leave_inference(network: nn.Module) -> None:
     """Replace weights and buffers made under `torch.inference_mode`, which autograd refuses, by equal ordinary ones."""
     made: dict[int, Tensor] = {}  # what was tied stays tied
     for module in network.modules():
-        for name, value in [
-            *module.named_parameters(recurse=False, remove_duplicate=False),
-            *module.named_buffers(recurse=False, remove_duplicate=False),
-        ]:
-            if not value.is_inference():
+        own = {**module._parameters, **module._buffers}
+        for name, value in own.items():
+            if value is None or not value.is_inference():
                 continue
             if id(value) not in made:
-                fresh = value.detach().clone()
-                learns = value.requires_grad
-                made[id(value)] = nn.Parameter(fresh, learns) if isinstance(value, nn.Parameter) else fresh
+                with torch.inference_mode(False):
+                    fresh = value.detach().clone()
+                    learns = isinstance(value, nn.Parameter)
+                    made[id(value)] = nn.Parameter(fresh, value.requires_grad) if learns else fresh
             setattr(module, name, made[id(value)])
 
 

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from protege.copying import copy_network
 from protege.errors import UserError, told
 from protege.models import sources, storage
-from protege.models.language import GPT, LSTM
+from protege.models.language import Reader
 from protege.models.placing import channels_last, is_channels_last
-from protege.models.transformers_adapter import CausalLM
 from protege.outputs import logits_in
 from protege.surgery import rebuild, record
 from protege.surgery.copies import leaves
@@ -95,7 +94,7 @@ def checked(model: Model, check: Mapping[str, Any] | None, rounded: bool) -> str
 def _as_saved(network: nn.Module) -> Iterator[None]:
     """Inside, the network is in eval mode and answers to all tokens; nothing that happens to it lasts."""
     with untouched(network):
-        if isinstance(network, LSTM | GPT | CausalLM):
+        if isinstance(network, Reader):
             network.context = 0
         yield
 

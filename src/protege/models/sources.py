@@ -23,6 +23,7 @@ from torch import nn
 
 from protege.errors import UserError, nearest, told
 from protege.models import transformers_adapter, zoo
+from protege.torch_utils import admit_torchvision
 
 SCHEMES = ("zoo", "timm", "smp", "transformers")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -89,7 +90,7 @@ def find_factory(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     with _working_directory_first():
         try:
-            found: Any = importlib.import_module(module_name)
+            found: Any = _imported(module_name)
         except Exception as error:
             raise UserError(_not_importable(name, module_name, error)) from error
     for part in attribute.split("."):
@@ -103,6 +104,16 @@ def find_factory(name: str) -> Callable[..., Any]:
             f"model {name!r} names a {type(found).__name__}; name a function or class that makes a network."
         )
     return found
+
+
+def _imported(module_name: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        admit_torchvision()
+        return importlib.import_module(module_name)
 
 
 def _not_importable(name: str, module_name: str, error: Exception) -> str:
@@ -212,6 +223,7 @@ def smp_normalisation(
 def _import_extra(scheme: str, package: str) -> Any:
     """A package of models; `UserError` where it is not installed or torchvision beneath it is broken."""
     try:
+        admit_torchvision()
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         named = package.replace("_", "-")

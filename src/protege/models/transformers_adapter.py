@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from protege.errors import UserError, told
 from protege.models.language import Reader
+from protege.torch_utils import admit_torchvision
 from protege.vocabulary import words_of
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")
@@ -103,6 +104,7 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 def _library() -> Any:
     try:
+        admit_torchvision()
         return importlib.import_module("transformers")
     except Exception as error:
         remedy = "install it with `pip install protege[transformers]`"
