@@ -7,6 +7,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def place(network: nn.Module, device: torch.device) -> None:
@@ -57,7 +58,7 @@ def leave_inference(network: nn.Module) -> None:
     for module in network.modules():
         own = {**module._parameters, **module._buffers}
         for name, value in own.items():
-            if value is None or not value.is_inference():
+            if value is None or is_lazy(value) or not value.is_inference():
                 continue
             if id(value) not in made:
                 with torch.inference_mode(False):
