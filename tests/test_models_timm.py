@@ -65,7 +65,7 @@ def failing(error):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (ModuleNotFoundError("No module named 'timm'", name="timm"), r"pip install protege\[timm\]"),
+        (ModuleNotFoundError("No module named 'timm'", name="timm"), r"pip install 'protege\[timm\]'"),
         (ModuleNotFoundError("No module named 'torchvision'", name="torchvision"), "'torchvision', which is missing"),
         (RuntimeError("operator torchvision::nms does not exist"), "reinstall torchvision"),
     ],

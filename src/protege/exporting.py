@@ -193,7 +193,7 @@ def _require(packages: tuple[str, ...], extra: str) -> None:
         except ImportError as error:
             raise UserError(
                 f"the package {error.name or package!r} is missing; expected the extra {extra!r}: install it with "
-                f"`pip install protege[{extra}]`."
+                f"`pip install 'protege[{extra}]'`."
             ) from error
 
 

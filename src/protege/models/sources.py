@@ -228,7 +228,7 @@ def _import_extra(scheme: str, package: str) -> Any:
     except ModuleNotFoundError as error:
         named = package.replace("_", "-")
         if error.name == package:
-            remedy = f"install it with `pip install protege[{scheme}]`"
+            remedy = f"install it with `pip install 'protege[{scheme}]'`"
             raise UserError(
                 f"models '{scheme}:…' need the package {named}, which is not installed; {remedy}."
             ) from error

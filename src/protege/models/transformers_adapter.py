@@ -107,5 +107,5 @@ def _library() -> Any:
         admit_torchvision()
         return importlib.import_module("transformers")
     except Exception as error:
-        remedy = "install it with `pip install protege[transformers]`"
+        remedy = "install it with `pip install 'protege[transformers]'`"
         raise UserError(f"models 'transformers:…' need the package transformers ({error}); {remedy}.") from error
