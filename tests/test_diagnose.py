@@ -550,7 +550,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, data, healthy):
     assert "--resume" not in str(caught.value)
     out = tmp_path / "d"
     diagnose(healthy, data, out=out)
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="overwrite=True"):
         diagnose(healthy, data, out=out)
     diagnose(healthy, data, out=out, overwrite=True)
 
@@ -612,7 +612,7 @@ def test_a_teacher_at_chance_recommends_nothing(data, tmp_path):
     assert found.recommendation.method == "none"
     assert found.recommendation.settings == {}
     assert "chance level" in found.recommendation.reasons[0]
-    with pytest.raises(UserError, match=r"method auto: .* at chance level .*--method none"):
+    with pytest.raises(UserError, match=r"method auto: .* at chance level .*method='none'"):
         protege.distill(fresh, "zoo:mlp?hidden=8", data, method="auto", out=tmp_path / "auto")
     assert not (tmp_path / "auto").exists()
 

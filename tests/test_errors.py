@@ -295,7 +295,10 @@ CASES: dict[str, tuple[str, str]] = {
         "evaluate --model {i}/teacher/student --data images:{i}/two-classes",
         r"has 10 outputs but the data has 2 classes",
     ),
-    "report on nothing": ("report {i}/empty", r"/empty holds no run .*, study, diagnosis or export.*--out"),
+    "report on nothing": (
+        "report {i}/empty",
+        r"/empty holds no run .*, study, diagnosis or export: name the folder of",
+    ),
     "report on a missing folder": ("report {i}/nowhere", r"/nowhere"),
     "study missing": (f"study {{i}}/nowhere.toml {OUT}", r"nowhere.toml' does not exist"),
     "study key": (f"study {{i}}/study-key.toml {OUT}", r"study key 'nmae' is unknown; did you mean 'name'"),
@@ -378,7 +381,7 @@ def test_a_full_disk_is_status_2_and_one_line(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "the disk is full" in error
-    assert "--resume" in error
+    assert "free some and run it again" in error, "there is nothing to resume"
 
 
 @pytest.mark.parametrize(
@@ -450,7 +453,9 @@ def test_a_project_with_a_recipe_of_its_own_is_no_run(tmp_path, quiet):
     assert (run / "student" / "config.json").exists()
 
 
-@pytest.mark.parametrize(("begun", "told"), [(True, "stopped; go on with --resume"), (False, "stopped\n")])
+@pytest.mark.parametrize(
+    ("begun", "told"), [(True, "stopped; go on with protege train --resume --out "), (False, "stopped\n")]
+)
 def test_a_stopped_command_offers_only_what_there_is(begun, told, tmp_path, monkeypatch, capsys):
     def stopped(*_args, **_kwargs):
         raise KeyboardInterrupt

@@ -121,11 +121,11 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
 
 def test_int8_without_data_and_full_folders(tmp_path, monkeypatch):
     monkeypatch.setattr("protege.exporting._require", lambda *_: None)
-    with pytest.raises(UserError, match="a few images to calibrate on: give --data"):
+    with pytest.raises(UserError, match="a few images to calibrate on: give data="):
         export("zoo:cnn_tiny", to="int8", out=tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
-    with pytest.raises(UserError, match="not empty; expected a new folder: name another, or add --overwrite"):
+    with pytest.raises(UserError, match="not empty; expected a new folder: name another, or add overwrite=True"):
         export("zoo:cnn_tiny", to="onnx", data="digits", out=tmp_path / "full")
 
 

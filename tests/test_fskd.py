@@ -521,7 +521,7 @@ def test_layers_that_cannot_take_a_matrix_are_named(layer, named):
             read = self.reads(rows, rows, rows) if isinstance(self.reads, nn.MultiheadAttention) else self.reads(rows)
             return self.fc(read[0] if isinstance(self.reads, nn.LSTM | nn.MultiheadAttention) else read)
 
-    with pytest.raises(UserError, match=rf"layer {named}, which cannot absorb .*--method kd"):
+    with pytest.raises(UserError, match=rf"layer {named}, which cannot absorb .*method='kd'"):
         fskd.preview(cast(pictures(8), Reader(), {}, Reader()))
 
 

@@ -21,6 +21,7 @@ from protege.errors import UserError
 from protege.models import Model
 from protege.teacher import Source, cache, feed
 from protege.train import checkpoint
+from protege.train import runner as running
 from protege.train.runner import Runner
 
 DROPPING = '''
@@ -192,8 +193,8 @@ MOMENTS = {
     "an epoch's end, before it is saved": (Runner, "_end_epoch", 2, False),
     "a line was logged, but nothing saved": (Runner, "_log", 3, False),
     "the first checkpoint's weights being written": (torch, "save", 1, True),
-    "a checkpoint without its checksum": (checkpoint, "_write", 4, True),
-    "a checkpoint just written": (checkpoint, "_write", 4, False),
+    "a checkpoint without its checksum": (checkpoint, "_whole", 8, True),
+    "a checkpoint just written": (running, "save_checkpoint", 4, False),
     "after the phase, before it is saved": (Runner, "_fit", 1, False),
     "after the last phase": (Runner, "run", 1, False),
     "the student being written": (Model, "save", 1, True),
@@ -325,7 +326,7 @@ def test_all_checkpoints_damaged(digits_teacher, tmp_path):
         interrupted("simple", digits_teacher, out)
     for path in (out / "checkpoint").glob("*.pt"):
         damage(path, "truncated")
-    with pytest.raises(UserError, match=r"every checkpoint is damaged .*--overwrite"):
+    with pytest.raises(UserError, match=r"every checkpoint is damaged .*overwrite=True"):
         go("simple", digits_teacher, out, resume=True)
 
 

@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite(tmp_path):
     student = model()
     made = runner(student, tmp_path, epochs=3, batch_size=16, checkpoint_seconds=0)
     student.network.fc.weight.data[0, 0] = float("inf")
-    with pytest.raises(UserError, match=r"loss of phase 'labels' is (nan|inf) in epoch 1; .*--lr"):
+    with pytest.raises(UserError, match=r"loss of phase 'labels' is (nan|inf) in epoch 1; .*lr="):
         perform(made, plan("none", student, None))
     assert [path.name for path in tmp_path.glob("checkpoint/*.pt")] == ["00000001.pt"], "what it began with"
 

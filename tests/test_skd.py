@@ -458,7 +458,7 @@ def test_too_few_samples_to_hold_any_out(teacher, tmp_path, caplog):
 
 def test_all_samples_may_be_learned_from(teacher):
     own = {"samples": 60, "select": "last", "validation": 0.0}
-    with pytest.raises(protege.UserError, match=r"patience = 3 cannot be had without held-out .*--patience 0"):
+    with pytest.raises(protege.UserError, match=r"patience = 3 cannot be had without held-out .*patience=0"):
         protege.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", **own)
     found = protege.preview(str(teacher), "zoo:cnn_tiny?width=3", "digits", "skd", patience=0, **own)
     assert found["samples"] == 60

@@ -3,7 +3,7 @@
 from .api import Result, distill, evaluate, preview, train
 from .data import load_data
 from .diagnose import Diagnosis, diagnose
-from .errors import UserError
+from .errors import UserError, plain_in_sessions
 from .exporting import export
 from .models import InputSpec, Model, load_model
 from .shrinking import shrink
@@ -24,3 +24,5 @@ __all__ = [
     "shrink",
     "train",
 ]
+
+plain_in_sessions()

@@ -25,7 +25,7 @@ from .models.placing import place
 from .production import Production
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
-from .runfolder import check_out, held, resumed_settings
+from .runfolder import check_out, held, resumed_settings, told_how_to_go_on
 from .tasks import TASKS
 from .train.checkpoint import load_checkpoint
 from .train.evaluate import evaluate as run_evaluation
@@ -126,14 +126,14 @@ def evaluate(
     single = data is not None and not isinstance(data, str | Path | Data) and not has_splits(data)
     split = split or ("all" if single else "test")
     if split not in ("train", "val", "test", "all"):
-        raise UserError(f"the split {split!r} is unknown; expected train, val, test or all: change --split.")
+        raise UserError(f"the split {split!r} is unknown; expected train, val, test or all: change split=….")
     if precision not in ("auto", "bf16", "fp32"):
-        raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
+        raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change precision=….")
     whole = split == "all"
     ranges = known_ranges(model)
     loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole, ranges=ranges)
     if whole and loaded.test is not loaded.train:
-        raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change --split.")
+        raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change split=….")
     network = load_model(model, data=loaded)
     check_classes(network, loaded)
     samples = loaded.test if whole else getattr(loaded, split)
@@ -166,9 +166,9 @@ def _run(
     given: dict[str, Any], out: str | Path | None, recipe: str | Path | None, resume: bool, overwrite: bool
 ) -> Result:
     if out is None:
-        raise UserError("'out' is missing; expected the folder for this run as --out or out=.")
+        raise UserError("'out' is missing; expected the folder for this run as out=….")
     out = Path(out)
-    with held(out):
+    with held(out), told_how_to_go_on(out):
         return _perform(given, out, recipe, resume, overwrite)
 
 
@@ -196,7 +196,7 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
     if at_chance(found.result["teacher"]["transfer"]):
         raise UserError(
             f"method auto: the teacher {given['teacher']!r} is at chance level on the transfer set; expected a trained "
-            f"teacher: check that {causes_of_chance(found.result['task'])}, or train on the labels with --method none."
+            f"teacher: check that {causes_of_chance(found.result['task'])}, or train on the labels with method='none'."
         )
     (advice,) = broadcast_object_list([found.recommendation])  # so that all processes do the same
     own = {key: value for key, value in given.items() if value is not None and key != "method"}
@@ -218,8 +218,8 @@ def _refuse_among_images(out: Path, spec: str) -> None:
     around = {out.resolve(), *out.resolve().parents}
     if kind == "images" and (out.resolve() == folder or around & {*(splits or [folder])}):
         raise UserError(
-            f"--out {str(out)!r} lies among the images of {str(folder)!r} and would be read as a class of them; "
-            "expected another place: change --out."
+            f"out={str(out)!r} lies among the images of {str(folder)!r} and would be read as a class of them; "
+            "expected another place: change out=…."
         )
 
 
@@ -231,15 +231,15 @@ def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume
         del given["method"]  # was chosen when the run began
     given = given if begun else _chosen(given, objects)
     if resume and not begun and given.get("student") is None:
-        raise UserError(f"--resume found no run in {str(out)!r}; expected a run's folder: name another with --out.")
+        raise UserError(f"resume=True found no run in {str(out)!r}; expected a run's folder: name another with out=….")
     settings = make_recipe(resumed_settings(out, given) if resume else given)
     for role in ("teacher", "student"):
         path = Path(getattr(settings, role) or "")
         within = (path.resolve(), *path.resolve().parents)
         if overwrite and role not in objects and path.exists() and out.resolve() in within:
             raise UserError(
-                f"--overwrite would replace the {role} {str(path)!r}, which lies in --out {str(out)!r}; expected "
-                "another folder for what learns from it: change --out."
+                f"overwrite=True would replace the {role} {str(path)!r}, which lies in out={str(out)!r}; expected "
+                "another folder for what learns from it: change out=…."
             )
     if "data" not in objects:
         _refuse_among_images(out, settings.data)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from itertools import pairwise, zip_longest
@@ -21,7 +21,8 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from .commands_shrink import export_command, shrink_command
-from .errors import UserError, told
+from .errors import UserError, full_disk, told
+from .flags import InFlags, in_flags
 from .methods import METHODS
 from .methods.method import MethodSettings
 from .recipe import Recipe, merge, parse_sets, read_toml
@@ -253,13 +254,19 @@ def report_command(
     print(write_report(folder))
 
 
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
 def main() -> None:
     """Entry point: user errors are one sentence and status 2, a traceback only with --debug."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments or bool(os.environ.get("PROTEGE_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     rank = os.environ.get("RANK", "0")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    options = _options(arguments)
+    handler = logging.StreamHandler()
+    handler.setFormatter(InFlags(options))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("protege").setLevel(logging.INFO)
     try:
         status = app(args=arguments, prog_name="protege", standalone_mode=False)
@@ -267,7 +274,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
     except (KeyboardInterrupt, typer.Abort):
-        console.print("stopped; go on with --resume" if _begun(arguments) else "stopped", markup=False)
+        console.print(_stopped(arguments), markup=False, soft_wrap=True)
         sys.exit(130)
     except Exception as error:
         if debug:
@@ -278,27 +285,40 @@ def main() -> None:
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             error = UserError(
                 f"memory does not suffice ({told(error)}); expected smaller data, batches or networks: lower "
-                "--batch-size, or compute a batch in --accumulate pieces."
+                "batch_size=…, or compute a batch in accumulate=… pieces."
             )
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if full_disk(error) and not isinstance(error, UserError):
+            again = "go on with --resume" if any(option.name == "resume" for option in options) else "run it again"
             error = UserError(
-                f"the disk is full ({told(error)}); expected room for checkpoint, student and caches: free some and go "
-                "on with --resume."
+                f"the disk is full ({told(error)}); expected room for what is written: free some and {again}."
             )
         if isinstance(error, UserError) or hasattr(error, "format_message"):
             where = "" if rank == "0" else f" in process {rank}"  # one may meet what the others do not
-            console.print(f"error{where}: {_sentence(error)}", markup=False, soft_wrap=True, style="red")
+            console.print(
+                f"error{where}: {in_flags(_sentence(error), options)}", markup=False, soft_wrap=True, style="red"
+            )
             sys.exit(2)
         text = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
         console.print(f"{text}; run again with --debug for the traceback", markup=False, soft_wrap=True, style="red")
         sys.exit(1)
 
 
-def _begun(arguments: list[str]) -> bool:
-    """Whether a command's --out holds a run or study that can be resumed."""
+def _options(arguments: list[str]) -> list[Any]:
+    """The options of the command that these words call."""
+    command = COMMANDS.get(next(iter(arguments), ""))
+    return command.params if command else []
+
+
+def _stopped(arguments: list[str]) -> str:
+    """What to say after Ctrl-C: how to go on, where a command's --out holds something to go on with."""
+    command = next(iter(arguments), "")
     named = [a.removeprefix("--out=") for a in arguments if a.startswith("--out=")]
     named += [following for option, following in pairwise(arguments) if option == "--out"]
-    return any((Path(out) / mark).exists() for out in named for mark in ("recipe.toml", "study.toml"))
+    out = (named or ["runs/demo" if command == "demo" else ""])[-1]
+    if not out or not any((Path(out) / mark).exists() for mark in ("recipe.toml", "study.toml", "demo.toml")):
+        return "stopped"
+    again = f"protege {command} --resume --out {shlex.quote(out)}"
+    return f"stopped; go on with {'the same command and --resume' if command == 'study' else again}"
 
 
 def _sentence(error: Any) -> str:

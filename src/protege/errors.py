@@ -1,8 +1,12 @@
 """The one exception that means: the input is wrong, not the program."""
 
 import errno
+import os
+import sys
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 TOLD = 300  # characters
 SHOWN = 12  # words
@@ -11,8 +15,27 @@ SHOWN = 12  # words
 class UserError(Exception):
     """Bad input, told in one sentence: the value, what was expected, the remedy.
 
-    The command line prints it without a traceback and exits with status 2.
+    A sentence names arguments as Python gives them, ``lr=0.1``, or ``lr=…`` for any value, without spaces; the command
+    line, which knows its options, says ``--lr`` for it, prints it without a traceback and exits with status 2. A
+    notebook shows the sentence alone, too, unless ``PROTEGE_DEBUG`` is set.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        return _shown(self)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was stopped by Ctrl-C; the sentence says how it goes on. Shown like a `UserError`."""
+
+    def _render_traceback_(self) -> list[str]:
+        return _shown(self)
+
+
+def _shown(error: BaseException) -> list[str]:
+    """What IPython shows of an error, line by line."""
+    if os.environ.get("PROTEGE_DEBUG"):
+        return "".join(traceback.format_exception(error)).splitlines()
+    return [f"{type(error).__name__}: {error}"]
 
 
 def told(error: BaseException) -> str:
@@ -44,3 +67,18 @@ def in_bytes(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.{0 if size >= 10 * scale or unit == 'KB' else 1}f} {unit}"
     return f"{size} bytes"
+
+
+def plain_in_sessions() -> None:
+    """Let ``python -i`` show the sentence of a `UserError` alone, as notebooks do; elsewhere nothing changes."""
+    if not (hasattr(sys, "ps1") or sys.flags.interactive):
+        return
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, UserError | Stopped):
+            print("\n".join(_shown(error)), file=sys.stderr)
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook

@@ -72,12 +72,12 @@ def export(
     `UserError` for bad input, a missing extra, and an ONNX file that computes something else.
     """
     if to not in KINDS:
-        raise UserError(f"export to {to!r} is unknown; expected {' or '.join(KINDS)}: change --to.")
+        raise UserError(f"export to {to!r} is unknown; expected {' or '.join(KINDS)}: change to=….")
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise UserError(f"samples is {samples!r}; expected a whole number from 1: change --samples.")
+        raise UserError(f"samples is {samples!r}; expected a whole number from 1: change samples=….")
     _require(*EXTRAS[to])
     if to == "int8" and data is None:
-        raise UserError("export to int8 got no data; expected a few images to calibrate on: give --data.")
+        raise UserError("export to int8 got no data; expected a few images to calibrate on: give data=….")
     out = Path(out)
     check_out(out, resume=None, overwrite=overwrite, proof=RECORD, replaced=[KINDS[to], "report.html"])
     opened = open_for(data, image_size)

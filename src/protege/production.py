@@ -117,10 +117,10 @@ class Production:
         """The data for a method that does without labels; where nothing names its classes, the teacher does."""
         s = self.settings
         if METHODS[s.method].labels == "needed":
-            able = " or ".join(name for name, method in METHODS.items() if method.labels != "needed")
+            able = " or ".join(repr(name) for name, method in METHODS.items() if method.labels != "needed")
             raise UserError(
                 f"method {s.method!r} needs labels, which the data {s.data!r} does not have; expected a folder for "
-                f"each class: sort the images so, or use --method {able}."
+                f"each class: sort the images so, or use method={able}."
             )
         if data.val is None and self._judged():
             raise UserError(
@@ -190,7 +190,7 @@ class Production:
             else:
                 raise UserError(
                     f"validation = {share:g} holds out none of {count} samples, as each class keeps one to learn from; "
-                    "expected at least one: give more samples, or leave out --validation, --select and --patience."
+                    "expected at least one: give more samples, or leave out validation=…, select=… and patience=…."
                 )
         elif data.val is not None:
             held = (data.val, torch.arange(len(data.val)))
@@ -321,8 +321,8 @@ class Production:
         values = [v for v in tensors_of(self.student).values() if v.is_floating_point()]
         if not all(bool(v.isfinite().all()) for v in values) or not all(map(math.isfinite, metrics.values())):
             raise UserError(
-                "the student's weights or outputs are not finite after training; expected finite numbers: lower --lr "
-                "or set --clip 1, and start again with --overwrite."
+                "the student's weights or outputs are not finite after training; expected finite numbers: lower lr=… "
+                "or set clip=1, and start again with overwrite=True."
             )
 
     def _open_folder(self, overwrite: bool, begun: bool) -> None:

@@ -139,7 +139,7 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
             if others:
                 raise UserError(
                     f"the key {key!r} belongs to method {', '.join(others)}, but the method is {method!r}; expected "
-                    "settings of that method: leave it out or change --method."
+                    "settings of that method: leave it out or change method=…."
                 )
             raise UserError(f"the key {key!r} is unknown here; {nearest(key, kind.model_fields)}.")
     phase = ""
@@ -151,7 +151,7 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         raise _refusal(error, phase) from None
     if METHODS[method].needs_teacher and recipe.teacher is None:
-        raise UserError(f"method {method!r} has no teacher; expected one: add --teacher.")
+        raise UserError(f"method {method!r} has no teacher; expected one: add teacher=….")
     return recipe
 
 
@@ -170,12 +170,11 @@ def _refusal(error: ValidationError, phase: str) -> UserError:
     where = phase + ".".join(str(part) for part in first["loc"] if not str(part).startswith(inner))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
-        return UserError(f"{where!r} is missing; expected it as --{where.replace('_', '-')} or in the recipe.")
+        return UserError(f"{where!r} is missing; expected it as {where}=… or in the recipe.")
     if not where:
         return UserError(f"{message}.")
     message = message[0].lower() + message[1:]
-    remedy = f"--set {where}=VALUE" if where.startswith("phases") else f"--{where.replace('_', '-')}"
-    return UserError(f"{where} = {first['input']!r} does not fit: {message}; change it with {remedy}.")
+    return UserError(f"{where} = {first['input']!r} does not fit: {message}; change it with {where}=….")
 
 
 def suited(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
@@ -204,9 +203,17 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:
     """Write settings as TOML, atomically, leaving out what is None."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
-    os.replace(temporary, path)
+    write_whole(path, tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # runs side by side write the same memo
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def parse_sets(assignments: list[str]) -> dict[str, Any]:

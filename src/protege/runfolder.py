@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from .errors import UserError
-from .recipe import make_recipe, merge, read_toml, recipe_type
+from .errors import Stopped, UserError, full_disk, told
+from .recipe import make_recipe, merge, read_toml, recipe_type, write_whole
 
 PROOF = "metrics.jsonl"  # what only a run writes: recipes are the user's to write, too
 TRIAL = ".protege-"
@@ -36,9 +38,7 @@ OURS = (
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # runs side by side write the same memo
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def check_out(
@@ -56,14 +56,14 @@ def check_out(
     ``resume`` is None where there is nothing to resume, as the work takes seconds.
     """
     if resume and overwrite:
-        raise UserError("--resume and --overwrite are both given; expected one of them: remove the other.")
+        raise UserError("resume=True and overwrite=True are both given; expected one of them: remove the other.")
     if os.path.islink(out) and not os.path.exists(out):
-        raise UserError(f"--out {str(out)!r} is a link to nothing; expected a folder: name another.")
+        raise UserError(f"out={str(out)!r} is a link to nothing; expected a folder: name another.")
     if os.path.isfile(out):
-        raise UserError(f"--out {str(out)!r} is a file; expected a folder: name another.")
+        raise UserError(f"out={str(out)!r} is a file; expected a folder: name another.")
     if reason := _unwritable(out):
         raise UserError(
-            f"--out {str(out)!r} cannot be written ({reason}); expected a writable place: name another folder."
+            f"out={str(out)!r} cannot be written ({reason}); expected a writable place: name another folder."
         )
     if not out.is_dir() or all(_passing(item) for item in out.iterdir()):
         return
@@ -73,15 +73,15 @@ def check_out(
         foreign = [name for name in replaced if (out / name).exists()]
         if foreign and not (out / proof).exists():
             raise UserError(
-                f"--overwrite would replace {foreign[0]!r} in {str(out)!r}, which this command did not make as there "
-                f"is no {proof} beside it; expected a folder that it made: name another, or move that away."
+                f"overwrite=True would replace {foreign[0]!r} in {str(out)!r}, which was made otherwise, as there is "
+                f"no {proof} beside it; expected a run's folder: name another, or move that away."
             )
         return
     if resume:
-        raise UserError(f"--out {str(out)!r} holds no run to resume; expected {mark} in it: name another folder.")
+        raise UserError(f"out={str(out)!r} holds no run to resume; expected {mark} in it: name another folder.")
     raise UserError(
-        f"--out {str(out)!r} is not empty; expected a new folder: name another, or add "
-        f"{'' if resume is None else '--resume to go on or '}--overwrite to start anew."
+        f"out={str(out)!r} is not empty; expected a new folder: name another, or add "
+        f"{'' if resume is None else 'resume=True to go on or '}overwrite=True to start anew."
     )
 
 
@@ -114,12 +114,30 @@ def held(out: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"--out {str(out)!r} is in use by another run; expected a folder of its own: wait for it or name another."
+            f"out={str(out)!r} is in use by another run; expected a folder of its own: wait for it or name another."
         ) from None
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def told_how_to_go_on(out: Path) -> Iterator[None]:
+    """Let what ends a run that can go on say how: Ctrl-C, SIGTERM, a full disk."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, OSError, SafetensorError) as error:
+        begun = (out / "recipe.toml").exists()
+        how = f"what was done is kept in {str(out)!r}, go on with the same call and resume=True" if begun else ""
+        if full_disk(error):
+            remedy = f"free some; {how}" if begun else "free some"
+            raise UserError(f"the disk is full ({told(error)}); expected room for the run: {remedy}.") from error
+        if begun and isinstance(error, KeyboardInterrupt):
+            raise Stopped(f"{how}.") from None
+        if begun and isinstance(error, SystemExit):
+            logging.getLogger("protege").warning("stopped; %s.", how)
+        raise
 
 
 def clear(out: Path, proof: str = PROOF) -> None:
@@ -159,7 +177,7 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         elif before != value and not means_the_same(old, key, value):
             begun = "its default" if before is None else repr(before)
             raise UserError(
-                f"--resume with {key} = {value!r}, but {str(out)!r} was begun with {begun}; expected the same "
+                f"resume=True with {key} = {value!r}, but {str(out)!r} was begun with {begun}; expected the same "
                 f"settings: leave {key} out, or start another folder."
             )
     return settings

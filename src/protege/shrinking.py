@@ -94,7 +94,7 @@ def shrink(
 def open_for(data: Any, image_size: int | None) -> Data | None:
     """The data that a network is shrunk or exported with, if any."""
     if data is None and image_size is not None:
-        raise UserError(f"image_size = {image_size} is given without data; expected both: add --data.")
+        raise UserError(f"image_size = {image_size} is given without data; expected both: add data=….")
     return None if data is None else load_data(data, image_size=image_size)
 
 
@@ -108,7 +108,7 @@ def example_of(model: Model, data: Data | None, count: int = 2) -> Tensor:
     elif model.input.size is not None:
         shape = (model.input.channels, *model.input.size)
     else:
-        raise UserError("the model takes images of any size and none is given; expected one: give --data with such.")
+        raise UserError("the model takes images of any size and none is given; expected one: give data=… with such.")
     noise = torch.Generator().manual_seed(0)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=noise).to(device)
@@ -116,13 +116,13 @@ def example_of(model: Model, data: Data | None, count: int = 2) -> Tensor:
 
 def _check_options(how: str, ratio: Any, rank: int | None, out: Any, dry_run: bool) -> None:
     if how not in HOWS:
-        raise UserError(f"how = {how!r} is no way of shrinking; expected one of {', '.join(HOWS)}: change --how.")
+        raise UserError(f"how = {how!r} is no way of shrinking; expected one of {', '.join(HOWS)}: change how=….")
     if how == "decouple" and ratio is not None:
-        raise UserError(f"--ratio {ratio} does not go with --how decouple; expected --rank or --macs: leave it out.")
+        raise UserError(f"ratio={ratio} does not go with how='decouple'; expected rank=… or macs=…: leave it out.")
     if how != "decouple" and rank is not None:
-        raise UserError(f"--rank {rank} does not go with --how {how}; expected --ratio or --macs: leave it out.")
+        raise UserError(f"rank={rank} does not go with how={how!r}; expected ratio=… or macs=…: leave it out.")
     if out is None and not dry_run:
-        raise UserError("'out' is missing; expected the folder for the shrunk model as --out or out=.")
+        raise UserError("'out' is missing; expected the folder for the shrunk model as out=….")
 
 
 def _reproducible(model: Model, raw: Tensor) -> list[dict[str, Any]]:
@@ -143,7 +143,7 @@ def _reproducible(model: Model, raw: Tensor) -> list[dict[str, Any]]:
     if not isinstance(ours, Tensor) or (ours - theirs).abs().max() > CLOSE * ours.abs().max().clamp_min(1e-30):
         raise UserError(
             f"the shrunk {source['model']} computes something else when built again from its sizes; expected the same: "
-            "some number in its code follows the channels, so name other --layers."
+            "some number in its code follows the channels, so name other layers=…."
         )
     return structure
 

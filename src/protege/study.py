@@ -112,8 +112,8 @@ def _check_same(study: Study, out: Path) -> None:
         other = next(key for key in {**then, **given} if then.get(key) != given.get(key))
         what = f"which was begun with another {other!r}" if given else "which the study no longer names"
         raise UserError(
-            f"--resume in {str(out)!r}, where {name} lies, {what}; expected the same and perhaps more: change it back, "
-            "remove that folder to make it anew, or name another --out."
+            f"resume=True in {str(out)!r}, where {name} lies, {what}; expected the same and perhaps more: "
+            "change it back, remove that folder to make it anew, or name another out=…."
         )
     for folder in failed:
         clear(folder, proof="recipe.toml")
@@ -135,7 +135,7 @@ def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
             given = [str(recipe)]
         status = _call([step["command"], *given, "--out", str(made), *_again(made)], logs / f"prepare-{name}.log")
         if status:
-            raise UserError(f"prepare.{name} could not be made ({status}); mend it and go on with --resume.")
+            raise UserError(f"prepare.{name} could not be made ({status}); mend it and go on with resume=True.")
     return model
 
 

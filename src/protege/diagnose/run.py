@@ -101,7 +101,7 @@ def diagnose(
         return Diagnosis(found.findings, found.primary, found.recommendation, found.result, out)
     _check_settings(temperature, weight, seed, precision)
     if teacher is None:
-        raise UserError("no teacher was given; expected a model to diagnose: add --teacher.")
+        raise UserError("no teacher was given; expected a model to diagnose: add teacher=….")
     if unknown := set(options) - DATA_OPTIONS:
         raise UserError(f"diagnose has no option {min(unknown)!r}; {nearest(min(unknown), DATA_OPTIONS)}.")
     loaded = load_data(data, ranges=known_ranges(teacher, student), **options)
@@ -109,7 +109,7 @@ def diagnose(
     if not loaded.labelled:
         raise UserError(
             f"the data {loaded.name!r} has no labels; expected some to judge a teacher by: sort the images into a "
-            "folder for each class, or distil without a diagnosis (--method fskd or kd)."
+            "folder for each class, or distil without a diagnosis (method='fskd' or 'kd')."
         )
     torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
     cast = {"student": student, "teacher": teacher}
@@ -153,14 +153,14 @@ def _check_settings(temperature: float | None, weight: float, seed: int, precisi
     if temperature is not None and not 0 < temperature <= HOTTEST:
         raise UserError(
             f"temperature {temperature:g} is not above 0 and at most {HOTTEST:g}; expected T of the targets: change "
-            "--temperature."
+            "temperature=…."
         )
     if not 0 <= weight <= 1:
-        raise UserError(f"weight {weight:g} is not in 0 to 1; expected λ, the teacher's share: change --weight.")
+        raise UserError(f"weight {weight:g} is not in 0 to 1; expected λ, the teacher's share: change weight=….")
     if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed} is not in 0 to 2^32 - 1; expected a whole number there: change --seed.")
+        raise UserError(f"seed {seed} is not in 0 to 2^32 - 1; expected a whole number there: change seed=….")
     if precision not in ("auto", "bf16", "fp32"):
-        raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change --precision.")
+        raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change precision=….")
 
 
 def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Stage) -> str | None:

@@ -258,7 +258,7 @@ def gap(measured: dict[str, Any]) -> Finding:
     name, title = "gap", "Capacity gap"
     teacher, student = measured["teacher"], measured["student"]
     if student is None:
-        return Finding(name, title, UNKNOWN, "No student was given to compare with.", "Name one with --student.")
+        return Finding(name, title, UNKNOWN, "No student was given to compare with.", "Name one with student=….")
     ratios = [teacher[key] / student[key] for key in ("params", "macs") if student.get(key) and teacher.get(key)]
     size = (ratios[0] * ratios[-1]) ** 0.5 if ratios else 1.0
     text = f"The teacher has {_times(ratios[0])} times the student's parameters" if ratios else "Sizes are not known"

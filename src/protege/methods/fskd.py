@@ -243,7 +243,7 @@ def _chunks(cast: Cast) -> tuple[Inputs, list[int]]:
     """
     transfer, count = cast.transfer, len(cast.transfer.positions)
     if count == 0:
-        raise UserError("there are no samples to recover the student from; expected at least one: raise --samples.")
+        raise UserError("there are no samples to recover the student from; expected at least one: raise samples=….")
     augmented = cast.settings.augmented
     if augmented is None:  # they help most where samples are fewest
         augmented = min(MOST_VIEWS, ENOUGH // count - 1) if count < ENOUGH else 0

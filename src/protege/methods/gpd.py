@@ -62,7 +62,7 @@ class Settings(TargetSettings):
 
     def idle(self, taught: bool) -> dict[str, str]:
         """The target's without a static teacher."""
-        return {} if taught else dict.fromkeys(TARGET_KEYS, "there is no static teacher; expected one: --teacher")
+        return {} if taught else dict.fromkeys(TARGET_KEYS, "there is no static teacher; expected one: teacher=…")
 
 
 def gap_loss(student: Tensor, dynamic: Tensor, smoothing: float) -> Tensor:
@@ -102,7 +102,7 @@ def plan(
     if weight == 1 and s.gap_weight:
         raise UserError(
             "weight = 1 leaves nothing for the dynamic teacher, whose gap_weight is relative to the labels' share; "
-            "expected less than 1: lower --weight, or use --method kd."
+            "expected less than 1: lower weight=…, or use method='kd'."
         )
     trainee = build(cast)
 

@@ -78,7 +78,7 @@ def fsp(cast: Cast) -> list[Fit]:
     if len(pairs) < 2:
         raise UserError(
             f"method 'fsp' found one cut, {pairs[0].student.name!r}; expected two or more, as it compares what flows "
-            "between them: name them with --stages."
+            "between them: name them with stages=…."
         )
 
     def flows(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:

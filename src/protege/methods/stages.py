@@ -67,7 +67,7 @@ def stage(cast: Cast) -> Staged:
         if not any(p.requires_grad for p in own.parameters()):
             where = f"after the cut {pairs[-1].student.name!r}" if own is stages[-1] else f"in stage {own.name!r}"
             raise UserError(
-                f"{where} nothing is left to learn; expected parameters there that are not frozen: name other --stages."
+                f"{where} nothing is left to learn; expected parameters there that are not frozen: name other stages=…."
             )
     return Staged(pairs, stages)
 

@@ -156,7 +156,7 @@ def resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:
             owners = ", ".join(name for name, one in DEFAULTS.items() if key in one)
             raise UserError(
                 f"{key} = {value!r} does not belong to target {settings.target!r}; expected it with target {owners}: "
-                f"leave it out or change --target."
+                f"leave it out or change target=…."
             )
         own |= {key: value} if value is not None else {}
     return own
@@ -166,7 +166,7 @@ def _refuse_unlabelled(name: str, cast: Cast) -> None:
     labels = cast.transfer.samples.labels
     if labels is not None and bool((labels[cast.transfer.positions] == UNLABELLED).all()):
         raise UserError(
-            f"target {name!r} needs labels, which the data does not have; expected kd or topk: change --target."
+            f"target {name!r} needs labels, which the data does not have; expected kd or topk: change target=…."
         )
 
 
@@ -179,7 +179,7 @@ def _relations(cast: Cast, tau: float | None) -> similarity.Relations:
     if layer is None and classes**2 > similarity.TABLE:
         raise UserError(
             f"the teacher has no linear logit layer and {classes} classes; expected one, or at most "
-            f"{int(similarity.TABLE**0.5)} classes: change --target to pt or topk."
+            f"{int(similarity.TABLE**0.5)} classes: change target=… to pt or topk."
         )
     vectors, truth = None if layer is None else layer.weight, 0.0
     if vectors is None or tau is None:

@@ -43,5 +43,5 @@ def write_report(folder: Path) -> Path:
         return write_run_report(folder)
     raise UserError(
         f"{folder} holds no run (recipe.toml, metrics.jsonl, result.json), study, diagnosis or export: name the folder "
-        "that was given to --out"
+        "of a run, study, diagnosis or export"
     )

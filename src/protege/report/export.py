@@ -86,6 +86,6 @@ def notes(export: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("calibrated on", words.plural(export["samples"], "image")))
     if export.get("to") == "int8":
         compiled = numbers(export.get("latency")).get("compiled") is not None
-        loaded = "as it loads, in floating point; --compiled times int8 kernels"
+        loaded = "as it loads, in floating point; compiled=True times int8 kernels"
         found.append(("timed", "compiled; the networks before it are not" if compiled else loaded))
     return found

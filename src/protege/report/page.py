@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from protege.errors import UserError
+from protege.errors import UserError, full_disk
 from protege.report import words
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -42,7 +42,8 @@ def write_page(path: Path, text: str) -> Path:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
+        remedy = "free some room on its disk" if full_disk(error) else "make its folder writable"
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): make its folder writable, then run 'protege report' again"
+            f"{path} cannot be written ({error.strerror}): {remedy}, then run 'protege report' again"
         ) from error
     return path

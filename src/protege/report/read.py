@@ -98,8 +98,7 @@ def read_run(folder: Path) -> Run:
     result_file, recipe_file = folder / "result.json", folder / "recipe.toml"
     if not any(path.is_file() for path in (result_file, recipe_file, folder / "metrics.jsonl")):
         raise UserError(
-            f"{folder} holds no run (none of recipe.toml, metrics.jsonl, result.json): "
-            "name the folder that was given to --out"
+            f"{folder} holds no run (none of recipe.toml, metrics.jsonl, result.json): name the folder of a run"
         )
     recipe_text = recipe_file.read_text(encoding="utf-8", errors="replace") if recipe_file.is_file() else ""
     try:

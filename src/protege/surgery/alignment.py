@@ -163,18 +163,18 @@ def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
             where = ".".join(filter(None, (name, inner)))
             raise UserError(
                 f"the {walk.who}'s layer {where!r} is a {type(part).__name__}, which cannot absorb an alignment; "
-                "expected plain convolutions and linear layers: teach this network with --method kd."
+                "expected plain convolutions and linear layers: teach this network with method='kd'."
             )
         if isinstance(module, LAYERS):
             if any(name == other for _, other, _ in found):
                 raise UserError(
                     f"the {walk.who}'s layer {name!r} is called more than once; expected layers with one place in the "
-                    "network: teach this one with --method kd."
+                    "network: teach this one with method='kd'."
                 )
             if other := next((o for o, w in owners.items() if w is module.weight and o != f"{name}.weight"), None):
                 raise UserError(
                     f"the {walk.who}'s {other!r} is the weight of its layer {name!r} too; expected a weight for each: "
-                    "teach this network with --method kd."
+                    "teach this network with method='kd'."
                 )
             found.append((node, name, module))
     return found

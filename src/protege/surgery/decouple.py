@@ -83,20 +83,20 @@ def decouple(
     rank or share out of range, unknown layers, and where there is nothing to decouple.
     """
     if (rank is None) == (macs is None):
-        raise UserError(f"decouple got rank = {rank!r} and macs = {macs!r}; expected one: give --rank or --macs.")
+        raise UserError(f"decouple got rank = {rank!r} and macs = {macs!r}; expected one: give rank=… or macs=….")
     every = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
     able = [name for name in every if _can(network.get_submodule(name))]
     chosen = [name for name in able if name != every[0]] if layers is None else matching(layers, able, network)
     if not chosen:
         raise UserError(
             "there is nothing to decouple; expected convolutions larger than 1×1 that are not grouped and not the "
-            "first: use --how l1, or name the layers."
+            "first: use how='l1', or name the layers."
         )
     factors = {name: _factors(network.get_submodule(name)) for name in chosen}  # type: ignore[arg-type]
     most = max(len(values[1]) for values in factors.values())
     if rank is not None:
         if type(rank) is not int or not 1 <= rank <= most:
-            raise UserError(f"the rank is {rank!r}; expected a whole number from 1 to {most}: change --rank.")
+            raise UserError(f"the rank is {rank!r}; expected a whole number from 1 to {most}: change rank=….")
         ranks = {name: min(rank, len(values[1])) for name, values in factors.items()}
     else:
         ranks = _ranks_for(network, macs or 0.0, example, factors)
@@ -138,7 +138,7 @@ def _ranks_for(
 ) -> dict[str, int]:
     """A rank for each layer; those are left out that would cost as much decoupled as they do now."""
     if not 0 < share < 1:
-        raise UserError(f"macs is {share!r}; expected a share above 0 and below 1: change --macs.")
+        raise UserError(f"macs is {share!r}; expected a share above 0 and below 1: change macs=….")
     if example is None:
         raise UserError("decouple with macs got no example; expected a batch to count multiply-adds on: give example.")
     total, layers = profile(network, example)
@@ -156,7 +156,7 @@ def _ranks_for(
         least = (total - sum(layers.values()) + sum(costs.values())) / total
         raise UserError(
             f"macs = {share:g} is out of reach of decoupling; expected at least {least:.2f}, which rank 1 in "
-            "every layer gives: raise --macs or use --how l1."
+            "every layer gives: raise macs=… or use how='l1'."
         )
     ranks = dict.fromkeys(layers, 1)
     for _, name, rank in sorted(gains, reverse=True):

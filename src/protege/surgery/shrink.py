@@ -51,7 +51,7 @@ def shrink(
         if isinstance(module, nn.RNNCellBase | nn.GRU | nn.RNN):
             raise UserError(
                 f"the layer {name!r} is a {type(module).__name__}, which cannot be pruned; expected no "
-                "recurrent layer but nn.LSTM: use --how decouple."
+                "recurrent layer but nn.LSTM: use how='decouple'."
             )
     changed = copy_network(network).requires_grad_(True)
     for parameter in changed.parameters():
@@ -59,9 +59,9 @@ def shrink(
     graph = trace(changed, example.detach())
     groups = tied_channels(graph, changed, how)
     if not groups:
-        remedy = "use --how l1" if how == "slim" else "shrink another network, or use --how decouple"
+        remedy = "use how='l1'" if how == "slim" else "shrink another network, or use how='decouple'"
         what = "no channels scaled by BatchNorm" if how == "slim" else "no channels that can be removed"
-        raise UserError(f"the {type(network).__name__} has {what}; expected some for --how {how}: {remedy}.")
+        raise UserError(f"the {type(network).__name__} has {what}; expected some for how={how!r}: {remedy}.")
     if layers is not None:
         groups = _chosen(groups, layers, network)
     if isinstance(ratio, Mapping):
@@ -71,7 +71,7 @@ def shrink(
     else:
         dropped = _by_macs(network, example, groups, how, macs or 0.0)
     if not any(dropped.values()):
-        raise UserError(f"the ratio {ratio} removes no channel of so small a network; expected more: raise --ratio.")
+        raise UserError(f"the ratio {ratio} removes no channel of so small a network; expected more: raise ratio=….")
     kept = _cut(graph, changed, groups, dropped)
     for parameter, old in zip(changed.parameters(), network.parameters(), strict=True):
         parameter.requires_grad_(old.requires_grad)
@@ -83,7 +83,7 @@ def shrink(
 
 def _check(how: str, ratio: Any, macs: Any) -> None:
     if how not in HOWS:
-        raise UserError(f"how = {how!r} is no way of pruning; expected {' or '.join(HOWS)}: change --how.")
+        raise UserError(f"how = {how!r} is no way of pruning; expected {' or '.join(HOWS)}: change how=….")
     if (ratio is None) == (macs is None):
         raise UserError(f"shrink got ratio = {ratio!r} and macs = {macs!r}; expected one of them: give only that.")
     for name, value in ratio.items() if isinstance(ratio, Mapping) else [("", ratio if macs is None else macs)]:
@@ -178,7 +178,7 @@ def _by_macs(
     if abs(left(best) - target) > TOLERANCE:
         raise UserError(
             f"macs = {target:g} cannot be met; expected {least:.3f} to 1 of this network's, in steps that its channels "
-            f"allow (the nearest is {left(best):.3f}): change --macs, or allow more --layers."
+            f"allow (the nearest is {left(best):.3f}): change macs=…, or allow more layers=…."
         )
     return _collect(order[:best])
 
@@ -234,12 +234,12 @@ def _try(before: nn.Module, after: nn.Module, example: Tensor) -> None:
         if shapes[0] != shapes[1]:
             raise UserError(
                 f"the pruned {type(after).__name__} gives outputs of shape {shapes[1]} instead of {shapes[0]}; "
-                "expected the same: prune it with --layers that do not make its outputs."
+                "expected the same: prune it with layers=… that do not make its outputs."
             )
     except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(
             f"the pruned {type(after).__name__} fails in {running[-1] if running else ''!r} ({told(error)}), which "
-            "counts on channels that are gone; expected sizes that follow the layers: name other --layers."
+            "counts on channels that are gone; expected sizes that follow the layers: name other layers=…."
         ) from error
     finally:
         for hook in hooks:

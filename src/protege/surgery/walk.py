@@ -65,7 +65,7 @@ class Walk:
         except Exception as error:
             raise UserError(
                 f"the {self.who} cannot run on samples of shape {list(example.shape[1:])} ({told(error)}); expected "
-                "samples like those it was trained on: choose others, or set their size with --image-size."
+                "samples like those it was trained on: choose others, or set their size with image_size=…."
             ) from None
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class Walk:
             )
         raise UserError(
             f"the {self.who}'s forward computes with the number of its samples ({reason}); expected code that treats "
-            "each sample alike: rewrite that part (x.flatten(1) for x.view(len(x), -1), say), or use --method kd."
+            "each sample alike: rewrite that part (x.flatten(1) for x.view(len(x), -1), say), or use method='kd'."
         )
 
     def name(self, node: fx.Node) -> str | None:

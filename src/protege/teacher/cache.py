@@ -133,7 +133,7 @@ class SignalCache:
         if folder.is_dir() and any(not re.fullmatch(r"\w+-[0-9a-f]{16}", item.name) for item in folder.iterdir()):
             raise UserError(
                 f"the cache folder {self.shown!r} holds other files; expected an empty folder or a cache: name "
-                "another with --cache."
+                "another with cache=…."
             )
 
     def _unwritable(self, error: OSError) -> UserError:
@@ -165,19 +165,19 @@ class SignalCache:
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"the cache {self.shown!r} is damaged (cache.json cannot be read); expected a cache this "
-                "program wrote: delete the folder or name another with --cache."
+                "program wrote: delete the folder or name another with cache=…."
             ) from None
         for key, value in identity.items():
             if known.get(key) != value:
                 raise UserError(
                     f"the cache {self.shown!r} was made by another teacher or for other pixels (not the "
                     f"same {_MEANING.get(key, key)}); expected signals of this teacher on these views: name "
-                    "another folder with --cache or leave it out."
+                    "another folder with cache=… or leave it out."
                 )
         if json.loads(json.dumps(mine)) != theirs:
             raise UserError(
                 f"the cache {self.shown!r} has another version or layout; expected version {VERSION}: delete "
-                "the folder or name another with --cache."
+                "the folder or name another with cache=…."
             )
 
     def _name(self, view: int) -> Path:
@@ -267,7 +267,7 @@ class SignalCache:
             if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
                 raise UserError(
                     f"the signal {name!r} has values that are not finite in half precision; expected finite "
-                    "outputs: check the network's weights and normalisation, or use --views all."
+                    "outputs: check the network's weights and normalisation, or use views='all'."
                 )
             self._put(view, name, rows[new], stored.numpy()[new])
         self._pending.setdefault(view, []).append(rows[new])

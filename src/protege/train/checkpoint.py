@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -22,27 +24,54 @@ log = logging.getLogger("protege")
 KEEP = 2
 
 
-def _write(path: Path, data: bytes) -> None:
+class _Out:
+    """A file that hashes what is written; it keeps an error, which torch's writer would tell as one of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[_Out]:
+    """A file that is there whole, on the disk, or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    out: _Out | None = None
+    try:
+        with open(temporary, "wb") as file:
+            out = _Out(file)
+            yield out
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except RuntimeError as error:
+        raise (out and out.error) or error from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> None:
     """Write ``state`` as checkpoint ``number``, then drop all but the last two."""
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("*.tmp"):  # by a kill in the middle
+        left.unlink(missing_ok=True)
     path = folder / f"{number:08d}.pt"
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    os.replace(temporary, path)
-    _write(path.with_suffix(".json"), json.dumps({"sha256": digest}).encode())
+    with _whole(path) as out:
+        torch.save(state, out)  # type: ignore[arg-type]
+    with _whole(path.with_suffix(".json")) as record:
+        record.write(json.dumps({"sha256": out.digest.hexdigest()}).encode())
     for old in sorted(folder.glob("*.json"))[:-KEEP]:
         old.unlink()
         old.with_suffix(".pt").unlink(missing_ok=True)
@@ -68,6 +97,6 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     if damaged:
         raise UserError(
             f"every checkpoint is damaged ({', '.join(damaged)}); expected at least one sound one: start again "
-            "with --overwrite."
+            "with overwrite=True."
         )
     return None

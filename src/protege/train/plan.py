@@ -94,13 +94,13 @@ class Plan:
                 asked += ["select = best"] if settings.select == "best" else []
                 raise UserError(
                     f"{' and '.join(asked)} cannot be had without held-out samples; expected "
-                    "validation above 0: give a share, or turn them off with --select last --patience 0."
+                    "validation above 0: give a share, or turn them off with select='last' and patience=0."
                 )
             batch_size, steps, _ = self.lengths(settings)
             if len(self.corpus.positions) // steps < world:
                 raise UserError(
                     f"batch_size = {batch_size} gives some of the {world} processes no sample; expected at least one "
-                    "for each: raise --batch-size or start fewer processes."
+                    "for each: raise batch_size=… or start fewer processes."
                 )
             if not _learning(phase):
                 raise UserError(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,14 @@ from ..torch_utils import tensors_of
 from .checkpoint import save_checkpoint
 from .evaluate import evaluate
 from .judge import held_out_losses, remember_best
-from .phase import Fit
+from .phase import Fit, Phase
 from .plan import Plan
 from .precision import autocast_for
 from .progress import Display
 from .running import Running, mix, random_state, restore_random, seed_everything, share_buffers
 from .schedule import MovingAverage, factor, make_optimizer
 from .state import Memory, State
+from .stop import Stops
 from .supply import Supply
 
 
@@ -66,6 +69,7 @@ class Runner:
         self.checkpoint_seconds, self.display = checkpoint_seconds, display
         self.supply = Supply(plan.corpus, memory, out / "signals", precision, accelerator, display)
         self.state = State()
+        self.stops = Stops(display, self.world == 1)
         self._saved, self._number = time.monotonic(), 0
 
     # ---- the plan -------------------------------------------------------------------------------------------
@@ -105,6 +109,13 @@ class Runner:
         if not state.log_bytes:
             self._log({"event": "start", **cast, "phases": self.plan.describe()})
             self._save({})  # so that it goes on from the weights it began with, whatever happens to a user's network
+        with self.stops:
+            self._run_phases(phases, saved)
+        self.supply.clear()
+        return state
+
+    def _run_phases(self, phases: Sequence[Phase], saved: dict[str, Any] | None) -> None:
+        state = self.state
         while state.phase < len(phases):
             phase = phases[state.phase]
             self._phase_began = time.monotonic() - state.phase_seconds
@@ -132,8 +143,8 @@ class Runner:
             state.best, state.record, state.sums, state.phase_seconds = None, None, {}, 0.0
             self._phase_began = time.monotonic()
             self._save({})
-        self.supply.clear()
-        return state
+            self.stops.heed()
+            self.stops.waiting = False
 
     # ---- a fit phase ----------------------------------------------------------------------------------------
 
@@ -207,11 +218,12 @@ class Runner:
         state, corpus = self.state, self.corpus
         fit.clock = time.perf_counter()
         view = state.epoch % corpus.views if corpus.views else state.epoch
-        paid = sum([self._fill(feed, view) for feed in fit.feeds])
+        paid = sum([self._fill(feed, view, fit) for feed in fit.feeds])
         if paid:  # so that what was paid for stays counted
             self._save(fit.state_dict())
         order = self._order(state.epoch, fit.steps)[state.step :]
         fit.set_modes()
+        self.stops.waiting = True  # from here on a stop is heeded where all that was done can be kept
         total = fit.steps * fit.epochs
         self.display.start(f"{fit.phase.name} {state.epoch + 1}/{fit.epochs}", fit.steps, state.step)
         fit.began, seen = time.perf_counter(), state.seen
@@ -269,7 +281,7 @@ class Runner:
             epoch = self.state.epoch + (self.state.step > 0)
             raise UserError(
                 f"the {what} of phase {fit.phase.name!r} is {loss} in epoch {epoch}; "
-                "expected a finite number: lower --lr, set --clip 1, or check the data."
+                "expected a finite number: lower lr=…, set clip=1, or check the data."
             )
         return loss
 
@@ -347,10 +359,10 @@ class Runner:
     def _feed(self, source: Source, samples: Samples, positions: Tensor) -> Feed:
         return self.supply.feed(source, samples, positions, self.state.phase)
 
-    def _fill(self, feed: Feed, view: int) -> int:
+    def _fill(self, feed: Feed, view: int, fit: Running | None = None) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
         clock = time.perf_counter()
-        count = self.supply.fill(feed, view)
+        count = self.supply.fill(feed, view, lambda: self._stop_if_asked(fit))
         self.state.forwarded += count if feed.source.lasting else 0
         if count:
             seconds = time.perf_counter() - clock
@@ -371,9 +383,15 @@ class Runner:
 
     def _log(self, event: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with open(self.out / "metrics.jsonl", "ab") as file:
-                file.write(json.dumps(event).encode() + b"\n")
-                self.state.log_bytes = file.tell()
+            path, known = self.out / "metrics.jsonl", self.state.log_bytes
+            try:
+                with open(path, "ab") as file:
+                    file.write(json.dumps(event).encode() + b"\n")
+                    self.state.log_bytes = file.tell()
+            except OSError:  # the disk is full: no line is left half written
+                self.state.log_bytes = known
+                os.truncate(path, known)
+                raise
         if event["event"] == "epoch":
             flat = {f"train/{k}": v for k, v in event["train"].items()}
             flat |= {f"eval/{k}": v for k, v in event.get("eval", {}).items()}
@@ -384,13 +402,20 @@ class Runner:
     def _maybe_save(self, fit: Running, now: bool = False) -> None:
         if self.world > 1 and self.state.step:  # all processes meet at the end of an epoch only
             return
-        due = now or time.monotonic() - self._saved >= self.checkpoint_seconds
+        due = now or time.monotonic() - self._saved >= self.checkpoint_seconds or self.stops.asked is not None
         if due and self.state.sums:
             self._check(float(self.state.sums["loss"]), fit)
         if self.world > 1:  # the first process decides
             due = gather_object([due])[0]
         if due:
             self._save(fit.state_dict())
+        self.stops.heed()
+
+    def _stop_if_asked(self, fit: Running | None) -> None:
+        """Save and stop while signals are stored between two updates (``fit`` is given)."""
+        if fit and self.stops.asked is not None:
+            self._save(fit.state_dict())
+            self.stops.heed()
 
     def _save(self, running: dict[str, Any]) -> None:
         randoms = {"random": gather_object([random_state()]) if self.world > 1 else [random_state()]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -63,12 +63,20 @@ class Supply:
             shutil.rmtree(self.passing, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def fill(self, feed: Feed, view: int) -> int:
-        """Store a view's missing signals; returns how many samples all processes forwarded for it."""
+    def fill(self, feed: Feed, view: int, between: Callable[[], None]) -> int:
+        """Store a view's missing signals; returns how many samples all processes forwarded for it.
+
+        ``between`` is called after each forward pass.
+        """
         accelerator, world = self.accelerator, self.accelerator.num_processes
         part = f"view {view + 1}/{self.corpus.views}" if view >= 0 else "validation"
         bar = self.display.reporter(f"{feed.source.name}: {part}")
-        count = feed.fill(view, accelerator.process_index, world, bar)
+
+        def progress(done: int, total: int) -> None:
+            bar(done, total)
+            between()
+
+        count = feed.fill(view, accelerator.process_index, world, progress)
         if world > 1:
             count = int(accelerator.reduce(torch.tensor(count, device=self.device), "sum"))
         feed.load(view)  # only now, when every process has stored its share
