@@ -199,6 +199,24 @@ CASES: dict[str, tuple[str, str]] = {
     # settings
     "no teacher": (f"distill {SMALL} {OUT}", r"method 'kd' has no teacher; .*add --teacher"),
     "method": (f"{KD} --method kdd {OUT}", r"the method 'kdd' is unknown; did you mean 'kd'"),
+    "method of a paper": (
+        f"{KD} --method Hinton {OUT}",
+        r"'Hinton' is unknown; did you mean 'kd' \(the methods are at, .*\)",
+    ),
+    "soft targets": (f"{KD} --method 'soft targets' {OUT}", r"'soft targets' is unknown; did you mean 'kd'"),
+    "no method": (f"{KD} --method scratch {OUT}", r"'scratch' is unknown; did you mean 'none'"),
+    "method we have not": (
+        f"{KD} --method overhaul {OUT}",
+        r"'overhaul' is unknown; choose one of at, fitnets, fskd, ",
+    ),
+    "target as method": (f"{KD} --method dkd {OUT}", r"it is a target: use --method kd and --target dkd"),
+    "target": (
+        f"{KD} --target hinton {OUT}",
+        r"target = 'hinton' .*'dkd' \(did you mean 'kd'\); change it with --target",
+    ),
+    "optimizer": (f"{KD} --optimizer adam {OUT}", r"optimizer = 'adam' .*did you mean 'adamw'.*--optimizer"),
+    "schedule": (f"{KD} --schedule linear {OUT}", r"schedule = 'linear' .*'cosine', 'onecycle' or 'constant'; change"),
+    "key by another name": (f"{KD} --set num_epochs=3 {OUT}", r"'num_epochs' is unknown here; did you mean 'epochs'"),
     "train with a method": (f"{TRAIN} --set method=kd {OUT}", r"method = 'kd'; expected labels only: .*use distill"),
     "key of another method": (
         f"{KD} --method none --temperature 3 {OUT}",
@@ -314,9 +332,22 @@ CASES: dict[str, tuple[str, str]] = {
     "study's value": (f"study {{i}}/study-value.toml {OUT}", r"lr = -1.0 .*greater than 0"),
     "study not empty": ("study {i}/study-teacher.toml --set recipe.teacher=x --out {i}/full", r"is not empty"),
     # words the parser does not know
-    "option": (f"distill --epohcs 3 {OUT}", r"no such option: --epohcs .*--epochs.*; see protege distill --help"),
+    "option": (
+        f"distill --epohcs 3 {OUT}",
+        r"no such option --epohcs; did you mean '--epochs'; see protege distill --help",
+    ),
     "missing option": ("evaluate --data digits", r"missing option '--model'; see protege evaluate --help"),
-    "command": ("distil", r"no such command 'distil'; did you mean 'distill'; see protege --help"),
+    "command": (
+        "distil",
+        r"no such command 'distil'; did you mean 'distill' \(the commands are demo, .*\); see protege --help",
+    ),
+    "option by another name": (
+        f"distill --learning-rate 1 {OUT}",
+        r"no such option --learning-rate; did you mean '--lr'",
+    ),
+    "option of distill": (f"{TRAIN} --temperature 3 {OUT}", r"no such option --temperature; it is one of distill; see"),
+    "command by another name": ("prune", r"no such command 'prune'; did you mean 'shrink'"),
+    "command unlike any": ("dance", r"no such command 'dance'; choose one of demo, diagnose, distill, .*train; see"),
     "argument": (f"distill a.toml b.toml {OUT}", r"unexpected extra argument.*b.toml.*; see protege distill --help"),
     "jobs": (f"study {{i}}/study-key.toml --jobs 0 {OUT}", r"'--jobs'.*1.*; see protege study --help"),
 }

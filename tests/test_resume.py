@@ -19,6 +19,8 @@ import protege
 from protege import api, cli, production
 from protege.errors import UserError
 from protege.models import Model
+from protege.report.read import read_run
+from protege.report.run import time_facts
 from protege.teacher import Source, cache, feed
 from protege.train import checkpoint
 from protege.train import runner as running
@@ -263,6 +265,21 @@ def test_forwarded_samples_are_counted_over_a_kill(undisturbed, digits_teacher, 
     mine, theirs = (json.loads((out / "result.json").read_text()) for out in (tmp_path / "run", undisturbed("simple")))
     assert mine["teacher_samples_forwarded"] == theirs["teacher_samples_forwarded"] == 120
     assert mine["cache"]["hits"] == theirs["cache"]["hits"] == 180
+
+
+def test_what_earlier_runs_paid_for_is_told_as_remembered(digits_teacher, tmp_path):
+    """The first run forwards every sample in two views, a second one none, a third one those it has more."""
+    told = []
+    for name, more in (("first", {}), ("second", {}), ("third", {"samples": 90})):
+        go("simple", digits_teacher, tmp_path / name, **more)
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        told.append((result["teacher_samples_forwarded"], result["teacher_samples_remembered"]))
+        facts = dict(time_facts(read_run(tmp_path / name)))
+        remembered = facts.get("its answers remembered from earlier runs", "0")
+        assert (facts["images forwarded by the teacher"], remembered) == tuple(map(str, told[-1]))
+    assert told[:2] == [(120, 0), (0, 120)]
+    assert sum(told[2]) == 180
+    assert 60 <= told[2][0] < 180
 
 
 def test_resumed_with_less_disk(undisturbed, digits_teacher, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from .errors import UserError, plain_in_sessions
 from .exporting import export
 from .models import InputSpec, Model, load_model
 from .shrinking import shrink
+from .version import __version__
 
 __all__ = [
     "Diagnosis",
@@ -14,6 +15,7 @@ __all__ = [
     "Model",
     "Result",
     "UserError",
+    "__version__",
     "diagnose",
     "distill",
     "evaluate",

@@ -21,12 +21,14 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from .commands_shrink import export_command, shrink_command
-from .errors import UserError, full_disk, told
+from .errors import UserError, full_disk, nearest, told
 from .flags import InFlags, in_flags
 from .methods import METHODS
 from .methods.method import MethodSettings
+from .names import COMMAND_NAMES, SETTING_NAMES
 from .recipe import Recipe, merge, parse_sets, read_toml
 from .train.progress import console
+from .version import __version__
 
 app = typer.Typer(
     help="Make a small neural network take over a big one's role, with the data you really have.",
@@ -35,6 +37,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"protege {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
 
 RecipeFile = Annotated[Path | None, typer.Argument(help="a TOML file with any of the options; options win over it")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key of the recipe")]
@@ -328,4 +346,15 @@ def _sentence(error: Any) -> str:
         return text if text.endswith((".", "?")) else f"{text}."
     text = " ".join(error.format_message().split()).replace(". Did you mean", "; did you mean").rstrip(".?")
     context = getattr(error, "ctx", None)
+    if text.startswith("No such option") and context:
+        wrong = error.option_name
+        options = [name for option in context.command.params for name in option.opts if name.startswith("--")]
+        others = {other: "--" + name.replace("_", "-") for other, name in SETTING_NAMES.items()}
+        others = {other: name for other, name in others.items() if name in options}
+        elsewhere = [name for name, command in COMMANDS.items() if any(wrong in o.opts for o in command.params)]
+        otherwise = f"it is one of {' and '.join(elsewhere)}" if elsewhere else "there is none like it"
+        text = f"no such option {wrong}; {otherwise if elsewhere else nearest(wrong, options, otherwise, also=others)}"
+    elif text.startswith("No such command"):
+        wrong = text.split("'")[1]
+        text = f"no such command {wrong!r}; {nearest(wrong, COMMANDS, also=COMMAND_NAMES, all_of='commands')}"
     return f"{text[:1].lower()}{text[1:]}; see {context.command_path if context else 'protege'} --help."

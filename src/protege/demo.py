@@ -6,6 +6,10 @@ Real data (scikit-learn's handwritten digits), real training, minutes on two pro
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +70,28 @@ def _tell(found: dict[str, Any], out: Path) -> None:
         table.add_row(told, f"{accuracy['mean']:.1%}", f"{accuracy['interval95']:.1%}")
     gain = rows["kd"]["difference"]["accuracy"]
     console.print(table)
-    best = next(run["out"] for run in found["runs"] if run["setting"]["method"] == "kd" and run["status"] == "done")
     console.print(
         f"The teacher is worth {100 * gain['mean']:+.1f} points (± {100 * gain['interval95']:.1f}, paired over "
-        f"{len(student['values'])} seeds).\nReport:  {out / 'study' / 'report.html'}\n"
-        f"Student: {out / 'study' / best / 'student'}",
+        f"{len(student['values'])} seeds).\n\nOpen the report: {out / 'study' / 'report.html'}\n\n"
+        "Next, from this folder: a student of your own, taught by the same teacher",
         markup=False,
     )
+    console.print("\n".join(f"  {line}" for line in next_commands(out)), markup=False, soft_wrap=True)
+    console.print("and then your own network and images: README.md, 'Your own model, your own data'", markup=False)
+
+
+def next_commands(out: Path) -> list[str]:
+    """What to type after the demo, word for word: the environment, where it is not active, and a run."""
+    scripts = Path(sys.executable).parent
+    here = Path.cwd()
+    shown = scripts.relative_to(here) if scripts.is_relative_to(here) else scripts
+    command, lines = "protege", []
+    if shutil.which("protege") != str(scripts / "protege"):  # else it is found as it is
+        if (scripts / "activate").exists():
+            lines = [f"source {shlex.quote(str(shown / 'activate'))}"]
+        else:
+            command = f"{shlex.quote(str(shown / Path(sys.executable).name))} -m protege"
+    mine = next(path for n in count(1) if not (path := out.parent / f"mine{n}").exists())
+    teacher, mine = (shlex.quote(str(path)) for path in (out / "teacher" / "student", mine))
+    given = f"--teacher {teacher} --student {STUDENT} --data digits --samples 100 --epochs 100"
+    return [*lines, f"{command} distill {given} --out {mine}"]

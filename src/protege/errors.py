@@ -2,14 +2,16 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 TOLD = 300  # characters
 SHOWN = 12  # words
+ALIKE = 0.7  # of two words, by difflib: 'hinton' and 'none' are not
 
 
 class UserError(Exception):
@@ -45,13 +47,24 @@ def told(error: BaseException) -> str:
     return (text if len(text) <= TOLD else text[: TOLD - 1].rstrip() + "…") or type(error).__name__
 
 
-def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
-    """'did you mean …' with the nearest known words; where none is near ``otherwise``, or the first of all."""
+def nearest(
+    word: str, known: Iterable[str], otherwise: str = "", *, also: Mapping[str, str] | None = None, all_of: str = ""
+) -> str:
+    """'did you mean …' with the nearest known words; where none is near ``otherwise``, or the first of all.
+
+    ``also`` are other names of known ones, in small letters without spaces and strokes. ``all_of``: what they are all
+    called, to name them behind a guess, too.
+    """
     names = sorted(filter(None, known))
     if not names:
         return otherwise or "it has none"
-    if close := get_close_matches(word, names, n=3):
-        return f"did you mean {' or '.join(map(repr, close))}"
+    other = (also or {}).get(re.sub(r"[\s_-]", "", word.lower()))
+    close = [other] if other else get_close_matches(word.lower(), names, n=3, cutoff=ALIKE)
+    if not close and len(word) >= 3:
+        close = [name for name in names if name.startswith(word.lower())][:3]
+    if close:
+        whole = f" (the {all_of} are {', '.join(names)})" if all_of else ""
+        return f"did you mean {' or '.join(map(repr, close))}{whole}"
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return otherwise or f"choose one of {', '.join(names[:SHOWN])}{more}"
 

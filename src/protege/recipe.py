@@ -16,6 +16,8 @@ from pydantic import BeforeValidator, Field, ValidationError, create_model, mode
 
 from .errors import UserError, nearest
 from .methods import METHODS
+from .methods.teaching import DEFAULTS as TARGETS
+from .names import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
 from .train import FitSettings
 
 _PART = re.compile(r'(?:"[^"]*"|[^".])+')  # of a dotted key; a part may be quoted: variants."kd, T=0.5".lr
@@ -105,7 +107,7 @@ class Recipe(FitSettings):
         for name, changes in self.phases.items():
             for key in changes:
                 if key not in FitSettings.model_fields:
-                    hint = nearest(key, FitSettings.model_fields)
+                    hint = nearest(key, FitSettings.model_fields, also=SETTING_NAMES)
                     raise ValueError(f"phases.{name} has the unknown key {key!r}; {hint}")
         return self
 
@@ -114,7 +116,11 @@ class Recipe(FitSettings):
 def recipe_type(method: str) -> type[Recipe]:
     """The recipe of one method: the common settings, with the method's defaults for them, and its own."""
     if method not in METHODS:
-        raise UserError(f"the method {method!r} is unknown; {nearest(method, METHODS)}.")
+        if method in TARGETS:
+            raise UserError(f"the method {method!r} is unknown; it is a target: use method='kd' and target={method!r}.")
+        raise UserError(
+            f"the method {method!r} is unknown; {nearest(method, METHODS, also=METHOD_NAMES, all_of='methods')}."
+        )
     chosen = METHODS[method]
     bases: Any = (Recipe, chosen.settings)
     fields: dict[str, Any] = {}
@@ -141,7 +147,7 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
                     f"the key {key!r} belongs to method {', '.join(others)}, but the method is {method!r}; expected "
                     "settings of that method: leave it out or change method=…."
                 )
-            raise UserError(f"the key {key!r} is unknown here; {nearest(key, kind.model_fields)}.")
+            raise UserError(f"the key {key!r} is unknown here; {nearest(key, kind.model_fields, also=SETTING_NAMES)}.")
     phase = ""
     try:
         recipe = kind.model_validate(values)
@@ -174,6 +180,13 @@ def _refusal(error: ValidationError, phase: str) -> UserError:
     if not where:
         return UserError(f"{message}.")
     message = message[0].lower() + message[1:]
+    if first["type"] == "literal_error":
+        values = re.findall(r"'([^']*)'", message)
+        message += (
+            f" ({hint})"
+            if (hint := nearest(str(first["input"]), values, " ", also=VALUE_NAMES.get(where))).strip()
+            else ""
+        )
     return UserError(f"{where} = {first['input']!r} does not fit: {message}; change it with {where}=….")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from .models import Model, count_macs, count_parameters
 from .recipe import Recipe
 from .train.runner import Runner
 from .train.state import State
+from .version import __version__
 
 
 def cast_of(
@@ -53,6 +53,7 @@ def result_of(
         "seconds": seconds,
         "student_samples_seen": state.seen,
         "teacher_samples_forwarded": state.forwarded,
+        "teacher_samples_remembered": state.remembered,
         "timing": {**state.timing, "other": max(0.0, seconds - sum(state.timing.values()))},
         "cache": _caches(runner.state.caches, state.served),
         "environment": environment(runner),
@@ -79,7 +80,7 @@ def environment(runner: Runner) -> dict[str, Any]:
     device = runner.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "protege": version("protege"),
+        "protege": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": f"{device.type} ({name})",

@@ -29,6 +29,7 @@ from .runfolder import MODEL_FILES, check_out, clear, held, write_json
 from .study_file import Study, load_study, options_of, prepared_in, slug
 from .train.progress import Display
 
+REMEMBERED = "teacher_samples_remembered"
 WORK = ("result.json", "config.json", "checkpoint")  # of these, a folder holds something that took time
 
 
@@ -239,6 +240,7 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
             key: float(np.mean([result[key] for result in mine.values()]))
             for key in ("seconds", "student_samples_seen", "teacher_samples_forwarded")
         }
+        means[REMEMBERED] = float(np.mean([result.get(REMEMBERED, 0) for result in mine.values()]))
         row = {"setting": setting, "runs": len(mine), "metrics": metrics, "difference": difference or None, **means}
         if teacher := next(iter(mine.values())).get("teacher"):
             row["teacher"] = {key: teacher[key] for key in ("spec", "params", "metrics")}

@@ -256,7 +256,10 @@ def time_facts(run: Run) -> list[tuple[str, str]]:
     for key, name in (
         ("student_samples_seen", f"{noun} seen by the student"),
         ("teacher_samples_forwarded", f"{noun} forwarded by the teacher"),
+        ("teacher_samples_remembered", "its answers remembered from earlier runs"),
     ):
+        if key.endswith("remembered") and not result.get(key):
+            continue
         if is_number(result.get(key)) and result.get("student_samples_seen"):  # else all was solved
             facts.append((name, words.count(result[key])))
     cache = run.part("cache")

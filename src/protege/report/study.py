@@ -21,6 +21,7 @@ from protege.report.table import (
     study_markdown,
     study_metrics,
     study_rows,
+    teacher_samples,
     with_interval,
 )
 
@@ -147,5 +148,5 @@ def table_row(study: dict[str, Any], row: dict[str, Any], metrics: list[str]) ->
         "runs": words.count(known.get("runs")),
         "seconds": words.duration(known.get("seconds")),
         "seen": words.size(known.get("student_samples_seen")),
-        "forwarded": words.size(known.get("teacher_samples_forwarded")),
+        "forwarded": teacher_samples(row, words.size),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from protege.report import words
@@ -109,9 +110,15 @@ def study_markdown(study: dict[str, Any]) -> str:
         cells += [with_interval(m, *estimate(row.get("metrics"), m)) for m in metrics[1:]]
         cells.append(words.count(numbers(row).get("runs")))
         cells.append(words.duration(numbers(row).get("seconds")))
-        cells += [words.count(numbers(row).get(k)) for k in ("student_samples_seen", "teacher_samples_forwarded")]
+        cells += [words.count(numbers(row).get("student_samples_seen")), teacher_samples(row, words.count)]
         lines.append(cells)
     return "\n".join("| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def teacher_samples(row: dict[str, Any], said: Callable[[float | None], str]) -> str:
+    """How many samples the teacher was asked for, and how many of its answers were there from earlier runs."""
+    forwarded, remembered = (numbers(row).get(f"teacher_samples_{key}") for key in ("forwarded", "remembered"))
+    return f"{said(forwarded)} ({said(remembered)} remembered)" if remembered else said(forwarded)
 
 
 def markdown_cell(text: str) -> str:

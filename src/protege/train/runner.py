@@ -364,6 +364,7 @@ class Runner:
         clock = time.perf_counter()
         count = self.supply.fill(feed, view, lambda: self._stop_if_asked(fit))
         self.state.forwarded += count if feed.source.lasting else 0
+        self._remember(feed, view, count)
         if count:
             seconds = time.perf_counter() - clock
             self._log({"event": "fill", "source": feed.source.name, "view": view, "samples": count, "seconds": seconds})
@@ -410,6 +411,14 @@ class Runner:
         if due:
             self._save(fit.state_dict())
         self.stops.heed()
+
+    def _remember(self, feed: Feed, view: int, forwarded: int) -> None:
+        """Count what was stored before this run first asked for it."""
+        if feed.cache is None or not feed.source.lasting or not feed.cache.holds(view):
+            return
+        if (name := f"{feed.cache.folder} {view}") not in self.state.opened:
+            self.state.opened.append(name)
+            self.state.remembered += max(0, len(feed.positions) - forwarded)
 
     def _stop_if_asked(self, fit: Running | None) -> None:
         """Save and stop while signals are stored between two updates (``fit`` is given)."""

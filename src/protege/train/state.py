@@ -57,6 +57,8 @@ class State:
     seen: int = 0  # student samples, whole run
     forwarded: int = 0  # samples through frozen networks for their signals, whole run
     served: int = 0  # rows read from caches
+    remembered: int = 0  # samples whose signals earlier runs had stored, each view counted once
+    opened: list[str] = field(default_factory=list)  # views of caches that were looked into for that
     phase_seconds: float = 0.0
     done: list[dict[str, Any]] = field(default_factory=list)  # finished phases
     timing: dict[str, float] = field(default_factory=dict)
