@@ -345,7 +345,10 @@ CASES: dict[str, tuple[str, str]] = {
         f"distill --learning-rate 1 {OUT}",
         r"no such option --learning-rate; did you mean '--lr'",
     ),
-    "option of distill": (f"{TRAIN} --temperature 3 {OUT}", r"no such option --temperature; it is one of distill; see"),
+    "option of distill": (
+        f"{TRAIN} --temperature 3 {OUT}",
+        r"no such option --temperature; it is one of distill and diagnose; see",
+    ),
     "command by another name": ("prune", r"no such command 'prune'; did you mean 'shrink'"),
     "command unlike any": ("dance", r"no such command 'dance'; choose one of demo, diagnose, distill, .*train; see"),
     "argument": (f"distill a.toml b.toml {OUT}", r"unexpected extra argument.*b.toml.*; see protege distill --help"),

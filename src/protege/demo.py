@@ -75,6 +75,7 @@ def _tell(found: dict[str, Any], out: Path) -> None:
         f"{len(student['values'])} seeds).\n\nOpen the report: {out / 'study' / 'report.html'}\n\n"
         "Next, from this folder: a student of your own, taught by the same teacher",
         markup=False,
+        soft_wrap=True,
     )
     console.print("\n".join(f"  {line}" for line in next_commands(out)), markup=False, soft_wrap=True)
     console.print("and then your own network and images: README.md, 'Your own model, your own data'", markup=False)
@@ -91,7 +92,7 @@ def next_commands(out: Path) -> list[str]:
             lines = [f"source {shlex.quote(str(shown / 'activate'))}"]
         else:
             command = f"{shlex.quote(str(shown / Path(sys.executable).name))} -m protege"
-    mine = next(path for n in count(1) if not (path := out.parent / f"mine{n}").exists())
-    teacher, mine = (shlex.quote(str(path)) for path in (out / "teacher" / "student", mine))
+    free = next(path for n in count(1) if not (path := out.parent / f"mine{n}").exists())
+    teacher, mine = (shlex.quote(str(path)) for path in (out / "teacher" / "student", free))
     given = f"--teacher {teacher} --student {STUDENT} --data digits --samples 100 --epochs 100"
     return [*lines, f"{command} distill {given} --out {mine}"]
