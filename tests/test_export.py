@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from protege import load_model
 from protege.errors import UserError
@@ -141,3 +142,44 @@ def test_what_cannot_be_traced_is_told_and_nothing_else(tmp_path, monkeypatch, c
     with pytest.raises(UserError, match="cannot be traced for export"):
         export(model, to="onnx", out=tmp_path / "out")
     assert "GraphModule" not in "".join(capfd.readouterr())
+
+
+class Mixing(nn.Module):
+    """Patches of digits, mixed by some layer."""
+
+    def __init__(self, mix):
+        super().__init__()
+        self.patches, self.mix, self.out = nn.Conv2d(1, 16, 2, 2), mix, nn.Linear(16, 10)
+
+    def forward(self, x):
+        mixed = self.mix(self.patches(x).flatten(2).transpose(1, 2))
+        return self.out(mixed.mean(1))
+
+
+class Svd(nn.Module):
+    def forward(self, x):
+        return torch.linalg.svd(x.mT @ x)[0]
+
+
+def attention():
+    return nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("make", [attention, lambda: nn.TransformerEncoder(attention(), 1)], ids=["layer", "encoder"])
+def test_attention_with_a_fast_path_is_exported(make, fast, tmp_path):
+    pytest.importorskip("onnxruntime")
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        model = Model(Mixing(make()), InputSpec(channels=1, size=(8, 8)))
+        assert export(model, to="onnx", out=tmp_path / "out")["difference"] < 1e-5
+        assert torch.backends.mha.get_fastpath_enabled() == fast
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def test_an_operation_that_onnx_lacks_is_named(tmp_path):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(UserError, match=r"the operation aten\._linalg_svd has no counterpart"):
+        export(Model(Mixing(Svd()), InputSpec(channels=1, size=(8, 8))), to="onnx", out=tmp_path / "out")

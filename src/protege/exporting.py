@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -201,13 +202,33 @@ def _program(model: nn.Module, raw: Tensor) -> Any:
     """The model as a program for any batch size. Traced strictly: a module used twice then stays two operations."""
     batch = torch.export.Dim("batch", min=1, max=65536)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _in_parts():
             return torch.export.export(model, (raw,), dynamic_shapes=({0: batch},), strict=True)
     except Exception as error:
         raise UserError(
             f"the model cannot be traced for export ({type(error).__name__}: {told(error)}); expected a forward "
             "without Python that depends on values: rewrite that part."
         ) from error
+
+
+@contextmanager
+def _in_parts() -> Iterator[None]:
+    """Attention as the operations that it is made of, where torch would else trace its own fused ones."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _operation(error: BaseException | None) -> str:
+    """The operation that an exporter's error, or one that it came from, is about; "" where none is named."""
+    while error is not None:
+        if found := re.search(r"op='([\w.]+)'|target=torch\.ops\.(\w+\.\w+)", str(error)):
+            return found[1] or found[2]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 class _Session(nn.Module):
@@ -232,9 +253,11 @@ def _onnx(model: Model, raw: Tensor, file: Path) -> nn.Module:
         assert made is not None
         made.save(file)
     except Exception as error:
+        operation = _operation(error)
+        why = f"the operation {operation} has no counterpart" if operation else f"{type(error).__name__}: {told(error)}"
         raise UserError(
-            f"the model cannot be exported to ONNX ({type(error).__name__}: {told(error)}); expected operations that "
-            "ONNX has: export to int8 instead, or rewrite that part."
+            f"the model cannot be exported to ONNX ({why}); expected operations that ONNX has: export to int8 instead, "
+            "or rewrite that part."
         ) from error
     return _Session(file)
 
