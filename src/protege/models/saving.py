@@ -8,13 +8,13 @@ the network must be given again; and it keeps a few outputs, by which a network 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from protege.copying import copy_network
-from protege.errors import UserError, told
+from protege.errors import told
 from protege.models import sources, storage
 from protege.models.language import Reader
 from protege.models.placing import channels_last, is_channels_last
@@ -33,6 +33,8 @@ from protege.torch_utils import plain_names, seeded, untouched, unwrapped
 
 if TYPE_CHECKING:
     from protege.models.model import Model
+
+Probes = Sequence[tuple[Tensor, list[Tensor]]]  # inputs as a network takes them, and its outputs
 
 CLOSE = 1e-4  # of the largest output: how far a network built again may be off
 SIZES = (32, 224, 28, 8, 64, 16, 96, 128, 256, 299, 384, 512)  # tried where nothing tells the size of the images
@@ -102,47 +104,71 @@ def _as_saved(network: nn.Module) -> Iterator[None]:
 # ---- naming ------------------------------------------------------------------------------------------------------
 
 
-def _named(model: Model, probes: Sequence[tuple[Tensor, list[Tensor]]]) -> Described:
-    network, source, importable = model.network, dict(model.source), True
-    own = source["model"] is None
-    if own:
-        kind = type(network)
-        source, importable = (
-            {"model": f"{kind.__module__}:{kind.__qualname__}", "arguments": {}},
-            _can_be_imported(kind),
-        )
-        try:
-            inspect.signature(kind).bind()
-        except (TypeError, ValueError):
-            return _unnamed(model, "it was built in Python with arguments")
-    built = f"{source['model'].replace(':', '.')}()" if own else str(source["model"])
-    structure: list[dict[str, Any]] = []
+def _named(model: Model, probes: Probes) -> Described:
+    """What builds the network again: its source, else its class without arguments, else with those that its attributes
+    tell, which is for people to read only."""
+    kind, name = type(model.network), str(model.source["model"])
+    if model.source["model"] is not None:
+        why, structure = _tried(model, partial(sources.build, name, model.source["arguments"]), probes)
+        return _unnamed(model, f"{name} {why}") if why else Described(dict(model.source), structure)
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    why, structure = _tried(model, kind, probes)
+    if not why and _can_be_imported(kind):
+        return Described({"model": name, "arguments": {}}, structure)
+    if not why:
+        return _unnamed(model, "its class cannot be imported from a file", f"{kind.__name__}()", structure)
+    arguments = _arguments_of(model.network)
+    if arguments:
+        other, structure = _tried(model, partial(kind, **arguments), probes)
+        if not other:
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            return _unnamed(model, f"{kind.__name__}() {why}", f"{kind.__name__}({given})", structure)
+    return _unnamed(model, f"{kind.__name__}() {why}")
+
+
+def _tried(model: Model, build: Callable[[], nn.Module], probes: Probes) -> tuple[str, list[dict[str, Any]]]:
+    """Why what `build` gives is not the model's network once it has the weights ("" where it is), and the edits of its
+    structure that it takes."""
+    network, structure = model.network, []
     state = network.state_dict()
     state = {plain: state[key] for key, plain in plain_names(network).items()}
     try:
         with seeded():  # of a seed that the network was not built with, should it draw numbers that are no weights
-            again = unwrapped(type(network)()) if own else sources.build(source["model"], source["arguments"])
+            again = unwrapped(build())
+    except Exception as error:
+        return f"cannot be built again ({told(error)})", []
+    try:
         if model.structure or storage.misfits_of(again, state):
             structure = record(again, network)
             again = rebuild(again, structure)
         storage.load(again, state)
-    except UserError as error:
-        return _unnamed(model, f"{built} makes another network" if own else f"it has changed: {str(error).rstrip('.')}")
     except Exception as error:
-        return _unnamed(model, f"building {built} again fails with {told(error)}")
+        return f"makes another network ({told(error)})", []
     if difference := _difference(model, again, probes):
-        return _unnamed(model, f"{built} makes another network, with {difference}")
-    if not probes:
-        return _unnamed(model, "it could not be run to compare it with what loads")
-    if not importable:
-        return _unnamed(model, "its class cannot be imported from a file", f"{type(network).__name__}()")
-    return Described(source, structure)
+        return f"makes another network, with {difference}", []
+    return ("" if probes else "cannot be compared with it, which runs on no input that was tried"), structure
 
 
-def _unnamed(model: Model, why: str, call: str = "") -> Described:
+def _unnamed(model: Model, why: str, call: str = "", structure: Sequence[dict[str, Any]] = ()) -> Described:
     kind = type(model.network)
     call = call or ("my_network" if kind.__module__.startswith("torch.") else f"{kind.__name__}(...)")
-    return Described({"model": None, "arguments": {}}, _still_true(model), why, call)
+    return Described({"model": None, "arguments": {}}, list(structure) or _still_true(model), why, call)
+
+
+def _arguments_of(network: nn.Module) -> dict[str, Any]:
+    """The plain values that the network keeps under the names of its class's arguments, other than their defaults."""
+    try:
+        parameters = inspect.signature(type(network)).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    own = {p.name: (vars(network)[p.name], p.default) for p in parameters if p.name in vars(network)}
+    return {key: value for key, (value, default) in own.items() if _is_plain(value) and _differ(value, default)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (int, float, str, bool)
 
 
 def _still_true(model: Model) -> list[dict[str, Any]]:
@@ -166,7 +192,7 @@ def _can_be_imported(kind: type) -> bool:
     return found is kind
 
 
-def _difference(model: Model, again: nn.Module, probes: Sequence[tuple[Tensor, list[Tensor]]]) -> str:
+def _difference(model: Model, again: nn.Module, probes: Probes) -> str:
     """In what the network built again differs from the model's own; "" where in nothing that can be seen."""
     library = str(model.source["model"]).startswith("transformers:")  # it keeps notes, such as a name or a path
     if setting := _other_setting(again, model.network, library):
@@ -246,7 +272,7 @@ def _noise(shape: Sequence[int], count: int, values: int, model: Model) -> Tenso
     return raw if parameter is None else raw.to(parameter.device)
 
 
-def _check(model: Model, probes: Sequence[tuple[Tensor, list[Tensor]]]) -> dict[str, Any] | None:
+def _check(model: Model, probes: Probes) -> dict[str, Any] | None:
     """A few outputs of the network on one input, for the folder; None where they depend on chance or cannot be told."""
     for shape, values in _shapes(model) if probes else []:
         try:
@@ -315,7 +341,7 @@ def _differ(first: Any, second: Any) -> bool:
         return first.keys() != second.keys() or any(_differ(first[key], second[key]) for key in first)
     if dataclasses.is_dataclass(first):
         return _differ(vars(first), vars(second)) if hasattr(first, "__dict__") else False
-    if isinstance(first, functools.partial):
+    if isinstance(first, partial):
         return _differ((first.func, first.args, first.keywords), (second.func, second.args, second.keywords))
     if isinstance(first, FunctionType):
         return first.__code__ is not second.__code__

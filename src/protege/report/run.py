@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from protege.report.networks import networks
 from protege.report.page import render, write_page
 from protege.report.read import Run, is_number, numbers, phases, read_run
 from protege.report.segmentation import segmentation
+from protege.report.snippets import snippets
 from protege.report.solved import solved
 
 TIMING = (
@@ -276,22 +275,3 @@ def time_facts(run: Run) -> list[tuple[str, str]]:
     if spent:
         facts.append(("spent filling the cache", words.duration(spent)))
     return facts
-
-
-def snippets(run: Run) -> list[tuple[str, str]]:
-    """Code to copy: load the student in Python, evaluate it from a shell."""
-    place = (run.folder.resolve() / "student").as_posix()
-    data = run.recipe.get("data") or run.part("data").get("name") or "DATA"
-    data = data if isinstance(data, str) else str(run.part("data").get("name") or "DATA")
-    inputs = "images_uint8" if sample_noun(run) == "image" else "tokens"
-    comment = "raw uint8 images [N, C, H, W]" if inputs == "images_uint8" else "int64 tokens [N, L]"
-    python = (
-        "import protege\n\n"
-        f"student = protege.load_model({json.dumps(place, ensure_ascii=False)})  # in eval mode\n"
-        f"logits = student({inputs})  # {comment}"
-    )
-    shell = f"protege evaluate --model {shlex.quote(place)} --data {shlex.quote(data)}"
-    size = run.recipe.get("image_size")
-    shell += f" --image-size {size}" if is_number(size) else ""
-    judged = set(numbers(run.part("student").get("metrics"))) - {"agreement"}  # which no labels were needed for
-    return [("Python", python), *([("Shell", shell)] if judged else [])]
