@@ -19,24 +19,24 @@ def visible(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 
-def is_image(path: Path) -> bool:
-    if path.suffix.lower() in SUFFIXES:
-        return path.is_file()
-    try:
-        with open_image(path):
-            return True
-    except Exception:  # of any kind, as it may be any file
-        return False
-
-
 def split_files(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """The files among `paths` that are images, and the others."""
     images: list[Path] = []
     others: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            (images if path.is_file() and is_image(path) else others).append(path)
+        if path.is_file():
+            (images if path.suffix.lower() in SUFFIXES or _opens(path) else others).append(path)
+        elif not path.is_dir():  # a link to nothing, say
+            others.append(path)
     return images, others
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with open_image(path):
+            return True
+    except Exception:  # of any kind, as it may be any file
+        return False
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

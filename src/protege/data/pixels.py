@@ -31,7 +31,6 @@ _TURNS = {
 _SIDEWAYS = [_TURNS[tag] for tag in (5, 6, 7, 8)]
 _TAGGED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _PROGRAMS = ("EPS", "MPEG")  # decoded by other programs, or not at all
-_SCALED = ("PPM", "JPEG2000")  # what they declare as white Pillow has brought to 65535
 GREY = ("1", "L", "LA", "La", "I", "F")
 
 
@@ -99,11 +98,11 @@ def upright_size(image: Image.Image, data: bytes | None = None) -> tuple[int, in
 
 
 def depth(image: Image.Image) -> str | None:
-    """Of pixels with more than 8 bits a channel whose white is not declared, "integer" or "float"."""
+    """Of pixels with more than 8 bits a channel, "integer" or "float"."""
     if image.mode == "F":
         return "float"
     if image.mode.startswith("I"):
-        return None if image.format in _SCALED else "integer"
+        return "integer"
     return "integer" if _halves(image) or _signed_bytes(image) else None
 
 
@@ -159,10 +158,7 @@ def shown(image: Image.Image, channels: int, ranges: Ranges = ()) -> tuple[Image
     """The image in 8 bits a channel, grey (1) or in colour (3), upright and on white; and whether it has pixels that
     are transparent. Raises Deviation where it has a `depth` that `ranges` does not know, else what Pillow raises."""
     kind = depth(image)
-    if kind is not None or image.mode.startswith("I"):
-        image = _in_eight_bits(image, kind, ranges)
-    else:
-        image = upright(image)
+    image = upright(image) if kind is None else _in_eight_bits(image, kind, ranges)
     mode = "L" if channels == 1 else "RGB"
     if image.mode == mode and "transparency" not in image.info:
         return image, False
@@ -179,14 +175,13 @@ def shown(image: Image.Image, channels: int, ranges: Ranges = ()) -> tuple[Image
     return Image.alpha_composite(white, blended).convert(mode), True
 
 
-def _in_eight_bits(image: Image.Image, kind: str | None, ranges: Ranges) -> Image.Image:
-    known = {name: (low, high) for name, low, high in ranges}
-    if kind is not None and kind not in known:
+def _in_eight_bits(image: Image.Image, kind: str, ranges: Ranges) -> Image.Image:
+    known = {name: ends for name, *ends in ranges}
+    if kind not in known:
         raise Deviation(f"has {kind} pixels of more than 8 bits")
     inverted = image.format == "TIFF" and image.mode in ("I;16", "F") and _tag(image, 262, 1) == 0
     found = values(image)
-    black, white = known[kind] if kind is not None else (0, 65535)
-    pixels = quantised(found[..., :3] if found.ndim == 3 else found, black, white)
+    pixels = quantised(found[..., :3] if found.ndim == 3 else found, *known[kind])
     pixels = 255 - pixels if inverted else pixels
     alpha = None
     if found.ndim == 3 and found.shape[2] == 4:

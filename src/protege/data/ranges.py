@@ -88,23 +88,14 @@ def settle(name: str, found: Mapping[str, Sequence[tuple[str, Extent]]], known: 
             whence = f"as training images go from {whole.low:g} to {whole.high:g}"
         black, white = ranges[kind]
         _LOG.info(
-            "in images of '%s' with %s pixels of more than 8 bits %g is black and %g white, %s.",
-            name,
-            kind,
-            black,
-            white,
-            whence,
+            "'%s' has images with %s pixels of more than 8 bits; %g is black and %g white, %s.",
+            *(name, kind, black, white, whence),
         )
         room = ROUNDING * (white - black)
         for split, extents in splits.items():
             if beyond := sum(e.low < black - room or e.high > white + room for e in extents):
                 _LOG.warning(
                     "%d of %d such images in %s of '%s' go beyond %g to %g and are cut off there.",
-                    beyond,
-                    len(extents),
-                    split,
-                    name,
-                    black,
-                    white,
+                    *(beyond, len(extents), split, name, black, white),
                 )
     return tuple((kind, *ends) for kind, ends in sorted(ranges.items()))

@@ -96,9 +96,8 @@ def segmentation_folder(
     memory. Raises UserError for anything in the folder that cannot be used.
     """
     splits = _splits(path)
-    form, sizes = _form(path, splits, image_size, ranges)
+    form, sizes, odd = _form(path, splits, image_size, ranges)
     count = sum(map(len, splits.values()))
-    odd = sum(w * form.height != h * form.width for found in sizes.values() for w, h in found)
     if odd:
         _LOG.info(
             "%d of %d images have another shape; all are resized and centre-cropped to %d×%d pixels.",
@@ -203,8 +202,9 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _form(
     path: Path, splits: dict[str, Pairs], image_size: int | None, ranges: Ranges
-) -> tuple[SceneForm, dict[str, list[tuple[int, int]]]]:
-    """What all images are brought to: the commonest size in training; and the upright (width, height) of each."""
+) -> tuple[SceneForm, dict[str, list[tuple[int, int]]], int]:
+    """What all images are brought to; the upright (width, height) of each; and how many have another shape than the
+    commonest in training."""
     sizes: dict[str, list[tuple[int, int]]] = {split: [] for split in splits}
     known = Survey()
     for split, pairs in splits.items():
@@ -220,9 +220,10 @@ def _form(
         }
         ranges = settle(str(path), extents, ranges)
     ((width, height), _), *_ = Counter(sizes["train"]).most_common(1)
+    odd = sum(w * height != h * width for found in sizes.values() for w, h in found)
     if image_size is not None:
         width, height = (round(side * image_size / min(width, height)) for side in (width, height))
-    return SceneForm(height, width, 3 if known.colour else 1, ranges), sizes
+    return SceneForm(height, width, 3 if known.colour else 1, ranges), sizes, odd
 
 
 def _bytes(path: Path) -> bytes:
