@@ -167,16 +167,17 @@ def shown(image: Image.Image, channels: int, ranges: Ranges = ()) -> tuple[Image
         image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB") or image
     if not image.has_transparency_data:
         return image.convert(mode), False
-    blended = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    if blended.getextrema()[3] == (255, 255):
-        image = image.convert("LA") if image.mode == "La" else image
-        return (blended if image.mode == "RGBa" else image).convert(mode), False
+    if image.mode in ("La", "RGBa"):  # multiplied by their opacity, from which Pillow knows one way only
+        image = image.convert(image.mode.upper())
+    blended = image.convert("RGBA")
+    if blended.getchannel("A").getextrema() == (255, 255):
+        return image.convert(mode), False
     white = Image.new("RGBA", blended.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, blended).convert(mode), True
 
 
 def _in_eight_bits(image: Image.Image, kind: str, ranges: Ranges) -> Image.Image:
-    known = {name: ends for name, *ends in ranges}
+    known = {name: (black, white) for name, black, white in ranges}
     if kind not in known:
         raise Deviation(f"has {kind} pixels of more than 8 bits")
     inverted = image.format == "TIFF" and image.mode in ("I;16", "F") and _tag(image, 262, 1) == 0

@@ -123,10 +123,10 @@ def segmentation_folder(
     labels = _labels(path, splits["train"], seen["train"], bilevel["train"], classes, ignore)
     if labels.levels:
         form = replace(form, white=VOID)
-        for split, two in bilevel.items():
-            seen[split][two, VOID], seen[split][two, 1] = seen[split][two, 1], False
+        for split, here in bilevel.items():
+            seen[split][here, VOID], seen[split][here, 1] = seen[split][here, 1], False
             if keep:
-                masks[split][two] *= np.uint8(VOID)
+                masks[split][here] *= np.uint8(VOID)
     _check(path, splits, seen, labels)
     form = replace(form, table=labels.table())
     if not keep:
