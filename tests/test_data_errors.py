@@ -262,7 +262,7 @@ def test_own_dataset(dataset, says):
 
 def test_train_and_test_datasets_of_other_shapes():
     train = Listed((image(), 0), (image(), 1))
-    assert "test dataset has images of shape (1, 4, 4)" in refused((train, Listed((image(1, 4, 4), 0))))
+    assert "test dataset has images of shape (3, 5, 5)" in refused((train, Listed((image(3, 5, 5), 0))))
 
 
 def test_scratch_that_cannot_be_written(tmp_path):

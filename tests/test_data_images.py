@@ -332,3 +332,101 @@ def test_eight_bits_leave_no_trace(tmp_path):
     write_images(tmp_path, {f"{k}/{n}.png": picture(n) for k in "ab" for n in range(2)})
     model = load_model("zoo:resnet8", data=whole(tmp_path))
     assert "ranges" not in model.input.to_dict()
+
+
+# ---- images given in Python -------------------------------------------------------------------------------------
+
+
+def test_datasets_of_turned_photos(tmp_path):
+    items = []
+    for n, orientation in enumerate((1, 3, 6, 8)):
+        file = tmp_path / f"{n}.jpg"
+        file.write_bytes(encoded(stored(picture(0), orientation), "JPEG", exif=tagged(orientation)))
+        items.append((Image.open(file), n % 2))
+        items.append((Image.open(file).convert("RGB"), n % 2))  # as torchvision's loader has it; the tag is kept
+    shown = clean(load_data(items, whole=True).train)
+    assert np.abs(shown.astype(int) - picture(0)).max() <= 25
+
+
+MODES = [
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "LAB",
+    "I",
+    "F",
+    "I;16",
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("limit", [1 << 30, 0])
+def test_images_of_every_mode_among_colour(mode, limit):
+    colour, other = Image.new("RGB", (6, 5), (200, 100, 0)), Image.new(mode, (6, 5))
+    late = [(other if n == 395 else colour, n % 2) for n in range(400)]
+    early = [(other if n == 0 else colour, n % 2) for n in range(40)]
+    for items in (early, late) if limit else (early,):
+        data = load_data(items, whole=True, memory_limit=limit)
+        assert data.train.shape == (3, 5, 6)
+        assert (clean(data.train, 39)[1:] == (200, 100, 0)).all()
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0])
+@pytest.mark.parametrize("at", [0, 7, 399])
+def test_tensors_of_grey_and_colour_mix(limit, at):
+    grey, colour = torch.full((1, 4, 4), 0.2), torch.rand(3, 4, 4)
+    for one, others in ((grey, colour), (colour, grey)):
+        items = [(one if n == at else others, n % 2) for n in range(400)]
+        if limit == 0 and at == 7 and one is grey:  # looked at as they come
+            continue
+        data = load_data(items, whole=True, memory_limit=limit)
+        assert data.train.shape == (3, 4, 4)
+        found = torch.from_numpy(clean(data.train)[at]).permute(2, 0, 1)
+        assert torch.equal(found, (one * 255).round().to(torch.uint8).expand(3, 4, 4))
+
+
+def test_grey_stays_grey_in_a_dataset():
+    assert load_data([(Image.new("L", (4, 4)), n % 2) for n in range(8)]).train.shape == (1, 4, 4)
+
+
+def test_datasets_of_deep_images_have_one_scale(caplog):
+    ramp = DEEP["12 bit"]
+    items = [(Image.fromarray(ramp // (1 + 3 * (n % 2))), n % 2) for n in range(400)]
+    with caplog.at_level("INFO", "protege"):
+        data = load_data((items, [(Image.fromarray(ramp // 8), n % 2) for n in range(4)]))
+    assert data.ranges == (("integer", 0.0, 4095.0),)
+    assert caplog.text.count("is black and") == 1
+    bright, dark = clean(data.train, 2)[..., 0]
+    assert np.array_equal(bright, RAMP)
+    assert np.array_equal(dark, RAMP // 4)
+    assert np.array_equal(clean(data.test)[0, ..., 0], RAMP // 8)
+    late = [(Image.fromarray(ramp if n == 399 else RAMP), n % 2) for n in range(400)]
+    assert np.array_equal(clean(load_data(late, whole=True).train)[[0, 399], ..., 0], np.stack([RAMP, RAMP]))
+
+
+def test_floats_beside_0_to_1_by_rounding(caplog):
+    images = torch.rand(8, 3, 4, 4)
+    images[0, 0, 0, :2] = torch.tensor([1.0000002, -1e-7])
+    pixels = clean(load_data([(image, n % 2) for n, image in enumerate(images)], whole=True).train)
+    assert pixels[0, 0, :2, 0].tolist() == [255, 0]
+    for scale, shift, remedy in ((255, 0, "divide the images by 255"), (4, -2, "Normalize"), (1.2, -0.1, "clamp")):
+        with pytest.raises(UserError, match=rf"has float values from .* where 0 to 1 is expected; .*{remedy}"):
+            load_data([(image * scale + shift, n % 2) for n, image in enumerate(images)])
+
+
+def test_transparent_images_of_a_dataset_are_on_white(caplog):
+    items = [(image, n % 2) for n, image in enumerate(logos("RGBA").values())]
+    with caplog.at_level("INFO", "protege"):
+        found = clean(load_data(items, whole=True).train)
+    assert (found[:, :4] == 255).all()
+    assert caplog.text.count("has transparent pixels") == 1

@@ -82,3 +82,68 @@ def test_what_files_are_for():
 def test_a_label_that_is_no_number_is_named_by_its_kind():
     with pytest.raises(UserError, match="has the label 'Tensor'; an integer"):
         load_data([(p, torch.zeros(3)) for p in PIXELS])
+
+
+def labels_of(items, **how):
+    data = load_data(items, **how)
+    return data, data.train.fetch(torch.arange(len(data.train)), CLEAN, Augment()).labels
+
+
+BINARY = MASKS % 2  # 0 and 1; what was 255 is 1
+WHITE = {
+    "array": lambda p, m: (p, m * np.uint8(255)),
+    "long": lambda p, m: (p, torch.from_numpy(m).long()[None] * 255),
+    "bool": lambda p, m: (p, m > 0),
+    "L": lambda p, m: (p, Image.fromarray(m * np.uint8(255))),
+    "1": lambda p, m: (p, Image.fromarray(m > 0)),
+    "RGB": lambda p, m: (p, Image.fromarray(m * np.uint8(255)).convert("RGB")),
+    "minus": lambda p, m: (p, np.where(MASKS[0] == 255, -100, m.astype(np.int64) * 255)),
+}
+
+
+@pytest.mark.parametrize("form", WHITE)
+def test_white_may_be_a_class(form):
+    items = made(WHITE[form], BINARY)
+    data, labels = labels_of((items, items))
+    assert data.classes == ("0", "1")
+    wanted = torch.from_numpy(BINARY.astype(np.int64))
+    wanted = wanted.masked_fill(torch.from_numpy(MASKS[0] == 255), -100) if form == "minus" else wanted
+    assert torch.equal(labels, wanted)
+
+
+def test_black_and_white_masks_among_others():
+    for scale in (1, 255):
+        items = [
+            WHITE["1"](p, m) if n % 2 else (p, m * scale) for n, (p, m) in enumerate(zip(PIXELS, BINARY, strict=True))
+        ]
+        assert torch.equal(labels_of((items, items))[1], torch.from_numpy(BINARY.astype(np.int64)))
+
+
+def test_what_would_be_one_class_is_refused():
+    with pytest.raises(UserError, match=r"only one class \('road'\) beside 255, which does not count"):
+        load_data(type("Three", (list,), {"classes": ("road", "car", "sky")})(made(WHITE["array"], BINARY)))
+    mixed = [(p, m * (255 if n % 2 else 1)) for n, (p, m) in enumerate(zip(PIXELS, BINARY, strict=True))]
+    with pytest.raises(UserError, match=r"by 1, such as item 0 of train .*, and others by 255, such as item 1 of"):
+        load_data(mixed)
+
+
+def test_turned_images_and_masks_are_upright():
+    tag = Image.Exif()
+    tag[0x0112] = 3
+
+    def turned(array):
+        image = Image.fromarray(array).transpose(Image.Transpose.ROTATE_180)
+        image.info["exif"] = tag.tobytes()
+        return image
+
+    items = made(lambda p, m: (turned(p), Image.fromarray(m)))
+    for form in (lambda p, m: (turned(p), Image.fromarray(m)), lambda p, m: (turned(p), turned(m))):
+        items = made(form)
+        data, labels = labels_of((items, items))
+        assert torch.equal(data.train.pixels, torch.from_numpy(PIXELS))
+        assert torch.equal(labels, torch.from_numpy(np.where(MASKS == 255, -100, MASKS.astype(np.int64))))
+
+
+def test_grey_among_colour_scenes():
+    items = made(lambda p, m: (p[..., 0] if p[0, 0, 0] % 2 else p, m))
+    assert load_data(items).train.shape == (3, 9, 12)

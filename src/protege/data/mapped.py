@@ -15,63 +15,14 @@ from torch.utils.data import ConcatDataset, Subset
 from protege.data.batch import Batch
 from protege.data.decode import centred
 from protege.data.items import label_in, read_item
-from protege.data.pixels import is_grey, shown
+from protege.data.pixels import Deviation
 from protege.data.progress import progress
+from protege.data.raw import Kind, image_pixels
 from protege.data.repeatable import Watch, refuse_random, spread
 from protege.data.samples import Samples
 from protege.data.views import Augment, render
 from protege.errors import UserError
 from protege.labels import UNLABELLED
-
-
-def image_pixels(image: Any, where: str) -> Tensor:
-    """Raw pixels, uint8 [H, W, C], of a PIL image, a uint8 array [H, W] or [H, W, C], or a tensor [H, W] or
-    [C, H, W] of uint8 or of floats from 0 to 1. An array whose channels can only come first is taken so, as is a tensor
-    whose channels can only come last. Raises UserError naming `where` for anything else."""
-    if isinstance(image, Image.Image):
-        image = np.array(shown(image, 1 if is_grey(image) else 3)[0])
-    if isinstance(image, np.ndarray):
-        tensor = _channels_last(torch.from_numpy(np.ascontiguousarray(image)), 2)
-    elif isinstance(image, Tensor):
-        tensor = _channels_last(image.detach().cpu(), 0)
-    else:
-        raise UserError(
-            f"{where} has an image of type {type(image).__name__}; a PIL image, an array or a tensor is expected."
-        )
-    if tensor is None:
-        raise UserError(
-            f"{where} has an image of shape {tuple(image.shape)}; arrays [H, W, C] or tensors [C, H, W] "
-            "with 1 or 3 channels, or some that are fewer than its pixels a side, are expected."
-        )
-    if tensor.dtype.is_floating_point:
-        low, high = tensor.min().item(), tensor.max().item()
-        if not bool(tensor.isfinite().all()):
-            raise UserError(f"{where} has pixels that are not finite; mend or remove this image.")
-        if not (low >= 0 and high <= 1):
-            raise UserError(
-                f"{where} has float values from {low:.3g} to {high:.3g} where 0 to 1 is expected; remove "
-                "Normalize from the dataset's transforms, the model normalises."
-            )
-        tensor = (tensor * 255).round().to(torch.uint8)
-    if tensor.dtype != torch.uint8:
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(f"{where} has {kind} pixels; give uint8, or floats from 0 to 1.")
-    return tensor.contiguous()
-
-
-def _channels_last(image: Tensor, axis: int) -> Tensor | None:
-    """An image [H, W, C] of one whose channels are by convention its given axis, 0 or 2; None where it has none."""
-    if image.ndim == 2:
-        return image[:, :, None]
-    if image.ndim != 3:
-        return None
-    ways = {0: image.permute(1, 2, 0), 2: image}
-    for usual, way in ((True, ways[axis]), (False, ways[2 - axis])):
-        *sides, channels = way.shape
-        colour, few = channels in (1, 3), 0 < channels < min(sides)
-        if (usual and (colour or few)) or (colour and few):
-            return way
-    return None
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:
@@ -83,15 +34,20 @@ def resized(pixels: Tensor, size: int) -> Tensor:
 
 
 class Items:
-    """The items of a map-style Dataset as pixels, uint8 [H, W, C] of one shape (see `image_pixels`), and labels (see
-    `label_in`; -100 where an item is an image alone). `names` numbers the labels that are text.
+    """The items of a map-style Dataset as pixels, uint8 [H, W, C] of one shape and `kind` (see `image_pixels`), and
+    labels (see `label_in`; -100 where an item is an image alone). `names` numbers the labels that are text,
+    `transparent` names an item that was read and has transparent pixels.
 
     Items must be the same at every reading, because views are replayed: augmentation belongs to `Augment`, not to the
     Dataset.
     """
 
-    def __init__(self, dataset: Any, name: str = "dataset", image_size: int | None = None) -> None:
+    def __init__(
+        self, dataset: Any, name: str = "dataset", image_size: int | None = None, kind: Kind | None = None
+    ) -> None:
         self.dataset, self.name, self.image_size = dataset, name, image_size
+        self.kind = kind or Kind()
+        self.transparent: str | None = None
         self.names: dict[str, int] = {}
         self.form: tuple[int, ...] | None = None
         self.form = tuple(self.read(0)[0].shape)
@@ -111,9 +67,12 @@ class Items:
         return f"item {at} of {self.name}"
 
     def read(self, at: int) -> tuple[Tensor, int | str]:
-        """Pixels and label of an item, the label by its number where names are numbered."""
+        """Pixels and label of an item, the label by its number where names are numbered. Raises Deviation for an image
+        that is not of the kind."""
         image, label = read_item(self.dataset, at, self.where(at))
-        pixels, found = image_pixels(image, self.where(at)), label_in(label, self.where(at))
+        pixels, transparent = image_pixels(image, self.where(at), self.kind)
+        found = label_in(label, self.where(at))
+        self.transparent = self.transparent or (self.where(at) if transparent else None)
         pixels = resized(pixels, self.image_size) if self.image_size else pixels
         if self.form is not None and tuple(pixels.shape) != self.form:
             raise UserError(
@@ -212,7 +171,10 @@ class Mapped(Samples):
 
     def _pixels(self, at: int) -> Tensor:
         position, expected = int(self.positions[at]), int(self.labels[at])
-        pixels, label = self.items.read(position)
+        try:
+            pixels, label = self.items.read(position)
+        except Deviation as error:
+            raise UserError(f"{error}, unlike the items looked at before; make all alike in the Dataset.") from error
         if label != expected:
             raise UserError(
                 f"{self.items.where(position)} has the label {label} but is listed with {expected}; the same is "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 from protege.data.pixels import upright
 from protege.errors import UserError
 
+_LOG = logging.getLogger("protege")
 VOID = 255
 """The value of a pixel without a label in masks of 8 bit."""
 
@@ -54,3 +56,29 @@ def grey_levels(values: Collection[int], classes: int | None) -> tuple[int, ...]
         return ()
     even = (abs(value - n * VOID / (len(found) - 1)) < 1 for n, value in enumerate(found))
     return tuple(found) if all(even) else ()
+
+
+def tell_levels(name: str, levels: Sequence[int]) -> None:
+    shown = ", ".join(map(str, levels))
+    _LOG.info("the masks of %s are drawn in the grey levels %s; each is a class, 255 too.", name, shown)
+
+
+def refuse_white_object(
+    name: str, shown: Sequence[str], training: int, seen: np.ndarray, called: Callable[[int], str], remedy: str
+) -> None:
+    """Raise UserError where 255, which does not count, may well be an object.
+
+    `shown`: the classes in training masks. `seen`: bool [N, 256], which values each mask has, `training` ones first.
+    `called`: the name of a mask. `remedy`: what to do if 255 is meant not to count.
+    """
+    if len(shown) == 1 and seen[:training, VOID].any():
+        raise UserError(
+            f"the training masks of {name} show only one class ('{shown[0]}') beside 255, which does not count; at "
+            f"least two are expected: number the classes from 0, or {remedy}."
+        )
+    by_one, by_white = seen[:, 1], seen[:, VOID]
+    if not seen[:, 2:VOID].any() and by_one.any() and by_white.any() and not (by_one & by_white).any():
+        raise UserError(
+            f"some masks of {name} mark what is not 0 by 1, such as {called(int(by_one.argmax()))}, and others by 255, "
+            f"such as {called(int(by_white.argmax()))}; one value is expected: make them alike, or {remedy}."
+        )

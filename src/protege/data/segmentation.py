@@ -35,7 +35,7 @@ from protege.data.decode import Survey, extent, header
 from protege.data.files import images_below, tell_left_out
 from protege.data.folders import SPLITS
 from protege.data.listed import tell_transparent
-from protege.data.masks import VOID, grey_levels
+from protege.data.masks import VOID, grey_levels, refuse_white_object, tell_levels
 from protege.data.progress import progress
 from protege.data.ranges import Ranges, settle
 from protege.data.scenes import (
@@ -278,8 +278,7 @@ def _labels(
             )
             return Labels(CAMVID, frozenset({11}))
     if levels := _levels(seen, bilevel, ignored, names):
-        shown = ", ".join(map(str, levels))
-        _LOG.info("the masks of %s hold the grey levels %s: each is a class, 255 too.", path, shown)
+        tell_levels(str(path), levels)
         return Labels(tuple(names or map(str, range(len(levels)))), ignored, levels)
     last = max((v for v in np.flatnonzero(present[:VOID]).tolist() if v not in ignored), default=-1)
     return Labels(tuple(names or (str(v) for v in range(last + 1) if v not in ignored)), ignored)
@@ -322,7 +321,11 @@ def _check(path: Path, splits: dict[str, Pairs], seen: dict[str, np.ndarray], la
             )
     shown: Any = seen["train"].any(0)
     if not labels.levels and VOID not in labels.ignored:
-        _check_void(path, splits, seen, [n for n, value in enumerate(values) if shown[value]], labels)
+        files = [mask for pairs in splits.values() for _, mask in pairs]
+        names = [name for name, value in zip(labels.classes, values, strict=True) if shown[value]]
+        every = np.concatenate(list(seen.values()))
+        remedy = "add ?ignore=255 if this is meant"
+        refuse_white_object(str(path), names, len(seen["train"]), every, lambda at: str(files[at]), remedy)
     absent = [n for n, value in enumerate(values) if not shown[value]]
     if absent and labels.classes == tuple(map(str, values)):  # nobody named them
         at = int(seen["train"][:, values[-1]].argmax())
@@ -338,23 +341,3 @@ def _check(path: Path, splits: dict[str, Pairs], seen: dict[str, np.ndarray], la
 def _listed(labels: Labels) -> str:
     values = labels.values
     return ", ".join(map(str, values)) if labels.levels else f"{values[0]} to {values[-1]}"
-
-
-def _check_void(
-    path: Path, splits: dict[str, Pairs], seen: dict[str, np.ndarray], shown: list[int], labels: Labels
-) -> None:
-    """Refuse masks in which 255 may well be an object: it would not count, and what is left would be one class."""
-    if len(shown) == 1 and seen["train"][:, VOID].any():
-        raise UserError(
-            f"the training masks of {path} show only one class ('{labels.classes[shown[0]]}') beside 255, which does "
-            "not count; at least two are expected: number the classes from 0, or add ?ignore=255 if this is meant."
-        )
-    files = [mask for pairs in splits.values() for _, mask in pairs]
-    every = np.concatenate(list(seen.values()))
-    by_one, by_void = every[:, 1], every[:, VOID]
-    if labels.values == [0, 1] and by_one.any() and by_void.any() and not (by_one & by_void).any():
-        raise UserError(
-            f"some masks of {path} mark what is not 0 by 1, such as {files[int(by_one.argmax())]}, and others by 255, "
-            f"such as {files[int(by_void.argmax())]}; one value is expected: make them alike, or add ?ignore=255 if "
-            "255 does not count."
-        )

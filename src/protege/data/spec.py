@@ -20,10 +20,12 @@ from protege.data.decode import SMALL
 from protege.data.extras import hub_datasets, torchvision_datasets
 from protege.data.folders import Listing, image_folders, parquet_files
 from protege.data.items import splits_in
-from protege.data.listed import listed_samples
+from protege.data.listed import listed_samples, tell_transparent
 from protege.data.loader import forward_size
 from protege.data.mapped import Items, Mapped, numbered
+from protege.data.pixels import Deviation
 from protege.data.ranges import Ranges
+from protege.data.raw import Kind, kind_of
 from protege.data.repeatable import Watch
 from protege.data.samples import InMemory, Samples
 from protege.data.scene_sets import has_masks, scene_sets
@@ -242,19 +244,34 @@ def from_datasets(
     image_size: int | None = None,
     name: str = "dataset",
     whole: bool = False,
+    ranges: Ranges = (),
 ) -> Data:
     """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped` and `scene_sets`.
 
     If ``whole``, a training Dataset alone is its own test split.
     """
+    try:
+        return _from_datasets(datasets, memory_limit, image_size, name, whole, kind_of(datasets, name, ranges))
+    except Deviation:  # some image is unlike those looked at: look at all
+        kind = kind_of(datasets, name, ranges, everything=True)
+        try:
+            return _from_datasets(datasets, memory_limit, image_size, name, whole, kind)
+        except Deviation as error:
+            raise UserError(f"{error}, which it was not before; remove random transforms from the Dataset.") from error
+
+
+def _from_datasets(
+    datasets: dict[str, Any], memory_limit: int, image_size: int | None, name: str, whole: bool, kind: Kind
+) -> Data:
     if has_masks(datasets["train"]):
         if image_size is not None:
             raise UserError(
                 f"image size {image_size} cannot be had of a Dataset with masks; resize both in the Dataset."
             )
-        scenes, names = scene_sets(datasets, memory_limit, name)
-        return _scenes(name, _whole(dict(scenes)) if whole else dict(scenes), names)
-    items = {split: Items(dataset, f"{split} {name}", image_size) for split, dataset in datasets.items()}
+        scenes, names = scene_sets(datasets, memory_limit, name, kind)
+        tell_transparent(kind.transparent)
+        return replace(_scenes(name, _whole(dict(scenes)) if whole else dict(scenes), names), ranges=kind.ranges)
+    items = {split: Items(dataset, f"{split} {name}", image_size, kind) for split, dataset in datasets.items()}
     shapes = {split: found.shape for split, found in items.items()}
     for split, shape in shapes.items():
         if shape != shapes["train"]:
@@ -263,6 +280,8 @@ def from_datasets(
                 "(channels, height, width); make them alike."
             )
     decoded = sum(map(len, items.values())) * int(np.prod(shapes["train"]))
+    if decoded > memory_limit and kind.channels == 1 and not kind.everything:
+        raise Deviation(f"{name} may have colour where it was not looked at")
     watch = Watch()
     read = {split: found.read_all(watch) for split, found in items.items()} if decoded <= memory_limit else {}
     raw = {split: read[split][1] if read else found.read_labels(watch) for split, found in items.items()}
@@ -276,7 +295,8 @@ def from_datasets(
     for split, found in items.items():
         found.names = numbers
         splits[split] = InMemory(read[split][0], labels[split]) if read else Mapped(found, labels[split])
-    return _finish(name, _whole(splits) if whole else splits, classes, None)
+    tell_transparent(next(filter(None, (kind.transparent, *(found.transparent for found in items.values()))), None))
+    return replace(_finish(name, _whole(splits) if whole else splits, classes, None), ranges=kind.ranges)
 
 
 def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
@@ -344,7 +364,7 @@ def load_data(
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size} is not positive; give a number of pixels, such as 224.")
     if not isinstance(spec, str):
-        return from_datasets(splits_in(spec), memory_limit, image_size, whole=whole)
+        return from_datasets(splits_in(spec), memory_limit, image_size, whole=whole, ranges=ranges)
     if spec == "digits":
         if image_size not in (None, 8):
             raise UserError(f"image size {image_size} cannot be had of 'digits', which are 8×8; leave it out.")
@@ -369,9 +389,9 @@ def load_data(
     if not path:
         raise UserError(f"data '{spec}' names nothing behind the colon; write {scheme}:PATH.")
     if scheme == "torchvision":
-        return from_datasets(torchvision_datasets(path), memory_limit, image_size, spec)
+        return from_datasets(torchvision_datasets(path), memory_limit, image_size, spec, ranges=ranges)
     if scheme == "hub":
-        return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec, whole)
+        return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec, whole, ranges)
     if scheme == "segmentation":
         return _segmentation(spec, Path(path).expanduser(), image_size, memory_limit, whole, ranges, **options)
     if scheme == "text":
