@@ -80,7 +80,7 @@ def test_shared_weights_stay_shared_and_what_has_no_copy_is_shared():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("norm", [None])
+@pytest.mark.parametrize("norm", [None, "weight_norm", "spectral_norm"])
 def test_every_room_takes_such_a_network(norm, tmp_path):
     x = torch.randn(2, 1, 8, 8)
     assert len(prune(just_run(norm), x, ratio=0.5, layers=["b"]).kept["b"]) == 4

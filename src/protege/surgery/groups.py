@@ -1,15 +1,17 @@
 """The channels of any network that depend on each other, and what they count for.
 
 Which depend on each other (a convolution's filters, its BatchNorm, what reads them, and, across a residual sum, the
-channels of other layers) is told by torch-pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900). Layers whose
-channels are tied vote together on what to prune: with the mean over them, l1 in units of each layer's average filter.
+channels of other layers) is told by torch-pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900). It follows
+most code, not all: what it says is checked by values (`faults`). Layers whose channels are tied vote together on what
+to prune: with the mean over them, l1 in units of each layer's average filter.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,31 +20,34 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import UserError, told
-from .shrunk import LAYERS, outputs_of
+from ..outputs import logits_in
+from .removal import Site
+from .shrunk import LAYERS, LeftOut, outputs_of
+from .tracing import tensors_in
 
+Wires = list[tuple[int, int]]  # (channel of a site, channel of the root that it goes with)
 
-@dataclass(frozen=True)
-class Part:
-    """How a layer takes part in a group: it loses outputs, inputs or (depthwise) both at once."""
-
-    name: str
-    side: str  # "out", "in" or "both"
-    losses: Tensor  # [units], channels of this layer that go with each unit
+MOST = 2_000_000  # wires of a group: a walk that finds more goes in circles
+_HEADS = "its channels are arranged in the heads of an attention"
 
 
 @dataclass(frozen=True)
 class Group:
     """Tied channels. A unit is what can go alone: a channel, or as many as there are groups in a convolution."""
 
-    root: nn.Module
-    prune: Any  # torch-pruning's function for the root
     units: list[list[int]]  # channels of the root in each
     scores: Tensor  # [units], the least important is the smallest
-    parts: tuple[Part, ...]
+    sites: Mapping[Site, Wires] = field(repr=False)
+    layers: tuple[str, ...]  # those of which it holds outputs
 
-    @property
-    def outputs(self) -> list[str]:
-        return [part.name for part in self.parts if part.side != "in"]
+    def removal(self, units: Sequence[int]) -> dict[Site, set[int]]:
+        """What goes where with the units."""
+        roots = {channel for unit in units for channel in self.units[unit]}
+        return {site: {channel for channel, root in wires if root in roots} for site, wires in self.sites.items()}
+
+
+class _Fault(Exception):
+    """Why a group cannot be pruned, as the end of a sentence."""
 
 
 def trace(network: nn.Module, example: Tensor) -> Any:
@@ -57,69 +62,204 @@ def trace(network: nn.Module, example: Tensor) -> Any:
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch_pruning.DependencyGraph().build_dependency(network, example, verbose=False)
+            return torch_pruning.DependencyGraph().build_dependency(
+                network, example, forward_fn=lambda model, x: model(x), output_transform=_computed, verbose=False
+            )
     except Exception as error:
         raise UserError(
             f"the dependencies in the {type(network).__name__} cannot be traced ({told(error)}); expected a network "
-            "that runs on the example input with gradients: give fitting data=…, or use how='decouple'."
+            'that runs on the example input with gradients: give fitting data, or use how = "decouple".'
         ) from error
     finally:
         for module, mode in zip(padded, modes, strict=True):
             module.padding_mode = mode
 
 
-def tied_channels(graph: Any, network: nn.Module, how: str) -> list[Group]:
-    """What can be pruned: groups that end in no output, cross no attention, and that `how` can rank."""
+def _computed(outputs: Any) -> list[Tensor]:
+    """The tensors in the outputs that come from the network's weights."""
+    return [t for t in tensors_in(outputs) or tensors_in(logits_in(outputs)) if t.grad_fn is not None]
+
+
+def tied_channels(graph: Any, network: nn.Module, how: str) -> tuple[list[Group], list[LeftOut]]:
+    """What may be pruned, and what the graph cannot tell how; neither has the layers that give the outputs, nor those
+    that `how` cannot rank."""
+    from torch_pruning.dependency import index_mapping
     from torch_pruning.ops import OPTYPE
 
-    names = {module: name for name, module in network.named_modules()}
-    found = []
-    for tied in graph.get_all_groups(root_module_types=LAYERS):
-        items = [(item.dep, list(item.idxs), list(item.root_idxs)) for item in tied.items]
-        writers = [dep.target for dep, _, _ in items if graph.is_out_channel_pruning_fn(dep.handler)]
-        is_output = any(not node.outputs or node.type == OPTYPE.OUTPUT for node in writers)
-        if is_output or _crosses_heads(items, graph, names, network):
+    sites = _Sites(graph, network)
+    index_mapping.update_index_mapping(graph)
+    groups: list[Group] = []
+    left_out: list[LeftOut] = []
+    visited: set[nn.Module] = set()
+    for root in list(graph.module2node):
+        if not isinstance(root, LAYERS) or root in visited:
             continue
-        size = outputs_of(tied[0].dep.target.module)
-        units = _units(items, graph, size)
-        scores = _scores(items, graph, size, how)
-        if scores is None or len(units) < 2:
-            continue
-        means, parts = torch.stack([scores[unit].mean() for unit in units]), []
-        for dep, _, roots in items:
-            if isinstance(dep.target.module, LAYERS):
-                both = dep.target.type == OPTYPE.DEPTHWISE_CONV
-                side = "both" if both else "out" if graph.is_out_channel_pruning_fn(dep.handler) else "in"
-                counts = torch.bincount(torch.tensor(roots), minlength=size)
-                losses = torch.stack([counts[unit].sum() for unit in units])
-                parts.append(Part(names[dep.target.module], side, losses))
-        root = tied[0].dep
-        found.append(Group(root.target.module, root.handler, units, means, tuple(parts)))
-    return found
+        layers = (sites.names[root],)
+        try:
+            reached, fault = _reached(graph, root, sites)
+            writers = [node for node, handler in reached if graph.is_out_channel_pruning_fn(handler)]
+            visited.update(node.module for node in writers if isinstance(node.module, nn.Module))
+            if any(not node.outputs or node.type == OPTYPE.OUTPUT for node in writers):
+                continue
+            layers = tuple(sites.names[node.module] for node in writers if isinstance(node.module, LAYERS))
+            if fault is not None:
+                raise _Fault(fault)
+            group = _group(reached, sites, root, how)
+        except _Fault as error:
+            left_out.append(LeftOut(layers, str(error)))
+        except Exception as error:  # torch-pruning meets networks that it was not made for
+            left_out.append(LeftOut(layers, f"its channels cannot be followed ({told(error)})"))
+        else:
+            groups += [group] if group is not None else []
+    return groups, left_out
 
 
-def _units(items: Any, graph: Any, size: int) -> list[list[int]]:
+class _Sites:
+    """What the nodes of a graph are in the network, and how many channels they have there."""
+
+    def __init__(self, graph: Any, network: nn.Module) -> None:
+        self.graph = graph
+        self.modules = dict(network.named_modules())
+        self.names = {module: name for name, module in self.modules.items()}
+        self.parameters = dict(network.named_parameters())
+        self.most = max((max(p.shape) for p in self.parameters.values() if p.dim()), default=0)
+
+    def of(self, node: Any, handler: Any) -> Site | None:
+        """None for operations, which have nothing to lose."""
+        from torch_pruning.ops import OPTYPE
+
+        if node.type == OPTYPE.PARAMETER:
+            return Site(self.graph._param_to_name[node.module], "parameter", node.pruning_dim % node.module.dim())
+        if node.module not in self.names:
+            return None
+        name = self.names[node.module]
+        if node.type in (OPTYPE.CONV, OPTYPE.LINEAR, OPTYPE.LSTM):
+            return Site(name, "out" if self.graph.is_out_channel_pruning_fn(handler) else "in")
+        if node.type in (OPTYPE.EMBED, OPTYPE.MHA):
+            return Site(name, "out")
+        sided = (OPTYPE.DEPTHWISE_CONV, OPTYPE.BN, OPTYPE.LN, OPTYPE.GN, OPTYPE.IN, OPTYPE.PRELU)
+        return Site(name, "both") if node.type in sided else None
+
+    def fault(self, node: Any, handler: Any, channels: Sequence[int]) -> str | None:
+        """Why a node cannot lose these channels."""
+        site = self.of(node, handler)
+        if site is None:  # what flows through an operation ends in a layer or a parameter
+            return None if 0 <= min(channels) <= max(channels) < self.most else "its channels cannot be followed"
+        name = site.name.rpartition(".")[0] if site.side == "parameter" else site.name
+        owner = self.modules[name]
+        if isinstance(owner, nn.MultiheadAttention):
+            return _HEADS
+        if isinstance(owner, nn.RNNBase | nn.RNNCellBase) and not (isinstance(owner, nn.LSTM) and site.side == "in"):
+            return f"{name!r} is a {type(owner).__name__}, which cannot be pruned"
+        width = self.width(site)
+        if not 0 <= min(channels) <= max(channels) < width:
+            return f"{site.name!r} has {width} channels where {1 + max(channels)} are expected"
+        return None
+
+    def width(self, site: Site) -> int:
+        """How many channels there are."""
+        if site.side == "parameter":
+            return self.parameters[site.name].shape[site.dim]
+        module: Any = self.modules[site.name]
+        if isinstance(module, LAYERS) and site.side == "in":
+            return module.in_features if isinstance(module, nn.Linear) else module.in_channels
+        if isinstance(module, LAYERS):
+            return outputs_of(module)
+        if isinstance(module, nn.LayerNorm):
+            return module.normalized_shape[-1]
+        if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+            return self.most  # one slope for all
+        keys = ("num_features", "num_channels", "num_parameters", "embedding_dim", "input_size")
+        return next(getattr(module, key) for key in keys if hasattr(module, key))
+
+
+def _reached(graph: Any, root: nn.Module, sites: _Sites) -> tuple[dict[tuple[Any, Any], Wires], str | None]:
+    """All that channels of the root's output go with: (node, how it loses them) → which with which; and what is wrong
+    with that, if anything.
+
+    torch-pruning's own walk keeps one root for each channel; where a channel goes with several they are one unit. It
+    does not stop where the channels it asks for do not exist.
+    """
+    from torch_pruning._helpers import _HybridIndex
+
+    start, size = graph.module2node[root], outputs_of(root)
+    handler = graph.get_pruner_of_module(root).prune_out_channels
+    reached = {(start, handler): {(n, n) for n in range(size)}}
+    stack = [(start, handler, [_HybridIndex(idx=n, root_idx=n) for n in range(size)])]
+    fault, count = None, 0
+    while stack and count < MOST:
+        node, handler, indices = stack.pop()
+        for dep in node.dependencies:
+            if not dep.is_triggered_by(handler):
+                continue
+            there = indices
+            for mapping in dep.index_mapping:
+                there = mapping(there) if mapping is not None else there
+            wires = reached.setdefault((dep.target, dep.handler), set())
+            fresh = [index for index in there if (index.idx, index.root_idx) not in wires]
+            if not fresh:
+                continue
+            wires.update((index.idx, index.root_idx) for index in fresh)
+            count += len(fresh)
+            wrong = sites.fault(dep.target, dep.handler, [index.idx for index in fresh])
+            fault = fault or wrong
+            if wrong is None:
+                stack.append((dep.target, dep.handler, fresh))
+    if stack:
+        fault = fault or "its channels cannot be followed"
+    return {key: sorted(wires) for key, wires in reached.items() if wires}, fault
+
+
+def _group(reached: Mapping[tuple[Any, Any], Wires], of: _Sites, root: nn.Module, how: str) -> Group | None:
+    """The group of a root whose channels go with these; None where `how` cannot rank it or there is one channel."""
+    size = outputs_of(root)
+    sites: dict[Site, Wires] = {}
+    for (node, handler), wires in reached.items():
+        site = of.of(node, handler)
+        if site is not None:
+            sites[site] = sorted({*sites.get(site, []), *wires})
+    if _crosses_heads(sites, of.modules):
+        raise _Fault(_HEADS)
+    units = _units(sites, of, size)
+    scores = _scores(sites, of.modules, size, how)
+    if scores is None or size < 2:
+        return None
+    if len(units) < 2:
+        raise _Fault("none of its channels can go without all others")
+    layers = tuple(site.name for site in sites if site.side != "in" and isinstance(of.modules.get(site.name), LAYERS))
+    return Group(units, torch.stack([scores[unit].mean() for unit in units]), sites, layers)
+
+
+def _units(sites: Mapping[Site, Wires], of: _Sites, size: int) -> list[list[int]]:
     """The root's channels in the smallest sets that can go alone.
 
-    What has its channels in groups must stay so: each group loses the same places, so these are tied.
+    A channel that goes with several of the root's ties these. What has its channels in groups must stay so: each group
+    loses the same places, so these are tied.
     """
     owner = list(range(size))
-    for dep, idxs, roots in items:
-        module = dep.target.module
-        groups = getattr(module, "num_groups", getattr(module, "groups", 1))
-        if groups == 1 or type(groups) is not int or not hasattr(module, "weight") or _is_depthwise(module):
-            continue
-        is_output = graph.is_out_channel_pruning_fn(dep.handler)
-        total = getattr(module, "num_channels", None) or (module.out_channels if is_output else module.in_channels)
-        if len(set(idxs)) < total:  # the rest are another group's, on which these would depend
-            return [list(range(size))]
+
+    def find(channel: int) -> int:
+        while owner[channel] != channel:
+            owner[channel] = channel = owner[owner[channel]]
+        return channel
+
+    for site, wires in sites.items():
+        period = 0
+        if site.side != "parameter":
+            module: Any = of.modules[site.name]
+            groups = getattr(module, "num_groups", getattr(module, "groups", 1))
+            if groups != 1 and type(groups) is int and hasattr(module, "weight") and not _is_depthwise(module):
+                total = getattr(module, "num_channels", None) or of.width(site)
+                if len({channel for channel, _ in wires}) < total:  # these would depend on another group's
+                    return [list(range(size))]
+                period = total // groups
         first: dict[int, int] = {}
-        for place, root in zip(idxs, roots, strict=True):
-            old, new = owner[root], owner[first.setdefault(place % (total // groups), root)]
-            owner = [new if one == old else one for one in owner] if old != new else owner
-    sets: dict[int, list[int]] = {}
-    for channel, one in enumerate(owner):
-        sets.setdefault(one, []).append(channel)
+        for channel, root in wires:
+            place = channel % period if period else channel
+            owner[find(root)] = find(first.setdefault(place, root))
+    sets: defaultdict[int, list[int]] = defaultdict(list)
+    for channel in range(size):
+        sets[find(channel)].append(channel)
     return list(sets.values())
 
 
@@ -127,38 +267,35 @@ def _is_depthwise(module: Any) -> bool:
     return getattr(module, "groups", 1) == getattr(module, "out_channels", 0) == getattr(module, "in_channels", 0)
 
 
-def _crosses_heads(items: Any, graph: Any, names: Mapping[nn.Module, str], network: nn.Module) -> bool:
+def _crosses_heads(sites: Mapping[Site, Wires], modules: Mapping[str, nn.Module]) -> bool:
     """Whether channels are made and read within one attention, where they are arranged in heads."""
-    made = {names[d.target.module] for d, _, _ in items
-            if d.target.module in names and graph.is_out_channel_pruning_fn(d.handler)}  # fmt: skip
-    if any(isinstance(d.target.module, nn.MultiheadAttention) for d, _, _ in items):
-        return True
-    read = {names[d.target.module] for d, _, _ in items
-            if isinstance(d.target.module, LAYERS) and graph.is_in_channel_pruning_fn(d.handler)}  # fmt: skip
+    made = {site.name for site in sites if site.side in ("out", "both")}
+    read = {site.name for site in sites if site.side in ("in", "both") and isinstance(modules[site.name], LAYERS)}
     for name in made:
         owner = name.rpartition(".")[0]
-        heads = [getattr(network.get_submodule(owner), key, None) for key in ("num_heads", "num_attention_heads")]
+        heads = [getattr(modules[owner], key, None) for key in ("num_heads", "num_attention_heads")]
         if any(isinstance(value, int) for value in heads) and any(r.rpartition(".")[0] == owner for r in read - made):
             return True
     return False
 
 
-def _scores(items: Any, graph: Any, size: int, how: str) -> Tensor | None:
+def _scores(sites: Mapping[Site, Wires], modules: Mapping[str, nn.Module], size: int, how: str) -> Tensor | None:
     """The importance of each of the root's channels [size], or None where nothing in the group can tell."""
     votes = []
-    for dep, idxs, roots in items:
-        module = dep.target.module
+    for site, wires in sites.items():
+        module: Any = modules.get(site.name)
         if how == "slim":
             if not isinstance(module, _BatchNorm) or module.weight is None:
                 continue
             values = module.weight.detach().abs().double().cpu()
         else:
-            if not isinstance(module, LAYERS) or not graph.is_out_channel_pruning_fn(dep.handler):
+            if not isinstance(module, LAYERS) or site.side == "in":
                 continue
             dim = 1 if getattr(module, "transposed", False) else 0
             values = module.weight.detach().abs().double().cpu().transpose(0, dim).flatten(1).sum(1)
             if dim == 1 and len(values) != outputs_of(module):  # a grouped transposed convolution
                 values = values.repeat(outputs_of(module) // len(values))
             values = values / values.mean().clamp_min(1e-30)
-        votes.append(torch.zeros(size, dtype=torch.float64).index_add_(0, torch.tensor(roots), values[idxs]))
+        channels, roots = (torch.tensor(part) for part in zip(*wires, strict=True))
+        votes.append(torch.zeros(size, dtype=torch.float64).index_add_(0, roots, values[channels]))
     return torch.stack(votes).mean(0) if votes else None

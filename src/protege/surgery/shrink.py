@@ -14,18 +14,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..copying import copy_network
-from ..errors import UserError, told
-from ..modes import eval_mode
+from ..errors import UserError
+from .faults import Law
 from .groups import Group, tied_channels, trace
-from .shrunk import Shrunk, kept_whole, matching, outputs_of, profile
+from .removal import Site, remove
+from .shrunk import LeftOut, Shrunk, kept_whole, matching, outputs_of, profile
 
 HOWS = ("l1", "slim")
 FLOOR = 0.1  # the share of a group's channels that slimming never takes: an emptied layer cuts the network in two
 TOLERANCE = 0.02  # of the network's multiply-adds
+SHOWN = 6  # groups named in a sentence
 
 
 def shrink(
@@ -43,47 +44,117 @@ def shrink(
     with names or patterns such as "layer3.*.conv1"; a layer tied to others takes these along. `macs` instead is the
     share of the multiply-adds to be left, met within 2 % of the network's. `layers` limits either to some layers. The
     outputs, the inputs and what happens between the heads of an attention stay whole. Weights are the original's, in
-    the same order. Raises `UserError` for values out of range, unknown layers, targets out of reach, and networks
-    without anything to prune.
+    the same order, and all learn, as those of a frozen network must be recovered, too.
+
+    What is returned computes what the original does with zeros for the removed channels (`faults`). Layers of which
+    that cannot be made so stay whole; `Shrunk.left_out` names them and says why. Raises `UserError` for values out of
+    range, unknown layers, targets out of reach, and networks without anything to prune.
     """
     _check(how, ratio, macs)
-    for name, module in network.named_modules():
-        if isinstance(module, nn.RNNCellBase | nn.GRU | nn.RNN):
-            raise UserError(
-                f"the layer {name!r} is a {type(module).__name__}, which cannot be pruned; expected no "
-                "recurrent layer but nn.LSTM: use how='decouple'."
-            )
-    changed = copy_network(network).requires_grad_(True)
-    for parameter in changed.parameters():
+    copied = copy_network(network).requires_grad_(True)
+    for parameter in copied.parameters():
         parameter.grad = None
-    graph = trace(changed, example.detach())
-    groups = tied_channels(graph, changed, how)
-    if not groups:
-        remedy = "use how='l1'" if how == "slim" else "shrink another network, or use how='decouple'"
-        what = "no channels scaled by BatchNorm" if how == "slim" else "no channels that can be removed"
-        raise UserError(f"the {type(network).__name__} has {what}; expected some for how={how!r}: {remedy}.")
-    if layers is not None:
-        groups = _chosen(groups, layers, network)
-    if isinstance(ratio, Mapping):
-        dropped = _by_layer(groups, ratio, network)
-    elif ratio is not None:
-        dropped = _by_ratio(groups, how, ratio)
-    else:
-        dropped = _by_macs(network, example, groups, how, macs or 0.0)
-    if not any(dropped.values()):
-        raise UserError(f"the ratio {ratio} removes no channel of so small a network; expected more: raise ratio=….")
-    kept = _cut(graph, changed, groups, dropped)
-    for parameter, old in zip(changed.parameters(), network.parameters(), strict=True):
-        parameter.requires_grad_(old.requires_grad)
-    for module, old_module in zip(changed.modules(), network.modules(), strict=True):
-        module.training = old_module.training
-    _try(network, changed, example)
-    return Shrunk(changed, kept)
+    groups, left_out = tied_channels(trace(copied, example.detach()), copied, how)
+    able = [name for part in (*groups, *left_out) for name in part.layers]
+    for patterns in (layers, list(ratio) if isinstance(ratio, Mapping) else None):
+        if patterns is not None:
+            names = set(matching(patterns, able, network))
+            groups = [group for group in groups if names & set(group.layers)]
+            left_out = [part for part in left_out if names & set(part.layers)]
+    law = Law(network, example.detach())
+    while True:
+        if not groups:
+            raise _nothing(network, how, left_out)
+        unmet = None
+        if isinstance(ratio, Mapping):
+            dropped = _by_layer(groups, ratio, network, able)
+        elif ratio is not None:
+            dropped = _by_ratio(groups, how, ratio)
+        else:
+            dropped, unmet = _by_macs(network, example, groups, how, macs or 0.0)
+        dropped = {number: units for number, units in dropped.items() if units}
+        if not dropped and unmet is None:
+            raise UserError(
+                f"the ratio {ratio} removes no channel of so small a network; expected more: raise ratio"
+                + _also(left_out)
+            )
+        faults = _faults(law, groups, dropped)
+        if not faults and unmet is not None:
+            raise UserError(unmet + _also(left_out))
+        if not faults:
+            break
+        left_out += [LeftOut(groups[number].layers, why) for number, why in faults.items()]
+        groups = [group for number, group in enumerate(groups) if number not in faults]
+    removal = _removal(groups, dropped)
+    changed = copy_network(network)
+    remove(changed, removal)
+    for parameter in changed.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        parameter.grad = None
+    return Shrunk(changed, _kept(network, removal), tuple(left_out))
+
+
+def _nothing(network: nn.Module, how: str, left_out: Sequence[LeftOut]) -> UserError:
+    if left_out:
+        return UserError(
+            f"nothing of the {type(network).__name__} can be shrunk so: {_list(left_out)} cannot be shrunk; expected "
+            'layers whose channels can be told apart: name others, or use how = "decouple".'
+        )
+    remedy = 'how = "l1"' if how == "slim" else 'another network, or how = "decouple"'
+    what = "no channels scaled by BatchNorm" if how == "slim" else "no channels that can be removed"
+    return UserError(f'the {type(network).__name__} has {what}; expected some for how = "{how}": use {remedy}.')
+
+
+def _also(left_out: Sequence[LeftOut]) -> str:
+    return f" (left whole: {_list(left_out)})." if left_out else "."
+
+
+def _list(left_out: Sequence[LeftOut]) -> str:
+    layers: dict[str, list[str]] = {}
+    for part in left_out:
+        layers.setdefault(part.why, []).extend(part.layers)
+    more = f"; and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
+    return "; ".join(str(LeftOut(tuple(names), why)) for why, names in list(layers.items())[:SHOWN]) + more
+
+
+def _faults(law: Law, groups: Sequence[Group], dropped: Mapping[int, list[int]]) -> dict[int, str]:
+    """The groups that break the law, by their numbers, with the reason: found by halving, so that few cost little."""
+    faults: dict[int, str] = {}
+
+    def sound(settled: list[int], new: list[int]) -> list[int]:
+        fault = law.fault(_removal(groups, {number: dropped[number] for number in settled + new}))
+        if fault is None:
+            return settled + new
+        if len(new) == 1:
+            faults[new[0]] = fault
+            return settled
+        half = len(new) // 2
+        return sound(sound(settled, new[:half]), new[half:])
+
+    sound([], list(dropped))
+    return faults
+
+
+def _removal(groups: Sequence[Group], dropped: Mapping[int, list[int]]) -> dict[Site, list[int]]:
+    """The channels to be removed at each site."""
+    removal: dict[Site, set[int]] = {}
+    for number, units in dropped.items():
+        for site, channels in groups[number].removal(units).items():
+            removal.setdefault(site, set()).update(channels)
+    return {site: sorted(channels) for site, channels in removal.items() if channels}
+
+
+def _kept(network: nn.Module, removal: Mapping[Site, list[int]]) -> dict[str, list[int]]:
+    kept = kept_whole(network)
+    for site, gone in removal.items():
+        if site.side in ("out", "both") and site.name in kept:
+            kept[site.name] = sorted(set(kept[site.name]) - set(gone))
+    return kept
 
 
 def _check(how: str, ratio: Any, macs: Any) -> None:
     if how not in HOWS:
-        raise UserError(f"how = {how!r} is no way of pruning; expected {' or '.join(HOWS)}: change how=….")
+        raise UserError(f"how = {how!r} is no way of pruning; expected {' or '.join(HOWS)}: change how.")
     if (ratio is None) == (macs is None):
         raise UserError(f"shrink got ratio = {ratio!r} and macs = {macs!r}; expected one of them: give only that.")
     for name, value in ratio.items() if isinstance(ratio, Mapping) else [("", ratio if macs is None else macs)]:
@@ -92,22 +163,15 @@ def _check(how: str, ratio: Any, macs: Any) -> None:
             raise UserError(f"{what} is {value!r}; expected a share above 0 and below 1: correct it.")
 
 
-def _chosen(groups: list[Group], layers: Sequence[str], network: nn.Module) -> list[Group]:
-    names = set(matching(layers, _able(groups), network))
-    return [group for group in groups if names & set(group.outputs)]
-
-
-def _able(groups: Sequence[Group]) -> list[str]:
-    return [name for group in groups for name in group.outputs]
-
-
-def _by_layer(groups: list[Group], ratios: Mapping[str, float], network: nn.Module) -> dict[int, list[int]]:
+def _by_layer(
+    groups: list[Group], ratios: Mapping[str, float], network: nn.Module, able: Sequence[str]
+) -> dict[int, list[int]]:
     """The units to drop of each group by its number, where layers were given shares of their own."""
     shares: dict[int, tuple[float, str]] = {}
     for pattern, share in ratios.items():
-        names = set(matching([pattern], _able(groups), network))
+        names = set(matching([pattern], able, network))
         for number, group in enumerate(groups):
-            if not names & set(group.outputs):
+            if not names & set(group.layers):
                 continue
             other, before = shares.setdefault(number, (share, pattern))
             if other != share:
@@ -161,8 +225,9 @@ def _by_ratio(groups: Sequence[Group], how: str, ratio: float) -> dict[int, list
 
 def _by_macs(
     network: nn.Module, example: Tensor, groups: Sequence[Group], how: str, target: float
-) -> dict[int, list[int]]:
-    """The shortest way down the order that ends at the target, by halving: what is left falls with each unit."""
+) -> tuple[dict[int, list[int]], str | None]:
+    """The shortest way down the order that ends at the target, by halving, as what is left falls with each unit; and a
+    sentence where it ends too far from it."""
     total, layers = profile(network, example)
     order = _order(groups, how, 1.0)
 
@@ -175,12 +240,11 @@ def _by_macs(
         middle = (low + high) // 2
         low, high = (middle, high) if left(middle) > target else (low, middle)
     best = min((low, high), key=lambda count: abs(left(count) - target))
-    if abs(left(best) - target) > TOLERANCE:
-        raise UserError(
-            f"macs = {target:g} cannot be met; expected {least:.3f} to 1 of this network's, in steps that its channels "
-            f"allow (the nearest is {left(best):.3f}): change macs=…, or allow more layers=…."
-        )
-    return _collect(order[:best])
+    unmet = (
+        f"macs = {target:g} cannot be met; expected {least:.3f} to 1 of this network's, in steps that its channels "
+        f"allow (the nearest is {left(best):.3f}): change macs, or allow more layers"
+    )
+    return _collect(order[:best]), unmet if abs(left(best) - target) > TOLERANCE else None
 
 
 def _remaining(
@@ -188,72 +252,12 @@ def _remaining(
 ) -> float:
     """Multiply-adds of the convolutions and linear layers once the units are dropped."""
     lost: dict[str, list[int]] = {name: [0, 0] for name in layers}
-    for number, units in dropped.items():
-        for part in groups[number].parts:
-            if part.name in lost:
-                lost[part.name][part.side == "in"] += int(part.losses[units].sum())
+    for site, gone in _removal(groups, dropped).items():
+        if site.name in lost:
+            lost[site.name][site.side == "in"] += len(gone)
     remaining = 0.0
     for name, macs in layers.items():
         layer: Any = network.get_submodule(name)
         outputs, inputs = outputs_of(layer), layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
         remaining += macs * (1 - lost[name][0] / outputs) * (1 - lost[name][1] / inputs)
     return remaining
-
-
-def _cut(
-    graph: Any, network: nn.Module, groups: Sequence[Group], dropped: Mapping[int, list[int]]
-) -> dict[str, list[int]]:
-    """Remove the units from `network` in place; returns each layer's remaining outputs."""
-    names = {module: name for name, module in network.named_modules()}
-    kept = kept_whole(network)
-    for number, units in dropped.items():
-        if not units:
-            continue
-        group = groups[number]
-        channels = sorted(channel for unit in units for channel in group.units[unit])
-        tied = graph.get_pruning_group(group.root, group.prune, channels)
-        for dep, idxs in tied:
-            name = names.get(dep.target.module)
-            if name in kept and graph.is_out_channel_pruning_fn(dep.handler):
-                gone = set(idxs)  # positions now: what a concatenation feeds may have lost others before
-                kept[name] = [channel for place, channel in enumerate(kept[name]) if place not in gone]
-        tied.prune()
-    return kept
-
-
-def _try(before: nn.Module, after: nn.Module, example: Tensor) -> None:
-    """Refuse a network that the cuts broke: some compute with sizes that stand nowhere but in their code."""
-    running: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _m, _i, name=name: running.append(name))
-        for name, module in after.named_modules()
-    ]
-    try:
-        with torch.no_grad():
-            shapes = [[tuple(t.shape) for t in _tensors(_eval(network, example))] for network in (before, after)]
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"the pruned {type(after).__name__} gives outputs of shape {shapes[1]} instead of {shapes[0]}; "
-                "expected the same: prune it with layers=… that do not make its outputs."
-            )
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"the pruned {type(after).__name__} fails in {running[-1] if running else ''!r} ({told(error)}), which "
-            "counts on channels that are gone; expected sizes that follow the layers: name other layers=…."
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _eval(network: nn.Module, example: Tensor) -> Any:
-    with eval_mode(network):
-        return network(example)
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Mapping):
-        outputs = list(outputs.values())
-    if isinstance(outputs, list | tuple):
-        return [tensor for item in outputs for tensor in _tensors(item)]
-    return [outputs] if isinstance(outputs, Tensor) else []

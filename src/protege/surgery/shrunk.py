@@ -17,11 +17,25 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Layers whose channels are tied, or one alone, that stay whole, and why (the end of a sentence)."""
+
+    layers: tuple[str, ...]
+    why: str
+
+    def __str__(self) -> str:
+        more = f" and {len(self.layers) - 2} more tied to them" if len(self.layers) > 2 else ""
+        return f"{', '.join(map(repr, self.layers[:2]))}{more} ({self.why})"
+
+
+@dataclass(frozen=True)
 class Shrunk:
-    """A smaller network, and for each layer by name which of the original's output channels it still has, in order."""
+    """A smaller network, for each layer by name which of the original's output channels it still has, in order, and
+    the layers that could not be pruned."""
 
     network: nn.Module = field(repr=False)
     kept: dict[str, list[int]] = field(repr=False)
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def outputs_of(layer: Any) -> int:
