@@ -205,7 +205,7 @@ def test_a_transformer_loses_width_and_hidden_units_but_no_heads():
     assert shrunk.network(example).shape == (2, 5)
     assert len(shrunk.kept["blocks.0.mlp.fc1"]) == 48
     assert len(shrunk.kept["blocks.0.attn.qkv"]) == 72
-    with pytest.raises(UserError, match=r"'blocks\.0\.attn\.qkv' \(.*heads of an attention\) cannot be shrunk"):
+    with pytest.raises(UserError, match=r"'blocks\.0\.attn\.qkv' \(.*arranged in heads\) cannot be shrunk"):
         shrink(network, example, ratio={"blocks.0.attn.qkv": 0.5})
 
 

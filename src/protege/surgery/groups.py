@@ -28,7 +28,7 @@ from .tracing import tensors_in
 Wires = list[tuple[int, int]]  # (channel of a site, channel of the root that it goes with)
 
 MOST = 2_000_000  # wires of a group: a walk that finds more goes in circles
-_HEADS = "its channels are arranged in the heads of an attention"
+_HEADS = "its channels are made and read within an attention, where they are arranged in heads"
 
 
 @dataclass(frozen=True)
