@@ -55,7 +55,7 @@ def shrink(
     for parameter in copied.parameters():
         parameter.grad = None
     groups, left_out = tied_channels(trace(copied, example.detach()), copied, how)
-    able = [name for part in (*groups, *left_out) for name in part.layers]
+    able = [name for tied in [part.layers for part in groups] + [part.layers for part in left_out] for name in tied]
     for patterns in (layers, list(ratio) if isinstance(ratio, Mapping) else None):
         if patterns is not None:
             names = set(matching(patterns, able, network))
