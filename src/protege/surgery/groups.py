@@ -68,7 +68,7 @@ def trace(network: nn.Module, example: Tensor) -> Any:
     except Exception as error:
         raise UserError(
             f"the dependencies in the {type(network).__name__} cannot be traced ({told(error)}); expected a network "
-            'that runs on the example input with gradients: give fitting data, or use how = "decouple".'
+            "that runs on the example input with gradients: give fitting data=…, or use how='decouple'."
         ) from error
     finally:
         for module, mode in zip(padded, modes, strict=True):

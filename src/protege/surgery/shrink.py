@@ -75,7 +75,7 @@ def shrink(
         dropped = {number: units for number, units in dropped.items() if units}
         if not dropped and unmet is None:
             raise UserError(
-                f"the ratio {ratio} removes no channel of so small a network; expected more: raise ratio"
+                f"the ratio {ratio} removes no channel of so small a network; expected more: raise ratio=…"
                 + _also(left_out)
             )
         faults = _faults(law, groups, dropped)
@@ -98,11 +98,11 @@ def _nothing(network: nn.Module, how: str, left_out: Sequence[LeftOut]) -> UserE
     if left_out:
         return UserError(
             f"nothing of the {type(network).__name__} can be shrunk so: {_list(left_out)} cannot be shrunk; expected "
-            'layers whose channels can be told apart: name others, or use how = "decouple".'
+            "layers whose channels can be told apart: name others, or use how='decouple'."
         )
-    remedy = 'how = "l1"' if how == "slim" else 'another network, or how = "decouple"'
+    remedy = "how='l1'" if how == "slim" else "another network, or how='decouple'"
     what = "no channels scaled by BatchNorm" if how == "slim" else "no channels that can be removed"
-    return UserError(f'the {type(network).__name__} has {what}; expected some for how = "{how}": use {remedy}.')
+    return UserError(f"the {type(network).__name__} has {what}; expected some for how={how!r}: use {remedy}.")
 
 
 def _also(left_out: Sequence[LeftOut]) -> str:
@@ -154,7 +154,7 @@ def _kept(network: nn.Module, removal: Mapping[Site, list[int]]) -> dict[str, li
 
 def _check(how: str, ratio: Any, macs: Any) -> None:
     if how not in HOWS:
-        raise UserError(f"how = {how!r} is no way of pruning; expected {' or '.join(HOWS)}: change how.")
+        raise UserError(f"how = {how!r} is no way of pruning; expected {' or '.join(HOWS)}: change how=….")
     if (ratio is None) == (macs is None):
         raise UserError(f"shrink got ratio = {ratio!r} and macs = {macs!r}; expected one of them: give only that.")
     for name, value in ratio.items() if isinstance(ratio, Mapping) else [("", ratio if macs is None else macs)]:
@@ -242,7 +242,7 @@ def _by_macs(
     best = min((low, high), key=lambda count: abs(left(count) - target))
     unmet = (
         f"macs = {target:g} cannot be met; expected {least:.3f} to 1 of this network's, in steps that its channels "
-        f"allow (the nearest is {left(best):.3f}): change macs, or allow more layers"
+        f"allow (the nearest is {left(best):.3f}): change macs=…, or allow more layers=…"
     )
     return _collect(order[:best]), unmet if abs(left(best) - target) > TOLERANCE else None
 
