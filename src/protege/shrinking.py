@@ -14,13 +14,15 @@ from .api import evaluate
 from .copying import copy_network
 from .data import load_data
 from .data.spec import Data
-from .errors import UserError
+from .errors import UserError, told
 from .models import Model, check_classes, count_macs, count_parameters, load_model
 from .models import sources as model_sources
 from .models.model import saved_source
+from .modes import eval_mode
 from .runfolder import MODEL_FILES, check_out, write_json
-from .surgery import compose, decouple, rebuild
+from .surgery import Shrunk, Walk, compose, decouple, plan_alignment, rebuild
 from .surgery import shrink as prune
+from .surgery.shrunk import together
 
 HOWS = ("l1", "slim", "decouple")
 RECORD = "shrink.json"
@@ -53,7 +55,9 @@ def shrink(
 
     ``data`` gives a network that takes images of any size the size to count at (brought to ``image_size`` as in a run
     with it), and the accuracy before and after; its labels are used for nothing else. With ``dry_run`` nothing is
-    written. Raises `UserError` for bad input, before anything is written.
+    written. ``shrink.json`` and warnings name the layers that stay whole because removing channels of theirs would
+    change more than that they are gone (``left_out``), and tell beforehand where `fskd` would refuse the result
+    (``fskd``). Raises `UserError` for bad input, before anything is written.
     """
     _check_options(how, ratio, rank, out, dry_run)
     if out is not None and not dry_run:
@@ -61,13 +65,14 @@ def shrink(
     opened = open_for(data, image_size)
     original = copy_network(load_model(model, data=opened))  # it may be the caller's own
     raw = example_of(original, opened)
-    prepared = original.input(raw)
+    prepared = original.prepared(raw)
     if how == "decouple":
         result = decouple(original.network, rank, macs=macs, example=prepared, layers=layers)
     else:
         result = prune(original.network, prepared, how, ratio=ratio, macs=macs, layers=layers)
     kept = compose(original.kept, result.kept) if original.kept else result.kept
-    shrunk = Model(result.network, original.input, original.source, original.classes, original.task, kept=kept)
+    classes = original.classes or (opened.classes if opened is not None else ())
+    shrunk = Model(result.network, original.input, original.source, classes, original.task, kept=kept)
     shrunk.layout = original.layout
     shrunk.structure = _reproducible(shrunk, raw)
     record: dict[str, Any] = {
@@ -78,9 +83,15 @@ def shrink(
         "macs": macs,
         "layers": None if layers is None else list(layers),
         "rank": rank,
+        "left_out": [{"layers": list(part.layers), "why": part.why} for part in result.left_out],
+        "fskd": _fskd_refusal(original.network, result, prepared),
         "before": _figures(original, raw, opened),
         "after": _figures(shrunk, raw, opened),
     }
+    for part in together(result.left_out):
+        logger.warning("left whole: %s", part)
+    if record["fskd"] is not None:
+        logger.warning("fskd would refuse the shrunk network, as %s", record["fskd"])
     for line in _lines(record):
         logger.info("%s", line)
     if out is not None and not dry_run:
@@ -146,6 +157,16 @@ def _reproducible(model: Model, raw: Tensor) -> list[dict[str, Any]]:
             "some number in its code follows the channels, so name other layers=…."
         )
     return structure
+
+
+def _fskd_refusal(original: nn.Module, shrunk: Shrunk, prepared: Tensor) -> str | None:
+    """Why `fskd` could not align the shrunk network with its original; None where it can."""
+    try:
+        with eval_mode(original, shrunk.network):
+            plan_alignment(Walk(shrunk.network, "student", prepared), Walk(original, "teacher", prepared), shrunk.kept)
+    except Exception as error:
+        return told(error)
+    return None
 
 
 def _figures(model: Model, raw: Tensor, data: Data | None) -> dict[str, Any]:

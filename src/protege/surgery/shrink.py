@@ -21,12 +21,12 @@ from ..errors import UserError
 from .faults import Law
 from .groups import Group, tied_channels, trace
 from .removal import Site, remove
-from .shrunk import LeftOut, Shrunk, kept_whole, matching, outputs_of, profile
+from .shrunk import LeftOut, Shrunk, kept_whole, matching, outputs_of, profile, together
 
 HOWS = ("l1", "slim")
 FLOOR = 0.1  # the share of a group's channels that slimming never takes: an emptied layer cuts the network in two
 TOLERANCE = 0.02  # of the network's multiply-adds
-SHOWN = 6  # groups named in a sentence
+SHOWN = 6  # reasons given in a sentence
 
 
 def shrink(
@@ -110,11 +110,9 @@ def _also(left_out: Sequence[LeftOut]) -> str:
 
 
 def _list(left_out: Sequence[LeftOut]) -> str:
-    layers: dict[str, list[str]] = {}
-    for part in left_out:
-        layers.setdefault(part.why, []).extend(part.layers)
-    more = f"; and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
-    return "; ".join(str(LeftOut(tuple(names), why)) for why, names in list(layers.items())[:SHOWN]) + more
+    parts = together(left_out)
+    more = f"; and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
+    return "; ".join(map(str, parts[:SHOWN])) + more
 
 
 def _faults(law: Law, groups: Sequence[Group], dropped: Mapping[int, list[int]]) -> dict[int, str]:

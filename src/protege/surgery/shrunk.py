@@ -24,8 +24,16 @@ class LeftOut:
     why: str
 
     def __str__(self) -> str:
-        more = f" and {len(self.layers) - 2} more tied to them" if len(self.layers) > 2 else ""
-        return f"{', '.join(map(repr, self.layers[:2]))}{more} ({self.why})"
+        more = f" and {len(self.layers) - 3} more" if len(self.layers) > 3 else ""
+        return f"{', '.join(map(repr, self.layers[:3]))}{more} ({self.why})"
+
+
+def together(left_out: Sequence[LeftOut]) -> list[LeftOut]:
+    """The same with one entry for each reason."""
+    layers: dict[str, list[str]] = {}
+    for part in left_out:
+        layers.setdefault(part.why, []).extend(part.layers)
+    return [LeftOut(tuple(dict.fromkeys(names)), why) for why, names in layers.items()]
 
 
 @dataclass(frozen=True)

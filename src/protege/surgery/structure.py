@@ -101,7 +101,8 @@ def record(original: nn.Module, changed: nn.Module) -> list[Edit]:
 def rebuild(network: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module:
     """Make the edits in `network`, in place, and return it. Tensors of a changed shape are left uninitialised.
 
-    Edits tell sizes, not differences: making them twice changes nothing more. Raises `UserError` for an edit that
+    Edits tell sizes, not differences: making them twice changes nothing more. All weights of an edited network learn.
+    Raises `UserError` for an edit that
     does not fit the network.
     """
     for edit in edits:
@@ -118,6 +119,9 @@ def rebuild(network: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module
             _set_attributes(module, edit)
         else:
             _resize(module, kind, edit)
+    if edits:  # made smaller it must be recovered, even where its source is frozen
+        for parameter in network.parameters():
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     return network
 
 
