@@ -141,8 +141,8 @@ def test_what_sizes_cannot_tell_is_named():
     ("told", "options"),
     [
         ("how = 'magic'", {"how": "magic", "ratio": 0.5}),
-        ("does not go with --how decouple", {"how": "decouple", "ratio": 0.5}),
-        ("does not go with --how l1", {"how": "l1", "rank": 2}),
+        ("does not go with how='decouple'", {"how": "decouple", "ratio": 0.5}),
+        ("does not go with how='l1'", {"how": "l1", "rank": 2}),
         ("'out' is missing", {"ratio": 0.5, "out": None}),
         ("expected one of them", {"ratio": 0.5, "macs": 0.5}),
         ("any size and none is given", {"ratio": 0.5, "data": None, "model": "zoo:cnn_tiny?num_classes=3"}),
