@@ -129,6 +129,33 @@ def test_grey_data_reaches_a_colour_network():
     assert model(pictures(2, 1, 8)).shape == (2, 3)
 
 
+class Sized(nn.Module):
+    """A network for images of one size, which it names itself or in its configuration."""
+
+    def __init__(self, size, config=None):
+        super().__init__()
+        if config is None:
+            self.image_size = size
+        else:
+            self.config = SimpleNamespace(image_size=size)
+        self.fc = nn.Linear(3 * size * size, 3)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize("config", [None, "with"])
+def test_a_network_of_one_size_is_given_it(config):
+    data = Pictures()
+    model = load_model(Sized(20, config), data=data)
+    assert model.input.size == (20, 20)
+    check_classes(model, data)
+    assert load_model(Sized(32, config), data=data).input.size == (32, 32)
+    any_size = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    any_size.image_size = 20
+    assert load_model(any_size, data=data).input.size == (32, 32)
+
+
 def test_the_users_factory(tmp_path, monkeypatch):
     (tmp_path / "my_nets_a.py").write_text(
         "from torch import nn\n"

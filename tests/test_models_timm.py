@@ -48,6 +48,24 @@ def test_an_instance_keeps_its_own_input(timm):
 
 
 @pytest.mark.parametrize(
+    ("name", "settings", "size"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}, (32, 32)),
+        ("vit_tiny_patch16_224", {"img_size": (32, 48), "patch_size": 8}, (32, 48)),
+        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "dynamic_img_size": True}, (32, 32)),
+        ("mixer_s32_224", {"img_size": 64}, (64, 64)),
+        ("test_vit", {}, (160, 160)),
+        ("test_resnet", {}, (160, 160)),
+    ],
+)
+def test_an_instance_is_given_images_of_the_size_it_was_made_for(timm, name, settings, size):
+    small = {"depth": 1, "embed_dim": 32, "num_heads": 2} if name.startswith("vit") else {}
+    network = timm.create_model(name, num_classes=3, **settings, **small)
+    assert load_model(network).input.size == size
+    check_classes(load_model(network, data=Pictures()), Pictures())
+
+
+@pytest.mark.parametrize(
     ("spec", "told"), [("timm:test_resnt", "did you mean 'test_resnet"), ("timm:test_resnet?widht=3", "widht")]
 )
 def test_names_and_arguments_timm_does_not_know(timm, spec, told):

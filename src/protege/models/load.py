@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from protege.models.fit import DataLike
 from protege.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
 from protege.models.model import Model
 from protege.models.placing import channels_last
-from protege.models.saving import checked
+from protege.models.saving import SIZES, checked
+from protege.models.sizes import fitting_size, own_sizes
 from protege.surgery import rebuild
 from protege.torch_utils import unwrapped
 
@@ -143,19 +145,16 @@ def _from_factory(name: str, arguments: dict[str, Any], data: DataLike | None, n
         if network.source["model"] is None:
             network.source = {"model": name, "arguments": arguments}
         return network
-    spec = _input_from_timm(network, keep_size=True) or _input_for(_channels_of(network, data), data)
-    return _fresh(network, spec, name, arguments, data)
+    return _fresh(network, _input_of(network, data), name, arguments, data)
 
 
 def _from_module(network: nn.Module, data: DataLike | None) -> Model:
-    spec = _input_from_timm(network, keep_size=True)
-    if spec is None and data is None:
+    if data is None and _input_from_timm(network, keep_size=True) is None:
         raise UserError(
             f"network {type(network).__name__} does not say how it wants its input; "
             "give data=…, or wrap it as Model(network, InputSpec(mean=…, std=…))."
         )
-    if spec is None:
-        spec = _input_for(_channels_of(network, data), data)
+    spec = _input_of(network, data)
     return Model(network, spec, None, data.classes if data else (), data.task if data else "classification")
 
 
@@ -297,16 +296,33 @@ def _channels_of(network: nn.Module, data: DataLike | None) -> int:
     return data.train.shape[0] if data is not None and not _has_tokens(data) else 3
 
 
-def _input_from_timm(network: nn.Module, keep_size: bool, image_size: int | None = None) -> InputSpec | None:
-    """The spec in a timm network's `pretrained_cfg`, with its size where that is fixed or to be kept."""
+def _input_of(network: nn.Module, data: DataLike | None) -> InputSpec:
+    """The spec of the user's own network: what it says itself, else the data's, at a size that it runs at."""
+    if found := _input_from_timm(network, keep_size=True, data=data):
+        return found
+    spec = _input_for(_channels_of(network, data), data)
+    if spec.size is None or not (own := own_sizes(network)):
+        return spec
+    return replace(spec, size=fitting_size(network, spec.channels, [spec.size, *own]) or spec.size)
+
+
+def _input_from_timm(
+    network: nn.Module, keep_size: bool, image_size: int | None = None, data: DataLike | None = None
+) -> InputSpec | None:
+    """The spec in a timm network's `pretrained_cfg`, with its size where that is fixed or to be kept. A fixed one is
+    that of the network as it was built, which need not be the one it was trained at."""
     config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
     if not isinstance(config, dict) or not {"mean", "std", "input_size"} <= config.keys():
         return None
     channels = int(_channels_of(network, None))
-    size: tuple[int, int] | None = (int(config["input_size"][1]), int(config["input_size"][2]))
-    if image_size is not None:
-        size = (image_size, image_size)
-    elif not (keep_size or config.get("fixed_input_size")):
+    trained = int(config["input_size"][1]), int(config["input_size"][2])
+    size: tuple[int, int] | None = trained
+    if config.get("fixed_input_size") or image_size is not None:
+        given = [(image_size, image_size)] if image_size is not None else []
+        shapes = [data.train.shape[1:]] if data is not None and not _has_tokens(data) else []
+        likely = [*given, *own_sizes(network), trained, *((height, width) for height, width in shapes)]
+        size = fitting_size(network, channels, [*likely, *((side, side) for side in SIZES)]) or likely[0]
+    elif not keep_size:
         size = None
     mean, std = (_spread(config[key], channels) for key in ("mean", "std"))
     return InputSpec(channels=channels, size=size, mean=mean, std=std)
