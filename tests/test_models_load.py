@@ -417,7 +417,7 @@ def test_class_counts_must_agree():
 def test_the_class_dimension_of_other_tasks():
     pixels = Pictures(task="segmentation")
     check_classes(Model(nn.Conv2d(3, 3, 1), InputSpec(), task="segmentation"), pixels)
-    words = Pictures(task="language", classes=("a", "b", "c", "d"))
+    words = Pictures((12,), classes=("a", "b", "c", "d"), task="language")
     check_classes(load_model(nn.Embedding(4, 4), data=words), words)
 
 
