@@ -1,8 +1,10 @@
 """Killed at any moment and started again, a run ends with the same weights and metrics as one never killed."""
 
+import gc
 import json
 import logging
 import multiprocessing
+import os
 import random
 import shutil
 import subprocess
@@ -21,7 +23,7 @@ from protege.errors import UserError
 from protege.models import Model
 from protege.report.read import read_run
 from protege.report.run import time_facts
-from protege.teacher import Source, cache, feed
+from protege.teacher import Source, cache, feed, sharing
 from protege.train import checkpoint
 from protege.train import runner as running
 from protege.train.runner import Runner
@@ -254,6 +256,33 @@ def test_another_run_on_the_cache_in_between(undisturbed, digits_teacher, tmp_pa
     go("simple", digits_teacher, tmp_path / "other", samples=90, seed=5)
     go("simple", digits_teacher, tmp_path / "run", resume=True)
     assert_equal(tmp_path / "run", undisturbed("simple", blocks=25))
+
+
+@pytest.mark.parametrize("first", ["plan", "known", "logits", "cache.json", "in-use", "lock"])
+def test_stopped_while_a_cache_is_deleted(
+    first, undisturbed, digits_teacher, tmp_path, small_blocks, cache_folder, monkeypatch
+):
+    """Whichever of its files went first: nothing is left that a run would go on with as if it were whole."""
+
+    def halfway(folder, *_, **__):
+        for path in folder.rglob(f"*{first}*"):
+            path.unlink()
+        raise Curtain
+
+    with pytest.MonkeyPatch.context() as patch:
+        now = iter(range(0, 10**9, 10))
+        patch.setattr(feed.time, "monotonic", lambda: next(now))
+        raise_at(patch, cache.SignalCache, "write", 5)
+        interrupted("simple", digits_teacher, tmp_path / "run")
+    gc.collect()  # a killed process has nothing open
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Curtain):
+        patch.setattr(sharing.shutil, "rmtree", halfway)
+        patch.setattr(sharing, "_exclusive_lock", lambda folder: os.open(os.devnull, os.O_RDONLY))  # gone with its process
+        sharing.evict(cache_folder, 0)
+    go("simple", digits_teacher, tmp_path / "run", resume=True)
+    assert_equal(tmp_path / "run", undisturbed("simple", blocks=25))
+    sharing.evict(cache_folder, 2**40)
+    assert not list(cache_folder.glob(f"*{sharing.GONE}"))
 
 
 def test_forwarded_samples_are_counted_over_a_kill(undisturbed, digits_teacher, tmp_path):

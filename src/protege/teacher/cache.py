@@ -23,7 +23,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..errors import UserError, full_disk, in_bytes
-from .sharing import bytes_in, open_together
+from .sharing import bytes_in, discard, open_together
 
 VERSION = 2
 _MEANING = {
@@ -364,7 +364,7 @@ class SignalCache:
     def remove(self) -> None:
         """Delete the folder: for signals that no other run can use."""
         self._views, self._tensors = {}, {}
-        shutil.rmtree(self.folder, ignore_errors=True)
+        discard(self.folder)
 
     def describe(self) -> dict[str, int | str]:
         """Where it lies and how much of the disk it takes."""

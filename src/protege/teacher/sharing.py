@@ -14,6 +14,8 @@ try:
 except ImportError:  # not on Windows: caches are then never evicted
     fcntl = None  # type: ignore[assignment]
 
+GONE = ".gone"  # ends the name of a folder that is being deleted
+
 
 def evict(root: Path, limit: int) -> None:
     """Delete the caches under ``root`` that were not used for longest until the rest takes ``limit`` bytes at most.
@@ -28,14 +30,24 @@ def evict(root: Path, limit: int) -> None:
 
 
 def _evict(root: Path, limit: int) -> None:
+    for gone in root.glob(f"*{GONE}"):  # a kill was quicker
+        shutil.rmtree(gone, ignore_errors=True)
     caches = sorted(root.glob("*/cache.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     taken = 0
     for path in caches:
         taken += bytes_in(path.parent)
         if taken > limit and (alone := _exclusive_lock(path.parent)):
             taken -= bytes_in(path.parent)
-            shutil.rmtree(path.parent, ignore_errors=True)
+            discard(path.parent)
             os.close(alone)
+
+
+def discard(folder: Path) -> None:
+    """Delete a cache: a kill meanwhile leaves it whole or not at all under its name, never a part to go on with."""
+    gone = folder.with_name(f"{folder.name}-{os.getpid()}{GONE}")
+    with suppress(OSError):
+        os.replace(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def open_together(folder: Path) -> int | None:
