@@ -275,10 +275,11 @@ def test_stopped_while_a_cache_is_deleted(
         raise_at(patch, cache.SignalCache, "write", 5)
         interrupted("simple", digits_teacher, tmp_path / "run")
     gc.collect()  # a killed process has nothing open
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Curtain):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharing.shutil, "rmtree", halfway)
-        patch.setattr(sharing, "_exclusive_lock", lambda folder: os.open(os.devnull, os.O_RDONLY))  # gone with its process
-        sharing.evict(cache_folder, 0)
+        patch.setattr(sharing, "_exclusive_lock", lambda folder: os.open(os.devnull, os.O_RDONLY))  # ends with a process
+        with pytest.raises(Curtain):
+            sharing.evict(cache_folder, 0)
     go("simple", digits_teacher, tmp_path / "run", resume=True)
     assert_equal(tmp_path / "run", undisturbed("simple", blocks=25))
     sharing.evict(cache_folder, 2**40)
