@@ -277,7 +277,9 @@ def test_stopped_while_a_cache_is_deleted(
     gc.collect()  # a killed process has nothing open
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharing.shutil, "rmtree", halfway)
-        patch.setattr(sharing, "_exclusive_lock", lambda folder: os.open(os.devnull, os.O_RDONLY))  # ends with a process
+        patch.setattr(
+            sharing, "_exclusive_lock", lambda folder: os.open(os.devnull, os.O_RDONLY)
+        )  # ends with a process
         with pytest.raises(Curtain):
             sharing.evict(cache_folder, 0)
     go("simple", digits_teacher, tmp_path / "run", resume=True)

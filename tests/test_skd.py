@@ -253,6 +253,42 @@ def test_joint_finetuning_learns_everything_from_the_target(tmp_path):
     assert all(not torch.equal(a[name], b[name]) for name, _ in networks("residual")[0].named_parameters())
 
 
+@pytest.mark.parametrize("settings", [{"method": "skd", "finetune_epochs": 2}, {"method": "fitnets"}])
+def test_what_a_phase_begins_with_counts(settings, tmp_path):
+    """At a rate that spoils it, the last phase keeps what it began with."""
+    seen: list[tuple] = []
+    last = {"lr": 30.0, "clip": 1.0}
+    phases = {"finetune" if settings["method"] == "skd" else "kd": last}
+    *_, state = taught("residual", tmp_path, phases=phases, watch=lambda p, s: seen.append((p, weights(s))), **settings)
+    assert state.done[-1]["best"]["epoch"] == 0
+    assert same(seen[-1][1], seen[-2][1])
+
+
+@pytest.mark.parametrize("method", ["skd", "fitnets", "simultaneous", "fsp"])
+def test_an_own_train_of_the_student_is_respected(method, tmp_path, monkeypatch):
+    """An author who keeps BatchNorm in eval mode finds its statistics as they were, whatever the phases are made of."""
+    build = zoo.build
+
+    def held(self, mode=True):
+        nn.Module.train(self, mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def build_held(*args):
+        made = build(*args)
+        made.__class__ = type("Held", (type(made),), {"train": held})
+        return made
+
+    monkeypatch.setattr(zoo, "build", build_held)
+    before = weights(networks("residual")[0])
+    student, *_ = taught("residual", tmp_path, method=method, **({"finetune_epochs": 1} if method == "skd" else {}))
+    after = weights(student)
+    assert all(torch.equal(before[name], after[name]) for name, _ in student.named_buffers())
+    assert all(not torch.equal(before[name], after[name]) for name, _ in student.named_parameters())
+
+
 @pytest.mark.parametrize("method", ["simultaneous", "fitnets", "at", "fsp"])
 @pytest.mark.parametrize("kind", ["residual", "narrower"])
 def test_the_methods_it_is_compared_with(method, kind, tmp_path):

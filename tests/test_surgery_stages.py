@@ -15,6 +15,7 @@ from protege.errors import UserError
 from protege.models import InputSpec, Model
 from protege.models.unet import FACTORIES as UNETS
 from protege.models.zoo import ZOO
+from protege.modes import trained_by
 from protege.surgery import Chain, describe, find_cuts, pair, split
 from protege.teacher.signals import fingerprint
 
@@ -476,7 +477,6 @@ class Maker(nn.Module):
         (Maker("value"), ["a"], "code of Maker cannot be traced .*branches on the numbers"),
         (Maker("noise"), ["a"], "code of Maker cannot be traced .*draws random numbers by itself"),
         (Maker("sizes"), ["a"], "code of Maker cannot be traced .*makes tensors of the input's sizes"),
-        (Maker("no grad"), ["a"], "code of Maker cannot be traced .*switches gradients off"),
         (Maker("batch"), ["pool.x"], "no module"),
         (Maker("type"), ["a"], "do not compute what the network does"),
         (Own(tied=True), ["a", "b"], "'scale' is used in both stages 'b' and 'head'"),
@@ -635,3 +635,114 @@ def test_networks_that_do_not_correspond():
         pair(ZOO["mlp"](5, image_size=16), made("resnet20")[0], x, x)
     with pytest.raises(UserError, match="correspond by themselves"):
         pair(made("vit_tiny")[0], made("resnet20")[0], x, x)
+
+
+class Keeping(nn.Module):
+    """Keeps values beside the graph in the way ``how`` says; its stages are cut after ``a``."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.b, self.o = how, nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Linear(8, 5)
+        self.kept: list[Tensor] = []
+        self.memory, self.count, self.said = None, 0, {}
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("centre", torch.zeros(8))
+        if how == "hook":
+            self.a.register_forward_hook(lambda module, args, output: self.kept.append(output))
+        if how in ("unseen", "number of a leaf"):
+            self.a.register_forward_hook(lambda module, args, output: self.said.update(a=output.mean()))
+        if how == "unseen":
+            self.b.register_forward_hook(lambda module, args, output: output + self.said["a"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.clear()
+        x, how = self.a(x), self.how
+        mean = x.detach().mean((0, 2, 3))
+        if self.training:
+            if how == "counter":
+                self.steps += 1
+            if how == "counter in place":
+                self.steps.add_(1)
+            if how == "centre":
+                self.centre = 0.9 * self.centre + 0.1 * mean
+            if how == "centre in place":
+                with torch.no_grad():
+                    self.centre.mul_(0.9).add_(mean, alpha=0.1)
+            self.count += 1
+        if how == "attribute":
+            self.memory = x
+        if how == "memory":
+            x, self.memory = x if self.memory is None else x + self.memory, mean.mean()
+        if how == "made at first" and self.memory is None:
+            self.memory = torch.linspace(0, 1, x.shape[-1])
+        if how == "made for the batch":
+            self.memory = torch.ones(int(x.shape[0]), 1, 1, 1)
+        if how == "number of a leaf":
+            x = x * float(self.said["a"])
+        if how == "constant":
+            x = x - torch.arange(8)[:, None, None] / 8
+        if how == "item" and x.abs().mean().item() > 1e-9:
+            x = x * 2
+        if how == "item in the graph":
+            x = x * x.mean().item()
+        if how == "warm-up" and self.training:
+            x = x * min(1, self.count / 100)
+        x = self.b(self.memory.relu() if how == "attribute" else x.relu())
+        x = x - self.centre[:, None, None] + (self.memory.sum() if how.startswith("made") else 0)
+        return self.o(x.mean((2, 3)) + (self.kept[0].mean() if how == "hook" else 0))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("counter", "counter in place", "centre", "centre in place", "attribute", "made at first", "constant"),
+        "item in the graph",
+    ],
+)
+def test_stages_keep_what_the_network_keeps(how):
+    network, x = Keeping(how), torch.randn(4, 3, 8, 8)
+    before, values = copy.deepcopy(network.state_dict()), {k: v for k, v in vars(network).items() if k[0] != "_"}
+    stages = split(network, ["a"], x)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
+    assert values == {k: v for k, v in vars(network).items() if k[0] != "_"}
+    plain = copy.deepcopy(network)
+    for count in (3, 1, 5):  # buffers move on as in the network
+        other = torch.randn(count, 3, 8, 8)
+        assert torch.equal(Chain(stages).train()(other), plain.train()(other))
+        assert torch.equal(Chain(stages).eval()(other), plain.eval()(other))
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), plain.buffers(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("hook", "goes on with a tensor .which 'mean' of Keeping takes. kept by an earlier pass or by a hook"),
+        ("memory", "goes on with a tensor .its attribute 'memory'. kept"),
+        ("number of a leaf", "goes on with a number"),
+        ("warm-up", "goes on with a number"),
+        ("made for the batch", "depends on the batch size"),
+        ("item", "branches on the numbers inside a tensor"),
+        ("unseen", "do not compute what the network does"),
+    ],
+)
+def test_stages_hold_nothing_of_the_example(how, message):
+    with pytest.raises(UserError, match=message) as caught:
+        split(Keeping(how), ["a"], torch.randn(4, 3, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+class Held(nn.Sequential):
+    """BatchNorm in eval mode and its own code not in training, as their author wants them."""
+
+    def train(self, mode: bool = True) -> "Held":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def test_modes_of_an_own_train_are_kept():
+    network = Held(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)).eval()
+    assert trained_by(network) == {network, network[0], network[2]}
+    assert not any(module.training for module in network.modules())

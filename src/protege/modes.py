@@ -1,4 +1,4 @@
-"""Eval mode for a while."""
+"""Modes: eval mode for a while, and what a network's own ``train()`` makes of it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,3 +17,14 @@ def eval_mode(*networks: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def trained_by(network: nn.Module) -> set[nn.Module]:
+    """The modules that are in training mode after the network's ``train()``, in which its author may hold some (such as
+    BatchNorm) in eval mode. Modes are left as they were."""
+    before = [(module, module.training) for module in network.modules()]
+    network.train()
+    learning = {module for module, _ in before if module.training}
+    for module, training in before:
+        module.training = training
+    return learning

@@ -300,5 +300,5 @@ def plan(cast: Cast) -> list[Phase]:
         epochs = math.ceil(s.finetune_steps / math.ceil(len(cast.transfer.positions) / size))
         overrides = {"batch_size": size, "epochs": epochs, "lr": s.finetune_lr or 0.01}
         source = Source("teacher", cast.teacher, [Logits()], cast.task)
-        phases.append(Fit("finetune", cast.student, step, sources=(source,), overrides=overrides))
+        phases.append(Fit("finetune", cast.student, step, sources=(source,), overrides=overrides, continues=True))
     return phases

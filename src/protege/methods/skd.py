@@ -75,7 +75,8 @@ def plan(cast: Cast) -> list[Phase]:
     phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1], gently if trained else {}))
     if s.finetune_epochs:
         joint = kd.plan(cast)[0]
-        phases.append(replace(joint, name="finetune", overrides={"epochs": s.finetune_epochs, **gently}))
+        overrides = {"epochs": s.finetune_epochs, **gently}
+        phases.append(replace(joint, name="finetune", overrides=overrides, continues=True))
     return phases
 
 
@@ -102,7 +103,7 @@ def _head_phase(cast: Cast, before: list[Stage], head: Stage, overrides: dict[st
         return {"loss": loss, cast.task.accuracy_name: accuracy(z, labels)}
 
     fit = Fit(HEAD, head, step, (frozen(cast, before),), overrides=overrides, select_by=cast.task.accuracy_name)
-    fit.reads = frozenset({"labels"})
+    fit.reads, fit.continues = frozenset({"labels"}), bool(overrides)  # an inherited head has learned already
     return fit
 
 

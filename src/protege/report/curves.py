@@ -98,7 +98,10 @@ def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
             where += f" of {phase_of[n]}" if len(phase_of) > 1 else ""
             best.append((x, y, f"best: {metric_value(metric, y / factor)} {where}"))
     level = numbers(run.part("teacher").get("metrics")).get(metric)
-    note = f"{capital(choose(best, key=lambda mark: mark[1])[2])}." if best else ""
+    note = f"{capital(best[-1][2])}." if best else ""  # of the last phase, whose state the run keeps
+    kept = next((phase.get("best") for phase in phases(run) if best and phase.get("name") == phase_of[-1]), None)
+    if isinstance(kept, dict) and kept.get("epoch") == 0 and metric in kept:
+        note = f"Kept: {metric_value(metric, kept[metric])}, with which {phase_of[-1]} began."
     elsewhere = "" if where_measured(run) == "test set" else " (test set)"
     name = metric_name(metric)
     return line_chart(

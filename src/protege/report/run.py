@@ -195,7 +195,7 @@ def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
         said = {k: said.get(k, words.metric_value(k, values[k])) for k in dict.fromkeys(keys)}
         text = ", ".join(f"{words.metric_name(k)} {value}" for k, value in said.items())
         if is_number(epoch) and text:
-            text += f" (epoch {epoch:g})"
+            text += f" (epoch {epoch:g})" if epoch else " (as it began)"
         epochs = phase.get("epochs")
         rows.append(
             {

@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 
 from ..errors import UserError, nearest
 from ..modes import eval_mode
+from .laws import tensors_in
 from .tap import first_outputs
-from .tracing import Trace, Untraceable, tensors_in, trace
+from .tracing import Trace, Untraceable, trace
 
 SAME = 0.3  # halvings: convolutions without padding shrink a map too, but stay at a resolution
 TOKEN_STAGES = 4  # transformers are cut into at most this many stages before the head

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ..errors import UserError, nearest
-from ..modes import eval_mode
+from ..errors import UserError, nearest, told
+from ..modes import eval_mode, trained_by
 from .cuts import Pair
-from .tracing import ROOT, Trace, Untraceable, storage, tensors_in, trace
+from .laws import close, other_samples, others_for, random_state, tensors_in, undone
+from .tap import first_outputs
+from .tracing import ROOT, Trace, Untraceable, memory_of, storage, trace
 
 HEAD = "head"
 
@@ -79,28 +82,22 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
         if not name or name not in modules:
             raise UserError(f"the network has no module {name!r} to cut at; {nearest(name, modules)}.")
     around = {modules[name] for cut in cuts for name in _parents(cut)} if cuts else set()
-    other = example[:1] if len(example) > 1 else torch.cat((example, example))
-    still, twin, train = (
-        _trace(network, batch, around, training, cuts)
-        for batch, training in ((example, False), (other, False), (example, True))
-    )
-    if still.code != twin.code:
-        raise UserError(
-            f"the network's code around {_listed(cuts)} depends on the batch size; expected the same for any: "
-            "cut elsewhere or take another method."
-        )
+    with undone(network):
+        learning = around & trained_by(network)
+    samples = [example, others_for(network, example)]
+    still, twin = _traces(network, samples, around, set(), cuts)
+    train, other = _traces(network, samples, around, learning, cuts)
     targets = [modules[name] for name in cuts]
     pieces = [_divide(still, twin, cuts, targets)]
     if train.code != still.code:  # its own code asks for `self.training`
-        with_other = _trace(network, other, around, True, cuts)
-        pieces.append(_divide(train, with_other, cuts, targets))
+        pieces.append(_divide(train, other, cuts, targets))
         if [p.inputs for p in pieces[0]] != [p.inputs for p in pieces[1]]:
             raise UserError(
                 f"other values cross {_listed(cuts)} in training than in evaluation; expected the same: cut elsewhere."
             )
     stages = [Stage(name, parts) for name, *parts in zip([*cuts, HEAD], *pieces, strict=True)]
-    _check_shared(stages)
-    _check_composed(network, stages, example)
+    _check_shared(stages, pieces)
+    _check_composed(network, stages, samples, learning)
     return stages
 
 
@@ -132,6 +129,7 @@ class _Piece:
     trace: Trace
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
+    written: set[int] = field(default_factory=set)  # storages
     graph: fx.Graph = field(default_factory=fx.Graph)
 
 
@@ -142,12 +140,15 @@ def _divide(found: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn
     other = {node: twin.values[pair] for node, pair in zip(nodes, twin.nodes, strict=True)}
     ends = _ends(found, cuts, targets, index)
     batch, other_batch = len(values[nodes[0]]), len(twin.values[twin.nodes[0]])
+    touched = _touched(found)
+    changed = {place: index[node] for node, places in found.writes.items() for place in places}  # the last time
     free: set[fx.Node] = set()  # what does not depend on the input: made again wherever it is used
     for node in nodes:
         inputs = node.all_input_nodes
-        if node.op == "get_attr" or (inputs and node.op != "output" and all(n in free for n in inputs)):
+        made = inputs and node.op != "output" and node not in found.writes and all(n in free for n in inputs)
+        if node.op == "get_attr" or (made and not any(changed.get(s, -1) > index[node] for s in touched[node])):
             free.add(node)
-    at = _places(found, cuts, ends, index)
+    at = _places(found, cuts, ends, index, touched)
 
     def plain(node: fx.Node) -> Any:
         """The Python value that stands for a number of an earlier stage, or None where it must be computed again."""
@@ -188,9 +189,9 @@ def _divide(found: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn
                     f"what crosses the cut at {cuts[stage]!r} is not one tensor a sample (the value "
                     f"{node.name!r}); expected its first dimension to be the batch: cut elsewhere."
                 )
-        piece = _Piece(found, _shapes(values, inputs), _shapes(values, outputs))
         own = [node for node in nodes if at[node] == stage and node not in free and node.op != "placeholder"]
         written = set().union(*(found.writes.get(node, set()) for node in own))
+        piece = _Piece(found, _shapes(values, inputs), _shapes(values, outputs), written)
         graph, copies = piece.graph, {node: piece.graph.placeholder(node.name) for node in inputs}
         for node in inputs:
             if storage(values[node]) in written:  # the caller's tensor, such as a cut's feature, stays as it was
@@ -217,7 +218,19 @@ def _divide(found: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn
     return pieces
 
 
-def _places(found: Trace, cuts: Sequence[str], ends: Sequence[int], index: Mapping[fx.Node, int]) -> dict[fx.Node, int]:
+def _touched(found: Trace) -> dict[fx.Node, set[int]]:
+    """The storages of the tensors that each node takes or gives."""
+    seen = {node: {storage(tensor) for tensor in tensors_in(value)} for node, value in found.values.items()}
+    return {node: seen[node].union(*(seen[source] for source in node.all_input_nodes)) for node in found.nodes}
+
+
+def _places(
+    found: Trace,
+    cuts: Sequence[str],
+    ends: Sequence[int],
+    index: Mapping[fx.Node, int],
+    touched: Mapping[fx.Node, set[int]],
+) -> dict[fx.Node, int]:
     """The stage of each node: the first one whose end depends on it, so that all that a stage holds bears on what it
     learns, also what the code runs before an earlier cut (a lateral convolution of a U-Net).
 
@@ -225,10 +238,6 @@ def _places(found: Trace, cuts: Sequence[str], ends: Sequence[int], index: Mappi
     outputs are taken where what they are of is made.
     """
     nodes, values = found.nodes, found.values
-    touched: dict[fx.Node, set[int]] = {}
-    for node in nodes:
-        seen = [*tensors_in(values[node]), *(t for n in node.all_input_nodes for t in tensors_in(values[n]))]
-        touched[node] = {storage(tensor) for tensor in seen}
     at: dict[fx.Node, int] = {}
     alone: dict[fx.Node, int] = {}  # if nothing were changed in place
     later: dict[int, int] = {}  # by storage: the first stage in which a later node touches it
@@ -283,15 +292,58 @@ def _ends(found: Trace, cuts: Sequence[str], targets: Sequence[nn.Module], index
     return ends
 
 
-def _trace(network: nn.Module, example: Tensor, around: set[nn.Module], training: bool, cuts: Sequence[str]) -> Trace:
-    try:
-        return trace(network, example, around.__contains__, training)
-    except Untraceable as error:
-        where = f"{type(error.module).__name__} {error.name!r}" if error.name else type(error.module).__name__
+def _traces(
+    network: nn.Module, samples: Sequence[Tensor], around: set[nn.Module], training: set[nn.Module], cuts: Sequence[str]
+) -> list[Trace]:
+    """The network's graph on an example and on other samples, after it has run on each: where it is not
+    the same, stages would hold what belongs to the example. Raises `UserError` there."""
+    found = []
+    with undone(network):
+        for batch in samples:
+            try:
+                with _modes(network, training), torch.no_grad():
+                    network(batch.clone())
+            except Exception as error:
+                raise UserError(
+                    f"the network fails on samples of shape {list(batch.shape[1:])} ({told(error)}); expected some "
+                    "that its forward takes, prepared and not raw: give others."
+                ) from error
+            try:
+                found.append(trace(network, batch, around.__contains__, training))
+            except Untraceable as error:
+                kind = type(error.module).__name__
+                where = f"{kind} {error.name!r}" if error.name else kind
+                raise UserError(
+                    f"the network cannot be cut at {_listed(cuts)}, as the code of {where} cannot be traced "
+                    f"({error.reason}); cut outside of it or take a method without stages."
+                ) from error
+    if memory := memory_of(*found):
+        alike = [samples[0], other_samples(samples[0], len(samples[0]))]
+        if len(samples[1]) != len(alike[1]):
+            _traces(network, alike, around, training, cuts)
+            raise UserError(
+                f"the network's code around {_listed(cuts)} depends on the batch size (it holds {memory}); expected "
+                "the same for any: cut elsewhere or take another method."
+            )
         raise UserError(
-            f"the network cannot be cut at {_listed(cuts)}, as the code of {where} cannot be traced ({error.reason}); "
-            "cut outside of it or take a method without stages."
-        ) from error
+            f"the network's code around {_listed(cuts)} goes on with {memory} kept by an earlier pass or by a hook, "
+            "which stages would repeat for all samples; expected values that modules hand to each other: cut elsewhere "
+            "or take a method without stages."
+        )
+    return found
+
+
+@contextmanager
+def _modes(network: nn.Module, training: set[nn.Module]) -> Iterator[None]:
+    """Inside, the network is in eval mode, but for some modules."""
+    with eval_mode(network):
+        for module in training:
+            module.training = True
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = False
 
 
 def _shapes(values: dict[fx.Node, Any], nodes: Sequence[fx.Node]) -> tuple[tuple[int, ...], ...]:
@@ -321,6 +373,7 @@ def _compiled(graph: fx.Graph) -> Callable[..., Any]:
 def _install(stage: Stage, piece: _Piece) -> None:
     """Give the stage the network's own modules, parameters and buffers under the names that its code uses."""
     targets = {str(n.target): n.op for n in piece.graph.nodes if n.op in ("call_module", "get_attr")}
+    constants = {str(node.target): value for node, value in piece.trace.constants.items()}
     for target, op in sorted(targets.items(), key=lambda item: (item[1] != "call_module", item[0])):
         *path, last = target.split(".")
         owner: nn.Module = piece.trace.entry
@@ -330,7 +383,7 @@ def _install(stage: Stage, piece: _Piece) -> None:
             if part not in holder._modules:
                 holder.add_module(part, nn.Module())
             holder = getattr(holder, part)
-        value = getattr(owner, last)
+        value: Any = constants[target] if target in constants else getattr(owner, last)
         if op == "call_module":
             holder.add_module(last, value)
         elif isinstance(value, nn.Parameter):
@@ -341,7 +394,7 @@ def _install(stage: Stage, piece: _Piece) -> None:
             holder.register_buffer(last, value, persistent=False)
 
 
-def _check_shared(stages: Sequence[Stage]) -> None:
+def _check_shared(stages: Sequence[Stage], pieces: Sequence[Sequence[_Piece]]) -> None:
     seen: dict[Tensor, Stage] = {}
     for stage in stages:
         statistics = [(name, b) for name, b in stage.named_buffers() if name.rsplit(".", 1)[-1].startswith("running_")]
@@ -351,17 +404,53 @@ def _check_shared(stages: Sequence[Stage]) -> None:
                     f"{name.removeprefix(ROOT)!r} is used in both stages {first.name!r} and {stage.name!r}, so that "
                     "they cannot learn one after the other; choose cuts that keep its uses in one stage."
                 )
+    for number, stage in enumerate(stages):  # what a later stage writes would change a frozen one
+        later = set().union(*(piece.written for parts in pieces for piece in parts[number + 1 :]))
+        for name, value in stage.named_buffers():
+            if storage(value) in later:
+                raise UserError(
+                    f"{name.removeprefix(ROOT)!r} is used in stage {stage.name!r} and changed in a later one, so that "
+                    "they cannot learn one after the other; choose cuts that keep its uses in one stage."
+                )
 
 
-def _check_composed(network: nn.Module, stages: Sequence[Stage], example: Tensor) -> None:
-    """What cannot be seen in a trace (a type asked for, say) shows in the numbers."""
-    with eval_mode(network), torch.no_grad():
-        pairs = zip(*(tensors_in(run(example.clone())) for run in (network, Chain(stages).eval())), strict=True)
-        same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs)
+def _check_composed(
+    network: nn.Module, stages: Sequence[Stage], samples: Sequence[Tensor], learning: set[nn.Module]
+) -> None:
+    """What cannot be seen in a trace (a type asked for, or what a module keeps for another one) shows in the numbers:
+    of stages that take turns on an example and on other samples, in evaluation and in the modes they were traced in."""
+    names = [stage.name for stage in stages[:-1]]
+    for training in (set[nn.Module](), learning):
+        before = random_state(samples[0])
+        with undone(network), _modes(network, training), torch.no_grad():
+            taps = {name: network.get_submodule(name) for name in names}
+            expected = []
+            for batch in samples:
+                with first_outputs(taps) as heard:
+                    outputs = network(batch.clone())
+                expected.append([*(heard[name] for name in names), outputs])
+            buffers = [buffer.clone() for buffer in network.buffers()]
+            draws = random_state(samples[0]) != before
+        if draws:  # no two passes are alike
+            continue
+        with undone(network), _modes(network, training), torch.no_grad():
+            for stage in stages:
+                stage.training = bool(training)
+            live: list[Any] = [(batch.clone(),) for batch in samples]
+            try:
+                same = True
+                for number, stage in enumerate(stages):
+                    for turn, values in enumerate(expected):
+                        live[turn] = stage(live[turn])
+                        first = live[turn][0] if stage is not stages[-1] else live[turn]
+                        same = same and close(first, values[number])
+                same = same and all(map(close, network.buffers(), buffers))
+            except Exception:
+                same = False
+        if not same:
+            raise UserError(
+                f"the stages at {_listed(names)} do not compute what the network does, as its code hides something "
+                "from tracing; cut elsewhere or take a method without stages."
+            )
     for stage in stages:
         stage.training = network.training
-    if not same:
-        raise UserError(
-            f"the stages at {_listed([s.name for s in stages[:-1]])} do not compute what the network does, as its code "
-            "hides something from tracing; cut elsewhere or take a method without stages."
-        )

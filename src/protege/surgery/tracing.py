@@ -7,10 +7,10 @@ on shapes is followed as the example goes; only control flow on the numbers insi
 from __future__ import annotations
 
 import operator
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from .laws import random_state, tensors_in, undone
+
+CALLS = ("call_function", "call_method", "call_module")
 ROOT = "network."  # a node's target begins so: the network is traced as the only child of `Entry`
 
 
@@ -44,34 +47,39 @@ class Untraceable(Exception):
 class Trace:
     """Nodes in the order in which they ran, their values on the example, and what each module's first call gave.
 
-    `writes` holds, for a node that changes tensors in place, the storages it changes. `first` has None for a module
-    whose first call gave something else than one traced value.
+    `writes` holds, for a node that changes tensors in place, the storages it changes. `constants` has the values of
+    those that are neither parameters nor buffers nor computed from the input. `first` has None for a module whose first
+    call gave something else than one traced value.
     """
 
     entry: Entry
     nodes: list[fx.Node]
     values: dict[fx.Node, Any]
     writes: dict[fx.Node, set[int]]
+    constants: dict[fx.Node, Tensor]
     first: dict[nn.Module, fx.Node | None]
     code: str
 
 
-def trace(network: nn.Module, example: Tensor, opens: Callable[[nn.Module], bool], training: bool = False) -> Trace:
+def trace(
+    network: nn.Module,
+    example: Tensor,
+    opens: Callable[[nn.Module], bool],
+    training: Collection[nn.Module] = frozenset(),
+) -> Trace:
     """Record the network on `example` [N, …], going into the modules that `opens` accepts; others are one node.
 
-    `training` sets the flag of the opened modules only, so that their own code is seen as in training while norms
-    and dropout run in eval mode. Modes, buffers and random numbers are left as they were. Raises `Untraceable`.
+    The modules in `training`, opened ones, are seen as in training; norms and dropout run in eval mode. Modes, buffers
+    and random numbers are left as they were. Raises `Untraceable`.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
-    entry, tracer = Entry(network), _Tracer(example, opens, training)
-    devices = [example.device] if example.is_cuda else []
-    try:
-        for module, _ in modes:
-            module.training = training and opens(module)
-        with torch.enable_grad(), torch.random.fork_rng(devices):
+    entry, tracer = Entry(network), _Tracer(example, opens, bool(training))
+    with undone(network):
+        for module in network.modules():
+            module.training = module in training
+        with torch.enable_grad(), tracer.assigning():
             try:
                 graph = tracer.trace(entry)
+                tracer.refuse_stale()
             except Exception as error:
                 module = network if tracer.failed is None else tracer.failed
                 names = {found: name for name, found in network.named_modules()}
@@ -79,14 +87,29 @@ def trace(network: nn.Module, example: Tensor, opens: Callable[[nn.Module], bool
                 if _Known.__name__ in reason:
                     reason = "it makes tensors of the input's sizes"
                 raise Untraceable(module, names.get(module, ""), reason) from error
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-    finally:
-        for module, mode in modes:
-            module.training = mode
     code = graph.python_code("self").src
-    return Trace(entry, list(graph.nodes), tracer.values, tracer.writes, tracer.first, code)
+    return Trace(entry, list(graph.nodes), tracer.values, tracer.writes, tracer.constants, tracer.first, code)
+
+
+def memory_of(one: Trace, other: Trace) -> str | None:
+    """What a trace holds of its samples, where ``other`` is the same network's on others: a tensor or number that its
+    code did not compute from its input as it ran. None where nothing shows."""
+    for node, twin in zip(one.nodes, other.nodes, strict=False):
+        mine, theirs = one.constants.get(node), other.constants.get(twin)
+        if mine is not None and not (theirs is not None and torch.equal(mine, theirs)):
+            attribute = str(node.target).removeprefix(ROOT)
+            if attribute != node.target:
+                return f"a tensor (its attribute {attribute!r})"
+            return "a tensor" + "".join(f" (which {_said(user)} takes)" for user in list(node.users)[:1])
+    return None if one.code == other.code else "a number, a choice or a list"
+
+
+def _said(node: fx.Node) -> str:
+    """A node by its function and the module in whose code it stands."""
+    path, kind = list(node.meta.get("nn_module_stack", {"": ("", nn.Module)}).values())[-1]
+    name = path.removeprefix(ROOT.rstrip(".")).removeprefix(".")
+    function = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+    return f"{function!r} of {getattr(kind, '__name__', kind)}" + (f" {name!r}" if name else "")
 
 
 class _Known(fx.Proxy):
@@ -96,7 +119,7 @@ class _Known(fx.Proxy):
 
     def _number(self) -> Any:
         value = self.tracer.values[self.node]
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) or self.node in self.tracer.told:
             raise fx.proxy.TraceError("its code asks for a number inside a tensor")
         return value
 
@@ -127,9 +150,13 @@ class _Tracer(fx.Tracer):
     def __init__(self, example: Tensor, opens: Callable[[nn.Module], bool], training: bool) -> None:
         super().__init__()
         self.example, self.opens, self.training = example, opens, training
-        self.drawn = _random_state(example)  # after the last node; nothing else may draw
+        self.drawn = random_state(example)  # after the last node; nothing else may draw
         self.values: dict[fx.Node, Any] = {}
         self.writes: dict[fx.Node, set[int]] = {}
+        self.constants: dict[fx.Node, Tensor] = {}
+        self.told: set[fx.Node] = set()  # numbers and the like that tell what is inside a tensor
+        self.replaced: dict[fx.Node, int] = {}  # nodes that give a buffer other values, and its storage
+        self.proxies: dict[str, fx.Proxy] = {}  # of parameters and buffers, torch.fx's own
         self.first: dict[nn.Module, fx.Node | None] = {}
         self.failed: nn.Module | None = None
         self.running = False  # a real pass is going on inside the recorded one
@@ -150,21 +177,68 @@ class _Tracer(fx.Tracer):
         return result
 
     def getattr(self, attr: str, value: Any, cache: dict[str, fx.Proxy]) -> Any:
+        self.proxies = cache
         return value if self.running else super().getattr(attr, value, cache)
 
+    @contextmanager
+    def assigning(self) -> Iterator[None]:
+        """Inside, a traced value that a module sets as its buffer goes into that buffer."""
+        plain = nn.Module.__setattr__
+
+        def assign(module: nn.Module, name: str, value: Any) -> None:
+            if isinstance(value, _Known) and isinstance(module.__dict__.get("_buffers", {}).get(name), Tensor):
+                self._replace(module, name, value)
+            else:
+                plain(module, name, value)
+
+        nn.Module.__setattr__ = assign  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            nn.Module.__setattr__ = plain  # type: ignore[method-assign]
+
+    def _replace(self, module: nn.Module, name: str, value: _Known) -> None:
+        buffer, new = module._buffers[name], self.values[value.node]
+        assert isinstance(buffer, Tensor)
+        if new is buffer:
+            return
+        if not isinstance(new, Tensor) or (new.shape, new.dtype) != (buffer.shape, buffer.dtype):
+            raise fx.proxy.TraceError(f"it replaces its buffer {name!r} by one of another shape or kind")
+        node = self.create_proxy("call_method", "copy_", (getattr(module, name), value), {}).node
+        self.replaced[node] = storage(buffer)
+        for known, proxy in list(self.proxies.items()):  # what is read from here on is another node
+            if self.values[proxy.node] is buffer:
+                del self.proxies[known]
+
+    def refuse_stale(self) -> None:
+        """Raise where code goes on with what a buffer held before it was given other values: there is no copy of it."""
+        nodes = list(self.graph.nodes) if self.replaced else []
+        for at, node in enumerate(nodes):
+            for source in node.all_input_nodes:
+                since = nodes.index(source)
+                if any(
+                    since < nodes.index(change) < at and place in {storage(t) for t in tensors_in(self.values[source])}
+                    for change, place in self.replaced.items()
+                ):
+                    raise fx.proxy.TraceError("it goes on with a buffer's value from before it replaces it")
+
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
-        if self.drawn != _random_state(self.example):
+        if self.drawn != random_state(self.example):
             raise fx.proxy.TraceError("it draws random numbers by itself, which would never change")
-        if self.training and not torch.is_grad_enabled():
-            raise fx.proxy.TraceError("it switches gradients off")
+        if self.training and not torch.is_grad_enabled() and kind in CALLS:
+            if kind == "call_module":
+                raise fx.proxy.TraceError("it switches gradients off around modules")
+            kind, target = "call_function", without_gradients(kind, target)
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         self.running = True
         try:
             with torch.no_grad():
                 self.values[node] = self._evaluate(node)
+                if node.op in CALLS and self._tells(node):
+                    self.told.add(node)
         finally:
             self.running = False
-        self.drawn = _random_state(self.example)
+        self.drawn = random_state(self.example)
         return node
 
     def _evaluate(self, node: fx.Node) -> Any:
@@ -172,41 +246,64 @@ class _Tracer(fx.Tracer):
             return self.example.clone()
         target: Any = node.target
         if node.op == "get_attr":
-            return reduce(getattr, target.split("."), self.root)
-        args, kwargs = self._given(node.args), self._given(node.kwargs)
+            value = reduce(getattr, target.split("."), self.root)
+            owner = reduce(getattr, target.split(".")[:-1], self.root)
+            if isinstance(value, Tensor) and target.split(".")[-1] not in {**owner._parameters, **owner._buffers}:
+                self.constants[node] = value.detach().clone()
+            return value
         if node.op == "output":
-            return args[0]
+            return self._given(node.args, self.values)[0]
         given = [tensor for source in node.all_input_nodes for tensor in tensors_in(self.values[source])]
         versions = [tensor._version for tensor in given]
-        if node.op == "call_method":
-            value = getattr(args[0], target)(*args[1:], **kwargs)
-        elif node.op == "call_module":
-            value = self.root.get_submodule(target)(*args, **kwargs)
-        else:
-            value = target(*args, **kwargs)
+        value = self._call(node, self.values)
         changed = {storage(t) for t, version in zip(given, versions, strict=True) if t._version != version}
         if changed:
             self.writes[node] = changed
         return value
 
-    def _given(self, argument: Any) -> Any:
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        target: Any = node.target
+        args, kwargs = self._given(node.args, values), self._given(node.kwargs, values)
+        if node.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return (self.root.get_submodule(target) if node.op == "call_module" else target)(*args, **kwargs)
+
+    def _tells(self, node: fx.Node) -> bool:
+        """Whether numbers and the like in a value depend on what is inside tensors rather than on their sizes and
+        kinds: they would be others if the tensors were all zeros or all ones."""
+        plain, sources = _plain(self.values[node]), node.all_input_nodes
+        if not plain or any(source in self.told for source in sources):
+            return bool(plain)
+        if not any(tensors_in(self.values[source]) for source in sources):
+            return False
+        for fill in (torch.zeros_like, torch.ones_like):
+            try:
+                other = _plain(self._call(node, {source: _filled(self.values[source], fill) for source in sources}))
+                same = len(other) == len(plain) and all(np.all(a == b) for a, b in zip(other, plain, strict=True))
+            except Exception:
+                same = False
+            if not same:
+                return True
+        return False
+
+    def _given(self, argument: Any, values: Mapping[fx.Node, Any]) -> Any:
         """The values of an argument's nodes, in ordinary containers: a module may change a list it is given."""
         if isinstance(argument, fx.Node):
-            return self.values[argument]
+            return values[argument]
         if isinstance(argument, dict):
-            return {key: self._given(value) for key, value in argument.items()}
+            return {key: self._given(value, values) for key, value in argument.items()}
         if isinstance(argument, list):
-            return [self._given(item) for item in argument]
+            return [self._given(item, values) for item in argument]
         if type(argument) is tuple:
-            return tuple(self._given(item) for item in argument)
-        return map_arg(argument, self.values.__getitem__)
+            return tuple(self._given(item, values) for item in argument)
+        return map_arg(argument, values.__getitem__)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Known(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         value = self.values[obj.node]
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) or obj.node in self.told:
             raise fx.proxy.TraceError("its code branches on the numbers inside a tensor")
         return bool(value)
 
@@ -214,20 +311,34 @@ class _Tracer(fx.Tracer):
         return iter([obj[index] for index in range(len(self.values[obj.node]))])
 
 
-def _random_state(example: Tensor) -> tuple[Any, ...]:
-    """Where the random numbers of torch, Python and NumPy stand."""
-    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(example.device)] if example.is_cuda else [])]
-    _, keys, place, *_ = np.random.get_state(legacy=True)
-    return *(state.numpy().tobytes() for state in states), random.getstate(), np.asarray(keys).tobytes(), place
+@cache
+def without_gradients(kind: str, target: Any) -> Callable[..., Any]:
+    """A function, or a method by its name, as it is called where gradients are switched off."""
+
+    def quietly(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return getattr(args[0], target)(*args[1:], **kwargs) if kind == "call_method" else target(*args, **kwargs)
+
+    quietly.__name__ = quietly.__qualname__ = f"quietly_{target if kind == 'call_method' else target.__name__}"
+    return quietly
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a value: itself, or those in its tuples, lists and dictionaries."""
+def _filled(value: Any, fill: Callable[[Tensor], Tensor]) -> Any:
+    """A value with every tensor in it filled."""
     if isinstance(value, Tensor):
-        return [value]
+        return fill(value)
+    if isinstance(value, dict):
+        return {key: _filled(item, fill) for key, item in value.items()}
+    return type(value)(_filled(item, fill) for item in value) if type(value) in (tuple, list) else value
+
+
+def _plain(value: Any) -> list[Any]:
+    """What there is in a value besides tensors."""
     if isinstance(value, dict):
         value = list(value.values())
-    return [t for item in value for t in tensors_in(item)] if isinstance(value, tuple | list) else []
+    if isinstance(value, tuple | list):
+        return [leaf for item in value for leaf in _plain(item)]
+    return [] if isinstance(value, Tensor) else [value]
 
 
 def storage(tensor: Tensor) -> int:

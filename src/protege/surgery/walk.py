@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 from ..errors import UserError, told
 from ..modes import eval_mode
 from .absorb import LAYERS
-from .tracing import ROOT, Untraceable, tensors_in, trace
+from .laws import close, other_samples, others_for, undone
+from .tracing import ROOT, Untraceable, trace
 
 Live = dict[str, Any]
 
@@ -55,7 +56,7 @@ class Walk:
             self._dead: list[list[str]] = [[] for _ in self.nodes]  # what nobody needs after each node
             for i, node in enumerate(self.nodes):
                 self._dead[max((self.index[user.name] for user in node.users), default=i)].append(node.name)
-            self._check(network, torch.cat([example, example[:1]]))
+            self._check(network, example)
 
     @torch.no_grad()
     def _refuse_samples(self, network: nn.Module, example: Tensor) -> None:
@@ -69,25 +70,44 @@ class Walk:
             ) from None
 
     @torch.no_grad()
-    def _check(self, network: nn.Module, inputs: Tensor) -> None:
-        """The nodes must compute what the network does for any number of samples, not only for the example's."""
-        random = False
-        try:
-            outputs = network(inputs.clone())
-            if _close(self.run(inputs), outputs):
-                return
-            reason, random = "its outputs differ", not _close(network(inputs.clone()), outputs)
-        except Exception as error:
-            reason = told(error)
-        if random:
+    def _check(self, network: nn.Module, example: Tensor) -> None:
+        """The nodes must compute what the network does for any samples and any number of them, not for the example
+        only, and while they take turns on several batches."""
+        rows = torch.arange(len(example) + 1, device=example.device) % len(example)
+        with undone(network):
+            expected = network(example.clone())
+            if not close(network(example.clone()), expected):
+                raise UserError(
+                    f"the {self.who} gives other outputs each time it runs on the same images; expected none of its "
+                    "numbers to be random in eval mode: use nn.Dropout for F.dropout, say."
+                )
+            reason = self._apart(network, [example[rows]])
+            if reason:
+                raise UserError(
+                    f"the {self.who}'s forward computes with the number of its samples ({reason}); expected code that "
+                    "treats each sample alike: rewrite that part (x.flatten(1) for x.view(len(x), -1), say), or use "
+                    "another method, such as kd."
+                )
+            reason = self._apart(network, [other_samples(example, len(example)), example, others_for(network, example)])
+        if reason:
             raise UserError(
-                f"the {self.who} gives other outputs each time it runs on the same images; expected none of its "
-                "numbers to be random in eval mode: use nn.Dropout for F.dropout, say."
+                f"the {self.who}'s forward keeps numbers of the samples it was traced with or hands them on unseen "
+                f"({reason}), as by a hook or an attribute; expected values that modules hand to each other: rewrite "
+                "that part, or use method='kd'."
             )
-        raise UserError(
-            f"the {self.who}'s forward computes with the number of its samples ({reason}); expected code that treats "
-            "each sample alike: rewrite that part (x.flatten(1) for x.view(len(x), -1), say), or use method='kd'."
-        )
+
+    def _apart(self, network: nn.Module, batches: Sequence[Tensor]) -> str | None:
+        """How the nodes differ from the network on batches between which they take turns; None where they do not."""
+        try:
+            outputs = [network(batch.clone()) for batch in batches]
+            lives: list[Live] = [{} for _ in batches]
+            for i in range(len(self.nodes)):
+                for live, batch in zip(lives, batches, strict=True):
+                    self.advance(live, i, i + 1, batch.clone() if i == 0 else None)
+        except Exception as error:
+            return told(error)
+        same = all(close(live["output"], output) for live, output in zip(lives, outputs, strict=True))
+        return None if same else "its outputs differ"
 
     def name(self, node: fx.Node) -> str | None:
         """The name of the module that a node calls, if it calls one."""
@@ -199,22 +219,6 @@ def _opens(module: nn.Module) -> bool:
     """Whether to look into a module: one of other code than torch's, or a row of modules, with layers to align."""
     own = not type(module).__module__.startswith("torch.nn") or isinstance(module, nn.Sequential)
     return own and not isinstance(module, LAYERS) and any(isinstance(part, LAYERS) for part in module.modules())
-
-
-def _close(outputs: Any, others: Any) -> bool:
-    """Whether two outputs hold the same numbers, but for rounding."""
-
-    def alike(one: Tensor, other: Tensor) -> bool:
-        if one.shape != other.shape or not one.is_floating_point():
-            return torch.equal(one, other)
-        finite = other.isfinite()
-        if not torch.equal(one.isfinite(), finite):
-            return False
-        gap, size = ((one - other)[finite].abs(), other[finite].abs())
-        return not len(gap) or bool(gap.max() <= 1e-4 * size.max())
-
-    mine, theirs = tensors_in(outputs), tensors_in(others)
-    return len(mine) == len(theirs) and all(map(alike, mine, theirs))
 
 
 def _bytes(value: Any) -> int:

@@ -29,6 +29,7 @@ from ..copying import copy_network
 from ..errors import UserError, told
 from ..outputs import logits_in
 from .copies import Edit, Placement, gather, leaves, spread
+from .laws import other_samples
 from .layout import Tracer
 
 Projection = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -81,8 +82,8 @@ def widen(
     tolerance = 1e-6 if precise else 1e-4
     for rows in ([0, 1], [0, 1, 0]):  # whatever the batch
         _check(network, wide, example[rows], tolerance)
-    if example.is_floating_point() and not bool(example.any()):  # zeros would agree in any case
-        _check(network, wide, torch.randn_like(example), tolerance)
+    for count in (2, 3):  # and whatever is in it
+        _check(network, wide, other_samples(example, count), tolerance)
     _check_training(network, wide, example[[0, 1, 0]], tolerance if precise else math.inf)
     originals = dict(named_tensors(student))
     for name, tensor in named_tensors(wide):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -44,9 +45,29 @@ def held_out_losses(
 def remember_best(state: State, fit: Running, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
     """Keep the best evaluation so far (or the last, where that is what the phase keeps), and its weights."""
     value, before = metrics[fit.phase.select_by or task.metric], state.record
-    lower = fit.phase.select_by == "loss"
-    better = (before is None or value < before) if lower else task.better(value, before)
+    better = _better(fit, task, value, before)
     state.record, state.stale = (value, 0) if better else (before, state.stale + 1)
-    if better or fit.settings.select == "last":
-        weights = copy.deepcopy(network.state_dict()) if fit.settings.select == "best" else None
-        state.best = {"epoch": state.epoch, "value": value, "metrics": metrics, "state": weights}
+    if fit.settings.select == "last":
+        state.best = {"epoch": state.epoch, "value": value, "metrics": metrics, "state": None}
+    elif better and not (state.best and _beaten_by_start(fit, task, value, state.best)):
+        _keep(state, fit, task, network, metrics)
+
+
+def remember_start(state: State, fit: Running, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
+    """Keep the state that a phase begins with until training beats it; it is no evaluation that patience counts."""
+    if all(map(math.isfinite, metrics.values())):
+        _keep(state, fit, task, network, metrics)
+
+
+def _keep(state: State, fit: Running, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
+    value, weights = metrics[fit.phase.select_by or task.metric], copy.deepcopy(network.state_dict())
+    state.best = {"epoch": state.epoch, "value": value, "metrics": metrics, "state": weights}
+
+
+def _better(fit: Running, task: Task, new: float, old: float | None) -> bool:
+    return (old is None or new < old) if fit.phase.select_by == "loss" else task.better(new, old)
+
+
+def _beaten_by_start(fit: Running, task: Task, value: float, best: dict[str, Any]) -> bool:
+    """Whether the state that the phase began with is better; of equals the one that has learned is kept."""
+    return best["epoch"] == 0 and _better(fit, task, best["value"], value)

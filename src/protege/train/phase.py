@@ -68,7 +68,8 @@ class Fit:
     ``step`` on the validation samples, such as its ``"loss"``. ``reads`` says what ``step`` looks at besides the
     signals; where that is less than pixels and all signals come from caches, no image is fetched. ``parts``: of how
     many losses ``loss`` is the mean; SGD's default rate is as many times as high, so that each of them counts as it
-    would alone.
+    would alone. ``continues``: it goes on from a state that means something by itself, so that where the best state is
+    kept this one counts too, as that of epoch 0.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Fit:
     select_by: str | None = None
     reads: frozenset[Literal["pixels", "labels"]] = frozenset({"pixels", "labels"})
     parts: int = 1
+    continues: bool = False
     kind: Literal["fit"] = "fit"
 
 

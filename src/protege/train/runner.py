@@ -29,7 +29,7 @@ from ..teacher.feed import BLOCK, Feed
 from ..torch_utils import tensors_of
 from .checkpoint import save_checkpoint
 from .evaluate import evaluate
-from .judge import held_out_losses, remember_best
+from .judge import held_out_losses, remember_best, remember_start
 from .phase import Fit, Phase
 from .plan import Plan
 from .precision import autocast_for
@@ -176,8 +176,12 @@ class Runner:
                 feed.cache.capacity = state.capacities.setdefault(key, room)
         if saved:
             restore_random(saved["random"], self.rank, self.device)
-        fit = Running(phase, settings, wrapped, trainee, optimizer, average, feeds, judges, steps, epochs)
+        fit = Running(phase, settings, self.student, wrapped, trainee, optimizer, average, feeds, judges, steps, epochs)
         every = settings.eval_every or max(1, epochs // 10)
+        if phase.continues and settings.select == "best" and target and not state.updates and state.best is None:
+            began = average.module if average is not None else trainee
+            if metrics := self._evaluate_phase(fit, began, target):
+                remember_start(state, fit, self.task, began, metrics)
 
         while state.epoch < epochs:
             self._train_epoch(fit)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..modes import trained_by
 from ..teacher.feed import Feed
 from .phase import Fit, FitSettings
 from .schedule import MovingAverage
@@ -23,6 +24,7 @@ class Running:
 
     phase: Fit
     settings: FitSettings
+    student: nn.Module
     wrapped: nn.Module  # what the loop calls: the trainee, as Accelerate prepared it
     trainee: nn.Module
     optimizer: Any
@@ -36,12 +38,16 @@ class Running:
     rows: int = 0  # samples in this epoch's updates
 
     def set_modes(self) -> None:
-        """Train mode where something learns; eval mode in modules whose every parameter is frozen."""
+        """Train mode where something learns; eval mode in modules whose every parameter is frozen, and in those that
+        the student's own ``train()`` leaves in it, also where the trainee is only made of its parts."""
+        held = set(self.student.modules()) - trained_by(self.student)
         self.wrapped.train()
         for module in self.trainee.modules():
             parameters = list(module.parameters())
             if parameters and not any(p.requires_grad for p in parameters):
                 module.eval()
+            elif module in held:
+                module.training = False
 
     def refuse_unreached(self) -> None:
         """Raise after a backward pass where a parameter got no gradient, for which torch would wait in vain."""

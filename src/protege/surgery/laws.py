@@ -1,0 +1,123 @@
+"""What the laws of surgery are checked with: other samples than a network was traced on, and nothing left behind.
+
+A trace or a record is of one example. What it holds of that example (a tensor that a hook kept, a number that was
+asked for, a branch that was taken) is exact there and wrong everywhere else, so that each law is tried on other content
+and, where the network takes one, another batch size.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..modes import eval_mode
+
+GROWING = (list, dict, set, deque, OrderedDict, defaultdict)
+TOLERANCE = 1e-4  # of a tensor's largest value: what rounding may part in single precision
+
+
+def other_samples(example: Tensor, count: int) -> Tensor:
+    """``count`` samples of other content, shaped like those of ``example`` [N, …] and of its values (token ids stay
+    ids of the vocabulary): mixed up, and with noise where they are all the same."""
+    generator = torch.Generator().manual_seed(count)
+    order = torch.randperm(example.numel(), generator=generator).to(example.device)
+    mixed = example.reshape(-1)[order].view(example.shape)
+    if example.is_floating_point() and torch.equal(mixed, example):
+        mixed = example + torch.randn(example.shape, generator=generator).to(example)
+    return mixed[torch.arange(count) % len(mixed)].contiguous()
+
+
+def others_for(network: nn.Module, example: Tensor) -> Tensor:
+    """Other samples, of another number if the network takes it in eval mode and else of the example's."""
+    count = 1 if len(example) > 1 else 2
+    samples = other_samples(example, count)
+    try:
+        with undone(network), eval_mode(network), torch.no_grad():
+            network(samples.clone())
+    except Exception:
+        return other_samples(example, len(example))
+    return samples
+
+
+def close(found: Any, expected: Any, tolerance: float = TOLERANCE) -> bool:
+    """Whether two values (tensors, or tuples, lists and dictionaries of them) hold the same, but for rounding."""
+    mine, theirs = tensors_in(found), tensors_in(expected)
+    return len(mine) == len(theirs) and all(_alike(a, b, tolerance) for a, b in zip(mine, theirs, strict=True))
+
+
+def _alike(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    if found.shape != expected.shape or not found.is_floating_point():
+        return torch.equal(found, expected)
+    finite = expected.isfinite()
+    if not torch.equal(found.isfinite(), finite):
+        return False
+    gap, size = (found - expected)[finite].abs(), expected[finite].abs()
+    return not len(gap) or bool(gap.max() <= tolerance * size.max())
+
+
+def random_state(example: Tensor) -> tuple[Any, ...]:
+    """Where the random numbers of torch, Python and NumPy stand."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(example.device)] if example.is_cuda else [])]
+    _, keys, place, *_ = np.random.get_state(legacy=True)
+    return *(state.numpy().tobytes() for state in states), random.getstate(), np.asarray(keys).tobytes(), place
+
+
+@contextmanager
+def undone(network: nn.Module) -> Iterator[None]:
+    """Inside, passes may change what they like; afterwards the network's attributes (modes, counters, what was put into
+    lists and dictionaries), buffers, and random numbers are what they were."""
+    devices = {tensor.device for tensor in network.parameters() if tensor.is_cuda}
+    draws = random.getstate(), np.random.get_state()
+    attributes = [(vars(module), dict(vars(module))) for module in network.modules()]
+    containers: dict[int, tuple[Any, Any]] = {}
+    tensors: dict[Tensor, Tensor] = {}
+    for _, values in attributes:
+        _note(tuple(values.values()), containers, tensors)
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(draws[0])
+        np.random.set_state(draws[1])
+        for now, before in attributes:
+            now.clear()
+            now.update(before)
+        for container, before in containers.values():
+            container.clear()
+            (container.update if isinstance(container, dict | set) else container.extend)(before)
+        with torch.no_grad():
+            for tensor, value in tensors.items():
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def _note(value: Any, containers: dict[int, tuple[Any, Any]], tensors: dict[Tensor, Tensor]) -> None:
+    """Copies of all that can change among values, and inside of what can; parameters are not changed by passes."""
+    if isinstance(value, Tensor):
+        if not isinstance(value, nn.Parameter) and value not in tensors:
+            tensors[value] = value.detach().clone()
+        return
+    if type(value) in GROWING and id(value) not in containers:
+        containers[id(value)] = value, copy.copy(value)
+    elif type(value) is not tuple:
+        return
+    for item in list(value.values()) if isinstance(value, dict) else value:
+        if isinstance(item, (Tensor, tuple, *GROWING)):
+            _note(item, containers, tensors)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a value: itself, or those in its tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for item in value for t in tensors_in(item)] if isinstance(value, tuple | list) else []
