@@ -244,24 +244,22 @@ def test_inherit_may_stand_alone(words, last, monkeypatch):
 
 def test_joint_finetuning_learns_everything_from_the_target(tmp_path):
     seen: list[tuple] = []
-    *_, state = taught(
-        "residual", tmp_path, finetune_epochs=3, target="topk", k=2, watch=lambda p, s: seen.append((p, weights(s)))
-    )
+    settings = {"finetune_epochs": 3, "target": "topk", "k": 2, "select": "last"}
+    *_, state = taught("residual", tmp_path, watch=lambda p, s: seen.append((p, weights(s))), **settings)
     assert [d["name"] for d in state.done] == ["layer1", "layer2", "layer3", "head", "finetune"]
     assert state.done[-1]["epochs"] == 3
     a, b = seen[-2][1], seen[-1][1]
     assert all(not torch.equal(a[name], b[name]) for name, _ in networks("residual")[0].named_parameters())
 
 
-@pytest.mark.parametrize("settings", [{"method": "skd", "finetune_epochs": 2}, {"method": "fitnets"}])
-def test_what_a_phase_begins_with_counts(settings, tmp_path):
+def test_what_the_joint_phase_begins_with_counts(tmp_path):
     """At a rate that spoils it, the last phase keeps what it began with."""
-    seen: list[tuple] = []
-    last = {"lr": 30.0, "clip": 1.0}
-    phases = {"finetune" if settings["method"] == "skd" else "kd": last}
-    *_, state = taught("residual", tmp_path, phases=phases, watch=lambda p, s: seen.append((p, weights(s))), **settings)
+    seen: list[dict] = []
+    phases = {"finetune": {"lr": 30.0, "clip": 1.0}}
+    settings = {"finetune_epochs": 2, "phases": phases}
+    *_, state = taught("residual", tmp_path, watch=lambda p, s: seen.append(weights(s)), **settings)
     assert state.done[-1]["best"]["epoch"] == 0
-    assert same(seen[-1][1], seen[-2][1])
+    assert same(seen[-1], seen[-2])
 
 
 @pytest.mark.parametrize("method", ["skd", "fitnets", "simultaneous", "fsp"])

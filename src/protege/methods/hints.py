@@ -8,7 +8,6 @@ are compared where the stages end; losses are in `features`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -53,7 +52,7 @@ def fitnets(cast: Cast) -> list[Fit]:
     guided = Apprentice(cast.student, found.stages[: middle + 1], pair)
     source = features(cast, [pair.teacher.name])
     hint = Fit("hint", guided, step, (source,), select_by="loss", reads=frozenset({"pixels"}))
-    return [hint, *(replace(phase, continues=True) for phase in kd.plan(cast))]
+    return [hint, *kd.plan(cast)]
 
 
 def at(cast: Cast) -> list[Fit]:
@@ -95,7 +94,7 @@ def fsp(cast: Cast) -> list[Fit]:
     first.select_by = "loss"
     head = {name for name, _ in found.stages[-1].named_parameters()}  # no flow reaches it
     first.learns = lambda name: name.removeprefix("model.") not in head
-    return [first, Fit("labels", cast.student, labels, continues=True)]
+    return [first, Fit("labels", cast.student, labels)]
 
 
 def simultaneous(cast: Cast) -> list[Fit]:

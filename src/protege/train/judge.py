@@ -49,7 +49,7 @@ def remember_best(state: State, fit: Running, task: Task, network: nn.Module, me
     state.record, state.stale = (value, 0) if better else (before, state.stale + 1)
     if fit.settings.select == "last":
         state.best = {"epoch": state.epoch, "value": value, "metrics": metrics, "state": None}
-    elif better and not (state.best and _beaten_by_start(fit, task, value, state.best)):
+    elif better and not (state.best and _beaten_by_start(fit, task, metrics, state.best)):
         _keep(state, fit, task, network, metrics)
 
 
@@ -68,6 +68,12 @@ def _better(fit: Running, task: Task, new: float, old: float | None) -> bool:
     return (old is None or new < old) if fit.phase.select_by == "loss" else task.better(new, old)
 
 
-def _beaten_by_start(fit: Running, task: Task, value: float, best: dict[str, Any]) -> bool:
-    """Whether the state that the phase began with is better; of equals the one that has learned is kept."""
-    return best["epoch"] == 0 and _better(fit, task, best["value"], value)
+def _beaten_by_start(fit: Running, task: Task, metrics: dict[str, float], best: dict[str, Any]) -> bool:
+    """Whether the state that the phase began with is better: of equals the one of the smaller loss."""
+    value, (loss, first) = (
+        metrics[fit.phase.select_by or task.metric],
+        (one.get("nll", one.get("loss", 0.0)) for one in (metrics, best["metrics"])),
+    )
+    return best["epoch"] == 0 and (
+        _better(fit, task, best["value"], value) or (value == best["value"] and first < loss)
+    )
