@@ -186,7 +186,7 @@ def test_evaluating_batch_norm_and_resuming(tmp_path):
         expected, details = evaluate(model(seed=1), pictures(count, seed=count), TASKS["classification"], CLASSES)
         assert mine[str(count)][0] == pytest.approx(expected, rel=1e-5)
         assert mine[str(count)][1] == details
-    assert mine["unlabelled"][0].keys() == {"accuracy", "nll", "ece"}
+    assert mine["unlabelled"][0].keys() == {"accuracy", "balanced_accuracy", "macro_f1", "nll", "ece"}
     states = [torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1)]
     assert apart(*states) == 0
     assert mine["counts"] == [48, 96, 96]

@@ -135,6 +135,7 @@ def test_figures_against_a_loop(seed, classes, cut, pieces):
         metrics.update(logits[step], labels[step])
     found, details = metrics.compute(), metrics.details()
     both, either, right, total, nll = [0] * classes, [0] * classes, 0, 0, 0.0
+    truths, guesses = [0] * classes, [0] * classes
     for n in range(4):
         for y in range(5):
             for x in range(3):
@@ -144,6 +145,8 @@ def test_figures_against_a_loop(seed, classes, cut, pieces):
                 values = logits[n, :, y, x].double()
                 guess = int(values.argmax())
                 total, right = total + 1, right + (guess == truth)
+                truths[truth] += 1
+                guesses[guess] += 1
                 nll += float(values.logsumexp(0) - values[truth])
                 for k in range(classes):
                     both[k] += guess == truth == k
@@ -151,6 +154,9 @@ def test_figures_against_a_loop(seed, classes, cut, pieces):
     overlaps = [b / e if e else None for b, e in zip(both, either, strict=True)]
     known = [v for v in overlaps if v is not None]
     expected = {"miou": sum(known) / len(known), "pixel_accuracy": right / total, "nll": nll / total}
+    occurring = [k for k in range(classes) if truths[k]]
+    expected["balanced_accuracy"] = sum(both[k] / truths[k] for k in occurring) / len(occurring)
+    expected["macro_f1"] = sum(2 * both[k] / (truths[k] + guesses[k]) for k in occurring) / len(occurring)
     assert found == pytest.approx(expected, rel=1e-5)
     assert details["per_class_iou"] == [v if v is None else pytest.approx(v) for v in overlaps]
 
@@ -172,7 +178,7 @@ def test_train(teacher, folder):
     assert result["task"] == "segmentation"
     assert result["classes"] == ["0", "1", "2"]
     metrics = result["student"]["metrics"]
-    assert set(metrics) == {"miou", "pixel_accuracy", "nll"}
+    assert set(metrics) == {"miou", "pixel_accuracy", "balanced_accuracy", "macro_f1", "nll"}
     assert metrics["miou"] > 0.5
     assert len(result["student"]["per_class_iou"]) == 3
     again = evaluate(str(teacher / "student"), f"segmentation:{folder}", precision="fp32")

@@ -1,6 +1,7 @@
 """Rows, metrics and losses of the three tasks, against loops that are too simple to be wrong."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -103,7 +104,22 @@ def test_metrics(task, seed, cut):
             "accuracy": accuracy,
             "ece": calibration([(max(row), g == y) for (row, y), (g, _) in zip(rows, guesses, strict=True)]),
         }
+    if task != "language":
+        truths, said = Counter(y for _, y in guesses), Counter(guess for guess, _ in guesses)
+        both = {k: guesses.count((k, k)) for k in truths}  # classes that occur
+        expected["balanced_accuracy"] = sum(both[k] / truths[k] for k in truths) / len(truths)
+        expected["macro_f1"] = sum(2 * both[k] / (truths[k] + said[k]) for k in truths) / len(truths)
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    shares = sorted(Counter(label for _, label in guesses).values())
+    assert metrics.details()["chance"] == pytest.approx(
+        {
+            "accuracy": shares[-1] / len(rows),
+            "least": shares[0] / len(rows),
+            "nll": -sum(n / len(rows) * math.log(n / len(rows)) for n in shares),
+            "rows": len(rows),
+            "classes": len(shares),
+        }
+    )
     if task != "language":
         details = metrics.details()
         for k in range(4):

@@ -25,6 +25,7 @@ from .models.placing import place
 from .production import Production
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
+from .report.guess import told_guess, verdict
 from .runfolder import check_out, held, resumed_settings, told_how_to_go_on
 from .tasks import TASKS
 from .train.checkpoint import load_checkpoint
@@ -144,7 +145,7 @@ def evaluate(
     place(network, device)
     with Display(True) as display:
         display.say(f"{len(samples):,} samples", always=True)
-        metrics, _ = run_evaluation(
+        metrics, details = run_evaluation(
             network,
             samples.to(device),
             TASKS[loaded.task],
@@ -159,6 +160,10 @@ def evaluate(
             f"the model gives values that are not finite on the {split} split; expected finite outputs: check its "
             "weights."
         )
+    metric, part = TASKS[loaded.task].metric, {"metrics": metrics, **details}
+    for line in (f"{metric} {told_guess(metric, part)}", verdict(part, metric, loaded.classes, "the model")):
+        if line:
+            display.say(line, always=True)
     return metrics
 
 

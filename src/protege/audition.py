@@ -17,7 +17,7 @@ from .errors import UserError
 from .models import Model
 from .modes import eval_mode
 from .runfolder import write_json
-from .tasks import Chance, check_logits
+from .tasks import BLIND, Chance, check_logits
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
 from .train.runner import Runner
@@ -26,8 +26,7 @@ logger = logging.getLogger("protege")
 AUDITION = 1024  # transfer samples that a teacher is tried on
 FEW = 10  # samples, of which one class is no wonder
 SCENES = 64  # in segmentation, where each has thousands of rows
-VERSION = 1  # of what is remembered; another one is measured anew
-BLIND = 0.05  # the part of the way from chance to perfect that a teacher of pixels must have gone
+VERSION = 2  # of what is remembered; another one is measured anew
 
 
 def refuse_chance_level(
@@ -51,16 +50,16 @@ def refuse_chance_level(
     language = runner.task.name == "language"
     causes = "its input normalisation, channel order and order of classes are those it was trained with"
     if runner.task.name == "segmentation" and metrics:
-        recalls = [recall for recall in details["per_class"] if recall is not None]
-        reached, level = sum(recalls) / len(recalls), 1 / len(recalls)
-        if len(recalls) > 1 and reached <= level + BLIND * (1 - level):
+        classes, reached = details["chance"]["classes"], metrics["balanced_accuracy"]
+        level = 1 / classes
+        if classes > 1 and reached <= level + BLIND * (1 - level):
             raise _at_chance(spec, where, "mean accuracy of the classes", reached, level, causes)
         return
     labels = samples.fetch(some, CLEAN, Augment()).labels if language else samples.labels
     if labels is None or not metrics:
         return
     chance = Chance.of(labels if language else labels[some])
-    if chance is None or not chance.explains(metrics["accuracy"], metrics["nll"]):
+    if chance is None or not chance.explains(metrics["accuracy"], metrics["nll"], metrics.get("balanced_accuracy")):
         return
     if language:
         causes = "it was trained, and on text of this kind"

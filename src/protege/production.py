@@ -27,6 +27,7 @@ from .pictures import segmentation_pictures
 from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
 from .record import cast_of, for_tracker, result_of, sizes
 from .report import write_run_report
+from .report.guess import told_guess, verdict
 from .runfolder import SPECS, clear, recorded, write_json
 from .tasks import TASKS
 from .torch_utils import tensors_of
@@ -75,6 +76,8 @@ class Production:
         data = replace(data, train=data.train.to(self.device), val=val, test=test)
         self.data, self.task = data, TASKS[data.task]
         s = self.settings = suited(s, self.task.defaults)
+        if getattr(s, "class_weights", None) is not None and self.task.metric == "accuracy":
+            self.task = replace(self.task, metric="balanced_accuracy")  # the commonest is not all that counts
         self._remember: list[Callable[[], None]] = []  # what to write once everything has been checked
         torch.manual_seed(s.seed)
         self.student = self._load("student", objects)
@@ -257,11 +260,15 @@ class Production:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
         name = self.task.metric if self.task.metric in after[0] else "agreement"
-        told = f"{name} {before[name]:.4f} → {after[0][name]:.4f}; " if name in after[0] else ""
+        told = f"{name} {before[name]:.4f} → {after[0][name]:.4f}; " if name in after[0] and name in before else ""
+        if told and (alone := told_guess(name, result["student"])):
+            told = f"{told.rstrip('; ')} ({alone}); "
         if on := after[1].get("measured_on"):
             which = "that did not teach" if on["unseen"] else "that it learned from"
             told = f"{told.rstrip('; ')} with the teacher, on {on['samples']:,} images {which}; "
         self.display.say(f"{told}the student is in {self.out / 'student'}", always=True)
+        if warning := verdict(result["student"], TASKS[self.data.task].metric, self.data.classes):
+            self.display.say(warning, always=True)
         self.student.eval()
         return result
 

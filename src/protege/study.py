@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -207,6 +207,11 @@ def interval95(values: list[float]) -> float | None:
     return float(student_t.ppf(0.975, len(values) - 1)) * spread
 
 
+def _shared(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that all have, in the order of the first: runs of other versions measured less."""
+    return [key for key in tables[0] if all(key in table for table in tables)]
+
+
 def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "interval95": interval95(values)}
 
@@ -219,13 +224,14 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
         if run["status"] == "done":
             result = json.loads((out / run["out"] / "result.json").read_text())
             results[settings.index(run["setting"])][run["seed"]] = result
+    done = [result for mine in results for result in mine.values()]
     rows: list[dict[str, Any]] = []
     for setting, mine in zip(settings, results, strict=True):
         if not mine:
             continue
         metrics = {
             name: {**_spread(values), "values": values}
-            for name in next(iter(mine.values()))["student"]["metrics"]
+            for name in _shared([result["student"]["metrics"] for result in done])
             for values in [[result["student"]["metrics"][name] for result in mine.values()]]
         }
         rival = {**setting, **study.baseline}  # 4 is 4.0
@@ -246,10 +252,14 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
             row["teacher"] = {key: teacher[key] for key in ("spec", "params", "metrics")}
         if all(Path(result["student"]["spec"]).exists() for result in mine.values()):  # no fresh network
             befores = [result["student"]["before"] for result in mine.values()]
-            row["before"] = {name: _spread([before[name] for before in befores]) for name in metrics}
+            row["before"] = {
+                name: _spread([before[name] for before in befores]) for name in _shared([metrics, *befores])
+            }
         if all("held_out" in result["student"] for result in mine.values()):
             others = [result["student"]["held_out"] for result in mine.values()]
-            row["held_out"] = {name: _spread([each[name] for each in others]) for name in metrics if name in others[0]}
+            row["held_out"] = {name: _spread([each[name] for each in others]) for name in _shared([metrics, *others])}
+        if chance := next(iter(mine.values()))["student"].get("chance"):
+            row["chance"] = chance
         rows.append(row)
     found = {
         "version": 1,

@@ -8,8 +8,8 @@ their metrics. Everything else in the house (targets, losses, methods) works on 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .labels import UNLABELLED
 from .torch_utils import admit_torchvision
 
 AT_ONCE = 2**24  # logits that metrics look at in one go
+BLIND = 0.05  # the part of the way from chance to perfect that an accuracy averaged over classes may go by luck
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,43 @@ def check_logits(rows: Tensor, who: str) -> None:
         )
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of rows ``[M, K]`` with labels ``[M]``, in float32; rows without a label count as 0."""
-    total = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum")
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of rows ``[M, K]`` with labels ``[M]``, in float32; rows without a label count as 0.
+
+    ``weights`` ``[K]`` are those of `torch.nn.CrossEntropyLoss`, with ``smoothing`` too; but the sum is divided by the
+    number of rows rather than by their weights, so that a row counts the same in whatever batch it is.
+    """
+    total = F.cross_entropy(
+        logits.float(), labels, weights, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum"
+    )
     return total / (labels != UNLABELLED).sum().clamp(min=1)
+
+
+def class_weights(wanted: str | Sequence[float], counts: Tensor) -> Tensor:
+    """Weights ``[K]``, float32, of classes of which ``counts`` ``[K]`` rows are to be learned from; over these rows
+    their mean is 1.
+
+    "balanced" gives all classes that occur the same sum; else the weights given, one a class. Raises `UserError`
+    where their number is another, or no row has a weight.
+    """
+    counts = counts.double()
+    if not counts.any():
+        raise UserError("class_weights need labels, which the data does not have; expected some: leave them out.")
+    if wanted == "balanced":
+        raw = torch.where(counts > 0, 1 / counts, 0.0)
+    else:
+        raw = torch.tensor(list(wanted), dtype=torch.float64, device=counts.device)
+        if len(raw) != len(counts):
+            raise UserError(
+                f"class_weights has {len(raw)} values for {len(counts)} classes; expected one for each class, in their "
+                "order: correct the list, or write balanced."
+            )
+    mean = (raw * counts).sum() / counts.sum()
+    if mean == 0:
+        raise UserError(
+            "class_weights are 0 for every class that there is to learn from; expected some above 0: correct the list."
+        )
+    return (raw / mean).float()
 
 
 @dataclass(frozen=True)
@@ -102,30 +136,40 @@ class Chance:
     """What is to be had without looking at the samples, by who has only counted the labels.
 
     ``accuracy`` is the share of the commonest label and ``least`` that of the rarest, ``nll`` the entropy of their
-    shares in nats, ``rows`` how many were counted.
+    shares in nats, ``rows`` how many were counted, ``classes`` how many labels occur.
     """
 
     accuracy: float
     least: float
     nll: float
     rows: int
+    classes: int = 0
 
     @staticmethod
     def of(labels: Tensor) -> Chance | None:
         """Of labels of any shape, those of `UNLABELLED` rows left out; None where there is none."""
-        counts = labels[labels != UNLABELLED].bincount().double()
-        if not len(counts):
+        return Chance.counted(labels[labels != UNLABELLED].bincount())
+
+    @staticmethod
+    def counted(counts: Tensor) -> Chance | None:
+        """Of how many rows each class has, ``[K]``; None where there are none."""
+        counts = counts.double()
+        if not counts.any():
             return None
         shares = counts[counts > 0] / counts.sum()
         entropy = -float((shares * shares.log()).sum())
-        return Chance(float(shares.max()), float(shares.min()), entropy, int(counts.sum()))
+        return Chance(float(shares.max()), float(shares.min()), entropy, int(counts.sum()), len(shares))
 
-    def explains(self, accuracy: float, nll: float) -> bool:
-        """Whether neither first guesses (within three deviations) nor probabilities (within 1 %) show any more.
+    def explains(self, accuracy: float, nll: float, balanced: float | None = None) -> bool:
+        """Whether neither first guesses (within three deviations) nor probabilities (within 1 %) show any more, nor
+        ``balanced``, the accuracy averaged over classes, where that is known.
 
-        Both must fail: an over-confident network has a high NLL and yet guesses well, and where one label is frequent,
-        probabilities may say much while the first guess is always that label.
+        All must fail: an over-confident network has a high NLL and yet guesses well; where one label is frequent,
+        probabilities may say much while the first guess is always that label; and a network that was trained to heed
+        rare labels names them too often to beat a count in either.
         """
+        if balanced is not None and self.classes and balanced > (1 + BLIND * (self.classes - 1)) / self.classes:
+            return False
         bound = min(self.accuracy + self._three(self.accuracy), (1 + self.accuracy) / 2)  # three deviations of few rows
         return self.accuracy < 1 and accuracy <= bound and nll >= 0.99 * self.nll
 
@@ -142,12 +186,14 @@ class Metrics:
 
     def __init__(self, task: Task, classes: int, device: torch.device | str = "cpu") -> None:
         self.task, self.classes = task, classes
+        self.chance: Chance | None = None  # once computed
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # rows, correct, negative log-likelihood
         admit_torchvision()  # which torchmetrics imports
         from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
         self.confusion: MulticlassConfusionMatrix | None = None
         self.calibration: MulticlassCalibrationError | None = None
+        self.counts = torch.zeros(classes if task.name == "language" else 0, dtype=torch.int64, device=device)
         if task.name != "language":
             self.confusion = MulticlassConfusionMatrix(classes, validate_args=False).to(device)
         if task.name == "classification":
@@ -169,39 +215,64 @@ class Metrics:
         guesses = logits.argmax(1)
         correct = (guesses == labels).sum()
         self.sums += torch.stack([nll.new_full((), len(labels)), correct.to(nll), nll])
+        if len(self.counts):
+            self.counts += labels.bincount(minlength=len(self.counts))
         if self.confusion is not None and len(labels):
             self.confusion.update(guesses, labels)
         if self.calibration is not None and len(labels):
             self.calibration.update(logits.softmax(1), labels)
 
     def compute(self) -> dict[str, float]:
-        """The task's metrics as fractions and natural numbers; empty where no row had a label."""
-        sums = self.sums.clone()
+        """The task's metrics as fractions and natural numbers; empty where no row had a label.
+
+        ``balanced_accuracy`` and ``macro_f1`` are means of recall and of F1 over the classes that occur
+        among the labels.
+        """
+        sums, counts = self.sums.clone(), self.counts.clone()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
+            torch.distributed.all_reduce(counts)
         rows, correct, nll = sums.tolist()
         if rows == 0:
             return {}
         values = {self.task.accuracy_name: correct / rows, "nll": nll / rows}
+        self.chance = Chance.counted(counts)
         if self.task.name == "language":
             return {"perplexity": math.exp(min(nll / rows, 700.0)), **values}
         assert self.confusion is not None
-        matrix = self.confusion.compute().double()
-        self.matrix = matrix
+        self.matrix = matrix = self.confusion.compute().double()
+        truth, guesses, right = matrix.sum(1), matrix.sum(0), matrix.diag()
+        self.chance = Chance.counted(truth)
+        occurs = truth > 0
+        values = {
+            self.task.accuracy_name: correct / rows,
+            "balanced_accuracy": (right / truth)[occurs].mean().item(),
+            "macro_f1": (2 * right / (truth + guesses))[occurs].mean().item(),
+            "nll": nll / rows,
+        }
         if self.task.name == "segmentation":
-            miou = _overlap(matrix).nanmean().item()
-            return {"miou": miou, **values}
+            return {"miou": _overlap(matrix).nanmean().item(), **values}
         assert self.calibration is not None
         return {**values, "ece": self.calibration.compute().item()}
 
-    def details(self) -> dict[str, list]:
-        """After `compute`: ``per_class`` accuracy (recall), in segmentation also ``per_class_iou``, each None for a
-        class that does not occur, and ``confusion`` (rows: truth) up to 20 classes."""
-        if self.confusion is None or not hasattr(self, "matrix"):
+    def details(self) -> dict[str, Any]:
+        """After `compute`: ``chance`` (`Chance` of the labels); ``per_class`` accuracy (recall), in segmentation also
+        ``per_class_iou``, each None for a class that does not occur; ``commonest_guess``, the ``class`` that is chosen
+        most often and its ``share`` of the rows; and ``confusion`` (rows: truth) up to 20 classes."""
+        if self.chance is None:
             return {}
+        chance = {"chance": asdict(self.chance)}
+        if self.confusion is None:
+            return chance
+        guesses = self.matrix.sum(0)
+        favourite = int(guesses.argmax())
         count = self.matrix.sum(1)
         recall = (self.matrix.diag() / count.clamp(min=1)).tolist()
-        found: dict[str, list] = {"per_class": [r if c else None for r, c in zip(recall, count.tolist(), strict=True)]}
+        found: dict[str, Any] = {
+            **chance,
+            "commonest_guess": {"class": favourite, "share": float(guesses[favourite] / guesses.sum())},
+        }
+        found |= {"per_class": [r if c else None for r, c in zip(recall, count.tolist(), strict=True)]}
         if self.task.name == "segmentation":
             found["per_class_iou"] = [None if math.isnan(v) else v for v in _overlap(self.matrix).tolist()]
         if self.classes <= 20:

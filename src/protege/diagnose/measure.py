@@ -41,6 +41,7 @@ def reading(rows: Rows) -> dict[str, Any]:
         "temperatures": [_at(rows, n) for n in range(len(rows.temperatures))],
         "chance": None,
         "accuracy": None,
+        "balanced": None,
         "nll": None,
         "ece": None,
         "wrong": None,
@@ -53,6 +54,7 @@ def reading(rows: Rows) -> dict[str, Any]:
     found |= {
         "chance": asdict(chance) if (chance := Chance.of(rows.truth[known])) else None,
         "accuracy": _mean(right),
+        "balanced": balanced(rows.truth[known], right),
         "nll": _mean(nll),
         "reliability": reliability(confidence, right),
         "wrong": {
@@ -70,6 +72,12 @@ def reading(rows: Rows) -> dict[str, Any]:
 def _mean(values: Tensor) -> float | None:
     value = float(values.double().mean()) if len(values) else math.nan
     return value if math.isfinite(value) else None
+
+
+def balanced(truth: Tensor, right: Tensor) -> float | None:
+    """The accuracy averaged over the classes that occur in ``truth``."""
+    counts, hits = truth.bincount().double(), truth.bincount(right.double())
+    return _mean((hits / counts)[counts > 0])
 
 
 def _spread(values: Tensor) -> dict[str, Any] | None:

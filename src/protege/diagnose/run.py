@@ -260,18 +260,24 @@ def _measured(
         found[role] = {"spec": source or type(models[role].network).__name__, **one.sizes}
         found[role] |= {"transfer": reading(one.transfer), "test": None if one.test is None else reading(one.test)}
     if found["student"]:
-        found["student"]["trained"] = _trained(found["student"], found["teacher"], len(data.classes))
+        found["student"]["trained"] = _trained(found["student"], found["teacher"], data.task)
     student = read["student"].transfer if "student" in read else None
     found["relations"] = _related(read, data)
     found["rescaling"] = rescaling(read["teacher"].transfer, student, settings["weight"])
     return found
 
 
-def _trained(student: dict[str, Any], teacher: dict[str, Any], classes: int) -> bool:
-    """Whether a student has come at least half the way from chance to the teacher: a fresh one may beat chance."""
-    split = "test" if student["test"] else "transfer"
-    ours, theirs = student[split]["accuracy"], teacher[split]["accuracy"]
-    return ours is not None and ours - 1 / classes > max(0.02, (theirs - 1 / classes) / 2)
+def _trained(student: dict[str, Any], teacher: dict[str, Any], task: str) -> bool:
+    """Whether a student has come at least half the way from chance to the teacher: a fresh one may beat chance.
+
+    Of images that is the accuracy averaged over classes, as one that has learned nothing may say the commonest.
+    """
+    ours, theirs = (one["test" if student["test"] else "transfer"] for one in (student, teacher))
+    if ours["accuracy"] is None or theirs["accuracy"] is None:
+        return False
+    chance, key = ours["chance"], "accuracy" if task == "language" else "balanced"
+    level = chance["accuracy"] if task == "language" else 1 / chance["classes"]
+    return ours[key] - level > max(0.02, (theirs[key] - level) / 2)
 
 
 def _related(read: dict[str, _Reading], data: Data) -> dict[str, Any]:

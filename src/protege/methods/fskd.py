@@ -80,7 +80,7 @@ class Settings(MethodSettings):
 
     def idle(self, taught: bool) -> dict[str, str]:
         """The labels' always, those of the fine-tuning where there is none."""
-        found = {"label_smoothing": "fskd reads no label; expected a method that does"}
+        found = dict.fromkeys(["label_smoothing", "class_weights"], "fskd reads no label; expected a method that does")
         why = "nothing is fine-tuned; expected finetune_steps above 0"
         return found | ({} if self.finetune_steps else dict.fromkeys(["finetune_lr", "temperature"], why))
 

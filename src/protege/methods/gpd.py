@@ -62,7 +62,8 @@ class Settings(TargetSettings):
 
     def idle(self, taught: bool) -> dict[str, str]:
         """The target's without a static teacher."""
-        return {} if taught else dict.fromkeys(TARGET_KEYS, "there is no static teacher; expected one: teacher=…")
+        without = dict.fromkeys(TARGET_KEYS, "there is no static teacher; expected one: teacher=…")
+        return super().idle(taught) if taught else without
 
 
 def gap_loss(student: Tensor, dynamic: Tensor, smoothing: float) -> Tensor:
@@ -114,9 +115,9 @@ def plan(
         losses = {"gap_loss": gap}
         total = (1 - weight) * s.gap_weight * gap
         for name, logits in (("student", z), ("dynamic", v)):
-            task_loss = cross_entropy(logits, labels, s.label_smoothing)
+            task_loss = cast.task_loss(logits, labels)
             total = total + (1 - weight) * task_loss
-            standing = _standing(logits, labels, None if s.label_smoothing else task_loss.detach())
+            standing = _standing(logits, labels, None if s.label_smoothing or s.class_weights else task_loss.detach())
             losses |= {f"{name}_{key}": value for key, value in standing.items()}
             if term:
                 losses[f"{name}_kd_loss"] = kd = term.loss(logits, labels, batch)

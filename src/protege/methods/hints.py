@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..data import Batch
 from ..errors import UserError
 from ..surgery import Pair, Tapped
-from ..tasks import cross_entropy
 from ..train.phase import Fit
 from . import kd
 from .features import attention_loss, flow_loss, hint_loss
@@ -131,4 +130,4 @@ def _whole(cast: Cast, name: str, trainee: Tapped, step: Step, names: list[str])
 
 def _task_loss(cast: Cast, outputs: Tensor, batch: Batch) -> Tensor:
     logits, labels = cast.task.rows(outputs, batch.labels)
-    return cross_entropy(logits, labels, cast.settings.label_smoothing)
+    return cast.task_loss(logits, labels)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..tasks import cross_entropy
 from ..teacher import Source, targets
 from ..train.phase import Fit
 from .method import Cast
@@ -31,7 +30,7 @@ def plan(cast: Cast) -> list[Fit]:
 
     def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         z, labels = cast.task.rows(student(batch.inputs), batch.labels)
-        task_loss = cross_entropy(z, labels, cast.settings.label_smoothing)
+        task_loss = cast.task_loss(z, labels)
         kd = term.loss(z, labels, batch)
         return {"loss": (1 - term.weight) * task_loss + term.weight * kd, "task_loss": task_loss, "kd_loss": kd}
 

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 from ..data import CLEAN, Augment, Batch, Samples, batches
 from ..errors import UserError
+from ..labels import UNLABELLED
 from ..models import Model
-from ..tasks import Task
+from ..modes import eval_mode
+from ..tasks import Task, class_weights, cross_entropy
 from ..train.phase import Phase
+
+LOOKED_AT = 2000  # samples whose masks are read to count the classes of pixels
+
+
+def _weights(value: Any) -> Any:
+    """Class weights as the command line gives them, "1,2,0.5", or in any kind of array."""
+    if isinstance(value, str) and value.strip() != "balanced":
+        value = [word for word in value.strip("[] ").split(",") if word.strip()]
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if value is None or isinstance(value, str):
+        return value and value.strip()
+    try:
+        numbers = tuple(map(float, value))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(0 <= number < math.inf for number in numbers) or not any(numbers):
+        raise ValueError("expected balanced, or a number from 0 for each class of which some are above 0")
+    return numbers
+
+
+ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_weights)]
 
 
 class MethodSettings(BaseModel):
@@ -23,6 +48,11 @@ class MethodSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the labels' own loss")
+    class_weights: ClassWeights = Field(
+        None,
+        description="weights of classes in the labels' own loss, scaled so that their mean over samples is 1: balanced "
+        "(rare classes count as much as frequent ones) or a number for each class, with commas between",
+    )
 
     def idle(self, taught: bool) -> dict[str, str]:
         """The settings that would do nothing beside the others, and why; ``taught``: whether there is a teacher."""
@@ -49,6 +79,20 @@ class Transfer:
         order = list((self.positions if positions is None else positions).split(size))
         return batches(self.samples, order, view, self.augment, workers=self.workers, device=self.device)
 
+    def class_counts(self, classes: int) -> Tensor:
+        """How many rows of each class there are to learn from, ``[classes]`` on the device; of pixels, in at most
+        `LOOKED_AT` samples."""
+        known = self.samples.labels
+        if known is not None:
+            parts = iter([known[self.positions.to(known.device)]])
+        else:
+            step = -(-len(self.positions) // LOOKED_AT)
+            parts = (batch.labels for batch in self.batches(64, positions=self.positions[::step]))
+        counts = torch.zeros(classes, dtype=torch.int64, device=self.device)
+        for labels in parts:
+            counts += labels[labels != UNLABELLED].to(self.device).bincount(minlength=classes)
+        return counts
+
     def example(self, count: int = 4) -> Tensor:
         """Raw inputs of the first few samples."""
         return next(self.batches(count, positions=self.positions[:count])).inputs
@@ -68,9 +112,28 @@ class Cast:
     transfer: Transfer
 
     def __post_init__(self) -> None:
+        if self.settings.class_weights is not None and self.task.name == "language":
+            raise UserError(
+                "class_weights do not suit text, whose classes are its words; expected images: leave class_weights out."
+            )
         for key, why in self.settings.idle(self.teacher is not None).items():
             if (value := getattr(self.settings, key)) != type(self.settings).model_fields[key].default:
                 raise UserError(f"{key} = {value!r} would do nothing, as {why}: add that or leave {key} out.")
+        _ = self.class_weights  # refused now rather than in the first step
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """The weights ``[K]`` of the labels' loss, on the device; None where all labels count the same."""
+        wanted = self.settings.class_weights
+        if wanted is None:
+            return None
+        with torch.no_grad(), eval_mode(self.student):
+            classes = self.student(self.transfer.example(2)).shape[self.task.class_dim]
+        return class_weights(wanted, self.transfer.class_counts(classes))
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The labels' loss of rows ``[M, K]`` with labels ``[M]``: cross-entropy, smoothed and weighted as is set."""
+        return cross_entropy(logits, labels, self.settings.label_smoothing, self.class_weights)
 
 
 @dataclass(frozen=True)

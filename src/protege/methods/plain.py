@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..tasks import cross_entropy
 from ..train.phase import Fit
 from .method import Cast, MethodSettings
 
@@ -19,6 +18,6 @@ def plan(cast: Cast) -> list[Fit]:
 
     def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits, labels = cast.task.rows(student(batch.inputs), batch.labels)
-        return {"loss": cross_entropy(logits, labels, cast.settings.label_smoothing)}
+        return {"loss": cast.task_loss(logits, labels)}
 
     return [Fit("labels", cast.student, step)]

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from ..data import Batch
 from ..outputs import logits_in
 from ..surgery import HEAD, Stage
-from ..tasks import cross_entropy
 from ..torch_utils import tensors_of
 from ..train.phase import Fit, Phase, Solve
 from . import kd
@@ -99,7 +98,7 @@ def _head_phase(cast: Cast, before: list[Stage], head: Stage, overrides: dict[st
 
     def step(head: nn.Module, batch: Batch) -> dict[str, Tensor]:
         z, labels = cast.task.rows(logits_in(head(live(cast, batch))), batch.labels)
-        loss = cross_entropy(z, labels, cast.settings.label_smoothing)
+        loss = cast.task_loss(z, labels)
         return {"loss": loss, cast.task.accuracy_name: accuracy(z, labels)}
 
     fit = Fit(HEAD, head, step, (frozen(cast, before),), overrides=overrides, select_by=cast.task.accuracy_name)

@@ -68,6 +68,10 @@ class TargetSettings(MethodSettings):
     alpha: float | None = Field(None, ge=0, description="α of dkd: weight of the true class's part; default: 1")
     beta: float | None = Field(None, ge=0, description="β of dkd: weight of the other classes' part; default: 8")
 
+    def idle(self, taught: bool) -> dict[str, str]:
+        """The weights of the labels' loss where that has no share."""
+        return {"class_weights": "weight = 1 leaves the labels no share; expected less"} if self.weight == 1 else {}
+
     def defaults(self) -> dict[str, Any]:
         """What the target's settings are where they are None."""
         return DEFAULTS[self.target]

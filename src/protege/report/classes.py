@@ -50,7 +50,7 @@ class Confusion:
 def class_names(run: Run, number: int) -> list[str]:
     names = run.result.get("classes")
     given = [str(name) for name in names] if isinstance(names, list) else []
-    return [given[n] if n < len(given) else str(n) for n in range(number)]
+    return [given[n] if n < len(given) else str(n) for n in range(number or len(given))]
 
 
 def per_class(table: Any) -> list[Any]:

@@ -141,6 +141,7 @@ def cards(found: dict[str, Any]) -> list[Card]:
         facts = [
             ("on the transfer set", words.metric_value("accuracy", one["transfer"]["accuracy"])),
             ("mean confidence", words.metric_value("accuracy", reading["confidence"])),
+            ("guess to beat", words.metric_value("accuracy", (reading["chance"] or {}).get("accuracy"))),
             ("NLL", words.metric_value("nll", reading["nll"])),
             ("ECE", words.metric_value("ece", reading["ece"])),
             ("parameters", words.size(one["params"])),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from protege.report import words
+from protege.report.classes import class_names
 from protege.report.curves import where_measured
+from protege.report.guess import NOTABLE, guessed, learned, verdict
 from protege.report.read import Run, is_number, numbers, phases
 
 
@@ -57,6 +59,12 @@ def compared(run: Run, metric: str, value: float) -> str:
             parts.append(f"matches its {name}")
         elif ahead:
             parts.append(f"is {amount} better in {name}")
+        elif learned(student) is False:
+            pass
+        elif (guess := guessed(metric, student)) is not None and words.is_fraction(metric) and guess >= NOTABLE:
+            lead = max(0.0, value - guess) / (reference - guess) if reference > guess else 0.0
+            alone = words.metric_value(metric, guess)
+            parts.append(f"keeps {words.rough_share(lead)} of its lead over the commonest class alone ({alone})")
         elif words.is_fraction(metric) and reference > 0:
             parts.append(f"keeps {words.rough_share(value / reference)} of its {name}")
         else:
@@ -72,8 +80,8 @@ def since_before(run: Run, metric: str, value: float) -> str:
     solved = any(phase.get("kind") == "solve" for phase in phases(run))
     if before is None or before == value:
         return ""
-    chance = 1 / classes if is_number(classes) and classes else 0.5
-    knew = metric in ("accuracy", "agreement") and before > 2 * chance and before > chance + 0.05
+    chance = guessed(metric, run.part("student")) or (1 / classes if is_number(classes) and classes else 0.5)
+    knew = metric in ("accuracy", "agreement") and before > chance + max(0.05, min(chance, (1 - chance) / 2))
     if not solved and not knew:
         return ""
     return f", {'up' if value > before else 'down'} from {words.metric_value(metric, before)},"
@@ -95,10 +103,12 @@ def headline(run: Run, metric: str) -> str:
         start = "Without a teacher, the student reaches "
     since = since_before(run, metric, value)
     middle = f"{named_value(metric, value)}{since}{with_data(run)}"
+    names = class_names(run, 0)
+    warning = verdict(run.part("student"), metric, names)
     classes = run.part("data").get("classes")
-    chance = metric == "accuracy" and is_number(classes) and value * classes <= 1
-    warning = " That is no better than guessing." if chance else ""
-    return start + middle + compared(run, metric, value) + "." + warning + judged_on(run)
+    if "chance" not in run.part("student") and metric == "accuracy" and is_number(classes) and value * classes <= 1:
+        warning = "That is no better than guessing."
+    return start + middle + compared(run, metric, value) + "." + (f" {warning}" if warning else "") + judged_on(run)
 
 
 def judged_on(run: Run) -> str:

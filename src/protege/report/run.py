@@ -9,6 +9,7 @@ from typing import Any
 from protege.report import words
 from protege.report.classes import class_change, confusion
 from protege.report.curves import keys_of, run_charts, where_measured
+from protege.report.guess import told_guess
 from protege.report.headline import headline, sample_noun
 from protege.report.networks import networks
 from protege.report.page import render, write_page
@@ -68,7 +69,7 @@ def write_run_report(folder: Path) -> Path:
         run=run,
         title=" · ".join(filter(None, [run.setting("method"), run.part("data").get("name"), "protege run"])),
         headline=headline(run, metric),
-        marks=marks(run),
+        marks=[*marks(run), told_guess(metric, student, words.metric_value)],
         cards=cards(run, metric),
         charts=run_charts(run, metric),
         phases=phase_rows(run, metric),

@@ -8,6 +8,7 @@ from typing import Any
 import tomli_w
 
 from protege.report import words
+from protege.report.guess import learned
 from protege.report.page import render, write_page
 from protege.report.read import is_number, numbers, read_json
 from protege.report.study_figures import Colours, against, curves, gains, numeric_columns, strips
@@ -18,6 +19,7 @@ from protege.report.table import (
     say,
     setting_text,
     study_columns,
+    study_guess,
     study_markdown,
     study_metrics,
     study_rows,
@@ -49,6 +51,7 @@ def write_study_report(folder: Path) -> Path:
             f"baseline {say(study['baseline'])}"
             if isinstance(study.get("baseline"), dict) and study["baseline"]
             else "",
+            study_guess(study, metric),
         ],
         teacher=teacher_text(study, metric),
         columns=study_columns(study),
@@ -102,6 +105,8 @@ def headline(study: dict[str, Any], metric: str) -> str:
     else:
         text = f"The best {words.metric_name(metric)}, {value} {over}, comes from {say(best.get('setting') or {})}"
         text += ", the baseline" if is_baseline(study, best) else ""
+        if learned({**best, "metrics": {m: estimate(best["metrics"], m)[0] for m in best["metrics"]}}) is False:
+            text += f", and is no better than guessing ({study_guess(study, metric)})"
     compared = [row for row in rows if estimate(row.get("difference"), metric)[0] is not None]
     compared = [row for row in compared if not is_baseline(study, row)]
     if not compared:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from protege.report import words
+from protege.report.guess import told_guess
 from protege.report.read import is_number, numbers
 
 Setting = dict[str, Any]
+EVEN = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
 def study_rows(study: dict[str, Any]) -> list[dict[str, Any]]:
@@ -42,10 +44,20 @@ def study_columns(study: dict[str, Any]) -> list[str]:
 
 
 def study_metrics(study: dict[str, Any]) -> list[str]:
-    """The measured metrics, the one that decides first."""
+    """The measured metrics, the one that decides first. Where all classes have as many test samples, the mean over
+    classes is the accuracy, and is left out."""
     names = list(dict.fromkeys(str(key) for row in study_rows(study) for key in row.get("metrics") or {}))
     first = words.primary_metric(names, str(study.get("task", "")))
+    pairs = [[estimate(row.get("metrics"), key)[0] for key in EVEN[:2]] for row in study_rows(study)]
+    if all(one is not None and other is not None and math.isclose(one, other) for one, other in pairs):
+        names = [name for name in names if name not in EVEN[1:]]
     return sorted(names, key=lambda name: name != first)
+
+
+def study_guess(study: dict[str, Any], metric: str, say: Any = words.metric_value) -> str:
+    """The guess that all rows have to beat, as `told_guess` has it; "" where it is not one for all."""
+    told = {told_guess(metric, row, say) for row in study_rows(study)}
+    return told.pop() if len(told) == 1 else ""
 
 
 def estimate(table: Any, metric: str) -> tuple[float | None, float | None]:
@@ -112,7 +124,9 @@ def study_markdown(study: dict[str, Any]) -> str:
         cells.append(words.duration(numbers(row).get("seconds")))
         cells += [words.count(numbers(row).get("student_samples_seen")), teacher_samples(row, words.count)]
         lines.append(cells)
-    return "\n".join("| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+    guess = study_guess(study, first).replace(words.NBSP, " ")
+    table = "\n".join("| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+    return table + (f"\n{words.capital(guess)}.\n" if guess else "")
 
 
 def teacher_samples(row: dict[str, Any], said: Callable[[float | None], str]) -> str:

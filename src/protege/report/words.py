@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
-_FRACTIONS = {"accuracy", "top5", "top5_accuracy", "pixel_accuracy", "miou", "ece", "agreement", "f1"}
+_FRACTIONS = {"accuracy", "top5", "top5_accuracy", "pixel_accuracy", "miou", "ece", "agreement", "f1", "macro_f1"}
 _LOWER = {"nll", "ece", "perplexity", "loss", "error", "mse", "brier"}
 _NAMES = {
     "accuracy": "accuracy",
@@ -16,6 +16,7 @@ _NAMES = {
     "miou": "mean IoU",
     "pixel_accuracy": "pixel accuracy",
     "perplexity": "perplexity",
+    "macro_f1": "macro F1",
 }
 _PRIMARY = {"classification": "accuracy", "segmentation": "miou", "language": "perplexity"}
 

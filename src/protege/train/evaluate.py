@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, float], dict[str, list]]:
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics and details (`Metrics.compute`, `Metrics.details`) of a network called on raw inputs.
 
     The network's train/eval mode is as before afterwards. With several processes each takes its share of the

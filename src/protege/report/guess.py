@@ -1,0 +1,91 @@
+"""The guess to beat: what is to be had by who has only counted the labels, and who has learned no more than that.
+
+Read from a network's part of ``result.json``: ``metrics``, ``chance`` (`protege.tasks.Chance`, of the set that it was
+measured on) and ``commonest_guess``, the class that it chooses most often and in which share of the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from protege.report import words
+from protege.report.read import numbers
+
+NOTABLE = 0.2  # a guess so often right that a metric is read as the lead over it
+NEARLY = 0.99  # of the rows: a network that chooses one class so often chooses no other
+BLIND = 0.05  # the part of the way from a guess to perfect that may be luck
+
+
+def guessed(metric: str, part: Mapping[str, Any]) -> float | None:
+    """A metric's value for who always says the commonest class (of text: each word as often as it stands there)."""
+    chance = numbers(part.get("chance"))
+    if not chance.get("classes"):
+        return None
+    share, classes = chance["accuracy"], chance["classes"]
+    return {
+        "accuracy": share,
+        "pixel_accuracy": share,
+        "balanced_accuracy": 1 / classes,
+        "macro_f1": 2 * share / (1 + share) / classes,
+        "miou": share / classes,
+        "nll": chance["nll"],
+        "perplexity": math.exp(min(chance["nll"], 700.0)),
+    }.get(metric)
+
+
+def learned(part: Mapping[str, Any]) -> bool | None:
+    """Whether a network does better than the guess; None where that cannot be told."""
+    found = numbers(part.get("metrics"))
+    guess = {name: value for name in found if (value := guessed(name, part)) is not None}
+    if not guess or guess.get("balanced_accuracy") == 1:
+        return None
+    if "balanced_accuracy" not in guess:  # words
+        return found["nll"] < 0.99 * guess["nll"]
+    right = "pixel_accuracy" if "pixel_accuracy" in guess else "accuracy"
+    level = guess["balanced_accuracy"]
+    return found[right] > guess[right] or found["balanced_accuracy"] > level + BLIND * (1 - level)
+
+
+def guesser(metric: str) -> str:
+    """Who guesses so."""
+    return "a count of the words" if metric == "perplexity" else "the commonest class alone"
+
+
+def told_guess(metric: str, part: Mapping[str, Any], say: Callable[[str, float], str] = lambda _, v: f"{v:.4f}") -> str:
+    """``guess to beat: 0.9000``, a number as logs have it or as ``say`` has it; "" where it is not known."""
+    value, share = guessed(metric, part), guessed("pixel_accuracy", part)
+    if value is None:
+        return ""
+    pixels = f" ({say('pixel_accuracy', share)} of the pixels)" if metric == "miou" and share is not None else ""
+    return f"guess to beat: {say(metric, value)}{pixels}"
+
+
+def collapse(part: Mapping[str, Any], names: Sequence[str], who: str = "the student") -> str:
+    """A sentence on a network that says one class for (nearly) everything, where not all are of it; else ""."""
+    favourite = numbers(part.get("commonest_guess"))
+    level, reached = guessed("balanced_accuracy", part), numbers(part.get("metrics")).get("balanced_accuracy")
+    if not favourite or level is None or reached is None or level == 1:
+        return ""
+    if favourite["share"] < NEARLY or reached > level + BLIND * (1 - level):
+        return ""
+    number = int(favourite["class"])
+    name = names[number] if number < len(names) else str(number)
+    rows = "pixels" if "pixel_accuracy" in part["metrics"] else "images"
+    often = f"all {rows}" if favourite["share"] == 1 else f"{words.share(favourite['share'])} of the {rows}"
+    return f"{words.capital(who)} says class {name!r} for {often}."
+
+
+def verdict(part: Mapping[str, Any], metric: str, names: Sequence[str], who: str = "the student") -> str:
+    """What must be said beside a metric that is no better than the guess; "" where there is nothing to add."""
+    found, said = numbers(part.get("metrics")), []
+    if text := collapse(part, names, who):
+        said.append(text)
+    if learned(part) is False:
+        alone = told_guess(metric, part, words.metric_value).partition(": ")[2]
+        said.append(f"That is no better than guessing: {guesser(metric)} has {alone}.")
+    elif metric == "accuracy" and learned(part) and found[metric] <= (guess := guessed(metric, part) or 0.0):
+        balanced = words.share(found["balanced_accuracy"])
+        said.append(f"The commonest class alone has {words.share(guess)}; the mean over classes is {balanced}.")
+    return " ".join(said)
