@@ -41,7 +41,8 @@ def reading(rows: Rows) -> dict[str, Any]:
         "temperatures": [_at(rows, n) for n in range(len(rows.temperatures))],
         "chance": None,
         "accuracy": None,
-        "balanced": None,
+        "balanced_accuracy": None,
+        "macro_f1": None,
         "nll": None,
         "ece": None,
         "wrong": None,
@@ -54,7 +55,7 @@ def reading(rows: Rows) -> dict[str, Any]:
     found |= {
         "chance": asdict(chance) if (chance := Chance.of(rows.truth[known])) else None,
         "accuracy": _mean(right),
-        "balanced": balanced(rows.truth[known], right),
+        **over_classes(rows.truth[known], rows.choice[known]),
         "nll": _mean(nll),
         "reliability": reliability(confidence, right),
         "wrong": {
@@ -74,10 +75,14 @@ def _mean(values: Tensor) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def balanced(truth: Tensor, right: Tensor) -> float | None:
-    """The accuracy averaged over the classes that occur in ``truth``."""
-    counts, hits = truth.bincount().double(), truth.bincount(right.double())
-    return _mean((hits / counts)[counts > 0])
+def over_classes(truth: Tensor, choice: Tensor) -> dict[str, float | None]:
+    """Recall and F1 averaged over the classes that occur in ``truth`` [M], for the classes chosen."""
+    both = truth[truth == choice]
+    size = int(torch.cat([truth, choice]).max()) + 1 if len(truth) else 0
+    counts, chosen, hits = (some.bincount(minlength=size).double()[:size] for some in (truth, choice, both))
+    occurs = counts > 0
+    recall, f1 = (hits / counts)[occurs], (2 * hits / (counts + chosen))[occurs]
+    return {"balanced_accuracy": _mean(recall), "macro_f1": _mean(f1)}
 
 
 def _spread(values: Tensor) -> dict[str, Any] | None:

@@ -30,7 +30,8 @@ _CELLS = 2**23  # logits that are worked on at once
 
 @dataclass(frozen=True)
 class Rows:
-    """Numbers of M rows, on the CPU in float32 (``truth`` int64; ``labelled`` and ``right`` bool).
+    """Numbers of M rows, on the CPU in float32 (``truth`` and ``choice``, the class preferred, int64; ``labelled`` and
+    ``right`` bool).
 
     ``log_p`` and ``log_rest`` are ``log p_t`` and ``log(1 − p_t)``; ``confidence`` is ``max p``, ``square`` ``Σ p²``;
     ``others`` is the entropy of ``p_j / (1 − p_t)``, j ≠ t, in units of ``log(K − 1)`` (NaN for two classes);
@@ -48,6 +49,7 @@ class Rows:
     truth: Tensor
     labelled: Tensor
     right: Tensor
+    choice: Tensor
     log_p: Tensor
     log_rest: Tensor
     confidence: Tensor
@@ -85,7 +87,8 @@ def row_numbers(logits: Tensor, truth: Tensor, temperatures: Sequence[float] = T
         "others": _entropy(masked - rest[:, None]) / torch.tensor(float(max(count - 1, 1))).log(),
         "isolation": _isolation(z, truth, at_truth),
         "top": _top(p),
-        "right": z.argmax(1) == truth,
+        "choice": (choice := z.argmax(1)),
+        "right": choice == truth,
     }
     mass, entropy, largest = [], [], []
     for temperature in temperatures:

@@ -84,7 +84,7 @@ def at_chance(seen: dict[str, Any]) -> bool:
     """Whether a reading shows no more than a count of the labels does."""
     if seen["accuracy"] is None or seen["rows"] < MIN_ROWS:
         return False
-    return Chance(**seen["chance"]).explains(seen["accuracy"], seen["nll"], seen.get("balanced"))
+    return Chance(**seen["chance"]).explains(seen["accuracy"], seen["nll"], seen.get("balanced_accuracy"))
 
 
 def wrong(measured: dict[str, Any]) -> Finding:
