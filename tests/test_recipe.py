@@ -69,6 +69,7 @@ GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its 
     "patience": 3,
     "eval_every": 2,
     "label_smoothing": 0.1,
+    "class_weights": "balanced",
     "temperature": 2.0,
     "weight": 0.5,
     "target": "topk",
