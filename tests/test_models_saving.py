@@ -534,6 +534,12 @@ def test_torchscript_of_a_model_is_refused_plainly():
         torch.jit.script(zoo())
 
 
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, torch.zeros(2, 1, 8, 8))])
+def test_torchscript_networks_are_refused_plainly(make, tmp_path):
+    with pytest.raises(UserError, match="TorchScript, which is not supported"):
+        protege.train(make(flat(nn.Linear(64, 10))), "digits", out=tmp_path / "run")
+
+
 # a torchvision for another torch
 
 

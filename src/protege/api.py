@@ -28,6 +28,7 @@ from .report import write_run_report
 from .report.guess import told_guess, verdict
 from .runfolder import check_out, held, resumed_settings, told_how_to_go_on
 from .tasks import TASKS
+from .torch_utils import unwrapped
 from .train.checkpoint import load_checkpoint
 from .train.evaluate import evaluate as run_evaluation
 from .train.precision import autocast_for, on_cpu, resolve_precision
@@ -183,6 +184,7 @@ def _read(given: dict[str, Any], recipe: str | Path | None) -> tuple[dict[str, A
         given = merge(read_toml(recipe), {key: value for key, value in given.items() if value is not None})
     given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     objects = {key: given[key] for key in ("teacher", "student", "data") if not isinstance(given.get(key), str | None)}
+    objects = {key: unwrapped(value) if isinstance(value, nn.Module) else value for key, value in objects.items()}
     return given | {k: f"python:{type(getattr(v, 'network', v)).__qualname__}" for k, v in objects.items()}, objects
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from protege.modes import eval_mode
 
 SEED = 0x5EED_0F_A_F01D  # no seed that anybody sets
 
@@ -88,25 +90,36 @@ def seeded(seed: int = SEED) -> Iterator[None]:
 
 
 @contextmanager
+def as_it_was(network: nn.Module) -> Iterator[Callable[[], None]]:
+    """Gives what brings buffers and plain attributes of all modules back to what they were, and does so at the end;
+    torch's random numbers come back, too. Nothing is done with a network whose lazy layers are still to be made."""
+    if any(map(is_lazy, [*network.parameters(), *network.buffers()])):
+        yield lambda: None
+        return
+    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in network.modules()]
+    values = [(buffer, buffer.clone()) for buffer in network.buffers()]
+
+    def restore() -> None:
+        for module, known, buffers in attributes:
+            state = vars(module)
+            for key in state.keys() - known.keys():
+                del state[key]
+            state.update(known)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield restore
+        finally:
+            restore()
+
+
+@contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in eval mode; afterwards its modes, buffers and the attributes of its modules are what
-    they were, whatever its forward pass leaves behind."""
-    modes = {module: module.training for module in network.modules()}
-    places = [place for module in modes for place in (vars(module), module._buffers) if type(place) is dict]
-    before = [(place, place.copy()) for place in places]
-    buffers = [(b, b.clone()) for b in network.buffers() if not (b.is_meta or is_lazy(b))]
-    for module in modes:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for place, entries in before:
-            place.clear()
-            place.update(entries)
-        for module, training in modes.items():
-            module.training = training
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+    """Inside, the network is in eval mode and gives no gradients; afterwards it is as it was, in its modes too."""
+    with as_it_was(network), eval_mode(network), torch.no_grad():
+        yield

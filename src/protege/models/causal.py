@@ -7,17 +7,16 @@ network that has read the word it is to foretell; and each of these trains, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.parameter import is_lazy
 
 from protege.errors import UserError, told
 from protege.modes import eval_mode
+from protege.torch_utils import as_it_was
 
 logger = logging.getLogger("protege")
 
@@ -211,32 +210,3 @@ def _moved(before: Tensor, after: Tensor | None) -> Tensor:
         return torch.full(before.shape[:2], torch.inf)
     moved = [torch.where(a == b, 0.0, a - b).square().mean(-1).sqrt() for a, b in zip(before, after, strict=True)]
     return torch.stack(moved)
-
-
-@contextmanager
-def as_it_was(network: nn.Module) -> Iterator[Callable[[], None]]:
-    """Gives what brings buffers and plain attributes of all modules back to what they were, and does so at the end;
-    torch's random numbers come back, too. Nothing is done with a network whose lazy layers are still to be made."""
-    if any(map(is_lazy, [*network.parameters(), *network.buffers()])):
-        yield lambda: None
-        return
-    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in network.modules()]
-    values = [(buffer, buffer.clone()) for buffer in network.buffers()]
-
-    def restore() -> None:
-        for module, known, buffers in attributes:
-            state = vars(module)
-            for key in state.keys() - known.keys():
-                del state[key]
-            state.update(known)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
-
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield restore
-        finally:
-            restore()

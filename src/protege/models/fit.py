@@ -9,10 +9,11 @@ from torch.nn.parameter import is_lazy
 
 from protege.copying import copy_network
 from protege.errors import UserError, told
-from protege.models.causal import as_it_was, check_causal, check_layout, samples_for
+from protege.models.causal import check_causal, check_layout, samples_for
 from protege.models.language import Reader
 from protege.models.model import Model
 from protege.modes import eval_mode
+from protege.torch_utils import as_it_was
 
 
 class TrainingSamples(Protocol):

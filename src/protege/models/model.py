@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from protege.errors import UserError
@@ -52,6 +53,11 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         self.network = unwrapped(network)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.network.modules()):
+            raise UserError(
+                f"the network {type(network).__name__} is TorchScript, which is not supported; give the nn.Module that "
+                "it was made of."
+            )
         leave_inference(self.network)
         self.input = input
         self.source = source or {"model": None, "arguments": {}}
