@@ -48,7 +48,15 @@ class Answers(Plain):
 
 
 def test_logits_are_taken_out_of_outputs_that_name_them():
-    for wrap in (lambda x: {"loss": None, "logits": x}, lambda x: SimpleNamespace(logits=x, hidden_states=None)):
+    for wrap in (
+        lambda x: {"loss": None, "logits": x},
+        lambda x: SimpleNamespace(logits=x, hidden_states=None),
+        lambda x: OrderedDict(out=x, aux=2 * x),
+        lambda x: {"scores": x},
+        lambda x: (x,),
+        lambda x: [x],
+        lambda x: x[:, :, None, None],
+    ):
         model = load_model(Answers(wrap), data=Pictures())
         check_classes(model, Pictures())
         assert torch.equal(model(pictures()), Plain.forward(model.network, model.input(pictures())))
@@ -58,8 +66,7 @@ def test_logits_are_taken_out_of_outputs_that_name_them():
     ("wrap", "told"),
     [
         (lambda x: (x, x), "gives a tuple"),
-        (lambda x: OrderedDict(out=x), "gives an OrderedDict"),
-        (lambda x: {"scores": x}, "gives a dict"),
+        (lambda x: OrderedDict(a=x, b=x), "gives an OrderedDict"),
         (lambda x: {"logits": [x]}, "gives a list"),
     ],
 )
@@ -68,11 +75,118 @@ def test_other_outputs_are_refused(wrap, told):
         check_classes(load_model(Answers(wrap), data=Pictures()), Pictures())
 
 
-@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("wrap", "told"),
+    [
+        (lambda x: x[:, 0], r"one number an image, .* torch\.cat\(\[torch\.zeros_like\(z\), z\], 1\)"),
+        (lambda x: x[:, :1], r"one number an image, .* torch\.cat\(\[torch\.zeros_like\(z\), z\], 1\)"),
+        (lambda x: x.squeeze(), r"shape \[3\] for one image where \[1, 3\] is expected"),
+    ],
+)
+def test_outputs_that_lack_a_dimension(wrap, told):
+    with pytest.raises(UserError, match=told):
+        check_classes(load_model(Answers(wrap), data=Pictures()), Pictures())
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_network_of_another_precision(kind):
-    with pytest.raises(UserError, match=r"convert it with `\.float\(\)`") as caught:
-        check_classes(load_model(Plain().to(kind), data=Pictures()), Pictures())
-    assert str(kind).removeprefix("torch.") in str(caught.value)
+    model = load_model(Plain().to(kind), data=Pictures())
+    check_classes(model, Pictures())
+    assert model.dtype == kind
+    logits = model.eval()(pictures())
+    expected = Plain.forward(model.network.float(), model.input(pictures()))
+    torch.testing.assert_close(logits, expected, atol=0.05, rtol=0.05)
+
+
+def test_a_network_of_several_precisions_that_fails_is_told_how_to_mend():
+    network = Plain()
+    network.conv.double()
+    with pytest.raises(UserError, match=r"float64 weights and fails .* convert it with `\.float\(\)`"):
+        check_classes(load_model(network, data=Pictures()), Pictures())
+
+
+class Each(nn.Module):
+    """Filters each channel by the same convolution of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter, self.fc = nn.Conv2d(1, 2, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        seen = torch.cat([self.filter(x[:, c : c + 1]) for c in range(x.shape[1])], 1)
+        return self.fc(seen.mean((2, 3)))
+
+
+class Repeats(nn.Module):
+    """Repeats grey images, as for a network trained on colour."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        return self.conv(x.repeat(1, 3, 1, 1)).mean((2, 3))
+
+
+class Late(nn.Module):
+    """A first convolution, by name, of what is computed after others."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.second, self.first = nn.Conv2d(8, 3, 1), nn.Conv2d(channels, 8, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x)).mean((2, 3))
+
+
+class Folds(nn.Module):
+    """Takes grey images, and colours for samples of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+
+    def forward(self, x):
+        return self.conv(x.reshape(-1, 1, *x.shape[2:])).mean((2, 3))
+
+
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize(
+    ("network", "images", "taken"),
+    [
+        (Each, 3, 3),
+        (Repeats, 1, 1),
+        (lazy, 1, 1),
+        (lazy, 3, 3),
+        (lazy, 4, 4),
+        (Late, 3, 3),
+        (Late, 1, 3),
+        (lambda: Late(1), 3, 1),
+        (lambda: Late(4), 4, 4),
+        (lambda: Late(5), 1, 5),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), 3, 3),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), 3, 1),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), 1, 3),
+        (Folds, 3, 1),
+        (lambda: Late(3).double(), 1, 3),
+    ],
+)
+def test_a_network_is_given_the_channels_that_it_is_found_to_take(network, images, taken):
+    data = Pictures((images, 6, 6), mean=(0.3,) * images, std=(0.1,) * images)
+    torch.manual_seed(0)
+    model = load_model(network(), data=data)
+    assert model.input.channels == taken
+    check_classes(model, data)
+    assert model.eval()(pictures(4, images, 6)).shape == (4, 3)
+
+
+def test_channels_that_no_network_takes_are_told():
+    data = Pictures((4, 6, 6), mean=(0.3,) * 4, std=(0.1,) * 4)
+    with pytest.raises(UserError, match=r"fails on an input of shape \[2, 4, 6, 6\] .*InputSpec\(channels=…"):
+        check_classes(load_model(Late(3), data=data), data)
 
 
 class Viewed(nn.Module):

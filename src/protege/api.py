@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
@@ -22,6 +23,7 @@ from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
 from .models import Model, check_classes, known_ranges, load_model
 from .models.placing import place
+from .probabilities import refuse_no_logits
 from .production import Production
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
@@ -144,15 +146,19 @@ def evaluate(
         raise UserError(f"the data {loaded.name!r} has no {what}; expected some of its own: name other data.")
     device = Accelerator(cpu=on_cpu()).device
     place(network, device)
+    samples, task = samples.to(device), TASKS[loaded.task]
+    autocast = autocast_for(resolve_precision(precision, device), device)
+    everything = torch.arange(len(samples))
+    refuse_no_logits(network, "model", samples, everything, task, device=device, autocast=autocast)
     with Display(True) as display:
         display.say(f"{len(samples):,} samples", always=True)
         metrics, details = run_evaluation(
             network,
-            samples.to(device),
-            TASKS[loaded.task],
+            samples,
+            task,
             len(loaded.classes),
             device=device,
-            autocast=autocast_for(resolve_precision(precision, device), device),
+            autocast=autocast,
             workers=default_workers(),
             progress=display.reporter("evaluate"),
         )

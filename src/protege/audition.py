@@ -17,7 +17,7 @@ from .errors import UserError
 from .models import Model
 from .modes import eval_mode
 from .runfolder import write_json
-from .tasks import BLIND, Chance, check_logits
+from .tasks import BLIND, Chance
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
 from .train.runner import Runner
@@ -65,18 +65,6 @@ def refuse_chance_level(
         causes = "it was trained, and on text of this kind"
         raise _at_chance(spec, where, "perplexity", metrics["perplexity"], math.exp(chance.nll), causes)
     raise _at_chance(spec, where, "accuracy", metrics["accuracy"], chance.accuracy, causes)
-
-
-@torch.no_grad()
-def refuse_no_logits(network: Model, who: str, runner: Runner) -> None:
-    """Raise `UserError` where a network gives numbers that are not finite, or ends in a softmax."""
-    some = runner.corpus.positions[:8]
-    first = next(batches(runner.corpus.train, [some], CLEAN, Augment(), device=runner.device))
-    with eval_mode(network), runner.autocast():
-        logits, _ = runner.task.rows(network(first.inputs), first.labels)
-    if not bool(logits.isfinite().all()):
-        raise UserError(f"the {who} gives values that are not finite; expected finite outputs: check its weights.")
-    check_logits(logits, who)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from .audition import Memo, refuse_chance_level, refuse_no_logits, warn_if_constant
+from .audition import Memo, refuse_chance_level, warn_if_constant
 from .data import Augment, Data, choose, default_workers, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
@@ -24,12 +24,14 @@ from .models import Model, check_classes, known_ranges, load_model, output_class
 from .models.placing import place
 from .origin import deciding, legacy_origin, origin_of, refuse_another
 from .pictures import segmentation_pictures
+from .probabilities import refuse_no_logits
 from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
 from .record import cast_of, for_tracker, result_of, sizes
 from .report import write_run_report
 from .report.guess import told_guess, verdict
 from .runfolder import SPECS, clear, recorded, write_json
 from .tasks import TASKS
+from .tensors import is_quantised, own_dtype, plain_parts
 from .torch_utils import tensors_of
 from .train.agreement import agreement, judges_of
 from .train.checkpoint import load_checkpoint
@@ -82,6 +84,7 @@ class Production:
         torch.manual_seed(s.seed)
         self.student = self._load("student", objects)
         self.teacher = self._load("teacher", objects) if s.teacher is not None else None
+        _refuse_coarse(self.student)
         if self.teacher is not None:
             _refuse_shared(self.student, self.teacher)
         for network in filter(None, (self.student, self.teacher)):
@@ -274,10 +277,11 @@ class Production:
 
     def _measured_before(self) -> tuple[dict[str, Any] | None, dict[str, float]]:
         """Figures of teacher and student before anything is trained. Raises where they cannot be what they should."""
-        s = self.settings
+        s, corpus = self.settings, self.runner.corpus
+        how: Any = {"device": self.device, "autocast": self.runner.autocast}
         for who, network, spec in (("teacher", self.teacher, s.teacher), ("student", self.student, s.student)):
             if network is not None:
-                refuse_no_logits(network, f"{who} {spec!r}", self.runner)
+                refuse_no_logits(network, f"{who} {spec!r}", corpus.train, corpus.positions, self.task, **how)
         teacher = self._audition()
         before = self._figures(self.student, "student before", self.lasting)["metrics"]
         if not all(map(math.isfinite, before.values())):
@@ -398,10 +402,28 @@ class Production:
         return {} if held is None else self.runner.evaluate(self.student, *held, title="held-out samples")[0]
 
 
+def _refuse_coarse(student: Model) -> None:
+    """Raise where a student's weights are too coarse to move by a learning rate's small steps."""
+    dtype = own_dtype(student.network)
+    if any(map(is_quantised, student.network.state_dict().values())):
+        raise UserError(
+            "the student is quantised, and whole numbers cannot learn; expected floating weights: train it before it "
+            "is quantised."
+        )
+    if dtype in (torch.float16, torch.bfloat16):
+        raise UserError(
+            f"the student has {str(dtype).removeprefix('torch.')} weights, too coarse to learn by small steps; "
+            "expected single precision: convert it with .float(), and train with precision = bf16."
+        )
+
+
 def _refuse_shared(student: Model, teacher: Model) -> None:
     """Raise where teaching the student would change the teacher."""
-    owned = {tensor.data_ptr() for tensor in tensors_of(teacher).values() if tensor.numel()}
-    if any(tensor.data_ptr() in owned for tensor in tensors_of(student).values() if tensor.numel()):
+    owned, learning = (
+        {part.data_ptr() for value in network.state_dict().values() for part, _ in plain_parts(value) if part.numel()}
+        for network in (teacher, student)
+    )
+    if owned & learning:
         raise UserError(
             "the student shares weights with the teacher, which would change while it teaches; expected two networks: "
             "give the student a copy.deepcopy."

@@ -82,16 +82,6 @@ TASKS = {
 }
 
 
-def check_logits(rows: Tensor, who: str) -> None:
-    """Raise `UserError` where rows ``[M, K]`` of outputs are what a softmax gives rather than what it takes."""
-    z = rows.detach().float()
-    if len(z) > 1 and z.shape[1] > 1 and (z >= 0).all() and ((z.sum(1) - 1).abs() < 1e-2).all():
-        raise UserError(
-            f"the {who} gives probabilities (its outputs are not negative and sum to 1); expected logits: leave out "
-            "its last softmax."
-        )
-
-
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
     """Mean cross-entropy of rows ``[M, K]`` with labels ``[M]``, in float32; rows without a label count as 0.
 

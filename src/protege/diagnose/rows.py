@@ -18,7 +18,8 @@ from ..data import Augment, Samples, batches, forward_size
 from ..errors import UserError
 from ..labels import UNLABELLED
 from ..modes import eval_mode
-from ..tasks import Task, check_logits
+from ..probabilities import check_rows
+from ..tasks import Task
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0)
 TOP = (1, 2, 3, 5, 10, 25, 50, 100)
@@ -157,7 +158,7 @@ def read_rows(
                     f"the {who} gives values that are not finite; expected finite outputs: check its weights."
                 )
             if not done:
-                check_logits(logits, who)
+                check_rows(logits, who)
             if len(labels) > quota:
                 chosen = torch.randperm(len(labels), generator=generator)[:quota].sort().values.to(labels.device)
                 logits, labels = logits[chosen], labels[chosen]

@@ -18,6 +18,7 @@ from ..errors import UserError, nearest
 from ..methods import METHODS, Cast, Transfer
 from ..models import Model, check_classes, count_macs, count_parameters, known_ranges, load_model
 from ..models.placing import place
+from ..probabilities import refuse_no_logits
 from ..report.diagnosis import write_diagnosis_report
 from ..runfolder import check_out, held, write_json
 from ..tasks import TASKS
@@ -211,6 +212,8 @@ class _Stage:
     def read(self, role: str, model: Model, positions: Tensor, display: Display) -> _Reading:
         place(model, self.device)
         data, task = self.data, TASKS[self.data.task]
+        autocast = autocast_for(self.precision, self.device)
+        refuse_no_logits(model, role, data.train, positions, task, device=self.device, autocast=autocast)
         look: Callable[..., Rows] = partial(
             read_rows,
             model,
@@ -219,7 +222,7 @@ class _Stage:
             who=role,
             temperatures=sorted({*TEMPERATURES, float(self.temperature)}),
             device=self.device,
-            autocast=autocast_for(self.precision, self.device),
+            autocast=autocast,
             workers=default_workers(),
         )
         seen = _some(data.train, positions)

@@ -14,6 +14,7 @@ from protege.models.language import Reader
 from protege.models.model import Model
 from protege.modes import eval_mode
 from protege.torch_utils import as_it_was
+from protege.tensors import has_own_precision, own_dtype
 
 
 class TrainingSamples(Protocol):
@@ -114,13 +115,25 @@ def output_classes(model: Model, data: DataLike) -> int:
     example = torch.zeros(shape, dtype=torch.int64 if tokens else torch.uint8, device=device)
     try:
         with eval_mode(model), as_it_was(model.network), torch.no_grad():
-            logits = model(example) if tokens else _in_its_layout(model, example)
+            model.autocast = model.autocast and not has_own_precision(model.network)
+            logits = model(example) if tokens else _in_its_precision(model, example)
+            alone = model(example[:1]) if not tokens and isinstance(logits, Tensor) else None
     except UserError:
         raise
     except Exception as error:
         raise UserError(_failure(model, shape, error)) from error
     if tokens and isinstance(logits, Tensor):
         check_layout(logits.shape, shape[0], *size)
+    if isinstance(logits, Tensor) and data.task == "classification" and logits.shape in ((2,), (2, 1)):
+        raise UserError(
+            "the model gives one number an image, as networks for two classes may; one logit a class is expected: wrap "
+            "it to return torch.cat([torch.zeros_like(z), z], 1) of what it returns as z [batch, 1]."
+        )
+    if isinstance(logits, Tensor) and isinstance(alone, Tensor) and alone.shape != (1, *logits.shape[1:]):
+        raise UserError(
+            f"the model gives outputs of shape {list(alone.shape)} for one image where {[1, *logits.shape[1:]]} is "
+            "expected; keep the batch dimension in its forward, with flatten(1) in place of squeeze()."
+        )
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         kind = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else _with_article(type(logits).__name__)
         raise UserError(f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits.")
@@ -152,6 +165,22 @@ def _check_positions(data: DataLike, shape: Sequence[int]) -> None:
             f"the model labels {given[2]}×{given[3]} pixels but the data's masks have {size[0]}×{size[1]}; outputs as "
             "large as the image are expected: enlarge the logits in the model's forward, or clear its input size."
         )
+
+
+def _in_its_precision(model: Model, example: Tensor) -> Any:
+    """The outputs on the example in single precision, or in that of the weights where the network needs it."""
+    try:
+        return _in_its_layout(model, example)
+    except Exception:
+        own = own_dtype(model.network)
+        if own is None or model.dtype != torch.float32:
+            raise
+        model.dtype = own
+        try:
+            return _in_its_layout(model, example)
+        except Exception:
+            model.dtype = torch.float32
+            raise
 
 
 def _in_its_layout(model: Model, example: Tensor) -> Any:
@@ -194,7 +223,10 @@ def _failure(model: Model, shape: Sequence[int], error: Exception) -> str:
             f"the model has {' and '.join(others)} weights and fails on float32 input ({told(error)}); "
             "convert it with `.float()`."
         )
-    return f"the model fails on an input of shape {list(shape)} ({told(error)}); use a model for such inputs."
+    return (
+        f"the model fails on an input of shape {list(shape)} ({told(error)}); use a model for such inputs, or say "
+        "which it takes with protege.Model(network, protege.InputSpec(channels=…, size=(…, …)))."
+    )
 
 
 def _with_article(name: str) -> str:

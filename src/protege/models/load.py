@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from protege.copying import copy_network
 from protege.errors import UserError
 from protege.models import sources, storage, transformers_adapter, zoo
+from protege.models.channels import channels_taken
 from protege.models.fit import DataLike
 from protege.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
 from protege.models.model import Model
@@ -289,11 +291,13 @@ def _spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 
 def _channels_of(network: nn.Module, data: DataLike | None) -> int:
-    """What the first convolution takes, else what the data has, else 3."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return data.train.shape[0] if data is not None and not _has_tokens(data) else 3
+    """What the network is found to take of the data; without data what its first convolution takes, else 3."""
+    if data is not None and not _has_tokens(data):
+        channels, height, width = data.train.shape
+        spec_for = partial(_input_for, data=data)
+        return channels_taken(network, (channels, height, width), len(data.classes), spec_for)
+    taken = (module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
+    return next(filter(None, taken), 3)
 
 
 def _input_of(network: nn.Module, data: DataLike | None) -> InputSpec:

@@ -34,11 +34,14 @@ class Model(nn.Module):
 
     `layout` is the memory layout in which the network can run: "channels_last", or "contiguous" for one that
     fails on channels-last images (one that calls `x.view`, say), as `check_classes` finds out. Such a network
-    gets contiguous input, and its weights must not be made channels-last. `shape` is that of one raw input on which it
-    is known to run, once `check_classes` has tried it.
+    gets contiguous input, and its weights must not be made channels-last. `dtype` is the type of its input, that of its
+    weights where it fails on single precision, and `autocast` whether it may run in another precision than its own, as
+    quantised networks may not. `shape` is that of one raw input on which it is known to run. All are found out there.
     """
 
     layout: str = "channels_last"
+    dtype: torch.dtype = torch.float32
+    autocast: bool = True
     shape: tuple[int, ...] | None = None
 
     def __init__(
@@ -73,14 +76,25 @@ class Model(nn.Module):
 
     def run(self, network: nn.Module, raw: Tensor) -> Any:
         """`forward` through another network in the place of the own one."""
-        return logits_in(network(self.prepared(raw)))
+        if self.autocast:
+            return self._rows(logits_in(network(self.prepared(raw))))
+        with torch.autocast(raw.device.type, enabled=False):
+            outputs = self._rows(logits_in(network(self.prepared(raw))))
+        return outputs.float() if isinstance(outputs, Tensor) else outputs
+
+    def _rows(self, outputs: Any) -> Any:
+        """Outputs of a classifier as [B, K], also of one that leaves pixels of which there is one: [B, K, 1, 1]."""
+        pixels = isinstance(outputs, Tensor) and outputs.dim() > 2 and self.input.kind == "image"
+        if pixels and self.task == "classification" and outputs.shape[2:].numel() == 1:
+            return outputs.flatten(1)
+        return outputs
 
     def prepared(self, raw: Tensor) -> Tensor:
         """What the network itself is called on."""
         ready = self.input(raw)
         if self.layout == "contiguous":  # one channel is contiguous in both layouts, but not by its strides
             ready = ready.contiguous().flatten().view(ready.shape)
-        return ready
+        return ready if self.dtype == torch.float32 or not ready.is_floating_point() else ready.to(self.dtype)
 
     def save(self, folder: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
         """Write `config.json` and `model.safetensors` into `folder`, atomically, and return the folder.

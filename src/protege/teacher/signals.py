@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..modes import eval_mode
 from ..surgery import first_outputs
 from ..tasks import Task
-from ..torch_utils import tensors_of
+from ..tensors import plain_parts
 
 
 class Signal(Protocol):
@@ -172,7 +172,8 @@ def fingerprint(network: nn.Module) -> str:
 def weights_digest(network: nn.Module) -> str:
     """Digest of every weight and buffer by name."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(tensors_of(network).items()):
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(network.state_dict().items()):
+        for part, told in plain_parts(value):
+            digest.update(f"{name}{told}".encode())
+            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

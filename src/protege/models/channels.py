@@ -1,0 +1,64 @@
+"""How many channels a network that does not say it takes: found by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from protege.copying import copy_network
+from protege.models.inputs import InputSpec
+from protege.models.model import Model
+from protege.modes import eval_mode
+from protege.tensors import own_dtype
+
+
+def channels_taken(
+    network: nn.Module, shape: tuple[int, ...], classes: int, spec_for: Callable[[int], InputSpec]
+) -> int:
+    """With how many channels a network runs on images of ``shape`` (channels, height, width).
+
+    As many as the images have are tried first, and others only where the network fails on those, or answers with
+    another number of samples: what its convolutions take, in order. Of several that run, one that gives ``classes``
+    outputs is preferred. Weights, buffers and modes stay as they are; a network with lazy layers is copied.
+    """
+    ran: list[int] = []
+    for channels in _candidates(network, shape[0]):
+        given = _outputs_given(network, spec_for(channels), shape)
+        if given == classes or (given is not None and not classes):
+            return channels
+        ran += [channels] if given is not None else []
+    return ran[0] if ran else next(_candidates(network, shape[0]))
+
+
+def _candidates(network: nn.Module, own: int) -> Iterator[int]:
+    """Channels that images of ``own`` channels can be given with: grey as any number, colour as grey."""
+    wanted = [module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)]
+    for channels in dict.fromkeys([own, *wanted, 3, 1]):
+        if channels > 0 and (own in (1, channels) or (own, channels) == (3, 1)):
+            yield channels
+
+
+@torch.no_grad()
+def _outputs_given(network: nn.Module, spec: InputSpec, shape: tuple[int, ...]) -> int | None:
+    """The size of the class dimension on two blank images; None where the network fails or mixes samples."""
+    lazy = any(map(is_lazy, (*network.parameters(), *network.buffers())))
+    parameter = next((p for p in network.parameters() if not is_lazy(p)), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    raw = torch.zeros((2, *shape), dtype=torch.uint8, device=device)
+    for dtype in (torch.float32, None if lazy else own_dtype(network)):
+        if dtype is None:
+            continue
+        try:
+            model = Model(copy_network(network) if lazy else network, spec)
+            model.dtype = dtype
+            model.layout = "contiguous"
+            with eval_mode(model):
+                outputs = model(raw)
+        except Exception:
+            continue
+        sane = isinstance(outputs, Tensor) and outputs.dim() > 1 and len(outputs) == 2
+        return outputs.shape[1] if sane else None
+    return None
