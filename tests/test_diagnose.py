@@ -620,7 +620,7 @@ def test_a_teacher_at_chance_recommends_nothing(data, tmp_path):
 def test_values_that_are_not_finite_are_no_measurement(data, healthy, tmp_path):
     with pytest.raises(UserError, match="values that are not finite"):
         diagnose(broken(data), data)
-    with pytest.raises(UserError, match="values that are not finite on the test split"):
+    with pytest.raises(UserError, match="the model gives values that are not finite"):
         protege.evaluate(broken(data), data)
     with pytest.raises(UserError, match=r"the student .* values that are not finite"):
         protege.distill(healthy, broken(data), data, method="kd", epochs=1, out=tmp_path / "kd")

@@ -44,8 +44,8 @@ def plain_parts(value: Any) -> Iterator[tuple[Tensor, str]]:
     elif isinstance(value, torch.ScriptObject) and hasattr(value, "__getstate__"):
         yield from plain_parts(value.__getstate__())
     else:  # of other objects nothing is known that is the same in another process
-        told = isinstance(value, int | float | complex | str | bytes | torch.dtype | None)
-        yield torch.empty(0), repr(value) if told else type(value).__name__
+        same = isinstance(value, int | float | complex | str | bytes | torch.dtype | None)
+        yield torch.empty(0), repr(value) if same else type(value).__name__
 
 
 def has_own_precision(network: nn.Module) -> bool:

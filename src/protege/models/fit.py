@@ -129,7 +129,7 @@ def output_classes(model: Model, data: DataLike) -> int:
             "the model gives one number an image, as networks for two classes may; one logit a class is expected: wrap "
             "it to return torch.cat([torch.zeros_like(z), z], 1) of what it returns as z [batch, 1]."
         )
-    if isinstance(logits, Tensor) and isinstance(alone, Tensor) and alone.shape != (1, *logits.shape[1:]):
+    if isinstance(logits, Tensor) and logits.dim() > 1 and alone is not None and alone.shape != (1, *logits.shape[1:]):
         raise UserError(
             f"the model gives outputs of shape {list(alone.shape)} for one image where {[1, *logits.shape[1:]]} is "
             "expected; keep the batch dimension in its forward, with flatten(1) in place of squeeze()."
