@@ -10,7 +10,6 @@ it misses them with a probability of 0.6 %.
 from __future__ import annotations
 
 import gc
-import pickle
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -113,9 +112,15 @@ def _state(one: Any) -> Any:
     return one.getstate() if isinstance(one, random.Random) else one.state
 
 
-def _told(one: Any) -> bytes:
-    state = _state(one)
-    return state.numpy().tobytes() if isinstance(state, Tensor) else pickle.dumps(state)
+def _told(one: Any) -> Any:
+    """A state by values that are equal where it is."""
+    return _values(_state(one))
+
+
+def _values(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _values(value) for key, value in state.items()}
+    return state.tolist() if isinstance(state, Tensor | np.ndarray) else state
 
 
 def _draw(one: Any) -> None:
