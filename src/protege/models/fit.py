@@ -13,8 +13,8 @@ from protege.models.causal import check_causal, check_layout, samples_for
 from protege.models.language import Reader
 from protege.models.model import Model
 from protege.modes import eval_mode
-from protege.torch_utils import as_it_was
 from protege.tensors import has_own_precision, own_dtype
+from protege.torch_utils import as_it_was
 
 
 class TrainingSamples(Protocol):
