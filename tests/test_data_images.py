@@ -17,6 +17,7 @@ import protege
 from protege.data import CLEAN, Augment, load_data
 from protege.errors import UserError
 from protege.models import InputSpec, Model, load_model
+from protege.shrinking import open_for
 
 
 def clean(samples, count: int | None = None) -> np.ndarray:
@@ -326,6 +327,7 @@ def test_a_model_keeps_the_scale_it_learned(tmp_path):
         protege.evaluate(loaded, load_data(dark))
     student = protege.distill(loaded, "zoo:mlp", photos, "kd", tmp_path / "small", epochs=1).student
     assert student.input.ranges == loaded.input.ranges
+    assert open_for(dark, None, tmp_path / "small").ranges == loaded.input.ranges
 
 
 def test_eight_bits_leave_no_trace(tmp_path):

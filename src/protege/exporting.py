@@ -81,7 +81,7 @@ def export(
         raise UserError("export to int8 got no data; expected a few images to calibrate on: give data=….")
     out = Path(out)
     check_out(out, resume=None, overwrite=overwrite, proof=RECORD, replaced=[KINDS[to], "report.html"])
-    opened = open_for(data, image_size)
+    opened = open_for(data, image_size, model)
     original = copy_network(load_model(model, data=opened)).cpu().eval()
     raw = example_of(original, opened)
     out.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from .copying import copy_network
 from .data import load_data
 from .data.spec import Data
 from .errors import UserError, told
-from .models import Model, check_classes, count_macs, count_parameters, load_model
+from .models import Model, check_classes, count_macs, count_parameters, known_ranges, load_model
 from .models import sources as model_sources
 from .models.model import saved_source
 from .modes import eval_mode
@@ -62,7 +62,7 @@ def shrink(
     _check_options(how, ratio, rank, out, dry_run)
     if out is not None and not dry_run:
         check_out(Path(out), resume=None, overwrite=overwrite, proof=RECORD, replaced=MODEL_FILES)
-    opened = open_for(data, image_size)
+    opened = open_for(data, image_size, model)
     original = copy_network(load_model(model, data=opened))  # it may be the caller's own
     raw = example_of(original, opened)
     prepared = original.prepared(raw)
@@ -102,11 +102,11 @@ def shrink(
     return shrunk
 
 
-def open_for(data: Any, image_size: int | None) -> Data | None:
-    """The data that a network is shrunk or exported with, if any."""
+def open_for(data: Any, image_size: int | None, model: Any) -> Data | None:
+    """The data that a model is shrunk or exported with, if any."""
     if data is None and image_size is not None:
         raise UserError(f"image_size = {image_size} is given without data; expected both: add data=….")
-    return None if data is None else load_data(data, image_size=image_size)
+    return None if data is None else load_data(data, image_size=image_size, ranges=known_ranges(model))
 
 
 def example_of(model: Model, data: Data | None, count: int = 2) -> Tensor:

@@ -75,9 +75,13 @@ class Items:
         self.transparent = self.transparent or (self.where(at) if transparent else None)
         pixels = resized(pixels, self.image_size) if self.image_size else pixels
         if self.form is not None and tuple(pixels.shape) != self.form:
+            sizes_differ = tuple(pixels.shape[:2]) != self.form[:2]
+            remedy = (
+                "give an image size, or resize in the transforms" if sizes_differ else "convert them in the Dataset"
+            )
             raise UserError(
                 f"{self.where(at)} has shape {tuple(pixels.shape)} unlike item 0's {self.form} (height, width, "
-                "channels); give an image size, or resize in the transforms so that all are alike."
+                f"channels); {remedy} so that all are alike."
             )
         return pixels, self.names.get(found, found) if isinstance(found, str) else found
 

@@ -30,6 +30,7 @@ _TURNS = {
 }
 _SIDEWAYS = [_TURNS[tag] for tag in (5, 6, 7, 8)]
 _TAGGED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+_SIXTEEN_BITS = {f"{mode};16{order}" for mode in ("RGB", "RGBA", "RGBX") for order in "LBN"}
 _PROGRAMS = ("EPS", "MPEG")  # decoded by other programs, or not at all
 GREY = ("1", "L", "LA", "La", "I", "F")
 
@@ -40,7 +41,8 @@ class Deviation(Exception):
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The formats that Pillow decodes by itself."""
+    """The formats that Pillow decodes by itself, the common ones first."""
+    Image.preinit()
     Image.init()
     makers = {name: maker for name, (maker, _) in Image.OPEN.items() if name not in _PROGRAMS}
     stub = ImageFile.StubImageFile
@@ -112,7 +114,7 @@ def _halves(image: Image.Image) -> str:
     if image.mode not in ("RGB", "RGBA") or not tiles:
         return ""
     raw = tiles[0][3][0] if isinstance(tiles[0][3], tuple) else tiles[0][3]
-    return raw if raw in {f"{mode};16{end}" for mode in ("RGB", "RGBA", "RGBX") for end in "LBN"} else ""
+    return raw if raw in _SIXTEEN_BITS else ""
 
 
 def _signed_bytes(image: Image.Image) -> bool:
