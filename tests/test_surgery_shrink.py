@@ -205,7 +205,7 @@ def test_a_transformer_loses_width_and_hidden_units_but_no_heads():
     assert shrunk.network(example).shape == (2, 5)
     assert len(shrunk.kept["blocks.0.mlp.fc1"]) == 48
     assert len(shrunk.kept["blocks.0.attn.qkv"]) == 72
-    with pytest.raises(UserError, match=r"'blocks\.0\.attn\.qkv' \(.*arranged in heads\) cannot be shrunk"):
+    with pytest.raises(UserError, match=r"can be removed there: 'blocks\.0\.attn\.qkv' \(.*arranged in heads\)"):
         shrink(network, example, ratio={"blocks.0.attn.qkv": 0.5})
 
 
@@ -320,7 +320,7 @@ def test_networks_that_cannot_be_shrunk():
     with pytest.raises(UserError, match=r"no channels scaled by BatchNorm.*how='l1'"):
         shrink(network, example, "slim", ratio=0.5)
     with pytest.raises(
-        UserError, match=r"'conv' \(the network's forward counts on all of its channels.*\) cannot be shrunk"
+        UserError, match=r"removed there: 'conv' \(the network's forward counts on all of its channels.*\)"
     ):
         shrink(Fixed(), torch.randn(1, 3, 8, 8), ratio=0.5)
     with pytest.raises(UserError, match="cannot be traced"):

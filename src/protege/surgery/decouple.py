@@ -85,7 +85,7 @@ def decouple(
     if (rank is None) == (macs is None):
         raise UserError(f"decouple got rank = {rank!r} and macs = {macs!r}; expected one: give rank=… or macs=….")
     every = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
-    able = [name for name in every if _can(network.get_submodule(name))]
+    able = decouplable(network)
     chosen = [name for name in able if name != every[0]] if layers is None else matching(layers, able, network)
     if not chosen:
         raise UserError(
@@ -109,8 +109,16 @@ def decouple(
     return Shrunk(changed, kept_whole(network))
 
 
-def _can(module: nn.Module) -> bool:
-    return type(module) is nn.Conv2d and module.groups == 1 and math.prod(module.kernel_size) > 1
+def decouplable(network: nn.Module) -> list[str]:
+    """The names of the convolutions that can be decoupled."""
+    return [
+        name
+        for name, module in network.named_modules()
+        if type(module) is nn.Conv2d
+        and module.groups == 1
+        and math.prod(module.kernel_size) > 1
+        and "weight" in module._parameters  # not computed on each call, as by `weight_norm`
+    ]
 
 
 def _factors(conv: nn.Conv2d) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..copying import copy_network
 from ..errors import UserError
+from .decouple import decouplable
 from .faults import Law
 from .groups import Group, tied_channels, trace
 from .removal import Site, remove
@@ -95,14 +96,17 @@ def shrink(
 
 
 def _nothing(network: nn.Module, how: str, left_out: Sequence[LeftOut]) -> UserError:
+    others = ["name other layers"] if left_out else ["use how='l1'"] if how == "slim" else ["shrink another network"]
+    if len(decouplable(network)) > 1:  # all but the first
+        others.append("use how='decouple'")
+    remedy = " or ".join(others)
     if left_out:
         return UserError(
-            f"nothing of the {type(network).__name__} can be shrunk so: {_list(left_out)} cannot be shrunk; expected "
-            "layers whose channels can be told apart: name others, or use how='decouple'."
+            f"no channels of the {type(network).__name__} can be removed there: {_list(left_out)}; expected layers "
+            f"that can do without some of theirs: {remedy}."
         )
-    remedy = "how='l1'" if how == "slim" else "another network, or how='decouple'"
     what = "no channels scaled by BatchNorm" if how == "slim" else "no channels that can be removed"
-    return UserError(f"the {type(network).__name__} has {what}; expected some for how={how!r}: use {remedy}.")
+    return UserError(f"the {type(network).__name__} has {what}; expected some for how={how!r}: {remedy}.")
 
 
 def _also(left_out: Sequence[LeftOut]) -> str:
