@@ -21,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import UserError, told
 from ..outputs import logits_in
+from .decouple import decouplable
 from .removal import Site
 from .shrunk import LAYERS, LeftOut, outputs_of
 from .tracing import tensors_in
@@ -68,7 +69,8 @@ def trace(network: nn.Module, example: Tensor) -> Any:
     except Exception as error:
         raise UserError(
             f"the dependencies in the {type(network).__name__} cannot be traced ({told(error)}); expected a network "
-            "that runs on the example input with gradients: give fitting data=…, or use how='decouple'."
+            "that runs on the example input with gradients: give fitting data=…"
+            + (", or use how='decouple'." if len(decouplable(network)) > 1 else ", or shrink another network.")
         ) from error
     finally:
         for module, mode in zip(padded, modes, strict=True):
