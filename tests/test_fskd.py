@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections import Counter
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import pytest
@@ -739,3 +739,80 @@ def test_what_cannot_be_recovered_is_told_in_a_sentence():
     broken = copy.deepcopy(student)
     broken.conv1.weight.data[0, 0, 0, 0] = torch.inf
     told("student's layer 'conv1'.*not finite", student=broken, solve=True)
+
+
+class Held(nn.Sequential):
+    """Its author keeps BatchNorm in eval mode."""
+
+    def train(self, mode: bool = True) -> "Held":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def layered(kind: type[nn.Sequential] = nn.Sequential) -> nn.Sequential:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()]
+    network = kind(*parts, nn.Flatten(), nn.Linear(128, 5))
+    with torch.no_grad():
+        for norm in (network[1], network[4]):
+            norm.running_mean.uniform_(-0.2, 0.2)
+            norm.running_var.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+def spoiled(network: nn.Module) -> nn.Module:
+    student = copy.deepcopy(network)
+    with torch.no_grad():
+        for index in (0, 3, 7):
+            student[index].weight.mul_(0.7).add_(0.02 * torch.randn(student[index].weight.shape))
+    return student
+
+
+def recovered(student: nn.Module, teacher: nn.Module) -> dict:
+    torch.manual_seed(1)
+    chunks = torch.randn(32, 3, 8, 8).split(8)
+    return fskd.recover(student, teacher, {}, lambda n: (chunks[n], chunks[n]), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("frozen", "held"), [((0, 1), False), ((1,), False), ((3,), False), ((0, 4), False), ((), True)]
+)
+def test_what_is_frozen_stays(frozen, held):
+    """Layers and norms whose parameters are frozen, statistics too, and norms that the module holds in eval mode."""
+    teacher = layered(Held if held else nn.Sequential)
+    student = spoiled(teacher)
+    for index in frozen:
+        student[index].requires_grad_(False)
+    stay = [f"{index}." for index in ((1, 4) if held else frozen)]
+    before = copy.deepcopy(student.state_dict())
+    found = recovered(student, teacher)
+    after = student.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert not any(name.startswith(tuple(stay)) for name in moved if stay)
+    assert {f"{index}.weight" for index in {0, 3, 7} - set(frozen)} <= moved
+    assert found["after"] < found["before"] / 2
+
+
+def test_nothing_but_frozen_layers():
+    teacher = layered()
+    with pytest.raises(UserError, match="every layer of the student is frozen"):
+        recovered(spoiled(teacher).requires_grad_(False), teacher)
+
+
+def test_a_student_that_is_no_copy_is_refused_before_anything_is_solved():
+    teacher, fresh = layered(), layered()
+    for module in fresh.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    before = copy.deepcopy(fresh.state_dict())
+    with pytest.raises(UserError, match=r"names but give other values .*kd") as caught:
+        recovered(fresh, teacher)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), fresh.state_dict().values(), strict=True))
+    shorter = nn.Sequential(OrderedDict(kv for kv in copy.deepcopy(teacher).named_children() if kv[0] not in "345"))
+    shorter.add_module("7", nn.Linear(8 * 36, 5))
+    with pytest.raises(UserError, match="the teacher's layer '3' has no counterpart"):
+        recovered(shorter, teacher)

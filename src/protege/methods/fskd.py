@@ -30,6 +30,7 @@ from ..modes import eval_mode
 from ..outputs import logits_in
 from ..surgery.absorb import absorb, blocks_of, folded, has_intercept, settle
 from ..surgery.alignment import Point, plan_alignment
+from ..surgery.related import refuse_unrelated
 from ..surgery.solve import Moments, solve
 from ..surgery.walk import Frontier, Live, Walk
 from ..teacher import Logits, Source
@@ -112,6 +113,7 @@ def recover(
         x, y = inputs(0)
         walks = Walk(student, "student", x[:2]), Walk(teacher, "teacher", y[:2])
         points = plan_alignment(*walks, kept, kernels)
+        refuse_unrelated(*walks, points, x, y)
         found: dict[str, Any] = {"sweeps": 0, "blocks": []}
         for sweep in range(sweeps):
             saved = copy.deepcopy(student.state_dict())
@@ -276,7 +278,10 @@ def preview(cast: Cast) -> list[dict[str, Any]]:
     for model in (cast.student, cast.teacher):
         place(model, cast.transfer.device)
     walks = Walk(cast.student.network, "student", x[:2]), Walk(cast.teacher.network, "teacher", y[:2])
-    return [point.row() for point in plan_alignment(*walks, cast.student.kept, cast.settings.solve == "kernel")]
+    points = plan_alignment(*walks, cast.student.kept, cast.settings.solve == "kernel")
+    with eval_mode(cast.student, cast.teacher):
+        refuse_unrelated(*walks, points, x, y)
+    return [point.row() for point in points]
 
 
 def plan(cast: Cast) -> list[Phase]:

@@ -112,9 +112,10 @@ def inherited(cast: Cast, found: Staged) -> list[str]:
     first, head = found.stages[0], found.stages[-1]
     before = [name for name in first.state_dict() if not name.startswith(f"network.{first.name}.")]
     ours, theirs = tensors_of(cast.student), tensors_of(cast.teacher)
+    fixed = {name.rpartition(".")[0] for name, p in cast.student.named_parameters() if not p.requires_grad}
     layers: dict[str, list[str]] = {}
     for name in [*(before or first.state_dict()), *head.state_dict()]:
-        if name in ours:
+        if name in ours and name.rpartition(".")[0] not in fixed:
             layers.setdefault(name.rpartition(".")[0], []).append(name)
     fitting = [
         name

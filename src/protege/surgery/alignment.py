@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import UserError
+from ..modes import trained_by
 from .absorb import LAYERS, blocks_of, fixed, patches
 from .walk import Live, Walk, input_of
 
@@ -102,11 +103,12 @@ def plan_alignment(
     theirs = {name: node for node in teacher.nodes if (name := teacher.name(node)) is not None}
     # where a layer's value is ready: the node of the layer, or of its norm, or what hands that on to a sum
     ends = {name: _end(teacher, node) for name, node in theirs.items() if isinstance(teacher.modules[name], LAYERS)}
+    held = set(student.modules.values()) - trained_by(student.modules[""])
     depth: dict[str, int] = {}
     for node in student.nodes:
         depth[node.name] = 1 + max((depth[other.name] for other in node.all_input_nodes), default=0)
     points = []
-    layers = _layers(student)
+    layers, left = _layers(student), dict.fromkeys(ends)
     for node, name, layer in layers:
         counterpart = _counterpart(name, ends, teacher)
         if counterpart is None:
@@ -114,10 +116,15 @@ def plan_alignment(
                 f"the student's layer {name!r} has no layer of that name in the teacher; expected a student made by "
                 "shrinking this teacher: name the teacher it was made from."
             )
+        left.pop(counterpart, None)
         if _last_in(layers, counterpart) != name:
             continue  # an inner layer of a decoupled convolution: Q goes into the last one
+        if _frozen(layer):
+            continue
         value, norm, total = _end(student, node)
         end, _, their_total = ends[counterpart]
+        if norm and (_frozen(student.modules[norm]) or student.modules[norm] in held):
+            value, norm, total, end = node, None, None, theirs[counterpart]  # it stays: what goes into it is aligned
         stop, target, shortcut = student.index[value.name] + 1, end, None
         if total is not None and their_total is not None:
             other = next(o for o in total.all_input_nodes if o is not value)
@@ -138,6 +145,15 @@ def plan_alignment(
             )
         kind = _kind(layer, kernels)
         points.append(Point(name, norm, counterpart, channels, kind, value.name, stop, target.name, shortcut, dim))
+    if left:
+        raise UserError(
+            f"the teacher's layer {next(iter(left))!r} has no counterpart in the student; expected a student made by "
+            "shrinking this teacher: shrink the teacher, or teach this student with method='kd' or 'skd'."
+        )
+    if layers and not points:
+        raise UserError(
+            "every layer of the student is frozen; expected some that may change: call requires_grad_(True) on them."
+        )
     points.sort(key=lambda point: (point.stop, teacher.index[point.target]))
     order = [teacher.index[point.target] for point in points]
     if not points or order != sorted(order):
@@ -146,6 +162,11 @@ def plan_alignment(
             "by shrinking this teacher: name the teacher it was made from."
         )
     return points
+
+
+def _frozen(module: nn.Module) -> bool:
+    """Whether any parameter of a module must stay as it is."""
+    return any(not parameter.requires_grad for parameter in module.parameters())
 
 
 def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:

@@ -1,0 +1,60 @@
+"""Whether a student is a shrunken copy of its teacher, told by what both make of the same samples.
+
+Layers of one name and shape say nothing: a fresh network of the teacher's family has them too. In a copy, whatever was
+cut off, trained or rounded since, many a channel is more like the teacher's channel that it was than like its others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .alignment import Point
+from .walk import Live, Walk
+
+SAMPLES = 64
+ROWS = 2048  # pixels or tokens of a layer that are compared
+
+
+@torch.no_grad()
+def refuse_unrelated(student: Walk, teacher: Walk, points: Sequence[Point], x: Tensor, y: Tensor) -> None:
+    """Raise `UserError` where no more channels than by chance are like their counterparts, of all points but that of
+    the outputs (which separately trained networks share); ``x`` and ``y`` are the same samples, as each takes them."""
+    ours = _values(student, {n for point in points for n in (point.value, point.shortcut) if n}, x[:SAMPLES])
+    theirs = _values(teacher, {point.target for point in points}, y[:SAMPLES])
+    hits, total, mean, variance = 0, 0, 0.0, 0.0
+    for point in points[:-1] or points:
+        missing, _ = point.pair(ours, theirs)
+        mine = ours[point.value].movedim(point.dim, -1).flatten(0, -2)
+        some = torch.linspace(0, len(mine) - 1, min(ROWS, len(mine))).long()
+        mine, other = mine[some].double(), (mine + missing)[some].double()
+        a, b = (v - v.mean(0) for v in (mine, other))
+        lengths = a.norm(dim=0), b.norm(dim=0)
+        alive = (lengths[0] > 1e-9) & (lengths[1] > 1e-9)
+        count = int(alive.sum())
+        if count < 2:
+            continue
+        alike = (a[:, alive] / lengths[0][alive]).T @ (b[:, alive] / lengths[1][alive])
+        hits += int((alike.argmax(1).cpu() == torch.arange(count)).sum())
+        total, mean, variance = total + count, mean + 1, variance + 1 - 1 / count
+    if total and hits < total / 2 and hits <= mean + 3 * math.sqrt(variance):
+        raise UserError(
+            f"the student's layers have the teacher's names but give other values ({hits} of {total} channels are most "
+            "like their counterparts, as by chance); expected a student made by shrinking this teacher: shrink the "
+            "teacher, or teach this student with method='kd' or 'skd'."
+        )
+
+
+def _values(walk: Walk, names: Collection[str], inputs: Tensor) -> Live:
+    """What the nodes of these names give."""
+    live: Live = {}
+    seen: Live = {}
+    for i, node in enumerate(walk.nodes):
+        walk.advance(live, i, i + 1, inputs.clone() if i == 0 else None)
+        if node.name in names and node.name in live:
+            seen[node.name] = live[node.name].clone()
+    return seen
