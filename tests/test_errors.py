@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import io
@@ -23,8 +24,10 @@ import torch
 from PIL import Image
 from tools import Curtain
 
+import protege
 from protege import cli, runfolder
 from protege.data import load_data
+from protege.flags import in_flags
 from protege.models import load_model
 
 SMALL = "--student zoo:mlp?hidden=8 --data digits --samples 50 --batch-size 50 --epochs 1 --precision fp32"
@@ -531,3 +534,29 @@ def test_a_failing_run_is_named_in_the_study(quiet, tmp_path, monkeypatch):
     assert failed["setting"]["lr"] == 1e38
     assert failed["status"].startswith("error: the ")
     assert f"- {Path(failed['out']).name}: {failed['status']}" in table
+
+
+def test_only_the_command_line_names_options():
+    """Sentences that Python users meet, too, name arguments; `in_flags` says them in the command line's words."""
+    package = Path(protege.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.name.startswith(("cli", "commands_")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError":
+                texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+                named = [text for text in texts if isinstance(text, str) and re.search(r"(?<![\w-])--[a-z]", text)]
+                assert not [text for text in named if "--set" not in text], f"{path.name}:{node.lineno}"
+
+
+def test_arguments_become_options_where_the_command_has_them():
+    options = cli.COMMANDS["distill"].params
+    for text, told in {
+        "lower lr=…, or set clip=1.": "lower --lr, or set --clip 1.",
+        "use method='kd' (image_size=64).": "use --method kd (--image-size 64).",
+        "start anew with overwrite=True.": "start anew with --overwrite.",
+        "out='my runs/x' is a file": "--out 'my runs/x' is a file",
+        "change it with phases.kd.epochs=….": "change it with --set phases.kd.epochs=VALUE.",
+        "zoo:mlp?hidden=8 in 'lr=3' has jobs=2 and lr = 3": "zoo:mlp?hidden=8 in 'lr=3' has jobs=2 and lr = 3",
+    }.items():
+        assert in_flags(text, options) == told

@@ -376,6 +376,22 @@ def test_own_defaults_give_way_to_the_user(teacher, tmp_path):
     assert found["settings"]["target"] == "kd"
 
 
+def test_a_preview_names_what_is_inherited_and_the_disk_that_is_needed(teacher, tmp_path):
+    cast = (str(teacher), "zoo:cnn_tiny?width=3", "digits")
+    found = protege.preview(str(teacher), str(teacher), "digits", "skd", samples=60, inherit=True, views=2)
+    modules = dict(protege.load_model(str(teacher)).network.named_modules())
+    (inherited,) = [phase["inherited_layers"] for phase in found["phases"] if phase["name"] == "inherit"]
+    assert inherited
+    assert set(inherited) <= modules.keys()
+    for settings in ({"method": "skd"}, {"method": "kd"}, {"method": "kd", "optimizer": "adamw", "ema": 0.9}):
+        told = protege.preview(*cast, samples=60, views=2, **settings)["disk"]
+        result = protege.distill(*cast, samples=60, views=2, epochs=1, out=tmp_path / str(settings), **settings).result
+        kept = [path.stat().st_size for path in (tmp_path / str(settings) / "checkpoint").glob("*.pt")]
+        assert result["cache"]["bytes"] <= told["signals"] + 2**16, "besides small files"
+        assert max(kept) <= told["checkpoints"] / 3 + 2**16
+    assert protege.preview(*cast, "kd", samples=60, views="all")["disk"]["signals"] == 0
+
+
 def dry_run(teacher: Path, *more: str) -> int:
     arguments = ["distill", "--teacher", str(teacher), "--student", "zoo:cnn_tiny?width=3", "--data", "digits"]
     arguments += ["--method", "skd", "--samples", "60", "--dry-run", *more]

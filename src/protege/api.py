@@ -90,7 +90,7 @@ def preview(
     """What `distill` would do with the same arguments, checked like it; nothing is trained or written.
 
     ``phases`` lists name, kind and settings of each phase; ``plan`` is how the method will treat the two networks (the
-    stages it paired, say), a list of dicts with the same keys.
+    stages it paired, say), a list of dicts with the same keys; ``disk`` how many bytes it takes at most.
     """
     given = {"teacher": teacher, "student": student, "data": data, "method": method, **settings}
     read, objects = _read(given, recipe)

@@ -21,7 +21,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from .commands_shrink import export_command, shrink_command
-from .errors import UserError, full_disk, nearest, told
+from .errors import UserError, full_disk, in_bytes, nearest, told
 from .flags import InFlags, in_flags
 from .methods import METHODS
 from .methods.method import MethodSettings
@@ -138,6 +138,11 @@ def _print_preview(found: dict[str, Any]) -> None:
             for row in rows:
                 table.add_row(*(_cell(row.get(column)) for column in columns))
             Console(width=None if sys.stdout.isatty() else 160).print(table)
+    disk = found["disk"]
+    signals = (
+        f"{in_bytes(disk['signals'])} for the teacher's answers (kept for later runs), " if disk["signals"] else ""
+    )
+    print(f"disk: at most about {signals}{in_bytes(disk['checkpoints'])} for checkpoints")
 
 
 def _cell(value: Any) -> str:

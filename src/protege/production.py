@@ -319,6 +319,7 @@ class Production:
             "samples": len(plan.corpus.positions),
             "phases": plan.describe(),
             "plan": self.outline,
+            "disk": self.runner.disk(),
         }
 
     def _draw(self) -> None:

@@ -69,7 +69,7 @@ def plan(cast: Cast) -> list[Phase]:
     trained = set(found.stages[-1].state_dict()) <= set(taken)  # few labels would spoil it at a full rate
     gently = {"optimizer": "adamw", "lr": s.finetune_lr or FINETUNE_LR}
 
-    phases: list[Phase] = [Solve("inherit", partial(inherit, cast, taken))] if s.inherit else []
+    phases: list[Phase] = [Solve("inherit", partial(inherit, cast, taken), _layers(taken))] if s.inherit else []
     phases += [_stage_phase(cast, found, i) for i in range(len(found.pairs))]
     phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1], gently if trained else {}))
     if s.finetune_epochs:
@@ -126,6 +126,11 @@ def inherited(cast: Cast, found: Staged) -> list[str]:
     if not fitting:
         _LOG.warning("inherit: no layer of the student's stem and head has the teacher's name and shape.")
     return fitting
+
+
+def _layers(names: list[str]) -> tuple[str, ...]:
+    """The layers, by their names in the user's own network, of these weights."""
+    return tuple(dict.fromkeys(name.removeprefix("network.").rpartition(".")[0] for name in names))
 
 
 def inherit(cast: Cast, names: list[str], report: Any) -> dict[str, float]:

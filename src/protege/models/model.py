@@ -140,7 +140,7 @@ class Model(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         raise UserError(
             "TorchScript of a Model is not supported; expected torch.export: use protege.export(model, to='onnx') or "
-            "torch.export.export(model, (images,)), or script model.network alone."
+            "torch.export.export(model, (images,)), or torch.jit.trace(model, images)."
         )
 
 

@@ -93,10 +93,12 @@ class Solve:
     ``report(done, total)`` moves the progress bar. What is returned are scalars, and under ``blocks`` a list of
     dicts, one for each block in order (its ``name`` and scalars), which the log keeps one by one. A solve phase is
     short, starts anew when it is resumed, and leaves the names and shapes of the student's weights as they are.
+    ``layers``: names of those that it sets as they are in the teacher, for a preview.
     """
 
     name: str
     solve: Callable[[Callable[[int, int], None]], dict[str, Any]]
+    layers: tuple[str, ...] = ()
     kind: Literal["solve"] = "solve"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
 from .phase import Fit, FitSettings, Phase
@@ -73,7 +73,7 @@ class Plan:
 
     def _described(self, phase: Phase) -> dict[str, Any]:
         if not isinstance(phase, Fit):
-            return {}
+            return {"inherited_layers": phase.layers} if phase.layers else {}
         settings = self.settings_of(phase)
         _, steps, epochs = self.lengths(settings)
         return {
@@ -82,6 +82,17 @@ class Plan:
             "optimizer": settings.optimizer,
             "learning_parameters": sum(p.numel() for p in _learning(phase)),
         }
+
+    def checkpoint_bytes(self, student: nn.Module) -> int:
+        """What about the largest checkpoint takes: weights, the optimizer's state, average and best state."""
+        largest = 0
+        for phase in self.phases:
+            if isinstance(phase, Fit):
+                settings = self.settings_of(phase)
+                copies = 1 + bool(settings.ema) + (settings.select == "best")
+                kept = (2 if settings.optimizer == "adamw" else 1) * sum(p.nbytes for p in _learning(phase))
+                largest = max(largest, copies * _bytes(phase.trainee) + kept)
+        return largest + _bytes(student)
 
     def check(self, world: int) -> None:
         """Raise what running it in ``world`` processes would raise later."""
@@ -107,6 +118,10 @@ class Plan:
                     f"phase {phase.name!r} has nothing to learn; expected a parameter that is not frozen: call "
                     "requires_grad_(True) on what is to learn."
                 )
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(value.nbytes for value in network.state_dict().values() if isinstance(value, Tensor))
 
 
 def _learning(phase: Fit) -> list[nn.Parameter]:

@@ -87,6 +87,17 @@ class Runner:
                         self._feed(source, *part)
                     tried.add(asked)
 
+    def disk(self) -> dict[str, int]:
+        """About how many bytes a run takes at most: ``signals`` in caches, and ``checkpoints`` (two, and one more while
+        it is written)."""
+        asked: dict[int, int] = {}  # by network: its signals lie together where they fit
+        for phase in self.plan.phases:
+            for source in phase.sources if isinstance(phase, Fit) else ():
+                if source.lasting:
+                    network = id(source.network)
+                    asked[network] = max(asked.get(network, 0), self.supply.bytes_of(source))
+        return {"signals": sum(asked.values()), "checkpoints": 3 * self.plan.checkpoint_bytes(self.student)}
+
     def run(self, found: tuple[int, dict[str, Any]] | None, cast: dict[str, Any], origin: Any = None) -> State:
         """Execute the phases in order, from the checkpoint ``found`` where there is one; returns the final state.
 

@@ -10,10 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data import Batch, Samples, bare_batches, batches
+from ..data import CLEAN, Batch, Samples, bare_batches, batches, forward_size
 from ..models.placing import place
 from ..teacher import Source
-from ..teacher.feed import Feed
+from ..teacher.cache import bytes_of_view, layout_of
+from ..teacher.feed import PROBE, Feed
 from .phase import Fit
 from .precision import autocast_for
 from .progress import Display
@@ -56,6 +57,19 @@ class Supply:
             device=self.device,
             workers=self.corpus.workers,
         )
+
+    def bytes_of(self, source: Source) -> int:
+        """The most that the signals of the training samples will take on disk, all views together."""
+        corpus = self.corpus
+        if not corpus.views:
+            return 0
+        place(source.network, self.device)
+        first = torch.arange(min(forward_size(corpus.train, PROBE), len(corpus.train)))
+        example = next(iter(batches(corpus.train, [first], CLEAN, corpus.augment, device=self.device))).inputs
+        with autocast_for(self.precision, self.device)():
+            layout = layout_of(source.remembered.compute(example))
+        a_view = bytes_of_view(layout, total=len(corpus.train), used=len(corpus.positions))
+        return min(corpus.views * a_view, self.memory.budget)
 
     def clear(self) -> None:
         """Delete the passing signals, also those that a killed run left behind."""
