@@ -109,6 +109,12 @@ class ByChanceOfNumpy(ByChance):
         self.scale = torch.from_numpy(np.random.randn(8, 1, 1).astype("float32")) * random.random()
 
 
+class Normed(Body):
+    def __init__(self):
+        super().__init__()
+        nn.utils.parametrizations.spectral_norm(self.fc)
+
+
 class Raising:
     def __eq__(self, other):
         raise RuntimeError("not to be compared")
@@ -194,6 +200,7 @@ KEPT = {
     "array": ByArray,
     "buffer": ByBuffer,
     "awkward": Awkward,
+    "parametrized": Normed,
 }
 
 
@@ -315,7 +322,16 @@ class Listed(nn.Module):
         return self.out(x.flatten(1)) * self.weights[0] * self.scales[0]
 
 
-@pytest.mark.parametrize("make", [Recurrent, Gated, Listed])
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.LazyConv2d(4, 3), nn.LazyLinear(10)
+
+    def forward(self, x):
+        return self.out(self.conv(x).relu().flatten(1))
+
+
+@pytest.mark.parametrize("make", [Recurrent, Gated, Listed, Lazy])
 def test_students_with_lists_of_tensors_are_saved(make, tmp_path):
     result = protege.train(make(), "digits", out=tmp_path / "run", epochs=1)
     raw = pictures(3, 1, 8)

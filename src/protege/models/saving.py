@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from protege.copying import copy_network
 from protege.errors import told
@@ -311,11 +312,12 @@ def _other_setting(first: nn.Module, second: nn.Module, layers_only: bool) -> st
     ``layers_only``, among those of torch's own layers."""
     ours, theirs = (dict(network.named_modules()) for network in (first, second))
     for name, module in ours.items():
-        if name not in theirs:
+        if name not in theirs or isinstance(module, LazyModuleMixin):  # it becomes another with its first input
             continue
         other = unwrapped(theirs[name])
         where = f" of {name}" if name else ""
-        if type(module) is not type(other):
+        kinds = [(kind.__module__, kind.__qualname__) for kind in (type(module), type(other))]
+        if kinds[0] != kinds[1]:  # by name: what is parametrized has a class of its own in every network
             return f"type{where}"
         if layers_only and not type(module).__module__.startswith("torch."):
             continue
