@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
-from protege.data import Augment, batches, load_data
+from protege.data import Augment, batches, check_complete, load_data
 from protege.errors import UserError
 
 
@@ -48,9 +48,9 @@ def parquet(root: Path, labels=(0, 1, 0, 1), images=None, metadata=None, name="t
 
 
 def refused(spec, **options) -> str:
-    """The sentence with which `load_data` refuses."""
+    """The sentence with which data is refused to a network that is to learn its classes from it."""
     with pytest.raises(UserError) as caught:
-        load_data(spec, **options)
+        check_complete(load_data(spec, **options))
     message = str(caught.value)
     assert "\n" not in message
     assert ". " not in message
@@ -106,7 +106,9 @@ def test_label_out_of_range(tmp_path):
 
 def test_label_of_the_test_split_out_of_range(tmp_path):
     parquet(tmp_path)
-    assert "label 2 of test sample 3" in refused(f"parquet:{parquet(tmp_path, (0, 1, 0, 2), name='test')}")
+    assert "class 2 of" in refused(f"parquet:{parquet(tmp_path, (0, 1, 0, 2), name='test')}")
+    parquet(tmp_path, metadata={"names": '["a", "b"]'})
+    assert "label 2 of test sample 3" in refused(f"parquet:{tmp_path}")
 
 
 def test_negative_label(tmp_path):
@@ -124,7 +126,7 @@ def test_labels_that_are_neither_integers_nor_text(tmp_path):
 def test_class_names_that_the_training_files_do_not_have(tmp_path):
     parquet(tmp_path, ("a", "b", "a", "b"))
     parquet(tmp_path, ("b", "c"), name="test")
-    assert "label 'c' in row 1" in refused(f"parquet:{tmp_path}")
+    assert "class 2 ('c') of" in refused(f"parquet:{tmp_path}")
     parquet(tmp_path, ("b", None), name="test")
     assert "null in row 1" in refused(f"parquet:{tmp_path}")
     parquet(tmp_path, (0, 1), name="test")
@@ -183,13 +185,13 @@ def test_an_image_damaged_later_is_named_when_it_is_fetched(tmp_path, workers):
 
 
 def test_a_class_without_training_sample(tmp_path):
-    assert "class 1 ('1')" in refused(f"parquet:{parquet(tmp_path, (0, 2, 0, 2))}")
+    assert "class 1 of" in refused(f"parquet:{parquet(tmp_path, (0, 2, 0, 2))}")
 
 
 def test_class_folders_that_differ(tmp_path):
     folder(tmp_path / "train", {"cat": 2, "dog": 2})
     folder(tmp_path / "test", {"cat": 2, "cow": 2})
-    assert "differ at 'cow'" in refused(f"images:{tmp_path}")
+    assert "class 1 ('cow') of" in refused(f"images:{tmp_path}")
 
 
 @pytest.mark.parametrize(

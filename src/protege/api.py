@@ -15,13 +15,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from .classes import in_order_of
 from .data import Data, default_workers, load_data
 from .data.items import has_splits
 from .data.spec import GIB
 from .diagnose import at_chance, causes_of_chance, diagnose
 from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
-from .models import Model, check_classes, known_ranges, load_model
+from .models import Model, known_ranges, load_model
 from .models.placing import place
 from .probabilities import refuse_no_logits
 from .production import Production
@@ -138,8 +139,8 @@ def evaluate(
     loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole, ranges=ranges)
     if whole and loaded.test is not loaded.train:
         raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change split=….")
-    network = load_model(model, data=loaded)
-    check_classes(network, loaded)
+    network = load_model(model, data=loaded, trained=True)
+    loaded = in_order_of(network, loaded)
     samples = loaded.test if whole else getattr(loaded, split)
     if samples is None or (not loaded.labelled and (whole or split == "train")):
         what = "labels to measure by" if not loaded.labelled else f"{split} split"

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .classes import in_order_of
 from .copying import copy_network
 from .data import CLEAN, Augment, batches, choose
 from .data.spec import Data
@@ -82,7 +83,8 @@ def export(
     out = Path(out)
     check_out(out, resume=None, overwrite=overwrite, proof=RECORD, replaced=[KINDS[to], "report.html"])
     opened = open_for(data, image_size, model)
-    original = copy_network(load_model(model, data=opened)).cpu().eval()
+    original = copy_network(load_model(model, data=opened, trained=True)).cpu().eval()
+    opened = opened and in_order_of(original, opened)
     raw = example_of(original, opened)
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=out) as work:  # what is there stays until the new one is whole
@@ -176,6 +178,7 @@ def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, A
         row: dict[str, Any] = {"role": role, "spec": told["spec"]}
         try:
             network = load_model(Path(told["spec"]), data=data).cpu().eval()
+            data = data and in_order_of(network, data)
             row |= _figures(network, raw) | {"metrics": _metrics(network, data), "latency": network}
         except (UserError, RuntimeError):
             if role == "before":

@@ -16,11 +16,12 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from .audition import Memo, refuse_chance_level, warn_if_constant
-from .data import Augment, Data, choose, default_workers, hold_out, load_data
+from .classes import in_order_of, naming
+from .data import Augment, Data, check_complete, choose, default_workers, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
 from .methods.teaching import TargetSettings, resolved
-from .models import Model, check_classes, known_ranges, load_model, output_classes
+from .models import Model, check_classes, known_ranges, load_model
 from .models.placing import place
 from .origin import deciding, legacy_origin, origin_of, refuse_another
 from .pictures import segmentation_pictures
@@ -71,9 +72,9 @@ class Production:
                 memory_limit=size_in_bytes(s.memory_limit),
                 ranges=ranges,
             )
-        loaded = data
         if not data.labelled:
-            data = self._without_labels(data, objects)
+            self._check_without_labels(data)
+        data = loaded = self._networks(data, objects)
         val, test = (samples and samples.to(self.device) for samples in (data.val, data.test))
         data = replace(data, train=data.train.to(self.device), val=val, test=test)
         self.data, self.task = data, TASKS[data.task]
@@ -81,12 +82,6 @@ class Production:
         if getattr(s, "class_weights", None) is not None and self.task.metric == "accuracy":
             self.task = replace(self.task, metric="balanced_accuracy")  # the commonest is not all that counts
         self._remember: list[Callable[[], None]] = []  # what to write once everything has been checked
-        torch.manual_seed(s.seed)
-        self.student = self._load("student", objects)
-        self.teacher = self._load("teacher", objects) if s.teacher is not None else None
-        _refuse_coarse(self.student)
-        if self.teacher is not None:
-            _refuse_shared(self.student, self.teacher)
         for network in filter(None, (self.student, self.teacher)):
             place(network, self.device)
         self.student.check_savable()
@@ -119,8 +114,7 @@ class Production:
             display=self.display,
         )
 
-    def _without_labels(self, data: Data, objects: Mapping[str, Any]) -> Data:
-        """The data for a method that does without labels; where nothing names its classes, the teacher does."""
+    def _check_without_labels(self, data: Data) -> None:
         s = self.settings
         if METHODS[s.method].labels == "needed":
             able = " or ".join(repr(name) for name, method in METHODS.items() if method.labels != "needed")
@@ -138,21 +132,31 @@ class Production:
                 f"validation = {s.validation:g} needs labels, which the data {s.data!r} does not have; expected 0: "
                 "leave it out, or give labelled images in val/."
             )
-        if data.classes or s.teacher is None:
-            return data
-        teacher = load_model(objects.get("teacher", s.teacher), data=data)
-        return replace(data, classes=teacher.classes or tuple(map(str, range(output_classes(teacher, data)))))
 
-    def _load(self, role: str, objects: Mapping[str, Any]) -> Model:
-        spec = getattr(self.settings, role)
-        network = load_model(objects.get(role, spec), data=self.data)
-        if role == "student" and self.data.ranges:  # what it learns from is what it will read
-            network.input = replace(network.input, ranges=self.data.ranges)
-        try:
-            check_classes(network, self.data)
-        except UserError as error:
-            raise UserError(str(error).replace("the model ", f"the {role} {spec!r} ", 1)) from None
-        return network
+    def _networks(self, data: Data, objects: Mapping[str, Any]) -> Data:
+        """Load both; the data comes back in the order of the teacher's classes, and the student is named by them."""
+        s = self.settings
+        torch.manual_seed(s.seed)
+        self.teacher = None
+        if s.teacher is None:
+            check_complete(data)
+        else:
+            with naming("teacher", s.teacher):
+                self.teacher = load_model(objects.get("teacher", s.teacher), data=data, trained=True)
+                data = in_order_of(self.teacher.to(self.device), data)
+            torch.manual_seed(s.seed)  # a fresh student is the same whatever teaches it
+        with naming("student", s.student):
+            self.student = load_model(objects.get("student", s.student), data=data)
+            if data.ranges:  # what it learns from is what it will read
+                self.student.input = replace(self.student.input, ranges=data.ranges)
+            if self.teacher is None:  # one that was trained before knows its classes
+                data = in_order_of(self.student, data, must=False)
+            check_classes(self.student, data)
+        self.student.classes, self.student.named = data.classes, data.named
+        _refuse_coarse(self.student)
+        if self.teacher is not None:
+            _refuse_shared(self.student, self.teacher)
+        return data
 
     def _accelerator(self) -> Accelerator:
         """Processes, devices and trackers; Accelerate itself passes over a tracker that is not installed."""
@@ -365,7 +369,7 @@ class Production:
                 listen(*corpus.monitor, "test set")
             except UserError as error:
                 logging.getLogger("protege").warning("%s", error)
-        elif not self.data.labelled:
+        else:
             warn_if_constant(self.teacher, str(self.settings.teacher), self.runner)
         size = sizes(self.teacher, self.data, self.device)
         return {"spec": self.settings.teacher, **size, **self._figures(self.teacher, "teacher")}
@@ -385,10 +389,10 @@ class Production:
         return known
 
     def _test(self, network: Model, title: str) -> Any:
-        """Test metrics and details; without labels, how often a student agrees with its teacher."""
+        """Test metrics and details; without a test set, how often a student agrees with its teacher."""
         if self.data.test is not None:
             return self.runner.evaluate(network, self.data.test, title=title)
-        if self.data.labelled or self.teacher is None or network is self.teacher:
+        if self.teacher is None or network is self.teacher:
             return {}, {}
         corpus = self.runner.corpus
         judges, unseen = judges_of(corpus.positions, len(corpus.train))

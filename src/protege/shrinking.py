@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .api import evaluate
+from .classes import in_order_of
 from .copying import copy_network
 from .data import load_data
 from .data.spec import Data
@@ -63,7 +64,8 @@ def shrink(
     if out is not None and not dry_run:
         check_out(Path(out), resume=None, overwrite=overwrite, proof=RECORD, replaced=MODEL_FILES)
     opened = open_for(data, image_size, model)
-    original = copy_network(load_model(model, data=opened))  # it may be the caller's own
+    original = copy_network(load_model(model, data=opened, trained=True))  # it may be the caller's own
+    opened = opened and in_order_of(original, opened)
     raw = example_of(original, opened)
     prepared = original.prepared(raw)
     if how == "decouple":
@@ -71,8 +73,10 @@ def shrink(
     else:
         result = prune(original.network, prepared, how, ratio=ratio, macs=macs, layers=layers)
     kept = compose(original.kept, result.kept) if original.kept else result.kept
-    classes = original.classes or (opened.classes if opened is not None else ())
-    shrunk = Model(result.network, original.input, original.source, classes, original.task, kept=kept)
+    classes, named = original.classes, original.named
+    if not classes and opened is not None:
+        classes, named = opened.classes, opened.named
+    shrunk = Model(result.network, original.input, original.source, classes, original.task, kept=kept, named=named)
     shrunk.layout = original.layout
     shrunk.structure = _reproducible(shrunk, raw)
     record: dict[str, Any] = {

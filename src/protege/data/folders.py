@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,20 +14,35 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from protege.data.classes import (
+    BARE,
+    GIVEN,
+    SETTLED,
+    SORTED,
+    among,
+    ordered,
+    read_naming,
+    renumbered,
+    seems_id,
+    union,
+)
 from protege.data.files import images_below, split_files, tell_left_out, visible
 from protege.data.sources import Files, Rows, Source
 from protege.errors import UserError
-from protege.labels import UNLABELLED
+from protege.labels import MOST_CLASSES, UNLABELLED
+from protege.naming import numbers
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Encoded images with labels (int64 [N]) for each split found, the class names, and each class's superclass."""
+    """Encoded images with labels (int64 [N]) for each split found, the class names and how they are numbered, and each
+    class's superclass."""
 
     splits: dict[str, tuple[Source, Tensor]]
     classes: tuple[str, ...]
+    numbering: str
     superclasses: tuple[int, ...] | None = None
 
 
@@ -39,10 +55,12 @@ def _class_folder(folder: Path, others: list[Path]) -> list[Path]:
     return found
 
 
-def image_folders(path: Path) -> Listing:
+def image_folders(path: Path, order: str | None = None) -> Listing:
     """A folder for each class, directly in `path` or in its train/, val/ and test/.
 
-    Training images that lie in no class folder have no labels: the classes are then those of val/ or test/, or none.
+    Classes are numbered in the `order` of their names' numbers ("number", the default) or text; images are listed in
+    that of the text, whatever their numbers are. A split may lack some classes. Training images that lie in no class
+    folder have no labels: the classes are then those of val/ or test/, or none.
     """
     if not path.exists():
         raise UserError(f"data path {path} does not exist; give a folder with one folder of images for each class.")
@@ -51,44 +69,38 @@ def image_folders(path: Path) -> Listing:
     roots = {split: root for split, names in SPLITS.items() for name in names if (root := path / name).is_dir()}
     if "train" not in roots:
         roots = {"train": path}
-    splits: dict[str, tuple[Source, Tensor]] = {}
-    classes: tuple[str, ...] = ()
-    first: Path | None = None  # the root that names the classes
+    found: dict[str, tuple[tuple[str, ...], list[list[Path]]]] = {}
     others: list[Path] = []
     astray: list[Path] = []
     for split in sorted(roots, key=list(SPLITS).index):
         root = roots[split]
         folders = [p for p in visible(root) if p.is_dir()]
-        names = tuple(p.name for p in folders)
-        found, left = split_files(visible(root))
+        stray, left = split_files(visible(root))
         others += left
-        if split == "train" and not folders and found:
-            splits[split] = Files(found), torch.full((len(found),), UNLABELLED)
+        if split == "train" and not folders and stray:
+            found[split] = (), [stray]
             continue
-        astray += found
+        astray += stray
         if not folders:
             also = ", or images without classes directly in it" if split == "train" else ""
             raise UserError(
                 f"data path {root} holds no class folders; put each class's images in a folder of it{also}."
             )
-        if first is None:
-            first, classes = root, names
-            if len(folders) == 1:
-                raise UserError(
-                    f"data path {root} has only one class, '{names[0]}'; at least two are expected, or images without "
-                    "classes in a folder without others."
-                )
-        elif names != classes:
-            odd = sorted(set(names) ^ set(classes))
+        if len(folders) == 1 and stray:
             raise UserError(
-                f"class folders of {root} and {first} differ at '{odd[0]}'; both must have the same classes."
+                f"data path {root} has only one class, '{folders[0].name}'; at least two are expected, or images "
+                "without classes in a folder without others."
             )
-        files = [_class_folder(folder, others) for folder in folders]
-        labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(f) for f in files]))
-        splits[split] = Files([p for f in files for p in f]), labels
+        found[split] = tuple(p.name for p in folders), [_class_folder(folder, others) for folder in folders]
     tell_left_out(others, "no images that Pillow reads")
     tell_left_out(astray, "images that lie in no class folder")
-    return Listing(splits, classes)
+    classes = ordered(union(names for names, _ in found.values()), order or "number")
+    splits: dict[str, tuple[Source, Tensor]] = {}
+    for split, (names, files) in found.items():
+        at = among(names, classes, f"class folders of {path}") if names else torch.tensor([UNLABELLED])
+        labels = torch.repeat_interleave(at, torch.tensor([len(each) for each in files]))
+        splits[split] = Files([path for each in files for path in each]), labels
+    return Listing(splits, classes, SORTED if order is None else SETTLED)
 
 
 def _parquet_files(path: Path) -> dict[str, list[Path]]:
@@ -179,12 +191,9 @@ def _label_values(path: Path, column: str, text: bool) -> pa.ChunkedArray:
     return values
 
 
-def _names_in(paths: list[Path], column: str) -> tuple[str, ...]:
+def _texts(paths: list[Path], column: str) -> tuple[str, ...]:
     """The different texts of a label column, sorted."""
-    names: set[str] = set()
-    for path in paths:
-        names.update(_label_values(path, column, text=True).unique().to_pylist())
-    return tuple(sorted(names))
+    return tuple(sorted({t for path in paths for t in _label_values(path, column, text=True).unique().to_pylist()}))
 
 
 def _labels(paths: list[Path], column: str, names: tuple[str, ...] | None) -> Tensor:
@@ -193,70 +202,103 @@ def _labels(paths: list[Path], column: str, names: tuple[str, ...] | None) -> Te
     for path in paths:
         values = _label_values(path, column, text=names is not None)
         if names is not None:
-            numbers = pc.index_in(values, value_set=pa.array(names, pa.large_string()))
-            unknown = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False))
-            if len(unknown):
-                raise UserError(
-                    f"label '{values[int(unknown[0])]}' in row {unknown[0]} of {path} is not in the training files; "
-                    "both must have the same classes."
-                )
-            values = numbers
-        labels = torch.from_numpy(values.to_numpy().astype(np.int64))
-        if len(labels) and labels.min() < 0:
-            row = int(labels.argmin())
+            values = pc.index_in(values, value_set=pa.array(names, pa.large_string()))
+        found = values.to_numpy()
+        wrong = (found < 0) | (found >= MOST_CLASSES)
+        if wrong.any():
+            row = int(wrong.argmax())
+            where = f"label {found[row]} in row {row} of {path}"
             raise UserError(
-                f"label {int(labels[row])} in row {row} of {path} is negative; integers from 0 are expected."
+                f"{where} is negative; integers from 0 are expected." if found[row] < 0 else seems_id(where)
             )
-        parts.append(labels)
+        parts.append(torch.from_numpy(found.astype(np.int64)))
     return torch.cat(parts)
 
 
-def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
     """From the metadata: `<x>_names` for column `<x>_label`, or the ClassLabel of the Hugging Face hub."""
     metadata = schema.metadata or {}
     stem = column.removesuffix("label")
     try:
         for key in (f"{stem}names", f"{column}_names"):
             if names := json.loads(metadata.get(key.encode(), b"null")):
-                return tuple(map(str, names))
+                return _read_names(names, f"{key} of the label column '{column}'")
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return tuple(features[column]["names"])
+        return _read_names(features[column]["names"], f"names of the label column '{column}'")
     except (ValueError, KeyError, TypeError):
-        return None
+        return ()
 
 
-def _superclasses(paths: list[Path], labels: Tensor) -> tuple[int, ...] | None:
+def _read_names(names: Any, what: str) -> tuple[str, ...]:
+    naming = read_naming(names, what)
+    return naming.names if naming is not None and naming.named else ()
+
+
+def _superclasses(paths: list[Path], labels: Tensor, classes: int) -> tuple[int, ...] | None:
     """The coarse label of each class, from a column 'coarse_label' as CIFAR-100 has; None without one that fits."""
     for path in paths:
         schema = _schema(path)
         if "coarse_label" not in schema.names or not pa.types.is_integer(schema.field("coarse_label").type):
             return None
     coarse = _labels(paths, "coarse_label", None)
-    found = torch.full((int(labels.max()) + 1,), -1)
+    found = torch.full((classes,), -1)
+    if int(labels.max()) >= classes:
+        return None
     found[labels] = coarse
     return tuple(found.tolist()) if torch.equal(found[labels], coarse) and bool((found >= 0).all()) else None
 
 
-def parquet_files(path: Path, label: str | None = None) -> Listing:
+def _numbered(path: Path, column: str, own: tuple[str, ...], classes: tuple[str, ...]) -> Tensor:
+    """The integer labels of a file whose metadata names them `own`, brought to the numbers of `classes`."""
+    labels = _labels([path], column, None)
+    if not own or own == classes[: len(own)]:
+        return labels
+    over = (labels >= len(own)).nonzero()
+    if len(over):
+        row = int(over[0])
+        raise UserError(
+            f"label {int(labels[row])} in row {row} of {path} is out of range; 0 to {len(own) - 1} is expected, as the "
+            f"file names {len(own)} classes."
+        )
+    return renumbered(labels, among(own, classes, f"class names in {path}"))
+
+
+def parquet_files(path: Path, label: str | None = None, order: str | None = None) -> Listing:
     """train*.parquet, val*.parquet and test*.parquet in `path`, or one file.
 
-    Labels are integers from 0, or class names, which are numbered in sorted order as class folders are.
+    Labels are integers from 0, or class names, which are numbered in the `order` of their numbers ("number", the
+    default) or text as class folders are.
     """
     files = _parquet_files(path)
     schema = _schema(files["train"][0])
     image = _image_column(schema, path)
     column = _label_column(schema, path, label)
-    names = _names_in(files["train"], column) if _holds_text(schema.field(column).type) else None
-    splits: dict[str, tuple[Source, Tensor]] = {}
-    for split, paths in files.items():
-        for file in paths:
-            if image not in _schema(file).names:
-                raise UserError(f"image column '{image}' is not in {file}; every file must have it.")
-        labels = _labels(paths, column, names)
-        if not len(labels):
+    for file in (file for paths in files.values() for file in paths):
+        if image not in _schema(file).names:
+            raise UserError(f"image column '{image}' is not in {file}; every file must have it.")
+    if _holds_text(schema.field(column).type):
+        texts = {split: _texts(paths, column) for split, paths in files.items()}
+        classes, numbering = ordered(union(texts.values()), order or "number"), SORTED
+        labels = {
+            split: renumbered(_labels(files[split], column, own), among(own, classes, f"labels of {path}"))
+            for split, own in texts.items()
+        }
+    elif order is not None:
+        raise UserError(
+            f"order={order} is for labels that are text, but label column '{column}' of {path} has numbers."
+        )
+    else:
+        own = {file: _class_names(_schema(file), column) for paths in files.values() for file in paths}
+        classes = union(filter(None, own.values()))
+        labels = {
+            split: torch.cat([_numbered(file, column, own[file], classes) for file in paths])
+            for split, paths in files.items()
+        }
+        numbering = GIVEN if classes else BARE
+    for split, found in labels.items():
+        if not len(found):
             raise UserError(f"the {split} files of {path} hold no rows; give files with images.")
-        splits[split] = Rows(paths, image), labels
-    found = names or _class_names(schema, column)
-    classes = found or tuple(map(str, range(int(splits["train"][1].max()) + 1)))
-    superclasses = None if column == "coarse_label" else _superclasses(files["train"], splits["train"][1])
-    return Listing(splits, classes, superclasses if superclasses and len(superclasses) == len(classes) else None)
+    classes = classes or numbers(max(int(found.max()) for found in labels.values()) + 1)
+    splits = {split: (Rows(paths, image), labels[split]) for split, paths in files.items()}
+    superclasses = None if column == "coarse_label" else _superclasses(files["train"], labels["train"], len(classes))
+    return Listing(splits, classes, SETTLED if order else numbering, superclasses)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from protege.data.classes import seems_id
 from protege.data.folders import SPLITS
 from protege.data.repeatable import Watch
 from protege.errors import UserError, told
@@ -175,6 +176,8 @@ def label_in(value: Any, where: str) -> int | str:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, int):
+        if abs(value) >= 2**63:  # more than torch can hold
+            raise UserError(seems_id(f"the label {value} of {where}"))
         return int(value)
     if isinstance(value, float):
         raise UserError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from protege.data.batch import Batch
+from protege.data.classes import renumbered
 from protege.data.decode import centred
 from protege.data.items import label_in, read_item
 from protege.data.pixels import Deviation
@@ -137,21 +138,17 @@ def _listed(dataset: Any) -> Tensor | None:
 
 
 def numbered(
-    labels: Mapping[str, Tensor | list[int | str]], names: Sequence[str], name: str
+    labels: Mapping[str, Sequence[int | str]], names: Sequence[str], name: str
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Labels by split as int64 [N]; where they are text, which number each of the `names` (without any: each text of
-    training, sorted) has."""
-    texts = sorted({label for label in labels["train"] if isinstance(label, str)})
-    if not texts and not any(isinstance(label, str) for each in labels.values() for label in each):
-        return {split: torch.as_tensor(each, dtype=torch.int64) for split, each in labels.items()}, {}
-    numbers = {text: number for number, text in enumerate(names or texts)}
+    """Labels by split that are text as int64 [N], and the number of each of the `names`."""
+    numbers = {text: number for number, text in enumerate(names)}
     for split, each in labels.items():
         for at, label in enumerate(each):
             if label not in numbers and label != UNLABELLED:
                 known = ", ".join(map(repr, list(numbers)[:8])) + (", …" if len(numbers) > 8 else "")
                 raise UserError(
-                    f"item {at} of {split} {name} has the label {label!r}; one of the names {known or 'in training'} "
-                    "is expected, as other labels are names: give labels that are all names, or all numbers."
+                    f"item {at} of {split} {name} has the label {label!r}; one of the names {known} is expected, as "
+                    "other labels are names: give labels that are all names, or all numbers."
                 )
     found = {s: torch.tensor([numbers.get(str(label), UNLABELLED) for label in each]) for s, each in labels.items()}
     return found, numbers
@@ -159,13 +156,15 @@ def numbered(
 
 class Mapped(Samples):
     """Items that are read one by one, in the workers of `batches`: those at `positions` (None: all), with their
-    `labels`, int64 of the same length. A label that turns out to be another one when its item is fetched raises
-    `UserError`."""
+    `labels`, int64 of the same length; class k of the items is called `place[k]` where that is given. A label that
+    turns out to be another one when its item is fetched raises `UserError`."""
 
     in_memory = False
 
-    def __init__(self, items: Items, labels: Tensor, positions: Tensor | None = None) -> None:
-        self.items, self.shape = items, items.shape
+    def __init__(
+        self, items: Items, labels: Tensor, positions: Tensor | None = None, place: Tensor | None = None
+    ) -> None:
+        self.items, self.shape, self.place = items, items.shape, place
         self.positions = torch.arange(len(items)) if positions is None else positions
         self.labels: Tensor = labels
         self._digest: str | None = None
@@ -179,6 +178,8 @@ class Mapped(Samples):
             pixels, label = self.items.read(position)
         except Deviation as error:
             raise UserError(f"{error}, unlike the items looked at before; make all alike in the Dataset.") from error
+        if self.place is not None and isinstance(label, int) and 0 <= label < len(self.place):
+            label = int(self.place[label])
         if label != expected:
             raise UserError(
                 f"{self.items.where(position)} has the label {label} but is listed with {expected}; the same is "
@@ -194,7 +195,11 @@ class Mapped(Samples):
 
     def part(self, index: Tensor) -> Mapped:
         """The items at positions `index` only."""
-        return Mapped(self.items, self.labels[index], self.positions[index])
+        return Mapped(self.items, self.labels[index], self.positions[index], self.place)
+
+    def relabelled(self, place: Tensor) -> Mapped:
+        whole = place if self.place is None else renumbered(self.place, place)
+        return Mapped(self.items, renumbered(self.labels, place), self.positions, whole)
 
     def fingerprint(self) -> str:
         """Digest of the labels and of the pixels of at most 256 items spread over the set."""

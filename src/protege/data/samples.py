@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from protege.data.batch import Batch
+from protege.data.classes import renumbered
 from protege.data.views import Augment, render
 
 
@@ -51,6 +52,10 @@ class Samples(ABC):
         """Hex digest of what the samples hold, the same wherever and whenever their files were written; of more than
         1 GiB that is read from files, all sizes and an even choice of them."""
         return self.fingerprint()
+
+    def relabelled(self, place: Tensor) -> Samples:
+        """The same samples with class k called `place[k]` (int64 [K]); text, whose labels are words, has none."""
+        raise NotImplementedError
 
     def to(self, device: torch.device | str) -> Samples:
         """The set with its pixels on `device` if there is room; streams stay as they are, their batches are moved."""
@@ -93,6 +98,9 @@ class InMemory(Samples):
             digest.update(self.labels.numpy().data)
             self._digest = digest.hexdigest()
         return self._digest
+
+    def relabelled(self, place: Tensor) -> InMemory:
+        return InMemory(self.pixels, renumbered(self.labels, place))
 
     def to(self, device: torch.device | str) -> InMemory:
         if not has_room(device, self.pixels.nbytes):

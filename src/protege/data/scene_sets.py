@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from protege.data.classes import naming_of
 from protege.data.items import is_image, read_item
 from protege.data.masks import VOID, grey_levels, mask_values, refuse_white_object
 from protege.data.pixels import reason
@@ -19,6 +20,7 @@ from protege.data.repeatable import Watch, refuse_random
 from protege.data.scenes import ScenesInMemory
 from protege.errors import UserError
 from protege.labels import UNLABELLED
+from protege.naming import numbers
 
 _NONE, _TRUE = -1, 256  # in masks that are read: no label, and what is not black in a mask that is black and white
 _LOG = logging.getLogger("protege")
@@ -50,7 +52,8 @@ def scene_sets(
         )
     watch = Watch()
     read = {split: _read(dataset, f"{split} {name}", shape, kind, watch) for split, dataset in datasets.items()}
-    own = tuple(map(str, getattr(datasets["train"], "classes", None) or ()))
+    naming = naming_of(datasets["train"], f"train {name}")
+    own = naming.names if naming else ()
     seen = {split: values for split, (_, _, values) in read.items()}
     levels = _levels(seen["train"], len(own) or None)
     if levels:
@@ -60,7 +63,7 @@ def scene_sets(
     table = _table(levels)
     found = {s: ScenesInMemory(pixels, torch.from_numpy(table[masks + 1])) for s, (pixels, masks, _) in read.items()}
     known = sorted(set(table[seen["train"].any(0)].tolist()) - {VOID})
-    classes = own or tuple(map(str, range(max(known) + 1 if known else 0)))
+    classes = own or numbers(max(known) + 1 if known else 0)
     if len(classes) < 2:
         raise UserError(f"{name} has masks of {len(classes)} class; at least two are expected.")
     for split, scenes in found.items():

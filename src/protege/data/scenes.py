@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +112,10 @@ class ScenesInMemory(Scenes):
         pixels = self.pixels.to(device)
         return self if pixels is self.pixels else ScenesInMemory(pixels, self.masks.to(device), digest=self._digest)
 
+    def relabelled(self, place: Tensor) -> ScenesInMemory:
+        table = torch.from_numpy(_composed(bytes(range(256)), place)).to(self.masks.device)
+        return ScenesInMemory(self.pixels, table[self.masks.int()])
+
     def part(self, index: Tensor) -> ScenesInMemory:
         return ScenesInMemory(self.pixels[index], self.masks[index])
 
@@ -172,8 +176,18 @@ class ScenesInFiles(Scenes):
         paths = [path for pair in self.pairs for path in pair]
         return hashlib.sha256(f"{content_of(paths)} {self.form}".encode()).hexdigest()
 
+    def relabelled(self, place: Tensor) -> ScenesInFiles:
+        return ScenesInFiles(self.pairs, replace(self.form, table=_composed(self.form.table, place).tobytes()))
+
     def part(self, index: Tensor) -> ScenesInFiles:
         return ScenesInFiles([self.pairs[i] for i in index.tolist()], self.form)
+
+
+def _composed(table: bytes, place: Tensor) -> np.ndarray:
+    """The table with class k called `place[k]`, `VOID` as before."""
+    then = np.full(256, VOID, np.uint8)
+    then[: len(place)] = place.numpy()
+    return then[np.frombuffer(table, np.uint8)]
 
 
 def _opened(path: Path, kind: str) -> Image.Image:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protege.data.classes import BARE, GIVEN, check_labels, check_order
+from protege.data.common import common_classes
+from protege.data.dataset import Data
 from protege.data.decode import SMALL
 from protege.data.extras import hub_datasets, torchvision_datasets
 from protege.data.folders import Listing, image_folders, parquet_files
 from protege.data.items import splits_in
 from protege.data.listed import listed_samples, tell_transparent
-from protege.data.loader import forward_size
-from protege.data.mapped import Items, Mapped, numbered
+from protege.data.mapped import Items, Mapped
 from protege.data.pixels import Deviation
 from protege.data.ranges import Ranges
 from protege.data.raw import Kind, kind_of
@@ -35,58 +36,14 @@ from protege.data.split import hold_out
 from protege.data.streams import Encoded
 from protege.data.synthetic import class_names, read_dials, synthetic
 from protege.data.text import open_text
-from protege.data.views import CLEAN, Augment, draws
+from protege.data.views import Augment
 from protege.errors import UserError
 from protege.labels import UNLABELLED
+from protege.naming import numbers
 
 GIB = 1 << 30
 _LOG = logging.getLogger("protege")
 _HELD_OUT = 0.2
-_MEASURED = 2000
-
-
-@dataclass(frozen=True)
-class Data:
-    """Samples to learn from and to be judged on, their classes, and the augmentation that suits them.
-
-    `name`: the spec. `task`: "classification". `val` and `test`: None where there are none. `superclasses`: the
-    superclass of each class, where the data tells. Where no sample of `train` has a label, all of its labels are -100,
-    and `classes` may be empty. `ranges`: what is black and white in images of more than 8 bits (`protege.data.ranges`).
-    """
-
-    name: str
-    task: str
-    train: Samples
-    val: Samples | None
-    test: Samples | None
-    classes: tuple[str, ...]
-    augment: Augment
-    superclasses: tuple[int, ...] | None = None
-    ranges: Ranges = ()
-
-    @property
-    def labelled(self) -> bool:
-        """Whether training samples have labels (those of pixels and tokens are taken to)."""
-        labels = self.train.labels
-        return labels is None or not bool((labels == UNLABELLED).all())
-
-    @cached_property
-    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        order = torch.argsort(draws(0, torch.arange(len(self.train)), 0, 1)[:, 0], stable=True)
-        count, total, squares = 0, torch.zeros(1), torch.zeros(1)
-        for index in order[:_MEASURED].split(forward_size(self.train, 256)):
-            values = self.train.fetch(index, CLEAN, Augment()).inputs.to("cpu", torch.float64) / 255
-            count += values.numel() // values.shape[1]
-            total = total + values.sum((0, 2, 3))
-            squares = squares + values.square().sum((0, 2, 3))
-        mean = total / count
-        std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
-        return tuple(mean.tolist()), tuple(std.tolist())
-
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel, pixels as 0 to 1, over at most 2,000 training
-        images."""
-        return self._statistics
 
 
 def default_augment(height: int, width: int) -> Augment:
@@ -103,40 +60,6 @@ def cache_root() -> Path:
         return Path(own).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "protege"
-
-
-def _check(name: str, splits: dict[str, Tensor], classes: tuple[str, ...]) -> None:
-    """Labels must lie in the classes, and training must show every class, unless it has no labels at all."""
-    unlabelled = bool((splits["train"] == UNLABELLED).all())
-    if unlabelled:
-        splits = {split: labels for split, labels in splits.items() if split != "train"}
-        if not splits:
-            return
-    for split, labels in splits.items():
-        if bool((below := (labels < 0) & (labels != UNLABELLED)).any()):
-            row = int(below.nonzero()[0])
-            raise UserError(
-                f"label {int(labels[row])} of {split} sample {row} in '{name}' is below 0; number the classes from 0."
-            )
-    if len(classes) < 2:
-        raise UserError(f"data '{name}' has only one class; at least two are expected.")
-    for split, labels in splits.items():
-        wrong = (labels < 0) | (labels >= len(classes))
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise UserError(
-                f"label {int(labels[row])} of {split} sample {row} in '{name}' is out of range; "
-                f"0 to {len(classes) - 1} is expected, as there are {len(classes)} classes."
-            )
-    if unlabelled:
-        return
-    empty = (torch.bincount(splits["train"], minlength=len(classes)) == 0).nonzero()
-    if len(empty):
-        first = int(empty[0])
-        raise UserError(
-            f"class {first} ('{classes[first]}') of '{name}' has no training sample; add some, or number "
-            "the labels without gaps."
-        )
 
 
 def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -157,7 +80,8 @@ def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Te
         return None
     train, test = hold_out(torch.arange(len(labels)), labels, _HELD_OUT, seed=0)
     if not len(test):
-        raise UserError(f"data '{name}' has too few samples ({len(labels)}) to hold out a test split; add some.")
+        _LOG.info("'%s' has no test split, and too few samples (%d) to hold one out.", name, len(labels))
+        return None
     _LOG.info("'%s' has no test split; %d of %d samples, stratified, are held out.", name, len(test), len(labels))
     return train, test
 
@@ -178,14 +102,17 @@ def _part(samples: Samples, index: Tensor) -> Samples:
     return samples.part(index)
 
 
-def _finish(name: str, splits: dict[str, Samples], classes: tuple[str, ...], augment: Augment | None) -> Data:
+def _finish(
+    name: str, splits: dict[str, Samples], classes: tuple[str, ...], augment: Augment | None, numbering: str = GIVEN
+) -> Data:
     train = splits["train"]
     assert train.labels is not None
     if held := _without_test(name, splits, train.labels):
         splits = {**splits, "train": _part(train, held[0]), "test": _part(train, held[1])}
         train = splits["train"]
     augment = augment or default_augment(*train.shape[1:])
-    return Data(name, "classification", train, splits.get("val"), splits.get("test"), classes, augment)
+    parts = (train, splits.get("val"), splits.get("test"))
+    return Data(name, "classification", *parts, classes, augment, numbering=numbering)
 
 
 def _listed(
@@ -197,11 +124,11 @@ def _listed(
     whole: bool,
     ranges: Ranges,
 ) -> Data:
-    _check(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
+    check_labels(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
     splits, ranges = listed_samples(name, listing, image_size, memory_limit, scratch or cache_root(), ranges)
     splits = _whole(splits) if whole else splits
-    data = _finish(name, splits, listing.classes, None)
-    return replace(data, superclasses=listing.superclasses, ranges=ranges)
+    found = _finish(name, splits, listing.classes, None, listing.numbering)
+    return replace(found, superclasses=listing.superclasses, ranges=ranges)
 
 
 def _segmentation(
@@ -216,7 +143,9 @@ def _scenes(name: str, splits: dict[str, Samples], classes: tuple[str, ...]) -> 
     if held := _without_test(name, splits, unlabelled):
         splits |= {split: _part(splits["train"], part) for split, part in zip(("train", "test"), held, strict=True)}
     augment = Augment(crop=0.5, flip=True)  # half the area and more: what is small stays seen, as in CamVid's poles
-    return Data(name, "segmentation", splits["train"], splits.get("val"), splits.get("test"), classes, augment)
+    numbering = BARE if classes == numbers(len(classes)) else GIVEN
+    parts = (splits["train"], splits.get("val"), splits.get("test"))
+    return Data(name, "segmentation", *parts, classes, augment, numbering=numbering)
 
 
 def _digits(name: str) -> Data:
@@ -285,18 +214,16 @@ def _from_datasets(
     watch = Watch()
     read = {split: found.read_all(watch) for split, found in items.items()} if decoded <= memory_limit else {}
     raw = {split: read[split][1] if read else found.read_labels(watch) for split, found in items.items()}
-    own = getattr(datasets["train"], "classes", None)
-    labels, numbers = numbered(raw, tuple(map(str, own)) if own else (), name)
-    known = labels["train"][labels["train"] != UNLABELLED]
-    most = max(0, int(known.max())) if len(known) else max(int(each.max()) for each in labels.values())
-    classes = tuple(map(str, own)) if own else tuple(numbers) or tuple(map(str, range(most + 1)))
-    _check(name, labels, classes)
+    found = common_classes(datasets, raw, name)
     splits: dict[str, Samples] = {}
-    for split, found in items.items():
-        found.names = numbers
-        splits[split] = InMemory(read[split][0], labels[split]) if read else Mapped(found, labels[split])
-    tell_transparent(next(filter(None, (kind.transparent, *(found.transparent for found in items.values()))), None))
-    return replace(_finish(name, _whole(splits) if whole else splits, classes, None), ranges=kind.ranges)
+    for split, each in items.items():
+        each.names, labels = found.names, found.labels[split]
+        splits[split] = InMemory(read[split][0], labels) if read else Mapped(each, labels)
+        if split in found.place:
+            splits[split] = splits[split].relabelled(found.place[split])
+    tell_transparent(next(filter(None, (kind.transparent, *(each.transparent for each in items.values()))), None))
+    data = _finish(name, _whole(splits) if whole else splits, found.classes, None, found.numbering)
+    return replace(data, ranges=kind.ranges)
 
 
 def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
@@ -312,8 +239,8 @@ def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
 
 
 _OPTIONS = {
-    "parquet": ("label",),
-    "images": (),
+    "parquet": ("label", "order"),
+    "images": ("order",),
     "segmentation": ("classes", "ignore"),
     "text": ("vocabulary", "length", "context", "tokenizer"),
     "torchvision": (),
@@ -333,7 +260,8 @@ def load_data(
     """Open data.
 
     `spec` is "digits", "synthetic:KEY=VALUE,…" (see `protege.data.synthetic`), "parquet:PATH" (with
-    "?label=COLUMN"), "images:PATH" (a folder for each class, or images without classes), "segmentation:PATH" (with
+    "?label=COLUMN"), "images:PATH" (a folder for each class, or images without classes; with "?order=number" or
+    "?order=text" for a teacher whose outputs have no names), "segmentation:PATH" (with
     "?classes=NAME,NAME" and "?ignore=VALUE", see `protege.data.segmentation`), "text:PATH" (with "?vocabulary=N",
     "&length=N", "&context=N", see `protege.data.text`), "torchvision:NAME:PATH", "hub:NAME" (with
     "?label=COLUMN"), a map-style Dataset of (image, label) or (image, mask), a pair of arrays (images, labels), a pair
@@ -344,9 +272,10 @@ def load_data(
     segmentation keep their shape: `image_size` is their shorter side, without it that of the commonest training image.
     Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
     fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
-    validation split is taken, or a fifth of training, stratified, is held out; if `whole`, all of data without
-    splits is train and test. In images of more than 8 bits a channel training decides what is black and white, unless
-    `ranges`, those of a model, do (`protege.data.ranges`).
+    validation split is taken, or a fifth of training, stratified, is held out, so that each class keeps a sample; if
+    `whole`, all of data without splits is train and test. Splits may lack classes, which go by their names. In
+    images of more than 8 bits a channel training decides what is black and white, unless `ranges`, those of a model, do
+    (`protege.data.ranges`).
 
     Raises UserError for input that cannot be used. Images that stay encoded are not all decoded here, so
     one of them that is damaged is reported when it is fetched.
@@ -399,6 +328,7 @@ def load_data(
             raise UserError(f"image size {image_size} cannot be had of '{spec}', which is text; leave it out.")
         parts, words = open_text(Path(path).expanduser(), **options)
         return Data(spec, "language", parts["train"], parts["val"], parts["test"], words, Augment())
+    check_order(options.get("order"), spec)
     opener = parquet_files if scheme == "parquet" else image_folders
     listing = opener(Path(path).expanduser(), **options)
     return _listed(spec, listing, image_size, memory_limit, scratch, whole, ranges)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from protege.data.batch import Batch
+from protege.data.classes import renumbered
 from protege.data.decode import Form, decode
 from protege.data.pixels import Deviation
 from protege.data.samples import Samples
@@ -50,6 +51,9 @@ class Encoded(Samples):
         rest = Augment(augment.shift, augment.flip and not augment.crop, 0.0, augment.seed)
         inputs = render(torch.from_numpy(pixels), torch.arange(len(index)), index, view, rest)
         return Batch(inputs, self.labels[index], index, view)
+
+    def relabelled(self, place: Tensor) -> Encoded:
+        return Encoded(self.source, renumbered(self.labels, place), self.form)
 
     def fingerprint(self) -> str:
         if self._digest is None:

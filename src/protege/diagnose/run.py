@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..classes import in_order_of, naming
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_workers, load_data
 from ..errors import UserError, nearest
 from ..methods import METHODS, Cast, Transfer
@@ -112,9 +113,8 @@ def diagnose(
             f"the data {loaded.name!r} has no labels; expected some to judge a teacher by: sort the images into a "
             "folder for each class, or distil without a diagnosis (method='fskd' or 'kd')."
         )
-    torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
     cast = {"student": student, "teacher": teacher}
-    models = {role: _load(role, spec, loaded) for role, spec in cast.items() if spec is not None}
+    models, loaded = _opened(cast, loaded, seed)
     positions = choose(
         loaded.train.labels, fraction=fraction, samples=samples, seed=seed, count=len(loaded.train), each=False
     )
@@ -180,14 +180,18 @@ def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Sta
     return None
 
 
-def _load(role: str, spec: Any, data: Data) -> Model:
-    model = load_model(spec, data=data)
-    try:
-        check_classes(model, data)
-    except UserError as error:
-        name = spec if isinstance(spec, str | Path) else type(spec).__name__
-        raise UserError(str(error).replace("the model ", f"the {role} {str(name)!r} ", 1)) from None
-    return model
+def _opened(cast: dict[str, Any], data: Data, seed: int) -> tuple[dict[str, Model], Data]:
+    """The networks, and the data in the order of the teacher's classes."""
+    with naming("teacher", cast["teacher"]):
+        teacher = load_model(cast["teacher"], data=data, trained=True)
+        data = in_order_of(teacher, data)
+    if cast["student"] is None:
+        return {"teacher": teacher}, data
+    torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
+    with naming("student", cast["student"]):
+        student = load_model(cast["student"], data=data)
+        check_classes(student, data)
+    return {"student": student, "teacher": teacher}, data
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from protege.models.causal import check_causal, check_layout, samples_for
 from protege.models.language import Reader
 from protege.models.model import Model
 from protege.modes import eval_mode
+from protege.naming import numbers
 from protege.tensors import has_own_precision, own_dtype
 from protege.torch_utils import as_it_was
 
@@ -60,11 +61,12 @@ def check_classes(model: Model, data: DataLike) -> None:
             f"the model has {found} outputs but the data has {expected} classes; "
             "use a model made for this data, or data with the model's classes."
         )
-    wrong = _misplaced(model.classes, data.classes)
+    named = model.named and getattr(data, "named", data.classes != numbers(expected))
+    wrong = _misplaced(model.classes, data.classes) if named else None
     if wrong is not None:
         raise UserError(
             f"output {wrong} of the model is class {model.classes[wrong]!r} but class {wrong} of the data is "
-            f"{data.classes[wrong]!r}; name and order the data's classes as the model's."
+            f"{data.classes[wrong]!r}; use a model of the same classes in the same order, or a fresh one."
         )
 
 
@@ -96,7 +98,7 @@ def _check_words(model: Model, data: DataLike, found: int) -> None:
         remedy += f", or leave out what pads its vocabulary: return logits[..., :{expected}] from its forward"
     if found != expected:
         raise UserError(f"the model knows {found} words but the data's vocabulary has {expected}; {remedy}.")
-    named = model.classes if not all(map(str.isdecimal, model.classes)) else ()
+    named = model.classes if model.named else ()
     wrong = next((n for n, (a, b) in enumerate(zip(named, data.classes, strict=False)) if a != b), None)
     if wrong is not None:
         raise UserError(
@@ -235,9 +237,7 @@ def _with_article(name: str) -> str:
 
 def _misplaced(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
     """The first position where two lists of class names tell different classes: a name that both have stands
-    elsewhere, or no name is in both. None where either is empty or only numbers."""
-    if not ours or not theirs or any(all(map(str.isdecimal, names)) for names in (ours, theirs)):
-        return None
+    elsewhere, or no name is in both."""
     shared = set(ours) & set(theirs)
     pairs = enumerate(zip(ours, theirs, strict=False))
     return next((n for n, (a, b) in pairs if a != b and (not shared or a in shared or b in shared)), None)

@@ -1,9 +1,10 @@
 """`load_model`: one front door to every kind of network."""
 
 import copy
+import inspect
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from protege.copying import copy_network
 from protege.errors import UserError
+from protege.labels import MOST_CLASSES
 from protege.models import sources, storage, transformers_adapter, zoo
 from protege.models.channels import channels_taken
 from protege.models.fit import DataLike
@@ -21,6 +23,7 @@ from protege.models.model import Model
 from protege.models.placing import channels_last
 from protege.models.saving import SIZES, checked
 from protege.models.sizes import fitting_size, own_sizes
+from protege.naming import numbers
 from protege.surgery import rebuild
 from protege.torch_utils import unwrapped
 
@@ -36,28 +39,31 @@ def load_model(
     data: DataLike | None = None,
     num_classes: int | None = None,
     network: nn.Module | None = None,
+    trained: bool = False,
 ) -> Model:
     """The model that `spec` names.
 
     - "zoo:NAME" or "zoo:NAME?key=value&…": a fresh network; "timm:NAME", with "?pretrained=true" for its
       weights; "smp:unet?encoder_name=resnet18" of segmentation-models-pytorch; "transformers:FOLDER" for a causal
       language model, "?pretrained=false" for fresh weights;
-    - "package.module:factory": the user's own, called with `num_classes` if it takes that;
+    - "package.module:factory": the user's own, called with `num_classes` if it takes that and no default of its own
+      will do;
     - a folder with `config.json` and `model.safetensors` (or a run folder with such a `student/`), whose
       model comes in eval mode; where its network was built in Python, `network` is the module to load the
       weights into;
     - an `nn.Module`, used as it is; a `Model`, returned as it is.
 
-    `data` gives a fresh network its class count, channels and normalisation; without it, `num_classes` is
-    needed. Fresh weights come from torch's global random numbers. Raises `UserError` for anything that cannot
-    be loaded.
+    `data` gives a fresh network its classes, channels and normalisation; without it, `num_classes` is
+    needed. A `trained` network (a teacher) knows its classes already: it keeps the number of outputs that it
+    has by itself where that suffices, and takes no names from the data. Fresh weights come from torch's global
+    random numbers. Raises `UserError` for anything that cannot be loaded.
     """
     if isinstance(spec, nn.Module):
         spec = unwrapped(spec)
     if isinstance(spec, Model):
         return spec
     if isinstance(spec, nn.Module):
-        return _from_module(spec, data)
+        return _from_module(spec, data, trained)
     if not isinstance(spec, str | Path):
         raise UserError(f"model {spec!r} is a {type(spec).__name__}; give a spec string, a folder or an nn.Module.")
     if spec == "":
@@ -74,12 +80,12 @@ def load_model(
     if scheme == "zoo":
         return _from_zoo(rest, arguments, data, num_classes)
     if scheme == "timm":
-        return _from_timm(rest, arguments, data, num_classes)
+        return _from_timm(rest, arguments, data, num_classes, trained)
     if scheme == "smp":
         return _from_smp(rest, arguments, data, num_classes)
     if scheme == "transformers":
         return _from_transformers(rest, arguments, data, num_classes)
-    return _from_factory(name, arguments, data, num_classes)
+    return _from_factory(name, arguments, data, num_classes, trained)
 
 
 def _from_zoo(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
@@ -88,7 +94,7 @@ def _from_zoo(name: str, arguments: dict[str, Any], data: DataLike | None, num_c
         kinds = ("text", "images") if name in zoo.LANGUAGE else ("images", "text")
         other = "zoo:resnet20" if name in zoo.LANGUAGE else "zoo:lstm"
         raise UserError(f"zoo:{name} takes {kinds[0]} but the data is {kinds[1]}; choose another, such as {other}.")
-    arguments = {"num_classes": _class_count(f"zoo:{name}", arguments, data, num_classes), **arguments}
+    arguments = arguments | {"num_classes": _class_count(f"zoo:{name}", arguments, data, num_classes)}
     size = None
     if data is not None and not _has_tokens(data):
         channels, *size = data.train.shape
@@ -104,21 +110,25 @@ def _from_zoo(name: str, arguments: dict[str, Any], data: DataLike | None, num_c
     return _fresh(network, spec, f"zoo:{name}", arguments, data)
 
 
-def _from_timm(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
+def _from_timm(
+    name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None, trained: bool
+) -> Model:
     pretrained = bool(arguments.get("pretrained", False))
-    if not (pretrained and data is None and num_classes is None):  # a pretrained network may keep its own head
-        arguments = {"num_classes": _class_count(f"timm:{name}", arguments, data, num_classes), **arguments}
+    own_head = pretrained and num_classes is None and (data is None or trained) and "num_classes" not in arguments
+    if not own_head:
+        arguments = arguments | {"num_classes": _class_count(f"timm:{name}", arguments, data, num_classes)}
     network = sources.build_timm(name, arguments)
     arguments = {key: value for key, value in arguments.items() if key not in ("pretrained", "checkpoint_path")}
     arguments.setdefault("num_classes", int(getattr(network, "num_classes", 0)))
     spec = _input_from_timm(network, keep_size=pretrained, image_size=arguments.get("img_size"))
-    return _fresh(network, spec or _input_for(_channels_of(network, data), data), f"timm:{name}", arguments, data)
+    spec = spec or _input_for(_channels_of(network, data), data)
+    return _fresh(network, spec, f"timm:{name}", arguments, data, trained)
 
 
 def _from_smp(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
     channels = arguments.get("in_channels", data.train.shape[0] if data is not None else 3)
     count = _class_count(f"smp:{name}", arguments, data, num_classes)
-    arguments = {"num_classes": count, "in_channels": channels, **arguments}
+    arguments = {"in_channels": channels, **arguments, "num_classes": count}
     network = sources.build_smp(name, arguments)
     spec, weights = _input_for(channels, data), arguments.pop("encoder_weights", None)
     if weights is not None:
@@ -138,26 +148,55 @@ def _from_transformers(name: str, arguments: dict[str, Any], data: DataLike | No
     return Model(network, TOKENS, source, named, "language")
 
 
-def _from_factory(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
+def _from_factory(
+    name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None, trained: bool
+) -> Model:
     factory = sources.find_factory(name)
+    network = None
     if sources.accepts(factory, "num_classes"):
-        arguments = {"num_classes": _class_count(name, arguments, data, num_classes), **arguments}
-    network = sources.call_factory(name, factory, arguments)
+        asked = arguments.get("num_classes", num_classes)
+        needed = None if data is None else len(data.classes) or None
+        default = sources.default_of(factory, "num_classes")
+        enough = trained and type(default) is int and default >= (needed or 0)
+        if asked is None and default is not inspect.Parameter.empty and (enough or needed is None):
+            with suppress(UserError) if needed else nullcontext():  # it may know only the data's number
+                network = sources.call_factory(name, factory, arguments)
+        if network is None:
+            arguments = arguments | {"num_classes": _class_count(name, arguments, data, num_classes)}
+    if network is None:
+        network = sources.call_factory(name, factory, arguments)
     if isinstance(network, Model):
         if network.source["model"] is None:
             network.source = {"model": name, "arguments": arguments}
         return network
-    return _fresh(network, _input_of(network, data), name, arguments, data)
+    return _fresh(network, _input_of(network, data), name, arguments, data, trained)
 
 
-def _from_module(network: nn.Module, data: DataLike | None) -> Model:
+def _from_module(network: nn.Module, data: DataLike | None, trained: bool) -> Model:
     if data is None and _input_from_timm(network, keep_size=True) is None:
         raise UserError(
             f"network {type(network).__name__} does not say how it wants its input; "
             "give data=…, or wrap it as Model(network, InputSpec(mean=…, std=…))."
         )
     spec = _input_of(network, data)
-    return Model(network, spec, None, data.classes if data else (), data.task if data else "classification")
+    task = data.task if data else "classification"
+    classes: Sequence[str] = _own_names(network) if task != "language" else ()
+    named = bool(classes)
+    if not classes and data is not None and not trained:
+        named = _has_names(data) and getattr(data, "in_one_order", True)
+        classes = data.classes if named else numbers(len(data.classes))
+    return Model(network, spec, None, classes, task, named=named)
+
+
+def _own_names(network: nn.Module) -> tuple[str, ...]:
+    """The names that a network carries for its outputs, as those of Hugging Face do; () where it has none."""
+    labels = getattr(getattr(network, "config", None), "id2label", None)
+    if isinstance(labels, Mapping) and sorted(labels) == list(range(len(labels))):
+        names = tuple(str(labels[number]) for number in range(len(labels)))
+        return () if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names
+    classes = getattr(network, "classes", None)
+    usable = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+    return tuple(classes) if usable and classes else ()
 
 
 def _from_folder(path: Path, network: nn.Module | None, bare: str) -> Model:
@@ -225,31 +264,47 @@ def _state(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _described_by(config: dict[str, Any], network: nn.Module) -> Model:
     if config.get("memory") == "channels_last":
         channels_last(network)
+    classes = tuple(str(label) for label in config["classes"]) or numbers(config["arguments"].get("num_classes") or 0)
     return Model(
         network,
         InputSpec.from_dict(config["input"]),
         {"model": config["model"], "arguments": config["arguments"]},
-        tuple(str(label) for label in config["classes"]),
+        classes,
         config["task"],
         config.get("structure", []),
         config.get("kept", {}),
+        named=config.get("named", classes != numbers(len(classes))),  # version 0.1 did not tell the two apart
     ).eval()
 
 
-def _fresh(network: nn.Module, spec: InputSpec, name: str, arguments: dict[str, Any], data: DataLike | None) -> Model:
-    count = arguments.get("num_classes")
-    if data is not None and data.classes and count in (None, len(data.classes)):
-        classes: Sequence[str] = data.classes
-    else:
-        classes = [str(number) for number in range(count or 0)]
-    task = data.task if data is not None else "classification"
-    return Model(network, spec, {"model": name, "arguments": arguments}, tuple(classes), task)
+def _fresh(
+    network: nn.Module,
+    spec: InputSpec,
+    name: str,
+    arguments: dict[str, Any],
+    data: DataLike | None,
+    trained: bool = False,
+) -> Model:
+    """A network from its source. It is made for the data's classes, unless it is `trained` or has another number."""
+    task, count = data.task if data is not None else "classification", arguments.get("num_classes")
+    classes: Sequence[str] = _own_names(network) if trained else ()
+    named = bool(classes)
+    if not classes and not trained and data is not None and count in (None, len(data.classes)):
+        classes, named = data.classes, _has_names(data)
+    return Model(
+        network, spec, {"model": name, "arguments": arguments}, classes or numbers(count or 0), task, named=named
+    )
+
+
+def _has_names(data: DataLike) -> bool:
+    """Whether the data's classes have names rather than numbers."""
+    return bool(getattr(data, "named", data.classes != numbers(len(data.classes))))
 
 
 def _class_count(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> int:
     for count in (arguments.get("num_classes"), num_classes, len(data.classes) or None if data is not None else None):
         if count is not None:
-            return count
+            return _checked_count(name, count)
     if data is not None:
         raise UserError(
             f"{name} is a fresh network and the data, which has no labels, does not say how many classes it has; write "
@@ -258,6 +313,14 @@ def _class_count(name: str, arguments: dict[str, Any], data: DataLike | None, nu
     raise UserError(
         f"{name} is a fresh network and nothing says how many classes it has; give data=… or num_classes=…."
     )
+
+
+def _checked_count(name: str, count: Any) -> int:
+    if isinstance(count, bool) or not hasattr(count, "__index__") or not 1 <= int(count) <= MOST_CLASSES:
+        raise UserError(
+            f"{name} got num_classes={count!r}; a whole number of classes from 1 to {MOST_CLASSES:,} is expected."
+        )
+    return int(count)
 
 
 def _has_tokens(data: DataLike) -> bool:

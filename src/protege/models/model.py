@@ -13,6 +13,7 @@ from protege.models import storage
 from protege.models.inputs import InputSpec
 from protege.models.placing import is_channels_last, leave_inference
 from protege.models.saving import Described, described
+from protege.naming import read_naming
 from protege.outputs import logits_in
 from protege.torch_utils import unwrapped
 
@@ -25,8 +26,9 @@ class Model(nn.Module):
     """`network`, the user's own untouched module, behind its `input` spec: raw input → the network's outputs.
 
     `source` tells how to build the network again, as {"model": "zoo:resnet20", "arguments": {"num_classes":
-    10}}; without one the network is the user's own instance. `classes` are the names of its outputs, () where
-    unknown.
+    10}}; without one the network is the user's own instance. `classes` are the names of its outputs (a list, {name:
+    number}, or how many there are), () where unknown; not `named`, they are only the outputs' numbers, made up for a
+    set without names.
 
     Of a network that was shrunk, `structure` are the edits that make it of a fresh one of its source
     (`protege.surgery.structure`), and `kept` tells for each layer by name which output channels of the network
@@ -49,10 +51,11 @@ class Model(nn.Module):
         network: nn.Module,
         input: InputSpec,
         source: dict[str, Any] | None = None,
-        classes: tuple[str, ...] = (),
+        classes: Any = (),
         task: str = "classification",
         structure: Sequence[Mapping[str, Any]] = (),
         kept: Mapping[str, Sequence[int]] | None = None,
+        named: bool = True,
     ) -> None:
         super().__init__()
         self.network = unwrapped(network)
@@ -64,7 +67,9 @@ class Model(nn.Module):
         leave_inference(self.network)
         self.input = input
         self.source = source or {"model": None, "arguments": {}}
-        self.classes = tuple(classes)
+        naming = read_naming(classes, "classes of the model")
+        self.classes: tuple[str, ...] = naming.names if naming else ()
+        self.named = naming is not None and naming.named and named
         self.task = task
         self.structure = [dict(edit) for edit in structure]
         self.kept = {name: list(channels) for name, channels in (kept or {}).items()}
@@ -113,6 +118,7 @@ class Model(nn.Module):
             **found.source,
             "task": self.task,
             "classes": list(self.classes),
+            "named": self.named,
             "input": self.input.to_dict(),
             "dtype": storage.dtype_of(weights),
             "memory": "channels_last" if is_channels_last(self.network) else "contiguous",

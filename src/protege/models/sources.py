@@ -166,6 +166,11 @@ def accepts(factory: Callable[..., Any], argument: str) -> bool:
     return argument in parameters and parameters[argument].kind in kinds
 
 
+def default_of(factory: Callable[..., Any], argument: str) -> Any:
+    """The default of an argument that a callable `accepts`; `inspect.Parameter.empty` without one."""
+    return inspect.signature(factory).parameters[argument].default
+
+
 def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """`timm.create_model`, with its failures in one sentence each."""
     path = arguments.get("checkpoint_path")

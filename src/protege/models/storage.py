@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from protege.errors import UserError
+from protege.labels import MOST_CLASSES
 from protege.torch_utils import plain_names
 
 OLD_PACKAGE = "understudy."  # what version 0.1 was called
@@ -212,6 +213,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         "arguments": dict,
         "task": str,
         "classes": list,
+        "named": bool,
         "input": dict,
         "structure": list,
         "kept": dict,
@@ -224,6 +226,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     kept = config.get("kept", {})
     if not all(isinstance(v, list) and all(type(n) is int and n >= 0 for n in v) for v in kept.values()):
         raise UserError(f"{str(path)!r} has a 'kept' that is no table of channel numbers; save the model again.")
+    count = config["arguments"].get("num_classes")
+    if count is not None and (type(count) is not int or not 0 <= count <= MOST_CLASSES):
+        raise UserError(
+            f"{str(path)!r} has num_classes {count!r}; a whole number up to {MOST_CLASSES:,} is expected: save the "
+            "model again."
+        )
     if (config["model"] or "").startswith(OLD_PACKAGE):
         config["model"] = "protege." + config["model"].removeprefix(OLD_PACKAGE)
     return config

@@ -1,0 +1,281 @@
+"""Which output of a network is which class: the data is brought into the order of the network that knows its classes.
+
+Names settle it, where both have some. Otherwise names may have been numbered in the order of their numbers (0, 1, 2 …
+10) or of their text (0, 1, 10, 2 …, as folders are listed): where these differ, both are tried on labelled samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import CLEAN, Augment, Data, Samples, batches, choose, forward_size
+from .data.classes import GIVEN, SETTLED, SORTED, ordered, other_order, places
+from .errors import UserError
+from .models import Model, check_classes, output_classes
+from .modes import eval_mode
+from .naming import numbers
+
+TRIED = 512  # samples that two orders are tried on
+BATCH = 256
+RARE = 0.00135  # beyond three standard deviations on one side
+
+logger = logging.getLogger("protege")
+
+
+@contextmanager
+def naming(role: str, spec: Any) -> Iterator[None]:
+    """What is raised within about "the model" says which one that is."""
+    who = f"the {role} {str(spec)!r}" if isinstance(spec, str | Path) else f"the {role} {type(spec).__name__!r}"
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("the model ", f"{who} ", 1)) from None
+
+
+@dataclass(frozen=True)
+class Order:
+    """One way to number the data's classes: `place[k]` is the output that class k means, None for one without samples;
+    `name` says which way."""
+
+    name: str
+    place: tuple[int | None, ...]
+
+
+def in_order_of(model: Model, data: Data, must: bool = True) -> Data:
+    """The data under the classes of a model that was trained before: as many as it has outputs, in their order.
+
+    The names are the model's where it has some, else the data's. Tells in a sentence what was changed. Raises
+    `UserError` where the data has classes that the model does not, and, if it `must` be certain, where two orders are
+    possible and samples do not tell which is right.
+    """
+    if data.task == "language":
+        check_classes(model, data)
+        return data
+    outputs = output_classes(model, data)
+    if model.named and len(model.classes) != outputs:
+        raise UserError(
+            f"the model names {len(model.classes)} classes but has {outputs} outputs; expected a name for each output."
+        )
+    classes = model.classes if model.named else numbers(outputs)
+    if not data.classes:  # images without labels
+        return data.numbered(classes, (), model.named)
+    if model.named and data.named and not _only_numbers(model, data):
+        found = _by_name(model, data)
+        if found.place != tuple(range(outputs)) or classes != data.classes:
+            _tell_names(model, data, found)
+        return data.numbered(classes, found.place)
+    possible = _by_numbers(model, data, outputs)
+    order = possible[0] if len(possible) == 1 else _tried(model, data, possible, must)
+    if data.named and not model.named:
+        names = dict(zip(order.place, data.classes, strict=True))
+        classes = tuple(names.get(number, name) for number, name in enumerate(numbers(outputs)))
+    return data.numbered(classes, order.place, model.named or data.named)
+
+
+def _only_numbers(model: Model, data: Data) -> bool:
+    """Whether the names on one side only count the outputs that the other side names in words."""
+    if set(model.classes) & set(data.classes):
+        return False
+    numbered = all(map(_is_number, data.classes))
+    return numbered or (model.classes == numbers(len(model.classes)) and data.numbering == GIVEN)
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
+
+
+def _by_name(model: Model, data: Data) -> Order:
+    """The data's classes where the model has them, by names."""
+    place = places(data.classes, model.classes)
+    missing = [number for number in data.shown if place[number] is None]
+    if model.classes == data.classes:
+        place = list(range(len(place)))
+    elif missing:
+        alike = len(model.classes) == len(data.classes) and len(missing) < len(data.shown)
+        if not alike or any(number not in (None, at) for at, number in enumerate(place)):
+            raise UserError(_strangers(model, data, missing))
+        place = list(range(len(place)))  # some are only called otherwise: those that both know stand in their places
+    return Order("by name", tuple(place))
+
+
+def _strangers(model: Model, data: Data, missing: Sequence[int]) -> str:
+    known = ", ".join(map(repr, model.classes[:3])) + (", …" if len(model.classes) > 3 else "")
+    first, count = data.classes[missing[0]], len(data.classes)
+    if count == 1:
+        return (
+            f"data '{data.name}' has only one class, {first!r}; at least two are expected, or one of the model's "
+            f"({known}), or images without classes in a folder without others."
+        )
+    if len(missing) == len(data.shown) and count != len(model.classes):
+        return (
+            f"the model has {len(model.classes)} outputs but the data has {count} classes; use a model made for this "
+            f"data, or name the data's classes as the model's ({known})."
+        )
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return (
+        f"the model has no class {first!r}{more}, which the data has; expected some of its {len(model.classes)} classes "
+        f"({known}): name the data's classes so, or give images without classes (in a folder without others), which "
+        "can teach too."
+    )
+
+
+def _by_numbers(model: Model, data: Data, outputs: int) -> list[Order]:
+    """The ways to number the data's classes where it, or the model, has no names; the likeliest first."""
+    count, shown = len(data.classes), data.shown
+    identity = tuple(range(count))
+    if not data.named:
+        ways = [Order("the labels are the outputs' numbers", identity)] if max(shown, default=0) < outputs else []
+        if model.named:
+            own = {name: place for place, name in enumerate(model.classes)}
+            if all(str(label) in own for label in shown):
+                ways.append(Order("the labels are the outputs' names", tuple(own.get(str(k)) for k in range(count))))
+            if ways and (orders := other_order(model.classes)):
+                then = ordered(model.classes, orders[1])
+                place = tuple(own[then[k]] for k in range(min(count, outputs)))
+                ways.append(Order(f"the labels are in the order of the names' {orders[1]}", place))
+        if not ways:
+            raise UserError(_beyond(data, outputs))
+        return _different(ways, shown)
+    if count == outputs:
+        ways = [Order("", identity)]
+        if data.numbering != SETTLED and (orders := other_order(data.classes)):
+            then = ordered(data.classes, orders[1])
+            ways = [Order(orders[0], identity), Order(orders[1], tuple(then.index(name) for name in data.classes))]
+        return ways
+    if count < outputs and all(_is_number(name) and int(name) < outputs for name in data.classes):
+        logger.info(
+            "the model has %d outputs without names, and the data's %d classes are named by numbers: each is taken for "
+            "the output of that number.",
+            outputs,
+            count,
+        )
+        return [Order("number", tuple(int(name) for name in data.classes))]
+    raise UserError(
+        f"the model has {outputs} outputs but the data has {count} classes, and the model does not name its outputs; "
+        "use a model made for this data, or tell which is which: give the model its class names "
+        "(protege.Model(…, classes=…)), or name the data's classes by the outputs' numbers."
+    )
+
+
+def _different(ways: Sequence[Order], shown: Sequence[int]) -> list[Order]:
+    """Those that differ on the classes that have samples."""
+    found: dict[tuple, Order] = {}
+    for way in ways:
+        found.setdefault(tuple(way.place[k] for k in shown), way)
+    return list(found.values())
+
+
+def _beyond(data: Data, outputs: int) -> str:
+    for split, samples in data.sets.items():
+        if samples.labels is not None and bool((wrong := samples.labels >= outputs).any()):
+            row = int(wrong.nonzero()[0])
+            return (
+                f"label {int(samples.labels[row])} of {split} sample {row} in '{data.name}' is out of range; 0 to "
+                f"{outputs - 1} is expected, as the model has {outputs} outputs."
+            )
+    return (
+        f"the model has {outputs} outputs but the data has {len(data.classes)} classes; use a model made for this data."
+    )
+
+
+def _tell_names(model: Model, data: Data, order: Order) -> None:
+    """Say what the names have settled."""
+    renamed = [n for n in data.shown if order.place[n] is not None and data.classes[n] != model.classes[order.place[n]]]
+    lines = []
+    if any(number not in (None, at) for at, number in enumerate(order.place)):
+        lines.append("the data's classes are brought into the model's order, by their names")
+    if len(data.shown) < len(model.classes):
+        lines.append(f"{len(data.shown)} of the model's {len(model.classes)} classes have samples")
+    if renamed:
+        first = renamed[0]
+        what = f"{data.classes[first]!r} is taken for the model's {model.classes[order.place[first]]!r}"
+        lines.append(what + (f", and {len(renamed) - 1} more so" if len(renamed) > 1 else ""))
+    if lines:
+        logger.info("%s.", "; ".join(lines))
+
+
+@torch.no_grad()
+def _tried(model: Model, data: Data, orders: Sequence[Order], must: bool) -> Order:
+    """The order by which the model is right on labelled samples, where one is clearly better than the others and than
+    chance; else the first, or `UserError` if it `must` be certain and the set does not number its classes itself."""
+    differ = [k for k in data.shown if len({order.place[k] for order in orders}) > 1]
+    if not differ:
+        return orders[0]
+    right, count, commonest = [0] * len(orders), 0, 1.0
+    for samples in data.sets.values():
+        positions = _some(samples, differ)
+        if not len(positions):
+            continue
+        assert samples.labels is not None
+        labels = samples.labels[positions]
+        guesses = _guesses(model, samples, positions)
+        table = [torch.tensor([-1 if k is None else k for k in order.place]) for order in orders]
+        right = [int((guesses == place[labels]).sum()) for place in table]
+        count, commonest = len(labels), float(labels.bincount().max()) / len(labels)
+        break
+    ranking = sorted(range(len(orders)), key=lambda n: -right[n])
+    best, next_best = ranking[:2]
+    # Where one order is right the other is wrong, so that each of these samples speaks for one of them.
+    clear = count > 0 and tail(right[best], right[best] + right[next_best], 0.5) < RARE
+    if clear and tail(right[best], count, commonest) < RARE:
+        logger.info(
+            "the classes could be numbered in %d ways; %s is taken, by which the model is right on %d of %d labelled "
+            "samples (%s: on %d).",
+            len(orders),
+            _called(orders[best]),
+            right[best],
+            count,
+            _called(orders[next_best]),
+            right[next_best],
+        )
+        return orders[best]
+    if not must or data.numbering != SORTED:
+        return orders[0]
+    tried = f"is right on {right[0]} and {right[1]} of {count} labelled samples" if count else "cannot be tried"
+    path, mark, query = data.name.rpartition("?")
+    base = f"{path}?{query}&" if mark and "=" in query else f"{data.name}?"
+    raise UserError(
+        f"the model does not name its {len(data.classes)} outputs, and with the classes in order of their "
+        f"{orders[0].name} or {orders[1].name} it {tried}; expected to know the order: write {base}order=number (0, 1, "
+        f"2 … 10) or {base}order=text (0, 1, 10, 2 …)."
+    )
+
+
+def _called(order: Order) -> str:
+    return f"by {order.name}" if order.name in ("number", "text") else order.name
+
+
+def _some(samples: Samples, classes: Sequence[int]) -> Tensor:
+    """Positions of a few samples of these classes, class by class."""
+    if samples.labels is None:
+        return torch.empty(0, dtype=torch.int64)
+    positions = torch.isin(samples.labels, torch.tensor(classes)).nonzero()[:, 0]
+    if not len(positions):
+        return positions
+    labels = samples.labels[positions]
+    return positions[choose(labels, samples=min(len(positions), TRIED), seed=0, each=False)]
+
+
+def _guesses(model: Model, samples: Samples, positions: Tensor) -> Tensor:
+    parameter: Any = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    order = list(positions.split(forward_size(samples, BATCH)))
+    with eval_mode(model):
+        found = [
+            model(batch.inputs).argmax(1).cpu() for batch in batches(samples, order, CLEAN, Augment(), device=device)
+        ]
+    return torch.cat(found)
+
+
+def tail(successes: int, trials: int, chance: float) -> float:
+    """The probability of that many successes or more in independent trials."""
+    return sum(math.comb(trials, k) * chance**k * (1 - chance) ** (trials - k) for k in range(successes, trials + 1))

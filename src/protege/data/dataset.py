@@ -1,0 +1,132 @@
+"""`Data`: a set's splits, its classes and what suits them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from protege.data.classes import BARE, GIVEN, SETTLED, SORTED, other_order
+from protege.data.loader import forward_size
+from protege.data.ranges import Ranges
+from protege.data.samples import Samples
+from protege.data.views import CLEAN, Augment, draws
+from protege.errors import UserError
+from protege.labels import UNLABELLED
+
+_MEASURED = 2000
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples to learn from and to be judged on, their classes, and the augmentation that suits them.
+
+    `name`: the spec. `task`: "classification". `val` and `test`: None where there are none. `superclasses`: the
+    superclass of each class, where the data tells. `numbering`: how the classes got their numbers, see
+    `protege.data.classes`. Where no sample of `train` has a label, all of its labels are -100, and `classes` may be
+    empty. `ranges`: what is black and white in images of more than 8 bits (`protege.data.ranges`).
+    """
+
+    name: str
+    task: str
+    train: Samples
+    val: Samples | None
+    test: Samples | None
+    classes: tuple[str, ...]
+    augment: Augment
+    superclasses: tuple[int, ...] | None = None
+    ranges: Ranges = ()
+    numbering: str = GIVEN
+
+    @property
+    def named(self) -> bool:
+        """Whether the classes have names; else `classes` holds their numbers."""
+        return self.numbering != BARE and bool(self.classes)
+
+    @property
+    def in_one_order(self) -> bool:
+        """Whether there is one order that the classes could have been numbered in, rather than two."""
+        return self.numbering != SORTED or other_order(self.classes) is None
+
+    @property
+    def sets(self) -> dict[str, Samples]:
+        """The samples of each split that there is."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {split: samples for split, samples in parts.items() if samples is not None}
+
+    @property
+    def shown(self) -> list[int]:
+        """The classes that have samples; of pixels all, as these are not counted."""
+        labels = [samples.labels for samples in self.sets.values() if samples.labels is not None]
+        if not labels:
+            return list(range(len(self.classes)))
+        found = torch.cat(labels).unique()
+        return found[found != UNLABELLED].tolist()
+
+    def numbered(self, classes: tuple[str, ...], place: Sequence[int | None], named: bool = True) -> Data:
+        """The same data under other classes: what is its class k now is number `place[k]` of `classes`; None for a
+        class without samples."""
+        at = [0 if number is None else number for number in place]
+        sets = self.sets
+        if at != list(range(len(at))):
+            new = {id(samples): samples.relabelled(torch.tensor(at)) for samples in sets.values()}
+            sets = {split: new[id(samples)] for split, samples in sets.items()}
+        groups = None
+        if self.superclasses is not None and sorted(at) == list(range(len(classes))):
+            groups = tuple(self.superclasses[at.index(number)] for number in range(len(classes)))
+        parts = {split: sets.get(split) for split in ("val", "test")}
+        numbering = SETTLED if named else BARE
+        return replace(self, train=sets["train"], **parts, classes=classes, superclasses=groups, numbering=numbering)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether training samples have labels (those of pixels and tokens are taken to)."""
+        labels = self.train.labels
+        return labels is None or not bool((labels == UNLABELLED).all())
+
+    @cached_property
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        order = torch.argsort(draws(0, torch.arange(len(self.train)), 0, 1)[:, 0], stable=True)
+        count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+        for index in order[:_MEASURED].split(forward_size(self.train, 256)):
+            values = self.train.fetch(index, CLEAN, Augment()).inputs.to("cpu", torch.float64) / 255
+            count += values.numel() // values.shape[1]
+            total = total + values.sum((0, 2, 3))
+            squares = squares + values.square().sum((0, 2, 3))
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, pixels as 0 to 1, over at most 2,000 training
+        images."""
+        return self._statistics
+
+
+def check_complete(data: Data) -> None:
+    """Raise `UserError` unless a network can learn the data's classes from it alone, and be tested: there are two or
+    more, each with a training sample. One that has a teacher needs less: the classes are the teacher's."""
+    if data.train.labels is None or not data.labelled:
+        return
+    if len(data.classes) < 2:
+        only = f", '{data.classes[0]}'" if data.named else ""
+        raise UserError(
+            f"data '{data.name}' has only one class{only}; at least two are expected, or images without classes in a "
+            "folder without others and a teacher for them."
+        )
+    counts = torch.bincount(data.train.labels[data.train.labels != UNLABELLED], minlength=len(data.classes))
+    empty = (counts == 0).nonzero()
+    if len(empty):
+        first = int(empty[0])
+        name = f" ('{data.classes[first]}')" if data.named else ""
+        remedy = "remove it from the other splits" if data.named else "number the labels from 0 without gaps"
+        raise UserError(
+            f"class {first}{name} of '{data.name}' has no training sample; expected some of every class, as there is "
+            f"no teacher that knows it: add some, or {remedy}."
+        )
+    if data.test is None:
+        raise UserError(
+            f"data '{data.name}' has too few samples ({len(data.train)}) to hold out a test split; add some."
+        )
