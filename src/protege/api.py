@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from .classes import in_order_of
 from .data import Data, default_workers, load_data
+from .data.classes import SORTED
 from .data.items import has_splits
 from .data.spec import GIB
 from .diagnose import at_chance, causes_of_chance, diagnose
@@ -30,7 +31,7 @@ from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_
 from .report import write_run_report
 from .report.guess import told_guess, verdict
 from .runfolder import check_out, held, resumed_settings, told_how_to_go_on
-from .tasks import TASKS
+from .tasks import TASKS, Chance
 from .torch_utils import unwrapped
 from .train.checkpoint import load_checkpoint
 from .train.evaluate import evaluate as run_evaluation
@@ -125,25 +126,30 @@ def evaluate(
     """Metrics of a model on a split (``train``, ``val`` or ``test``) of data, without augmentation.
 
     ``all`` are all samples of data that has no splits, and is the default of a single Dataset; else it is ``test``,
-    which of data without such a split is the fifth that a run holds out. ``image_size`` and ``memory_limit`` (bytes)
-    are those of `protege.data.load_data`. Raises `UserError` for bad input and for outputs that are not finite.
+    which of data without such a split is the fifth that a run holds out, or all where that leaves a class without
+    samples. The number of classes, their order and names are the model's, where it knows them. ``image_size`` and
+    ``memory_limit`` (bytes) are those of `protege.data.load_data`. Raises `UserError` for bad input and for outputs
+    that are not finite.
     """
     single = data is not None and not isinstance(data, str | Path | Data) and not has_splits(data)
-    split = split or ("all" if single else "test")
-    if split not in ("train", "val", "test", "all"):
+    chosen = split or ("all" if single else "test")
+    if chosen not in ("train", "val", "test", "all"):
         raise UserError(f"the split {split!r} is unknown; expected train, val, test or all: change split=….")
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change precision=….")
-    whole = split == "all"
+    whole = chosen == "all"
     ranges = known_ranges(model)
     loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole, ranges=ranges)
     if whole and loaded.test is not loaded.train:
         raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change split=….")
+    if split is None and loaded.test is None and loaded.labelled:  # too few to hold some out
+        loaded = replace(loaded, test=loaded.train)
     network = load_model(model, data=loaded, trained=True)
+    guessed = loaded.numbering == SORTED and not network.named
     loaded = in_order_of(network, loaded)
-    samples = loaded.test if whole else getattr(loaded, split)
-    if samples is None or (not loaded.labelled and (whole or split == "train")):
-        what = "labels to measure by" if not loaded.labelled else f"{split} split"
+    samples = loaded.test if whole else getattr(loaded, chosen)
+    if samples is None or (not loaded.labelled and (whole or chosen == "train")):
+        what = "labels to measure by" if not loaded.labelled else f"{chosen} split"
         raise UserError(f"the data {loaded.name!r} has no {what}; expected some of its own: name other data.")
     device = Accelerator(cpu=on_cpu()).device
     place(network, device)
@@ -165,13 +171,19 @@ def evaluate(
         )
     if not all(map(math.isfinite, metrics.values())):
         raise UserError(
-            f"the model gives values that are not finite on the {split} split; expected finite outputs: check its "
+            f"the model gives values that are not finite on the {chosen} split; expected finite outputs: check its "
             "weights."
         )
     metric, part = TASKS[loaded.task].metric, {"metrics": metrics, **details}
     for line in (f"{metric} {told_guess(metric, part)}", verdict(part, metric, loaded.classes, "the model")):
         if line:
             display.say(line, always=True)
+    chance = Chance.of(samples.labels) if guessed and samples.labels is not None else None
+    if metrics and chance is not None and chance.explains(metrics["accuracy"], metrics["nll"]):
+        logging.getLogger("protege").warning(
+            "the model is at chance level with the classes in order of their names, and does not name its outputs: if "
+            "they are in another order, give it its class names (protege.Model(…, classes=…))."
+        )
     return metrics
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .data import CLEAN, Augment, Data, Samples, batches, choose, forward_size
-from .data.classes import GIVEN, SETTLED, SORTED, ordered, other_order, places
+from .data.classes import GIVEN, ORDERS, SETTLED, SORTED, ordered, other_order, places
 from .errors import UserError
 from .models import Model, check_classes, output_classes
 from .modes import eval_mode
@@ -122,9 +122,9 @@ def _strangers(model: Model, data: Data, missing: Sequence[int]) -> str:
         )
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     return (
-        f"the model has no class {first!r}{more}, which the data has; expected some of its {len(model.classes)} classes "
-        f"({known}): name the data's classes so, or give images without classes (in a folder without others), which "
-        "can teach too."
+        f"the model has no class {first!r}{more}, which the data has; expected some of its {len(model.classes)} "
+        f"classes ({known}): name the data's classes so, or give images without classes (in a folder without others), "
+        "which can teach too."
     )
 
 
@@ -133,15 +133,15 @@ def _by_numbers(model: Model, data: Data, outputs: int) -> list[Order]:
     count, shown = len(data.classes), data.shown
     identity = tuple(range(count))
     if not data.named:
-        ways = [Order("the labels are the outputs' numbers", identity)] if max(shown, default=0) < outputs else []
+        ways = [Order("labels as the outputs' numbers", identity)] if max(shown, default=0) < outputs else []
         if model.named:
             own = {name: place for place, name in enumerate(model.classes)}
             if all(str(label) in own for label in shown):
-                ways.append(Order("the labels are the outputs' names", tuple(own.get(str(k)) for k in range(count))))
+                ways.append(Order("labels as the outputs' names", tuple(own.get(str(k)) for k in range(count))))
             if ways and (orders := other_order(model.classes)):
                 then = ordered(model.classes, orders[1])
                 place = tuple(own[then[k]] for k in range(min(count, outputs)))
-                ways.append(Order(f"the labels are in the order of the names' {orders[1]}", place))
+                ways.append(Order(f"labels in the order of the names' {orders[1]}", place))
         if not ways:
             raise UserError(_beyond(data, outputs))
         return _different(ways, shown)
@@ -160,8 +160,8 @@ def _by_numbers(model: Model, data: Data, outputs: int) -> list[Order]:
         )
         return [Order("number", tuple(int(name) for name in data.classes))]
     raise UserError(
-        f"the model has {outputs} outputs but the data has {count} classes, and the model does not name its outputs; "
-        "use a model made for this data, or tell which is which: give the model its class names "
+        f"the model has {outputs} outputs but the data has {count} class{'es' * (count != 1)}, and the model does not "
+        "name its outputs; use a model made for this data, or tell which is which: give the model its class names "
         "(protege.Model(…, classes=…)), or name the data's classes by the outputs' numbers."
     )
 
@@ -194,7 +194,8 @@ def _tell_names(model: Model, data: Data, order: Order) -> None:
     if any(number not in (None, at) for at, number in enumerate(order.place)):
         lines.append("the data's classes are brought into the model's order, by their names")
     if len(data.shown) < len(model.classes):
-        lines.append(f"{len(data.shown)} of the model's {len(model.classes)} classes have samples")
+        have = "has" if len(data.shown) == 1 else "have"
+        lines.append(f"{len(data.shown)} of the model's {len(model.classes)} classes {have} samples")
     if renamed:
         first = renamed[0]
         what = f"{data.classes[first]!r} is taken for the model's {model.classes[order.place[first]]!r}"
@@ -228,14 +229,13 @@ def _tried(model: Model, data: Data, orders: Sequence[Order], must: bool) -> Ord
     clear = count > 0 and tail(right[best], right[best] + right[next_best], 0.5) < RARE
     if clear and tail(right[best], count, commonest) < RARE:
         logger.info(
-            "the classes could be numbered in %d ways; %s is taken, by which the model is right on %d of %d labelled "
-            "samples (%s: on %d).",
-            len(orders),
+            "of the ways to number the classes, %s is taken: by it the model is right on %d of %d labelled samples, "
+            "and on %d by %s.",
             _called(orders[best]),
             right[best],
             count,
-            _called(orders[next_best]),
             right[next_best],
+            _called(orders[next_best]),
         )
         return orders[best]
     if not must or data.numbering != SORTED:
@@ -251,7 +251,7 @@ def _tried(model: Model, data: Data, orders: Sequence[Order], must: bool) -> Ord
 
 
 def _called(order: Order) -> str:
-    return f"by {order.name}" if order.name in ("number", "text") else order.name
+    return f"the order of their {order.name}" if order.name in ORDERS else order.name
 
 
 def _some(samples: Samples, classes: Sequence[int]) -> Tensor:

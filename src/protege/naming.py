@@ -58,7 +58,7 @@ def _text(entry: Any, what: str) -> str:
         return ", ".join(entry)
     if isinstance(entry, str | int) and not isinstance(entry, bool):
         return str(entry)
-    raise _nonsense(entry, what)
+    raise UserError(f"the {what} hold {_short(entry)}, which is no name; expected text for each class.")
 
 
 def _from_mapping(found: Mapping, what: str) -> list:

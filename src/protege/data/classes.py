@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ BARE, SORTED, GIVEN, SETTLED = "bare", "sorted", "given", "settled"
 """How a set's classes are numbered: they are only numbers, without names; names that were sorted here, as nothing
 numbers them; the set itself numbers its names; or the user (or a teacher) has said in which order they are."""
 
+_BESIDE_LETTERS = re.compile(r"(?<=[^\W\d_])[\s_-]+|[\s_-]+(?=[^\W\d_])")
 _RUNS = re.compile(r"[0-9]+|[^0-9]")
 
 
@@ -91,7 +93,7 @@ def union(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    return _BESIDE_LETTERS.sub("", unicodedata.normalize("NFKC", name).strip()).casefold()
 
 
 def seems_id(where: str) -> str:
@@ -149,5 +151,9 @@ def check_labels(name: str, splits: dict[str, Tensor], classes: tuple[str, ...] 
         if labels[row] < 0:
             raise UserError(f"{label} is below 0; number the classes from 0.")
         if classes is None:
-            raise UserError(f"{seems_id(label)}")
-        raise UserError(f"{label} is out of range; 0 to {count - 1} is expected, as there are {count} classes.")
+            raise UserError(seems_id(label))
+        there = "are" if count > 1 else "is"
+        raise UserError(
+            f"{label} is out of range; 0 to {count - 1} is expected, as there {there} {count} "
+            f"class{'es' * (count > 1)}."
+        )

@@ -3,8 +3,8 @@
 import copy
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from protege.errors import UserError
 from protege.labels import MOST_CLASSES
 from protege.models import sources, storage, transformers_adapter, zoo
 from protege.models.channels import channels_taken
-from protege.models.fit import DataLike
+from protege.models.fit import DataLike, output_classes
 from protege.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
 from protege.models.model import Model
 from protege.models.placing import channels_last
@@ -152,19 +152,37 @@ def _from_factory(
     name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None, trained: bool
 ) -> Model:
     factory = sources.find_factory(name)
-    network = None
     if sources.accepts(factory, "num_classes"):
-        asked = arguments.get("num_classes", num_classes)
-        needed = None if data is None else len(data.classes) or None
-        default = sources.default_of(factory, "num_classes")
-        enough = trained and type(default) is int and default >= (needed or 0)
-        if asked is None and default is not inspect.Parameter.empty and (enough or needed is None):
-            with suppress(UserError) if needed else nullcontext():  # it may know only the data's number
-                network = sources.call_factory(name, factory, arguments)
-        if network is None:
-            arguments = arguments | {"num_classes": _class_count(name, arguments, data, num_classes)}
-    if network is None:
-        network = sources.call_factory(name, factory, arguments)
+        unasked = num_classes is None and "num_classes" not in arguments
+        if unasked and (trained or data is None or not data.classes):
+            by_itself = _by_default(name, factory, arguments, data)
+            if by_itself is not None:
+                return by_itself
+        arguments = arguments | {"num_classes": _class_count(name, arguments, data, num_classes)}
+    return _made(name, factory, arguments, data, trained)
+
+
+def _by_default(
+    name: str, factory: Callable[..., Any], arguments: dict[str, Any], data: DataLike | None
+) -> Model | None:
+    """What a factory makes with the number of classes that is its default; None without one that fits the data."""
+    default = sources.default_of(factory, "num_classes")
+    if default is inspect.Parameter.empty:
+        return None
+    if type(default) is int:  # said, so that a folder says it too
+        arguments = arguments | {"num_classes": _checked_count(name, default)}
+    if data is None or not data.classes:
+        return _made(name, factory, arguments, data, trained=True)
+    with suppress(UserError):  # it may know the data's number only
+        model = _made(name, factory, arguments, data, trained=True)
+        return model if output_classes(model, data) >= len(data.classes) else None
+    return None
+
+
+def _made(
+    name: str, factory: Callable[..., Any], arguments: dict[str, Any], data: DataLike | None, trained: bool
+) -> Model:
+    network = sources.call_factory(name, factory, arguments)
     if isinstance(network, Model):
         if network.source["model"] is None:
             network.source = {"model": name, "arguments": arguments}
