@@ -20,7 +20,7 @@ from torch import Tensor
 from .data import CLEAN, Augment, Data, Samples, batches, choose, forward_size
 from .data.classes import GIVEN, ORDERS, SETTLED, SORTED, ordered, other_order, places
 from .errors import UserError
-from .models import Model, check_classes, output_classes
+from .models import Model, check_fit
 from .modes import eval_mode
 from .naming import numbers
 
@@ -57,10 +57,9 @@ def in_order_of(model: Model, data: Data, must: bool = True) -> Data:
     `UserError` where the data has classes that the model does not, and, if it `must` be certain, where two orders are
     possible and samples do not tell which is right.
     """
+    outputs = check_fit(model, data)
     if data.task == "language":
-        check_classes(model, data)
         return data
-    outputs = output_classes(model, data)
     if model.named and len(model.classes) != outputs:
         raise UserError(
             f"the model names {len(model.classes)} classes but has {outputs} outputs; expected a name for each output."

@@ -1,7 +1,7 @@
 """Networks: a small zoo, adapters, and models that carry how they want their input."""
 
 from protege.models.count import count_macs, count_parameters
-from protege.models.fit import check_classes, output_classes
+from protege.models.fit import check_classes, check_fit, output_classes
 from protege.models.inputs import InputSpec
 from protege.models.load import known_ranges, load_model
 from protege.models.model import Model
@@ -12,6 +12,7 @@ __all__ = [
     "InputSpec",
     "Model",
     "check_classes",
+    "check_fit",
     "count_macs",
     "count_parameters",
     "known_ranges",

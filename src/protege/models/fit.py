@@ -37,9 +37,9 @@ class DataLike(Protocol):
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]: ...
 
 
-def check_classes(model: Model, data: DataLike) -> None:
-    """Raise `UserError` unless the model, run on a blank example of the data, gives one output a class, and
-    its class names (where both are named) are the data's in the same order. Data without classes fits any.
+def check_fit(model: Model, data: DataLike) -> int:
+    """How many outputs a sample the model gives on blank examples of the data. Raises `UserError` where it cannot run
+    on such data, or reads it otherwise than it has learned to.
 
     Finds out which memory layout the network can run in, and notes it as `model.layout`; tells a language model of the
     zoo or of transformers how many of a text's tokens are only read. A language model must be causal, with its outputs
@@ -50,10 +50,17 @@ def check_classes(model: Model, data: DataLike) -> None:
     _check_ranges(model, data)
     if data.task == "language" and isinstance(model.network, Reader):
         model.network.context = getattr(data.train, "context", 0)
-    found, expected = output_classes(model, data), len(data.classes)
+    found = output_classes(model, data)
     if data.task == "language":
         _check_words(model, data, found)
         check_causal(model, data, _scored(data))
+    return found
+
+
+def check_classes(model: Model, data: DataLike) -> None:
+    """`check_fit`, and raise `UserError` unless the model gives one output a class, and its class names (where both are
+    named) are the data's in the same order. Data without classes fits any."""
+    found, expected = check_fit(model, data), len(data.classes)
     if not data.classes:  # images without labels
         return
     if found != expected:
