@@ -76,9 +76,8 @@ class Data:
         groups = None
         if self.superclasses is not None and sorted(at) == list(range(len(classes))):
             groups = tuple(self.superclasses[at.index(number)] for number in range(len(classes)))
-        parts = {split: sets.get(split) for split in ("val", "test")}
-        numbering = SETTLED if named else BARE
-        return replace(self, train=sets["train"], **parts, classes=classes, superclasses=groups, numbering=numbering)
+        renumbered = replace(self, train=sets["train"], val=sets.get("val"), test=sets.get("test"))
+        return replace(renumbered, classes=classes, superclasses=groups, numbering=SETTLED if named else BARE)
 
     @property
     def labelled(self) -> bool:

@@ -299,6 +299,8 @@ def parquet_files(path: Path, label: str | None = None, order: str | None = None
         if not len(found):
             raise UserError(f"the {split} files of {path} hold no rows; give files with images.")
     classes = classes or numbers(max(int(found.max()) for found in labels.values()) + 1)
-    splits: dict[str, tuple[Source, Tensor]] = {split: (Rows(paths, image), labels[split]) for split, paths in files.items()}
+    splits: dict[str, tuple[Source, Tensor]] = {
+        split: (Rows(paths, image), labels[split]) for split, paths in files.items()
+    }
     superclasses = None if column == "coarse_label" else _superclasses(files["train"], labels["train"], len(classes))
     return Listing(splits, classes, SETTLED if order else numbering, superclasses)
