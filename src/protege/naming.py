@@ -38,7 +38,8 @@ def read_naming(found: Any, what: str) -> Naming | None:
             raise _nonsense(found, what)
         return Naming(numbers(found), named=False)
     if isinstance(found, EnumMeta):
-        found = {name: member.value for name, member in found.__members__.items()}
+        members: Mapping[str, Any] = found.__members__
+        found = {name: member.value for name, member in members.items()}
     if isinstance(found, Mapping):
         found = _from_mapping(found, what)
     elif isinstance(found, str | bytes | set | frozenset | bool | float) or not hasattr(found, "__iter__"):
