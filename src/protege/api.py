@@ -175,7 +175,8 @@ def evaluate(
             "weights."
         )
     metric, part = TASKS[loaded.task].metric, {"metrics": metrics, **details}
-    for line in (f"{metric} {told_guess(metric, part)}", verdict(part, metric, loaded.classes, "the model")):
+    guess = told_guess(metric, part)
+    for line in (guess and f"{metric} {guess}", verdict(part, metric, loaded.classes, "the model")):
         if line:
             display.say(line, always=True)
     chance = Chance.of(samples.labels) if guessed and samples.labels is not None else None
