@@ -34,6 +34,7 @@ from .phase import Fit, Phase
 from .plan import Plan
 from .precision import autocast_for
 from .progress import Display
+from .rehearsal import refuse_lone_samples
 from .running import Running, mix, random_state, restore_random, seed_everything, share_buffers
 from .schedule import MovingAverage, factor, make_optimizer
 from .state import Memory, State
@@ -86,6 +87,7 @@ class Runner:
                     for part in parts:
                         self._feed(source, *part)
                     tried.add(asked)
+            refuse_lone_samples(phase, self.plan, self.world, self.device, self.autocast)
 
     def disk(self) -> dict[str, int]:
         """About how many bytes a run takes at most: ``signals`` in caches, and ``checkpoints`` (two, and one more while
