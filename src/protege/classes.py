@@ -188,7 +188,8 @@ def _beyond(data: Data, outputs: int) -> str:
 
 def _tell_names(model: Model, data: Data, order: Order) -> None:
     """Say what the names have settled."""
-    renamed = [n for n in data.shown if order.place[n] is not None and data.classes[n] != model.classes[order.place[n]]]
+    taken = {n: model.classes[k] for n in data.shown if (k := order.place[n]) is not None}
+    renamed = [n for n, name in taken.items() if name != data.classes[n]]
     lines = []
     if any(number not in (None, at) for at, number in enumerate(order.place)):
         lines.append("the data's classes are brought into the model's order, by their names")
@@ -197,7 +198,7 @@ def _tell_names(model: Model, data: Data, order: Order) -> None:
         lines.append(f"{len(data.shown)} of the model's {len(model.classes)} classes {have} samples")
     if renamed:
         first = renamed[0]
-        what = f"{data.classes[first]!r} is taken for the model's {model.classes[order.place[first]]!r}"
+        what = f"{data.classes[first]!r} is taken for the model's {taken[first]!r}"
         lines.append(what + (f", and {len(renamed) - 1} more so" if len(renamed) > 1 else ""))
     if lines:
         logger.info("%s.", "; ".join(lines))
