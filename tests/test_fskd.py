@@ -480,7 +480,7 @@ def test_idle_settings_are_not_ignored_but_refused(idle):
     (key,) = idle
     with pytest.raises(UserError, match=rf"{key} = .* would do nothing"):
         fskd.plan(cast(pictures(20), student, kept, teacher, **idle))
-    assert set(fskd.Settings(finetune_steps=1).idle(True)) == {"label_smoothing"}
+    assert set(fskd.Settings(finetune_steps=1).idle(True)) == {"label_smoothing", "class_weights"}
 
 
 class Hidden(nn.Module):

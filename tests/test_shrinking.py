@@ -73,11 +73,13 @@ def test_what_fskd_would_refuse_is_told_before_anything_is_written(kind, layer, 
 
 
 def test_a_network_shrunk_from_a_frozen_teacher_learns(tmp_path):
+    torch.manual_seed(0)
     shrunk = shrink(f"{__name__}:frozen", ratio=0.5, data="digits", out=tmp_path / "out")
     for model in (shrunk, load_model(tmp_path / "out")):
         assert all(parameter.requires_grad for parameter in model.parameters())
     before = {name: value.clone() for name, value in shrunk.network.state_dict().items()}
-    teacher = load_model(f"{__name__}:Plain", num_classes=10)
+    torch.manual_seed(0)
+    teacher = load_model(f"{__name__}:frozen", num_classes=10)  # the same weights, but for the last
     nn.init.normal_(teacher.network.o.weight)
     from protege.methods.fskd import recover
 

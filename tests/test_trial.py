@@ -56,6 +56,28 @@ def test_a_student_that_shares_weights_with_its_teacher_is_refused(digits_teache
     assert not (tmp_path / "run").exists()
 
 
+class OnTop(nn.Module):
+    """A head of its own on another network's outputs."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.head = network, nn.Linear(10, 10)
+
+    def forward(self, x):
+        return self.head(self.network(x))
+
+
+def test_a_student_may_stand_on_frozen_weights_of_its_teacher(digits_teacher, tmp_path):
+    teacher = protege.load_model(digits_teacher)
+    teacher.requires_grad_(False)
+    before = copy.deepcopy(teacher.state_dict())
+    student = Model(OnTop(teacher.network), teacher.input, classes=teacher.classes)
+    head = student.network.head.weight.detach().clone()
+    protege.distill(teacher, student, "digits", out=tmp_path / "run", **COMMON)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert not torch.equal(head, student.network.head.weight)
+
+
 def test_a_teacher_that_is_not_finite_is_called_that(digits_teacher, tmp_path):
     teacher = protege.load_model(digits_teacher)
     with torch.no_grad():

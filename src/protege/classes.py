@@ -23,6 +23,7 @@ from .errors import UserError
 from .models import Model, check_fit
 from .modes import eval_mode
 from .naming import numbers
+from .torch_utils import device_of
 
 TRIED = 512  # samples that two orders are tried on
 BATCH = 256
@@ -266,14 +267,10 @@ def _some(samples: Samples, classes: Sequence[int]) -> Tensor:
 
 
 def _guesses(model: Model, samples: Samples, positions: Tensor) -> Tensor:
-    parameter: Any = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
     order = list(positions.split(forward_size(samples, BATCH)))
     with eval_mode(model):
-        found = [
-            model(batch.inputs).argmax(1).cpu() for batch in batches(samples, order, CLEAN, Augment(), device=device)
-        ]
-    return torch.cat(found)
+        clean = batches(samples, order, CLEAN, Augment(), device=device_of(model))
+        return torch.cat([model(batch.inputs).argmax(1).cpu() for batch in clean])
 
 
 def tail(successes: int, trials: int, chance: float) -> float:

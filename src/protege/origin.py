@@ -15,13 +15,13 @@ from torch import Tensor
 from .data import CLEAN, Augment, Data, Samples
 from .errors import UserError
 from .models import Model
-from .modes import eval_mode
 from .runfolder import SPECS, means_the_same
 from .teacher.signals import behaviour, weights_digest
-from .train.running import random_state, restore_random, seed_everything
+from .torch_utils import device_of, seeded, tensors_of, untouched
 
 VERSION = 2
 PROBED = 8  # samples on which a network shows that it is the one
+LARGEST = 2**28  # weights; of more no copy is made for that
 FREE = frozenset(  # settings that decide how a run works, not what it comes to; and specs, for which digests stand
     (*SPECS, "workers", "checkpoint_seconds", "log_with", "cache", "cache_budget")
 )
@@ -92,25 +92,29 @@ def _student_digest(student: Model, data: Data, lasting: bool) -> str:
 
     A network given in Python may have learned since the run began; what it had learned then is in the checkpoint.
     """
-    state = {name: value for name, value in student.state_dict().items() if isinstance(value, Tensor)}
+    state = tensors_of(student)
     shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in sorted(state.items())]
     structure = re.sub(r"0x[0-9a-f]+", "", repr(student.network))  # addresses
     weights = weights_digest(student) if lasting else ""
-    kept = {name: value.clone() for name, value in state.items()}
-    try:
-        _put(state, {name: _drawn(name, value) for name, value in kept.items() if value.is_floating_point()})
-        shown = _answers(student, data)
-    except RuntimeError:  # weights that cannot be changed in place
-        shown = ""
-    finally:
-        _put(state, {name: value for name, value in kept.items() if not torch.equal(value, state[name])})
+    shown = "" if sum(value.numel() for value in state.values()) > LARGEST else _shown(student, state, data)
     return _digest([shapes, structure, _input(student), weights, shown])
 
 
 @torch.no_grad()
-def _put(state: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        state[name].copy_(value)
+def _shown(student: Model, state: Mapping[str, Tensor], data: Data) -> str:
+    """A student's answers with other weights; nothing where its weights cannot be changed in place."""
+    kept = {name: value.clone() for name, value in state.items()}
+    try:
+        for name, value in state.items():
+            if value.is_floating_point():
+                value.copy_(_drawn(name, value))
+        return _answers(student, data)
+    except RuntimeError:
+        return ""
+    finally:
+        for name, value in state.items():
+            if not torch.equal(kept[name], value):
+                value.copy_(kept[name])
 
 
 def _drawn(name: str, like: Tensor) -> Tensor:
@@ -125,16 +129,12 @@ def _drawn(name: str, like: Tensor) -> Tensor:
 def _answers(network: Model, data: Data) -> str:
     """What it answers to some samples, coarsely; nothing where it cannot."""
     some = torch.arange(min(PROBED, len(data.train)))
-    device = next((value.device for value in network.parameters()), torch.device("cpu"))
-    randoms = random_state()
-    try:  # seeded, as some networks draw numbers in eval mode, too
-        seed_everything(0, 0, 0)
-        with eval_mode(network), torch.no_grad():
-            return behaviour({"outputs": network(data.train.fetch(some, CLEAN, Augment()).inputs.to(device))})
+    try:
+        raw = data.train.fetch(some, CLEAN, Augment()).inputs.to(device_of(network))
+        with untouched(network), seeded():  # as some networks draw numbers in eval mode, too
+            return behaviour({"outputs": network(raw)})
     except Exception:  # whatever a user's network raises is told where it is called in earnest
         return ""
-    finally:
-        restore_random([randoms], 0, device)
 
 
 def _input(network: Model) -> str:

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
+from torch.nn.modules.batchnorm import _NormBase
 
 from .audition import Memo, refuse_chance_level, warn_if_constant
 from .classes import in_order_of, naming
@@ -151,7 +152,8 @@ class Production:
                 self.student.input = replace(self.student.input, ranges=data.ranges)
             if self.teacher is None:  # one that was trained before knows its classes
                 data = in_order_of(self.student, data, must=False)
-            check_classes(self.student, data)
+            else:
+                check_classes(self.student, data)
         self.student.classes, self.student.named = data.classes, data.named
         _refuse_coarse(self.student)
         if self.teacher is not None:
@@ -409,8 +411,8 @@ class Production:
 
 def _refuse_coarse(student: Model) -> None:
     """Raise where a student's weights are too coarse to move by a learning rate's small steps."""
-    dtype = own_dtype(student.network)
-    if any(map(is_quantised, student.network.state_dict().values())):
+    dtype, buffers = own_dtype(student.network), dict(student.network.named_buffers())
+    if any(is_quantised(value) for name, value in student.network.state_dict().items() if name not in buffers):
         raise UserError(
             "the student is quantised, and whole numbers cannot learn; expected floating weights: train it before it "
             "is quantised."
@@ -424,11 +426,10 @@ def _refuse_coarse(student: Model) -> None:
 
 def _refuse_shared(student: Model, teacher: Model) -> None:
     """Raise where teaching the student would change the teacher."""
-    owned, learning = (
-        {part.data_ptr() for value in network.state_dict().values() for part, _ in plain_parts(value) if part.numel()}
-        for network in (teacher, student)
-    )
-    if owned & learning:
+    norms = (module for module in student.modules() if isinstance(module, _NormBase) and not module.affine)
+    learning = [*(p for p in student.parameters() if p.requires_grad), *(b for norm in norms for b in norm.buffers())]
+    owned = {part.data_ptr() for value in teacher.state_dict().values() for part, _ in plain_parts(value)} - {0}
+    if any(value.data_ptr() in owned for value in learning):
         raise UserError(
             "the student shares weights with the teacher, which would change while it teaches; expected two networks: "
             "give the student a copy.deepcopy."

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 import sys
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from protege.modes import eval_mode
 
 SEED = 0x5EED_0F_A_F01D  # no seed that anybody sets
+GROWING = (list, dict, set, deque, OrderedDict, defaultdict)
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
@@ -74,14 +78,33 @@ def admit_torchvision() -> None:
         return
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's weights lie; the processor for one without any."""
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+
+def is_unmade(network: nn.Module) -> bool:
+    """Whether a network has lazy layers that its first input will make."""
+    lazy = any(map(is_lazy, [*network.parameters(), *network.buffers()]))
+    return lazy or any(hasattr(module, "_initialize_hook") for module in network.modules())  # sizes known, not yet run
+
+
 @contextmanager
 def seeded(seed: int = SEED) -> Iterator[None]:
     """Random numbers (torch's, NumPy's, Python's) from this seed; afterwards they go on where they stood."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with _same_numbers():
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _same_numbers() -> Iterator[None]:
+    """Afterwards the random numbers of torch, NumPy and Python go on where they stood."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices):
         try:
             yield
         finally:
@@ -91,31 +114,48 @@ def seeded(seed: int = SEED) -> Iterator[None]:
 
 @contextmanager
 def as_it_was(network: nn.Module) -> Iterator[Callable[[], None]]:
-    """Gives what brings buffers and plain attributes of all modules back to what they were, and does so at the end;
-    torch's random numbers come back, too. Nothing is done with a network whose lazy layers are still to be made."""
-    if any(map(is_lazy, [*network.parameters(), *network.buffers()])):
-        yield lambda: None
-        return
-    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in network.modules()]
-    values = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    """Inside, passes may change what they like. Gives what brings the network's attributes (modes, counters, what was
+    put into lists and dictionaries) and buffers back to what they were, and does so at the end; random numbers come
+    back then, too. Of a network whose lazy layers are still to be made only the random numbers do."""
+    modules = [] if is_unmade(network) else [vars(module) for module in network.modules()]
+    attributes = [(values, dict(values)) for values in modules]
+    containers: dict[int, tuple[Any, Any]] = {}
+    tensors: dict[Tensor, Tensor] = {}
+    for _, values in attributes:
+        _note(tuple(values.values()), containers, tensors)
 
     def restore() -> None:
-        for module, known, buffers in attributes:
-            state = vars(module)
-            for key in state.keys() - known.keys():
-                del state[key]
-            state.update(known)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        for now, before in attributes:
+            now.clear()
+            now.update(before)
+        for container, before in containers.values():
+            container.clear()
+            (container.update if isinstance(container, dict | set) else container.extend)(before)
         with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
+            for tensor, value in tensors.items():
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with _same_numbers():
         try:
             yield restore
         finally:
             restore()
+
+
+def _note(value: Any, containers: dict[int, tuple[Any, Any]], tensors: dict[Tensor, Tensor]) -> None:
+    """Copies of all that can change among values, and inside of what can; parameters are not changed by passes."""
+    if isinstance(value, Tensor):
+        if not isinstance(value, nn.Parameter) and value not in tensors:
+            tensors[value] = value.detach().clone()
+        return
+    if type(value) in GROWING and id(value) not in containers:
+        containers[id(value)] = value, copy.copy(value)
+    elif type(value) is not tuple:
+        return
+    for item in list(value.values()) if isinstance(value, dict) else value:
+        if isinstance(item, (Tensor, tuple, *GROWING)):
+            _note(item, containers, tensors)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Samples(ABC):
 
     def content(self) -> str:
         """Hex digest of what the samples hold, the same wherever and whenever their files were written; of more than
-        1 GiB that is read from files, all sizes and an even choice of them."""
+        256 MiB that are read from files, all sizes and an even choice of them."""
         return self.fingerprint()
 
     def relabelled(self, place: Tensor) -> Samples:

@@ -27,7 +27,7 @@ _SAMPLE = 256
 _CHUNK = 256
 _CHUNK_BYTES = 16 << 20
 _STALE = 3600.0
-_READ = 1 << 30  # bytes that are read at most to tell whether a set is the same
+_READ = 1 << 28  # bytes that are read at most to tell whether a set is the same
 UNUSED = 30 * 24 * 3600  # seconds after which goes what was made of images and nobody has read
 
 Named = tuple[bytes, str]
@@ -39,7 +39,7 @@ def _stat(path: Path) -> str:
 
 
 def content_of(paths: Sequence[Path]) -> str:
-    """Digest of what files hold: of all where that is at most 1 GiB, else of all sizes and an even choice of files."""
+    """Digest of what files hold: of all where that is at most 256 MiB, else of all sizes and an even choice of files."""
     sizes = [path.stat().st_size for path in paths]
     digest = hashlib.sha256(repr(sizes).encode())
     for path in paths[:: _step(sizes)]:

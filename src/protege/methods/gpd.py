@@ -27,6 +27,7 @@ from ..models import Model
 from ..surgery import BRANCHES, Shared, readout, share
 from ..tasks import cross_entropy
 from ..teacher import Source
+from ..torch_utils import device_of
 from ..train.phase import Fit
 from .method import Cast
 from .teaching import TARGET_KEYS, TargetSettings, teaching
@@ -75,8 +76,7 @@ def gap_loss(student: Tensor, dynamic: Tensor, smoothing: float) -> Tensor:
 def dynamic_teacher(cast: Cast) -> Shared:
     """The student and its dynamic teacher in one set of parameters, called on raw inputs."""
     s, student = cast.settings, cast.student
-    parameter = next(student.network.parameters())
-    example = student.prepared(cast.transfer.example(2).to(parameter.device))
+    example = student.prepared(cast.transfer.example(2).to(device_of(student)))
     trainee = share(
         student.network, s.ratio, example, branches=s.branches, perturbation=s.perturbation, run=student.run
     )

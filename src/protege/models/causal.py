@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from protege.errors import UserError, told
 from protege.modes import eval_mode
-from protege.torch_utils import as_it_was
+from protege.tensors import is_quantised
+from protege.torch_utils import as_it_was, device_of
 
 logger = logging.getLogger("protege")
 
@@ -60,15 +61,13 @@ def check_causal(model: Any, data: Any, scored: int) -> None:
     """
     tokens, words = data.train.shape[0], len(data.classes)
     count = samples_for(tokens, scored, words)
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
     generator = torch.Generator().manual_seed(0)
     pool = _common_words(data, words)
     places = torch.randint(len(pool), (count, tokens), generator=generator)
     text = pool[places]
     text[0, 0] = words - 1  # every word of the vocabulary must be known
     with eval_mode(model), as_it_was(model.network) as restore, torch.no_grad():
-        ask, rounding = _asking(model, text.to(device), scored, restore)
+        ask, rounding = _asking(model, text.to(device_of(model)), scored, restore)
         base = ask(text)
         if base is None:
             return
@@ -176,13 +175,8 @@ def _asking(
         found = outputs(chosen, tokens.to(text.device))[:, -scored:].float()
         return found if bool(found.isfinite().any(2).all()) and not bool(found.isnan().any()) else None
 
-    coarse = _quantised(network) or (half and chosen is not single)
+    coarse = any(map(is_quantised, network.state_dict().values())) or (half and chosen is not single)
     return ask, COARSE if coarse else ROUNDING
-
-
-def _quantised(network: nn.Module) -> bool:
-    """Whether weights are packed integers, whose inputs are scaled by the largest of a batch."""
-    return any(isinstance(v, torch.dtype) or getattr(v, "is_quantized", False) for v in network.state_dict().values())
 
 
 def _repeatable(ask: Callable[..., Tensor | None], text: Tensor, base: Tensor, tolerance: float) -> bool:

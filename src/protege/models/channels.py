@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from protege.copying import copy_network
 from protege.models.inputs import InputSpec
 from protege.models.model import Model
-from protege.modes import eval_mode
 from protege.tensors import own_dtype
+from protege.torch_utils import device_of, is_unmade, untouched
 
 
 def channels_taken(
@@ -41,13 +40,10 @@ def _candidates(network: nn.Module, own: int) -> Iterator[int]:
             yield channels
 
 
-@torch.no_grad()
 def _outputs_given(network: nn.Module, spec: InputSpec, shape: tuple[int, ...]) -> int | None:
     """The size of the class dimension on two blank images; None where the network fails or mixes samples."""
-    lazy = any(map(is_lazy, (*network.parameters(), *network.buffers())))
-    parameter = next((p for p in network.parameters() if not is_lazy(p)), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    raw = torch.zeros((2, *shape), dtype=torch.uint8, device=device)
+    lazy = is_unmade(network)
+    raw = torch.zeros((2, *shape), dtype=torch.uint8, device=device_of(network))
     for dtype in (torch.float32, None if lazy else own_dtype(network)):
         if dtype is None:
             continue
@@ -55,7 +51,7 @@ def _outputs_given(network: nn.Module, spec: InputSpec, shape: tuple[int, ...]) 
             model = Model(copy_network(network) if lazy else network, spec)
             model.dtype = dtype
             model.layout = "contiguous"
-            with eval_mode(model):
+            with untouched(model.network):
                 outputs = model(raw)
         except Exception:
             continue

@@ -5,17 +5,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from protege.copying import copy_network
 from protege.errors import UserError, told
 from protege.models.causal import check_causal, check_layout, samples_for
 from protege.models.language import Reader
 from protege.models.model import Model
-from protege.modes import eval_mode
 from protege.naming import numbers
 from protege.tensors import has_own_precision, own_dtype
-from protege.torch_utils import as_it_was
+from protege.torch_utils import device_of, is_unmade, untouched
 
 
 class TrainingSamples(Protocol):
@@ -116,14 +114,12 @@ def _check_words(model: Model, data: DataLike, found: int) -> None:
 
 def output_classes(model: Model, data: DataLike) -> int:
     """The size of the class dimension of the model's logits on the data's images; sets `model.layout`."""
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
     tokens = model.input.kind == "tokens"
     size = (data.train.shape[0], _scored(data), len(data.classes)) if tokens else ()
     shape = (samples_for(*size) if tokens else 2, *data.train.shape)
-    example = torch.zeros(shape, dtype=torch.int64 if tokens else torch.uint8, device=device)
+    example = torch.zeros(shape, dtype=torch.int64 if tokens else torch.uint8, device=device_of(model))
     try:
-        with eval_mode(model), as_it_was(model.network), torch.no_grad():
+        with untouched(model.network):
             model.autocast = model.autocast and not has_own_precision(model.network)
             logits = model(example) if tokens else _in_its_precision(model, example)
             alone = model(example[:1]) if not tokens and isinstance(logits, Tensor) else None
@@ -194,7 +190,7 @@ def _in_its_precision(model: Model, example: Tensor) -> Any:
 
 def _in_its_layout(model: Model, example: Tensor) -> Any:
     """The outputs on the example, channels-last as in training, or contiguous where the network needs that."""
-    if any(is_lazy(parameter) for parameter in model.parameters()):
+    if is_unmade(model):
         model(example)
     if model.layout == "channels_last":
         run = _channels_last(model)

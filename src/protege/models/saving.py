@@ -30,7 +30,7 @@ from protege.models.placing import channels_last, is_channels_last
 from protege.outputs import logits_in
 from protege.surgery import rebuild, record
 from protege.surgery.copies import leaves
-from protege.torch_utils import plain_names, seeded, untouched, unwrapped
+from protege.torch_utils import device_of, plain_names, seeded, untouched, unwrapped
 
 if TYPE_CHECKING:
     from protege.models.model import Model
@@ -268,9 +268,7 @@ def _noise(shape: Sequence[int], count: int, values: int, model: Model) -> Tenso
         numbers = (numbers * 2654435761 + 1013904223) % 2**32
         numbers = numbers ^ (numbers >> 15)
     tokens = model.input.kind == "tokens"
-    raw = (numbers % values).view(count, *shape).to(torch.int64 if tokens else torch.uint8)
-    parameter = next(model.parameters(), None)
-    return raw if parameter is None else raw.to(parameter.device)
+    return (numbers % values).view(count, *shape).to(device_of(model), torch.int64 if tokens else torch.uint8)
 
 
 def _check(model: Model, probes: Probes) -> dict[str, Any] | None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from protege.torch_utils import seeded, untouched
+from protege.torch_utils import device_of, is_unmade, seeded, untouched
 
 Size = tuple[int, int]
 NAMED = re.compile(r"(img|image|input).*(size|resolution)")
@@ -19,7 +18,7 @@ LEAST = 4  # pixels: a smaller number counts something else
 
 def fitting_size(network: nn.Module, channels: int, sizes: Iterable[Size]) -> Size | None:
     """The first of the sizes that the network runs at; None where it runs at none, or may not be run yet."""
-    if any(map(is_lazy, network.parameters())):  # the first size would be its size for good
+    if is_unmade(network):  # the first size would be its size for good
         return None
     return next((size for size in dict.fromkeys(sizes) if _runs(network, channels, size)), None)
 
@@ -43,8 +42,7 @@ def _named_in(values: Mapping[str, Any]) -> Iterator[Size]:
 
 
 def _runs(network: nn.Module, channels: int, size: Size) -> bool:
-    parameter = next(network.parameters(), torch.empty(0))
-    example = torch.zeros((2, channels, *size), device=parameter.device)
+    example = torch.zeros((2, channels, *size), device=device_of(network))
     try:
         with untouched(network), seeded():
             network(example)

@@ -18,12 +18,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from protege.errors import UserError, nearest, told
 from protege.models import transformers_adapter, zoo
-from protege.torch_utils import admit_torchvision
+from protege.torch_utils import admit_torchvision, seeded
 
 SCHEMES = ("zoo", "timm", "smp", "transformers")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -81,7 +80,7 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 def build_without_trace(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """`build` for a network whose weights will be replaced: the caller's random numbers stay untouched."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with seeded():
         return build(name, arguments)
 
 

@@ -22,9 +22,10 @@ from ..copying import copy_network
 from ..errors import UserError, told
 from ..modes import eval_mode
 from ..outputs import logits_in
+from ..torch_utils import seeded
+from .laws import tensors_in
 from .removal import CannotRemove, Site, remove
 from .shrunk import LAYERS
-from .tracing import tensors_in
 
 Removal = Mapping[Site, Sequence[int]]
 Run = Callable[[nn.Module], Any]
@@ -101,8 +102,7 @@ class _Trial:
 
 def _run(network: nn.Module, x: Tensor) -> list[Tensor]:
     """The tensors of numbers in the outputs."""
-    with eval_mode(network), torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        torch.manual_seed(0)  # of networks that draw numbers in eval mode, too
+    with eval_mode(network), torch.no_grad(), seeded():  # as some networks draw numbers in eval mode, too
         outputs = network(x.clone())
     tensors = tensors_in(outputs) or tensors_in(logits_in(outputs))
     return [tensor for tensor in tensors if tensor.is_floating_point()]

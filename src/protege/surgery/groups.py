@@ -22,9 +22,9 @@ from torch.nn.modules.conv import _ConvNd
 from ..errors import UserError, told
 from ..outputs import logits_in
 from .decouple import decouplable
+from .laws import tensors_in
 from .removal import Site
 from .shrunk import LAYERS, LeftOut, outputs_of
-from .tracing import tensors_in
 
 Wires = list[tuple[int, int]]  # (channel of a site, channel of the root that it goes with)
 

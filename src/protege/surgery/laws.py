@@ -7,20 +7,15 @@ and, where the network takes one, another batch size.
 
 from __future__ import annotations
 
-import copy
 import random
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..modes import eval_mode
+from ..torch_utils import untouched
 
-GROWING = (list, dict, set, deque, OrderedDict, defaultdict)
 TOLERANCE = 1e-4  # of a tensor's largest value: what rounding may part in single precision
 
 
@@ -40,7 +35,7 @@ def others_for(network: nn.Module, example: Tensor) -> Tensor:
     count = 1 if len(example) > 1 else 2
     samples = other_samples(example, count)
     try:
-        with undone(network), eval_mode(network), torch.no_grad():
+        with untouched(network):
             network(samples.clone())
     except Exception:
         return other_samples(example, len(example))
@@ -68,50 +63,6 @@ def random_state(example: Tensor) -> tuple[Any, ...]:
     states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(example.device)] if example.is_cuda else [])]
     _, keys, place, *_ = np.random.get_state(legacy=True)
     return *(state.numpy().tobytes() for state in states), random.getstate(), np.asarray(keys).tobytes(), place
-
-
-@contextmanager
-def undone(network: nn.Module) -> Iterator[None]:
-    """Inside, passes may change what they like; afterwards the network's attributes (modes, counters, what was put into
-    lists and dictionaries), buffers, and random numbers are what they were."""
-    devices = {tensor.device for tensor in network.parameters() if tensor.is_cuda}
-    draws = random.getstate(), np.random.get_state()
-    attributes = [(vars(module), dict(vars(module))) for module in network.modules()]
-    containers: dict[int, tuple[Any, Any]] = {}
-    tensors: dict[Tensor, Tensor] = {}
-    for _, values in attributes:
-        _note(tuple(values.values()), containers, tensors)
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(draws[0])
-        np.random.set_state(draws[1])
-        for now, before in attributes:
-            now.clear()
-            now.update(before)
-        for container, before in containers.values():
-            container.clear()
-            (container.update if isinstance(container, dict | set) else container.extend)(before)
-        with torch.no_grad():
-            for tensor, value in tensors.items():
-                if not torch.equal(tensor, value):
-                    tensor.copy_(value)
-
-
-def _note(value: Any, containers: dict[int, tuple[Any, Any]], tensors: dict[Tensor, Tensor]) -> None:
-    """Copies of all that can change among values, and inside of what can; parameters are not changed by passes."""
-    if isinstance(value, Tensor):
-        if not isinstance(value, nn.Parameter) and value not in tensors:
-            tensors[value] = value.detach().clone()
-        return
-    if type(value) in GROWING and id(value) not in containers:
-        containers[id(value)] = value, copy.copy(value)
-    elif type(value) is not tuple:
-        return
-    for item in list(value.values()) if isinstance(value, dict) else value:
-        if isinstance(item, (Tensor, tuple, *GROWING)):
-            _note(item, containers, tensors)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

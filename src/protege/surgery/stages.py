@@ -19,8 +19,9 @@ from torch.fx.node import map_arg
 
 from ..errors import UserError, nearest, told
 from ..modes import eval_mode, trained_by
+from ..torch_utils import as_it_was
 from .cuts import Pair
-from .laws import close, other_samples, others_for, random_state, tensors_in, undone
+from .laws import close, other_samples, others_for, random_state, tensors_in
 from .tap import first_outputs
 from .tracing import ROOT, Trace, Untraceable, memory_of, storage, trace
 
@@ -82,7 +83,7 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
         if not name or name not in modules:
             raise UserError(f"the network has no module {name!r} to cut at; {nearest(name, modules)}.")
     around = {modules[name] for cut in cuts for name in _parents(cut)} if cuts else set()
-    with undone(network):
+    with as_it_was(network):
         learning = around & trained_by(network)
     samples = [example, others_for(network, example)]
     still, twin = _traces(network, samples, around, set(), cuts)
@@ -298,7 +299,7 @@ def _traces(
     """The network's graph on an example and on other samples, after it has run on each: where it is not
     the same, stages would hold what belongs to the example. Raises `UserError` there."""
     found = []
-    with undone(network):
+    with as_it_was(network):
         for batch in samples:
             try:
                 with _modes(network, training), torch.no_grad():
@@ -422,7 +423,7 @@ def _check_composed(
     names = [stage.name for stage in stages[:-1]]
     for training in (set[nn.Module](), learning):
         before = random_state(samples[0])
-        with undone(network), _modes(network, training), torch.no_grad():
+        with as_it_was(network), _modes(network, training), torch.no_grad():
             taps = {name: network.get_submodule(name) for name in names}
             expected = []
             for batch in samples:
@@ -433,7 +434,7 @@ def _check_composed(
             draws = random_state(samples[0]) != before
         if draws:  # no two passes are alike
             continue
-        with undone(network), _modes(network, training), torch.no_grad():
+        with as_it_was(network), _modes(network, training), torch.no_grad():
             for stage in stages:
                 stage.training = bool(training)
             live: list[Any] = [(batch.clone(),) for batch in samples]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from .laws import random_state, tensors_in, undone
+from ..torch_utils import as_it_was
+from .laws import random_state, tensors_in
 
 CALLS = ("call_function", "call_method", "call_module")
 ROOT = "network."  # a node's target begins so: the network is traced as the only child of `Entry`
@@ -73,7 +74,7 @@ def trace(
     and random numbers are left as they were. Raises `Untraceable`.
     """
     entry, tracer = Entry(network), _Tracer(example, opens, bool(training))
-    with undone(network):
+    with as_it_was(network):
         for module in network.modules():
             module.training = module in training
         with torch.enable_grad(), tracer.assigning():

@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 
 from ..errors import UserError, told
 from ..modes import eval_mode
+from ..torch_utils import as_it_was
 from .absorb import LAYERS
-from .laws import close, other_samples, others_for, undone
+from .laws import close, other_samples, others_for
 from .tracing import ROOT, Untraceable, trace
 
 Live = dict[str, Any]
@@ -74,7 +75,7 @@ class Walk:
         """The nodes must compute what the network does for any samples and any number of them, not for the example
         only, and while they take turns on several batches."""
         rows = torch.arange(len(example) + 1, device=example.device) % len(example)
-        with undone(network):
+        with as_it_was(network):
             expected = network(example.clone())
             if not close(network(example.clone()), expected):
                 raise UserError(

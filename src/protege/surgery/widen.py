@@ -29,7 +29,7 @@ from ..copying import copy_network
 from ..errors import UserError, told
 from ..outputs import logits_in
 from .copies import Edit, Placement, gather, leaves, spread
-from .laws import other_samples
+from .laws import other_samples, random_state
 from .layout import Tracer
 
 Projection = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -326,10 +326,10 @@ class _Editing(TorchFunctionMode):
 def _check(student: nn.Module, wide: nn.Module, example: Tensor, tolerance: float, where: str = "") -> None:
     """Both must give the same outputs, whatever the layouts said."""
     name = f"{type(student).__name__} cannot be widened"
-    lots = _random_state(example)
+    lots = random_state(example)
     try:
         expected = leaves(logits_in(student(example)), Tensor)
-        drawn = not torch.equal(lots, _random_state(example))  # it answers otherwise each time
+        drawn = lots != random_state(example)  # it answers otherwise each time
         found = leaves(logits_in(wide(example)), Tensor)
     except Exception as error:
         raise UserError(
@@ -357,7 +357,3 @@ def _check_training(student: nn.Module, wide: nn.Module, example: Tensor, tolera
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()
     _check(student, wide, example, tolerance, "in training mode ")
-
-
-def _random_state(example: Tensor) -> Tensor:
-    return torch.cuda.get_rng_state(example.device) if example.is_cuda else torch.get_rng_state()
