@@ -124,6 +124,8 @@ def _named(model: Model, probes: Probes) -> Described:
         if not other:
             given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
             return _unnamed(model, f"{kind.__name__}() {why}", f"{kind.__name__}({given})", structure)
+    if kind.__module__.startswith("torch."):
+        return _unnamed(model, f"the class {kind.__name__} does not tell what it is made of")
     return _unnamed(model, f"{kind.__name__}() {why}")
 
 
