@@ -37,23 +37,26 @@ def test_a_tap_hears_the_same_with_and_without_logits():
             assert torch.equal(fields["feature:act"], convolved.relu())
 
 
-@pytest.mark.parametrize("harm", ["truncated", "removed"])
-def test_a_damaged_cache_is_not_served_as_zeros(tmp_path, harm):
+def damaged(folder, harm):
+    """A cache whose file of logits was harmed after it was written, opened again."""
+
     def opened():
-        return SignalCache(
-            tmp_path / "c", {"network": "a"}, {"logits": torch.ones(2, 7)}, total=9, used=9, budget=1 << 30
-        )
+        return SignalCache(folder, {"network": "a"}, {"logits": torch.ones(2, 7)}, total=9, used=9, budget=1 << 30)
 
     cache = opened()
     cache.write(0, torch.arange(9), {"logits": torch.ones(9, 7)})
     cache.commit(0)
-    path = next(tmp_path.rglob("logits.float16"))
-    if harm == "removed":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:20])
+    harm(next(folder.rglob("logits.float16")))
+    return opened()
+
+
+def test_a_damaged_cache_is_not_served_as_zeros(tmp_path):
     with pytest.raises(UserError, match="is damaged"):
-        opened().known(0, torch.arange(9))
+        damaged(tmp_path / "c", lambda path: path.write_bytes(path.read_bytes()[:20])).known(0, torch.arange(9))
+
+
+def test_a_cache_without_its_files_knows_nothing(tmp_path):
+    assert not damaged(tmp_path / "c", lambda path: path.unlink()).known(0, torch.arange(9))
 
 
 def test_no_rows_teach_nothing():
