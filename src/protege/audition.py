@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .data import CLEAN, Augment, Samples, batches, cache_root, choose, forward_size
 from .errors import UserError
+from .labels import blind
 from .models import Model
 from .modes import eval_mode
 from .runfolder import write_json
-from .tasks import BLIND, Chance
+from .tasks import Chance
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
 from .train.runner import Runner
@@ -51,9 +52,8 @@ def refuse_chance_level(
     causes = "its input normalisation, channel order and order of classes are those it was trained with"
     if runner.task.name == "segmentation" and metrics:
         classes, reached = details["chance"]["classes"], metrics["balanced_accuracy"]
-        level = 1 / classes
-        if classes > 1 and reached <= level + BLIND * (1 - level):
-            raise _at_chance(spec, where, "mean accuracy of the classes", reached, level, causes)
+        if classes > 1 and reached <= blind(classes):
+            raise _at_chance(spec, where, "mean accuracy of the classes", reached, 1 / classes, causes)
         return
     labels = samples.fetch(some, CLEAN, Augment()).labels if language else samples.labels
     if labels is None or not metrics:

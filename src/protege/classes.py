@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,16 +27,6 @@ BATCH = 256
 RARE = 0.00135  # beyond three standard deviations on one side
 
 logger = logging.getLogger("protege")
-
-
-@contextmanager
-def naming(role: str, spec: Any) -> Iterator[None]:
-    """What is raised within about "the model" says which one that is."""
-    who = f"the {role} {str(spec)!r}" if isinstance(spec, str | Path) else f"the {role} {type(spec).__name__!r}"
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace("the model ", f"{who} ", 1)) from None
 
 
 @dataclass(frozen=True)

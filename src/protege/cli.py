@@ -25,8 +25,8 @@ from .errors import UserError, full_disk, in_bytes, nearest, told
 from .flags import InFlags, in_flags
 from .methods import METHODS
 from .methods.method import MethodSettings
-from .names import COMMAND_NAMES, SETTING_NAMES
 from .recipe import Recipe, merge, parse_sets, read_toml
+from .synonyms import COMMAND_NAMES, SETTING_NAMES
 from .train.progress import console
 from .version import __version__
 

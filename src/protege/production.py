@@ -14,16 +14,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
-from torch.nn.modules.batchnorm import _NormBase
 
 from .audition import Memo, refuse_chance_level, warn_if_constant
-from .classes import in_order_of, naming
-from .data import Augment, Data, check_complete, choose, default_workers, hold_out, load_data
+from .data import Augment, Data, choose, default_workers, hold_out, load_data
 from .errors import UserError
 from .methods import METHODS, Cast, Transfer
 from .methods.teaching import TargetSettings, resolved
-from .models import Model, check_classes, known_ranges, load_model
+from .models import Model, known_ranges
 from .models.placing import place
+from .networks import open_networks
 from .origin import deciding, legacy_origin, origin_of, refuse_another
 from .pictures import segmentation_pictures
 from .probabilities import refuse_no_logits
@@ -33,7 +32,6 @@ from .report import write_run_report
 from .report.guess import told_guess, verdict
 from .runfolder import SPECS, clear, recorded, write_json
 from .tasks import TASKS
-from .tensors import is_quantised, own_dtype, plain_parts
 from .torch_utils import tensors_of
 from .train.agreement import agreement, judges_of
 from .train.checkpoint import load_checkpoint
@@ -65,19 +63,19 @@ class Production:
                     f"the {key} of this run was given in Python ({getattr(s, key)}), which a recipe cannot hold; "
                     f"expected it again: pass {key}= to the function."
                 )
-        ranges = known_ranges(*(objects.get(role, getattr(s, role)) for role in ("teacher", "student")))
+        given = {key: objects.get(key, getattr(s, key)) for key in ("teacher", "student")}
         with self.accelerator.main_process_first():  # the first may have to extract what the others then read
             data = load_data(
                 objects.get("data", s.data),
                 image_size=s.image_size,
                 memory_limit=size_in_bytes(s.memory_limit),
-                ranges=ranges,
+                ranges=known_ranges(*given.values()),
             )
         if not data.labelled:
             self._check_without_labels(data)
-        data = loaded = self._networks(data, objects)
-        val, test = (samples and samples.to(self.device) for samples in (data.val, data.test))
-        data = replace(data, train=data.train.to(self.device), val=val, test=test)
+        self.teacher, self.student, loaded = open_networks(given, s.teacher, s.student, data, s.seed, self.device)
+        val, test = (samples and samples.to(self.device) for samples in (loaded.val, loaded.test))
+        data = replace(loaded, train=loaded.train.to(self.device), val=val, test=test)
         self.data, self.task = data, TASKS[data.task]
         s = self.settings = suited(s, self.task.defaults)
         if getattr(s, "class_weights", None) is not None and self.task.metric == "accuracy":
@@ -133,32 +131,6 @@ class Production:
                 f"validation = {s.validation:g} needs labels, which the data {s.data!r} does not have; expected 0: "
                 "leave it out, or give labelled images in val/."
             )
-
-    def _networks(self, data: Data, objects: Mapping[str, Any]) -> Data:
-        """Load both; the data comes back in the order of the teacher's classes, and the student is named by them."""
-        s = self.settings
-        torch.manual_seed(s.seed)
-        self.teacher = None
-        if s.teacher is None:
-            check_complete(data)
-        else:
-            with naming("teacher", s.teacher):
-                self.teacher = load_model(objects.get("teacher", s.teacher), data=data, trained=True)
-                data = in_order_of(self.teacher.to(self.device), data)
-            torch.manual_seed(s.seed)  # a fresh student is the same whatever teaches it
-        with naming("student", s.student):
-            self.student = load_model(objects.get("student", s.student), data=data)
-            if data.ranges:  # what it learns from is what it will read
-                self.student.input = replace(self.student.input, ranges=data.ranges)
-            if self.teacher is None:  # one that was trained before knows its classes
-                data = in_order_of(self.student, data, must=False)
-            else:
-                check_classes(self.student, data)
-        self.student.classes, self.student.named = data.classes, data.named
-        _refuse_coarse(self.student)
-        if self.teacher is not None:
-            _refuse_shared(self.student, self.teacher)
-        return data
 
     def _accelerator(self) -> Accelerator:
         """Processes, devices and trackers; Accelerate itself passes over a tracker that is not installed."""
@@ -407,30 +379,3 @@ class Production:
         """Metrics of the student on the samples held out of training, by which settings are to be chosen."""
         held = self.runner.corpus.held
         return {} if held is None else self.runner.evaluate(self.student, *held, title="held-out samples")[0]
-
-
-def _refuse_coarse(student: Model) -> None:
-    """Raise where a student's weights are too coarse to move by a learning rate's small steps."""
-    dtype, buffers = own_dtype(student.network), dict(student.network.named_buffers())
-    if any(is_quantised(value) for name, value in student.network.state_dict().items() if name not in buffers):
-        raise UserError(
-            "the student is quantised, and whole numbers cannot learn; expected floating weights: train it before it "
-            "is quantised."
-        )
-    if dtype in (torch.float16, torch.bfloat16):
-        raise UserError(
-            f"the student has {str(dtype).removeprefix('torch.')} weights, too coarse to learn by small steps; "
-            "expected single precision: convert it with .float(), and train with precision = bf16."
-        )
-
-
-def _refuse_shared(student: Model, teacher: Model) -> None:
-    """Raise where teaching the student would change the teacher."""
-    norms = (module for module in student.modules() if isinstance(module, _NormBase) and not module.affine)
-    learning = [*(p for p in student.parameters() if p.requires_grad), *(b for norm in norms for b in norm.buffers())]
-    owned = {part.data_ptr() for value in teacher.state_dict().values() for part, _ in plain_parts(value)} - {0}
-    if any(value.data_ptr() in owned for value in learning):
-        raise UserError(
-            "the student shares weights with the teacher, which would change while it teaches; expected two networks: "
-            "give the student a copy.deepcopy."
-        )

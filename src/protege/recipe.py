@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationError, create_model, mode
 from .errors import UserError, nearest
 from .methods import METHODS
 from .methods.teaching import DEFAULTS as TARGETS
-from .names import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
+from .synonyms import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
 from .train import FitSettings
 
 _PART = re.compile(r'(?:"[^"]*"|[^".])+')  # of a dotted key; a part may be quoted: variants."kd, T=0.5".lr

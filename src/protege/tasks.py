@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError
-from .labels import UNLABELLED
+from .labels import UNLABELLED, blind
 from .torch_utils import admit_torchvision
 
 AT_ONCE = 2**24  # logits that metrics look at in one go
-BLIND = 0.05  # the part of the way from chance to perfect that an accuracy averaged over classes may go by luck
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class Chance:
         probabilities may say much while the first guess is always that label; and a network that was trained to heed
         rare labels names them too often to beat a count in either.
         """
-        if balanced is not None and self.classes and balanced > (1 + BLIND * (self.classes - 1)) / self.classes:
+        if balanced is not None and self.classes and balanced > blind(self.classes):
             return False
         bound = min(self.accuracy + self._three(self.accuracy), (1 + self.accuracy) / 2)  # three deviations of few rows
         return self.accuracy < 1 and accuracy <= bound and nll >= 0.99 * self.nll

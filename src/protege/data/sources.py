@@ -39,7 +39,7 @@ def _stat(path: Path) -> str:
 
 
 def content_of(paths: Sequence[Path]) -> str:
-    """Digest of what files hold: of all where that is at most 256 MiB, else of all sizes and an even choice of files."""
+    """Digest of what files hold: of all up to 256 MiB, beyond that of all sizes and of an even choice of files."""
     sizes = [path.stat().st_size for path in paths]
     digest = hashlib.sha256(repr(sizes).encode())
     for path in paths[:: _step(sizes)]:

@@ -13,12 +13,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..classes import in_order_of, naming
+from ..classes import in_order_of
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_workers, load_data
 from ..errors import UserError, nearest
 from ..methods import METHODS, Cast, Transfer
 from ..models import Model, check_classes, count_macs, count_parameters, known_ranges, load_model
 from ..models.placing import place
+from ..networks import about
 from ..probabilities import refuse_no_logits
 from ..report.diagnosis import write_diagnosis_report
 from ..runfolder import check_out, held, write_json
@@ -182,13 +183,13 @@ def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Sta
 
 def _opened(cast: dict[str, Any], data: Data, seed: int) -> tuple[dict[str, Model], Data]:
     """The networks, and the data in the order of the teacher's classes."""
-    with naming("teacher", cast["teacher"]):
+    with about("teacher", cast["teacher"]):
         teacher = load_model(cast["teacher"], data=data, trained=True)
         data = in_order_of(teacher, data)
     if cast["student"] is None:
         return {"teacher": teacher}, data
     torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
-    with naming("student", cast["student"]):
+    with about("student", cast["student"]):
         student = load_model(cast["student"], data=data)
         check_classes(student, data)
     return {"student": student, "teacher": teacher}, data

@@ -3,8 +3,9 @@
 from protege.models.count import count_macs, count_parameters
 from protege.models.fit import check_classes, check_fit, output_classes
 from protege.models.inputs import InputSpec
-from protege.models.load import known_ranges, load_model
+from protege.models.load import load_model
 from protege.models.model import Model
+from protege.models.specs import known_ranges
 from protege.models.zoo import ZOO
 
 __all__ = [

@@ -5,8 +5,6 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,17 @@ from protege.copying import copy_network
 from protege.errors import UserError
 from protege.labels import MOST_CLASSES
 from protege.models import sources, storage, transformers_adapter, zoo
-from protege.models.channels import channels_taken
 from protege.models.fit import DataLike, output_classes
-from protege.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
+from protege.models.inputs import InputSpec
 from protege.models.model import Model
 from protege.models.placing import channels_last
-from protege.models.saving import SIZES, checked
-from protege.models.sizes import fitting_size, own_sizes
+from protege.models.saving import checked
+from protege.models.specs import TOKENS, channels_of, has_tokens, input_for, input_from_timm, input_of, spread
 from protege.naming import numbers
 from protege.surgery import rebuild
 from protege.torch_utils import unwrapped
 
 logger = logging.getLogger(__name__)
-
-TOKENS = InputSpec(kind="tokens", channels=1)
-DARKEST_STD = 1 / 255  # a channel without any variation is divided by one grey level, not by zero
 
 
 def load_model(
@@ -90,13 +84,13 @@ def load_model(
 
 def _from_zoo(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
     known = zoo.arguments_of(name)
-    if data is not None and _has_tokens(data) != (name in zoo.LANGUAGE):
+    if data is not None and has_tokens(data) != (name in zoo.LANGUAGE):
         kinds = ("text", "images") if name in zoo.LANGUAGE else ("images", "text")
         other = "zoo:resnet20" if name in zoo.LANGUAGE else "zoo:lstm"
         raise UserError(f"zoo:{name} takes {kinds[0]} but the data is {kinds[1]}; choose another, such as {other}.")
     arguments = arguments | {"num_classes": _class_count(f"zoo:{name}", arguments, data, num_classes)}
     size = None
-    if data is not None and not _has_tokens(data):
+    if data is not None and not has_tokens(data):
         channels, *size = data.train.shape
         arguments.setdefault("channels", channels)
         if "image_size" in known:
@@ -106,7 +100,7 @@ def _from_zoo(name: str, arguments: dict[str, Any], data: DataLike | None, num_c
     network = zoo.build(name, arguments)
     if name in zoo.FIXED_SIZE:
         size = [arguments.get("image_size", 32)] * 2
-    spec = TOKENS if name in zoo.LANGUAGE else _input_for(arguments.get("channels", 3), data, size)
+    spec = TOKENS if name in zoo.LANGUAGE else input_for(arguments.get("channels", 3), data, size)
     return _fresh(network, spec, f"zoo:{name}", arguments, data)
 
 
@@ -120,8 +114,8 @@ def _from_timm(
     network = sources.build_timm(name, arguments)
     arguments = {key: value for key, value in arguments.items() if key not in ("pretrained", "checkpoint_path")}
     arguments.setdefault("num_classes", int(getattr(network, "num_classes", 0)))
-    spec = _input_from_timm(network, keep_size=pretrained, image_size=arguments.get("img_size"))
-    spec = spec or _input_for(_channels_of(network, data), data)
+    spec = input_from_timm(network, keep_size=pretrained, image_size=arguments.get("img_size"))
+    spec = spec or input_for(channels_of(network, data), data)
     return _fresh(network, spec, f"timm:{name}", arguments, data, trained)
 
 
@@ -130,17 +124,17 @@ def _from_smp(name: str, arguments: dict[str, Any], data: DataLike | None, num_c
     count = _class_count(f"smp:{name}", arguments, data, num_classes)
     arguments = {"in_channels": channels, **arguments, "num_classes": count}
     network = sources.build_smp(name, arguments)
-    spec, weights = _input_for(channels, data), arguments.pop("encoder_weights", None)
+    spec, weights = input_for(channels, data), arguments.pop("encoder_weights", None)
     if weights is not None:
         mean, std = sources.smp_normalisation(name, arguments, weights)
-        spec = InputSpec(channels=channels, mean=_spread(mean, channels), std=_spread(std, channels))
+        spec = InputSpec(channels=channels, mean=spread(mean, channels), std=spread(std, channels))
     model = _fresh(network, spec, f"smp:{name}", arguments, data)
     model.task = "segmentation"
     return model
 
 
 def _from_transformers(name: str, arguments: dict[str, Any], data: DataLike | None, num_classes: int | None) -> Model:
-    if data is not None and not _has_tokens(data):
+    if data is not None and not has_tokens(data):
         raise UserError(f"transformers:{name} takes text but the data is images; choose another, such as zoo:resnet20.")
     words = len(data.classes) if data is not None else num_classes
     network, source, tokens = transformers_adapter.open_causal(name, arguments, words)
@@ -187,16 +181,16 @@ def _made(
         if network.source["model"] is None:
             network.source = {"model": name, "arguments": arguments}
         return network
-    return _fresh(network, _input_of(network, data), name, arguments, data, trained)
+    return _fresh(network, input_of(network, data), name, arguments, data, trained)
 
 
 def _from_module(network: nn.Module, data: DataLike | None, trained: bool) -> Model:
-    if data is None and _input_from_timm(network, keep_size=True) is None:
+    if data is None and input_from_timm(network, keep_size=True) is None:
         raise UserError(
             f"network {type(network).__name__} does not say how it wants its input; "
             "give data=…, or wrap it as Model(network, InputSpec(mean=…, std=…))."
         )
-    spec = _input_of(network, data)
+    spec = input_of(network, data)
     task = data.task if data else "classification"
     classes: Sequence[str] = _own_names(network) if task != "language" else ()
     named = bool(classes)
@@ -339,87 +333,3 @@ def _checked_count(name: str, count: Any) -> int:
             f"{name} got num_classes={count!r}; a whole number of classes from 1 to {MOST_CLASSES:,} is expected."
         )
     return int(count)
-
-
-def _has_tokens(data: DataLike) -> bool:
-    return data.task == "language"
-
-
-def _input_for(channels: int, data: DataLike | None, size: Sequence[int] | None = None) -> InputSpec:
-    """The spec of a network without its own: the data's statistics, or ImageNet's where there is no data."""
-    if data is not None and _has_tokens(data):
-        return TOKENS
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    if data is not None:
-        mean, std = data.statistics()
-        if size is None:
-            size = data.train.shape[1:]
-    if data is not None and data.task != "classification":
-        size = None  # outputs per pixel must keep the size of the labels
-    mean, std = (_spread(values, channels) for values in (mean, std))
-    pixels = None if size is None else (size[0], size[1])
-    return InputSpec(channels=channels, size=pixels, mean=mean, std=tuple(max(s, DARKEST_STD) for s in std))
-
-
-def _spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Statistics of the data for a network with other channels: repeated from grey, weighted to grey."""
-    if len(values) == channels:
-        return tuple(values)
-    if len(values) == 3 and channels == 1:
-        return (sum(weight * value for weight, value in zip(LUMA, values, strict=True)),)
-    return (sum(values) / len(values),) * channels
-
-
-def _channels_of(network: nn.Module, data: DataLike | None) -> int:
-    """What the network is found to take of the data; without data what its first convolution takes, else 3."""
-    if data is not None and not _has_tokens(data):
-        channels, height, width = data.train.shape
-        spec_for = partial(_input_for, data=data)
-        return channels_taken(network, (channels, height, width), len(data.classes), spec_for)
-    taken = (module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
-    return next(filter(None, taken), 3)
-
-
-def _input_of(network: nn.Module, data: DataLike | None) -> InputSpec:
-    """The spec of the user's own network: what it says itself, else the data's, at a size that it runs at."""
-    if found := _input_from_timm(network, keep_size=True, data=data):
-        return found
-    spec = _input_for(_channels_of(network, data), data)
-    if spec.size is None or not (own := own_sizes(network)):
-        return spec
-    return replace(spec, size=fitting_size(network, spec.channels, [spec.size, *own]) or spec.size)
-
-
-def _input_from_timm(
-    network: nn.Module, keep_size: bool, image_size: int | None = None, data: DataLike | None = None
-) -> InputSpec | None:
-    """The spec in a timm network's `pretrained_cfg`, with its size where that is fixed or to be kept. A fixed one is
-    that of the network as it was built, which need not be the one it was trained at."""
-    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
-    if not isinstance(config, dict) or not {"mean", "std", "input_size"} <= config.keys():
-        return None
-    channels = int(_channels_of(network, None))
-    trained = int(config["input_size"][1]), int(config["input_size"][2])
-    size: tuple[int, int] | None = trained
-    if config.get("fixed_input_size") or image_size is not None:
-        given = [(image_size, image_size)] if image_size is not None else []
-        shapes = [data.train.shape[1:]] if data is not None and not _has_tokens(data) else []
-        likely = [*given, *own_sizes(network), trained, *((height, width) for height, width in shapes)]
-        size = fitting_size(network, channels, [*likely, *((side, side) for side in SIZES)]) or likely[0]
-    elif not keep_size:
-        size = None
-    mean, std = (_spread(config[key], channels) for key in ("mean", "std"))
-    return InputSpec(channels=channels, size=size, mean=mean, std=std)
-
-
-def known_ranges(*models: Any) -> tuple[tuple[str, float, float], ...]:
-    """`InputSpec.ranges` of the first of these that has some: a `Model`, or the spec of a folder that holds one."""
-    for model in models:
-        if isinstance(model, Model) and model.input.ranges:
-            return model.input.ranges
-        if isinstance(model, str | Path) and model and Path(model).is_dir():
-            with suppress(UserError):  # whoever loads it says what is wrong
-                if found := InputSpec.from_dict(storage.read_config(storage.locate(Path(model)))["input"]).ranges:
-                    return found
-    return ()

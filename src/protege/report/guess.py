@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from protege.labels import blind
 from protege.report import words
 from protege.report.read import numbers
 
 NOTABLE = 0.2  # a guess so often right that a metric is read as the lead over it
 NEARLY = 0.99  # of the rows: a network that chooses one class so often chooses no other
-BLIND = 0.05  # the part of the way from a guess to perfect that may be luck
 
 
 def guessed(metric: str, part: Mapping[str, Any]) -> float | None:
@@ -44,8 +44,7 @@ def learned(part: Mapping[str, Any]) -> bool | None:
     if "balanced_accuracy" not in guess:  # words
         return found["nll"] < 0.99 * guess["nll"]
     right = "pixel_accuracy" if "pixel_accuracy" in guess else "accuracy"
-    level = guess["balanced_accuracy"]
-    return found[right] > guess[right] or found["balanced_accuracy"] > level + BLIND * (1 - level)
+    return found[right] > guess[right] or found["balanced_accuracy"] > blind(part["chance"]["classes"])
 
 
 def guesser(metric: str) -> str:
@@ -68,7 +67,7 @@ def collapse(part: Mapping[str, Any], names: Sequence[str], who: str = "the stud
     level, reached = guessed("balanced_accuracy", part), numbers(part.get("metrics")).get("balanced_accuracy")
     if not favourite or level is None or reached is None or level == 1:
         return ""
-    if favourite["share"] < NEARLY or reached > level + BLIND * (1 - level):
+    if favourite["share"] < NEARLY or reached > blind(part["chance"]["classes"]):
         return ""
     number = int(favourite["class"])
     name = names[number] if number < len(names) else str(number)

@@ -1,0 +1,106 @@
+"""How a network wants its input where nobody says it: by what it tells itself, by trying, else as the data is."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from protege.errors import UserError
+from protege.models import storage
+from protege.models.channels import channels_taken
+from protege.models.fit import DataLike
+from protege.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
+from protege.models.model import Model
+from protege.models.saving import SIZES
+from protege.models.sizes import fitting_size, own_sizes
+
+TOKENS = InputSpec(kind="tokens", channels=1)
+DARKEST_STD = 1 / 255  # a channel without any variation is divided by one grey level, not by zero
+
+
+def has_tokens(data: DataLike) -> bool:
+    return data.task == "language"
+
+
+def input_for(channels: int, data: DataLike | None, size: Sequence[int] | None = None) -> InputSpec:
+    """The spec of a network without its own: the data's statistics, or ImageNet's where there is no data."""
+    if data is not None and has_tokens(data):
+        return TOKENS
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    if data is not None:
+        mean, std = data.statistics()
+        if size is None:
+            size = data.train.shape[1:]
+    if data is not None and data.task != "classification":
+        size = None  # outputs per pixel must keep the size of the labels
+    mean, std = (spread(values, channels) for values in (mean, std))
+    pixels = None if size is None else (size[0], size[1])
+    return InputSpec(channels=channels, size=pixels, mean=mean, std=tuple(max(s, DARKEST_STD) for s in std))
+
+
+def spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Statistics of the data for a network with other channels: repeated from grey, weighted to grey."""
+    if len(values) == channels:
+        return tuple(values)
+    if len(values) == 3 and channels == 1:
+        return (sum(weight * value for weight, value in zip(LUMA, values, strict=True)),)
+    return (sum(values) / len(values),) * channels
+
+
+def channels_of(network: nn.Module, data: DataLike | None) -> int:
+    """What the network is found to take of the data; without data what its first convolution takes, else 3."""
+    if data is not None and not has_tokens(data):
+        channels, height, width = data.train.shape
+        spec_for = partial(input_for, data=data)
+        return channels_taken(network, (channels, height, width), len(data.classes), spec_for)
+    taken = (module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
+    return next(filter(None, taken), 3)
+
+
+def input_of(network: nn.Module, data: DataLike | None) -> InputSpec:
+    """The spec of the user's own network: what it says itself, else the data's, at a size that it runs at."""
+    if found := input_from_timm(network, keep_size=True, data=data):
+        return found
+    spec = input_for(channels_of(network, data), data)
+    if spec.size is None or not (own := own_sizes(network)):
+        return spec
+    return replace(spec, size=fitting_size(network, spec.channels, [spec.size, *own]) or spec.size)
+
+
+def input_from_timm(
+    network: nn.Module, keep_size: bool, image_size: int | None = None, data: DataLike | None = None
+) -> InputSpec | None:
+    """The spec in a timm network's `pretrained_cfg`, with its size where that is fixed or to be kept. A fixed one is
+    that of the network as it was built, which need not be the one it was trained at."""
+    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
+    if not isinstance(config, dict) or not {"mean", "std", "input_size"} <= config.keys():
+        return None
+    channels = int(channels_of(network, None))
+    trained = int(config["input_size"][1]), int(config["input_size"][2])
+    size: tuple[int, int] | None = trained
+    if config.get("fixed_input_size") or image_size is not None:
+        given = [(image_size, image_size)] if image_size is not None else []
+        shapes = [data.train.shape[1:]] if data is not None and not has_tokens(data) else []
+        likely = [*given, *own_sizes(network), trained, *((height, width) for height, width in shapes)]
+        size = fitting_size(network, channels, [*likely, *((side, side) for side in SIZES)]) or likely[0]
+    elif not keep_size:
+        size = None
+    mean, std = (spread(config[key], channels) for key in ("mean", "std"))
+    return InputSpec(channels=channels, size=size, mean=mean, std=std)
+
+
+def known_ranges(*models: Any) -> tuple[tuple[str, float, float], ...]:
+    """`InputSpec.ranges` of the first of these that has some: a `Model`, or the spec of a folder that holds one."""
+    for model in models:
+        if isinstance(model, Model) and model.input.ranges:
+            return model.input.ranges
+        if isinstance(model, str | Path) and model and Path(model).is_dir():
+            with suppress(UserError):  # whoever loads it says what is wrong
+                if found := InputSpec.from_dict(storage.read_config(storage.locate(Path(model)))["input"]).ranges:
+                    return found
+    return ()
