@@ -19,12 +19,14 @@ from .walk import Live, Walk
 SAMPLES = 64
 ROWS = 2048  # pixels or tokens of a layer that are compared
 EQUAL = 1e-3  # of a correlation: channels that say the same are each other's counterparts
+COPIED = 0.75  # the share of a copy's channels that are most like their counterparts
 
 
 @torch.no_grad()
 def refuse_unrelated(student: Walk, teacher: Walk, points: Sequence[Point], x: Tensor, y: Tensor) -> None:
-    """Raise `UserError` where no more channels than by chance are like their counterparts, of all points but that of
-    the outputs (which separately trained networks share); ``x`` and ``y`` are the same samples, as each takes them."""
+    """Raise `UserError` where no more channels than by chance, and by three deviations fewer than of a copy, are like
+    their counterparts, of all points but that of the outputs (which separately trained networks share); ``x`` and ``y``
+    are the same samples, as each takes them."""
     ours = _values(student, {n for point in points for n in (point.value, point.shortcut) if n}, x[:SAMPLES])
     theirs = _values(teacher, {point.target for point in points}, y[:SAMPLES])
     hits, total, mean, variance = 0, 0, 0.0, 0.0
@@ -42,7 +44,8 @@ def refuse_unrelated(student: Walk, teacher: Walk, points: Sequence[Point], x: T
         alike = (a[:, alive] / lengths[0][alive]).T @ (b[:, alive] / lengths[1][alive])
         hits += int((alike.diagonal() >= alike.amax(1) - EQUAL).sum())
         total, mean, variance = total + count, mean + 1, variance + 1 - 1 / count
-    if total and hits < total / 2 and hits <= mean + 3 * math.sqrt(variance):
+    of_copy = COPIED * total - 3 * math.sqrt(COPIED * (1 - COPIED) * total)
+    if total and hits < of_copy and hits <= mean + 3 * math.sqrt(variance):
         raise UserError(
             f"the student's layers have the teacher's names but give other values ({hits} of {total} channels are most "
             "like their counterparts, as by chance); expected a student made by shrinking this teacher: shrink the "
