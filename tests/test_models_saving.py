@@ -609,3 +609,23 @@ def test_the_check_of_a_model_knows_the_shape_it_was_tried_on(tmp_path):
     check_classes(model, data)
     model.save(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["check"]["shape"] == [3, 20, 20]
+
+
+class Expanded(nn.Module):
+    """A buffer of which all numbers lie in one place in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(64, 10)
+        self.register_buffer("shift", torch.ones(1).expand(10))
+
+    def forward(self, x):
+        return self.out(x.flatten(1)) + self.shift
+
+
+def test_expanded_buffers_are_trained_saved_and_loaded(tmp_path):
+    run = protege.train(Expanded(), "digits", tmp_path / "run", samples=40, epochs=1)
+    assert torch.equal(run.student.network.shift, torch.ones(10))
+    loaded = protege.load_model(tmp_path / "run")
+    x = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(loaded(x), run.student(x))

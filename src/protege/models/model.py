@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from protege.errors import UserError
 from protege.models import storage
 from protege.models.inputs import InputSpec
-from protege.models.placing import is_channels_last, leave_inference
+from protege.models.placing import is_channels_last, make_writable
 from protege.models.saving import Described, described
 from protege.naming import read_naming
 from protege.outputs import logits_in
@@ -64,7 +64,7 @@ class Model(nn.Module):
                 f"the network {type(network).__name__} is TorchScript, which is not supported; give the nn.Module that "
                 "it was made of."
             )
-        leave_inference(self.network)
+        make_writable(self.network)
         self.input = input
         self.source = source or {"model": None, "arguments": {}}
         naming = read_naming(classes, "classes of the model")

@@ -52,13 +52,14 @@ def _channels_first(weight: Tensor) -> tuple[int, ...]:
     return (channels * height * width, height * width, width, 1)
 
 
-def leave_inference(network: nn.Module) -> None:
-    """Replace weights and buffers made under `torch.inference_mode`, which autograd refuses, by equal ordinary ones."""
+def make_writable(network: nn.Module) -> None:
+    """Replace by equal ordinary ones weights and buffers made under `torch.inference_mode`, which autograd refuses, and
+    expanded ones, whose numbers lie in one place and cannot be loaded."""
     made: dict[int, Tensor] = {}  # what was tied stays tied
     for module in network.modules():
         own = {**module._parameters, **module._buffers}
         for name, value in own.items():
-            if value is None or is_lazy(value) or not value.is_inference():
+            if value is None or is_lazy(value) or not (value.is_inference() or _is_expanded(value)):
                 continue
             if id(value) not in made:
                 with torch.inference_mode(False):
@@ -66,6 +67,12 @@ def leave_inference(network: nn.Module) -> None:
                     learns = isinstance(value, nn.Parameter)
                     made[id(value)] = nn.Parameter(fresh, value.requires_grad) if learns else fresh
             setattr(module, name, made[id(value)])
+
+
+def _is_expanded(value: Tensor) -> bool:
+    if value.layout != torch.strided:
+        return False
+    return any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
 
 
 _SPARED: WeakSet[nn.Module] = WeakSet()

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from protege.errors import UserError
 from protege.labels import MOST_CLASSES
+from protege.models.placing import make_writable
 from protege.torch_utils import plain_names
 
 OLD_PACKAGE = "understudy."  # what version 0.1 was called
@@ -259,6 +260,7 @@ def fit(network: nn.Module, state: Mapping[str, Any], name: str, path: Path) -> 
 
 def load(network: nn.Module, state: Mapping[str, Any]) -> None:
     """Put a state by plain names into the network, cast to its own types."""
+    make_writable(network)
     network.load_state_dict({key: state[plain] for key, plain in plain_names(network).items()})
 
 
