@@ -32,7 +32,7 @@ from .report import write_run_report
 from .report.guess import told_guess, verdict
 from .runfolder import check_out, held, resumed_settings, told_how_to_go_on
 from .tasks import TASKS, Chance
-from .torch_utils import unwrapped
+from .torch_utils import same_numbers, unwrapped
 from .train.checkpoint import load_checkpoint
 from .train.evaluate import evaluate as run_evaluation
 from .train.precision import autocast_for, on_cpu, resolve_precision
@@ -80,6 +80,7 @@ def distill(
     return _run(given, out, recipe, resume, overwrite)
 
 
+@same_numbers()
 def preview(
     teacher: str | nn.Module | None = None,
     student: str | nn.Module | None = None,
@@ -188,6 +189,7 @@ def evaluate(
     return metrics
 
 
+@same_numbers()  # a run draws its own: what the caller draws next depends on no seed of ours
 def _run(
     given: dict[str, Any], out: str | Path | None, recipe: str | Path | None, resume: bool, overwrite: bool
 ) -> Result:

@@ -60,6 +60,8 @@ def nearest(
         return otherwise or "it has none"
     other = (also or {}).get(re.sub(r"[\s_-]", "", word.lower()))
     close = [other] if other else get_close_matches(word.lower(), names, n=3, cutoff=ALIKE)
+    if not close and also:
+        close = [also[near] for near in get_close_matches(word.lower(), also, n=1, cutoff=ALIKE)]
     if not close and len(word) >= 3:
         close = [name for name in names if name.startswith(word.lower())][:3]
     if close:

@@ -157,6 +157,7 @@ class Production:
             count=len(data.train),
             each=reading == "needed",
         )
+        _tell_missing(labels, positions, data)
         share = s.validation
         if share is None:
             share = 0.1 if self._judged() and data.val is None else 0.0
@@ -379,3 +380,18 @@ class Production:
         """Metrics of the student on the samples held out of training, by which settings are to be chosen."""
         held = self.runner.corpus.held
         return {} if held is None else self.runner.evaluate(self.student, *held, title="held-out samples")[0]
+
+
+def _tell_missing(labels: torch.Tensor | None, positions: torch.Tensor, data: Data) -> None:
+    """Warn where the choice of samples has left none of some class."""
+    if labels is None or labels.dim() != 1:
+        return
+    whole, chosen = (set(values[values >= 0].unique().tolist()) for values in (labels, labels[positions]))
+    if missing := sorted(whole - chosen):
+        logging.getLogger("protege").warning(
+            "the %d samples show %d of the %d classes; there is none of %r to learn from.",
+            len(positions),
+            len(chosen),
+            len(whole),
+            data.classes[missing[0]],
+        )

@@ -118,9 +118,8 @@ def recipe_type(method: str) -> type[Recipe]:
     if method not in METHODS:
         if method in TARGETS:
             raise UserError(f"the method {method!r} is unknown; it is a target: use method='kd' and target={method!r}.")
-        raise UserError(
-            f"the method {method!r} is unknown; {nearest(method, METHODS, also=METHOD_NAMES, all_of='methods')}."
-        )
+        near = nearest(method, [*METHODS, "auto"], also=METHOD_NAMES, all_of="methods")
+        raise UserError(f"the method {method!r} is unknown; {near}.")
     chosen = METHODS[method]
     bases: Any = (Recipe, chosen.settings)
     fields: dict[str, Any] = {}

@@ -92,7 +92,7 @@ def is_unmade(network: nn.Module) -> bool:
 @contextmanager
 def seeded(seed: int = SEED) -> Iterator[None]:
     """Random numbers (torch's, NumPy's, Python's) from this seed; afterwards they go on where they stood."""
-    with _same_numbers():
+    with same_numbers():
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
@@ -100,7 +100,7 @@ def seeded(seed: int = SEED) -> Iterator[None]:
 
 
 @contextmanager
-def _same_numbers() -> Iterator[None]:
+def same_numbers() -> Iterator[None]:
     """Afterwards the random numbers of torch, NumPy and Python go on where they stood."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count())
@@ -136,7 +136,7 @@ def as_it_was(network: nn.Module) -> Iterator[Callable[[], None]]:
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
 
-    with _same_numbers():
+    with same_numbers():
         try:
             yield restore
         finally:

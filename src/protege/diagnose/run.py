@@ -26,6 +26,7 @@ from ..runfolder import check_out, held, write_json
 from ..tasks import TASKS
 from ..teacher.similarity import logit_layer
 from ..teacher.targets import HOTTEST
+from ..torch_utils import same_numbers
 from ..train.precision import autocast_for, on_cpu, resolve_precision
 from ..train.progress import Display
 from .measure import reading, rescaling
@@ -57,6 +58,7 @@ class Diagnosis:
         return "\n".join([*lines, "", *self.recommendation.reasons])
 
 
+@same_numbers()
 def diagnose(
     teacher: str | nn.Module,
     data: Any,

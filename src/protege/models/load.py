@@ -181,7 +181,7 @@ def _made(
         if network.source["model"] is None:
             network.source = {"model": name, "arguments": arguments}
         return network
-    return _fresh(network, input_of(network, data), name, arguments, data, trained)
+    return _fresh(network, input_of(network, data, trained), name, arguments, data, trained)
 
 
 def _from_module(network: nn.Module, data: DataLike | None, trained: bool) -> Model:
@@ -190,7 +190,7 @@ def _from_module(network: nn.Module, data: DataLike | None, trained: bool) -> Mo
             f"network {type(network).__name__} does not say how it wants its input; "
             "give data=…, or wrap it as Model(network, InputSpec(mean=…, std=…))."
         )
-    spec = input_of(network, data)
+    spec = input_of(network, data, trained)
     task = data.task if data else "classification"
     classes: Sequence[str] = _own_names(network) if task != "language" else ()
     named = bool(classes)

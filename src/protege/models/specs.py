@@ -1,5 +1,6 @@
 """How a network wants its input where nobody says it: by what it tells itself, by trying, else as the data is."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +18,8 @@ from protege.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
 from protege.models.model import Model
 from protege.models.saving import SIZES
 from protege.models.sizes import fitting_size, own_sizes
+
+logger = logging.getLogger(__name__)
 
 TOKENS = InputSpec(kind="tokens", channels=1)
 DARKEST_STD = 1 / 255  # a channel without any variation is divided by one grey level, not by zero
@@ -62,11 +65,17 @@ def channels_of(network: nn.Module, data: DataLike | None) -> int:
     return next(filter(None, taken), 3)
 
 
-def input_of(network: nn.Module, data: DataLike | None) -> InputSpec:
+def input_of(network: nn.Module, data: DataLike | None, trained: bool) -> InputSpec:
     """The spec of the user's own network: what it says itself, else the data's, at a size that it runs at."""
     if found := input_from_timm(network, keep_size=True, data=data):
         return found
     spec = input_for(channels_of(network, data), data)
+    if trained and spec.kind == "image":
+        logger.info(
+            "the network %s does not say how it wants its pixels: they are normalised by the data's own mean and "
+            "deviation; where it was trained otherwise, wrap it as Model(network, InputSpec(mean=…, std=…)).",
+            type(network).__name__,
+        )
     if spec.size is None or not (own := own_sizes(network)):
         return spec
     return replace(spec, size=fitting_size(network, spec.channels, [spec.size, *own]) or spec.size)

@@ -172,6 +172,11 @@ def locate(folder: Path) -> Path:
             raise UserError(f"{str(folder)!r} is a pickle file, which could run code when opened; {_convert(folder)}.")
         raise UserError(f"{str(folder)!r} is a file; name the folder that holds {CONFIG} and {WEIGHTS}.")
     if not folder.is_dir():
+        if folder.name == "student" and (folder.parent / "metrics.jsonl").is_file():
+            raise UserError(
+                f"there is no model in {str(folder)!r} yet, as the run is not finished; go on with it first: "
+                f"resume=True with out={str(folder.parent)!r}."
+            )
         raise UserError(
             f"there is no model folder {str(folder)!r}; name a folder with {CONFIG} and {WEIGHTS}, "
             "or use zoo:NAME, timm:NAME or package.module:factory."
