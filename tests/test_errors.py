@@ -210,7 +210,7 @@ CASES: dict[str, tuple[str, str]] = {
     "no method": (f"{KD} --method scratch {OUT}", r"'scratch' is unknown; did you mean 'none'"),
     "method we have not": (
         f"{KD} --method overhaul {OUT}",
-        r"'overhaul' is unknown; choose one of at, fitnets, fskd, ",
+        r"'overhaul' is unknown; choose one of at, auto, fitnets, fskd, ",
     ),
     "target as method": (f"{KD} --method dkd {OUT}", r"it is a target: use --method kd and --target dkd"),
     "target": (
