@@ -2,16 +2,24 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import tomli_w
+import torch
+from safetensors.torch import load_file
 
-from protege import study
+from protege import distill, study
 from protege.data import CLEAN, Augment, choose, hold_out, load_data
 from protege.errors import UserError
 from protege.models import load_model
+from protege.recipe import read_toml
 from protege.study import interval95, load_study, run_study
+from protege.workers import Worker
 
 PLAN = {
     "name": "a tiny study",
@@ -45,6 +53,44 @@ def performed(tmp_path_factory) -> Path:
         patch.setenv("OMP_NUM_THREADS", "1")
         run_study(write(folder / "study.toml"), folder / "out", jobs=2)
     return folder / "out"
+
+
+def test_a_worker_does_one_after_the_other_what_a_process_of_its_own_does(performed, tmp_path, monkeypatch):
+    """Its second run has the bits of one that ran alone; what it is told wrong is one sentence in the log."""
+    monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / "cache"))
+    recipe = read_toml(performed / "logs" / "variant-tuned_seed-0.toml")
+    distill(**recipe, out=tmp_path / "alone")
+    alone = load_file(tmp_path / "alone" / "student" / "model.safetensors")
+    with Worker(1) as worker:
+        command = ["distill", str(performed / "logs" / "variant-tuned_seed-0.toml"), "--out"]
+        told = worker.call([*command, str(tmp_path / "wrong"), "--epochs", "never"], tmp_path / "wrong.log")
+        assert "epochs" in told
+        assert not (tmp_path / "wrong").exists()
+        for name in ("first", "second"):
+            assert worker.call([*command, str(tmp_path / name)], tmp_path / f"{name}.log") == ""
+            assert "accuracy" in (tmp_path / f"{name}.log").read_text()
+            for key, value in load_file(tmp_path / name / "student" / "model.safetensors").items():
+                assert torch.equal(value, alone[key]), key
+
+
+def test_runs_end_with_their_study_and_keep_what_they_did(tmp_path):
+    recipe = {"student": "zoo:mlp?hidden=8", "data": "digits", "samples": 40, "epochs": 100_000}
+    plan = {"name": "endless", "seeds": [0, 1], "recipe": recipe, "variants": {"a": {"method": "none"}}}
+    (tmp_path / "plan.toml").write_text(tomli_w.dumps(plan))
+    command = [sys.executable, "-m", "protege", "study", str(tmp_path / "plan.toml"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    runs = [tmp_path / "out" / "runs" / f"variant-a_seed-{seed}" for seed in (0, 1)]
+    while not all((run / "metrics.jsonl").exists() for run in runs):
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+    for run in runs:
+        assert "what was done is kept" in (tmp_path / "out" / "logs" / f"{run.name}.log").read_text()
+        assert any((run / "checkpoint").iterdir())
 
 
 def test_the_table_holds_what_the_runs_measured(performed):
@@ -97,7 +143,7 @@ def test_what_runs_need_is_made_once(performed):
 def test_resume_may_add_seeds_and_rows_but_change_no_run(performed, tmp_path, monkeypatch):
     out, file = tmp_path / "out", tmp_path / "more.toml"
     shutil.copytree(performed, out)
-    monkeypatch.setattr(study, "_call", lambda arguments, log, jobs=1: f"ran {Path(arguments[-1]).name}")
+    monkeypatch.setattr(Worker, "call", lambda self, arguments, log: f"ran {Path(arguments[-1]).name}")
 
     def again(**changes):
         return run_study(write(file, **changes), out, resume=True)
@@ -152,11 +198,11 @@ def test_overwrite_makes_everything_anew(performed, tmp_path, monkeypatch):
     foreign.write_text("mine")
     calls = []
 
-    def stopped(arguments, log, jobs=1):
+    def stopped(self, arguments, log):
         calls.append(arguments)
         return "stopped" if len(calls) == 2 else ""
 
-    monkeypatch.setattr(study, "_call", stopped)
+    monkeypatch.setattr(Worker, "call", stopped)
     with pytest.raises(UserError, match=r"prepare\.half could not be made \(stopped\)"):
         run_study(performed / "study.toml", out, overwrite=True)
     assert [call[0] for call in calls] == ["train", "shrink"]
@@ -228,8 +274,8 @@ def test_a_baseline_is_its_row_however_its_number_is_written(tmp_path):
 def test_options_of_shrink_in_a_table(tmp_path, monkeypatch):
     step = {"command": "shrink", "model": "zoo:mlp", "ratio": {"fc1": 0.5, "fc2": 0.25}, "layers": ["fc1", "fc2"]}
     called = []
-    monkeypatch.setattr(study, "_call", lambda arguments, log: called.extend(arguments) or "")
-    study._prepare("half", step, tmp_path)
+    monkeypatch.setattr(Worker, "call", lambda self, arguments, log: called.extend(arguments) or "")
+    study._prepare("half", step, tmp_path, Worker(1))
     assert called[:4] == ["shrink", "--model=zoo:mlp", "--ratio=fc1=0.5,fc2=0.25", "--layers=fc1,fc2"]
 
 

@@ -9,13 +9,12 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from .report import common_teacher, study_markdown, write_study_report
 from .runfolder import MODEL_FILES, check_out, clear, held, write_json
 from .study_file import Study, load_study, options_of, prepared_in, slug
 from .train.progress import Display
+from .workers import Worker
 
 REMEMBERED = "teacher_samples_remembered"
 WORK = ("result.json", "config.json", "checkpoint")  # of these, a folder holds something that took time
@@ -44,8 +44,8 @@ def run_study(
 ) -> dict[str, Any]:
     """Run a study file's grid into ``out`` and return what ``study.json`` holds.
 
-    With ``jobs`` > 1 runs go side by side as processes of their own, each with its share of the processor. A run
-    that fails is named in the table and does not stop the others.
+    ``jobs`` processes perform the runs, each with its share of the processor. A run that fails is named in the table
+    and does not stop the others.
     """
     with held(Path(out)):
         return _perform(load_study(path, changes), Path(out), jobs, resume, overwrite)
@@ -69,26 +69,41 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
     todo = study.planned()
     runs: list[dict[str, Any]] = []
     telling = threading.Lock()
-    with Display(True) as display:
+    cores = os.cpu_count() or 1
+    with Display(True) as display, ExitStack() as started:
         bar = display.reporter(study.name)
-        for name, step in study.prepare.items():
-            display.say(f"prepared {name}: {_prepare(name, step, out)}", always=True)
+        with Worker(cores) as worker:
+            for name, step in study.prepare.items():
+                display.say(f"prepared {name}: {_prepare(name, step, out, worker)}", always=True)
 
-        def one(work: tuple[dict[str, Any], int]) -> dict[str, Any]:
+        workers = [started.enter_context(Worker(max(1, cores // jobs))) for _ in range(jobs)]
+        idle: SimpleQueue[Worker] = SimpleQueue()
+        for worker in workers:
+            idle.put(worker)
+
+        def perform(work: tuple[dict[str, Any], int]) -> None:
             setting, seed = work
             folder = out / "runs" / slug(setting, seed)
-            status = _run(_resolved(study.recipe_of(setting, seed), out), folder, jobs)
+            worker = idle.get()
+            try:
+                status = _run(_resolved(study.recipe_of(setting, seed), out), folder, worker)
+            finally:
+                idle.put(worker)
             run = {"setting": setting, "seed": seed, "out": str(folder.relative_to(out)), "status": status}
             with telling:
                 runs.append(run)
                 _summarise(study, runs, out)
                 bar(len(runs), len(todo))
                 display.say(f"{len(runs)}/{len(todo)} {folder.name}: {_told(folder, status)}", always=True)
-            return run
 
         bar(0, len(todo))
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(one, todo))
+            try:
+                list(pool.map(perform, todo))
+            except BaseException:  # interrupted, most likely
+                for worker in workers:
+                    worker.stop()
+                raise
     return _summarise(study, runs, out)
 
 
@@ -120,7 +135,7 @@ def _check_same(study: Study, out: Path) -> None:
         clear(folder, proof="recipe.toml")
 
 
-def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
+def _prepare(name: str, step: Mapping[str, Any], out: Path, worker: Worker) -> Path:
     """The model of a ``prepare`` table, made unless it is there. Raises `UserError` where that fails."""
     made = out / "prepared" / name
     model = made if step["command"] == "shrink" else made / "student"
@@ -134,7 +149,8 @@ def _prepare(name: str, step: Mapping[str, Any], out: Path) -> Path:
             recipe.parent.mkdir(parents=True, exist_ok=True)
             write_toml(recipe, options)
             given = [str(recipe)]
-        status = _call([step["command"], *given, "--out", str(made), *_again(made)], logs / f"prepare-{name}.log")
+        command = [step["command"], *given, "--out", str(made), *_again(made)]
+        status = worker.call(command, logs / f"prepare-{name}.log")
         if status:
             raise UserError(f"prepare.{name} could not be made ({status}); mend it and go on with resume=True.")
     return model
@@ -157,8 +173,8 @@ def _resolved(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     return {key: folder(value) for key, value in settings.items()}
 
 
-def _run(recipe: dict[str, Any], folder: Path, jobs: int) -> str:
-    """One run in a process of its own, resumed where it stopped; ``done`` or the error's sentence."""
+def _run(recipe: dict[str, Any], folder: Path, worker: Worker) -> str:
+    """One run, resumed where it stopped; ``done`` or the error's sentence."""
     result = folder / "result.json"
     if result.exists():
         return "done"
@@ -167,29 +183,13 @@ def _run(recipe: dict[str, Any], folder: Path, jobs: int) -> str:
     recipe_file = logs / f"{folder.name}.toml"
     write_toml(recipe_file, recipe)
     arguments = ["distill", str(recipe_file), "--out", str(folder)]
-    status = _call([*arguments, *_again(folder)], logs / f"{folder.name}.log", jobs)
+    status = worker.call([*arguments, *_again(folder)], logs / f"{folder.name}.log")
     return status or ("done" if result.exists() else "it left no result")
 
 
 def _again(folder: Path) -> list[str]:
     """How to go on in a folder of this study: with the run begun there, else beside what is not a run's."""
     return ["--resume"] if (folder / "recipe.toml").exists() else ["--overwrite"] if folder.exists() else []
-
-
-def _call(arguments: list[str], log: Path, jobs: int = 1) -> str:
-    """A protege command in a process of its own; its last words where it fails, else nothing."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    command = [sys.executable, "-m", "protege", *arguments]
-    with open(log, "ab") as file:
-        begin = file.tell()
-        status = subprocess.run(command, stdout=file, stderr=file, env=environment, stdin=subprocess.DEVNULL).returncode
-    if status == 0:
-        return ""
-    lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
-    errors = [line for line in lines if line.startswith(("error", "internal error"))]  # another may write here, too
-    return [*lines, *errors][-1] if lines else f"failed with status {status}"
 
 
 def _told(folder: Path, status: str) -> str:
