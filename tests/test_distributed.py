@@ -40,7 +40,8 @@ from protege.errors import UserError
 from protege.labels import UNLABELLED
 from protege.tasks import TASKS
 from protege.models import zoo
-from protege.train import Runner, Solve
+from protege.train import Solve
+from protege.train.journal import Journal
 from protege.train.evaluate import evaluate
 
 out, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
@@ -75,14 +76,14 @@ def save(self, running):
         raise Curtain
 
 
-undisturbed, original, Runner._save = dropping("a"), Runner._save, save
+undisturbed, original, Journal.save = dropping("a"), Journal.save, save
 try:
     dropping("b")
     found["stopped"] = False
 except Curtain:
     found["stopped"] = True
 accelerator.wait_for_everyone()  # the first process has written
-Runner._save = original
+Journal.save = original
 found["resumed"] = same(dropping("b", resume=True), undisturbed)
 
 

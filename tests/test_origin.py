@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import protege
 from protege import UserError
-from protege.train.runner import Runner
+from protege.train.journal import Journal
 
 KINDS = ["unfinished", "finished"]
 
@@ -59,13 +59,13 @@ def begin(kind: str, out: Path, *cast, **settings) -> None:
         if kind == "finished":
             protege.distill(*cast, out=out, **settings)
             return
-        original = Runner._maybe_save
+        original = Journal.save_when_due
 
         def killed(*args, **kwargs):
             original(*args, **kwargs)
             raise Curtain
 
-        patch.setattr(Runner, "_maybe_save", killed)
+        patch.setattr(Journal, "save_when_due", killed)
         with pytest.raises(Curtain):
             protege.distill(*cast, out=out, **settings)
 
@@ -193,7 +193,7 @@ def test_the_student_before_is_the_one_the_run_began_with(method, tmp_path):
         call |= {"teacher": given[0]} if given else {}
         if stopped:
             updates = 0
-            original = Runner._maybe_save
+            original = Journal.save_when_due
 
             def killed(self, fit, now=False, original=original):
                 nonlocal updates
@@ -203,7 +203,7 @@ def test_the_student_before_is_the_one_the_run_began_with(method, tmp_path):
                 original(self, fit, now)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Runner, "_maybe_save", killed)
+                patch.setattr(Journal, "save_when_due", killed)
                 with pytest.raises(Curtain):
                     protege.distill(**call)
             protege.distill(**call, resume=True)

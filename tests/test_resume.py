@@ -24,8 +24,8 @@ from protege.models import Model
 from protege.report.read import read_run
 from protege.report.run import time_facts
 from protege.teacher import Source, cache, feed, sharing
-from protege.train import checkpoint
-from protege.train import runner as running
+from protege.train import checkpoint, journal
+from protege.train.journal import Journal
 from protege.train.runner import Runner
 
 DROPPING = '''
@@ -150,7 +150,7 @@ def raise_at(monkeypatch, owner, name: str, count: int, before: bool = False) ->
 )
 def test_stopped_between_two_updates(name, moment, undisturbed, digits_teacher, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        raise_at(patch, Runner, "_maybe_save", round(moment * UPDATES[name]))
+        raise_at(patch, Journal, "save_when_due", round(moment * UPDATES[name]))
         interrupted(name, digits_teacher, tmp_path / "run")
     go(name, digits_teacher, tmp_path / "run", resume=True)
     assert_equal(tmp_path / "run", undisturbed(name))
@@ -161,7 +161,7 @@ def test_updates_after_the_last_checkpoint_are_done_again(name, undisturbed, dig
     """Checkpoints now and then: what is lost since the last one is replayed, random numbers included."""
     with pytest.MonkeyPatch.context() as patch:
         saves = 0
-        original = Runner._maybe_save
+        original = Journal.save_when_due
 
         def every_fifth(self, fit, now=False):
             nonlocal saves
@@ -171,7 +171,7 @@ def test_updates_after_the_last_checkpoint_are_done_again(name, undisturbed, dig
             if saves == 9:
                 raise Curtain
 
-        patch.setattr(Runner, "_maybe_save", every_fifth)
+        patch.setattr(Journal, "save_when_due", every_fifth)
         interrupted(name, digits_teacher, tmp_path / "run")
     go(name, digits_teacher, tmp_path / "run", resume=True)
     assert_equal(tmp_path / "run", undisturbed(name))
@@ -181,7 +181,7 @@ def test_stopped_again_and_again(undisturbed, digits_teacher, tmp_path):
     out = tmp_path / "run"
     for times in range(12):
         with pytest.MonkeyPatch.context() as patch:
-            raise_at(patch, Runner, "_maybe_save", 3)
+            raise_at(patch, Journal, "save_when_due", 3)
             try:
                 go("everything", digits_teacher, out, resume=times > 0)
                 break
@@ -195,10 +195,10 @@ MOMENTS = {
     "before the first update": (Runner, "_train_epoch", 1, True),
     "an epoch's end, before it is evaluated": (Runner, "_end_epoch", 2, True),
     "an epoch's end, before it is saved": (Runner, "_end_epoch", 2, False),
-    "a line was logged, but nothing saved": (Runner, "_log", 3, False),
+    "a line was logged, but nothing saved": (Journal, "log", 3, False),
     "the first checkpoint's weights being written": (torch, "save", 1, True),
     "a checkpoint without its checksum": (checkpoint, "_whole", 8, True),
-    "a checkpoint just written": (running, "save_checkpoint", 4, False),
+    "a checkpoint just written": (journal, "save_checkpoint", 4, False),
     "after the phase, before it is saved": (Runner, "_fit", 1, False),
     "after the last phase": (Runner, "run", 1, False),
     "the student being written": (Model, "save", 1, True),
@@ -318,7 +318,7 @@ def test_resumed_with_less_disk(undisturbed, digits_teacher, tmp_path, monkeypat
     """How many views are stored is settled when the run starts: a stored and an online signal differ by rounding."""
     expected = undisturbed("simple")
     with pytest.MonkeyPatch.context() as patch:
-        raise_at(patch, Runner, "_maybe_save", 2)
+        raise_at(patch, Journal, "save_when_due", 2)
         interrupted("simple", digits_teacher, tmp_path / "run")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage._replace(free=3 * 4096))
@@ -352,7 +352,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
 ):
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        raise_at(patch, Runner, "_maybe_save", 7)
+        raise_at(patch, Journal, "save_when_due", 7)
         interrupted("everything", digits_teacher, out)
     before, newest = sorted((out / "checkpoint").glob("*.pt"))
     damage(newest, kind)
@@ -371,7 +371,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
 def test_all_checkpoints_damaged(digits_teacher, tmp_path):
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        raise_at(patch, Runner, "_maybe_save", 7)
+        raise_at(patch, Journal, "save_when_due", 7)
         interrupted("simple", digits_teacher, out)
     for path in (out / "checkpoint").glob("*.pt"):
         damage(path, "truncated")

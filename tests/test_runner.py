@@ -34,6 +34,7 @@ from protege.tasks import TASKS
 from protege.teacher import Logits, Source
 from protege.train import Fit, FitSettings, Solve
 from protege.train.evaluate import evaluate
+from protege.train.journal import Journal
 from protege.train.runner import Runner
 from protege.train.schedule import MovingAverage, default_batch_size, default_epochs, factor, make_optimizer
 
@@ -72,14 +73,14 @@ def test_one_cycle_is_torchs():
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle", "constant"])
 def test_the_rate_of_each_update(schedule, tmp_path, monkeypatch):
     student, rates = model(), []
-    original = Runner._maybe_save
+    original = Journal.save_when_due
 
     def watch(self, fit, now=False):
         if not now and self.state.step:
             rates.append([group["lr"] for group in fit.optimizer.param_groups])
         original(self, fit, now)
 
-    monkeypatch.setattr(Runner, "_maybe_save", watch)
+    monkeypatch.setattr(Journal, "save_when_due", watch)
     made = runner(student, tmp_path, epochs=4, batch_size=16, schedule=schedule, warmup=0.25, lr=0.3)
     perform(made, plan("none", student, None))
     assert [len(rate) for rate in rates] == [2] * 12
@@ -199,14 +200,14 @@ def test_accumulation_changes_nothing(size, tmp_path):
 
 def test_moving_average(tmp_path, monkeypatch):
     student, seen = model(norm=True), []
-    original = Runner._maybe_save
+    original = Journal.save_when_due
 
     def watch(self, fit, now=False):
         if self.state.step:
             seen.append(weights(fit.trainee))
         original(self, fit, now)
 
-    monkeypatch.setattr(Runner, "_maybe_save", watch)
+    monkeypatch.setattr(Journal, "save_when_due", watch)
     perform(runner(student, tmp_path, epochs=6, batch_size=16, ema=0.6), plan("none", student, None))
     average = {name: value.double() for name, value in seen[0].items()}
     for count, now in enumerate(seen[1:], 1):
@@ -400,7 +401,7 @@ def undisturbed(tmp_path_factory):
 )
 def test_plans_resume(moment, undisturbed, tmp_path, monkeypatch):
     student, made, phases = begin(tmp_path / "b")
-    saves, original = 0, Runner._save
+    saves, original = 0, Journal.save
     stop = {"in the first": 4, "after the first": 8, "after it": 9, "in the second": 14, "at the end": 19}.get(moment)
 
     def save(self, running):
@@ -418,7 +419,7 @@ def test_plans_resume(moment, undisturbed, tmp_path, monkeypatch):
     if stop is None:
         phases[1].solve = failing
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runner, "_save", save)
+        patch.setattr(Journal, "save", save)
         with pytest.raises(Curtain):
             perform(made, phases)
     student, made, phases = begin(tmp_path / "b")

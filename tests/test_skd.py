@@ -16,6 +16,7 @@ from protege.methods import METHODS
 from protege.methods.skd import Settings
 from protege.models import zoo
 from protege.tasks import TASKS
+from protege.train.journal import Journal
 from protege.train.runner import Runner
 from protege.train.schedule import default_lr
 
@@ -317,7 +318,7 @@ def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "write_run_report", lambda out: None)
     protege.distill(str(teacher), out=tmp_path / "whole", **RUN)
     with pytest.MonkeyPatch.context() as patch:
-        original, calls = Runner._maybe_save, 0
+        original, calls = Journal.save_when_due, 0
 
         def hooked(*args, **kwargs):
             nonlocal calls
@@ -326,7 +327,7 @@ def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
             if calls == moment:
                 raise Curtain
 
-        patch.setattr(Runner, "_maybe_save", hooked)
+        patch.setattr(Journal, "save_when_due", hooked)
         with pytest.raises(Curtain):
             protege.distill(str(teacher), out=tmp_path / "run", **RUN)
     for file in (tmp_path / "run" / "signals").rglob("*.float16"):  # never flushed: the machine may have gone down
@@ -342,14 +343,14 @@ def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
 
 def test_a_run_is_not_resumed_with_others(teacher, tmp_path, monkeypatch):
     """Another teacher at the same place, or other samples, would end in a student that no whole run has."""
-    save = Runner._maybe_save
+    save = Journal.save_when_due
 
     def hooked(*args, **kwargs):
         save(*args, **kwargs)
         raise Curtain
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runner, "_maybe_save", hooked)
+        patch.setattr(Journal, "save_when_due", hooked)
         with pytest.raises(Curtain):
             protege.distill(str(teacher), out=tmp_path / "run", **RUN)
     origin_of = production.origin_of

@@ -121,7 +121,7 @@ def test_nothing_is_lost_by_ctrl_c(moment, taught, digits_teacher, tmp_path, mon
 def test_once_more_stops_at_once(whole, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         send(patch, signal.SIGINT, running, "factor", 5)
-        send(patch, signal.SIGINT, running.Runner, "_spent", 16)
+        send(patch, signal.SIGINT, running.Journal, "spent", 16)
         with pytest.raises(Stopped):
             go(tmp_path / "run")
     go(tmp_path / "run", resume=True)

@@ -1,14 +1,11 @@
 """The one runner: executes a plan of phases, with precision, progress, validation, checkpoints and resume.
 
-The inner loop is `Runner._train_epoch`; everything else prepares it or remembers it. Processes, devices and
+The inner loop is `Runner._train_epoch`; everything else prepares it, and `Journal` remembers it. Processes, devices and
 trackers are Accelerate's: a run started by ``accelerate launch`` or ``torchrun`` needs nothing more.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,21 +18,20 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from ..data import CLEAN, Samples, forward_size
-from ..errors import UserError
 from ..models.placing import place
 from ..tasks import Task
 from ..teacher import Source
 from ..teacher.feed import BLOCK, Feed
 from ..torch_utils import tensors_of
-from .checkpoint import save_checkpoint
 from .evaluate import evaluate
+from .journal import Journal
 from .judge import held_out_losses, remember_best, remember_start
 from .phase import Fit, Phase
 from .plan import Plan
 from .precision import autocast_for
 from .progress import Display
 from .rehearsal import refuse_lone_samples
-from .running import Running, mix, random_state, restore_random, seed_everything, share_buffers
+from .running import Running, mix, restore_random, seed_everything, share_buffers
 from .schedule import MovingAverage, factor, make_optimizer
 from .state import Memory, State
 from .stop import Stops
@@ -67,11 +63,14 @@ class Runner:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.precision = precision
         self.autocast = autocast_for(precision, self.device)
-        self.checkpoint_seconds, self.display = checkpoint_seconds, display
+        self.display = display
         self.supply = Supply(plan.corpus, memory, out / "signals", precision, accelerator, display)
-        self.state = State()
         self.stops = Stops(display, self.world == 1)
-        self._saved, self._number = time.monotonic(), 0
+        self.journal = Journal(student, out, accelerator, checkpoint_seconds, self.stops)
+
+    @property
+    def state(self) -> State:
+        return self.journal.state
 
     # ---- the plan -------------------------------------------------------------------------------------------
 
@@ -108,20 +107,18 @@ class Runner:
         """
         saved: dict[str, Any] | None = None
         if found:
-            self._number, saved = found
-            self.state = State(**saved["state"])
+            number, saved = found
+            self.journal.restore(number, saved["state"])
             self.student.load_state_dict(saved["student"])
             saved = saved if "trainee" in saved else None  # saved between two phases
         self.supply.clear()
-        if self.accelerator.is_main_process:
-            with open(self.out / "metrics.jsonl", "ab") as file:
-                file.truncate(self.state.log_bytes)
+        self.journal.cut_log()
         state, phases = self.state, self.plan.phases
         state.origin = dict(origin or {})
-        self._phase_began = time.monotonic() - state.phase_seconds
+        self.journal.begin_phase()
         if not state.log_bytes:
-            self._log({"event": "start", **cast, "phases": self.plan.describe()})
-            self._save({})  # so that it goes on from the weights it began with, whatever happens to a user's network
+            self.journal.log({"event": "start", **cast, "phases": self.plan.describe()})
+            self.journal.save({})  # to go on from the weights it began with, whatever happens to a user's network
         with self.stops:
             self._run_phases(phases, saved)
         self.supply.clear()
@@ -131,31 +128,31 @@ class Runner:
         state = self.state
         while state.phase < len(phases):
             phase = phases[state.phase]
-            self._phase_began = time.monotonic() - state.phase_seconds
+            self.journal.begin_phase()
             if isinstance(phase, Fit):
                 outcome = self._fit(phase, saved)
             else:
                 seed_everything(self.seed, state.phase, self.rank)
                 clock = time.perf_counter()
                 solved = phase.solve(self.display.reporter(phase.name))
-                self._spent("solve", clock)
+                self.journal.spent("solve", clock)
                 if self.world > 1:  # all go on from the first one's solution
                     (solved,) = broadcast_object_list([solved])
                     for value in tensors_of(self.student).values():
                         torch.distributed.broadcast(value, 0)
                 for block in (blocks := solved.pop("blocks", [])):
-                    self._log({"event": "block", "phase": phase.name, **block})
-                self._log({"event": "solve", "phase": phase.name, "blocks": len(blocks), "values": solved})
+                    self.journal.log({"event": "block", "phase": phase.name, **block})
+                self.journal.log({"event": "solve", "phase": phase.name, "blocks": len(blocks), "values": solved})
                 outcome = {"epochs": 0, "best": solved}
             saved = None
-            seconds = time.monotonic() - self._phase_began
+            seconds = self.journal.phase_seconds()
             state.done.append({"name": phase.name, "kind": phase.kind, **outcome, "seconds": seconds})
             state.phase += 1
             state.past += state.updates
             state.epoch = state.step = state.updates = state.stale = 0
             state.best, state.record, state.sums, state.phase_seconds = None, None, {}, 0.0
-            self._phase_began = time.monotonic()
-            self._save({})
+            self.journal.begin_phase()
+            self.journal.save({})
             self.stops.heed()
             self.stops.waiting = False
 
@@ -206,7 +203,7 @@ class Runner:
                 stopped = f"{phase.name}: no improvement in {settings.patience} evaluations; stopping"
                 self.display.say(stopped, always=True)
                 break
-            self._maybe_save(fit, last)
+            self.journal.save_when_due(fit, last)
 
         network = average.module if average is not None else trainee
         if settings.select == "best" and state.best is not None:
@@ -232,12 +229,12 @@ class Runner:
         }
 
     def _train_epoch(self, fit: Running) -> None:
-        state, corpus = self.state, self.corpus
+        journal, state, corpus = self.journal, self.state, self.corpus
         fit.clock = time.perf_counter()
         view = state.epoch % corpus.views if corpus.views else state.epoch
         paid = sum([self._fill(feed, view, fit) for feed in fit.feeds])
         if paid:  # so that what was paid for stays counted
-            self._save(fit.state_dict())
+            journal.save(fit.state_dict())
         order = self._order(state.epoch, fit.steps)[state.step :]
         fit.set_modes()
         self.stops.waiting = True  # from here on a stop is heeded where all that was done can be kept
@@ -250,13 +247,13 @@ class Runner:
         for part in order:
             clock = time.perf_counter()
             batch = next(stream)
-            clock = self._spent("data", clock)
+            clock = journal.spent("data", clock)
             for feed in fit.feeds:
                 served = feed.attach(batch)
                 if feed.source.lasting:  # the teacher's; the rows of every process
                     state.served += len(part) if served else 0
                     state.forwarded += 0 if served else len(part)
-            clock = self._spent("teacher", clock)
+            clock = journal.spent("teacher", clock)
 
             scale = factor(fit.settings.schedule, fit.settings.warmup, (state.updates + 0.5) / total)
             for group in fit.optimizer.param_groups:
@@ -284,23 +281,13 @@ class Runner:
                 fit.average.update(fit.trainee)
             state.step, state.updates = state.step + 1, state.updates + 1
             state.seen += len(part)
-            self._spent("student", clock)
+            journal.spent("student", clock)
 
             if self.display.due():
                 rate = (state.seen - seen) / (time.perf_counter() - fit.began)
-                loss = self._check(float(state.sums["loss"]) * self.world / state.step, fit)
+                loss = fit.check_finite(float(state.sums["loss"]) * self.world / state.step, state)
                 self.display.move(state.step, f"loss {loss:.3f} · {rate:,.0f} samples/s")
-            self._maybe_save(fit)
-
-    def _check(self, loss: float, fit: Running, what: str = "loss") -> float:
-        """A loss or metric, which must be finite: where it is not, the user can mend it."""
-        if not math.isfinite(loss):
-            epoch = self.state.epoch + (self.state.step > 0)
-            raise UserError(
-                f"the {what} of phase {fit.phase.name!r} is {loss} in epoch {epoch}; "
-                "expected a finite number: lower lr=…, set clip=1, or check the data."
-            )
-        return loss
+            journal.save_when_due(fit)
 
     def _end_epoch(self, fit: Running, evaluated: bool) -> None:
         state = self.state
@@ -308,9 +295,9 @@ class Runner:
         clock = time.perf_counter()
         sums = self.accelerator.reduce(torch.stack(list(state.sums.values())), "sum")
         means = dict(zip(state.sums, (sums / fit.steps).tolist(), strict=True))  # waits for the device
-        self._spent("student", clock)
+        self.journal.spent("student", clock)
         rate = fit.rows / (time.perf_counter() - fit.began) if fit.rows else None  # none were left to a resumed run
-        self._check(means["loss"], fit)
+        fit.check_finite(means["loss"], state)
         state.sums = {}
         event: dict[str, Any] = {
             "event": "epoch",
@@ -327,14 +314,14 @@ class Runner:
             clock = time.perf_counter()
             metrics = self._evaluate_phase(fit, network, target)
             for name, value in metrics.items():
-                self._check(value, fit, name)
-            self._spent("evaluate", clock)
+                fit.check_finite(value, state, name)
+            self.journal.spent("evaluate", clock)
             event["eval"], event["eval_on"] = metrics, "validation" if self.corpus.held else "test"
             event["eval_samples"] = len(target[1])
             if metrics:
                 remember_best(state, fit, self.task, network, metrics)
         event["seconds"] = time.perf_counter() - fit.clock
-        self._log(event)
+        self.journal.log(event)
         shown = {**{f"train {k}": v for k, v in means.items() if k == "loss"}, **event.get("eval", {})}
         text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
         text += f"  {rate:,.0f} samples/s" if rate else ""
@@ -379,13 +366,14 @@ class Runner:
     def _fill(self, feed: Feed, view: int, fit: Running | None = None) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
         clock = time.perf_counter()
-        count = self.supply.fill(feed, view, lambda: self._stop_if_asked(fit))
+        count = self.supply.fill(feed, view, lambda: self.journal.save_if_stopped(fit))
         self.state.forwarded += count if feed.source.lasting else 0
-        self._remember(feed, view, count)
+        self.journal.count_remembered(feed, view, count)
         if count:
             seconds = time.perf_counter() - clock
-            self._log({"event": "fill", "source": feed.source.name, "view": view, "samples": count, "seconds": seconds})
-        self._spent("teacher", clock)
+            filled = {"source": feed.source.name, "view": view, "samples": count, "seconds": seconds}
+            self.journal.log({"event": "fill", **filled})
+        self.journal.spent("teacher", clock)
         return count
 
     def _order(self, epoch: int, steps: int) -> list[Tensor]:
@@ -393,61 +381,3 @@ class Runner:
         generator = torch.Generator().manual_seed(mix(self.seed, self.state.phase, epoch))
         positions = self.corpus.positions
         return list(positions[torch.randperm(len(positions), generator=generator)].tensor_split(steps))
-
-    def _spent(self, on: str, since: float) -> float:
-        now = time.perf_counter()
-        self.state.timing[on] = self.state.timing.get(on, 0.0) + now - since
-        return now
-
-    def _log(self, event: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            path, known = self.out / "metrics.jsonl", self.state.log_bytes
-            try:
-                with open(path, "ab") as file:
-                    file.write(json.dumps(event).encode() + b"\n")
-                    self.state.log_bytes = file.tell()
-            except OSError:  # the disk is full: no line is left half written
-                self.state.log_bytes = known
-                os.truncate(path, known)
-                raise
-        if event["event"] == "epoch":
-            flat = {f"train/{k}": v for k, v in event["train"].items()}
-            flat |= {f"eval/{k}": v for k, v in event.get("eval", {}).items()}
-            self.accelerator.log(flat, step=self.state.past + event["step"])
-
-    # ---- checkpoints ----------------------------------------------------------------------------------------
-
-    def _maybe_save(self, fit: Running, now: bool = False) -> None:
-        if self.world > 1 and self.state.step:  # all processes meet at the end of an epoch only
-            return
-        due = now or time.monotonic() - self._saved >= self.checkpoint_seconds or self.stops.asked is not None
-        if due and self.state.sums:
-            self._check(float(self.state.sums["loss"]), fit)
-        if self.world > 1:  # the first process decides
-            due = gather_object([due])[0]
-        if due:
-            self._save(fit.state_dict())
-        self.stops.heed()
-
-    def _remember(self, feed: Feed, view: int, forwarded: int) -> None:
-        """Count what was stored before this run first asked for it."""
-        if feed.cache is None or not feed.source.lasting or not feed.cache.holds(view):
-            return
-        if (name := f"{feed.cache.folder} {view}") not in self.state.opened:
-            self.state.opened.append(name)
-            self.state.remembered += max(0, len(feed.positions) - forwarded)
-
-    def _stop_if_asked(self, fit: Running | None) -> None:
-        """Save and stop while signals are stored between two updates (``fit`` is given)."""
-        if fit and self.stops.asked is not None:
-            self._save(fit.state_dict())
-            self.stops.heed()
-
-    def _save(self, running: dict[str, Any]) -> None:
-        randoms = {"random": gather_object([random_state()]) if self.world > 1 else [random_state()]}
-        if self.accelerator.is_main_process:
-            self._number += 1
-            state = {**vars(self.state), "phase_seconds": time.monotonic() - self._phase_began}
-            content = {"state": state, "student": self.student.state_dict(), **running, **randoms}
-            save_checkpoint(self.out / "checkpoint", self._number, content)
-        self._saved = time.monotonic()

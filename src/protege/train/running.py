@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from ..modes import trained_by
 from ..teacher.feed import Feed
 from .phase import Fit, FitSettings
 from .schedule import MovingAverage
+from .state import State
 
 
 @dataclass
@@ -58,6 +60,16 @@ class Running:
                 f"{len(names)}); expected that it does where several processes learn together: freeze what is not used "
                 "with requires_grad_(False), or start one process."
             )
+
+    def check_finite(self, value: float, state: State, what: str = "loss") -> float:
+        """A loss or metric, which must be finite: where it is not, the user can mend it."""
+        if not math.isfinite(value):
+            epoch = state.epoch + (state.step > 0)
+            raise UserError(
+                f"the {what} of phase {self.phase.name!r} is {value} in epoch {epoch}; "
+                "expected a finite number: lower lr=…, set clip=1, or check the data."
+            )
+        return value
 
     def state_dict(self) -> dict[str, Any]:
         found = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
