@@ -309,16 +309,19 @@ def test_recipes_of_a_study_read_back(performed):
 def test_a_failed_command_is_told_by_its_own_error(tmp_path, monkeypatch):
     """Whatever is written after it, and not by that of an earlier try."""
     command, log = tmp_path / "python", tmp_path / "logs" / "a.log"
-    command.write_text("#!/bin/sh\necho error: first; echo error: second; echo a warning; exit 2\n")
-    command.chmod(0o755)
-    monkeypatch.setattr(study.sys, "executable", str(command))
-    assert study._call(["distill"], log) == "error: second"
-    command.write_text("#!/bin/sh\necho killed; exit 137\n")
-    assert study._call(["distill"], log) == "killed"
-    command.write_text("#!/bin/sh\nexit 1\n")
-    assert study._call(["distill"], log) == "failed with status 1"
-    command.write_text("#!/bin/sh\necho error: harmless\n")
-    assert study._call(["distill"], log) == ""
+    monkeypatch.setattr(sys, "executable", str(command))
+
+    def told(script: str) -> str:
+        command.write_text(f"#!/bin/sh\nread command\n{script}\n")
+        command.chmod(0o755)
+        with Worker(1) as worker:
+            return worker.call(["distill"], log)
+
+    lines = "error: first", "error: second", "a warning"
+    assert told("".join(f"echo {line} >> {log}\n" for line in lines) + "echo 2") == "error: second"
+    assert told(f"echo Killed >> {log}; kill -KILL $$") == "Killed"
+    assert told("exit 0") == "failed with status 0 and no answer"
+    assert told(f"echo error: harmless >> {log}; echo 0") == ""
 
 
 def test_a_study_of_another_version_is_not_resumed(performed, tmp_path):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ class Worker:
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([arguments, str(log)]) + "\n")
-        self._process.stdin.flush()
-        status = self._process.stdout.readline().strip() or str(self._process.wait())
+        with suppress(OSError):  # it ended
+            self._process.stdin.write(json.dumps([arguments, str(log)]) + "\n")
+            self._process.stdin.flush()
+        status = self._process.stdout.readline().strip() or f"{self._process.wait()} and no answer"
         if status == "0":
             return ""
         lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
