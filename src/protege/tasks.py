@@ -21,6 +21,7 @@ from .labels import UNLABELLED, blind
 from .torch_utils import admit_torchvision
 
 AT_ONCE = 2**24  # logits that metrics look at in one go
+SHOWN = 20  # classes up to which the confusion of all pairs is told
 
 
 @dataclass(frozen=True)
@@ -177,15 +178,15 @@ class Metrics:
         self.task, self.classes = task, classes
         self.chance: Chance | None = None  # once computed
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # rows, correct, negative log-likelihood
-        admit_torchvision()  # which torchmetrics imports
-        from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
-
-        self.confusion: MulticlassConfusionMatrix | None = None
-        self.calibration: MulticlassCalibrationError | None = None
-        self.counts = torch.zeros(classes if task.name == "language" else 0, dtype=torch.int64, device=device)
-        if task.name != "language":
-            self.confusion = MulticlassConfusionMatrix(classes, validate_args=False).to(device)
+        # rows of each class: of its label, guessed as it, and both; a matrix of all pairs only where it is shown
+        self.counts = torch.zeros(3, classes, dtype=torch.int64, device=device)
+        shown = classes if task.name != "language" and classes <= SHOWN else 0
+        self.confusion = torch.zeros(shown, shown, dtype=torch.int64, device=device)
+        self.calibration: Any = None
         if task.name == "classification":
+            admit_torchvision()  # which torchmetrics imports
+            from torchmetrics.classification import MulticlassCalibrationError
+
             self.calibration = MulticlassCalibrationError(classes, n_bins=15, validate_args=False).to(device)
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
@@ -204,10 +205,11 @@ class Metrics:
         guesses = logits.argmax(1)
         correct = (guesses == labels).sum()
         self.sums += torch.stack([nll.new_full((), len(labels)), correct.to(nll), nll])
-        if len(self.counts):
-            self.counts += labels.bincount(minlength=len(self.counts))
-        if self.confusion is not None and len(labels):
-            self.confusion.update(guesses, labels)
+        right = labels[guesses == labels]
+        each = [rows.bincount(minlength=self.classes)[: self.classes] for rows in (labels, guesses, right)]
+        self.counts += torch.stack(each)  # a language model may have words to spare
+        if len(self.confusion):
+            self.confusion += (labels * self.classes + guesses).bincount(minlength=self.classes**2).view(self.classes, -1)
         if self.calibration is not None and len(labels):
             self.calibration.update(logits.softmax(1), labels)
 
@@ -217,21 +219,19 @@ class Metrics:
         ``balanced_accuracy`` and ``macro_f1`` are means of recall and of F1 over the classes that occur
         among the labels.
         """
-        sums, counts = self.sums.clone(), self.counts.clone()
+        sums, counts, confusion = self.sums.clone(), self.counts.clone(), self.confusion.clone()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-            torch.distributed.all_reduce(counts)
+            for each in (sums, counts, confusion):
+                torch.distributed.all_reduce(each)
         rows, correct, nll = sums.tolist()
         if rows == 0:
             return {}
         values = {self.task.accuracy_name: correct / rows, "nll": nll / rows}
-        self.chance = Chance.counted(counts)
+        self.found = counts, confusion
+        self.chance = Chance.counted(counts[0])
         if self.task.name == "language":
             return {"perplexity": math.exp(min(nll / rows, 700.0)), **values}
-        assert self.confusion is not None
-        self.matrix = matrix = self.confusion.compute().double()
-        truth, guesses, right = matrix.sum(1), matrix.sum(0), matrix.diag()
-        self.chance = Chance.counted(truth)
+        truth, guesses, right = counts.double()
         occurs = truth > 0
         values = {
             self.task.accuracy_name: correct / rows,
@@ -240,35 +240,35 @@ class Metrics:
             "nll": nll / rows,
         }
         if self.task.name == "segmentation":
-            return {"miou": _overlap(matrix).nanmean().item(), **values}
-        assert self.calibration is not None
+            return {"miou": _overlap(counts).nanmean().item(), **values}
         return {**values, "ece": self.calibration.compute().item()}
 
     def details(self) -> dict[str, Any]:
         """After `compute`: ``chance`` (`Chance` of the labels); ``per_class`` accuracy (recall), in segmentation also
         ``per_class_iou``, each None for a class that does not occur; ``commonest_guess``, the ``class`` that is chosen
-        most often and its ``share`` of the rows; and ``confusion`` (rows: truth) up to 20 classes."""
+        most often and its ``share`` of the rows; and ``confusion`` (rows: truth) up to `SHOWN` classes."""
         if self.chance is None:
             return {}
         chance = {"chance": asdict(self.chance)}
-        if self.confusion is None:
+        if self.task.name == "language":
             return chance
-        guesses = self.matrix.sum(0)
+        counts, confusion = self.found
+        truth, guesses, right = counts.double()
         favourite = int(guesses.argmax())
-        count = self.matrix.sum(1)
-        recall = (self.matrix.diag() / count.clamp(min=1)).tolist()
+        recall = (right / truth.clamp(min=1)).tolist()
         found: dict[str, Any] = {
             **chance,
             "commonest_guess": {"class": favourite, "share": float(guesses[favourite] / guesses.sum())},
         }
-        found |= {"per_class": [r if c else None for r, c in zip(recall, count.tolist(), strict=True)]}
+        found |= {"per_class": [r if c else None for r, c in zip(recall, truth.tolist(), strict=True)]}
         if self.task.name == "segmentation":
-            found["per_class_iou"] = [None if math.isnan(v) else v for v in _overlap(self.matrix).tolist()]
-        if self.classes <= 20:
-            found["confusion"] = self.matrix.long().tolist()
+            found["per_class_iou"] = [None if math.isnan(v) else v for v in _overlap(counts).tolist()]
+        if len(confusion):
+            found["confusion"] = confusion.tolist()
         return found
 
 
-def _overlap(confusion: Tensor) -> Tensor:
-    """Intersection over union of each class, ``[K]``; nan for one that neither occurs nor is guessed."""
-    return confusion.diag() / (confusion.sum(0) + confusion.sum(1) - confusion.diag())
+def _overlap(counts: Tensor) -> Tensor:
+    """Intersection over union of each class, ``[K]``, of `Metrics.counts`; nan for one neither there nor guessed."""
+    truth, guesses, right = counts.double()
+    return right / (truth + guesses - right)
