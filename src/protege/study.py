@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from .errors import UserError, told
 from .recipe import read_toml, write_toml
@@ -100,10 +100,9 @@ def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) 
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 list(pool.map(perform, todo))
-            except BaseException:  # interrupted, most likely
+            finally:  # interrupted, perhaps
                 for worker in workers:
                     worker.stop()
-                raise
     return _summarise(study, runs, out)
 
 
@@ -204,7 +203,7 @@ def interval95(values: list[float]) -> float | None:
     if len(values) < 2:
         return None
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(student_t.ppf(0.975, len(values) - 1)) * spread
+    return float(stdtrit(len(values) - 1, 0.975)) * spread
 
 
 def _shared(tables: Sequence[Mapping[str, Any]]) -> list[str]:

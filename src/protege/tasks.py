@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .errors import UserError
 from .labels import UNLABELLED, blind
-from .torch_utils import admit_torchvision
 
 AT_ONCE = 2**24  # logits that metrics look at in one go
+BINS = 15  # of confidence, in calibration
 SHOWN = 20  # classes up to which the confusion of all pairs is told
 
 
@@ -182,12 +182,8 @@ class Metrics:
         self.counts = torch.zeros(3, classes, dtype=torch.int64, device=device)
         shown = classes if task.name != "language" and classes <= SHOWN else 0
         self.confusion = torch.zeros(shown, shown, dtype=torch.int64, device=device)
-        self.calibration: Any = None
-        if task.name == "classification":
-            admit_torchvision()  # which torchmetrics imports
-            from torchmetrics.classification import MulticlassCalibrationError
-
-            self.calibration = MulticlassCalibrationError(classes, n_bins=15, validate_args=False).to(device)
+        # by confidence: rows, their confidences and how many of them are right
+        self.bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
         """Add a batch: outputs and labels as the network and the data give them."""
@@ -209,9 +205,13 @@ class Metrics:
         each = [rows.bincount(minlength=self.classes)[: self.classes] for rows in (labels, guesses, right)]
         self.counts += torch.stack(each)  # a language model may have words to spare
         if len(self.confusion):
-            self.confusion += (labels * self.classes + guesses).bincount(minlength=self.classes**2).view(self.classes, -1)
-        if self.calibration is not None and len(labels):
-            self.calibration.update(logits.softmax(1), labels)
+            self.confusion += (
+                (labels * self.classes + guesses).bincount(minlength=self.classes**2).view(self.classes, -1)
+            )
+        if self.task.name == "classification":
+            confidence = logits.softmax(1).amax(1).double()
+            values = torch.stack([torch.ones_like(confidence), confidence, (guesses == labels).double()])
+            self.bins += values @ F.one_hot(bin_of(confidence), BINS).double()  # in one order on every device
 
     def compute(self) -> dict[str, float]:
         """The task's metrics as fractions and natural numbers; empty where no row had a label.
@@ -219,10 +219,11 @@ class Metrics:
         ``balanced_accuracy`` and ``macro_f1`` are means of recall and of F1 over the classes that occur
         among the labels.
         """
-        sums, counts, confusion = self.sums.clone(), self.counts.clone(), self.confusion.clone()
+        totals = [total.clone() for total in (self.sums, self.counts, self.confusion, self.bins)]
+        sums, counts, confusion, bins = totals
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for each in (sums, counts, confusion):
-                torch.distributed.all_reduce(each)
+            for total in totals:
+                torch.distributed.all_reduce(total)
         rows, correct, nll = sums.tolist()
         if rows == 0:
             return {}
@@ -241,7 +242,7 @@ class Metrics:
         }
         if self.task.name == "segmentation":
             return {"miou": _overlap(counts).nanmean().item(), **values}
-        return {**values, "ece": self.calibration.compute().item()}
+        return {**values, "ece": ((bins[1] - bins[2]).abs().sum() / rows).item()}
 
     def details(self) -> dict[str, Any]:
         """After `compute`: ``chance`` (`Chance` of the labels); ``per_class`` accuracy (recall), in segmentation also
@@ -266,6 +267,11 @@ class Metrics:
         if len(confusion):
             found["confusion"] = confusion.tolist()
         return found
+
+
+def bin_of(confidence: Tensor) -> Tensor:
+    """Which of `BINS` bins of equal width a confidence [M] is in (Guo et al. 2017, section 2)."""
+    return (confidence * BINS).ceil().long().clamp(1, BINS) - 1
 
 
 def _overlap(counts: Tensor) -> Tensor:

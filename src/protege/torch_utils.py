@@ -61,7 +61,7 @@ def _inner(module: nn.Module) -> str | None:
 def admit_torchvision() -> None:
     """Import torchvision, if there is one, so that what stands on it can be imported.
 
-    One built for another torch lacks its operators and fails on the first that it mentions, and torchmetrics, timm and
+    One built for another torch lacks its operators and fails on the first that it mentions, and timm and
     transformers with it, though they need none. So what it mentions is declared, without being there to be called: its
     Python parts then work, and who calls an operator is told by torchvision that the two do not fit.
     """

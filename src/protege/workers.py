@@ -111,3 +111,4 @@ def _perform(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     _serve()
+    os._exit(0)  # every command has finished: taking torch down again would only take time

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tasks import Chance
+from ..tasks import BINS, Chance, bin_of
 from .relations import contrast
 from .rows import TOP, Rows
 
-BINS = 15  # of the reliability diagram, as in torchmetrics and Guo et al. 2017
 SURE = 0.99
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -115,7 +114,7 @@ def _at(rows: Rows, n: int) -> dict[str, float | None]:
 
 def reliability(confidence: Tensor, right: Tensor) -> list[dict[str, float]]:
     """Bins of equal width over confidence: share of rows, mean confidence and accuracy; empty ones are left out."""
-    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    place = bin_of(confidence)
     found = []
     for n in range(BINS):
         inside = place == n
