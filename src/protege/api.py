@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,12 +26,14 @@ from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
 from .models import Model, known_ranges, load_model
 from .models.placing import place
+from .paths import usable
 from .probabilities import refuse_no_logits
 from .production import Production
+from .public import public
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
 from .report.guess import told_guess, verdict
-from .runfolder import check_out, held, resumed_settings, told_how_to_go_on
+from .runfolder import OURS, check_out, held, resumed_settings, told_how_to_go_on
 from .tasks import TASKS, Chance
 from .torch_utils import same_numbers, unwrapped
 from .train.checkpoint import load_checkpoint
@@ -49,6 +52,7 @@ class Result:
     out: Path
 
 
+@public
 def distill(
     teacher: str | nn.Module | None = None,
     student: str | nn.Module | None = None,
@@ -80,6 +84,7 @@ def distill(
     return _run(given, out, recipe, resume, overwrite)
 
 
+@public
 @same_numbers()
 def preview(
     teacher: str | nn.Module | None = None,
@@ -100,6 +105,7 @@ def preview(
     return Production(make_recipe(_chosen(read, objects)), objects, Path()).preview()
 
 
+@public
 def train(
     student: str | nn.Module | None = None,
     data: Any = None,
@@ -115,6 +121,7 @@ def train(
     return _run(labels_only(given | objects), out, None, resume, overwrite)
 
 
+@public
 def evaluate(
     model: str | nn.Module,
     data: Any,
@@ -242,13 +249,22 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
 def _refuse_among_images(out: Path, spec: str) -> None:
     """Raise where a run's folder would be read as a class of the images that it learns from."""
     kind, _, rest = spec.partition(":")
-    folder = Path(rest.split("?")[0]).expanduser().resolve()
+    folder = usable(rest.split("?")[0], "data").resolve()
     splits = [folder / split for split in ("train", "val", "test") if (folder / split).is_dir()]
     around = {out.resolve(), *out.resolve().parents}
     if kind == "images" and (out.resolve() == folder or around & {*(splits or [folder])}):
         raise UserError(
             f"out={str(out)!r} lies among the images of {str(folder)!r} and would be read as a class of them; "
             "expected another place: change out=…."
+        )
+
+
+def _refuse_cache_in(out: Path, cache: Path) -> None:
+    """Raise where a run's folder and a cache would hold each other's files."""
+    own, folder = out.resolve(), cache.resolve()
+    if own.is_relative_to(folder) or any(folder.is_relative_to(own / name) for name in OURS):
+        raise UserError(
+            f"cache={str(cache)!r} and out={str(out)!r} lie in each other; expected a folder for each: change cache=…."
         )
 
 
@@ -264,14 +280,18 @@ def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume
     settings = make_recipe(resumed_settings(out, given) if resume else given)
     for role in ("teacher", "student"):
         path = Path(getattr(settings, role) or "")
+        if role in objects or not os.path.exists(path):
+            continue
         within = (path.resolve(), *path.resolve().parents)
-        if overwrite and role not in objects and path.exists() and out.resolve() in within:
+        if overwrite and out.resolve() in within:
             raise UserError(
                 f"overwrite=True would replace the {role} {str(path)!r}, which lies in out={str(out)!r}; expected "
                 "another folder for what learns from it: change out=…."
             )
     if "data" not in objects:
         _refuse_among_images(out, settings.data)
+    if settings.cache is not None:
+        _refuse_cache_in(out, usable(settings.cache, "cache"))
     if resume and (out / "result.json").exists():
         return _finished(settings, given, objects, out)
     production = Production(settings, objects, out)

@@ -112,8 +112,9 @@ class Memo:
     def read(self) -> dict[str, Any] | None:
         """What was measured before; None where nothing sound is there."""
         try:
-            return json.loads(self.path.read_text())
-        except (OSError, ValueError):
+            known = json.loads(self.path.read_text())
+            return known if all(isinstance(value, float) for value in known["metrics"].values()) else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def write(self, known: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from pydantic_core import PydanticUndefined
 from rich.console import Console
@@ -21,7 +20,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from .commands_shrink import export_command, shrink_command
-from .errors import UserError, full_disk, in_bytes, nearest, told
+from .errors import UserError, full_disk, in_bytes, nearest, out_of_memory, told
 from .flags import InFlags, in_flags
 from .methods import METHODS
 from .methods.method import MethodSettings
@@ -305,11 +304,7 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
             sys.exit(2)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            error = UserError(
-                f"memory does not suffice ({told(error)}); expected smaller data, batches or networks: lower "
-                "batch_size=…, or compute a batch in accumulate=… pieces."
-            )
+        error = out_of_memory(error, any(option.name == "batch_size" for option in options)) or error
         if full_disk(error) and not isinstance(error, UserError):
             again = "go on with --resume" if any(option.name == "resume" for option in options) else "run it again"
             error = UserError(

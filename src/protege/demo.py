@@ -16,6 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from .api import train
+from .public import public
 from .recipe import write_toml
 from .runfolder import check_out
 from .study import run_study
@@ -25,6 +26,7 @@ STUDENT = "zoo:cnn_tiny"
 MARK = "demo.toml"
 
 
+@public
 def demo(out: str | Path = "runs/demo", *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train the teacher and run the study into ``out``; returns what the study's ``study.json`` holds."""
     out = Path(out)

@@ -11,6 +11,7 @@ from typing import Any
 
 TOLD = 300  # characters
 SHOWN = 12  # words
+LONG = 120  # characters of a value
 ALIKE = 0.7  # of two words, by difflib: 'hinton' and 'none' are not
 
 
@@ -47,6 +48,15 @@ def told(error: BaseException) -> str:
     return (text if len(text) <= TOLD else text[: TOLD - 1].rstrip() + "…") or type(error).__name__
 
 
+def shown(value: Any) -> str:
+    """A value for within a sentence, as Python writes it; what is long, or cannot be written, in short."""
+    try:
+        text = repr(value)
+    except Exception:  # a number of thousands of digits, or whatever a user's class raises
+        return f"a {type(value).__name__} that cannot be written out"
+    return text if len(text) <= LONG else f"{text[: LONG - 20]}…{text[-10:]}"
+
+
 def nearest(
     word: str, known: Iterable[str], otherwise: str = "", *, also: Mapping[str, str] | None = None, all_of: str = ""
 ) -> str:
@@ -74,6 +84,24 @@ def nearest(
 def full_disk(error: BaseException) -> bool:
     """Whether an error says that a disk (or a user's share of it) is full."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def out_of_memory(error: BaseException, trains: bool) -> UserError | None:
+    """The sentence for an error that says that memory does not suffice, of whatever device; None for all others.
+
+    ``trains``: whether batches may be made smaller.
+    """
+    text = f"{type(error).__name__}: {error}"
+    signs = ("OutOfMemoryError", "MemoryError", "DefaultCPUAllocator", "bad_alloc", "out of memory")
+    if isinstance(error, UserError) or not any(sign in text for sign in signs):
+        return None
+    asked = re.search(r"tried to allocate (\d+) bytes", text)
+    what = f"{in_bytes(int(asked[1]))} were asked for at once" if asked else told(error)
+    batches = ", or lower batch_size=… or raise accumulate=…" if trains else ""
+    return UserError(
+        f"memory does not suffice ({what}); expected what fits: take smaller images, fewer classes, a smaller network "
+        f"or less data{batches}."
+    )
 
 
 def in_bytes(size: int) -> str:

@@ -35,6 +35,8 @@ from .data.spec import Data
 from .errors import UserError, told
 from .models import Model, count_macs, count_parameters, load_model
 from .models.storage import locate
+from .public import public
+from .recipe import checked
 from .report import write_export_report
 from .runfolder import check_out, write_json
 from .shrinking import example_of, open_for
@@ -50,6 +52,7 @@ BATCH = 64  # images at once, for calibration and latency
 logger = logging.getLogger(__name__)
 
 
+@public
 def export(
     model: str | Path | nn.Module,
     *,
@@ -75,8 +78,7 @@ def export(
     """
     if to not in KINDS:
         raise UserError(f"export to {to!r} is unknown; expected {' or '.join(KINDS)}: change to=….")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise UserError(f"samples is {samples!r}; expected a whole number from 1: change samples=….")
+    checked(samples=samples, seed=seed)
     _require(*EXTRAS[to])
     if to == "int8" and data is None:
         raise UserError("export to int8 got no data; expected a few images to calibrate on: give data=….")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -84,7 +85,7 @@ class Production:
         for network in filter(None, (self.student, self.teacher)):
             place(network, self.device)
         self.student.check_savable()
-        self.lasting = Path(s.student).exists()  # a fresh network is another one in every run
+        self.lasting = os.path.exists(s.student)  # a fresh network is another one in every run
         self.origin = origin_of(loaded, self.teacher, self.student, self.lasting)
         self._legacy = partial(legacy_origin, loaded, self.teacher)
         corpus = self._corpus()
@@ -136,7 +137,7 @@ class Production:
         """Processes, devices and trackers; Accelerate itself passes over a tracker that is not installed."""
         named = self.settings.log_with
         installed = [str(getattr(t, "value", t)) for t in get_available_trackers()]
-        if named and named not in [*installed, "all"]:
+        if named is not None and named not in [*installed, "all"]:
             raise UserError(
                 f"log_with = {named!r} is no tracker that is installed here; expected one that Accelerate knows, such "
                 f"as tensorboard (installed: {', '.join(installed) or 'none'}): install it or leave it out."

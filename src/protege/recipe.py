@@ -14,9 +14,12 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 
-from .errors import UserError, nearest
+from .data import MOST_PIXELS
+from .errors import UserError, nearest, shown, told
 from .methods import METHODS
 from .methods.teaching import DEFAULTS as TARGETS
+from .paths import read_text
+from .settings import Settings
 from .synonyms import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
 from .train import FitSettings
 
@@ -29,7 +32,7 @@ _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 def _size(value: Any) -> str:
     """A size such as ``4GiB`` or ``500 MB``, kept as text without the space; `size_in_bytes` reads it."""
     text = str(value).strip()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)", text)
     if not match or match[2].lower() not in _UNITS:
         raise ValueError("expected a size such as 4GiB or 500MB")
     return match[1] + match[2]
@@ -82,6 +85,7 @@ class Recipe(FitSettings):
     image_size: int | None = Field(
         None,
         ge=4,
+        le=MOST_PIXELS,
         description="side images are brought to (the shorter one, for segmentation); default: their own "
         "where all are alike and at most 64, else 224; masks keep theirs",
     )
@@ -89,6 +93,7 @@ class Recipe(FitSettings):
     workers: int | None = Field(
         None,
         ge=0,
+        le=1024,
         description="processes that decode streamed images; default: as many as threads, at most 8",
     )
 
@@ -160,6 +165,16 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def checked(**values: Any) -> dict[str, Any]:
+    """Values of some of a recipe's keys, as a recipe takes them. Raises `UserError` for the first that does not fit."""
+    known = recipe_type("kd").model_fields
+    fields: Any = {key: (known[key].rebuild_annotation(), known[key].default) for key in values}
+    try:
+        return create_model("some", __base__=Settings, **fields).model_validate(values).model_dump()
+    except ValidationError as error:
+        raise _refusal(error, "") from None
+
+
 def labels_only(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a training on labels alone; `UserError` where they name a method or a teacher."""
     for key in ("method", "teacher"):
@@ -186,7 +201,7 @@ def _refusal(error: ValidationError, phase: str) -> UserError:
             if (hint := nearest(str(first["input"]), values, " ", also=VALUE_NAMES.get(where))).strip()
             else ""
         )
-    return UserError(f"{where} = {first['input']!r} does not fit: {message}; change it with {where}=….")
+    return UserError(f"{where} = {shown(first['input'])} does not fit: {message}; change it with {where}=….")
 
 
 def suited(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
@@ -202,14 +217,12 @@ def suited(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """A TOML file as a dict. Raises `UserError` when it is missing or not TOML."""
-    path = Path(path)
+    text = read_text(path, "TOML")
     try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{str(path)!r} does not exist; expected a TOML file: check the path.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{str(path)!r} is not readable as TOML ({error}); expected a recipe: mend that line."
+            f"{str(path)!r} is not readable as TOML ({told(error)}); expected a recipe: mend that line."
         ) from None
 
 
@@ -235,7 +248,7 @@ def parse_sets(assignments: list[str]) -> dict[str, Any]:
         key, equals, text = _KEY.fullmatch(assignment).groups()  # type: ignore[union-attr]
         if not equals or not key:
             raise UserError(f"--set {assignment!r} has no key and value; expected KEY=VALUE, such as --set lr=0.05.")
-        *parents, last = (part.strip().strip('"') for part in _PART.findall(key))
+        *parents, last = [part.strip().strip('"') for part in _PART.findall(key)] or [""]
         table = found
         for parent in parents:
             table = table.setdefault(parent, {})
@@ -248,7 +261,7 @@ def parse_sets(assignments: list[str]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     try:
         value = tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
         return text
     return text if isinstance(value, date | time) else value  # a folder may be called by a day
 

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from .errors import Stopped, UserError, full_disk, told
+from .paths import usable
 from .recipe import make_recipe, merge, read_toml, recipe_type, write_whole
 
 PROOF = "metrics.jsonl"  # what only a run writes: recipes are the user's to write, too
@@ -55,6 +56,7 @@ def check_out(
     ``mark`` is the file of a folder that can be resumed, ``proof`` that of one in which the files ``replaced`` may be.
     ``resume`` is None where there is nothing to resume, as the work takes seconds.
     """
+    usable(out, "out", "written")
     if resume and overwrite:
         raise UserError("resume=True and overwrite=True are both given; expected one of them: remove the other.")
     if os.path.islink(out) and not os.path.exists(out):
@@ -103,6 +105,7 @@ def _unwritable(out: Path) -> str:
 @contextmanager
 def held(out: Path) -> Iterator[None]:
     """Keep other runs on this machine out of ``out`` meanwhile; of a run's processes the first one does so."""
+    usable(out, "out", "written")
     if os.environ.get("RANK", "0") != "0":
         yield
         return

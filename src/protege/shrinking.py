@@ -19,6 +19,7 @@ from .errors import UserError, told
 from .models import Model, count_macs, count_parameters, known_ranges, load_model
 from .models.model import saved_source
 from .modes import eval_mode
+from .public import public
 from .runfolder import MODEL_FILES, check_out, write_json
 from .surgery import Shrunk, Walk, compose, decouple, plan_alignment
 from .surgery import shrink as prune
@@ -31,6 +32,7 @@ RECORD = "shrink.json"
 logger = logging.getLogger(__name__)
 
 
+@public
 def shrink(
     model: str | Path | nn.Module,
     *,

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from scipy.special import stdtrit
 
 from .errors import UserError, told
+from .public import public
 from .recipe import read_toml, write_toml
 from .report import common_teacher, study_markdown, write_study_report
 from .runfolder import MODEL_FILES, check_out, clear, held, write_json
@@ -33,6 +34,7 @@ REMEMBERED = "teacher_samples_remembered"
 WORK = ("result.json", "config.json", "checkpoint")  # of these, a folder holds something that took time
 
 
+@public
 def run_study(
     path: str | Path,
     out: str | Path,
@@ -249,7 +251,7 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
         row = {"setting": setting, "runs": len(mine), "metrics": metrics, "difference": difference or None, **means}
         if teacher := next(iter(mine.values())).get("teacher"):
             row["teacher"] = {key: teacher[key] for key in ("spec", "params", "metrics")}
-        if all(Path(result["student"]["spec"]).exists() for result in mine.values()):  # no fresh network
+        if all(os.path.exists(result["student"]["spec"]) for result in mine.values()):  # no fresh network
             befores = [result["student"]["before"] for result in mine.values()]
             row["before"] = {
                 name: _spread([before[name] for before in befores]) for name in _shared([metrics, *befores])

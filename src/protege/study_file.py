@@ -105,6 +105,13 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
                 f"prepare.{name} has the command {step.get('command')!r}; expected one of {', '.join(PREPARING)}."
             )
         _check_step(name, options_of(step), step["command"])
+        above = list(study.prepare)[: list(study.prepare).index(name)]
+        for needed in prepared_in(step):
+            if needed in study.prepare and needed not in above:
+                raise UserError(
+                    f"prepare.{name} needs prepared:{needed}, which is not made before it; expected a table above it: "
+                    f"move [prepare.{needed}] up, or name another."
+                )
     for name in prepared_in([study.recipe, study.grid, study.cases, study.variants, study.prepare]):
         if name not in study.prepare:
             raise UserError(f"the study names prepared:{name}, which is not made; expected a table [prepare.{name}].")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .labels import UNLABELLED, blind
+from .outputs import refuse_odd
 
 AT_ONCE = 2**24  # logits that metrics look at in one go
 BINS = 15  # of confidence, in calibration
@@ -51,6 +52,12 @@ class Task:
             raise UserError(
                 f"a network gives a {type(outputs).__name__} in place of logits; expected one tensor, or a dict with "
                 "'logits', in training as well: wrap the network in a module that returns its logits."
+            )
+        refuse_odd(outputs, "a network")
+        if len(outputs) != len(labels):
+            raise UserError(
+                f"a network gives outputs of shape {list(outputs.shape)} for {len(labels)} samples; expected as many: "
+                "keep the batch dimension in its forward."
             )
         if self.name == "language" and (outputs.dim() != 3 or outputs.shape[1] < labels.shape[1]):
             raise UserError(

@@ -12,10 +12,11 @@ from protege.data.spec import cache_root, default_augment, load_data
 from protege.data.split import choose, hold_out
 from protege.data.streams import Encoded
 from protege.data.text import Text
-from protege.data.views import CLEAN, Augment
+from protege.data.views import CLEAN, MOST_PIXELS, Augment
 
 __all__ = [
     "CLEAN",
+    "MOST_PIXELS",
     "Augment",
     "Batch",
     "Data",

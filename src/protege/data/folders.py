@@ -27,7 +27,7 @@ from protege.data.classes import (
     union,
 )
 from protege.data.files import images_below, split_files, tell_left_out, visible
-from protege.data.sources import Files, Rows, Source
+from protege.data.sources import Files, Rows, Source, readable
 from protege.errors import UserError
 from protege.labels import MOST_CLASSES, UNLABELLED
 from protege.naming import numbers
@@ -120,10 +120,8 @@ def _parquet_files(path: Path) -> dict[str, list[Path]]:
 
 
 def _schema(path: Path) -> pa.Schema:
-    try:
+    with readable(path):
         return pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"data file {path} is not Parquet, or is damaged; give a readable Parquet file.") from error
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -183,7 +181,8 @@ def _label_values(path: Path, column: str, text: bool) -> pa.ChunkedArray:
     if not (_holds_text(kind) if text else pa.types.is_integer(kind)):
         wanted = "class names" if text else "integers"
         raise UserError(f"label column '{column}' of {path} holds {kind} values; {wanted} are expected, as elsewhere.")
-    values = pq.read_table(path, columns=[column]).column(0)
+    with readable(path):
+        values = pq.read_table(path, columns=[column]).column(0)
     values = values.cast(pa.large_string()) if text else values
     missing = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False) if values.null_count else [])
     if len(missing):

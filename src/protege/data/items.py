@@ -79,9 +79,11 @@ def _one(given: Any, name: str) -> Any:
     """One set as something with len() and [i]; the items of an IterableDataset of known length are read."""
     if _paired(given):
         images, labels = given
+        if not getattr(images, "ndim", 1) or not getattr(labels, "ndim", 1):
+            raise UserError(f"{name} is a pair of arrays with one number each; expected images and their labels.")
         if len(images) != len(labels):
             raise UserError(f"{name} has {len(images)} images and {len(labels)} labels; as many of both are expected.")
-        return Arrays(images, labels)
+        given = Arrays(images, labels)
     try:
         total = len(given)
     except Exception:  # whatever a Dataset of no length raises

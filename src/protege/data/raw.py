@@ -97,9 +97,12 @@ def image_pixels(image: Any, where: str, kind: Kind) -> tuple[Tensor, bool]:
     tensor = _in_order(image)
     if tensor is None:
         raise UserError(
-            f"{where} has an image of shape {tuple(image.shape)}; arrays [H, W, C] or tensors [C, H, W] "
-            "with 1 or 3 channels, or some that are fewer than its pixels a side, are expected."
+            f"{where} has an image of shape {tuple(image.shape)} ({str(image.dtype).removeprefix('torch.')}); "
+            "arrays [H, W, C] or tensors [C, H, W] with 1 or 3 channels, or some that are fewer than its pixels a "
+            "side, are expected."
         )
+    if not tensor.numel():
+        raise UserError(f"{where} has an image of {tensor.shape[1]}×{tensor.shape[0]} pixels; mend it or leave it out.")
     tensor = _in_bytes(tensor, where)
     if channels == 1 and tensor.shape[2] == 3:
         raise Deviation(f"{where} is in colour")
@@ -135,6 +138,8 @@ def _not_finite(where: str) -> UserError:
 def _in_order(image: Any) -> Tensor | None:
     """An array or tensor as [H, W, C]; None where no axis can be its channels."""
     if isinstance(image, np.ndarray):
+        if image.dtype.kind not in "biufc":  # objects, dates, text
+            return None
         return _channels_last(torch.from_numpy(np.ascontiguousarray(image)), 2)
     return _channels_last(image.detach().cpu(), 0) if isinstance(image, Tensor) else None
 

@@ -11,12 +11,13 @@ import os
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
@@ -57,6 +58,15 @@ def drop_unused(folder: Path, pattern: str) -> None:
     for old in folder.glob(pattern):
         if time.time() - old.stat().st_mtime > UNUSED:
             old.unlink(missing_ok=True)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise `UserError` naming a Parquet file where it turns out to be none, or damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"data file {path} is not Parquet, or is damaged; give a readable Parquet file.") from error
 
 
 class Files:
@@ -108,7 +118,7 @@ class Rows:
 
     def _read(self, path: Path, most: int = _CHUNK) -> Iterator[list[Named]]:
         row = 0
-        with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+        with readable(path), pq.ParquetFile(path, buffer_size=1 << 20) as file:
             groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
             each = sum(g.total_byte_size for g in groups) // max(1, file.metadata.num_rows)
             rows = max(1, min(most, _CHUNK_BYTES // max(1, each)))

@@ -36,10 +36,12 @@ from protege.data.split import hold_out
 from protege.data.streams import Encoded
 from protege.data.synthetic import class_names, read_dials, synthetic
 from protege.data.text import open_text
-from protege.data.views import Augment
-from protege.errors import UserError
+from protege.data.views import MOST_PIXELS, Augment
+from protege.errors import UserError, shown
 from protege.labels import UNLABELLED
 from protege.naming import numbers
+from protege.paths import usable
+from protege.public import public
 
 GIB = 1 << 30
 _LOG = logging.getLogger("protege")
@@ -250,6 +252,7 @@ _OPTIONS = {
 }
 
 
+@public
 def load_data(
     spec: Any,
     *,
@@ -288,12 +291,18 @@ def load_data(
                 f"image size {image_size} cannot be had of Data whose samples have the shape {spec.train.shape}; leave "
                 "it out, or give it where the Data is loaded."
             )
+        if spec.labelled:
+            given = {split: part.labels for split, part in spec.sets.items() if part.labels is not None}
+            check_labels(spec.name, given, spec.classes)
         return spec
     if spec is None:
         raise UserError("data is missing; give digits, parquet:PATH, images:PATH or a Dataset.")
     spec = str(spec) if isinstance(spec, Path) else spec
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image size {image_size} is not positive; give a number of pixels, such as 224.")
+    if image_size is not None and not 1 <= image_size <= MOST_PIXELS:
+        wrong = "not positive" if image_size < 1 else "too large"
+        raise UserError(
+            f"image size {shown(image_size)} is {wrong}; give a number of pixels, such as 224, up to {MOST_PIXELS:,}."
+        )
     if not isinstance(spec, str):
         return from_datasets(splits_in(spec), memory_limit, image_size, whole=whole, ranges=ranges)
     if spec == "digits":
@@ -309,9 +318,9 @@ def load_data(
         near = get_close_matches(scheme, ["digits", "synthetic", *_OPTIONS], 1)
         if near:
             hint = f"did you mean '{near[0]}{'' if near[0] == 'digits' else ':PATH'}'?"
-        elif (Path(spec) / "trainannot").is_dir():
+        elif os.path.isdir(Path(spec) / "trainannot"):
             hint = f"write 'segmentation:{spec}' for images with masks."
-        elif Path(spec).exists():
+        elif spec and os.path.exists(spec):
             hint = f"write 'images:{spec}' for a folder with one folder a class, or 'parquet:{spec}'."
         else:
             hint = "give digits, parquet:PATH or images:PATH."
@@ -324,13 +333,13 @@ def load_data(
     if scheme == "hub":
         return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec, whole, ranges)
     if scheme == "segmentation":
-        return _segmentation(spec, Path(path).expanduser(), image_size, memory_limit, whole, ranges, **options)
+        return _segmentation(spec, usable(path, "data"), image_size, memory_limit, whole, ranges, **options)
     if scheme == "text":
         if image_size is not None:
             raise UserError(f"image size {image_size} cannot be had of '{spec}', which is text; leave it out.")
-        parts, words = open_text(Path(path).expanduser(), **options)
+        parts, words = open_text(usable(path, "data"), **options)
         return Data(spec, "language", parts["train"], parts["val"], parts["test"], words, Augment())
     check_order(options.get("order"), spec)
     opener = parquet_files if scheme == "parquet" else image_folders
-    listing = opener(Path(path).expanduser(), **options)
+    listing = opener(usable(path, "data"), **options)
     return _listed(spec, listing, image_size, memory_limit, scratch, whole, ranges)

@@ -172,7 +172,7 @@ def _find(path: Path) -> dict[str, Path]:
         raise UserError(
             f"there is no text '{path}'; give a text file, or a folder with train.txt, valid.txt, test.txt."
         )
-    if path.is_file():
+    if not path.is_dir():
         return {"train": path}
     found: dict[str, Path] = {}
     for file in sorted(p for p in path.iterdir() if p.is_file()):
@@ -189,6 +189,8 @@ def _find(path: Path) -> dict[str, Path]:
 
 def _content(path: Path) -> str:
     """A file's text, which must be UTF-8 without NUL, and more than space."""
+    if not path.is_file():
+        raise UserError(f"'{path}' is no file; give a text file, or a folder with train.txt.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -24,6 +24,9 @@ from protege.errors import UserError, nearest
 CLEAN = -1
 """The view that is not augmented."""
 
+MOST_PIXELS = 1 << 14
+"""The longest side that images are brought to, and the farthest that they are shifted."""
+
 GAMMA = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
@@ -49,8 +52,8 @@ class Augment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.shift < 0:
-            raise UserError(f"augment shift={self.shift} is negative; give a number of pixels, 0 for no shift.")
+        if not 0 <= self.shift <= MOST_PIXELS:
+            raise UserError(f"augment shift={self.shift} is not in 0 to {MOST_PIXELS:,}; give a number of pixels.")
         if not 0.0 <= self.crop <= 1.0:
             raise UserError(f"augment crop={self.crop:g} is not a share of the image; give one from 0 (no crop) to 1.")
         if self.crop and self.shift:

@@ -21,11 +21,12 @@ from ..models import Model, check_classes, count_macs, count_parameters, known_r
 from ..models.placing import place
 from ..networks import about
 from ..probabilities import refuse_no_logits
+from ..public import public
+from ..recipe import checked
 from ..report.diagnosis import write_diagnosis_report
 from ..runfolder import check_out, held, write_json
 from ..tasks import TASKS
 from ..teacher.similarity import logit_layer
-from ..teacher.targets import HOTTEST
 from ..torch_utils import same_numbers
 from ..train.precision import autocast_for, on_cpu, resolve_precision
 from ..train.progress import Display
@@ -58,6 +59,7 @@ class Diagnosis:
         return "\n".join([*lines, "", *self.recommendation.reasons])
 
 
+@public
 @same_numbers()
 def diagnose(
     teacher: str | nn.Module,
@@ -104,7 +106,7 @@ def diagnose(
             write_json(out / MARK, found.result)
             write_diagnosis_report(out)
         return Diagnosis(found.findings, found.primary, found.recommendation, found.result, out)
-    _check_settings(temperature, weight, seed, precision)
+    checked(fraction=fraction, samples=samples, temperature=temperature, weight=weight, seed=seed, precision=precision)
     if teacher is None:
         raise UserError("no teacher was given; expected a model to diagnose: add teacher=….")
     if unknown := set(options) - DATA_OPTIONS:
@@ -151,20 +153,6 @@ def diagnose(
         "recommendation": asdict(advised),
     }
     return Diagnosis(findings, first, advised, result)
-
-
-def _check_settings(temperature: float | None, weight: float, seed: int, precision: str) -> None:
-    if temperature is not None and not 0 < temperature <= HOTTEST:
-        raise UserError(
-            f"temperature {temperature:g} is not above 0 and at most {HOTTEST:g}; expected T of the targets: change "
-            "temperature=…."
-        )
-    if not 0 <= weight <= 1:
-        raise UserError(f"weight {weight:g} is not in 0 to 1; expected λ, the teacher's share: change weight=….")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed} is not in 0 to 2^32 - 1; expected a whole number there: change seed=….")
-    if precision not in ("auto", "bf16", "fp32"):
-        raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change precision=….")
 
 
 def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Stage) -> str | None:

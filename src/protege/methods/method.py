@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ..data import CLEAN, Augment, Batch, Samples, batches
@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..labels import UNLABELLED
 from ..models import Model
 from ..modes import eval_mode
+from ..settings import Settings
 from ..tasks import Task, class_weights, cross_entropy
 from ..train.phase import Phase
 
@@ -32,7 +33,7 @@ def _weights(value: Any) -> Any:
         return value and value.strip()
     try:
         numbers = tuple(map(float, value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
     if not numbers or not all(0 <= number < math.inf for number in numbers) or not any(numbers):
         raise ValueError("expected balanced, or a number from 0 for each class of which some are above 0")
@@ -42,10 +43,8 @@ def _weights(value: Any) -> Any:
 ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_weights)]
 
 
-class MethodSettings(BaseModel):
+class MethodSettings(Settings):
     """Settings of every method. Each key is an option, a recipe key and an argument beside the common ones."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the labels' own loss")
     class_weights: ClassWeights = Field(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from protege.copying import copy_network
 from protege.models.inputs import InputSpec
 from protege.models.model import Model
+from protege.outputs import refuse_odd
 from protege.tensors import own_dtype
 from protege.torch_utils import device_of, is_unmade, untouched
 
@@ -53,6 +54,8 @@ def _outputs_given(network: nn.Module, spec: InputSpec, shape: tuple[int, ...]) 
             model.layout = "contiguous"
             with untouched(model.network):
                 outputs = model(raw)
+            if isinstance(outputs, Tensor):
+                refuse_odd(outputs, "it")
         except Exception:
             continue
         sane = isinstance(outputs, Tensor) and outputs.dim() > 1 and len(outputs) == 2

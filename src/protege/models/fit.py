@@ -12,6 +12,7 @@ from protege.models.causal import check_causal, check_layout, samples_for
 from protege.models.language import Reader
 from protege.models.model import Model
 from protege.naming import numbers
+from protege.outputs import refuse_odd
 from protege.tensors import has_own_precision, own_dtype
 from protege.torch_utils import device_of, is_unmade, untouched
 
@@ -127,6 +128,8 @@ def output_classes(model: Model, data: DataLike) -> int:
         raise
     except Exception as error:
         raise UserError(_failure(model, shape, error)) from error
+    if isinstance(logits, Tensor):
+        refuse_odd(logits, "the model")
     if tokens and isinstance(logits, Tensor):
         check_layout(logits.shape, shape[0], *size)
     if isinstance(logits, Tensor) and data.task == "classification" and logits.shape in ((2,), (2, 1)):

@@ -78,6 +78,8 @@ class InputSpec:
 
     def _checked_ranges(self) -> tuple[tuple[str, float, float], ...]:
         found = []
+        if not isinstance(self.ranges, tuple | list):
+            raise UserError(f"input ranges {self.ranges!r} should be a list, such as [['integer', 0, 4095]].")
         for entry in self.ranges:
             kind, black, white = entry if isinstance(entry, tuple | list) and len(entry) == 3 else (entry, None, None)
             if kind not in ("integer", "float") or not _finite(black) or not _finite(white) or black >= white:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from protege.copying import copy_network
-from protege.errors import UserError
+from protege.errors import UserError, shown
 from protege.labels import MOST_CLASSES
 from protege.models import sources, storage, transformers_adapter, zoo
 from protege.models.fit import DataLike, output_classes
@@ -21,6 +22,7 @@ from protege.models.placing import channels_last
 from protege.models.saving import checked
 from protege.models.specs import TOKENS, channels_of, has_tokens, input_for, input_from_timm, input_of, spread
 from protege.naming import numbers
+from protege.paths import usable
 from protege.surgery import rebuild
 from protege.torch_utils import unwrapped
 
@@ -52,8 +54,17 @@ def load_model(
     has by itself where that suffices, and takes no names from the data. Fresh weights come from torch's global
     random numbers. Raises `UserError` for anything that cannot be loaded.
     """
+    if not isinstance(network, nn.Module | None):
+        raise UserError(f"network = {shown(network)} is a {type(network).__name__}; expected an nn.Module: give that.")
+    if data is not None and not hasattr(data, "statistics"):
+        raise UserError(f"data = {shown(data)} is a {type(data).__name__}; expected Data: give load_data(…).")
     if isinstance(spec, nn.Module):
         spec = unwrapped(spec)
+        if empty := [name for name, value in (*spec.named_parameters(), *spec.named_buffers()) if value.is_meta]:
+            raise UserError(
+                f"{empty[0]!r} of the network is on the meta device, where it has no numbers; expected weights: make "
+                "the network on the CPU, or use to_empty(device='cpu') and load them."
+            )
     if isinstance(spec, Model):
         return spec
     if isinstance(spec, nn.Module):
@@ -65,10 +76,10 @@ def load_model(
     if (
         isinstance(spec, Path)
         or network is not None
-        or Path(spec).exists()
+        or os.path.exists(spec)
         or not sources.is_source(spec.split("?")[0])
     ):
-        return _from_folder(Path(spec), network, bare=spec if isinstance(spec, str) else "")
+        return _from_folder(usable(spec, "model"), network, bare=spec if isinstance(spec, str) else "")
     name, arguments = sources.split_query(spec)
     scheme, _, rest = name.partition(":")
     if scheme == "zoo":
@@ -330,6 +341,6 @@ def _class_count(name: str, arguments: dict[str, Any], data: DataLike | None, nu
 def _checked_count(name: str, count: Any) -> int:
     if isinstance(count, bool) or not hasattr(count, "__index__") or not 1 <= int(count) <= MOST_CLASSES:
         raise UserError(
-            f"{name} got num_classes={count!r}; a whole number of classes from 1 to {MOST_CLASSES:,} is expected."
+            f"{name} got num_classes={shown(count)}; a whole number of classes from 1 to {MOST_CLASSES:,} is expected."
         )
     return int(count)

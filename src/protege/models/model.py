@@ -15,6 +15,8 @@ from protege.models.placing import is_channels_last, make_writable
 from protege.models.saving import Described, described
 from protege.naming import read_naming
 from protege.outputs import logits_in
+from protege.paths import usable
+from protege.public import public
 from protege.torch_utils import unwrapped
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Model(nn.Module):
     autocast: bool = True
     shape: tuple[int, ...] | None = None
 
+    @public
     def __init__(
         self,
         network: nn.Module,
@@ -101,6 +104,7 @@ class Model(nn.Module):
             ready = ready.contiguous().flatten().view(ready.shape)
         return ready if self.dtype == torch.float32 or not ready.is_floating_point() else ready.to(self.dtype)
 
+    @public
     def save(self, folder: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
         """Write `config.json` and `model.safetensors` into `folder`, atomically, and return the folder.
 
@@ -109,7 +113,7 @@ class Model(nn.Module):
         network can be built again by name is tried out; where that would give another one, "model" is null and a
         warning tells how to load it.
         """
-        folder = Path(folder)
+        folder = usable(folder, "folder", "written")
         weights, extra = storage.weights_of(self.network, dtype)
         found = described(self)
         kind = type(self.network)

@@ -1,6 +1,7 @@
 """How a network wants its input where nobody says it: by what it tells itself, by trying, else as the data is."""
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -108,7 +109,7 @@ def known_ranges(*models: Any) -> tuple[tuple[str, float, float], ...]:
     for model in models:
         if isinstance(model, Model) and model.input.ranges:
             return model.input.ranges
-        if isinstance(model, str | Path) and model and Path(model).is_dir():
+        if isinstance(model, str | Path) and model and os.path.isdir(model):
             with suppress(UserError):  # whoever loads it says what is wrong
                 if found := InputSpec.from_dict(storage.read_config(storage.locate(Path(model)))["input"]).ranges:
                     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from protege.errors import UserError
+from protege.paths import usable
 from protege.report.diagnosis import write_diagnosis_report
 from protege.report.export import write_export_report
 from protege.report.run import write_run_report
@@ -27,12 +28,12 @@ __all__ = [
 ]
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: str | Path) -> Path:
     """Write ``folder/report.html`` for what the folder holds and return its path.
 
     Raises UserError when that is no study, diagnosis, export or run.
     """
-    folder = Path(folder)
+    folder = usable(folder, "the folder")
     if (folder / "study.json").is_file():
         return write_study_report(folder)
     if (folder / "diagnosis.json").is_file():

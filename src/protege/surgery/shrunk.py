@@ -71,6 +71,10 @@ def matching(patterns: Sequence[str], able: Sequence[str], network: nn.Module) -
         patterns = [patterns]
     found: list[str] = []
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UserError(
+                f"a layer is named {pattern!r}; expected the text of a name or pattern, such as 'layer3.*'."
+            )
         fitting = [name for name in able if fnmatchcase(name, pattern)]
         if not fitting:
             raise _no_such(pattern, able, dict(network.named_modules()))

@@ -9,17 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..data import Batch
+from ..settings import Settings
 from ..teacher import Source
 
 
-class FitSettings(BaseModel):
+class FitSettings(Settings):
     """How a fit phase trains. Every key is an option of the command line, a key of a recipe, and an argument."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int | None = Field(
         None,
@@ -33,7 +32,10 @@ class FitSettings(BaseModel):
     )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum; default for text: adamw")
     lr: float | None = Field(
-        None, gt=0, description="peak learning rate; default: 0.1 (sgd, for 128 samples), 1e-3 (adamw), 3e-3 (text)"
+        None,
+        gt=0,
+        le=3.4e38,
+        description="peak learning rate; default: 0.1 (sgd, for 128 samples), 1e-3 (adamw), 3e-3 (text)",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd, first beta of adamw")
     weight_decay: float = Field(
