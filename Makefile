@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 $(VENV)/.core: pyproject.toml constraints.txt
 	@echo "Installing protege with PyTorch and what else it needs into $(VENV), once:"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e .
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, where pip would use one
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
