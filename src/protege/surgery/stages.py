@@ -6,24 +6,20 @@ in a plain network, the skip connections too in a U-Net), so classification and 
 
 from __future__ import annotations
 
-import operator
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 
-from ..errors import UserError, nearest, told
-from ..modes import eval_mode, trained_by
+from ..errors import UserError, nearest
+from ..modes import trained_by
 from ..torch_utils import as_it_was
 from .cuts import Pair
-from .laws import close, other_samples, others_for, random_state, tensors_in
+from .laws import close, others_for, random_state
+from .pieces import Piece, divide, listed, modes, parents, traces
 from .tap import first_outputs
-from .tracing import ROOT, Trace, Untraceable, memory_of, storage, trace
+from .tracing import ROOT, storage
 
 HEAD = "head"
 
@@ -41,7 +37,7 @@ class Stage(nn.Module):
     inputs: tuple[tuple[int, ...], ...]  # shapes for one sample
     outputs: tuple[tuple[int, ...], ...]  # () for the head
 
-    def __init__(self, name: str, pieces: Sequence[_Piece]) -> None:
+    def __init__(self, name: str, pieces: Sequence[Piece]) -> None:
         super().__init__()
         self.name, self.inputs, self.outputs = name, pieces[0].inputs, pieces[0].outputs
         for piece in pieces:
@@ -82,19 +78,19 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
     for name in cuts:
         if not name or name not in modules:
             raise UserError(f"the network has no module {name!r} to cut at; {nearest(name, modules)}.")
-    around = {modules[name] for cut in cuts for name in _parents(cut)} if cuts else set()
+    around = {modules[name] for cut in cuts for name in parents(cut)} if cuts else set()
     with as_it_was(network):
         learning = around & trained_by(network)
     samples = [example, others_for(network, example)]
-    still, twin = _traces(network, samples, around, set(), cuts)
-    train, other = _traces(network, samples, around, learning, cuts)
+    still, twin = traces(network, samples, around, set(), cuts)
+    train, other = traces(network, samples, around, learning, cuts)
     targets = [modules[name] for name in cuts]
-    pieces = [_divide(still, twin, cuts, targets)]
+    pieces = [divide(still, twin, cuts, targets)]
     if train.code != still.code:  # its own code asks for `self.training`
-        pieces.append(_divide(train, other, cuts, targets))
+        pieces.append(divide(train, other, cuts, targets))
         if [p.inputs for p in pieces[0]] != [p.inputs for p in pieces[1]]:
             raise UserError(
-                f"other values cross {_listed(cuts)} in training than in evaluation; expected the same: cut elsewhere."
+                f"other values cross {listed(cuts)} in training than in evaluation; expected the same: cut elsewhere."
             )
     stages = [Stage(name, parts) for name, *parts in zip([*cuts, HEAD], *pieces, strict=True)]
     _check_shared(stages, pieces)
@@ -122,247 +118,6 @@ def describe(pairs: Sequence[Pair], stages: Sequence[Stage] = ()) -> list[dict[s
     return rows
 
 
-# ---- the graph in pieces ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Piece:
-    trace: Trace
-    inputs: tuple[tuple[int, ...], ...]
-    outputs: tuple[tuple[int, ...], ...]
-    written: set[int] = field(default_factory=set)  # storages
-    graph: fx.Graph = field(default_factory=fx.Graph)
-
-
-def _divide(found: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn.Module]) -> list[_Piece]:
-    """One graph for each stage. `twin` is the same trace with another batch size: what differs is not a constant."""
-    nodes, values = found.nodes, found.values
-    index = {node: number for number, node in enumerate(nodes)}
-    other = {node: twin.values[pair] for node, pair in zip(nodes, twin.nodes, strict=True)}
-    ends = _ends(found, cuts, targets, index)
-    batch, other_batch = len(values[nodes[0]]), len(twin.values[twin.nodes[0]])
-    touched = _touched(found)
-    changed = {place: index[node] for node, places in found.writes.items() for place in places}  # the last time
-    free: set[fx.Node] = set()  # what does not depend on the input: made again wherever it is used
-    for node in nodes:
-        inputs = node.all_input_nodes
-        made = inputs and node.op != "output" and node not in found.writes and all(n in free for n in inputs)
-        if node.op == "get_attr" or (made and not any(changed.get(s, -1) > index[node] for s in touched[node])):
-            free.add(node)
-    at = _places(found, cuts, ends, index, touched)
-
-    def plain(node: fx.Node) -> Any:
-        """The Python value that stands for a number of an earlier stage, or None where it must be computed again."""
-        if tensors_in(values[node]) or isinstance(values[node], Tensor):
-            return None
-        return values[node] if values[node] == other[node] else None
-
-    def is_batch(node: fx.Node) -> bool:
-        return type(values[node]) is int and (values[node], other[node]) == (batch, other_batch)
-
-    def needs(node: fx.Node, stage: int, into: dict[fx.Node, None]) -> None:
-        """Note the earlier stages' tensors of which `node` is made in `stage`."""
-        for source in node.all_input_nodes:
-            if source in free or at[source] >= stage:
-                continue
-            if tensors_in(values[source]):
-                into[source] = None
-            elif plain(source) is None and not is_batch(source):
-                needs(source, stage, into)
-
-    live: list[list[fx.Node]] = [[] for _ in range(len(ends) + 1)]
-    after: list[fx.Node] = []
-    for stage in range(len(ends), -1, -1):
-        wanted = {node: None for node in after if at[node] < stage}
-        for node in nodes:
-            if at[node] == stage and node not in free and node.op != "placeholder":
-                needs(node, stage, wanted)
-        cut = [nodes[ends[stage - 1]]] if stage else [nodes[0]]
-        live[stage] = after = cut + sorted((n for n in wanted if n is not cut[0]), key=index.__getitem__)
-
-    pieces = []
-    for stage, inputs in enumerate(live):
-        outputs = live[stage + 1] if stage < len(ends) else []
-        for node in outputs:
-            value, others = values[node], other[node]
-            if not isinstance(value, Tensor) or not value.dim() or (len(value), len(others)) != (batch, other_batch):
-                raise UserError(
-                    f"what crosses the cut at {cuts[stage]!r} is not one tensor a sample (the value "
-                    f"{node.name!r}); expected its first dimension to be the batch: cut elsewhere."
-                )
-        own = [node for node in nodes if at[node] == stage and node not in free and node.op != "placeholder"]
-        written = set().union(*(found.writes.get(node, set()) for node in own))
-        piece = _Piece(found, _shapes(values, inputs), _shapes(values, outputs), written)
-        graph, copies = piece.graph, {node: piece.graph.placeholder(node.name) for node in inputs}
-        for node in inputs:
-            if storage(values[node]) in written:  # the caller's tensor, such as a cut's feature, stays as it was
-                copies[node] = graph.call_method("clone", (copies[node],))
-
-        def copy(node: fx.Node, stage: int = stage, copies: dict = copies, graph: fx.Graph = graph) -> Any:
-            if node not in copies:
-                if at[node] < stage and node not in free:
-                    if plain(node) is not None:
-                        return plain(node)
-                    if is_batch(node):
-                        copies[node] = graph.call_method("size", (copies[live[stage][0]], 0))
-                        return copies[node]
-                for source in node.all_input_nodes:
-                    copy(source)
-                copies[node] = graph.node_copy(node, copy)
-            return copies[node]
-
-        for node in own:
-            if node.op != "output":
-                copy(node)
-        graph.output(tuple(map(copy, outputs)) if outputs else map_arg(nodes[-1].args[0], copy))
-        pieces.append(piece)
-    return pieces
-
-
-def _touched(found: Trace) -> dict[fx.Node, set[int]]:
-    """The storages of the tensors that each node takes or gives."""
-    seen = {node: {storage(tensor) for tensor in tensors_in(value)} for node, value in found.values.items()}
-    return {node: seen[node].union(*(seen[source] for source in node.all_input_nodes)) for node in found.nodes}
-
-
-def _places(
-    found: Trace,
-    cuts: Sequence[str],
-    ends: Sequence[int],
-    index: Mapping[fx.Node, int],
-    touched: Mapping[fx.Node, set[int]],
-) -> dict[fx.Node, int]:
-    """The stage of each node: the first one whose end depends on it, so that all that a stage holds bears on what it
-    learns, also what the code runs before an earlier cut (a lateral convolution of a U-Net).
-
-    What is read or written before a tensor is changed in place stays before that. Numbers and items of several
-    outputs are taken where what they are of is made.
-    """
-    nodes, values = found.nodes, found.values
-    at: dict[fx.Node, int] = {}
-    alone: dict[fx.Node, int] = {}  # if nothing were changed in place
-    later: dict[int, int] = {}  # by storage: the first stage in which a later node touches it
-    written: dict[int, int] = {}  # ... writes to it
-    for node in reversed(nodes):
-        after, last = [at[user] for user in node.users], bisect_left(ends, index[node])
-        alone[node] = min((alone[user] for user in node.users), default=last)
-        writes = found.writes.get(node, set())
-        after += [written[s] for s in touched[node] & written.keys()] + [later[s] for s in writes & later.keys()]
-        at[node] = min(after, default=last)
-        if node.op == "placeholder":
-            at[node] = 0
-        elif index[node] in ends:
-            at[node] = alone[node] = last
-        if node.op == "call_module" and at[node] < alone[node] and _learns(found, node):
-            raise UserError(
-                f"{str(node.target).removeprefix(ROOT)!r} does not bear on the cut {cuts[at[node]]!r} but reads what is"
-                " changed in place before it, so that it fits in no stage; expected one where it learns: cut elsewhere "
-                "or take a method without stages."
-            )
-        for s in touched[node]:
-            later[s] = min(later.get(s, at[node]), at[node])
-        for s in writes:
-            written[s] = min(written.get(s, at[node]), at[node])
-    for node in nodes:
-        sources = node.all_input_nodes
-        item = node.target is operator.getitem and len(sources) == 1 and not isinstance(values[sources[0]], Tensor)
-        if sources and node.op != "output" and (item or not tensors_in(values[node])):
-            at[node] = max(at[source] for source in sources)
-    return at
-
-
-def _learns(found: Trace, node: fx.Node) -> bool:
-    return any(True for _ in found.entry.get_submodule(str(node.target)).parameters())
-
-
-def _ends(found: Trace, cuts: Sequence[str], targets: Sequence[nn.Module], index: dict[fx.Node, int]) -> list[int]:
-    """Where in the trace each cut's module returns for the first time."""
-    ends: list[int] = []
-    for name, module in zip(cuts, targets, strict=True):
-        if module not in found.first:
-            raise UserError(f"the module {name!r} is never called in a forward pass; name one that is.")
-        node = found.first[module]
-        if node is None or not isinstance(found.values[node], Tensor):
-            raise UserError(f"the module {name!r} does not return a single tensor; cut at one that does.")
-        if ends and index[node] <= ends[-1]:
-            raise UserError(
-                f"the cut {name!r} does not come after {cuts[len(ends) - 1]!r} in a forward pass; "
-                "name cuts once each and in order."
-            )
-        ends.append(index[node])
-    return ends
-
-
-def _traces(
-    network: nn.Module, samples: Sequence[Tensor], around: set[nn.Module], training: set[nn.Module], cuts: Sequence[str]
-) -> list[Trace]:
-    """The network's graph on an example and on other samples, after it has run on each: where it is not
-    the same, stages would hold what belongs to the example. Raises `UserError` there."""
-    found = []
-    with as_it_was(network):
-        for batch in samples:
-            try:
-                with _modes(network, training), torch.no_grad():
-                    network(batch.clone())
-            except Exception as error:
-                raise UserError(
-                    f"the network fails on samples of shape {list(batch.shape[1:])} ({told(error)}); expected some "
-                    "that its forward takes, prepared and not raw: give others."
-                ) from error
-            try:
-                found.append(trace(network, batch, around.__contains__, training))
-            except Untraceable as error:
-                kind = type(error.module).__name__
-                where = f"{kind} {error.name!r}" if error.name else kind
-                raise UserError(
-                    f"the network cannot be cut at {_listed(cuts)}, as the code of {where} cannot be traced "
-                    f"({error.reason}); cut outside of it or take a method without stages."
-                ) from error
-    if memory := memory_of(*found):
-        alike = [samples[0], other_samples(samples[0], len(samples[0]))]
-        if len(samples[1]) != len(alike[1]):
-            _traces(network, alike, around, training, cuts)
-            raise UserError(
-                f"the network's code around {_listed(cuts)} depends on the batch size (it holds {memory}); expected "
-                "the same for any: cut elsewhere or take another method."
-            )
-        raise UserError(
-            f"the network's code around {_listed(cuts)} goes on with {memory} kept by an earlier pass or by a hook, "
-            "which stages would repeat for all samples; expected values that modules hand to each other: cut elsewhere "
-            "or take a method without stages."
-        )
-    return found
-
-
-@contextmanager
-def _modes(network: nn.Module, training: set[nn.Module]) -> Iterator[None]:
-    """Inside, the network is in eval mode, but for some modules."""
-    with eval_mode(network):
-        for module in training:
-            module.training = True
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = False
-
-
-def _shapes(values: dict[fx.Node, Any], nodes: Sequence[fx.Node]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(values[node].shape[1:]) for node in nodes)
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts))]
-
-
-def _listed(cuts: Sequence[str]) -> str:
-    return ", ".join(map(repr, cuts))
-
-
-# ---- making stages ----------------------------------------------------------------------------------------------
-
-
 def _compiled(graph: fx.Graph) -> Callable[..., Any]:
     graph.lint()
     code = graph.python_code("self")
@@ -371,7 +126,7 @@ def _compiled(graph: fx.Graph) -> Callable[..., Any]:
     return made["forward"]
 
 
-def _install(stage: Stage, piece: _Piece) -> None:
+def _install(stage: Stage, piece: Piece) -> None:
     """Give the stage the network's own modules, parameters and buffers under the names that its code uses."""
     targets = {str(n.target): n.op for n in piece.graph.nodes if n.op in ("call_module", "get_attr")}
     constants = {str(node.target): value for node, value in piece.trace.constants.items()}
@@ -395,7 +150,7 @@ def _install(stage: Stage, piece: _Piece) -> None:
             holder.register_buffer(last, value, persistent=False)
 
 
-def _check_shared(stages: Sequence[Stage], pieces: Sequence[Sequence[_Piece]]) -> None:
+def _check_shared(stages: Sequence[Stage], pieces: Sequence[Sequence[Piece]]) -> None:
     seen: dict[Tensor, Stage] = {}
     for stage in stages:
         statistics = [(name, b) for name, b in stage.named_buffers() if name.rsplit(".", 1)[-1].startswith("running_")]
@@ -423,7 +178,7 @@ def _check_composed(
     names = [stage.name for stage in stages[:-1]]
     for training in (set[nn.Module](), learning):
         before = random_state(samples[0])
-        with as_it_was(network), _modes(network, training), torch.no_grad():
+        with as_it_was(network), modes(network, training), torch.no_grad():
             taps = {name: network.get_submodule(name) for name in names}
             expected = []
             for batch in samples:
@@ -434,7 +189,7 @@ def _check_composed(
             draws = random_state(samples[0]) != before
         if draws:  # no two passes are alike
             continue
-        with as_it_was(network), _modes(network, training), torch.no_grad():
+        with as_it_was(network), modes(network, training), torch.no_grad():
             for stage in stages:
                 stage.training = bool(training)
             live: list[Any] = [(batch.clone(),) for batch in samples]
@@ -450,7 +205,7 @@ def _check_composed(
                 same = False
         if not same:
             raise UserError(
-                f"the stages at {_listed(names)} do not compute what the network does, as its code hides something "
+                f"the stages at {listed(names)} do not compute what the network does, as its code hides something "
                 "from tracing; cut elsewhere or take a method without stages."
             )
     for stage in stages:
