@@ -14,7 +14,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -255,7 +254,10 @@ CASES: dict[str, tuple[str, str]] = {
     "tracker": (f"{KD} --log-with abacus {OUT}", r"log_with = 'abacus' is no tracker .*installed.*leave it out"),
     # output and cache
     "no out": (KD, r"'out' is missing; expected the folder for this run as --out"),
-    "out not empty": (f"{KD} --out {{i}}/full", r"/full' is not empty; .*another, or add --resume .*--overwrite"),
+    "out not empty": (
+        f"{KD} --out {{i}}/full",
+        r"/full' is not empty; .*another, or add --overwrite to start beside",
+    ),
     "out is a run": (f"{KD} --out {{i}}/run", r"/run' is not empty"),
     "out is a file": (f"{KD} --out {{i}}/teacher.pkl", r"teacher.pkl' is a file; expected a folder"),
     "out below a file": (f"{KD} --out {{i}}/teacher.pkl/x", r"/x' cannot be written \(.*\); .*another folder"),
@@ -281,7 +283,10 @@ CASES: dict[str, tuple[str, str]] = {
         f"distill {SMALL} --teacher {{i}}/run --overwrite --out {{i}}/run",
         r"would replace the teacher .*/run', which lies in .*change --out",
     ),
-    "resume no run": (f"{KD} --resume --out {{i}}/full", r"/full' holds no run to resume; expected recipe.toml"),
+    "resume no run": (
+        f"{KD} --resume --out {{i}}/full",
+        r"/full' holds no run to resume; expected metrics.jsonl",
+    ),
     "resume otherwise": (
         f"{KD} --resume --epochs 7 --out {{i}}/run",
         r"epochs = '7', .*begun with 1; .*leave epochs out",
@@ -469,7 +474,7 @@ def test_a_run_half_removed_can_be_removed_again(quiet, tmp_path, monkeypatch):
         raise Curtain
 
     with monkeypatch.context() as patch:
-        patch.setattr(runfolder.shutil, "rmtree", killed)
+        patch.setattr(runfolder, "remove", killed)
         with pytest.raises(Curtain):
             runfolder.clear(tmp_path / "out")
     quiet(f"{TRAIN} --overwrite --out {{o}}/out", status=0)
@@ -499,7 +504,8 @@ def test_a_stopped_command_offers_only_what_there_is(begun, told, tmp_path, monk
 
     (tmp_path / "out").mkdir()
     if begun:
-        (tmp_path / "out" / "recipe.toml").write_text("")
+        begin = {"event": "start", "method": "none", "task": "classification", "student": {}}
+        (tmp_path / "out" / "metrics.jsonl").write_text(json.dumps(begin) + "\n")
     monkeypatch.setattr(cli, "app", stopped)
     monkeypatch.setattr(sys, "argv", ["protege", "train", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as exit:
@@ -516,14 +522,13 @@ def test_resume_of_a_finished_run_changes_nothing(quiet, inputs):
 
 
 def test_a_failing_run_is_named_in_the_study(quiet, tmp_path, monkeypatch):
-    def in_this_process(command: list[str], *, stderr: BinaryIO, **_: object) -> subprocess.CompletedProcess:
+    def in_this_process(_: object, arguments: list[str], log: Path) -> str:
         told = io.StringIO()
         with contextlib.redirect_stderr(told):
-            status = call(*command[3:])
-        stderr.write(told.getvalue().encode())
-        return subprocess.CompletedProcess(command, status)
+            status = call(*arguments)
+        return told.getvalue().strip().splitlines()[-1] if status else ""
 
-    monkeypatch.setattr("protege.study.subprocess.run", in_this_process)
+    monkeypatch.setattr("protege.study.Worker.call", in_this_process)
     (tmp_path / "study.toml").write_text(f'name = "x"\nseeds = [0]\n{STUDY}[grid]\nlr = [0.1, 1e38]\nwarmup = [0.0]\n')
     error = quiet("study {o}/study.toml --out {o}/out", status=1)
     assert "Traceback" not in error

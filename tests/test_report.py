@@ -431,9 +431,20 @@ def test_bad_folders_are_named_in_one_sentence(tmp_path: Path) -> None:
         write_study_report(tmp_path)
 
 
+def test_a_page_that_is_no_report_is_kept(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", result())
+    (folder / "report.html").write_text("my own page")
+    with pytest.raises(UserError, match="was made otherwise and is kept: move it away"):
+        write_report(folder)
+    assert (folder / "report.html").read_text() == "my own page"
+    (folder / "report.html").rename(folder / "mine.html")
+    write_report(folder)
+    write_report(folder)  # over our own
+
+
 def test_an_old_report_survives_until_the_new_one_is_there(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", result())
-    (folder / "report.html").write_text("old")
+    (folder / "report.html").write_text("<footer>Made by protege from the files in this folder.")
     assert "57.3" in Page(write_report(folder)).headline
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
 

@@ -197,7 +197,7 @@ MOMENTS = {
     "an epoch's end, before it is saved": (Runner, "_end_epoch", 2, False),
     "a line was logged, but nothing saved": (Journal, "log", 3, False),
     "the first checkpoint's weights being written": (torch, "save", 1, True),
-    "a checkpoint without its checksum": (checkpoint, "_whole", 8, True),
+    "a checkpoint without its checksum": (checkpoint, "write_json", 4, True),
     "a checkpoint just written": (journal, "save_checkpoint", 4, False),
     "after the phase, before it is saved": (Runner, "_fit", 1, False),
     "after the last phase": (Runner, "run", 1, False),
@@ -413,7 +413,12 @@ def newest(out: Path) -> int:
 
 
 def test_kill_9_of_the_command(longer, digits_teacher, tmp_path, cache_folder, dropping, monkeypatch):
-    out, environment = tmp_path / "run", surroundings(PYTHONPATH=dropping, PROTEGE_CACHE=cache_folder)
+    out, environment = (
+        tmp_path / "run",
+        surroundings(
+            PYTHONPATH=f"{dropping}{os.pathsep}{Path(protege.__file__).parents[1]}", PROTEGE_CACHE=cache_folder
+        ),
+    )
     settings = {**SETTINGS["everything"], **LONGER}
     options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     options = ["distill", "--teacher", str(digits_teacher), "--method", "kd", *options, "--out", str(out)]

@@ -9,7 +9,7 @@ from torch import nn
 
 import protege
 from protege import InputSpec, Model, UserError
-from protege.runfolder import held
+from protege.runfolder import holding
 
 SPEC = InputSpec(channels=1, size=None, mean=(0.3,), std=(0.37,))
 COMMON = {"samples": 60, "epochs": 2, "views": 2, "seed": 3}
@@ -88,9 +88,15 @@ def test_a_teacher_that_is_not_finite_is_called_that(digits_teacher, tmp_path):
 
 def test_one_folder_serves_one_run_at_a_time(digits_teacher, tmp_path):
     out = tmp_path / "run"
-    with held(out), pytest.raises(UserError, match="in use by another run"):
-        protege.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=out, **COMMON)
-    assert not out.exists()
+    out.mkdir()
+    with holding(out) as hold:
+        hold()
+        assert (out / ".protege.lock").exists(), "in the folder, which machines may share"
+        with pytest.raises(UserError, match="in use by another run"):
+            protege.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=out, **COMMON)
+    assert not list(out.iterdir())
+    protege.distill(digits_teacher, "zoo:cnn_tiny", "digits", out=out, **COMMON)
+    assert not list(out.rglob("*.lock"))
 
 
 def test_the_student_comes_back_ready_for_use(digits_teacher, tmp_path):

@@ -124,7 +124,10 @@ def planned(made: Runner, phases: Sequence[Phase]) -> Runner:
 def perform(made: Runner, phases: Sequence[Phase], resume: bool = False) -> State:
     """Run phases; returns the final state."""
     found = load_checkpoint(made.out / "checkpoint") if resume else None
-    return planned(made, phases).run(found, {})
+    planned(made, phases)
+    if found is None:
+        made.begin({})
+    return made.run(found)
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
 from .models import Model, known_ranges, load_model
 from .models.placing import place
+from .ownership import is_run
 from .paths import usable
 from .probabilities import refuse_no_logits
 from .production import Production
@@ -33,7 +35,7 @@ from .public import public
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
 from .report.guess import told_guess, verdict
-from .runfolder import OURS, check_out, held, resumed_settings, told_how_to_go_on
+from .runfolder import NAMES, check_out, holding, report, resumed_settings, told_how_to_go_on
 from .tasks import TASKS, Chance
 from .torch_utils import same_numbers, unwrapped
 from .train.checkpoint import load_checkpoint
@@ -203,8 +205,11 @@ def _run(
     if out is None:
         raise UserError("'out' is missing; expected the folder for this run as out=….")
     out = Path(out)
-    with held(out), told_how_to_go_on(out):
-        return _perform(given, out, recipe, resume, overwrite)
+    with holding(out) as hold, told_how_to_go_on(out):
+        check_out(out, resume=resume, overwrite=overwrite)
+        if is_run(out):
+            hold()  # before its checkpoint is read; a new folder is made after all has been checked
+        return _perform(given, out, recipe, resume, overwrite, hold)
 
 
 def _read(given: dict[str, Any], recipe: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -262,14 +267,20 @@ def _refuse_among_images(out: Path, spec: str) -> None:
 def _refuse_cache_in(out: Path, cache: Path) -> None:
     """Raise where a run's folder and a cache would hold each other's files."""
     own, folder = out.resolve(), cache.resolve()
-    if own.is_relative_to(folder) or any(folder.is_relative_to(own / name) for name in OURS):
+    if own.is_relative_to(folder) or any(folder.is_relative_to(own / name) for name in NAMES):
         raise UserError(
             f"cache={str(cache)!r} and out={str(out)!r} lie in each other; expected a folder for each: change cache=…."
         )
 
 
-def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume: bool, overwrite: bool) -> Result:
-    check_out(out, resume=resume, overwrite=overwrite)
+def _perform(
+    given: dict[str, Any],
+    out: Path,
+    recipe: str | Path | None,
+    resume: bool,
+    overwrite: bool,
+    hold: Callable[[], None],
+) -> Result:
     given, objects = _read(given, recipe)
     begun = resume and (out / "recipe.toml").exists()
     if begun and given.get("method") == "auto":
@@ -277,6 +288,11 @@ def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume
     given = given if begun else _chosen(given, objects)
     if resume and not begun and given.get("student") is None:
         raise UserError(f"resume=True found no run in {str(out)!r}; expected a run's folder: name another with out=….")
+    if resume and not begun and any(out.glob("checkpoint/*.json")):
+        raise UserError(
+            f"resume=True found no recipe.toml in {str(out)!r}; expected the one that the run was begun with: put it "
+            "back, or start anew with overwrite=True."
+        )
     settings = make_recipe(resumed_settings(out, given) if resume else given)
     for role in ("teacher", "student"):
         path = Path(getattr(settings, role) or "")
@@ -295,7 +311,7 @@ def _perform(given: dict[str, Any], out: Path, recipe: str | Path | None, resume
     if resume and (out / "result.json").exists():
         return _finished(settings, given, objects, out)
     production = Production(settings, objects, out)
-    result = production.run(resume=resume, overwrite=overwrite)
+    result = production.run(hold, resume=resume, overwrite=overwrite)
     return Result(production.student, result["student"]["metrics"], result, out)
 
 
@@ -311,7 +327,7 @@ def _origin(result: dict[str, Any], out: Path) -> dict[str, Any]:
 
 def _finished(settings: Recipe, given: dict[str, Any], objects: dict[str, Any], out: Path) -> Result:
     """What a finished run has left. Raises where it was made with others than are given, or than its recipe names."""
-    result = json.loads((out / "result.json").read_text())
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     try:
         found = Production(settings, objects, out)
     except UserError:
@@ -321,7 +337,7 @@ def _finished(settings: Recipe, given: dict[str, Any], objects: dict[str, Any], 
         found.check_origin(_origin(result, out))
     logging.getLogger("protege").info("the run in %s is finished already; nothing is left to do", out)
     if not (out / "report.html").exists():  # killed between the two
-        write_run_report(out)
+        report(write_run_report, out)
     own = objects.get("student")
     network = None if own is None else getattr(own, "network", own)
     student = load_model(str(out / "student"), network=network)

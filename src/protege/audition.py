@@ -17,11 +17,11 @@ from .errors import UserError
 from .labels import blind
 from .models import Model
 from .modes import eval_mode
-from .runfolder import write_json
 from .tasks import Chance
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
 from .train.runner import Runner
+from .writing import write_json
 
 logger = logging.getLogger("protege")
 AUDITION = 1024  # transfer samples that a teacher is tried on
@@ -112,7 +112,7 @@ class Memo:
     def read(self) -> dict[str, Any] | None:
         """What was measured before; None where nothing sound is there."""
         try:
-            known = json.loads(self.path.read_text())
+            known = json.loads(self.path.read_text(encoding="utf-8"))
             return known if all(isinstance(value, float) for value in known["metrics"].values()) else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None

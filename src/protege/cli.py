@@ -249,7 +249,7 @@ def study_command(
     from .study import run_study
 
     found = run_study(file, out, jobs=jobs, resume=resume, overwrite=overwrite, changes=parse_sets(sets or []))
-    print((out / "study.md").read_text())
+    print((out / "study.md").read_text(encoding="utf-8"))
     if any(run["status"] != "done" for run in found["runs"]):
         raise typer.Exit(1)
 
@@ -333,7 +333,10 @@ def _stopped(arguments: list[str]) -> str:
     named = [a.removeprefix("--out=") for a in arguments if a.startswith("--out=")]
     named += [following for option, following in pairwise(arguments) if option == "--out"]
     out = (named or ["runs/demo" if command == "demo" else ""])[-1]
-    if not out or not any((Path(out) / mark).exists() for mark in ("recipe.toml", "study.toml", "demo.toml")):
+    from .demo import is_demo
+    from .ownership import is_run, is_study
+
+    if not out or not any(begun(Path(out)) for begun in (is_run, is_study, is_demo)):
         return "stopped"
     again = f"protege {command} --resume --out {shlex.quote(out)}"
     return f"stopped; go on with {'the same command and --resume' if command == 'study' else again}"

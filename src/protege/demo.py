@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from typing import Any
 from rich.table import Table
 
 from .api import train
+from .errors import UserError
+from .ownership import is_run, is_study
 from .public import public
-from .recipe import write_toml
+from .recipe import read_toml, write_toml
 from .runfolder import check_out
 from .study import run_study
 from .train.progress import console
@@ -30,19 +33,26 @@ MARK = "demo.toml"
 def demo(out: str | Path = "runs/demo", *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train the teacher and run the study into ``out``; returns what the study's ``study.json`` holds."""
     out = Path(out)
-    check_out(out, resume=resume, overwrite=overwrite, mark=MARK, proof=MARK)
+    check_out(out, resume=resume, overwrite=overwrite, owned=is_demo, proof=f"{MARK} of the demo", replaced=[MARK])
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / MARK, _study(out))
     console.print("[bold]1. A teacher[/bold]: resnet20 on all 1,437 training digits, with their labels")
-    resumed = resume and (out / "teacher").exists()
+    resumed = resume and is_run(out / "teacher")
     train("zoo:resnet20", "digits", out / "teacher", epochs=25, resume=resumed, overwrite=overwrite)
     console.print(
         "[bold]2. Students[/bold]: a tiny network, 10 labelled images a class, five seeds, without and with the teacher"
     )
-    resumed, jobs = resume and (out / "study").exists(), min(2, os.cpu_count() or 1)
+    resumed, jobs = resume and is_study(out / "study"), min(2, os.cpu_count() or 1)
     found = run_study(out / MARK, out / "study", jobs=jobs, resume=resumed, overwrite=overwrite)
     _tell(found, out)
     return found
+
+
+def is_demo(folder: Path) -> bool:
+    """Whether the demo has written here."""
+    with suppress(UserError):
+        return read_toml(folder / MARK).get("name") == _study(folder)["name"]
+    return False
 
 
 def _study(out: Path) -> dict[str, Any]:

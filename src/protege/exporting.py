@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -35,13 +34,15 @@ from .data.spec import Data
 from .errors import UserError, told
 from .models import Model, count_macs, count_parameters, load_model
 from .models.storage import locate
+from .ownership import is_export
 from .public import public
 from .recipe import checked
 from .report import write_export_report
-from .runfolder import check_out, write_json
+from .runfolder import check_out
 from .shrinking import example_of, open_for
 from .tasks import TASKS
 from .train.evaluate import evaluate as run_evaluation
+from .writing import drafts, write_json
 
 KINDS = {"onnx": "model.onnx", "int8": "model_int8.pt2"}
 EXTRAS = {"onnx": (("onnx", "onnxscript", "onnxruntime"), "onnx"), "int8": (("torchao",), "quantize")}
@@ -83,14 +84,15 @@ def export(
     if to == "int8" and data is None:
         raise UserError("export to int8 got no data; expected a few images to calibrate on: give data=….")
     out = Path(out)
-    check_out(out, resume=None, overwrite=overwrite, proof=RECORD, replaced=[KINDS[to], "report.html"])
+    replaced = RECORD, KINDS[to], f"{KINDS[to]}.data", "report.html"
+    check_out(out, resume=None, overwrite=overwrite, owned=is_export, proof=RECORD, replaced=replaced)
     opened = open_for(data, image_size, model)
     original = copy_network(load_model(model, data=opened, trained=True)).cpu().eval()
     opened = opened and in_order_of(original, opened)
     raw = example_of(original, opened)
     out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".export-", dir=out) as work:  # what is there stays until the new one is whole
-        file = Path(work) / KINDS[to]
+    with drafts(out, "export") as work:  # what is there stays until the new one is whole
+        file = work / KINDS[to]
         with _quietly():
             if to == "onnx":
                 exported: nn.Module = _onnx(original, raw, file)
@@ -106,7 +108,7 @@ def export(
                 f"the ONNX file gives outputs that differ by {difference:.1e} of the largest; expected at most "
                 f"{SAME:g}: the network has an operation that ONNX computes otherwise, so export another."
             )
-        made = sorted(file.parent.iterdir())  # weights beyond a size have a file of their own
+        made = sorted(work.iterdir())  # weights beyond a size have a file of their own
         result: dict[str, Any] = {
             "version": 1,
             "to": to,
@@ -123,9 +125,9 @@ def export(
         student = {"role": "student", "spec": _named(model), **sizes, **_part(result, "float")}
         file_row = {"spec": file.name, **sizes, "bytes": result["bytes"]["exported"], **last}
         result["networks"] += [student, file_row]
+        write_json(out / RECORD, result)  # first: what lies beside it may be made anew
         for each in made:
             each.replace(out / each.name)
-        write_json(out / RECORD, result)
     write_export_report(out)
     logger.info("%s", _line(result, out / file.name))
     return result
@@ -169,7 +171,7 @@ def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, A
     if not isinstance(model, str | Path):
         return []
     try:
-        cast = json.loads((locate(Path(model)).parent / "result.json").read_text())
+        cast = json.loads((locate(Path(model)).parent / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, UserError):  # no folder, or not a run's
         return []
     rows = []

@@ -51,7 +51,7 @@ def read_text(path: Any, kind: str) -> str:
             with open(file, "rb") as opened:
                 data = opened.read(TEXT + 1)
         why = why or (f"it has more than {TEXT >> 20} MiB" if len(data) > TEXT else "")
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = told(error)
     if why:

@@ -20,7 +20,7 @@ from .labels import UNLABELLED
 from .models import Model
 from .modes import eval_mode
 from .report.segmentation import INDEX, NO_LABEL, PICTURES, TONES, palette
-from .runfolder import write_json
+from .writing import write_json
 
 VOID = 255  # the value of a pixel without a label in a picture of labels
 

@@ -25,13 +25,14 @@ from .models import Model, known_ranges
 from .models.placing import place
 from .networks import open_networks
 from .origin import deciding, legacy_origin, origin_of, refuse_another
+from .ownership import recorded
 from .pictures import segmentation_pictures
 from .probabilities import refuse_no_logits
 from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
 from .record import cast_of, for_tracker, result_of, sizes
 from .report import write_run_report
 from .report.guess import told_guess, verdict
-from .runfolder import SPECS, clear, recorded, write_json
+from .runfolder import SPECS, check_out, clear, report
 from .tasks import TASKS
 from .torch_utils import tensors_of
 from .train.agreement import agreement, judges_of
@@ -41,6 +42,7 @@ from .train.precision import on_cpu, resolve_precision
 from .train.progress import Display
 from .train.runner import Runner
 from .train.state import Corpus, Memory
+from .writing import write_json
 
 DEFAULT_VIEWS = 8  # studies/views.toml
 MONITORED = 2000  # test samples behind the curve of a run that holds nothing out
@@ -209,8 +211,8 @@ class Production:
         each = [self.settings.model_dump(include={"select", "patience"}), *self.settings.phases.values()]
         return any(one.get("select") == "best" or one.get("patience") for one in each)
 
-    def run(self, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-        """Train, and write the run folder; returns what ``result.json`` holds."""
+    def run(self, hold: Callable[[], None], *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+        """Train, and write the run folder, which is kept by ``hold``; returns what ``result.json`` holds."""
         with self.display:
             found = load_checkpoint(self.out / "checkpoint") if resume else None
             begun = recorded(self.out) if found else {}
@@ -220,15 +222,15 @@ class Production:
                 self._check_student(found[1]["student"])
             teacher, before = (begun["teacher"], begun["student"]["before"]) if begun else self._measured_before()
             self.runner.check()
-            self._open_folder(overwrite, bool(begun))
-            if teacher and teacher["metrics"]:
-                figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
-                self.display.say(f"teacher: {figures}", always=True)
             s = self.settings
             student = {"spec": s.student, **sizes(self.student, self.data, self.device), "before": before}
             cast = cast_of(s, self.data, self.runner, teacher, student, self.outline)
             cast["origin"] = origin or self.origin | {"settings": deciding(self._told())}
-            state = self.runner.run(found, cast, cast["origin"])
+            self._open_folder(hold, resume, overwrite, cast if not begun else None)
+            if teacher and teacher["metrics"]:
+                figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
+                self.display.say(f"teacher: {figures}", always=True)
+            state = self.runner.run(found, cast["origin"])
             after = self._test(self.student, "student after")
             if held := self._held_out():
                 after[1]["held_out"] = held
@@ -236,9 +238,9 @@ class Production:
         result = result_of(cast, self.runner, state, *after)
         if self.accelerator.is_main_process:
             self.student.save(self.out / "student", overwrite=True)
-            write_json(self.out / "result.json", result)
             self._draw()
-            write_run_report(self.out)
+            write_json(self.out / "result.json", result)
+            report(write_run_report, self.out)
         if self.settings.log_with:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
@@ -317,15 +319,23 @@ class Production:
                 "or set clip=1, and start again with overwrite=True."
             )
 
-    def _open_folder(self, overwrite: bool, begun: bool) -> None:
-        """The first thing written, after everything that can be wrong with the input has been checked."""
+    def _open_folder(
+        self, hold: Callable[[], None], resume: bool, overwrite: bool, cast: dict[str, Any] | None
+    ) -> None:
+        """The first thing written, after everything that can be wrong with the input has been checked; of a run that
+        begins now, its ``cast`` comes before all else."""
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
+            hold()
+            check_out(self.out, resume=resume, overwrite=overwrite)  # another may have been quicker
             if overwrite:
-                clear(self.out)
+                clear(self.out, log=False)
+        if cast is not None:
+            self.runner.begin(cast)
+        if self.accelerator.is_main_process:
             path, s = self.out / "recipe.toml", self.settings
             moved = {key: getattr(s, key) for key in SPECS}
-            write_toml(path, read_toml(path) | moved if begun else self._told())
+            write_toml(path, self._told() if cast is not None else read_toml(path) | moved)
             for write in self._remember:
                 write()
         self.accelerator.wait_for_everyone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from .paths import read_text
 from .settings import Settings
 from .synonyms import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
 from .train import FitSettings
+from .writing import write_text
 
 _PART = re.compile(r'(?:"[^"]*"|[^".])+')  # of a dotted key; a part may be quoted: variants."kd, T=0.5".lr
 _KEY = re.compile(r'((?:"[^"]*"|[^"=])*)(=?)(.*)', re.DOTALL)
@@ -228,17 +228,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:
     """Write settings as TOML, atomically, leaving out what is None."""
-    write_whole(path, tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # runs side by side write the same memo
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
 
 
 def parse_sets(assignments: list[str]) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +15,29 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from .errors import Stopped, UserError, full_disk, told
+from .ownership import CHECKPOINT, LOG, is_report, is_run, recorded
 from .paths import usable
-from .recipe import make_recipe, merge, read_toml, recipe_type, write_whole
+from .recipe import make_recipe, merge, read_toml, recipe_type
+from .writing import clear_drafts, drafts, is_draft
 
-PROOF = "metrics.jsonl"  # what only a run writes: recipes are the user's to write, too
-TRIAL = ".protege-"
+LOCK = ".protege.lock"
 SPECS = ("teacher", "student", "data")
 MODEL_FILES = ("config.json", "model.safetensors")
-OURS = (
-    "metrics.jsonl",
-    "result.json",
-    "report.html",
-    "checkpoint",
-    "student",
-    "signals",
-    "pictures",
-    "logs",
-    "recipe.toml",
-)
+# What `overwrite` removes of a run, beside its log: patterns of names by the folder they lie in.
+OURS = {
+    "signals": r"\d+",
+    "pictures": r"\d+-\w+\.(png|jpg)|index\.json",
+    "logs": r"protege",
+    "checkpoint": CHECKPOINT,
+    "student": "|".join(map(re.escape, MODEL_FILES)),
+    "": r"recipe\.toml|result\.json|report\.html",
+}
+NAMES = (LOG, "result.json", "report.html", "checkpoint", "student", "signals", "pictures", "logs", "recipe.toml")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    write_whole(path, json.dumps(value, indent=1) + "\n")
+def present(out: Path, names: Sequence[str]) -> list[Path]:
+    """What lies in a folder under these names."""
+    return [out / name for name in names if os.path.lexists(out / name)]
 
 
 def check_out(
@@ -47,14 +45,15 @@ def check_out(
     *,
     resume: bool | None,
     overwrite: bool,
-    mark: str = "recipe.toml",
-    proof: str = PROOF,
-    replaced: Sequence[str] = OURS,
+    owned: Callable[[Path], bool] = is_run,
+    proof: str = "metrics.jsonl of a run",
+    replaced: Sequence[str] = NAMES,
 ) -> None:
     """Refuse a folder that holds something, cannot be written, or is no run to resume. Leaves nothing behind.
 
-    ``mark`` is the file of a folder that can be resumed, ``proof`` that of one in which the files ``replaced`` may be.
-    ``resume`` is None where there is nothing to resume, as the work takes seconds.
+    ``owned`` tells whether the folder is one of the kind that is to be made, known by its ``proof``; of another one
+    none of the files ``replaced`` may be touched. ``resume`` is None where there is nothing to resume, as the work
+    takes seconds.
     """
     usable(out, "out", "written")
     if resume and overwrite:
@@ -67,61 +66,80 @@ def check_out(
         raise UserError(
             f"out={str(out)!r} cannot be written ({reason}); expected a writable place: name another folder."
         )
-    if not out.is_dir() or all(_passing(item) for item in out.iterdir()):
+    if not out.is_dir() or all(is_draft(item) or item.name == LOCK for item in out.iterdir()):
         return
-    if resume and (out / mark).exists():
+    mine = owned(out)
+    foreign = [] if mine else present(out, replaced)
+    if resume and not mine:
+        raise UserError(f"out={str(out)!r} holds no run to resume; expected {proof} in it: name another.")
+    if overwrite and foreign:
+        raise UserError(
+            f"overwrite=True would replace {foreign[0].name!r} in {str(out)!r}, which was made otherwise, as there is "
+            f"no {proof} beside it; expected a folder without it: name another, or move that away."
+        )
+    if resume or overwrite:
         return
-    if overwrite:
-        foreign = [name for name in replaced if (out / name).exists()]
-        if foreign and not (out / proof).exists():
-            raise UserError(
-                f"overwrite=True would replace {foreign[0]!r} in {str(out)!r}, which was made otherwise, as there is "
-                f"no {proof} beside it; expected a run's folder: name another, or move that away."
-            )
-        return
-    if resume:
-        raise UserError(f"out={str(out)!r} holds no run to resume; expected {mark} in it: name another folder.")
-    raise UserError(
-        f"out={str(out)!r} is not empty; expected a new folder: name another, or add "
-        f"{'' if resume is None else 'resume=True to go on or '}overwrite=True to start anew."
-    )
-
-
-def _passing(item: Path) -> bool:
-    """Whether it is half a file of a killed write, or another process of this run trying to write."""
-    return item.suffix == ".tmp" or item.name.startswith(TRIAL)
+    more = ""
+    if mine:
+        more = f", or add {'' if resume is None else 'resume=True to go on or '}overwrite=True to start anew"
+    elif not foreign:
+        more = ", or add overwrite=True to start beside what is there"
+    raise UserError(f"out={str(out)!r} is not empty; expected a new folder: name another{more}.")
 
 
 def _unwritable(out: Path) -> str:
     """Why no folder can be made at (or in) ``out``; empty where one can: only trying tells, on any file system."""
     try:
-        parent = next(p for p in [out, *out.absolute().parents] if p.exists() or os.path.islink(p))
-        os.rmdir(tempfile.mkdtemp(prefix=TRIAL, dir=parent))
+        with drafts(next(p for p in [out, *out.absolute().parents] if p.exists() or os.path.islink(p)), "protege"):
+            pass
     except OSError as error:
         return error.strerror or str(error)
     return ""
 
 
 @contextmanager
-def held(out: Path) -> Iterator[None]:
-    """Keep other runs on this machine out of ``out`` meanwhile; of a run's processes the first one does so."""
-    usable(out, "out", "written")
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    folder = Path(tempfile.gettempdir()) / f"protege-{os.getuid() if hasattr(os, 'getuid') else 'locks'}"
-    folder.mkdir(exist_ok=True)
-    name = hashlib.blake2b(str(out.resolve()).encode(), digest_size=8).hexdigest()
-    lock = FileLock(folder / f"{name}.lock")
+def holding(out: Path) -> Iterator[Callable[[], None]]:
+    """Gives a function that keeps other processes out of ``out``, which is there by then, until the end.
+
+    Of a run's processes the first one does so. The lock is a file in the folder, so that machines that share the disk
+    see it, too; it is removed while it is held, and whoever waits for it then begins anew.
+    """
+    taken = os.environ.get("RANK", "0") != "0"
+    with ExitStack() as until_end:
+
+        def hold() -> None:
+            nonlocal taken
+            if not taken:
+                until_end.enter_context(_lock(out, 0))
+                taken = True
+
+        yield hold
+
+
+def wait_until_free(out: Path, seconds: float = 60) -> None:
+    """Wait for another process that works in ``out``, such as a run that is being stopped."""
+    if out.is_dir():
+        with suppress(UserError), _lock(out, seconds):
+            pass
+
+
+@contextmanager
+def _lock(out: Path, seconds: float) -> Iterator[None]:
+    lock = FileLock(out / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=seconds)
     except Timeout:
         raise UserError(
             f"out={str(out)!r} is in use by another run; expected a folder of its own: wait for it or name another."
         ) from None
+    except (OSError, NotImplementedError):  # a file system without locks
+        yield
+        return
     try:
         yield
     finally:
+        with suppress(OSError):
+            (out / LOCK).unlink()
         lock.release()
 
 
@@ -131,7 +149,7 @@ def told_how_to_go_on(out: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, OSError, SafetensorError) as error:
-        begun = (out / "recipe.toml").exists()
+        begun = is_run(out)
         how = f"what was done is kept in {str(out)!r}, go on with the same call and resume=True" if begun else ""
         if full_disk(error):
             remedy = f"free some; {how}" if begun else "free some"
@@ -143,20 +161,45 @@ def told_how_to_go_on(out: Path) -> Iterator[None]:
         raise
 
 
-def clear(out: Path, proof: str = PROOF) -> None:
-    """Remove what an earlier run left in ``out``, and nothing else: a folder without ``proof`` is no run's."""
-    if not (out / proof).exists():
+def report(write: Callable[[Path], Any], out: Path) -> None:
+    """Write a report, unless a page of the user's own has its name: what was made does not suffer by that."""
+    page = out / "report.html"
+    if page.exists() and not is_report(page):
+        logging.getLogger("protege").warning("%s was made otherwise and is kept: there is no report.", page)
+    else:
+        write(out)
+
+
+def clear(out: Path, log: bool = True) -> None:
+    """Remove what an earlier run left in ``out`` and nothing else; of a folder that is no run's, nothing. The ``log``,
+    by which the folder is known, goes last or stays until another takes its place."""
+    if not is_run(out):
         return
-    for name in MODEL_FILES:
-        (out / "student" / name).unlink(missing_ok=True)
-    for name in sorted(OURS, key=lambda name: name == proof):  # the proof last: a kill leaves what can be cleared again
-        path = out / name
-        if name == "student" and path.is_dir() and any(path.iterdir()):
-            continue  # holds something else
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for name, pattern in OURS.items():
+        folder = out / name
+        if folder.is_dir():
+            clear_drafts(folder)
+            for item in folder.iterdir():
+                if re.fullmatch(pattern, item.name):
+                    remove(item)
+            if name:
+                remove_empty(folder)
+    if log:
+        (out / LOG).unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_empty(folder: Path) -> None:
+    """Delete a folder unless it holds something."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,16 +227,6 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
                 f"settings: leave {key} out, or start another folder."
             )
     return settings
-
-
-def recorded(out: Path) -> dict[str, Any]:
-    """What the run in ``out`` says of its beginning: the ``start`` event of its log; empty where there is none."""
-    try:
-        with open(out / PROOF, "rb") as file:
-            event = json.loads(file.readline())
-    except (OSError, ValueError):
-        return {}
-    return event if isinstance(event, dict) and event.get("event") == "start" else {}
 
 
 def means_the_same(old: Mapping[str, Any], key: str, value: Any) -> bool:

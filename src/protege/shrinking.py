@@ -19,12 +19,14 @@ from .errors import UserError, told
 from .models import Model, count_macs, count_parameters, known_ranges, load_model
 from .models.model import saved_source
 from .modes import eval_mode
+from .ownership import is_shrunk
 from .public import public
-from .runfolder import MODEL_FILES, check_out, write_json
+from .runfolder import MODEL_FILES, check_out
 from .surgery import Shrunk, Walk, compose, decouple, plan_alignment
 from .surgery import shrink as prune
 from .surgery.shrunk import together
 from .torch_utils import device_of
+from .writing import write_json
 
 HOWS = ("l1", "slim", "decouple")
 RECORD = "shrink.json"
@@ -63,7 +65,8 @@ def shrink(
     """
     _check_options(how, ratio, rank, out, dry_run)
     if out is not None and not dry_run:
-        check_out(Path(out), resume=None, overwrite=overwrite, proof=RECORD, replaced=MODEL_FILES)
+        replaced = RECORD, *MODEL_FILES
+        check_out(Path(out), resume=None, overwrite=overwrite, owned=is_shrunk, proof=RECORD, replaced=replaced)
     opened = open_for(data, image_size, model)
     original = copy_network(load_model(model, data=opened, trained=True))  # it may be the caller's own
     opened = opened and in_order_of(original, opened)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -22,15 +21,19 @@ from pydantic import ValidationError
 from scipy.special import stdtrit
 
 from .errors import UserError, told
+from .ownership import is_run, is_shrunk, is_study
 from .public import public
 from .recipe import read_toml, write_toml
 from .report import common_teacher, study_markdown, write_study_report
-from .runfolder import MODEL_FILES, check_out, clear, held, write_json
+from .runfolder import MODEL_FILES, check_out, clear, holding, present, remove_empty, report, wait_until_free
 from .study_file import Study, load_study, options_of, prepared_in, slug
 from .train.progress import Display
+from .train.stop import Stops
 from .workers import Worker
+from .writing import clear_drafts, write_json, write_text
 
 REMEMBERED = "teacher_samples_remembered"
+FILES = ("study.json", "study.toml", "study.md", "report.html")  # the first is what only a study writes
 WORK = ("result.json", "config.json", "checkpoint")  # of these, a folder holds something that took time
 
 
@@ -49,30 +52,69 @@ def run_study(
     ``jobs`` processes perform the runs, each with its share of the processor. A run that fails is named in the table
     and does not stop the others.
     """
-    with held(Path(out)):
-        return _perform(load_study(path, changes), Path(out), jobs, resume, overwrite)
+    study, out = load_study(path, changes), Path(out)
+
+    def check() -> None:
+        replaced = [*FILES, *_made(study.made())]
+        proof = "study.json of a study"
+        check_out(out, resume=resume, overwrite=overwrite, owned=is_study, proof=proof, replaced=replaced)
+
+    check()
+    with holding(out) as hold:
+        out.mkdir(parents=True, exist_ok=True)
+        hold()
+        check()  # another may have been quicker
+        if resume and (out / "study.toml").exists():
+            _check_same(study, out)
+        if overwrite:
+            _clear(out)
+        if not is_study(out):
+            _summarise(study, [], out)  # first: the folder is known by it
+        write_toml(out / "study.toml", study.model_dump(exclude_none=True))
+        return _perform(study, out, jobs)
 
 
-def _perform(study: Study, out: Path, jobs: int, resume: bool, overwrite: bool) -> dict[str, Any]:
-    check_out(out, resume=resume, overwrite=overwrite, mark="study.toml", proof="study.toml")
-    plan = study.model_dump(exclude_none=True)
-    if resume and (out / "study.toml").exists():
-        _check_same(study, out)
-    if overwrite:  # all of runs/ and prepared/ is the study's, also a run that has no log yet
-        for folder in [*(out / "runs").glob("*/"), *(out / "prepared").glob("*/")]:
-            clear(folder, proof="recipe.toml")
-            for name in (*MODEL_FILES, "shrink.json"):
-                (folder / name).unlink(missing_ok=True)
-            with suppress(OSError):  # it holds something else
-                folder.rmdir()
-        shutil.rmtree(out / "logs", ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    write_toml(out / "study.toml", plan)
+def _made(plan: Mapping[str, Any]) -> list[str]:
+    """What a study makes of the folders of its plan: these, and their logs."""
+    logs = [name.replace("prepared/", "prepare-").replace("runs/", "") for name in plan]
+    return [*plan, *(f"logs/{name}.{kind}" for name in logs for kind in ("log", "toml"))]
+
+
+def _clear(out: Path) -> None:
+    """Remove what the study in ``out`` made, and nothing else: the folders that its plan names and their logs, in the
+    folders of its runs and models what is theirs."""
+    made = _made(_begun(out).made()) if (out / "study.toml").exists() else []
+    for path in present(out, made) if is_study(out) else []:
+        if path.is_dir():
+            clear(path)
+            if is_shrunk(path):
+                for name in (*MODEL_FILES, "shrink.json"):
+                    (path / name).unlink(missing_ok=True)
+            clear_drafts(path)
+            remove_empty(path)
+        else:
+            path.unlink()
+    for name in ("logs", "runs", "prepared"):
+        remove_empty(out / name)
+    for path in reversed(present(out, FILES)):
+        path.unlink()
+
+
+def _begun(out: Path) -> Study:
+    """The study as it was begun in ``out``."""
+    path = out / "study.toml"
+    try:
+        return Study.model_validate(read_toml(path))
+    except ValidationError as error:
+        raise UserError(f"{str(path)!r} is of another version ({told(error)}); name another folder.") from None
+
+
+def _perform(study: Study, out: Path, jobs: int) -> dict[str, Any]:
     todo = study.planned()
     runs: list[dict[str, Any]] = []
     telling = threading.Lock()
     cores = os.cpu_count() or 1
-    with Display(True) as display, ExitStack() as started:
+    with Display(True) as display, Stops(display, True), ExitStack() as started:
         bar = display.reporter(study.name)
         with Worker(cores) as worker:
             for name, step in study.prepare.items():
@@ -113,12 +155,7 @@ def _check_same(study: Study, out: Path) -> None:
 
     A run that failed before it had anything to go on from does not count: where it is to be another, it is cleared.
     """
-    path = out / "study.toml"
-    try:
-        begun = Study.model_validate(read_toml(path)).made()
-    except ValidationError as error:
-        raise UserError(f"{str(path)!r} is of another version ({told(error)}); name another folder.") from None
-    now, failed = study.made(), []
+    begun, now, failed = _begun(out).made(), study.made(), []
     for name, then in begun.items():
         given = now.get(name, {})
         if not (out / name).exists() or then == given:
@@ -133,7 +170,7 @@ def _check_same(study: Study, out: Path) -> None:
             "change it back, remove that folder to make it anew, or name another out=…."
         )
     for folder in failed:
-        clear(folder, proof="recipe.toml")
+        clear(folder)
 
 
 def _prepare(name: str, step: Mapping[str, Any], out: Path, worker: Worker) -> Path:
@@ -190,13 +227,14 @@ def _run(recipe: dict[str, Any], folder: Path, worker: Worker) -> str:
 
 def _again(folder: Path) -> list[str]:
     """How to go on in a folder of this study: with the run begun there, else beside what is not a run's."""
-    return ["--resume"] if (folder / "recipe.toml").exists() else ["--overwrite"] if folder.exists() else []
+    wait_until_free(folder)  # of a study that was killed
+    return ["--resume"] if is_run(folder) else ["--overwrite"] if folder.exists() else []
 
 
 def _told(folder: Path, status: str) -> str:
     if status != "done":
         return status
-    metrics = json.loads((folder / "result.json").read_text())["student"]["metrics"]
+    metrics = json.loads((folder / "result.json").read_text(encoding="utf-8"))["student"]["metrics"]
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
@@ -223,7 +261,7 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
     results: list[dict[int, dict[str, Any]]] = [{} for _ in settings]  # of each setting, by seed
     for run in sorted(runs, key=lambda run: run["seed"]):
         if run["status"] == "done":
-            result = json.loads((out / run["out"] / "result.json").read_text())
+            result = json.loads((out / run["out"] / "result.json").read_text(encoding="utf-8"))
             results[settings.index(run["setting"])][run["seed"]] = result
     done = [result for mine in results for result in mine.values()]
     rows: list[dict[str, Any]] = []
@@ -276,6 +314,6 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
     }
     write_json(out / "study.json", found)
     failed = "".join(f"- {Path(r['out']).name}: {r['status']}\n" for r in runs if r["status"] != "done")
-    (out / "study.md").write_text(study_markdown(found) + (f"\nNot done:\n\n{failed}" if failed else ""))
-    write_study_report(out)
+    write_text(out / "study.md", study_markdown(found) + (f"\nNot done:\n\n{failed}" if failed else ""))
+    report(write_study_report, out)
     return found

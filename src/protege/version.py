@@ -10,7 +10,11 @@ def _version() -> str:
         return version("protege")
     except PackageNotFoundError:
         described = Path(__file__).parents[2] / "pyproject.toml"
-        return tomllib.loads(described.read_text())["project"]["version"] if described.exists() else "unknown"
+        return (
+            tomllib.loads(described.read_text(encoding="utf-8"))["project"]["version"]
+            if described.exists()
+            else "unknown"
+        )
 
 
 __version__ = _version()

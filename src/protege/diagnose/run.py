@@ -20,16 +20,18 @@ from ..methods import METHODS, Cast, Transfer
 from ..models import Model, check_classes, count_macs, count_parameters, known_ranges, load_model
 from ..models.placing import place
 from ..networks import about
+from ..ownership import is_diagnosis
 from ..probabilities import refuse_no_logits
 from ..public import public
 from ..recipe import checked
 from ..report.diagnosis import write_diagnosis_report
-from ..runfolder import check_out, held, write_json
+from ..runfolder import check_out
 from ..tasks import TASKS
 from ..teacher.similarity import logit_layer
 from ..torch_utils import same_numbers
 from ..train.precision import autocast_for, on_cpu, resolve_precision
 from ..train.progress import Display
+from ..writing import write_json
 from .measure import reading, rescaling
 from .recommend import Recommendation, facts_about, recommend
 from .relations import agreement, class_order, cosines, off_diagonal, prediction_similarity, within_minus_between
@@ -88,23 +90,23 @@ def diagnose(
     """
     if out is not None:
         out = Path(out)
-        with held(out):
-            check_out(out, resume=None, overwrite=overwrite, proof=MARK)
-            found = diagnose(
-                teacher,
-                data,
-                student=student,
-                fraction=fraction,
-                samples=samples,
-                temperature=temperature,
-                weight=weight,
-                seed=seed,
-                precision=precision,
-                **options,
-            )
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / MARK, found.result)
-            write_diagnosis_report(out)
+        replaced = MARK, "report.html"
+        check_out(out, resume=None, overwrite=overwrite, owned=is_diagnosis, proof=MARK, replaced=replaced)
+        found = diagnose(
+            teacher,
+            data,
+            student=student,
+            fraction=fraction,
+            samples=samples,
+            temperature=temperature,
+            weight=weight,
+            seed=seed,
+            precision=precision,
+            **options,
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / MARK, found.result)
+        write_diagnosis_report(out)
         return Diagnosis(found.findings, found.primary, found.recommendation, found.result, out)
     checked(fraction=fraction, samples=samples, temperature=temperature, weight=weight, seed=seed, precision=precision)
     if teacher is None:

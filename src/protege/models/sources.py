@@ -6,7 +6,6 @@ arguments it is all that `config.json` needs to build the network again. Argumen
 """
 
 import importlib
-import importlib.util
 import inspect
 import os
 import re

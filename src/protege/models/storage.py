@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as in_memory
@@ -17,10 +16,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from protege.errors import UserError
+from protege.errors import UserError, full_disk
 from protege.labels import MOST_CLASSES
 from protege.models.placing import make_writable
 from protege.torch_utils import plain_names
+from protege.writing import clear_drafts, drafts, flush
 
 OLD_PACKAGE = "understudy."  # what version 0.1 was called
 CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", 1
@@ -37,43 +37,25 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
     for name in (CONFIG, WEIGHTS):
         if (folder / name).exists() and not overwrite:
             raise UserError(f"{str(folder / name)!r} exists already; name another folder or allow overwriting.")
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (CONFIG, WEIGHTS)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(folder)
-        save_file(dict(weights), temporary[WEIGHTS])
-        temporary[CONFIG].write_text(_in_json(config) + "\n", encoding="utf-8")
-        shutil.copymode(temporary[CONFIG], temporary[WEIGHTS])  # safetensors hides its files from other users
-        for path in temporary.values():
-            _flush(path)
-        (folder / CONFIG).unlink(missing_ok=True)
-        os.replace(temporary[WEIGHTS], folder / WEIGHTS)
-        os.replace(temporary[CONFIG], folder / CONFIG)
-        _flush(folder)
+        clear_drafts(folder)
+        with drafts(folder, "model") as made:
+            save_file(dict(weights), made / WEIGHTS)
+            (made / CONFIG).write_text(_in_json(config) + "\n", encoding="utf-8")
+            shutil.copymode(made / CONFIG, made / WEIGHTS)  # safetensors hides its files from other users
+            for name in (CONFIG, WEIGHTS):
+                flush(made / name)
+            (folder / CONFIG).unlink(missing_ok=True)
+            os.replace(made / WEIGHTS, folder / WEIGHTS)
+            os.replace(made / CONFIG, folder / CONFIG)
+        flush(folder)
     except OSError as error:
+        if full_disk(error):
+            raise
         raise UserError(
             f"the model cannot be written to {str(folder)!r} ({error.strerror or error}); choose another."
         ) from error
-    finally:
-        for path in temporary.values():
-            if path.parent.is_dir():
-                path.unlink(missing_ok=True)
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove the half-written files that killed writes left in the folder, and nothing else."""
-    for path in folder.glob(".*.tmp"):
-        parts = re.fullmatch(rf"\.({re.escape(CONFIG)}|{re.escape(WEIGHTS)})\.(\d+)\.tmp", path.name)
-        if parts and not _is_written_by(int(parts[2]), path):
-            path.unlink(missing_ok=True)
-
-
-def _is_written_by(process: int, path: Path) -> bool:
-    """Whether the process of that number is one that may be writing the file: it began before the file did."""
-    try:
-        return psutil.Process(process).create_time() <= path.stat().st_mtime and process != os.getpid()
-    except (psutil.Error, OSError, OverflowError):
-        return False
 
 
 def _in_json(config: Mapping[str, Any]) -> str:
@@ -81,14 +63,6 @@ def _in_json(config: Mapping[str, Any]) -> str:
     text = json.dumps(config, indent=2, ensure_ascii=False)  # in which no string has a line break
     lists = r"\[\n\s+(-?[\d.e+-]+(?:,\n\s+-?[\d.e+-]+)*)\n\s+\]"
     return re.sub(lists, lambda found: "[" + " ".join(found[1].split()) + "]", text)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def weights_of(network: nn.Module, dtype: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from protege.errors import UserError, full_disk
+from protege.ownership import is_report
 from protege.report import words
+from protege.writing import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -33,14 +34,12 @@ def render(template: str, **content: Any) -> str:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write a file in one step: a reader sees the old report or the new one, never half of it."""
-    draft = path.with_name(f".{path.name}-{os.getpid()}")
+    """Write a report in one step: a reader sees the old one or the new one, never half of it. Raises `UserError` where
+    a page that is no report of ours would be replaced."""
+    if path.exists() and not is_report(path):
+        raise UserError(f"{path} was made otherwise and is kept: move it away, then run 'protege report' again")
     try:
-        try:
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_text(path, text)
     except OSError as error:
         remedy = "free some room on its disk" if full_disk(error) else "make its folder writable"
         raise UserError(

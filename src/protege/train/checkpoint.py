@@ -9,33 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from ..errors import UserError
+from ..ownership import CHECKPOINT
+from ..writing import clear_drafts, whole, write_json
 
 log = logging.getLogger("protege")
 KEEP = 2
 
 
-class _Out:
+class _Hashed:
     """A file that hashes what is written; it keeps an error, which torch's writer would tell as one of its own."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: bytes) -> int:
         try:
             self.file.write(data)
-        except OSError as error:
-            self.error = error
+        except BaseException as error:  # Ctrl-C may come here, too
+            self.error = self.error or error
             raise
         self.digest.update(data)
         return len(data)
@@ -44,37 +44,32 @@ class _Out:
         self.file.flush()
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[_Out]:
-    """A file that is there whole, on the disk, or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    out: _Out | None = None
-    try:
-        with open(temporary, "wb") as file:
-            out = _Out(file)
-            yield out
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except RuntimeError as error:
-        raise (out and out.error) or error from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> None:
     """Write ``state`` as checkpoint ``number``, then drop all but the last two."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("*.tmp"):  # by a kill in the middle
-        left.unlink(missing_ok=True)
+    clear_drafts(folder)
     path = folder / f"{number:08d}.pt"
-    with _whole(path) as out:
-        torch.save(state, out)  # type: ignore[arg-type]
-    with _whole(path.with_suffix(".json")) as record:
-        record.write(json.dumps({"sha256": out.digest.hexdigest()}).encode())
-    for old in sorted(folder.glob("*.json"))[:-KEEP]:
+    with whole(path) as file:
+        out = _Hashed(file)
+        try:
+            torch.save(state, out)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise out.error or _first(error) from None
+    write_json(path.with_suffix(".json"), {"sha256": out.digest.hexdigest()})
+    for old in _records(folder)[:-KEEP]:
         old.unlink()
         old.with_suffix(".pt").unlink(missing_ok=True)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What an error came from: torch's writer fails once more as it is closed."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _records(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.json") if re.fullmatch(CHECKPOINT, path.name))
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
@@ -83,10 +78,13 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     A damaged one is named in the log and the one before it is used. Raises `UserError` when all are damaged.
     """
     damaged: list[str] = []
-    for record in sorted(folder.glob("*.json"), reverse=True):
+    for record in reversed(_records(folder)):
         path = record.with_suffix(".pt")
         try:
-            if hashlib.sha256(path.read_bytes()).hexdigest() != json.loads(record.read_text())["sha256"]:
+            if (
+                hashlib.sha256(path.read_bytes()).hexdigest()
+                != json.loads(record.read_text(encoding="utf-8"))["sha256"]
+            ):
                 raise ValueError("its checksum is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:

@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from ..ownership import LOG
 from ..teacher.feed import Feed
+from ..writing import flush, write_text
 from .checkpoint import save_checkpoint
 from .running import Running, random_state
 from .state import State
@@ -36,10 +38,20 @@ class Journal:
         """Go on from checkpoint ``number``, which was saved with this state."""
         self._number, self.state = number, State(**state)
 
-    def cut_log(self) -> None:
-        """Forget the lines that were written after the checkpoint; those of the run that was killed come again."""
+    def begin(self, event: dict[str, Any]) -> None:
+        """Begin the log anew with this event, by which the folder is known as a run's (see `protege.ownership`)."""
+        line = json.dumps(event) + "\n"
         if self.writes:
-            with open(self.out / "metrics.jsonl", "ab") as file:
+            write_text(self.out / LOG, line)
+        self.state.log_bytes = len(line)
+
+    def cut_log(self) -> None:
+        """Forget the lines that were written after the checkpoint; those of the run that was killed come again. Of a
+        log that was cut the whole lines stay."""
+        if self.writes:
+            with open(self.out / LOG, "r+b") as file:
+                kept = file.read(self.state.log_bytes)
+                self.state.log_bytes = kept.rfind(b"\n") + 1
                 file.truncate(self.state.log_bytes)
 
     # ---- time -----------------------------------------------------------------------------------------------
@@ -62,7 +74,7 @@ class Journal:
     def log(self, event: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``; the epochs go to the trackers, too."""
         if self.writes:
-            path, known = self.out / "metrics.jsonl", self.state.log_bytes
+            path, known = self.out / LOG, self.state.log_bytes
             try:
                 with open(path, "ab") as file:
                     file.write(json.dumps(event).encode() + b"\n")
@@ -112,5 +124,7 @@ class Journal:
             self._number += 1
             state = {**vars(self.state), "phase_seconds": self.phase_seconds()}
             content = {"state": state, "student": self.student.state_dict(), **running, **randoms}
-            save_checkpoint(self.out / "checkpoint", self._number, content)
+            with self.stops.later():
+                flush(self.out / LOG)  # a checkpoint tells how long it is
+                save_checkpoint(self.out / "checkpoint", self._number, content)
         self._saved = time.monotonic()

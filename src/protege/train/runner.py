@@ -99,10 +99,16 @@ class Runner:
                     asked[network] = max(asked.get(network, 0), self.supply.bytes_of(source))
         return {"signals": sum(asked.values()), "checkpoints": 3 * self.plan.checkpoint_bytes(self.student)}
 
-    def run(self, found: tuple[int, dict[str, Any]] | None, cast: dict[str, Any], origin: Any = None) -> State:
+    def begin(self, cast: dict[str, Any]) -> None:
+        """Open the log with ``cast``: what is known before anything is trained, so that a report can be made meanwhile.
+
+        This is the first thing that a run writes to its folder, which is known by it.
+        """
+        self.journal.begin({"event": "start", **cast, "phases": self.plan.describe()})
+
+    def run(self, found: tuple[int, dict[str, Any]] | None, origin: Any = None) -> State:
         """Execute the phases in order, from the checkpoint ``found`` where there is one; returns the final state.
 
-        ``cast`` opens the log: what is known before anything is trained, so that a report can be made meanwhile.
         ``origin`` has digests of what must be the same when the run is resumed, and is kept in checkpoints.
         """
         saved: dict[str, Any] | None = None
@@ -112,12 +118,12 @@ class Runner:
             self.student.load_state_dict(saved["student"])
             saved = saved if "trainee" in saved else None  # saved between two phases
         self.supply.clear()
-        self.journal.cut_log()
+        if found:
+            self.journal.cut_log()
         state, phases = self.state, self.plan.phases
         state.origin = dict(origin or {})
         self.journal.begin_phase()
-        if not state.log_bytes:
-            self.journal.log({"event": "start", **cast, "phases": self.plan.describe()})
+        if not found:
             self.journal.save({})  # to go on from the weights it began with, whatever happens to a user's network
         with self.stops:
             self._run_phases(phases, saved)
@@ -232,7 +238,7 @@ class Runner:
         journal, state, corpus = self.journal, self.state, self.corpus
         fit.clock = time.perf_counter()
         view = state.epoch % corpus.views if corpus.views else state.epoch
-        paid = sum([self._fill(feed, view, fit) for feed in fit.feeds])
+        paid = sum(self._fill(feed, view, fit) for feed in fit.feeds)
         if paid:  # so that what was paid for stays counted
             journal.save(fit.state_dict())
         order = self._order(state.epoch, fit.steps)[state.step :]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from .progress import Display
@@ -23,6 +24,7 @@ class Stops:
         self.listening = listening and threading.current_thread() is threading.main_thread()
         self.waiting = False
         self.asked: int | None = None
+        self._writing, self._late = False, False
         self._process = os.getpid()
         self._before: dict[int, object] = {}
 
@@ -43,12 +45,26 @@ class Stops:
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
             if number != signal.SIGINT:
                 os.kill(os.getpid(), number)
+        elif self._writing:
+            self._late = self._late or not self.waiting or self.asked is not None
+            self.asked = self.asked or number
         elif self.waiting and self.asked is None:
             self.asked = number
             with suppress(RuntimeError):  # it came while something was being written
                 self.display.say("stopping after this update; once more stops at once", always=True)
         else:
             raise _ending(number)
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Inside, nothing ends: what comes while a checkpoint is written is kept until it is whole."""
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
+        if self._late:
+            self.heed()
 
     def heed(self) -> None:
         """Raise what was asked for meanwhile."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -74,7 +75,10 @@ class Supply:
     def clear(self) -> None:
         """Delete the passing signals, also those that a killed run left behind."""
         if self.accelerator.is_local_main_process:
-            shutil.rmtree(self.passing, ignore_errors=True)
+            for phase in self.passing.glob("[0-9]*"):
+                shutil.rmtree(phase, ignore_errors=True)
+            with suppress(OSError):  # it is not there, or holds something else
+                self.passing.rmdir()
         self.accelerator.wait_for_everyone()
 
     def fill(self, feed: Feed, view: int, between: Callable[[], None]) -> int:
