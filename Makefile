@@ -3,7 +3,7 @@ VENV := .venv
 ADAPTERS := .venv-adapters
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-adapters lint types check clean
+.PHONY: demo test kill test-adapters lint types check clean
 
 # The environment is made once and again whenever its description changes.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -22,6 +22,10 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+# An hour of kills: runs of every method and studies, killed at any moment and resumed, are bit for bit what others are.
+kill: $(VENV)/.dev
+	$(BIN)/python tests/kill.py --work runs/kills
 
 # torchvision, which timm needs, breaks other imports where it does not fit torch: its tests have their own environment.
 $(ADAPTERS)/.ready: pyproject.toml constraints.txt

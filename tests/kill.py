@@ -177,8 +177,9 @@ def left_behind(here: Path) -> list[str]:
 class Killer:
     """Kills runs in a work folder, each compared with an undisturbed one, which is made when it is first needed."""
 
-    def __init__(self, work: Path, seed: int) -> None:
+    def __init__(self, work: Path, seed: int, only: list[str]) -> None:
         self.work, self.seed = work, seed
+        self.runs, self.studies = [name for name in only if name != STUDY], STUDY in only
         self.teacher = work / "teacher" / "student"
         self.expected: dict[str, dict[str, Any]] = {}
         self.operations: dict[str, list[str]] = {}
@@ -211,7 +212,7 @@ class Killer:
     def kill(self, kind: str, number: int) -> dict[str, Any]:
         """One run that is killed, and what was wrong with what became of it."""
         dice = random.Random(f"{self.seed} {kind} {number}")
-        name = STUDY if number % 20 == 10 else list(RUNS)[number % len(RUNS)]
+        name = STUDY if self.studies and number % 20 == 10 else self.runs[number % len(self.runs)]
         self.reference(name)
         here = prepared(self.work / f"{kind}-{number}", name)
         mine = {path: f"mine: {path}" for path in MINE if "/" not in path or path.startswith("plots")}
@@ -295,10 +296,11 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=300, help="kills at random moments")
     parser.add_argument("--files", type=int, default=300, help="kills at file operations")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, metavar="RUN", help="of these")
     given = parser.parse_args()
     torch.set_num_threads(1)
     work = given.work.resolve() / f"seed-{given.seed}"
-    killer = Killer(work, given.seed)
+    killer = Killer(work, given.seed, given.only)
     record = work / "kills.jsonl"
     done = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     known = {(line["kind"], line["number"]) for line in done}
