@@ -44,12 +44,10 @@ class Worker:
         log.touch()
         begin = log.stat().st_size
         if self._process is None or self._process.poll() is not None:
-            command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
-            self._process = (
-                subprocess.Popen(  # in a session of its own: Ctrl-C reaches it through the one that started it
-                    command, stdin=pipe, stdout=pipe, env=self._environment, text=True, start_new_session=True
-                )
-            )
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            # in a session of its own: Ctrl-C reaches it through the one that started it
+            command = [sys.executable, "-m", __name__]
+            self._process = subprocess.Popen(command, env=self._environment, start_new_session=True, **pipes)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(OSError):  # it ended
