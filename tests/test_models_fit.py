@@ -291,4 +291,4 @@ def test_a_folder_whose_module_is_elsewhere(tmp_path, monkeypatch):
     del sys.modules["my_nets_e"]
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != os.getcwd()])
     monkeypatch.chdir(tmp_path)
-    refused("run it where my_nets_e.py is, or put its folder on PYTHONPATH", spec=folder)
+    refused("run it where my_nets_e.py is, or put its folder on PYTHONPATH", spec=folder, trust=True)

@@ -171,7 +171,7 @@ def test_the_users_factory(tmp_path, monkeypatch):
     model = load_model("my_nets_a:thin?width=6", data=Pictures())
     assert model.network[0].out_channels == 6
     assert load_model("my_nets_a:fixed", data=Pictures()).network[3].out_features == 3
-    again = load_model(model.save(tmp_path / "saved"))
+    again = load_model(model.save(tmp_path / "saved"), trust=True)
     assert torch.equal(again.eval()(pictures()), model.eval()(pictures()))
     refused("KeyError", "weights", spec="my_nets_a:broken", data=Pictures())
     refused("str", "nn.Module", spec="my_nets_a:text")
@@ -181,8 +181,8 @@ def test_the_users_factory(tmp_path, monkeypatch):
 
 
 def test_a_factory_module_that_fails_on_import(tmp_path, monkeypatch):
-    (tmp_path / "my_nets_b.py").write_text("import no_such_package_here\n")
-    (tmp_path / "my_nets_c.py").write_text("def (:\n")
+    (tmp_path / "my_nets_b.py").write_text("from no_such_package_here import net\n")
+    (tmp_path / "my_nets_c.py").write_text("def net(:\n")
     monkeypatch.chdir(tmp_path)
     refused("my_nets_b", "no_such_package_here", spec="my_nets_b:net", num_classes=3)
     refused("my_nets_c", "SyntaxError", spec="my_nets_c:net", num_classes=3)

@@ -288,11 +288,11 @@ def test_code_that_has_changed_since_is_told(tmp_path, monkeypatch):
     (tmp_path / "net_that_changes.py").write_text(code.format("sin()"))
     monkeypatch.syspath_prepend(tmp_path)
     folder = load_model("net_that_changes:Net", data=Pictures()).save(tmp_path / "model")
-    load_model(folder)
+    load_model(folder, trust=True)
     (tmp_path / "net_that_changes.py").write_text(code.format("cos()   "))
     del sys.modules["net_that_changes"]
     with pytest.raises(UserError, match="its code has changed"):
-        load_model(folder)
+        load_model(folder, trust=True)
 
 
 # recurrent and other networks, through a whole run

@@ -35,6 +35,7 @@ from protege.train import Fit
 
 BASE = {"student": "zoo:mlp", "data": "digits", "method": "none"}
 GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its default
+    "trust": True,
     "teacher": "runs/teacher",
     "student": "zoo:mlp",
     "data": "digits",

@@ -26,7 +26,9 @@ from .diagnose import at_chance, causes_of_chance, diagnose
 from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
 from .models import Model, known_ranges, load_model
+from .models.description import read_description
 from .models.placing import place
+from .models.trust import is_typed
 from .ownership import is_run
 from .paths import usable
 from .probabilities import refuse_no_logits
@@ -132,14 +134,15 @@ def evaluate(
     image_size: int | None = None,
     memory_limit: int = 4 * GIB,
     precision: str = "auto",
+    trust: bool = False,
 ) -> dict[str, float]:
     """Metrics of a model on a split (``train``, ``val`` or ``test``) of data, without augmentation.
 
     ``all`` are all samples of data that has no splits, and is the default of a single Dataset; else it is ``test``,
     which of data without such a split is the fifth that a run holds out, or all where that leaves a class without
     samples. The number of classes, their order and names are the model's, where it knows them. ``image_size`` and
-    ``memory_limit`` (bytes) are those of `protege.data.load_data`. Raises `UserError` for bad input and for outputs
-    that are not finite.
+    ``memory_limit`` (bytes) are those of `protege.data.load_data`, ``trust`` is that of
+    `load_model`. Raises `UserError` for bad input and for outputs that are not finite.
     """
     single = data is not None and not isinstance(data, str | Path | Data) and not has_splits(data)
     chosen = split or ("all" if single else "test")
@@ -154,7 +157,7 @@ def evaluate(
         raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change split=….")
     if split is None and loaded.test is None and loaded.labelled:  # too few to hold some out
         loaded = replace(loaded, test=loaded.train)
-    network = load_model(model, data=loaded, trained=True)
+    network = load_model(model, data=loaded, trained=True, trust=trust)
     guessed = loaded.numbering == SORTED and not network.named
     loaded = in_order_of(network, loaded)
     samples = loaded.test if whole else getattr(loaded, chosen)
@@ -231,7 +234,7 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"method 'auto' has no {key}; expected one to look at: add --{key}.")
     options = {key: given[key] for key in ("fraction", "samples", "seed", "precision") if given.get(key) is not None}
     typed = make_recipe({k: v for k, v in given.items() if k in Recipe.model_fields} | {"method": "kd"})
-    options = {key: getattr(typed, key) for key in options}
+    options = {key: getattr(typed, key) for key in options} | {"trust": typed.trust}
     cast = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
     found = diagnose(**cast, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit))
     if at_chance(found.result["teacher"]["transfer"]):
@@ -340,5 +343,7 @@ def _finished(settings: Recipe, given: dict[str, Any], objects: dict[str, Any], 
         report(write_run_report, out)
     own = objects.get("student")
     network = None if own is None else getattr(own, "network", own)
-    student = load_model(str(out / "student"), network=network)
+    place = out / "student"
+    trust = settings.trust or is_typed(read_description(place), settings.student)  # the run made it
+    student = load_model(place, network=network, trust=trust)
     return Result(student, result["student"]["metrics"], result, out)

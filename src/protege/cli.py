@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from .commands_shrink import export_command, shrink_command
+from .commands_shrink import Trust, export_command, shrink_command
 from .errors import UserError, full_disk, in_bytes, nearest, out_of_memory, told
 from .flags import InFlags, in_flags
 from .methods import METHODS
 from .methods.method import MethodSettings
+from .models.trust import commanded
 from .recipe import Recipe, merge, parse_sets, read_toml
 from .synonyms import COMMAND_NAMES, SETTING_NAMES
 from .train.progress import console
@@ -188,11 +189,13 @@ def evaluate_command(
     split: Annotated[str | None, typer.Option(help="train, val, test, or all of data without splits")] = None,
     image_size: Annotated[int | None, typer.Option(help="side images are brought to")] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32")] = "auto",
+    trust: Trust = False,
 ) -> None:
     """Measure a model on a data set; prints JSON."""
     from .api import evaluate
 
-    print(json.dumps(evaluate(model, data, split=split, image_size=image_size, precision=precision), indent=1))
+    options = {"split": split, "image_size": image_size, "precision": precision, "trust": trust}
+    print(json.dumps(evaluate(model, data, **options), indent=1))  # type: ignore[arg-type]
 
 
 @app.command("diagnose")
@@ -210,6 +213,7 @@ def diagnose_command(
     image_size: Annotated[int | None, typer.Option(help="side images are brought to")] = None,
     seed: Annotated[int, typer.Option(help="of the choice of samples and a fresh student's weights")] = 0,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32")] = "auto",
+    trust: Trust = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the diagnosis in --out")] = False,
 ) -> None:
     """Read a teacher before using it: what may go wrong, and which method and settings to take."""
@@ -227,6 +231,7 @@ def diagnose_command(
         seed=seed,
         precision=precision,
         overwrite=overwrite,
+        trust=trust,
         image_size=image_size,
     )
     print(f"{found}\n\nReport: {out / 'report.html'}")
@@ -243,12 +248,14 @@ def study_command(
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side, each a process of its own")] = 1,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    trust: Trust = False,
     sets: Sets = None,
 ) -> None:
     """Run a grid of runs and write one table."""
     from .study import run_study
 
-    found = run_study(file, out, jobs=jobs, resume=resume, overwrite=overwrite, changes=parse_sets(sets or []))
+    changes = parse_sets(sets or [])
+    found = run_study(file, out, jobs=jobs, resume=resume, overwrite=overwrite, trust=trust, changes=changes)
     print((out / "study.md").read_text(encoding="utf-8"))
     if any(run["status"] != "done" for run in found["runs"]):
         raise typer.Exit(1)
@@ -291,7 +298,8 @@ def main() -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("protege").setLevel(logging.INFO)
     try:
-        status = app(args=arguments, prog_name="protege", standalone_mode=False)
+        with commanded():
+            status = app(args=arguments, prog_name="protege", standalone_mode=False)
         if status == 130:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)

@@ -9,6 +9,7 @@ import typer
 
 from .errors import UserError
 
+Trust = Annotated[bool, typer.Option("--trust", help="run the Python that the folder of a model names to build it")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is in --out")]
 
 
@@ -38,6 +39,7 @@ def shrink_command(
     data: Annotated[str | None, typer.Option(help="data spec, for the image size and the accuracy")] = None,
     image_size: Annotated[int | None, typer.Option(help="side its images are brought to, as in distill")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the shrunk model")] = None,
+    trust: Trust = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sizes and write nothing")] = False,
 ) -> None:
@@ -46,6 +48,7 @@ def shrink_command(
 
     chosen = None if layers is None else [name.strip() for name in layers.split(",")]
     options = {"ratio": parse_ratio(ratio), "macs": macs, "layers": chosen, "rank": rank, "image_size": image_size}
+    options["trust"] = trust
     shrink(model, how=how, **options, data=data, out=out, overwrite=overwrite, dry_run=dry_run)  # type: ignore[arg-type]
 
 
@@ -58,10 +61,11 @@ def export_command(
     samples: Annotated[int, typer.Option(help="int8: images to calibrate on")] = 200,
     seed: Annotated[int, typer.Option(help="which images these are")] = 0,
     compiled: Annotated[bool, typer.Option("--compiled", help="int8: also compile and time it")] = False,
+    trust: Trust = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model as ONNX or int8, checked against the model itself."""
     from .exporting import export
 
-    options = {"image_size": image_size, "samples": samples, "seed": seed, "compiled": compiled}
+    options = {"image_size": image_size, "samples": samples, "seed": seed, "compiled": compiled, "trust": trust}
     export(model, to=to, out=out, data=data, overwrite=overwrite, **options)  # type: ignore[arg-type]

@@ -65,6 +65,7 @@ def export(
     seed: int = 0,
     compiled: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Write the model to the folder ``out`` as ``to`` ("onnx" or "int8"), and return what ``export.json`` there holds.
 
@@ -74,7 +75,7 @@ def export(
     compiles the int8 program and times it, which takes a C++ compiler and a minute. `export.json`: sizes in bytes, the
     largest difference of outputs as a share of the largest output, seconds an image, metrics as fractions, and under
     ``networks`` the same of the teacher and of the student before, where a run made the model; `report.html` shows
-    them side by side. Raises
+    them side by side. ``trust`` is that of `protege.load_model`. Raises
     `UserError` for bad input, a missing extra, and an ONNX file that computes something else.
     """
     if to not in KINDS:
@@ -87,7 +88,7 @@ def export(
     replaced = RECORD, KINDS[to], f"{KINDS[to]}.data", "report.html"
     check_out(out, resume=None, overwrite=overwrite, owned=is_export, proof=RECORD, replaced=replaced)
     opened = open_for(data, image_size, model)
-    original = copy_network(load_model(model, data=opened, trained=True)).cpu().eval()
+    original = copy_network(load_model(model, data=opened, trained=True, trust=trust)).cpu().eval()
     opened = opened and in_order_of(original, opened)
     raw = example_of(original, opened)
     out.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,13 @@ def about(role: str, spec: Any) -> Iterator[None]:
 
 
 def open_networks(
-    given: Mapping[str, Any], teacher_spec: str | None, student_spec: str, data: Data, seed: int, device: torch.device
+    given: Mapping[str, Any],
+    teacher_spec: str | None,
+    student_spec: str,
+    data: Data,
+    seed: int,
+    device: torch.device,
+    trust: bool,
 ) -> tuple[Model | None, Model, Data]:
     """The teacher (if there is to be one), the student, and the data in the order of the teacher's classes, else of the
     student's, by which the student is named. ``given`` has the networks by role, or their specs."""
@@ -39,11 +45,11 @@ def open_networks(
         check_complete(data)
     else:
         with about("teacher", teacher_spec):
-            teacher = load_model(given["teacher"], data=data, trained=True)
+            teacher = load_model(given["teacher"], data=data, trained=True, trust=trust)
             data = in_order_of(teacher.to(device), data)
         torch.manual_seed(seed)  # a fresh student is the same whatever teaches it
     with about("student", student_spec):
-        student = load_model(given["student"], data=data)
+        student = load_model(given["student"], data=data, trust=trust)
         if data.ranges:  # what it learns from is what it will read
             student.input = replace(student.input, ranges=data.ranges)
         if teacher is None:  # one that was trained before knows its classes

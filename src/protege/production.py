@@ -76,7 +76,9 @@ class Production:
             )
         if not data.labelled:
             self._check_without_labels(data)
-        self.teacher, self.student, loaded = open_networks(given, s.teacher, s.student, data, s.seed, self.device)
+        self.teacher, self.student, loaded = open_networks(
+            given, s.teacher, s.student, data, s.seed, self.device, s.trust
+        )
         val, test = (samples and samples.to(self.device) for samples in (loaded.val, loaded.test))
         data = replace(loaded, train=loaded.train.to(self.device), val=val, test=test)
         self.data, self.task = data, TASKS[data.task]
@@ -334,7 +336,7 @@ class Production:
             self.runner.begin(cast)
         if self.accelerator.is_main_process:
             path, s = self.out / "recipe.toml", self.settings
-            moved = {key: getattr(s, key) for key in SPECS}
+            moved = {key: getattr(s, key) for key in (*SPECS, "trust")}
             write_toml(path, self._told() if cast is not None else read_toml(path) | moved)
             for write in self._remember:
                 write()

@@ -97,6 +97,7 @@ class Recipe(FitSettings):
         description="processes that decode streamed images; default: as many as threads, at most 8",
     )
 
+    trust: bool = Field(False, description="run the Python that the folder of a model names to build it")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and choice of samples")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")
     cache: str | None = Field(None, description="folder of the teacher's signals; default: by fingerprint, shared")

@@ -218,7 +218,7 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         before = old.get(key)
         if key not in recipe_type(str(old.get("method", "kd"))).model_fields:
             make_recipe(merge(old, {key: value}))  # says what is wrong with it
-        if known and key in SPECS and before is not None:
+        if key == "trust" or (known and key in SPECS and before is not None):
             settings[key] = value
         elif before != value and not means_the_same(old, key, value):
             begun = "its default" if before is None else repr(before)

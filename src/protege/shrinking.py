@@ -47,6 +47,7 @@ def shrink(
     image_size: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    trust: bool = False,
     dry_run: bool = False,
 ) -> Model:
     """Shrink a model and leave it as a folder in ``out``, with a ``shrink.json`` that tells the sizes.
@@ -58,7 +59,8 @@ def shrink(
     it still has of the network that was first shrunk (of a model shrunk twice: of the first).
 
     ``data`` gives a network that takes images of any size the size to count at (brought to ``image_size`` as in a run
-    with it), and the accuracy before and after; its labels are used for nothing else. With ``dry_run`` nothing is
+    with it), and the accuracy before and after; its labels are used for nothing else. ``trust`` is that of
+    `protege.load_model`. With ``dry_run`` nothing is
     written. ``shrink.json`` and warnings name the layers that stay whole because removing channels of theirs would
     change more than that they are gone (``left_out``), and tell beforehand where `fskd` would refuse the result
     (``fskd``). Raises `UserError` for bad input, before anything is written.
@@ -68,7 +70,7 @@ def shrink(
         replaced = RECORD, *MODEL_FILES
         check_out(Path(out), resume=None, overwrite=overwrite, owned=is_shrunk, proof=RECORD, replaced=replaced)
     opened = open_for(data, image_size, model)
-    original = copy_network(load_model(model, data=opened, trained=True))  # it may be the caller's own
+    original = copy_network(load_model(model, data=opened, trained=True, trust=trust))  # it may be the caller's own
     opened = opened and in_order_of(original, opened)
     raw = example_of(original, opened)
     prepared = original.prepared(raw)

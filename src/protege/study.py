@@ -21,12 +21,15 @@ from pydantic import ValidationError
 from scipy.special import stdtrit
 
 from .errors import UserError, told
+from .models.description import read_description
+from .models.storage import locate
+from .models.trust import is_typed, names_code
 from .ownership import is_run, is_shrunk, is_study
 from .public import public
 from .recipe import read_toml, write_toml
 from .report import common_teacher, study_markdown, write_study_report
 from .runfolder import MODEL_FILES, check_out, clear, holding, present, remove_empty, report, wait_until_free
-from .study_file import Study, load_study, options_of, prepared_in, slug
+from .study_file import Study, load_study, options_of, prepared_in, slug, texts_in
 from .train.progress import Display
 from .train.stop import Stops
 from .workers import Worker
@@ -45,12 +48,14 @@ def run_study(
     jobs: int = 1,
     resume: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run a study file's grid into ``out`` and return what ``study.json`` holds.
 
     ``jobs`` processes perform the runs, each with its share of the processor. A run that fails is named in the table
-    and does not stop the others.
+    and does not stop the others. ``trust`` is that of `protege.load_model` for all models that
+    the file names, where it does not say it of some itself.
     """
     study, out = load_study(path, changes), Path(out)
 
@@ -71,7 +76,7 @@ def run_study(
         if not is_study(out):
             _summarise(study, [], out)  # first: the folder is known by it
         write_toml(out / "study.toml", study.model_dump(exclude_none=True))
-        return _perform(study, out, jobs)
+        return _perform(study, out, jobs, trust)
 
 
 def _made(plan: Mapping[str, Any]) -> list[str]:
@@ -109,8 +114,12 @@ def _begun(out: Path) -> Study:
         raise UserError(f"{str(path)!r} is of another version ({told(error)}); name another folder.") from None
 
 
-def _perform(study: Study, out: Path, jobs: int) -> dict[str, Any]:
+def _perform(study: Study, out: Path, jobs: int, trust: bool) -> dict[str, Any]:
     todo = study.planned()
+
+    def allowed(settings: dict[str, Any]) -> dict[str, Any]:
+        return {"trust": True, **settings} if trust or _is_own(settings, study, out) else settings
+
     runs: list[dict[str, Any]] = []
     telling = threading.Lock()
     cores = os.cpu_count() or 1
@@ -118,7 +127,7 @@ def _perform(study: Study, out: Path, jobs: int) -> dict[str, Any]:
         bar = display.reporter(study.name)
         with Worker(cores) as worker:
             for name, step in study.prepare.items():
-                display.say(f"prepared {name}: {_prepare(name, step, out, worker)}", always=True)
+                display.say(f"prepared {name}: {_prepare(name, allowed(step), out, worker)}", always=True)
 
         workers = [started.enter_context(Worker(max(1, cores // jobs))) for _ in range(jobs)]
         idle: SimpleQueue[Worker] = SimpleQueue()
@@ -130,7 +139,7 @@ def _perform(study: Study, out: Path, jobs: int) -> dict[str, Any]:
             folder = out / "runs" / slug(setting, seed)
             worker = idle.get()
             try:
-                status = _run(_resolved(study.recipe_of(setting, seed), out), folder, worker)
+                status = _run(_resolved(allowed(study.recipe_of(setting, seed)), out), folder, worker)
             finally:
                 idle.put(worker)
             run = {"setting": setting, "seed": seed, "out": str(folder.relative_to(out)), "status": status}
@@ -181,7 +190,8 @@ def _prepare(name: str, step: Mapping[str, Any], out: Path, worker: Worker) -> P
         options = _resolved(options_of(step), out)
         logs = out / "logs"
         if step["command"] == "shrink":
-            given = [f"--{key.replace('_', '-')}={_word(value)}" for key, value in options.items()]
+            given = ["--trust"] if options.get("trust") else []
+            given += [f"--{key.replace('_', '-')}={_word(options[key])}" for key in options if key != "trust"]
         else:
             recipe = logs / f"prepare-{name}.toml"
             recipe.parent.mkdir(parents=True, exist_ok=True)
@@ -209,6 +219,16 @@ def _resolved(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
         return value if made is None else str(made / "student" if (made / "recipe.toml").exists() else made)
 
     return {key: folder(value) for key, value in settings.items()}
+
+
+def _is_own(settings: Mapping[str, Any], study: Study, out: Path) -> bool:
+    """Whether code that the folders of these settings' models name is what the study's file names: they made it."""
+    found, typed = [], list(texts_in(study.model_dump()))
+    for value, place in zip(settings.values(), _resolved(settings, out).values(), strict=True):
+        with suppress(UserError, OSError):  # no folder, or one that nothing can be built of
+            if isinstance(place, str) and names_code(description := read_description(locate(Path(place)))):
+                found.append(value != place and any(is_typed(description, text) for text in typed))
+    return bool(found) and all(found)
 
 
 def _run(recipe: dict[str, Any], folder: Path, worker: Worker) -> str:

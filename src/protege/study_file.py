@@ -25,22 +25,37 @@ Recipes, and tables of ``prepare`` further down, name the model that it makes as
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import UserError, nearest
+from .errors import UserError, nearest, shown
 from .recipe import labels_only, make_recipe, merge, read_toml
 from .report.table import say
 from .shrinking import shrink
 
 PREPARED = "prepared:"
+LONGEST = 200  # bytes of a folder's name: with what its log is called beside it, a file system takes 255
 PREPARING = ("train", "distill", "shrink")
+
+
+def _plain(name: str) -> str:
+    """The name, where it can be that of a folder on any system; it becomes one."""
+    if (
+        re.search(r'[/\\<>:"|?*\x00-\x1f\x7f]', name)
+        or name.strip(". ") != name
+        or not name
+        or len(name.encode()) > LONGEST
+        or re.fullmatch(r"(con|prn|aux|nul|(com|lpt)\d)(\..*)?", name, re.IGNORECASE)
+    ):
+        raise ValueError(f"{shown(name)} cannot be the name of a folder, which is made for it")
+    return name
 
 
 class Study(BaseModel):
@@ -55,7 +70,7 @@ class Study(BaseModel):
     grid: dict[str, list[Any]] = Field(default_factory=dict)
     cases: dict[str, dict[str, Any]] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    prepare: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    prepare: dict[Annotated[str, AfterValidator(_plain)], dict[str, Any]] = Field(default_factory=dict)
 
     def settings(self) -> list[dict[str, Any]]:
         """One setting for each row of the table: grid keys, ``case`` and ``variant`` where there are such."""
@@ -74,6 +89,7 @@ class Study(BaseModel):
         runs = {f"runs/{slug(*run)}": self.recipe_of(*run) for run in self.planned()}
 
         def whole(values: dict[str, Any]) -> dict[str, Any]:
+            values = {key: value for key, value in values.items() if key != "trust"}  # may be given later
             needs = {name: whole(self.prepare[name]) for name in prepared_in(values)}
             return {**values, "prepare": needs} if needs else values
 
@@ -168,12 +184,23 @@ def options_of(step: Mapping[str, Any]) -> dict[str, Any]:
 
 def prepared_in(value: Any) -> list[str]:
     """Every NAME of a ``prepared:NAME`` in nested values."""
+    return [text.removeprefix(PREPARED) for text in texts_in(value) if text.startswith(PREPARED)]
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in nested values, keys left out."""
     if isinstance(value, str):
-        return [value.removeprefix(PREPARED)] if value.startswith(PREPARED) else []
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []
-    return [name for each in inner for name in prepared_in(each)]
+        yield value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for each in inner:
+        yield from texts_in(each)
 
 
 def slug(setting: Mapping[str, Any], seed: int) -> str:
+    """The folder of a run, named by its setting and seed; of a long name the beginning, and a digest of it all."""
     parts = [f"{key}-{value}" for key, value in setting.items()] + [f"seed-{seed}"]
-    return re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+    name = re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+    if len(name.encode()) <= LONGEST:
+        return name
+    digest = hashlib.blake2b("_".join(parts).encode(), digest_size=8).hexdigest()
+    return f"{name.encode()[: LONGEST - 20].decode(errors='ignore')}-{digest}"

@@ -46,7 +46,7 @@ class Worker:
         if self._process is None or self._process.poll() is not None:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             # in a session of its own: Ctrl-C reaches it through the one that started it
-            command = [sys.executable, "-m", __name__]
+            command = [sys.executable, "-P", "-m", __name__]  # -P: not from the working directory
             self._process = subprocess.Popen(command, env=self._environment, start_new_session=True, **pipes)
         assert self._process.stdin is not None
         assert self._process.stdout is not None

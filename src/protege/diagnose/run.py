@@ -76,6 +76,7 @@ def diagnose(
     seed: int = 0,
     precision: str = "auto",
     overwrite: bool = False,
+    trust: bool = False,
     **options: Any,
 ) -> Diagnosis:
     """Read a teacher before using it: measures, a verdict for each way distillation fails, and what to do.
@@ -83,7 +84,7 @@ def diagnose(
     ``fraction``, ``samples`` and ``seed`` choose the transfer set as `distill` does; at most 10,000 samples of it and
     of the test set are looked at, the transfer set augmented once as the student will see it. ``temperature`` and
     ``weight`` are T and λ of the distillation that is meant (T by default 4, for text 1). ``options`` are those of
-    `protege.data.load_data`.
+    `protege.data.load_data`, ``trust`` is that of `protege.load_model`.
     Writes ``diagnosis.json`` and ``report.html`` into ``out`` where given.
 
     Raises `UserError` for bad input, before anything is written.
@@ -102,6 +103,7 @@ def diagnose(
             weight=weight,
             seed=seed,
             precision=precision,
+            trust=trust,
             **options,
         )
         out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,7 @@ def diagnose(
             "folder for each class, or distil without a diagnosis (method='fskd' or 'kd')."
         )
     cast = {"student": student, "teacher": teacher}
-    models, loaded = _opened(cast, loaded, seed)
+    models, loaded = _opened(cast, loaded, seed, trust)
     positions = choose(
         loaded.train.labels, fraction=fraction, samples=samples, seed=seed, count=len(loaded.train), each=False
     )
@@ -173,16 +175,16 @@ def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Sta
     return None
 
 
-def _opened(cast: dict[str, Any], data: Data, seed: int) -> tuple[dict[str, Model], Data]:
+def _opened(cast: dict[str, Any], data: Data, seed: int, trust: bool) -> tuple[dict[str, Model], Data]:
     """The networks, and the data in the order of the teacher's classes."""
     with about("teacher", cast["teacher"]):
-        teacher = load_model(cast["teacher"], data=data, trained=True)
+        teacher = load_model(cast["teacher"], data=data, trained=True, trust=trust)
         data = in_order_of(teacher, data)
     if cast["student"] is None:
         return {"teacher": teacher}, data
     torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
     with about("student", cast["student"]):
-        student = load_model(cast["student"], data=data)
+        student = load_model(cast["student"], data=data, trust=trust)
         check_classes(student, data)
     return {"student": student, "teacher": teacher}, data
 

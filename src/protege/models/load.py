@@ -15,12 +15,14 @@ from protege.copying import copy_network
 from protege.errors import UserError, shown
 from protege.labels import MOST_CLASSES
 from protege.models import sources, storage, transformers_adapter, zoo
+from protege.models.description import Description, read_description
 from protege.models.fit import DataLike, output_classes
 from protege.models.inputs import InputSpec
 from protege.models.model import Model
 from protege.models.placing import channels_last
 from protege.models.saving import checked
 from protege.models.specs import TOKENS, channels_of, has_tokens, input_for, input_from_timm, input_of, spread
+from protege.models.trust import FETCHING, names_code, refuse_untrusted
 from protege.naming import numbers
 from protege.paths import usable
 from protege.surgery import rebuild
@@ -36,6 +38,7 @@ def load_model(
     num_classes: int | None = None,
     network: nn.Module | None = None,
     trained: bool = False,
+    trust: bool = False,
 ) -> Model:
     """The model that `spec` names.
 
@@ -51,7 +54,9 @@ def load_model(
 
     `data` gives a fresh network its classes, channels and normalisation; without it, `num_classes` is
     needed. A `trained` network (a teacher) knows its classes already: it keeps the number of outputs that it
-    has by itself where that suffices, and takes no names from the data. Fresh weights come from torch's global
+    has by itself where that suffices, and takes no names from the data. Of what a folder names only networks by scheme
+    are built; where it names Python, as one made of a factory does, that is run with `trust` alone, but for a class of
+    networks that the program has imported itself and that is called on numbers. Fresh weights come from torch's global
     random numbers. Raises `UserError` for anything that cannot be loaded.
     """
     if not isinstance(network, nn.Module | None):
@@ -79,7 +84,7 @@ def load_model(
         or os.path.exists(spec)
         or not sources.is_source(spec.split("?")[0])
     ):
-        return _from_folder(usable(spec, "model"), network, bare=spec if isinstance(spec, str) else "")
+        return _from_folder(usable(spec, "model"), network, trust, bare=spec if isinstance(spec, str) else "")
     name, arguments = sources.split_query(spec)
     scheme, _, rest = name.partition(":")
     if scheme == "zoo":
@@ -123,7 +128,7 @@ def _from_timm(
     if not own_head:
         arguments = arguments | {"num_classes": _class_count(f"timm:{name}", arguments, data, num_classes)}
     network = sources.build_timm(name, arguments)
-    arguments = {key: value for key, value in arguments.items() if key not in ("pretrained", "checkpoint_path")}
+    arguments = {key: value for key, value in arguments.items() if key not in FETCHING["timm"]}
     arguments.setdefault("num_classes", int(getattr(network, "num_classes", 0)))
     spec = input_from_timm(network, keep_size=pretrained, image_size=arguments.get("img_size"))
     spec = spec or input_for(channels_of(network, data), data)
@@ -222,31 +227,32 @@ def _own_names(network: nn.Module) -> tuple[str, ...]:
     return tuple(classes) if usable and classes else ()
 
 
-def _from_folder(path: Path, network: nn.Module | None, bare: str) -> Model:
+def _from_folder(path: Path, network: nn.Module | None, trust: bool, bare: str) -> Model:
     if bare in zoo.ZOO and not path.exists():
         raise UserError(f"there is no model folder {bare!r}; for a fresh network of that name write 'zoo:{bare}'.")
     folder = storage.locate(path)
-    config = storage.read_config(folder)
+    config = read_description(folder)
     if network is None:
+        refuse_untrusted(folder, config, trust)
         return _built(folder, config)
+    if names_code(config) and not trust:  # the network is the caller's own now
+        config = config.model_copy(update={"model": None})
     return _refilled(folder, config, unwrapped(network))
 
 
-def _built(folder: Path, config: dict[str, Any]) -> Model:
-    """The model of a folder that names its network."""
-    name, arguments = config["model"], config["arguments"]
+def _built(folder: Path, config: Description) -> Model:
+    """The model of a folder that names its network, and may."""
+    name, arguments = config.model, config.arguments
     if name is None:
         raise UserError(
             f"the network in {str(folder)!r} was built in Python and cannot be built again by name; "
             f"load it with load_model({str(folder)!r}, network=my_network), where my_network is {_kind(config)} built "
             "as that one was."
         )
-    if not sources.is_source(name):
-        raise UserError(f"{str(folder / storage.CONFIG)!r} names the unknown model {name!r}; save the model again.")
-    network = rebuild(unwrapped(sources.build_without_trace(name, arguments)), config.get("structure", []))
+    network = rebuild(unwrapped(sources.build_without_trace(name, arguments)), config.structure)
     storage.fit(network, _state(folder, config), name, folder / storage.WEIGHTS)
     model = _described_by(config, network)
-    if off := checked(model, config.get("check"), config["dtype"] == "bfloat16"):
+    if off := checked(model, config.check, config.dtype == "bfloat16"):
         raise UserError(
             f"{name} gives another network than was saved in {str(folder)!r}, with {off}; its code has changed: bring "
             "back what it was, or give the network with load_model(folder, network=my_network)."
@@ -254,17 +260,17 @@ def _built(folder: Path, config: dict[str, Any]) -> Model:
     return model
 
 
-def _refilled(folder: Path, config: dict[str, Any], network: nn.Module) -> Model:
+def _refilled(folder: Path, config: Description, network: nn.Module) -> Model:
     """The model of a folder in the user's own network; in a copy of it, where the saved one had other sizes."""
     network = unwrapped(getattr(network, "network", network)) if isinstance(network, Model) else network
-    state, structure = _state(folder, config), config.get("structure", [])
+    state, structure = _state(folder, config), config.structure
     resized = bool(storage.misfits_of(network, state)) and bool(structure)
     if resized:
         network = rebuild(copy_network(network), structure)
     before = copy.deepcopy(network.state_dict())
     storage.fit(network, state, type(network).__name__, folder / storage.WEIGHTS)
     model = _described_by(config, network)
-    if off := checked(model, config.get("check"), config["dtype"] == "bfloat16"):
+    if off := checked(model, config.check, config.dtype == "bfloat16"):
         network.load_state_dict(before)
         raise UserError(
             f"the network given is another than was saved in {str(folder)!r}, with {off} from the same weights; give "
@@ -275,28 +281,28 @@ def _refilled(folder: Path, config: dict[str, Any], network: nn.Module) -> Model
     return model
 
 
-def _kind(config: dict[str, Any]) -> str:
-    name = str(config.get("class", "")).rpartition(":")[2].rpartition(".")[2]
+def _kind(config: Description) -> str:
+    name = config.kind.rpartition(":")[2].rpartition(".")[2]
     return f"a {name}" if name else "one"
 
 
-def _state(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    return {**storage.read_weights(folder), **config.get("extra", {})}
+def _state(folder: Path, config: Description) -> dict[str, Any]:
+    return {**storage.read_weights(folder), **config.extra}
 
 
-def _described_by(config: dict[str, Any], network: nn.Module) -> Model:
-    if config.get("memory") == "channels_last":
+def _described_by(config: Description, network: nn.Module) -> Model:
+    if config.memory == "channels_last":
         channels_last(network)
-    classes = tuple(str(label) for label in config["classes"]) or numbers(config["arguments"].get("num_classes") or 0)
+    classes = tuple(config.classes) or numbers(config.num_classes or 0)
     return Model(
         network,
-        InputSpec.from_dict(config["input"]),
-        {"model": config["model"], "arguments": config["arguments"]},
+        config.spec,
+        {"model": config.model, "arguments": config.arguments} if config.model is not None else None,
         classes,
-        config["task"],
-        config.get("structure", []),
-        config.get("kept", {}),
-        named=config.get("named", classes != numbers(len(classes))),  # version 0.1 did not tell the two apart
+        config.task,
+        config.structure,
+        config.kept,
+        named=classes != numbers(len(classes)) if config.named is None else config.named,  # as version 0.1 told neither
     ).eval()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from protege.errors import UserError
 from protege.models import storage
+from protege.models.description import FORMAT
 from protege.models.inputs import InputSpec
 from protege.models.placing import is_channels_last, make_writable
 from protege.models.saving import Described, described
@@ -118,7 +119,7 @@ class Model(nn.Module):
         found = described(self)
         kind = type(self.network)
         config = {
-            "format": storage.FORMAT,
+            "format": FORMAT,
             **found.source,
             "task": self.task,
             "classes": list(self.classes),

@@ -25,6 +25,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from protege.copying import copy_network
 from protege.errors import told
 from protege.models import sources, storage
+from protege.models.description import Check
 from protege.models.language import Reader
 from protege.models.placing import channels_last, is_channels_last
 from protege.outputs import logits_in
@@ -69,24 +70,21 @@ def described(model: Model) -> Described:
         return _unnamed(model, f"trying to build it again fails with {told(error)}")
 
 
-def checked(model: Model, check: Mapping[str, Any] | None, rounded: bool) -> str:
+def checked(model: Model, check: Check | None, rounded: bool) -> str:
     """In which way a loaded model computes something else than the saved one did; "" where it does not.
 
     `rounded` weights, as bfloat16 ones are, may be further off than other machines and versions of torch compute.
     """
-    if not check:
+    if check is None:
         return ""
-    try:
-        wanted = torch.tensor(check["outputs"], dtype=torch.float64)
-        raw = _noise(check["shape"], 1, check["values"], model)
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        return "the folder's check of them is damaged"
+    wanted = torch.tensor(check.outputs, dtype=torch.float64)
+    raw = _noise(check.shape, 1, check.values, model)
     try:
         with _as_saved(model.network), seeded(), _precisely():
             found = _some(model(raw))
     except Exception:  # such as one that runs on another device only
         return ""
-    scale = max(float(check.get("scale", 0)), 1e-30)
+    scale = max(check.scale, 1e-30)
     off = float((found - wanted).abs().max()) / scale if found.shape == wanted.shape else math.inf
     if off <= (0.2 if rounded else 1e-3):
         return ""

@@ -10,17 +10,16 @@ import inspect
 import os
 import re
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from protege.errors import UserError, nearest, told
 from protege.models import transformers_adapter, zoo
+from protege.models.lookup import has_name, names_in
 from protege.torch_utils import admit_torchvision, seeded
 
 SCHEMES = ("zoo", "timm", "smp", "transformers")
@@ -67,13 +66,7 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         return build_smp(rest, arguments)
     if scheme == "transformers":
         return transformers_adapter.build(rest, arguments)
-    factory = find_factory(name)
-    if not _is_trusted(factory):
-        raise UserError(
-            f"the folder names {name!r} to build its network with, which is neither a network class nor a function of "
-            "your own code; load it with load_model(folder, network=my_network)."
-        )
-    network = call_factory(name, factory, arguments)
+    network = call_factory(name, find_factory(name), arguments)
     return getattr(network, "network", network) if hasattr(network, "input") else network  # one that gave a Model
 
 
@@ -84,12 +77,30 @@ def build_without_trace(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def find_factory(name: str) -> Callable[..., Any]:
-    """The callable at `package.module:attribute`, looked for in the working directory too."""
+    """The callable at `package.module:attribute`, looked for in the working directory where no installed module has
+    it. Nothing is imported that cannot have it: what only looks like a factory, a program among them, is not run."""
     module_name, _, attribute = name.partition(":")
-    with _working_directory_first():
+    first, *_ = attribute.split(".")
+    if "__main__" in module_name.split(".") and module_name not in sys.modules:
+        raise UserError(
+            f"model {name!r} names a program, which is run rather than imported; name the module that defines the "
+            "network."
+        )
+    try:
+        installed = has_name(module_name, first)
+    except ModuleNotFoundError:
+        installed = False
+    except Exception:  # importing it will tell
+        installed = True
+    with nullcontext() if installed else _working_directory_first():
         try:
+            if not installed and not has_name(module_name, first):
+                hint = nearest(first, names_in(module_name), "name a function or class defined there")
+                raise UserError(f"module {module_name!r} has no {first!r}, named by model {name!r}; {hint}.")
             found: Any = _imported(module_name)
-        except Exception as error:
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
             raise UserError(_not_importable(name, module_name, error)) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -114,7 +125,7 @@ def _imported(module_name: str) -> Any:
         return importlib.import_module(module_name)
 
 
-def _not_importable(name: str, module_name: str, error: Exception) -> str:
+def _not_importable(name: str, module_name: str, error: BaseException) -> str:
     missing = isinstance(error, ModuleNotFoundError) and (
         error.name is not None and (module_name + ".").startswith(error.name + ".")
     )
@@ -128,23 +139,11 @@ def _not_importable(name: str, module_name: str, error: Exception) -> str:
     return f"model {name!r} names neither a known scheme nor a module that can be imported from here; {hint}."
 
 
-def _is_trusted(factory: Callable[..., Any]) -> bool:
-    """Whether a folder's config may have this called: a file must not get to call just any installed function."""
-    if inspect.isclass(factory):
-        return issubclass(factory, nn.Module)
-    if not inspect.isfunction(factory):
-        return False
-    file = Path(inspect.getfile(factory)).resolve()
-    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    installed = {Path(sysconfig.get_path(kind)).resolve() for kind in kinds}
-    return not any(file.is_relative_to(folder) for folder in installed)
-
-
 def call_factory(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
     """What the user's factory returns, which must be an `nn.Module`."""
     try:
         network = factory(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UserError(f"calling {name}({given}) fails with {_told(error)}; correct the call or factory.") from error
     if not isinstance(network, nn.Module):
@@ -243,22 +242,25 @@ def _import_extra(scheme: str, package: str) -> Any:
         ) from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     name, text = type(error).__name__, told(error)
     return name if text == name else f"{name}: {text}"
 
 
 @contextmanager
 def _working_directory_first() -> Iterator[None]:
-    """The user's modules first while importing, afterwards last: they hide no installed package for long."""
+    """The user's modules first while importing, afterwards last: they hide no installed package for long; and not at
+    all where that fails."""
     here = os.getcwd()
     known = here in sys.path or "" in sys.path
     if not known:
         sys.path.insert(0, here)
         importlib.invalidate_caches()
+    found = False
     try:
         yield
+        found = True
     finally:
         if not known:
             sys.path.remove(here)
-            sys.path.append(here)
+            sys.path += [here] if found else []

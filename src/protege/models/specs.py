@@ -14,6 +14,7 @@ from torch import nn
 from protege.errors import UserError
 from protege.models import storage
 from protege.models.channels import channels_taken
+from protege.models.description import read_description
 from protege.models.fit import DataLike
 from protege.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
 from protege.models.model import Model
@@ -111,6 +112,6 @@ def known_ranges(*models: Any) -> tuple[tuple[str, float, float], ...]:
             return model.input.ranges
         if isinstance(model, str | Path) and model and os.path.isdir(model):
             with suppress(UserError):  # whoever loads it says what is wrong
-                if found := InputSpec.from_dict(storage.read_config(storage.locate(Path(model)))["input"]).ranges:
+                if found := read_description(storage.locate(Path(model))).spec.ranges:
                     return found
     return ()

@@ -17,16 +17,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from protege.errors import UserError, full_disk
-from protege.labels import MOST_CLASSES
+from protege.models.description import CONFIG, EXTRA
 from protege.models.placing import make_writable
 from protege.torch_utils import plain_names
 from protege.writing import clear_drafts, drafts, flush
 
-OLD_PACKAGE = "understudy."  # what version 0.1 was called
-CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", 1
-KEYS = ("format", "model", "arguments", "task", "classes", "input", "dtype")
+WEIGHTS = "model.safetensors"
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
-EXTRA = "_extra_state"  # as modules with a `get_extra_state` name it; of any size
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -173,48 +170,6 @@ def _convert(path: Path) -> str:
         f"convert it once with network.load_state_dict(torch.load({path.name!r}, weights_only=True)) "
         "and protege.models.load_model(network, data=…).save(FOLDER)"
     )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The checked contents of `config.json`."""
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{str(path)!r} cannot be read as JSON ({error}); save the model again.") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise UserError(f'{str(path)!r} has format {found!r} where "format": {FORMAT} is expected; save it anew.')
-    for key in KEYS:
-        if key not in config:
-            raise UserError(f"{str(path)!r} lacks the key {key!r}; a model's keys are {', '.join(KEYS)}.")
-    expected: dict[str, type | tuple[type, ...]] = {
-        "model": (str, type(None)),
-        "arguments": dict,
-        "task": str,
-        "classes": list,
-        "named": bool,
-        "input": dict,
-        "structure": list,
-        "kept": dict,
-        "extra": dict,
-        "check": (dict, type(None)),
-    }
-    for key, kind in expected.items():
-        if key in config and not isinstance(config[key], kind):
-            raise UserError(f"{str(path)!r} has {config[key]!r} as {key!r}, which is not usable; save the model again.")
-    kept = config.get("kept", {})
-    if not all(isinstance(v, list) and all(type(n) is int and n >= 0 for n in v) for v in kept.values()):
-        raise UserError(f"{str(path)!r} has a 'kept' that is no table of channel numbers; save the model again.")
-    count = config["arguments"].get("num_classes")
-    if count is not None and (type(count) is not int or not 0 <= count <= MOST_CLASSES):
-        raise UserError(
-            f"{str(path)!r} has num_classes {count!r}; a whole number up to {MOST_CLASSES:,} is expected: save the "
-            "model again."
-        )
-    if (config["model"] or "").startswith(OLD_PACKAGE):
-        config["model"] = "protege." + config["model"].removeprefix(OLD_PACKAGE)
-    return config
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

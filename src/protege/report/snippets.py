@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 from protege.errors import UserError
+from protege.models.sources import SCHEMES
 from protege.report.headline import sample_noun
 from protege.report.read import Run, is_number, numbers, read_json
 
@@ -30,6 +33,7 @@ def snippets(run: Run) -> list[tuple[str, str]]:
         python += f"\nprint(protege.evaluate(student, {_text(data)}{more}))"
     else:
         shell = f"protege evaluate --model {shlex.quote(place)} --data {shlex.quote(data)}"
+        shell += " --trust" if _names_code(config) else ""
         return [("Python", python), ("Shell", shell + (f" --image-size {size}" if is_number(size) else ""))]
     return [("Python", python)]
 
@@ -40,10 +44,11 @@ def _python(run: Run, place: str, config: dict[str, Any]) -> str:
     shape = ", ".join(map(str, [1, *_shape(run, config)]))
     example = f"torch.zeros({shape}, dtype=torch.{'uint8' if images else 'int64'})"
     comment = "raw uint8 images [N, C, H, W]" if images else "int64 tokens [N, L]"
-    lines, given = ["import torch", "", "import protege"], ""
+    lines, given = ["import torch", "", "import protege"], ", trust=True" if _names_code(config) else ""
     if config.get("model", "") is None:
-        module, _, name = str(config.get("class", "")).partition(":")
-        call, given = str(config.get("call", "my_network")), ", network=network"
+        kind, call, given = str(config.get("class", "")), str(config.get("call", "")), ", network=network"
+        module, _, name = kind.partition(":") if re.fullmatch(r"[\w.]+:[\w.<>]+", kind) else ("__main__", "", "")
+        call = call if _is_plain(call, name) else "my_network"
         if call != "my_network" and module != "__main__" and "." not in name:
             lines.append(f"from {module} import {name}")
         ready = "(...)" not in call and call != "my_network"
@@ -53,7 +58,7 @@ def _python(run: Run, place: str, config: dict[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            *([] if given else [""]),
+            *([] if "network" in given else [""]),
             f"student = protege.load_model({_text(place)}{given})  # in eval mode",
             f"{inputs} = {example}  # yours: {comment}",
             f"logits = student({inputs})",
@@ -63,12 +68,35 @@ def _python(run: Run, place: str, config: dict[str, Any]) -> str:
 
 def _shape(run: Run, config: dict[str, Any]) -> list[int]:
     """The shape of an input that the student takes."""
-    check, spec = config.get("check") or {}, config.get("input") or {}
-    if isinstance(check.get("shape"), list):
-        return check["shape"]
-    if sample_noun(run) != "image":
-        return [16]
-    return [spec.get("channels", 3), *(spec.get("size") or (32, 32))]
+    check, spec = (part if isinstance(part, dict) else {} for part in (config.get("check"), config.get("input")))
+    shape, size = check.get("shape"), spec.get("size") or [32, 32]
+    if not isinstance(shape, list):
+        shape = [spec.get("channels", 3), *(size if isinstance(size, list) else [])]
+        shape = shape if sample_noun(run) == "image" else [16]
+    return [size for size in shape if type(size) is int]
+
+
+def _names_code(config: dict[str, Any]) -> bool:
+    """Whether the student's folder names Python, which only one who trusts it has run."""
+    model = config.get("model")
+    return isinstance(model, str) and model.partition(":")[0] not in SCHEMES
+
+
+def _is_plain(call: str, name: str) -> bool:
+    """Whether it is a call of the class on nothing but values, as it is written: what is printed here will be run."""
+    if call == f"{name.rpartition('.')[2]}(...)":
+        return name.rpartition(".")[2].isidentifier()
+    try:
+        found = ast.parse(call, mode="eval").body
+        assert isinstance(found, ast.Call)
+        assert isinstance(found.func, ast.Name)
+        assert found.func.id == name.rpartition(".")[2]
+        assert not found.args
+        for keyword in found.keywords:
+            ast.literal_eval(keyword.value)
+    except (AssertionError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return "\n" not in call
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Whose code a model's folder may run.
+
+What a user types (in a command, a recipe, a study, a program) may name any code. A folder may come from a stranger: of
+what it names, only networks of the known schemes are built, and `module:factory` only where the user trusts it. All of
+this is decided before anything is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from protege.errors import UserError, shown
+from protege.models.description import CONFIG, Description
+from protege.models.sources import SCHEMES, is_source, split_query
+
+FETCHING = {  # arguments that bring weights from elsewhere, which lie in the folder
+    "timm": ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
+    "smp": ("encoder_weights",),
+}
+
+
+_commanded = ContextVar("commanded", default=False)
+
+
+@contextmanager
+def commanded() -> Iterator[None]:
+    """Inside, protege is the program: what is imported is nobody's choice."""
+    before = _commanded.set(True)
+    try:
+        yield
+    finally:
+        _commanded.reset(before)
+
+
+def names_code(description: Description) -> bool:
+    """Whether the folder's network is made by Python that a scheme does not stand for."""
+    return description.model is not None and description.model.partition(":")[0] not in SCHEMES
+
+
+def refuse_untrusted(folder: Path, description: Description, trust: bool) -> None:
+    """Raise `UserError` where the folder names what is no source, or code that it may not run, and show that.
+
+    In a Python program it may name a class of networks that the program has imported itself, called on numbers: text
+    could tell a class to load something else.
+    """
+    name, arguments = description.model, description.arguments
+    if name is None or trust:
+        return
+    if not is_source(name):
+        raise UserError(f"{str(folder / CONFIG)!r} names the unknown model {shown(name)}; save the model again.")
+    scheme = name.partition(":")[0]
+    if key := next((key for key in FETCHING.get(scheme, ()) if arguments.get(key)), None):
+        raise UserError(
+            f"{str(folder / CONFIG)!r} has {key} = {shown(arguments[key])}, which would fetch other weights than "
+            "those in the folder; expected none: take it out."
+        )
+    if not names_code(description) or (_is_held(name) and not _has_text(arguments)):
+        return
+    raise UserError(
+        f"the folder {str(folder)!r} would run {call_of(description)} to build its network, and whose code that is "
+        "nobody has checked; expected a folder that you trust: look at that code, then allow it with trust=True."
+    )
+
+
+def call_of(description: Description) -> str:
+    """The call by which a folder's network is built."""
+    given = ", ".join(f"{key}={shown(value)}" for key, value in description.arguments.items())
+    given = given if len(given) <= 1000 else f"{given[:1000]}…"
+    return f"{description.model}({given})"
+
+
+def is_typed(description: Description, spec: str) -> bool:
+    """Whether a folder names just what the user's spec does, but for the number of classes, which data tells."""
+    if description.model != spec.partition("?")[0]:
+        return False
+    _, arguments = split_query(spec)
+    told = {key: value for key, value in description.arguments.items() if key in arguments or key != "num_classes"}
+    return told == arguments
+
+
+def _is_held(name: str) -> bool:
+    """Whether it is a class of networks in a module that the program has imported; looked up without running anything,
+    as modules may answer for names that they lack by importing more."""
+    if _commanded.get():
+        return False
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
+    return isinstance(found, type) and issubclass(found, nn.Module)
+
+
+def _has_text(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_text, value.values()))
+    return any(map(_has_text, value)) if isinstance(value, list) else isinstance(value, str)
