@@ -19,6 +19,7 @@ from protege.errors import UserError
 from protege.models import load_model
 from protege.report import write_run_report
 from protege.study import run_study
+from protege.study_file import load_study, slug
 
 NETS = (
     "from pathlib import Path\nfrom torch import nn\n"
@@ -289,3 +290,29 @@ def test_a_study_trusts_what_its_file_names(tmp_path, monkeypatch):
     found = run_study("study.toml", "out", resume=True, trust=True)
     assert [run["status"] for run in found["runs"]] == ["done", "done"]
     assert os.path.exists("out/study.md")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../../x", "/tmp/x", "..", ".", "a/b", "a\\b", "a\0b", "CON", "nul.txt", "x" * 300, "", "x.", "C:x", "a\nb"],
+)
+def test_what_a_study_prepares_stays_in_its_folder(name, tmp_path):
+    prepare = {name: {"command": "train", "model": "zoo:mlp", "data": "digits"}}
+    recipe = {"teacher": f"prepared:{name}", "student": "zoo:mlp", "data": "digits"}
+    (tmp_path / "plan.toml").write_text(tomli_w.dumps({"name": "x", "recipe": recipe, "prepare": prepare}))
+    with pytest.raises(UserError, match=r"cannot be the name of a folder") as refused:
+        run_study(tmp_path / "plan.toml", tmp_path / "a" / "b" / "out")
+    assert len(str(refused.value)) < 700
+    assert os.listdir(tmp_path) == ["plan.toml"]
+
+
+def test_names_of_a_study_that_are_long_or_odd_name_folders_in_it(tmp_path):
+    cases = {name: {"data": "digits"} for name in ("../../x", "x" * 300, "x" * 299 + "y", "é" * 200, "a\0b")}
+    plan = {"name": "x", "recipe": {"student": "zoo:mlp", "method": "none"}, "cases": cases}
+    (tmp_path / "plan.toml").write_text(tomli_w.dumps(plan))
+    study = load_study(tmp_path / "plan.toml")
+    names = {slug(*run) for run in study.planned()}
+    assert len(names) == 5 * 3
+    for name in names:
+        (tmp_path / f"{name}.toml.12345678.tmp").touch()
+        assert (tmp_path / name).parent == tmp_path
