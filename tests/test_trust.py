@@ -316,3 +316,69 @@ def test_names_of_a_study_that_are_long_or_odd_name_folders_in_it(tmp_path):
     for name in names:
         (tmp_path / f"{name}.toml.12345678.tmp").touch()
         assert (tmp_path / name).parent == tmp_path
+
+
+ODD = [
+    "[" * 100_000,
+    '{"format": 1, "arguments": ' + "[" * 100_000,
+    '{"format": ' + "9" * 5000 + "}",
+    '{"format": true}',
+    "NaN",
+    "",
+    *(
+        {key: value}
+        for key, values in {
+            "more": [1],
+            "arguments": [{"width": 10**30}, {"num_classes": 10**12}, {"num_classes": "a" * 9999}, {"a" * 9999: 1}],
+            "classes": [[1], [None], {}, 10**30],
+            "input": [{"channels": 10**30}, {"ranges": 5}, {"size": "a" * 9999}, {"mean": {}}, {"a" * 9999: 1}],
+            "structure": [[1], [{"module": "fc", "type": "Linear", "out_features": 10**30}], [{"type": []}]],
+            "kept": [{"fc": [-1]}, {"fc": "all"}],
+            "extra": [{"fc.weight": 5}, {"_extra_state": 5}, []],
+            "check": [{"shape": [10**9, 10**9], "values": 2, "outputs": [1]}, {"shape": []}, {"values": 0}, "x"],
+            "dtype": ["float128", 3, None],
+            "memory": ["", 3],
+            "named": ["no", 1],
+            "task": [None, []],
+        }.items()
+        for value in values
+    ),
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_an_odd_config_is_one_sentence(odd, tmp_path, capsys):
+    folder = load_model("zoo:mlp", data=protege.load_data("digits")).save(tmp_path / "model")
+    path = folder / "config.json"
+    text = odd if isinstance(odd, str) else json.dumps(json.loads(path.read_text()) | odd)
+    path.write_text(text)
+    assert command("evaluate", "--model", folder, "--data", "digits") == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("error: ")
+    assert "\n" not in told
+    assert len(told) < 900
+
+
+def test_transformers_runs_nothing_that_comes_with_a_model(tmp_path, monkeypatch):
+    """Neither modules that its files name nor kernels, and nobody is asked."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    (tmp_path / "mine.py").write_text("raise SystemExit('imported')\n")
+    sizes = {"n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 12, "n_positions": 8}
+    config = {"model_type": "gpt2", **sizes}
+    auto = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": auto}))
+    opened = load_model(f"transformers:{tmp_path}?pretrained=false", num_classes=12)
+    assert isinstance(opened.network.model, transformers.GPT2LMHeadModel)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": auto}))
+    with pytest.raises(UserError, match="cannot be opened"):
+        load_model(f"transformers:{tmp_path}?pretrained=false", num_classes=12)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"_attn_implementation": "stranger/kernel"}))
+    with pytest.raises(UserError, match="would run code of the hub"):
+        load_model(f"transformers:{tmp_path}?pretrained=false", num_classes=12)
+    folder = opened.save(tmp_path / "saved")
+    said = json.loads((folder / "config.json").read_text())
+    said["arguments"]["config"]["_attn_implementation"] = "stranger/kernel"
+    (folder / "config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match="would run code of the hub"):
+        load_model(folder)

@@ -115,7 +115,9 @@ def read_tokenizer(folder: str) -> Tokenizer:
     """A Hugging Face tokenizer from its folder."""
     library = _imported("transformers", "transformers")
     try:
-        found = library.AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
+        found = library.AutoTokenizer.from_pretrained(
+            folder, local_files_only=Path(folder).is_dir(), trust_remote_code=False
+        )
     except Exception as error:
         raise UserError(
             f"tokenizer '{folder}' cannot be opened ({told(error)}); give a folder with tokenizer.json, as "

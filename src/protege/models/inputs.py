@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protege.errors import UserError
+from protege.errors import UserError, shown
 
+MOST_CHANNELS = 2**16
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow's "L" mode uses
 ROUNDING = 0.25 / 255  # how far beyond 0 and 1 floats may lie: a quarter of a grey level
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,11 +45,11 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in ("image", "tokens"):
-            raise UserError(f"input kind {self.kind!r} is not known; use 'image' or 'tokens'.")
-        if not _whole(self.channels):
-            raise UserError(f"input channels {self.channels!r} should be a whole number from 1, such as 3.")
+            raise UserError(f"input kind {shown(self.kind)} is not known; use 'image' or 'tokens'.")
+        if not _whole(self.channels) or self.channels > MOST_CHANNELS:
+            raise UserError(f"input channels {shown(self.channels)} should be a whole number from 1, such as 3.")
         if self.order not in ("rgb", "bgr"):
-            raise UserError(f"input order {self.order!r} is not known; use 'rgb' or 'bgr'.")
+            raise UserError(f"input order {shown(self.order)} is not known; use 'rgb' or 'bgr'.")
         if self.order == "bgr" and self.channels != 3:
             raise UserError(f"input order 'bgr' needs 3 channels, but channels is {self.channels}; use order 'rgb'.")
         object.__setattr__(self, "size", self._checked_size())
@@ -65,13 +66,13 @@ class InputSpec:
             return None
         size = tuple(self.size) if isinstance(self.size, tuple | list) else ()
         if len(size) != 2 or not all(map(_whole, size)):
-            raise UserError(f"input size {self.size!r} should be [height, width] in pixels, or null for any size.")
+            raise UserError(f"input size {shown(self.size)} should be [height, width] in pixels, or null for any size.")
         return size[0], size[1]
 
     def _checked_numbers(self, name: str, default: float) -> tuple[float, ...]:
         values = getattr(self, name)
         if not isinstance(values, tuple | list) or not all(map(_finite, values)):
-            raise UserError(f"input {name} {values!r} should be a list of finite numbers, one for each channel.")
+            raise UserError(f"input {name} {shown(values)} should be a list of finite numbers, one for each channel.")
         if values and len(values) != self.channels:
             raise UserError(f"input {name} has {len(values)} values for {self.channels} channels; give one for each.")
         return tuple(float(v) for v in values) or (default,) * self.channels
@@ -80,12 +81,12 @@ class InputSpec:
         found = []
         if not isinstance(self.ranges, tuple | list):
             raise UserError(f"input ranges {self.ranges!r} should be a list, such as [['integer', 0, 4095]].")
-        for entry in self.ranges:
+        for entry in self.ranges if isinstance(self.ranges, tuple | list) else [self.ranges]:
             kind, black, white = entry if isinstance(entry, tuple | list) and len(entry) == 3 else (entry, None, None)
             if kind not in ("integer", "float") or not _finite(black) or not _finite(white) or black >= white:
                 raise UserError(
-                    f"input range {entry!r} should be a kind, 'integer' or 'float', and its values of black and white, "
-                    "such as ['integer', 0, 4095]."
+                    f"input range {shown(entry)} should be a kind, 'integer' or 'float', and its values of black and "
+                    "white, such as ['integer', 0, 4095]."
                 )
             found.append((kind, float(black), float(white)))
         return tuple(found)
@@ -101,11 +102,11 @@ class InputSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> "InputSpec":
         """The spec written by `to_dict`. Keys left out take defaults; unknown ones raise `UserError`."""
         if not isinstance(values, Mapping):
-            raise UserError(f"input description {values!r} should be a table with keys such as 'mean' and 'std'.")
+            raise UserError(f"input description {shown(values)} should be a table with keys such as 'mean' and 'std'.")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise UserError(f"input key {key!r} is not known; use some of {', '.join(known)}.")
+                raise UserError(f"input key {shown(key)} is not known; use some of {', '.join(known)}.")
         return cls(**values)
 
     def __call__(self, raw: Tensor) -> Tensor:

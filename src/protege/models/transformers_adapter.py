@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protege.errors import UserError, told
+from protege.errors import UserError, shown, told
 from protege.models.language import Reader
 from protege.torch_utils import admit_torchvision
 from protege.vocabulary import words_of
 
+OWN_CODE: dict[str, Any] = {"trust_remote_code": False}  # nothing that comes with a model is run, and nobody is asked
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")
 
 
@@ -57,9 +58,10 @@ def open_causal(
         raise UserError(
             f"transformers:{name} got {key}={changes[key]!r}, which needs fresh weights; add pretrained=false."
         )
-    known: dict[str, Any] = {"local_files_only": True} if Path(name).is_dir() else {}
+    known = OWN_CODE | ({"local_files_only": True} if Path(name).is_dir() else {})
     try:
         config = library.AutoConfig.from_pretrained(name, **known)
+        _refuse_kernels(config)
         for key, value in changes.items():
             if not hasattr(config, key):
                 raise UserError(f"transformers:{name} has no setting {key!r} in its configuration; correct it.")
@@ -71,7 +73,7 @@ def open_causal(
                 name, config=config, dtype=torch.float32, use_safetensors=True, **known
             )
         else:
-            model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **OWN_CODE)
         tokens: tuple[str, ...] = ()
         known_words = pretrained or words is None  # fresh weights know none, and take the data's
         if known_words and (not Path(name).is_dir() or any((Path(name) / file).exists() for file in _TOKENIZERS)):
@@ -94,12 +96,26 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     library = _library()
     try:
         config = library.AutoConfig.for_model(**arguments["config"])
-        model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _refuse_kernels(config)
+        model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **OWN_CODE)
         return CausalLM(model, int(arguments["num_classes"]))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
-            f"transformers:{name} cannot be built from its configuration ({told(error)}); save it again."
+            f"transformers:{shown(name)} cannot be built from its configuration ({told(error)}); save it again."
         ) from error
+
+
+def _refuse_kernels(config: Any) -> None:
+    """Raise `UserError` where a configuration, or one within it, names code of the hub to compute attention with."""
+    for part in [config, *(value for value in vars(config).values() if hasattr(value, "_attn_implementation"))]:
+        for key, value in vars(part).items():
+            if key.endswith(("_implementation", "_implementation_internal")) and "/" in str(value):
+                raise UserError(
+                    f"the configuration of a {config.model_type} has {shown(value)} as {key.strip('_')}, which would "
+                    "run code of the hub; expected one of transformers' own, such as 'sdpa': change it."
+                )
 
 
 def _library() -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from protege.errors import UserError, nearest
+from protege.errors import UserError, nearest, shown, told
 from protege.models import language, mobilenet, resnet, small, unet, vgg, vit
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
@@ -41,12 +41,14 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     known = inspect.signature(build_network).parameters
     for key, value in arguments.items():
         if key not in known:
-            raise UserError(f"zoo:{name} has no argument {key!r}; {nearest(key, known)}.")
+            raise UserError(f"zoo:{name} has no argument {shown(key)}; {nearest(key[:99], known)}.")
         counts, least = known[key].annotation in (int, int | None, "int", "int | None"), 0 if key == "depth" else 1
         if counts and value is not None and (type(value) is not int or value < least):
-            raise UserError(f"zoo:{name} got {key}={value!r}, but a whole number from {least} is needed; correct it.")
+            raise UserError(
+                f"zoo:{name} got {key}={shown(value)}, but a whole number from {least} is needed; correct it."
+            )
     try:
         return build_network(**arguments)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(f"zoo:{name} cannot be built with {given}: {error}; correct that argument.") from error
+        given = ", ".join(f"{key}={shown(value)}" for key, value in arguments.items())
+        raise UserError(f"zoo:{name} cannot be built with {given}: {told(error)}; correct that argument.") from error

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from .decouple import Decoupled
 
 Edit = dict[str, Any]
@@ -188,16 +188,18 @@ def _numbers(module: nn.Module) -> dict[str, int]:
 def _checked(network: nn.Module, edit: Mapping[str, Any]) -> tuple[str, str]:
     """The module (or parameter) and the type an edit names, both known to exist."""
     if not isinstance(edit, Mapping) or not isinstance(edit.get("module"), str) or "type" not in edit:
-        raise UserError(f'the edit {edit!r} of a structure is not usable; expected "module", "type" and sizes.')
+        raise UserError(f'the edit {shown(edit)} of a structure is not usable; expected "module", "type" and sizes.')
     name, kind = edit["module"], edit["type"]
     kinds = (*_SIZED, "Parameter", "Attributes", "Identity", "Decoupled")
     if kind not in kinds:
-        raise UserError(f"the structure has an edit of the unknown type {kind!r}; expected one of {', '.join(kinds)}.")
+        raise UserError(
+            f"the structure has an edit of the unknown type {shown(kind)}; expected one of {', '.join(kinds)}."
+        )
     known = dict(network.named_parameters()) if kind == "Parameter" else dict(network.named_modules())
     if name not in known or (name == "" and kind != "Attributes"):
         raise UserError(
-            f"the structure changes {name!r}, which {type(network).__name__} does not have; expected edits of this "
-            "network: load it with the source that it was saved with."
+            f"the structure changes {shown(name)}, which {type(network).__name__} does not have; expected edits of "
+            "this network: load it with the source that it was saved with."
         )
     if kind in _SIZED and not isinstance(known[name], _SIZED[kind][0]):
         raise _unlike(name, known[name], kind)
@@ -215,7 +217,7 @@ def _sizes_in(edit: Mapping[str, Any], key: str) -> tuple[int, ...]:
     value = edit.get(key)
     sizes = value if isinstance(value, list | tuple) else [value]
     if not sizes or any(type(size) is not int or size < 1 for size in sizes):
-        raise UserError(f"the edit of {edit['module']!r} has {key} = {value!r}; expected whole numbers from 1.")
+        raise UserError(f"the edit of {edit['module']!r} has {key} = {shown(value)}; expected whole numbers from 1.")
     return tuple(sizes)
 
 
@@ -255,7 +257,7 @@ def _set_attributes(module: nn.Module, edit: Mapping[str, Any]) -> None:
     values, known = edit.get("values"), _numbers(module)
     if not isinstance(values, Mapping) or any(key not in known or type(v) is not int for key, v in values.items()):
         raise UserError(
-            f"the edit of {edit['module']!r} has values = {values!r}; expected whole numbers for some of "
+            f"the edit of {edit['module']!r} has values = {shown(values)}; expected whole numbers for some of "
             f"{', '.join(known) or 'none'}."
         )
     for key, value in values.items():
