@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import EnumMeta
 from typing import Any
@@ -27,6 +27,17 @@ class Naming:
     named: bool
 
 
+def check_text(names: Iterable[str], what: str) -> None:
+    """Raise `UserError` for a name that no file can hold: one that is not UTF-8, as names of folders need not be."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the {what} have the name {_short(name)}, which is not UTF-8; expected text: rename that one."
+            ) from None
+
+
 def read_naming(found: Any, what: str) -> Naming | None:
     """Names of any kind as `Naming`; None for an empty list."""
     if isinstance(found, Tensor):
@@ -49,7 +60,9 @@ def read_naming(found: Any, what: str) -> Naming | None:
         return None
     if [entry for entry in listed if type(entry) is int] == list(range(len(listed))):
         return Naming(numbers(len(listed)), named=False)
-    return Naming(tuple(_text(entry, what) for entry in listed), named=True)
+    names = tuple(_text(entry, what) for entry in listed)
+    check_text(names, what)
+    return Naming(names, named=True)
 
 
 def _text(entry: Any, what: str) -> str:

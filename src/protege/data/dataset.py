@@ -15,6 +15,7 @@ from protege.data.samples import Samples
 from protege.data.views import CLEAN, Augment, draws
 from protege.errors import UserError
 from protege.labels import UNLABELLED
+from protege.naming import check_text
 
 _MEASURED = 2000
 
@@ -39,6 +40,9 @@ class Data:
     superclasses: tuple[int, ...] | None = None
     ranges: Ranges = ()
     numbering: str = GIVEN
+
+    def __post_init__(self) -> None:
+        check_text(self.classes, f"classes of the data {self.name!r}")
 
     @property
     def named(self) -> bool:
