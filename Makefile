@@ -3,7 +3,7 @@ VENV := .venv
 ADAPTERS := .venv-adapters
 BIN := $(VENV)/bin
 
-.PHONY: demo test kill test-adapters lint types check clean
+.PHONY: demo test kill fuzz test-adapters lint types check clean
 
 # The environment is made once and again whenever its description changes.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -26,6 +26,11 @@ test: $(VENV)/.dev
 # An hour of kills: runs of every method and studies, killed at any moment and resumed, are bit for bit what others are.
 kill: $(VENV)/.dev
 	$(BIN)/python tests/kill.py --work runs/kills
+
+# The tests of test_fuzz.py with other examples each time, an hour or FUZZ_SECONDS; a failing one is printed as a line
+# that reproduces it.
+fuzz: $(VENV)/.dev
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-3600} $(BIN)/python -m pytest tests/test_fuzz.py
 
 # torchvision, which timm needs, breaks other imports where it does not fit torch: its tests have their own environment.
 $(ADAPTERS)/.ready: pyproject.toml constraints.txt

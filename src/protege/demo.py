@@ -33,7 +33,8 @@ MARK = "demo.toml"
 def demo(out: str | Path = "runs/demo", *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train the teacher and run the study into ``out``; returns what the study's ``study.json`` holds."""
     out = Path(out)
-    check_out(out, resume=resume, overwrite=overwrite, owned=is_demo, proof=f"{MARK} of the demo", replaced=[MARK])
+    made = (MARK, "teacher", "study")
+    check_out(out, resume=resume, overwrite=overwrite, owned=is_demo, proof=f"{MARK} of the demo", replaced=made)
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / MARK, _study(out))
     console.print("[bold]1. A teacher[/bold]: resnet20 on all 1,437 training digits, with their labels")

@@ -44,11 +44,11 @@ class InputSpec:
     ranges: tuple[tuple[str, float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("image", "tokens"):
+        if not isinstance(self.kind, str) or self.kind not in ("image", "tokens"):
             raise UserError(f"input kind {shown(self.kind)} is not known; use 'image' or 'tokens'.")
         if not _whole(self.channels) or self.channels > MOST_CHANNELS:
             raise UserError(f"input channels {shown(self.channels)} should be a whole number from 1, such as 3.")
-        if self.order not in ("rgb", "bgr"):
+        if not isinstance(self.order, str) or self.order not in ("rgb", "bgr"):
             raise UserError(f"input order {shown(self.order)} is not known; use 'rgb' or 'bgr'.")
         if self.order == "bgr" and self.channels != 3:
             raise UserError(f"input order 'bgr' needs 3 channels, but channels is {self.channels}; use order 'rgb'.")
@@ -80,7 +80,7 @@ class InputSpec:
     def _checked_ranges(self) -> tuple[tuple[str, float, float], ...]:
         found = []
         if not isinstance(self.ranges, tuple | list):
-            raise UserError(f"input ranges {self.ranges!r} should be a list, such as [['integer', 0, 4095]].")
+            raise UserError(f"input ranges {shown(self.ranges)} should be a list, such as [['integer', 0, 4095]].")
         for entry in self.ranges if isinstance(self.ranges, tuple | list) else [self.ranges]:
             kind, black, white = entry if isinstance(entry, tuple | list) and len(entry) == 3 else (entry, None, None)
             if kind not in ("integer", "float") or not _finite(black) or not _finite(white) or black >= white:
@@ -187,7 +187,7 @@ _seen: dict[str, Iterator[int]] = defaultdict(lambda: count(1))
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _whole(value: object) -> bool:

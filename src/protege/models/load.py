@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def load_model(
     if isinstance(spec, nn.Module):
         return _from_module(spec, data, trained)
     if not isinstance(spec, str | Path):
-        raise UserError(f"model {spec!r} is a {type(spec).__name__}; give a spec string, a folder or an nn.Module.")
+        raise UserError(
+            f"model {shown(spec)} is a {type(spec).__name__}; give a spec string, a folder or an nn.Module."
+        )
     if spec == "":
         raise UserError("a model is named by an empty text; expected a spec such as zoo:resnet20, or a folder.")
     if (
@@ -345,7 +348,7 @@ def _class_count(name: str, arguments: dict[str, Any], data: DataLike | None, nu
 
 
 def _checked_count(name: str, count: Any) -> int:
-    if isinstance(count, bool) or not hasattr(count, "__index__") or not 1 <= int(count) <= MOST_CLASSES:
+    if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= int(count) <= MOST_CLASSES:
         raise UserError(
             f"{name} got num_classes={shown(count)}; a whole number of classes from 1 to {MOST_CLASSES:,} is expected."
         )
