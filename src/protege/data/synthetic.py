@@ -61,6 +61,8 @@ def read_dials(text: str, spec: str = "") -> Dials:
             values[key] = kinds.get(key, int)(value)
         except ValueError:
             raise UserError(f"data '{spec}' has no number at '{part}'; write it like '{key}=4'.") from None
+    if large := [key for key, value in values.items() if key != "seed" and abs(value) > 1e9]:
+        raise UserError(f"data '{spec}' has a {large[0]} above a thousand million; less is expected.")
     dials = Dials(**values)  # type: ignore[arg-type]
     for wrong, what, remedy in (
         (dials.classes < 2, f"classes={dials.classes}", "at least 2"),
