@@ -230,7 +230,7 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path, bad):
 
 
 def test_capacity_counts_whole_views(tmp_path):
-    row = 5 * 2 + 3 * 8 + 1
+    row = 5 * 2 + 3 * 8 + 4
     cache = make(tmp_path / "a", total=10_000, used=10_000, budget=3 * 10_000 * row + 17)
     assert cache.view_bytes == 10_000 * row
     assert cache.capacity == 3
@@ -311,7 +311,7 @@ def test_views_differ_and_are_not_mixed_up(tmp_path):
 
 def test_views_beyond_the_budget_are_computed_online(tmp_path):
     network, counter = counted()
-    one = feed(tmp_path, network=network, budget=48 * 7 + 10)
+    one = feed(tmp_path, network=network, budget=48 * 10 + 10)
     assert one.cache is not None
     assert one.cache.capacity == 1
     before = counter.samples
@@ -320,13 +320,13 @@ def test_views_beyond_the_budget_are_computed_online(tmp_path):
     first, second = batch_of(one, 0, torch.arange(8)), batch_of(one, 1, torch.arange(8))
     assert (one.attach(first), one.attach(second)) == (8, 0)
     assert counter.samples - before == 56
-    expected = one.source.compute(second.inputs)["logits"]
+    expected = one.source.compute(second.inputs)["logits"].half().float()
     assert torch.equal(second.signals["teacher"]["logits"], expected)
 
 
 def test_views_that_the_disk_cannot_hold_are_announced(tmp_path, monkeypatch, caplog):
     """A quarter of what is free may be taken, whatever the budget; what is not stored is said, and computed anew."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=80 * 48 * 7))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=80 * 48 * 10))
     found = feed(tmp_path, views=1000)
     count = found.cache.capacity
     assert 20 <= count < 50  # and what the folder's own few files take
@@ -559,7 +559,7 @@ def distilled(out, **settings):
 def test_cached_and_online_losses_agree(tmp_path):
     """The same views, stored, in part stored, or computed anew each time."""
     all_stored, _ = distilled(tmp_path / "a", views=4)
-    in_part, _ = distilled(tmp_path / "b", views=4, budget=48 * 7 + 10, folder=tmp_path / "c")
+    in_part, _ = distilled(tmp_path / "b", views=4, budget=48 * 10 + 10, folder=tmp_path / "c")
     online, made = distilled(tmp_path / "d", views=4, budget=0)
     fresh, _ = distilled(tmp_path / "e", views=0)  # in four epochs four views, by the same numbers
     assert made.state.caches == []
@@ -573,7 +573,9 @@ def test_cached_and_online_losses_agree(tmp_path):
     for name in "abe":
         for mine, theirs in zip(losses(tmp_path / name), losses(tmp_path / "d"), strict=True):
             assert mine == pytest.approx(theirs, rel=1e-3)
-    assert losses(tmp_path / "e") == losses(tmp_path / "d")
+    for name in "ab":  # what comes again is rounded alike, stored or not
+        assert losses(tmp_path / name) == losses(tmp_path / "d")
+    assert losses(tmp_path / "e") != losses(tmp_path / "d")
 
 
 def test_a_second_run_is_served(tmp_path):
@@ -597,7 +599,7 @@ def test_another_teacher_is_refused_before_training(tmp_path):
     with pytest.raises(UserError, match="not the same weights"):
         planned(made, plan("kd", student, model(seed=4))).check()
     (made,) = (tmp_path / "cache").glob("teacher_train-*/cache.json")
-    assert json.loads(made.read_text())["version"] == 2
+    assert json.loads(made.read_text())["version"] == 3
 
 
 def test_another_teacher_of_a_later_phase_is_refused_before_training(tmp_path):

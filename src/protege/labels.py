@@ -13,3 +13,7 @@ BLIND = 0.05
 def blind(classes: int) -> float:
     """The accuracy averaged over classes that a network may have which does not look: that of any guess, and luck."""
     return (1 + BLIND * (classes - 1)) / classes
+
+
+BY_CONTENT, BY_POSITION = "content", "position"
+"""How a set without a test split has some samples held out: since version 0.2, and before."""

@@ -19,7 +19,7 @@ from .runfolder import SPECS, means_the_same
 from .teacher.signals import behaviour, weights_digest
 from .torch_utils import device_of, seeded, tensors_of, untouched
 
-VERSION = 2
+VERSION = 3
 PROBED = 8  # samples on which a network shows that it is the one
 LARGEST = 2**28  # weights; of more no copy is made for that
 FREE = frozenset(  # settings that decide how a run works, not what it comes to; and specs, for which digests stand
@@ -59,7 +59,7 @@ def refuse_another(out: Path, before: Mapping[str, Any], now: Mapping[str, Any],
     ``before`` and ``now`` have digests by what they are of, ``recipe`` is what now stands in the run's recipe.
     """
     for what, digest in before.items():
-        if what not in ("version", "settings") and now.get(what, digest) != digest:
+        if what not in ("version", "settings", "held_out") and now.get(what, digest) != digest:
             raise UserError(
                 f"resume=True found another {what} than {str(out)!r} was begun with; expected the same, so that the "
                 "run ends as it would have: bring it back, or start anew with overwrite=True."
@@ -78,8 +78,11 @@ def refuse_another(out: Path, before: Mapping[str, Any], now: Mapping[str, Any],
 
 def _data_digests(data: Data) -> dict[str, str]:
     """Of what the samples hold, wherever they lie, and of the names of their classes."""
-    parts = [None if samples is None else (len(samples), samples.content()) for samples in _sets(data)]
-    return {"data set": _digest(parts), "list of class names": _digest(tuple(data.classes))}
+    parts = [None if samples is None else (len(samples), samples.fingerprint()) for samples in _sets(data)]
+    return {
+        "data set": _digest([*parts, data.places] if data.places else parts),
+        "list of class names": _digest(tuple(data.classes)),
+    }
 
 
 def _teacher_digest(teacher: Model, data: Data) -> str:

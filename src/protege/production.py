@@ -19,9 +19,10 @@ from accelerate.utils import ProjectConfiguration
 from .audition import Memo, refuse_chance_level, warn_if_constant
 from .data import Augment, Data, choose, default_workers, hold_out, load_data
 from .errors import UserError
+from .labels import BY_POSITION
 from .methods import METHODS, Cast, Transfer
 from .methods.teaching import TargetSettings, resolved
-from .models import Model, known_ranges
+from .models import Model, held_out_by, known_ranges
 from .models.placing import place
 from .networks import open_networks
 from .origin import deciding, legacy_origin, origin_of, refuse_another
@@ -54,7 +55,7 @@ class Production:
     ``objects`` holds what the caller gave in Python instead of a spec: networks and data by recipe key.
     """
 
-    def __init__(self, settings: Recipe, objects: Mapping[str, Any], out: Path) -> None:
+    def __init__(self, settings: Recipe, objects: Mapping[str, Any], out: Path, resume: bool = False) -> None:
         self.settings, self.out = settings, out
         self.accelerator = self._accelerator()
         self.device = self.accelerator.device
@@ -67,12 +68,16 @@ class Production:
                     f"expected it again: pass {key}= to the function."
                 )
         given = {key: objects.get(key, getattr(s, key)) for key in ("teacher", "student")}
+        way = held_out_by(*given.values())
+        if resume and (begun := recorded(out)):
+            way = begun.get("origin", {}).get("held_out", BY_POSITION)
         with self.accelerator.main_process_first():  # the first may have to extract what the others then read
             data = load_data(
                 objects.get("data", s.data),
                 image_size=s.image_size,
                 memory_limit=size_in_bytes(s.memory_limit),
                 ranges=known_ranges(*given.values()),
+                held_out=way,
             )
         if not data.labelled:
             self._check_without_labels(data)
@@ -90,7 +95,7 @@ class Production:
             place(network, self.device)
         self.student.check_savable()
         self.lasting = os.path.exists(s.student)  # a fresh network is another one in every run
-        self.origin = origin_of(loaded, self.teacher, self.student, self.lasting)
+        self.origin = origin_of(loaded, self.teacher, self.student, self.lasting) | {"held_out": way}
         self._legacy = partial(legacy_origin, loaded, self.teacher)
         corpus = self._corpus()
         method = METHODS[s.method]
@@ -239,6 +244,7 @@ class Production:
         self._check_finite(after[0])
         result = result_of(cast, self.runner, state, *after)
         if self.accelerator.is_main_process:
+            self.student.held_out = self.data.held_out or self.student.held_out
             self.student.save(self.out / "student", overwrite=True)
             self._draw()
             write_json(self.out / "result.json", result)

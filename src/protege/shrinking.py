@@ -16,7 +16,7 @@ from .copying import copy_network
 from .data import load_data
 from .data.spec import Data
 from .errors import UserError, told
-from .models import Model, count_macs, count_parameters, known_ranges, load_model
+from .models import Model, count_macs, count_parameters, held_out_by, known_ranges, load_model
 from .models.model import saved_source
 from .modes import eval_mode
 from .ownership import is_shrunk
@@ -83,6 +83,7 @@ def shrink(
     if not classes and opened is not None:
         classes, named = opened.classes, opened.named
     shrunk = Model(result.network, original.input, original.source, classes, original.task, kept=kept, named=named)
+    shrunk.held_out = original.held_out
     shrunk.layout, shrunk.shape = original.layout, tuple(raw.shape[1:])
     shrunk.structure = _reproducible(shrunk)
     record: dict[str, Any] = {
@@ -116,7 +117,9 @@ def open_for(data: Any, image_size: int | None, model: Any) -> Data | None:
     """The data that a model is shrunk or exported with, if any."""
     if data is None and image_size is not None:
         raise UserError(f"image_size = {image_size} is given without data; expected both: add data=….")
-    return None if data is None else load_data(data, image_size=image_size, ranges=known_ranges(model))
+    if data is None:
+        return None
+    return load_data(data, image_size=image_size, ranges=known_ranges(model), held_out=held_out_by(model))
 
 
 def example_of(model: Model, data: Data | None, count: int = 2) -> Tensor:

@@ -20,15 +20,16 @@ import numpy as np
 from pydantic import ValidationError
 from scipy.special import stdtrit
 
+from .api import distill
 from .errors import UserError, told
 from .models.description import read_description
 from .models.storage import locate
 from .models.trust import is_typed, names_code
-from .ownership import is_run, is_shrunk, is_study
+from .ownership import is_run, is_shrunk, is_study, recorded
 from .public import public
 from .recipe import read_toml, write_toml
 from .report import common_teacher, study_markdown, write_study_report
-from .runfolder import MODEL_FILES, check_out, clear, holding, present, remove_empty, report, wait_until_free
+from .runfolder import MODEL_FILES, SPECS, check_out, clear, holding, present, remove_empty, report, wait_until_free
 from .study_file import Study, load_study, options_of, prepared_in, slug, texts_in
 from .train.progress import Display
 from .train.stop import Stops
@@ -120,6 +121,7 @@ def _perform(study: Study, out: Path, jobs: int, trust: bool) -> dict[str, Any]:
     def allowed(settings: dict[str, Any]) -> dict[str, Any]:
         return {"trust": True, **settings} if trust or _is_own(settings, study, out) else settings
 
+    _check_finished([out / "runs" / slug(*work) for work in todo], trust)
     runs: list[dict[str, Any]] = []
     telling = threading.Lock()
     cores = os.cpu_count() or 1
@@ -180,6 +182,19 @@ def _check_same(study: Study, out: Path) -> None:
         )
     for folder in failed:
         clear(folder)
+
+
+def _check_finished(folders: Sequence[Path], trust: bool) -> None:
+    """Raise unless finished runs were made with what their recipes name now; of runs that were made with the same, one
+    is opened."""
+    opened: dict[str, Path] = {}
+    for folder in folders:
+        if (folder / "result.json").exists() and (folder / "recipe.toml").exists():
+            origin = {key: value for key, value in recorded(folder).get("origin", {}).items() if key != "settings"}
+            recipe = read_toml(folder / "recipe.toml")
+            opened.setdefault(json.dumps([origin, *(recipe.get(key) for key in SPECS)], sort_keys=True), folder)
+    for folder in opened.values():
+        distill(out=folder, resume=True, trust=trust or None)
 
 
 def _prepare(name: str, step: Mapping[str, Any], out: Path, worker: Worker) -> Path:

@@ -27,7 +27,9 @@ class Data:
     `name`: the spec. `task`: "classification". `val` and `test`: None where there are none. `superclasses`: the
     superclass of each class, where the data tells. `numbering`: how the classes got their numbers, see
     `protege.data.classes`. Where no sample of `train` has a label, all of its labels are -100, and `classes` may be
-    empty. `ranges`: what is black and white in images of more than 8 bits (`protege.data.ranges`).
+    empty. `ranges`: what is black and white in images of more than 8 bits (`protege.data.ranges`). `held_out`: how the
+    test samples were held out of training, by "content" or "position"; empty where they are a split of their own;
+    `places` is then a digest of their positions in the whole.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Data:
     superclasses: tuple[int, ...] | None = None
     ranges: Ranges = ()
     numbering: str = GIVEN
+    held_out: str = ""
+    places: str = ""
 
     def __post_init__(self) -> None:
         check_text(self.classes, f"classes of the data {self.name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -19,7 +20,8 @@ from protege.data.samples import InMemory
 from protege.data.sources import Source, drop_unused
 
 MANY = 5000  # images from which on decoding takes longer than a moment
-VERSION = 2  # of what decoding makes of an image
+VERSION = 3  # of what decoding makes of an image, and how it is kept
+_SUM = 4  # bytes of the checksum behind an array
 
 
 def decoded(name: str, source: Source, labels: Tensor, form: Form, scratch: Path) -> tuple[InMemory, str | None]:
@@ -44,14 +46,21 @@ def decoded(name: str, source: Source, labels: Tensor, form: Form, scratch: Path
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array of an earlier run; None where none is, or none that is whole."""
+    """The array of an earlier run; None where none is, or none that is whole and sound."""
     with suppress(OSError, ValueError, EOFError):
         found = np.load(path, mmap_mode="c")
-        if found.shape == shape and found.dtype == np.uint8:
+        with path.open("rb") as file:
+            file.seek(-_SUM, os.SEEK_END)
+            known = file.read()
+        if found.shape == shape and found.dtype == np.uint8 and known == _sum_of(found):
             with suppress(OSError):  # another user's
                 os.utime(path)
             return found
     return None
+
+
+def _sum_of(pixels: np.ndarray) -> bytes:
+    return zlib.crc32(np.ascontiguousarray(pixels).data).to_bytes(_SUM, "little")
 
 
 def _keep(path: Path, pixels: np.ndarray) -> None:
@@ -63,6 +72,8 @@ def _keep(path: Path, pixels: np.ndarray) -> None:
         if pixels.nbytes < shutil.disk_usage(path.parent).free // 2:
             with partial.open("wb") as file:
                 np.save(file, pixels)
+                file.write(_sum_of(pixels))
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
     with suppress(OSError):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,13 @@ from torch.utils.data import ConcatDataset, Subset
 
 from protege.data.batch import Batch
 from protege.data.classes import renumbered
+from protege.data.contents import READ, place_of_image
 from protege.data.decode import centred
 from protege.data.items import label_in, read_item
 from protege.data.pixels import Deviation
 from protege.data.progress import progress
 from protege.data.raw import Kind, image_pixels
-from protege.data.repeatable import Watch, refuse_random, spread
+from protege.data.repeatable import COMPARED, Watch, refuse_random, spread
 from protege.data.samples import Samples
 from protege.data.views import Augment, render
 from protege.errors import UserError
@@ -49,6 +53,7 @@ class Items:
         self.dataset, self.name, self.image_size = dataset, name, image_size
         self.kind = kind or Kind()
         self.transparent: str | None = None
+        self.placed, self._places = False, dict[int, float]()  # whether an item that is read is given its place
         self.names: dict[str, int] = {}
         self.form: tuple[int, ...] | None = None
         self.form = tuple(self.read(0)[0].shape)
@@ -73,6 +78,8 @@ class Items:
         image, label = read_item(self.dataset, at, self.where(at))
         pixels, transparent = image_pixels(image, self.where(at), self.kind)
         found = label_in(label, self.where(at))
+        if self.placed and at not in self._places:
+            self._places[at] = place_of_image(image)
         self.transparent = self.transparent or (self.where(at) if transparent else None)
         pixels = resized(pixels, self.image_size) if self.image_size else pixels
         if self.form is not None and tuple(pixels.shape) != self.form:
@@ -98,6 +105,15 @@ class Items:
                 advance(1)
         refuse_random(self.read, lambda at: (pixels[at], labels[at]), range(len(self)), self.where, watch)
         return pixels, labels
+
+    def places(self) -> Tensor:
+        """The place of each item by what its image holds, float64 [N], see `protege.data.contents`."""
+        with progress(f"reading {self.name}", len(self)) as advance:
+            for at in range(len(self)):
+                if at not in self._places:
+                    self.read(at)
+                advance(1)
+        return torch.tensor([self._places[at] for at in range(len(self))], dtype=torch.float64)
 
     def read_labels(self, watch: Watch) -> Tensor | list[int | str]:
         """The labels of all items: those that the Dataset lists, where some items spread over it have these, else by
@@ -135,6 +151,17 @@ def _listed(dataset: Any) -> Tensor | None:
         if not fractions and tuple(found.shape) == (len(dataset),):
             return found.to("cpu", torch.int64)
     return None
+
+
+def _files_of(dataset: Any) -> list[str]:
+    """The files that a Dataset lists as torchvision's do, in (file, label) pairs."""
+    if isinstance(dataset, Subset):
+        return _files_of(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return [path for part in dataset.datasets for path in _files_of(part)]
+    pairs = getattr(dataset, "samples", None)
+    pairs = pairs if isinstance(pairs, list) else []
+    return [pair[0] for pair in pairs if isinstance(pair, tuple) and pair and isinstance(pair[0], str)]
 
 
 def numbered(
@@ -202,10 +229,13 @@ class Mapped(Samples):
         return Mapped(self.items, renumbered(self.labels, place), self.positions, whole)
 
     def fingerprint(self) -> str:
-        """Digest of the labels and of the pixels of at most 256 items spread over the set."""
         if self._digest is None:
             digest = hashlib.sha256(self.labels.numpy().tobytes())
-            for at in spread(len(self)):
+            if len(self) * math.prod(self.shape) > READ:
+                for path in _files_of(self.items.dataset):
+                    with suppress(OSError):  # of another machine, say
+                        digest.update(repr((os.stat(path).st_size, os.stat(path).st_mtime_ns)).encode())
+            for at in spread(len(self), max(COMPARED, READ // math.prod(self.shape))):
                 digest.update(self._pixels(at).numpy().tobytes())
             self._digest = digest.hexdigest()
         return self._digest

@@ -46,12 +46,12 @@ class Samples(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest of the content; computed once."""
+        """Hex digest of what the samples hold, in their order, with their labels; computed once.
 
-    def content(self) -> str:
-        """Hex digest of what the samples hold, the same wherever and whenever their files were written; of more than
-        256 MiB that are read from files, all sizes and an even choice of them."""
-        return self.fingerprint()
+        It covers all of what lies in memory, and of what is read when it is fetched up to 256 MiB. Of larger files it
+        covers the size and time of each and 1,024 pieces of them, of a larger Dataset in Python all labels, the size
+        and time of the files that it lists, and an even choice of its images. Names and places of files do not count.
+        """
 
     def relabelled(self, place: Tensor) -> Samples:
         """The same samples with class k called `place[k]` (int64 [K]); text, whose labels are words, has none."""

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from protege.data.classes import naming_of
+from protege.data.contents import place_of_image
 from protege.data.items import is_image, read_item
 from protege.data.masks import VOID, grey_levels, mask_values, refuse_white_object
 from protege.data.pixels import reason
@@ -32,6 +33,11 @@ def has_masks(dataset: Any) -> bool:
         return is_image(read_item(dataset, 0, "")[1])
     except UserError:  # whoever opens it as another kind of set says what is wrong
         return False
+
+
+def places_of_scenes(scenes: ScenesInMemory) -> Tensor:
+    """The place of each image, float64 [N], see `protege.data.contents`."""
+    return torch.tensor([place_of_image(pixels) for pixels in scenes.pixels], dtype=torch.float64)
 
 
 def scene_sets(

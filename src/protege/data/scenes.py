@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from protege.data.batch import Batch
+from protege.data.contents import content_of
 from protege.data.decode import centred
 from protege.data.masks import VOID, mask_values
 from protege.data.pixels import open_image, reason, shown
 from protege.data.ranges import Ranges
 from protege.data.samples import Samples, has_room
-from protege.data.sources import content_of
 from protege.data.views import CLEAN, Augment, boxes, moved, pick, reflect, render, resized_crops
 from protege.errors import UserError
 from protege.labels import UNLABELLED
@@ -165,16 +165,9 @@ class ScenesInFiles(Scenes):
 
     def fingerprint(self) -> str:
         if self._digest is None:
-            digest = hashlib.sha256(repr(self.form).encode())
-            for path in (path for pair in self.pairs for path in pair):
-                stat = path.stat()
-                digest.update(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
-            self._digest = digest.hexdigest()
+            paths = [path for pair in self.pairs for path in pair]
+            self._digest = hashlib.sha256(f"{content_of(paths)} {self.form}".encode()).hexdigest()
         return self._digest
-
-    def content(self) -> str:
-        paths = [path for pair in self.pairs for path in pair]
-        return hashlib.sha256(f"{content_of(paths)} {self.form}".encode()).hexdigest()
 
     def relabelled(self, place: Tensor) -> ScenesInFiles:
         return ScenesInFiles(self.pairs, replace(self.form, table=_composed(self.form.table, place).tobytes()))

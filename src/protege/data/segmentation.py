@@ -30,7 +30,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from protege.data.contents import places_of_files
 from protege.data.decode import Survey, extent, header
 from protege.data.files import images_below, tell_left_out
 from protege.data.folders import SPLITS
@@ -141,6 +143,11 @@ def segmentation_folder(
                 advance(1)
         found[split] = ScenesInMemory(torch.from_numpy(pixels), torch.from_numpy(table[masks[split]]))
     return found, labels.classes, form.ranges
+
+
+def training_places(path: Path) -> Tensor:
+    """The place of each training image, float64 [N], see `protege.data.contents`."""
+    return places_of_files([image for image, _ in _splits(path)["train"]])
 
 
 def _in_threads(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:

@@ -1,7 +1,8 @@
 """Where encoded images come from: files, rows of Parquet, or one file of images end to end.
 
 A source knows its images in order: `chunks()` reads them once through, `sample()` gives a few from all over,
-`streamable()` gives a source with random access (`read(i)`), and `part(index)` some of them.
+`streamable()` gives a source with random access (`read(i)`), `part(index)` some of them, and `places()` that of each
+image (see `contents`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
@@ -19,8 +21,10 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
+from protege.data.contents import READ, content_of, place_of_bytes, places_of_files
 from protege.data.progress import progress
 from protege.errors import UserError
 
@@ -28,29 +32,9 @@ _SAMPLE = 256
 _CHUNK = 256
 _CHUNK_BYTES = 16 << 20
 _STALE = 3600.0
-_READ = 1 << 28  # bytes that are read at most to tell whether a set is the same
 UNUSED = 30 * 24 * 3600  # seconds after which goes what was made of images and nobody has read
 
 Named = tuple[bytes, str]
-
-
-def _stat(path: Path) -> str:
-    stat = path.stat()
-    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}\n"
-
-
-def content_of(paths: Sequence[Path]) -> str:
-    """Digest of what files hold: of all up to 256 MiB, beyond that of all sizes and of an even choice of files."""
-    sizes = [path.stat().st_size for path in paths]
-    digest = hashlib.sha256(repr(sizes).encode())
-    for path in paths[:: _step(sizes)]:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _step(sizes: Sequence[int]) -> int:
-    return max(1, -(-sum(sizes) // _READ))
 
 
 def drop_unused(folder: Path, pattern: str) -> None:
@@ -99,10 +83,10 @@ class Files:
         return Files([self.paths[i] for i in index.tolist()])
 
     def fingerprint(self) -> str:
-        return hashlib.sha256("".join(_stat(p) for p in self.paths).encode()).hexdigest()
-
-    def content(self) -> str:
         return content_of(self.paths)
+
+    def places(self) -> Tensor:
+        return places_of_files(self.paths)
 
 
 class Rows:
@@ -146,12 +130,16 @@ class Rows:
             yield from next(self._read(path, -(-_SAMPLE // len(paths))), [])
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(("".join(_stat(p) for p in self.paths) + self.column).encode()).hexdigest()
+        return hashlib.sha256(f"{content_of(self.paths)} {self.column}".encode()).hexdigest()
+
+    def places(self) -> Tensor:
+        return torch.tensor([place_of_bytes(data) for chunk in self.chunks() for data, _ in chunk], dtype=torch.float64)
 
     def streamable(self, scratch: Path) -> Blob:
         """The images extracted into one file under `scratch`, or that file of an earlier run."""
         digest = self.fingerprint()
-        target = scratch / f"{digest[:32]}.images"
+        target = scratch / f"{digest[:32]}.v2.images"
+        origins = [(p, pq.read_metadata(p).num_rows) for p in self.paths]
         if target.exists():
             with suppress(OSError):  # another user's
                 os.utime(target)
@@ -165,24 +153,26 @@ class Rows:
                     f"scratch folder {scratch} cannot hold the extracted images ({error.strerror}); "
                     "name one with room and write permission in $PROTEGE_CACHE."
                 ) from error
-        return Blob(target, [(p, pq.read_metadata(p).num_rows) for p in self.paths], digest)
+        return Blob(target, origins, digest)
 
     def _extract(self, target: Path) -> None:
         for old in target.parent.glob(f".{target.name}.*"):
             if time.time() - old.stat().st_mtime > _STALE:  # left by a killed run
                 old.unlink(missing_ok=True)
         partial = target.parent / f".{target.name}.{uuid4().hex}"
-        ends = np.empty(len(self) + 1, np.int64)
-        ends[0] = done = 0
+        ends, sums = np.zeros(len(self) + 1, np.int64), np.zeros(len(self) + 1, np.int64)
+        done = 0
         try:
             with partial.open("wb") as file, progress("extracting images", len(self)) as advance:
                 for chunk in self.chunks():
                     sizes = [len(data) for data, _ in chunk]
                     ends[done + 1 : done + 1 + len(chunk)] = ends[done] + np.cumsum(sizes)
+                    sums[done : done + len(chunk)] = [zlib.crc32(data) for data, _ in chunk]
                     file.writelines(data for data, _ in chunk)
                     done += len(chunk)
                     advance(len(chunk))
-                file.write(ends.tobytes())
+                sums[-1] = _sum_of(ends, sums)
+                file.write(ends.tobytes() + sums.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
@@ -190,21 +180,26 @@ class Rows:
             partial.unlink(missing_ok=True)
 
 
+def _sum_of(ends: np.ndarray, sums: np.ndarray) -> int:
+    return zlib.crc32(ends.tobytes() + sums[:-1].tobytes())
+
+
 class Blob:
-    """Images end to end in one file, their offsets (int64 [N + 1]) behind them; read with `os.pread`."""
+    """Images end to end in one file; behind them their offsets (int64 [N + 1]), their checksums (int64 [N]) and one of
+    all these; read with `os.pread`."""
 
     def __init__(self, path: Path, origins: list[tuple[Path, int]], digest: str) -> None:
         self.path, self.origins, self.digest = path, origins, digest
         self._ends = list(accumulate(rows for _, rows in origins))
         count = self._ends[-1]
-        table = 8 * (count + 1)
+        table = 16 * (count + 1)
         size = path.stat().st_size
         with path.open("rb") as file:
             file.seek(max(0, size - table))
             data = file.read()
-        self.offsets = np.frombuffer(data, np.int64) if len(data) == table else np.zeros(1, np.int64)
-        if self.offsets[-1] + table != size:
-            raise UserError(f"extracted images {path} are damaged; remove this file, it is made anew.")
+        self.offsets, self.sums = np.frombuffer(data if len(data) == table else bytes(table), np.int64).reshape(2, -1)
+        if self.offsets[-1] + table != size or self.sums[-1] != _sum_of(self.offsets, self.sums):
+            raise self._damaged()
         self.rows = np.arange(count)
         self._file: int | None = os.open(path, os.O_RDONLY)  # at once: a cache may be deleted while it is in use
 
@@ -223,12 +218,18 @@ class Blob:
         path, rows = self.origins[shard]
         return f"image in row {row - self._ends[shard] + rows} of {path}"
 
+    def _damaged(self) -> UserError:
+        return UserError(f"the extracted images {self.path} are damaged; remove this file, it is made anew.")
+
     def read(self, position: int) -> Named:
         if self._file is None:
             self._file = os.open(self.path, os.O_RDONLY)
         row = int(self.rows[position])
         start, end = self.offsets[row : row + 2].tolist()
-        return os.pread(self._file, end - start, start), self._name(row)
+        data = os.pread(self._file, end - start, start)
+        if zlib.crc32(data) != self.sums[row]:
+            raise self._damaged()
+        return data, self._name(row)
 
     def chunks(self) -> Iterator[list[Named]]:
         for start in range(0, len(self), _CHUNK):
@@ -240,12 +241,11 @@ class Blob:
         return other
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.digest.encode() + self.rows.tobytes()).hexdigest()
-
-    def content(self) -> str:
         sizes = np.diff(self.offsets)[self.rows].tolist()
-        digest = hashlib.sha256(repr(sizes).encode())
-        for position in range(0, len(self), _step(sizes)):
+        if sum(sizes) > READ:
+            return hashlib.sha256(self.digest.encode() + self.rows.tobytes()).hexdigest()
+        digest = hashlib.sha256(repr(sizes).encode())  # of the images alone, however the Parquet was written
+        for position in range(len(self)):
             digest.update(hashlib.sha256(self.read(position)[0]).digest())
         return digest.hexdigest()
 

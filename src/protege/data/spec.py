@@ -3,10 +3,13 @@ samples."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -29,16 +32,16 @@ from protege.data.ranges import Ranges
 from protege.data.raw import Kind, kind_of
 from protege.data.repeatable import Watch
 from protege.data.samples import InMemory, Samples
-from protege.data.scene_sets import has_masks, scene_sets
+from protege.data.scene_sets import has_masks, places_of_scenes, scene_sets
 from protege.data.scenes import Scenes
-from protege.data.segmentation import segmentation_folder
-from protege.data.split import hold_out
+from protege.data.segmentation import segmentation_folder, training_places
+from protege.data.split import hold_out, hold_out_by_content
 from protege.data.streams import Encoded
 from protege.data.synthetic import class_names, read_dials, synthetic
 from protege.data.text import open_text
 from protege.data.views import MOST_PIXELS, Augment
 from protege.errors import UserError, shown
-from protege.labels import UNLABELLED
+from protege.labels import BY_CONTENT, BY_POSITION, UNLABELLED
 from protege.naming import numbers
 from protege.paths import usable
 from protege.public import public
@@ -64,9 +67,15 @@ def cache_root() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "protege"
 
 
-def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Tensor, Tensor] | None:
+Places = Callable[[], Tensor]
+"""Finds the place of each training sample, see `protege.data.contents`."""
+
+
+def _without_test(
+    name: str, splits: dict[str, Any], labels: Tensor, places: Places | None
+) -> tuple[Tensor, Tensor] | None:
     """What to do where no test split is given: judge on the validation split, or hold a fifth of training
-    out."""
+    out, by what samples hold or, without ``places``, as before version 0.2."""
     if "test" in splits:
         return None
     if "val" in splits:
@@ -80,11 +89,23 @@ def _without_test(name: str, splits: dict[str, Any], labels: Tensor) -> tuple[Te
             len(labels),
         )
         return None
-    train, test = hold_out(torch.arange(len(labels)), labels, _HELD_OUT, seed=0)
+    if places:
+        train, test = hold_out_by_content(places(), labels, _HELD_OUT)
+    else:
+        train, test = hold_out(torch.arange(len(labels)), labels, _HELD_OUT, seed=0)
     if not len(test):
         _LOG.info("'%s' has no test split, and too few samples (%d) to hold one out.", name, len(labels))
         return None
-    _LOG.info("'%s' has no test split; %d of %d samples, stratified, are held out.", name, len(test), len(labels))
+    _LOG.info(
+        "'%s' has no test split; %d of %d samples, some of each class, are held out.", name, len(test), len(labels)
+    )
+    if not places:
+        _LOG.warning(
+            "a network given was made before held-out samples of '%s' were chosen by what they hold, and so they are "
+            "chosen by their order, as they were then: once samples are added or renamed, some may be among them that "
+            "it has learned from. Give a test split to be sure.",
+            name,
+        )
     return train, test
 
 
@@ -105,16 +126,32 @@ def _part(samples: Samples, index: Tensor) -> Samples:
 
 
 def _finish(
-    name: str, splits: dict[str, Samples], classes: tuple[str, ...], augment: Augment | None, numbering: str = GIVEN
+    name: str,
+    splits: dict[str, Samples],
+    classes: tuple[str, ...],
+    augment: Augment | None,
+    numbering: str = GIVEN,
+    places: Places | None = None,
 ) -> Data:
     train = splits["train"]
     assert train.labels is not None
-    if held := _without_test(name, splits, train.labels):
+    if held := _without_test(name, splits, train.labels, places):
         splits = {**splits, "train": _part(train, held[0]), "test": _part(train, held[1])}
         train = splits["train"]
     augment = augment or default_augment(*train.shape[1:])
     parts = (train, splits.get("val"), splits.get("test"))
-    return Data(name, "classification", *parts, classes, augment, numbering=numbering)
+    found = Data(name, "classification", *parts, classes, augment, numbering=numbering)
+    return _with_held(found, held, places)
+
+
+def _with_held(data: Data, held: tuple[Tensor, Tensor] | None, places: Places | None) -> Data:
+    """The data, which knows how its test samples were held out."""
+    if held is None:
+        return data
+    if places is None:
+        return replace(data, held_out=BY_POSITION)
+    digest = hashlib.sha256(held[1].numpy().tobytes()).hexdigest()
+    return replace(data, held_out=BY_CONTENT, places=digest)
 
 
 def _listed(
@@ -125,29 +162,40 @@ def _listed(
     scratch: Path | None,
     whole: bool,
     ranges: Ranges,
+    held_out: str,
 ) -> Data:
     check_labels(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
     splits, ranges = listed_samples(name, listing, image_size, memory_limit, scratch or cache_root(), ranges)
     splits = _whole(splits) if whole else splits
-    found = _finish(name, splits, listing.classes, None, listing.numbering)
+    places = listing.splits["train"][0].places if held_out == BY_CONTENT else None
+    found = _finish(name, splits, listing.classes, None, listing.numbering, places)
     return replace(found, superclasses=listing.superclasses, ranges=ranges)
 
 
 def _segmentation(
-    name: str, path: Path, image_size: int | None, memory_limit: int, whole: bool, ranges: Ranges, **options: str
+    name: str,
+    path: Path,
+    image_size: int | None,
+    memory_limit: int,
+    whole: bool,
+    ranges: Ranges,
+    held_out: str,
+    **options: str,
 ) -> Data:
     found, classes, ranges = segmentation_folder(path, image_size, memory_limit, ranges, **options)
-    return replace(_scenes(name, _whole(dict(found)) if whole else dict(found), classes), ranges=ranges)
+    places = partial(training_places, path) if held_out == BY_CONTENT else None
+    return replace(_scenes(name, _whole(dict(found)) if whole else dict(found), classes, places), ranges=ranges)
 
 
-def _scenes(name: str, splits: dict[str, Samples], classes: tuple[str, ...]) -> Data:
+def _scenes(name: str, splits: dict[str, Samples], classes: tuple[str, ...], places: Places | None) -> Data:
     unlabelled = torch.zeros(len(splits["train"]), dtype=torch.int64)  # nothing to stratify by
-    if held := _without_test(name, splits, unlabelled):
+    if held := _without_test(name, splits, unlabelled, places):
         splits |= {split: _part(splits["train"], part) for split, part in zip(("train", "test"), held, strict=True)}
     augment = Augment(crop=0.5, flip=True)  # half the area and more: what is small stays seen, as in CamVid's poles
     numbering = BARE if classes == numbers(len(classes)) else GIVEN
     parts = (splits["train"], splits.get("val"), splits.get("test"))
-    return Data(name, "segmentation", *parts, classes, augment, numbering=numbering)
+    found = Data(name, "segmentation", *parts, classes, augment, numbering=numbering)
+    return _with_held(found, held, places)
 
 
 def _digits(name: str) -> Data:
@@ -176,6 +224,7 @@ def from_datasets(
     name: str = "dataset",
     whole: bool = False,
     ranges: Ranges = (),
+    held_out: str = BY_CONTENT,
 ) -> Data:
     """Data of map-style Datasets by split ("train", and "val" and "test" if there), see `Mapped` and `scene_sets`.
 
@@ -184,17 +233,24 @@ def from_datasets(
     if datasets["train"] is datasets.get("test"):
         _LOG.warning("train and test %s are one and the same: what is measured on it has been learned by heart.", name)
     try:
-        return _from_datasets(datasets, memory_limit, image_size, name, whole, kind_of(datasets, name, ranges))
+        kind = kind_of(datasets, name, ranges)
+        return _from_datasets(datasets, memory_limit, image_size, name, whole, kind, held_out)
     except Deviation:  # some image is unlike those looked at: look at all
         kind = kind_of(datasets, name, ranges, everything=True)
         try:
-            return _from_datasets(datasets, memory_limit, image_size, name, whole, kind)
+            return _from_datasets(datasets, memory_limit, image_size, name, whole, kind, held_out)
         except Deviation as error:
             raise UserError(f"{error}, which it was not before; remove random transforms from the Dataset.") from error
 
 
 def _from_datasets(
-    datasets: dict[str, Any], memory_limit: int, image_size: int | None, name: str, whole: bool, kind: Kind
+    datasets: dict[str, Any],
+    memory_limit: int,
+    image_size: int | None,
+    name: str,
+    whole: bool,
+    kind: Kind,
+    held_out: str,
 ) -> Data:
     if has_masks(datasets["train"]):
         if image_size is not None:
@@ -203,7 +259,10 @@ def _from_datasets(
             )
         scenes, names = scene_sets(datasets, memory_limit, name, kind)
         tell_transparent(kind.transparent)
-        return replace(_scenes(name, _whole(dict(scenes)) if whole else dict(scenes), names), ranges=kind.ranges)
+        by_content = partial(places_of_scenes, scenes["train"]) if held_out == BY_CONTENT else None
+        return replace(
+            _scenes(name, _whole(dict(scenes)) if whole else dict(scenes), names, by_content), ranges=kind.ranges
+        )
     items = {split: Items(dataset, f"{split} {name}", image_size, kind) for split, dataset in datasets.items()}
     shapes = {split: found.shape for split, found in items.items()}
     for split, shape in shapes.items():
@@ -215,6 +274,7 @@ def _from_datasets(
     decoded = sum(map(len, items.values())) * int(np.prod(shapes["train"]))
     if decoded > memory_limit and kind.channels == 1 and not kind.everything:
         raise Deviation(f"{name} may have colour where it was not looked at")
+    items["train"].placed = set(items) == {"train"} and not whole and held_out == BY_CONTENT
     watch = Watch()
     read = {split: found.read_all(watch) for split, found in items.items()} if decoded <= memory_limit else {}
     raw = {split: read[split][1] if read else found.read_labels(watch) for split, found in items.items()}
@@ -226,7 +286,8 @@ def _from_datasets(
         if split in found.place:
             splits[split] = splits[split].relabelled(found.place[split])
     tell_transparent(next(filter(None, (kind.transparent, *(each.transparent for each in items.values()))), None))
-    data = _finish(name, _whole(splits) if whole else splits, found.classes, None, found.numbering)
+    places = items["train"].places if items["train"].placed else None
+    data = _finish(name, _whole(splits) if whole else splits, found.classes, None, found.numbering, places)
     return replace(data, ranges=kind.ranges)
 
 
@@ -261,6 +322,7 @@ def load_data(
     scratch: Path | None = None,
     whole: bool = False,
     ranges: Ranges = (),
+    held_out: str = BY_CONTENT,
 ) -> Data:
     """Open data.
 
@@ -277,7 +339,8 @@ def load_data(
     segmentation keep their shape: `image_size` is their shorter side, without it that of the commonest training image.
     Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
     fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
-    validation split is taken, or a fifth of training, stratified, is held out, so that each class keeps a sample; if
+    validation split is taken, or about a fifth of training is held out, by what each sample holds (`held_out`
+    "position": by their order, as before version 0.2), so that each class keeps a sample; if
     `whole`, all of data without splits is train and test. Splits may lack classes, which go by their names. In
     images of more than 8 bits a channel training decides what is black and white, unless `ranges`, those of a model, do
     (`protege.data.ranges`).
@@ -304,7 +367,7 @@ def load_data(
             f"image size {shown(image_size)} is {wrong}; give a number of pixels, such as 224, up to {MOST_PIXELS:,}."
         )
     if not isinstance(spec, str):
-        return from_datasets(splits_in(spec), memory_limit, image_size, whole=whole, ranges=ranges)
+        return from_datasets(splits_in(spec), memory_limit, image_size, whole=whole, ranges=ranges, held_out=held_out)
     if spec == "digits":
         if image_size not in (None, 8):
             raise UserError(f"image size {image_size} cannot be had of 'digits', which are 8×8; leave it out.")
@@ -329,11 +392,14 @@ def load_data(
     if not path:
         raise UserError(f"data '{spec}' names nothing behind the colon; write {scheme}:PATH.")
     if scheme == "torchvision":
-        return from_datasets(torchvision_datasets(path), memory_limit, image_size, spec, ranges=ranges)
+        return from_datasets(
+            torchvision_datasets(path), memory_limit, image_size, spec, ranges=ranges, held_out=held_out
+        )
     if scheme == "hub":
-        return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec, whole, ranges)
+        return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec, whole, ranges, held_out)
     if scheme == "segmentation":
-        return _segmentation(spec, usable(path, "data"), image_size, memory_limit, whole, ranges, **options)
+        where = usable(path, "data")
+        return _segmentation(spec, where, image_size, memory_limit, whole, ranges, held_out, **options)
     if scheme == "text":
         if image_size is not None:
             raise UserError(f"image size {image_size} cannot be had of '{spec}', which is text; leave it out.")
@@ -342,4 +408,4 @@ def load_data(
     check_order(options.get("order"), spec)
     opener = parquet_files if scheme == "parquet" else image_folders
     listing = opener(usable(path, "data"), **options)
-    return _listed(spec, listing, image_size, memory_limit, scratch, whole, ranges)
+    return _listed(spec, listing, image_size, memory_limit, scratch, whole, ranges, held_out)

@@ -1,6 +1,6 @@
-"""Choosing samples: stratified, seeded, nested.
+"""Choosing samples: stratified, seeded, nested; and by what each of them holds.
 
-Both functions rank samples once and cut the ranking. Within a class the order is a hash of (seed,
+`choose` and `hold_out` rank samples once and cut the ranking. Within a class the order is a hash of (seed,
 position); between classes the sample of rank r in a class of n has key (r + ½)/n, which is Webster's method
 of apportionment: every prefix of the ranking holds each class in its share (to within a sample), and a
 longer prefix contains a shorter one, which quotas by largest remainder would not guarantee.
@@ -97,3 +97,20 @@ def hold_out(index: Tensor, labels: Tensor | None, share: float, seed: int) -> t
     held = torch.zeros(len(index), dtype=torch.bool)
     held[_first(key, random, size)] = True
     return index[~held].sort().values, index[held].sort().values
+
+
+def hold_out_by_content(places: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Split a set into (training, held out) positions by what each sample holds: held out is what has its place
+    (float64 [N], of `protege.data.contents`) below `share`.
+
+    So neither names nor other samples count, and what was trained on is not held out when others come or go; except in
+    a class (`labels`, int64 [N]) of two samples or more that all fall on one side, of which the nearest is moved.
+    """
+    held = places < share
+    for own in torch.argsort(labels, stable=True).split(labels.unique(return_counts=True)[1].tolist()):
+        if len(own) > 1 and not held[own].any():
+            held[own[places[own].argmin()]] = True
+        elif held[own].all():
+            held[own[places[own].argmax()]] = False
+    everything = torch.arange(len(labels))
+    return everything[~held], everything[held]

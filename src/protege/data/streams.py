@@ -60,7 +60,3 @@ class Encoded(Samples):
             text = f"{self.source.fingerprint()} {self.form}"
             self._digest = hashlib.sha256(text.encode() + self.labels.numpy().tobytes()).hexdigest()
         return self._digest
-
-    def content(self) -> str:
-        text = f"{self.source.content()} {self.form}"
-        return hashlib.sha256(text.encode() + self.labels.numpy().tobytes()).hexdigest()

@@ -17,7 +17,7 @@ from ..classes import in_order_of
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_workers, load_data
 from ..errors import UserError, nearest
 from ..methods import METHODS, Cast, Transfer
-from ..models import Model, check_classes, count_macs, count_parameters, known_ranges, load_model
+from ..models import Model, check_classes, count_macs, count_parameters, held_out_by, known_ranges, load_model
 from ..models.placing import place
 from ..networks import about
 from ..ownership import is_diagnosis
@@ -115,7 +115,7 @@ def diagnose(
         raise UserError("no teacher was given; expected a model to diagnose: add teacher=….")
     if unknown := set(options) - DATA_OPTIONS:
         raise UserError(f"diagnose has no option {min(unknown)!r}; {nearest(min(unknown), DATA_OPTIONS)}.")
-    loaded = load_data(data, ranges=known_ranges(teacher, student), **options)
+    loaded = load_data(data, ranges=known_ranges(teacher, student), held_out=held_out_by(teacher, student), **options)
     temperature = temperature or TASKS[loaded.task].temperature
     if not loaded.labelled:
         raise UserError(

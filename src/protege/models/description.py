@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from pydantic_core import ErrorDetails
 
 from protege.errors import UserError, nearest, shown, told
-from protege.labels import MOST_CLASSES
+from protege.labels import BY_POSITION, MOST_CLASSES
 from protege.models.inputs import InputSpec
 
 CONFIG, FORMAT = "config.json", 1
@@ -54,7 +54,7 @@ class Check(_Strict):
 
 
 class Description(_Strict):
-    """A model but for its weights; see `Model`. `note`, `kind` and `call` are for people."""
+    """A model but for its weights; see `Model`. `digest` is of the weights' file; `note`, `kind` and `call` are for people."""
 
     format: Literal[1]
     model: str | None
@@ -69,6 +69,8 @@ class Description(_Strict):
     kept: dict[str, list[Annotated[int, Field(ge=0)]]] = {}
     extra: Annotated[dict[str, JsonValue], AfterValidator(_states)] = {}
     check: Check | None = None
+    held_out: str = BY_POSITION
+    digest: str | None = None
     note: str = ""
     kind: str = Field("", alias="class")
     call: str = ""

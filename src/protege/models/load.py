@@ -253,7 +253,7 @@ def _built(folder: Path, config: Description) -> Model:
             "as that one was."
         )
     network = rebuild(unwrapped(sources.build_without_trace(name, arguments)), config.structure)
-    storage.fit(network, _state(folder, config), name, folder / storage.WEIGHTS)
+    storage.fit(network, _state(folder, config), name, folder / storage.WEIGHTS, config.digest)
     model = _described_by(config, network)
     if off := checked(model, config.check, config.dtype == "bfloat16"):
         raise UserError(
@@ -271,7 +271,7 @@ def _refilled(folder: Path, config: Description, network: nn.Module) -> Model:
     if resized:
         network = rebuild(copy_network(network), structure)
     before = copy.deepcopy(network.state_dict())
-    storage.fit(network, state, type(network).__name__, folder / storage.WEIGHTS)
+    storage.fit(network, state, type(network).__name__, folder / storage.WEIGHTS, config.digest)
     model = _described_by(config, network)
     if off := checked(model, config.check, config.dtype == "bfloat16"):
         network.load_state_dict(before)
@@ -297,7 +297,7 @@ def _described_by(config: Description, network: nn.Module) -> Model:
     if config.memory == "channels_last":
         channels_last(network)
     classes = tuple(config.classes) or numbers(config.num_classes or 0)
-    return Model(
+    model = Model(
         network,
         config.spec,
         {"model": config.model, "arguments": config.arguments} if config.model is not None else None,
@@ -307,6 +307,8 @@ def _described_by(config: Description, network: nn.Module) -> Model:
         config.kept,
         named=classes != numbers(len(classes)) if config.named is None else config.named,  # as version 0.1 told neither
     ).eval()
+    model.held_out = config.held_out
+    return model
 
 
 def _fresh(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from protege.errors import UserError
+from protege.labels import BY_CONTENT
 from protege.models import storage
 from protege.models.description import FORMAT
 from protege.models.inputs import InputSpec
@@ -42,12 +43,15 @@ class Model(nn.Module):
     gets contiguous input, and its weights must not be made channels-last. `dtype` is the type of its input, that of its
     weights where it fails on single precision, and `autocast` whether it may run in another precision than its own, as
     quantised networks may not. `shape` is that of one raw input on which it is known to run. All are found out there.
+
+    `held_out` tells how test samples were held out of what it has learned from, see `protege.data.Data`.
     """
 
     layout: str = "channels_last"
     dtype: torch.dtype = torch.float32
     autocast: bool = True
     shape: tuple[int, ...] | None = None
+    held_out: str = BY_CONTENT
 
     @public
     def __init__(
@@ -125,6 +129,7 @@ class Model(nn.Module):
             "classes": list(self.classes),
             "named": self.named,
             "input": self.input.to_dict(),
+            "held_out": self.held_out,
             "dtype": storage.dtype_of(weights),
             "memory": "channels_last" if is_channels_last(self.network) else "contiguous",
         }

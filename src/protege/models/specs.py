@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from protege.errors import UserError
+from protege.labels import BY_CONTENT, BY_POSITION
 from protege.models import storage
 from protege.models.channels import channels_taken
 from protege.models.description import read_description
@@ -103,6 +104,19 @@ def input_from_timm(
         size = None
     mean, std = (spread(config[key], channels) for key in ("mean", "std"))
     return InputSpec(channels=channels, size=size, mean=mean, std=std)
+
+
+def held_out_by(*models: Any) -> str:
+    """How samples are held out where a set has no test split, so that none are that these (a `Model`, or the spec of a
+    folder that holds one) have learned from: by position, where one of them was made before version 0.2."""
+    for model in models:
+        way = model.held_out if isinstance(model, Model) else BY_CONTENT
+        if isinstance(model, str | Path) and model and Path(model).is_dir():
+            with suppress(UserError):  # whoever loads it says what is wrong
+                way = read_description(storage.locate(Path(model))).held_out
+        if way != BY_CONTENT:
+            return BY_POSITION
+    return BY_CONTENT
 
 
 def known_ranges(*models: Any) -> tuple[tuple[str, float, float], ...]:

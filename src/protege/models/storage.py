@@ -1,5 +1,6 @@
 """A model on disk: `config.json` and `model.safetensors`, written whole or not at all, never unpickled."""
 
+import hashlib
 import json
 import os
 import re
@@ -39,7 +40,8 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
         clear_drafts(folder)
         with drafts(folder, "model") as made:
             save_file(dict(weights), made / WEIGHTS)
-            (made / CONFIG).write_text(_in_json(config) + "\n", encoding="utf-8")
+            whole = {**config, "digest": digest_of(made / WEIGHTS)}
+            (made / CONFIG).write_text(_in_json(whole) + "\n", encoding="utf-8")
             shutil.copymode(made / CONFIG, made / WEIGHTS)  # safetensors hides its files from other users
             for name in (CONFIG, WEIGHTS):
                 flush(made / name)
@@ -53,6 +55,12 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
         raise UserError(
             f"the model cannot be written to {str(folder)!r} ({error.strerror or error}); choose another."
         ) from error
+
+
+def digest_of(path: Path) -> str:
+    """Of a file of weights."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _in_json(config: Mapping[str, Any]) -> str:
@@ -183,12 +191,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{str(path)!r} is damaged ({error}); copy or save the model again.") from error
 
 
-def fit(network: nn.Module, state: Mapping[str, Any], name: str, path: Path) -> None:
-    """`load`, with a `UserError` where the state of the folder's file does not fit the network."""
+def fit(network: nn.Module, state: Mapping[str, Any], name: str, path: Path, digest: str | None) -> None:
+    """`load`, with a `UserError` where the state of the file at `path` does not fit the network, or the file is not the
+    one of the `digest`, which folders of version 0.1 do not have."""
     misfits = misfits_of(network, state)
     if misfits:
         more = f" and {len(misfits) - 2} more" if len(misfits) > 2 else ""
         raise UserError(f"{str(path)!r} does not fit {name}: {'; '.join(misfits[:2])}{more}; use matching files.")
+    if digest is not None and digest_of(path) != digest:
+        raise UserError(
+            f"{str(path)!r} is not the file that was saved with its {CONFIG}, so that it is damaged or another's; "
+            "expected both as they were saved: copy both again, or, where the weights were changed on purpose, "
+            f"remove 'digest' from {CONFIG}."
+        )
     load(network, state)
 
 

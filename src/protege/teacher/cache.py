@@ -2,12 +2,14 @@
 
 Remembering is exact. A view is replayed from (seed, sample, view), so a signal stored for it is the signal of the
 very pixels the student sees (as in FKD, Shen & Xing 2022), never of other ones (known to hurt: Beyer et al. 2022).
-A stored row never changes. The folder knows the fingerprint of network + data + views and refuses any other.
+A stored row never changes. The folder knows the fingerprint of network + data + views and refuses any other; each row
+has a checksum, by which rows that the disk has spoiled are found when a view is opened, and computed anew.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,9 +25,12 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..errors import UserError, full_disk, in_bytes
+from .checksums import checksums, of_view
 from .sharing import bytes_in, discard, open_together
 
-VERSION = 2
+logger = logging.getLogger(__name__)
+VERSION = 3
+KNOWN = "int32"  # kind of the checksums, 0 for a row that is not stored
 _MEANING = {
     "network": "weights",
     "outputs": "outputs",
@@ -44,6 +49,19 @@ def widened(value: Tensor) -> Tensor:
 def _rows_last(value: Tensor) -> Tensor:
     """Images with their channels last, everything else as it is."""
     return value.movedim(1, -1) if value.dim() == 4 else value
+
+
+def halved(name: str, value: Tensor) -> Tensor:
+    """A field as it is stored. Raises `UserError` where half precision cannot hold its numbers."""
+    if not value.is_floating_point():
+        return value
+    stored = value.half()
+    if not bool(torch.isfinite(stored).all()):
+        raise UserError(
+            f"the signal {name!r} has values that are not finite in half precision; expected finite "
+            "outputs: check the network's weights and normalisation, or use views='all'."
+        )
+    return stored
 
 
 class Vanished(Exception):
@@ -73,7 +91,7 @@ def bytes_of_view(layout: Layout, total: int, used: int) -> int:
     Files are sparse: a row that is never written costs nothing, a touched page is whole. (So rows are written to the
     files: through a memory map the system may allocate what lies between them.)
     """
-    rows = [int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layout.values()] + [1]  # each a file
+    rows = [int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layout.values()] + [4]  # each a file
     page = 4096
     return min(total * sum(rows), used * sum(-(-row // page) + (row > 8) for row in rows) * page)
 
@@ -107,7 +125,7 @@ class SignalCache:
         self.layout = layout_of(fields)
         self._views: dict[int, dict[str, np.memmap]] = {}
         self._tensors: dict[int, dict[str, Tensor]] = {}
-        self._pending: dict[int, list[np.ndarray]] = {}
+        self._pending: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # rows and their checksums
         self.view_bytes = bytes_of_view(self.layout, total, used)
         self._identity = dict(identity)
         self._files: dict[Path, os.stat_result] = {}  # as they were when they were opened
@@ -153,7 +171,10 @@ class SignalCache:
     def _refuse_another(self, identity: dict[str, str]) -> None:
         path = self.folder / "cache.json"
         mine = {"version": VERSION, "identity": identity, "samples": self.total, "fields": self.layout}
-        if not path.exists():
+        if not path.exists():  # whose the views are that may lie here is not known
+            for left in self.folder.iterdir():
+                if re.fullmatch(r"clean|view-\d+", left.name) and left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(mine, indent=1))
             os.replace(temporary, path)
@@ -184,7 +205,7 @@ class SignalCache:
         return self.folder / ("clean" if view < 0 else f"view-{view:04d}")
 
     def _file(self, view: int, name: str) -> Path:
-        kind = "uint8" if name == "known" else self.layout[name][1]
+        kind = KNOWN if name == "known" else self.layout[name][1]
         return self._name(view) / f"{name.replace('/', '_')}.{kind}"
 
     def _open(self, view: int) -> dict[str, np.memmap]:
@@ -197,9 +218,9 @@ class SignalCache:
                 folder.mkdir(exist_ok=True)
                 maps = {}
                 if any(not self._file(view, name).exists() for name in self.layout):  # some of it was deleted
-                    (folder / "known.uint8").unlink(missing_ok=True)
-                begun = (folder / "known.uint8").exists()
-                for name, (shape, kind) in {**self.layout, "known": ((), "uint8")}.items():
+                    self._file(view, "known").unlink(missing_ok=True)
+                begun = self._file(view, "known").exists()
+                for name, (shape, kind) in {**self.layout, "known": ((), KNOWN)}.items():
                     path = self._file(view, name)
                     size = self.total * int(np.prod(shape)) * np.dtype(kind).itemsize
                     if begun and name != "known" and path.stat().st_size != size:
@@ -211,9 +232,18 @@ class SignalCache:
                         file.truncate(size)
                         self._files[path] = os.fstat(file.fileno())
                     maps[name] = np.memmap(path, dtype=kind, mode="r+", shape=(self.total, *shape))
-            self._views[view] = maps
-            self._tensors[view] = {name: torch.from_numpy(m) for name, m in maps.items() if name != "known"}
+                tensors = {name: torch.from_numpy(m) for name, m in maps.items() if name != "known"}
+                if begun:
+                    self._forget_damaged(view, maps["known"], tensors)
+            self._views[view], self._tensors[view] = maps, tensors
         return self._views[view]
+
+    def _forget_damaged(self, view: int, known: np.ndarray, tensors: Mapping[str, Tensor]) -> None:
+        """Let rows that are not what was stored be computed anew."""
+        damaged = [rows[found != known[rows]] for rows, found in of_view(np.flatnonzero(known), tensors)]
+        if count := sum(map(len, damaged)):
+            known[np.concatenate(damaged)] = 0
+            logger.warning("%d rows in %s are damaged; their signals are computed anew.", count, self._name(view))
 
     def holds(self, view: int) -> bool:
         """Whether this view lies within the budget, and so is stored."""
@@ -222,7 +252,7 @@ class SignalCache:
     def known(self, view: int, index: Tensor) -> bool:
         """Whether every one of these rows is stored."""
         try:
-            return bool(self._open(view)["known"][index.numpy()].all())
+            return bool((self._open(view)["known"][index.numpy()] != 0).all())
         except Vanished:
             return False
 
@@ -234,9 +264,10 @@ class SignalCache:
         """The blocks of rows that a fill of this part set out to store and has not stored in whole."""
         try:
             rows, sizes = np.split(np.load(self._plan(view, part)), 2)
-        except (OSError, ValueError, EOFError):
-            return []
-        blocks = torch.from_numpy(rows).split(sizes[sizes > 0].tolist())
+            sound = rows.dtype == np.int64 and rows.ndim == 1 and bool(((rows >= 0) & (rows < self.total)).all())
+            blocks = torch.from_numpy(rows).split(sizes[sizes > 0].tolist()) if sound else ()
+        except (OSError, ValueError, EOFError, RuntimeError, TypeError, IndexError):
+            return []  # damaged: as if nothing had been planned
         return [block for block in blocks if not self.known(view, block)]
 
     def set_plan(self, view: int, part: str, blocks: Sequence[Tensor]) -> None:
@@ -262,15 +293,14 @@ class SignalCache:
         maps = self._open(view)
         rows = index.numpy()
         new = np.flatnonzero(maps["known"][rows] == 0)
-        for name, value in fields.items():
-            stored = _rows_last(value).to("cpu", getattr(torch, self.layout[name][1]))
-            if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
-                raise UserError(
-                    f"the signal {name!r} has values that are not finite in half precision; expected finite "
-                    "outputs: check the network's weights and normalisation, or use views='all'."
-                )
-            self._put(view, name, rows[new], stored.numpy()[new])
-        self._pending.setdefault(view, []).append(rows[new])
+        rows = rows[new]
+        stored = {
+            name: _rows_last(halved(name, value)).to("cpu", getattr(torch, self.layout[name][1]))[torch.from_numpy(new)]
+            for name, value in fields.items()
+        }
+        for name, value in stored.items():
+            self._put(view, name, rows, value.numpy())
+        self._pending.setdefault(view, []).append((rows, checksums(rows, stored)))
 
     def _put(self, view: int, name: str, rows: np.ndarray, values: np.ndarray) -> None:
         """Write rows of a field to its file, those that lie side by side at once."""
@@ -311,12 +341,12 @@ class SignalCache:
 
     def commit(self, view: int) -> None:
         """Flush what was written, then mark it as known: a kill at any moment leaves no half-written row."""
-        rows = self._pending.pop(view, [])
-        if not rows:
+        pending = self._pending.pop(view, [])
+        if not pending:
             return
-        stored = np.concatenate(rows)
+        rows, sums = map(np.concatenate, zip(*pending, strict=True))
         self._flush(view, self.layout)
-        self._put(view, "known", stored, np.ones(len(stored), np.uint8))
+        self._put(view, "known", rows, sums)
         self._flush(view, ["known"])
 
     def _flush(self, view: int, names: Collection[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import CLEAN, Augment, Batch, Samples, batches, cache_root, forward_size
-from .cache import SignalCache, Vanished, bytes_of_view, layout_of, widened
+from .cache import VERSION, SignalCache, Vanished, bytes_of_view, halved, layout_of, widened
 from .sharing import evict
 from .signals import Source, behaviour
 
@@ -76,7 +76,7 @@ class Feed:
                 "precision": f"{precision} on {device.type}",
             }
             if folder is None:
-                path = cache_root() / _digest(sorted(identity.items()))
+                path = cache_root() / _digest([VERSION, *sorted(identity.items())])
             else:  # of one network, and so refused to another
                 path = folder / f"{source.name}_{part}-{_digest(self.stored.signals)}"
             self.cache = SignalCache(
@@ -154,12 +154,17 @@ class Feed:
             self.cache.load(view, self.device, self._wanted)
 
     def attach(self, batch: Batch) -> int:
-        """Put the source's fields into ``batch.signals``, as float32; returns how many rows the cache served."""
+        """Put the source's fields into ``batch.signals``, as float32; returns how many rows the cache served.
+
+        Where views come again, numbers are those that a cache gives back, whatever is stored: no run depends on what
+        the disk can hold."""
         view, index, cache = batch.view, batch.index, self.cache
         if cache is not None and cache.holds(view) and cache.known(view, index):  # unknown: another machine's rows
             batch.signals[self.source.name] = cache.read(view, index, self.device, self._wanted)
             return len(batch)
         fields = self._forward(self.source, batch.inputs)
+        if self._views:
+            fields = {name: halved(name, value) for name, value in fields.items()}
         batch.signals[self.source.name] = {name: widened(value) for name, value in fields.items()}
         return 0
 
