@@ -54,7 +54,7 @@ class Check(_Strict):
 
 
 class Description(_Strict):
-    """A model but for its weights; see `Model`. `digest` is of the weights' file; `note`, `kind` and `call` are for people."""
+    """A model but for its weights, of whose file it has a `digest`; `note`, `kind` and `call` are for people."""
 
     format: Literal[1]
     model: str | None
