@@ -54,8 +54,8 @@ class Samples(ABC):
         """
 
     def relabelled(self, place: Tensor) -> Samples:
-        """The same samples with class k called `place[k]` (int64 [K]); text, whose labels are words, has none."""
-        raise NotImplementedError
+        """The same samples with class k called `place[k]` (int64 [K])."""
+        raise TypeError(f"{type(self).__name__} has no classes to rename.")  # text: its labels are words
 
     def to(self, device: torch.device | str) -> Samples:
         """The set with its pixels on `device` if there is room; streams stay as they are, their batches are moved."""
