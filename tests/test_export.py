@@ -105,7 +105,7 @@ def test_a_file_that_computes_something_else_replaces_nothing(folder, tmp_path, 
     ("told", "options"),
     [
         ("export to 'tflite' is unknown", {"to": "tflite"}),
-        ("samples is 0", {"to": "onnx", "samples": 0}),
+        ("samples = 0 does not fit", {"to": "onnx", "samples": 0}),
     ],
 )
 def test_bad_options_are_told(told, options, tmp_path):

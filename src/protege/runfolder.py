@@ -148,12 +148,13 @@ def told_how_to_go_on(out: Path) -> Iterator[None]:
     """Let what ends a run that can go on say how: Ctrl-C, SIGTERM, a full disk."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, OSError, SafetensorError) as error:
+    except (KeyboardInterrupt, SystemExit, OSError, SafetensorError, UserError) as error:
         begun = is_run(out)
+        cause = error.__cause__ or error
         how = f"what was done is kept in {str(out)!r}, go on with the same call and resume=True" if begun else ""
-        if full_disk(error):
+        if full_disk(cause):
             remedy = f"free some; {how}" if begun else "free some"
-            raise UserError(f"the disk is full ({told(error)}); expected room for the run: {remedy}.") from error
+            raise UserError(f"the disk is full ({told(cause)}); expected room for the run: {remedy}.") from error
         if begun and isinstance(error, KeyboardInterrupt):
             raise Stopped(f"{how}.") from None
         if begun and isinstance(error, SystemExit):

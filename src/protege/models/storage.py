@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from protege.errors import UserError, full_disk
+from protege.errors import UserError
 from protege.models.description import CONFIG, EXTRA
 from protege.models.placing import make_writable
 from protege.torch_utils import plain_names
@@ -50,8 +50,6 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
             os.replace(made / CONFIG, folder / CONFIG)
         flush(folder)
     except OSError as error:
-        if full_disk(error):
-            raise
         raise UserError(
             f"the model cannot be written to {str(folder)!r} ({error.strerror or error}); choose another."
         ) from error
