@@ -78,7 +78,8 @@ def run(
             checkpoint_seconds=1e9,
             display=Display(False),
         )
-        state = runner.run(None, {})
+        runner.begin({})
+        state = runner.run(None)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [*map(json.loads, lines), {"event": "done", "phases": state.done}]
 

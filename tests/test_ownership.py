@@ -224,6 +224,17 @@ def test_what_interrupts_a_checkpoint_is_what_is_raised(error, tmp_path):
         assert not list(tmp_path.iterdir())
 
 
+def test_states_whose_record_was_lost_go_with_the_old_ones(tmp_path):
+    """A kill between the deletions of a record and of its state leaves the state."""
+    for number in (1, 2, 3):
+        checkpoint.save_checkpoint(tmp_path, number, {"n": number})
+    for name in ("00000001.pt", "mine.pt", "00000001.txt"):
+        (tmp_path / name).write_text("left")
+    checkpoint.save_checkpoint(tmp_path, 4, {"n": 4})
+    kept = {"00000003.json", "00000003.pt", "00000004.json", "00000004.pt"}
+    assert {item.name for item in tmp_path.iterdir()} == kept | {"mine.pt", "00000001.txt"}
+
+
 def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     """It comes in the middle of each checkpoint in turn; then the run goes on."""
     for moment in range(1, 6):

@@ -256,7 +256,7 @@ def seen(monkeypatch) -> list[Recipe]:
     """The settings that reach a run, in place of running it."""
     found: list[Recipe] = []
 
-    def production(settings: Recipe, objects: Any, out: Path) -> None:
+    def production(settings: Recipe, objects: Any, out: Path, resume: bool) -> None:
         found.append(settings)
         raise UserError("stopped.")
 

@@ -186,7 +186,7 @@ def test_augment_writes_what_it_read(text):
         ("rotate", "choose one of crop, flip, none"),
         ("shift=much", "shift=much"),
         ("flip=2", "flip=2"),
-        ("shift=-1", "negative"),
+        ("shift=-1", "not in 0 to"),
         ("crop=1.5", "0 (no crop) to 1"),
         ("crop=0.5,shift=2", "only one"),
     ],

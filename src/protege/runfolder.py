@@ -149,8 +149,10 @@ def told_how_to_go_on(out: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, OSError, SafetensorError, UserError) as error:
-        begun = is_run(out)
         cause = error.__cause__ or error
+        if isinstance(error, UserError) and not full_disk(cause):
+            raise
+        begun = is_run(out)
         how = f"what was done is kept in {str(out)!r}, go on with the same call and resume=True" if begun else ""
         if full_disk(cause):
             remedy = f"free some; {how}" if begun else "free some"

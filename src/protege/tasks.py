@@ -42,12 +42,8 @@ class Task:
     accuracy_name: str = "accuracy"
 
     def rows(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Flatten ``outputs`` to ``[M, C]`` and ``labels`` to ``[M]``.
-
-        ``outputs`` is ``[N, C]``, ``[N, C, H, W]`` or ``[N, L, C]`` after the task; C is the class count for
-        logits, k for top-k signals, anything for features. Pixels and tokens labelled `UNLABELLED` are dropped; a
-        whole sample without a label stays, because a teacher can still teach it.
-        """
+        """Logits ``outputs`` as ``[M, C]`` and ``labels`` as ``[M]``, see `flat`. Raises `UserError` for what is no
+        logits of these labels."""
         if not isinstance(outputs, Tensor):
             raise UserError(
                 f"a network gives a {type(outputs).__name__} in place of logits; expected one tensor, or a dict with "
@@ -64,6 +60,15 @@ class Task:
                 f"a network gives outputs of shape {list(outputs.shape)} where labels have {list(labels.shape)}; "
                 "expected [batch, tokens, words], in training as well: return the logits of every token."
             )
+        return self.flat(outputs, labels)
+
+    def flat(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Flatten ``outputs`` to ``[M, C]`` and ``labels`` to ``[M]``.
+
+        ``outputs`` is ``[N, C]``, ``[N, C, H, W]`` or ``[N, L, C]`` after the task; C is the class count for
+        logits, k for top-k signals, anything for features. Pixels and tokens labelled `UNLABELLED` are dropped; a
+        whole sample without a label stays, because a teacher can still teach it.
+        """
         if outputs.dim() == 2:
             return outputs, labels
         if self.name == "language":  # some networks answer to the context too, which is not scored

@@ -129,7 +129,7 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
         return targets.divergence(z, target, scale)
 
     def loss(z: Tensor, labels: Tensor, batch: Batch) -> Tensor:
-        said = {k: cast.task.rows(v, batch.labels)[0] for k, v in batch.signals.get(source, {}).items()}
+        said = {k: cast.task.flat(v, batch.labels)[0] for k, v in batch.signals.get(source, {}).items()}
         each = rows(z, labels, said) * scale**2
         if everyone:
             return each.sum() / max(len(each), 1)

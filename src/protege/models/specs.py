@@ -111,7 +111,7 @@ def held_out_by(*models: Any) -> str:
     folder that holds one) have learned from: by position, where one of them was made before version 0.2."""
     for model in models:
         way = model.held_out if isinstance(model, Model) else BY_CONTENT
-        if isinstance(model, str | Path) and model and Path(model).is_dir():
+        if isinstance(model, str | Path) and os.path.isdir(model):
             with suppress(UserError):  # whoever loads it says what is wrong
                 way = read_description(storage.locate(Path(model))).held_out
         if way != BY_CONTENT:

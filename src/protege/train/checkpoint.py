@@ -56,9 +56,10 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> None:
         except RuntimeError as error:
             raise out.error or _first(error) from None
     write_json(path.with_suffix(".json"), {"sha256": out.digest.hexdigest()})
-    for old in _records(folder)[:-KEEP]:
-        old.unlink()
-        old.with_suffix(".pt").unlink(missing_ok=True)
+    oldest = _records(folder)[-KEEP:][0].stem
+    for path in sorted(folder.iterdir()):  # records go first, and what a kill left without one goes, too
+        if re.fullmatch(CHECKPOINT, path.name) and path.stem < oldest:
+            path.unlink()
 
 
 def _first(error: BaseException) -> BaseException:
