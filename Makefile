@@ -21,7 +21,7 @@ demo: $(VENV)/.core
 	$(BIN)/protege demo --out runs/demo --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # An hour of kills: runs of every method and studies, killed at any moment and resumed, are bit for bit what others are.
 kill: $(VENV)/.dev

@@ -392,12 +392,12 @@ def fuzzed(examples: int, **given_by: Any) -> Any:
     return decorate
 
 
-@fuzzed(700, words=commands())
+@fuzzed(560, words=commands())
 def test_options(world, words):
     ends_well(world, words)
 
 
-@fuzzed(500, recipe=RECIPES, method=st.sampled_from([*METHODS, "auto", 5]), whole=st.booleans())
+@fuzzed(400, recipe=RECIPES, method=st.sampled_from([*METHODS, "auto", 5]), whole=st.booleans())
 def test_recipes(world, recipe, method, whole):
     base = {**GOOD, "method": method, "teacher": "teacher/student"} if whole else {}
     write(world, "recipe.toml", tomli_w.dumps(base | recipe).encode(errors="replace"))
@@ -405,7 +405,7 @@ def test_recipes(world, recipe, method, whole):
 
 
 @fuzzed(
-    150,
+    120,
     text=st.binary(max_size=40)
     | st.text(max_size=40).map(lambda text: text.encode(errors="replace"))
     | st.integers(0, 3000).map(lambda deep: b"x = " + b"[" * deep)
@@ -424,7 +424,7 @@ STUDY_KEYS = sorted(Study.model_fields)
 
 
 @fuzzed(
-    250,
+    200,
     study=st.dictionaries(
         st.sampled_from(STUDY_KEYS) | st.text(max_size=4),
         TOML | st.dictionaries(st.sampled_from(["a", "b", "lr", "method"]), TOML | RECIPES, max_size=2),
@@ -474,7 +474,7 @@ def changed(config: Any, path: list[int], value: Any, drop: bool) -> Any:
     return copy
 
 
-@fuzzed(400, changes=configs())
+@fuzzed(320, changes=configs())
 def test_configs(world, changes):
     config = json.loads((world.folder / "teacher" / "student" / "config.json").read_text())
     for path, value, drop in changes:
@@ -484,7 +484,7 @@ def test_configs(world, changes):
 
 
 @fuzzed(
-    150,
+    120,
     data=st.binary(max_size=40)
     | json_values(PLAIN | st.none()).map(lambda value: json.dumps(value).encode(errors="replace"))
     | st.integers(0, 100_000).map(lambda deep: b"[" * deep)
@@ -537,7 +537,7 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     return name, {key: draw(ANY) for key in draw(st.lists(st.sampled_from(known), min_size=1, max_size=2))}
 
 
-@fuzzed(450, call=calls())
+@fuzzed(360, call=calls())
 def test_arguments(world, call):
     name, changes = call
     function, usual = CALLS[name]

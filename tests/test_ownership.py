@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from tools import Curtain, surroundings
@@ -296,10 +297,13 @@ def test_a_study_that_was_ended_goes_on_at_once(number, tmp_path):
     while not list(run.glob("checkpoint/*3.json")):
         assert process.poll() is None
         time.sleep(0.01)
+    workers = psutil.Process(process.pid).children()
     process.send_signal(number)
     process.communicate()
     done = subprocess.run([*command, "--resume"], cwd=tmp_path, env=surroundings(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "in use" not in done.stderr
+    assert not psutil.wait_procs(workers, timeout=0)[1]
+    assert "what was done is kept" in (tmp_path / "out" / "logs" / f"{run.name}.log").read_text(encoding="utf-8")
     assert (run / "result.json").exists()
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".lock", ".tmp"))]

@@ -2,12 +2,9 @@
 
 import json
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import tomli_w
 import torch
@@ -71,26 +68,6 @@ def test_a_worker_does_one_after_the_other_what_a_process_of_its_own_does(perfor
             assert "accuracy" in (tmp_path / f"{name}.log").read_text()
             for key, value in load_file(tmp_path / name / "student" / "model.safetensors").items():
                 assert torch.equal(value, alone[key]), key
-
-
-def test_runs_end_with_their_study_and_keep_what_they_did(tmp_path):
-    recipe = {"student": "zoo:mlp?hidden=8", "data": "digits", "samples": 40, "epochs": 100_000}
-    plan = {"name": "endless", "seeds": [0, 1], "recipe": recipe, "variants": {"a": {"method": "none"}}}
-    (tmp_path / "plan.toml").write_text(tomli_w.dumps(plan))
-    command = [sys.executable, "-m", "protege", "study", str(tmp_path / "plan.toml"), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    runs = [tmp_path / "out" / "runs" / f"variant-a_seed-{seed}" for seed in (0, 1)]
-    while not all((run / "metrics.jsonl").exists() for run in runs):
-        assert process.poll() is None
-        time.sleep(0.05)
-    workers = psutil.Process(process.pid).children()
-    process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive
-    for run in runs:
-        assert "what was done is kept" in (tmp_path / "out" / "logs" / f"{run.name}.log").read_text()
-        assert any((run / "checkpoint").iterdir())
 
 
 def test_the_table_holds_what_the_runs_measured(performed):

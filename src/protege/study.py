@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -127,11 +127,11 @@ def _perform(study: Study, out: Path, jobs: int, trust: bool) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     with Display(True) as display, Stops(display, True), ExitStack() as started:
         bar = display.reporter(study.name)
-        with Worker(cores) as worker:
+        workers = [started.enter_context(Worker(max(1, cores // jobs))) for _ in range(jobs)]
+        with Worker(cores) if jobs > 1 else nullcontext(workers[0]) as worker:  # of all threads
             for name, step in study.prepare.items():
                 display.say(f"prepared {name}: {_prepare(name, allowed(step), out, worker)}", always=True)
 
-        workers = [started.enter_context(Worker(max(1, cores // jobs))) for _ in range(jobs)]
         idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in workers:
             idle.put(worker)
