@@ -155,7 +155,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
     options = {"memory_limit": 10, "scratch": tmp_path / "scratch"}
     load_data(f"parquet:{tmp_path}", **options)
     (extracted,) = (tmp_path / "scratch").iterdir()
-    old, fresh = (extracted.parent / f".{extracted.name}.{x}" for x in ("old", "fresh"))
+    old, fresh = (extracted.parent / f".{extracted.name}.{os.getpid()}-{x * 8}-{x * 8}.tmp" for x in "12")  # machines
     old.write_bytes(b"x")
     fresh.write_bytes(b"x")
     os.utime(old, (0, 0))

@@ -1,7 +1,9 @@
 """Whose files are whose: nothing of a user's own is replaced or deleted, whatever a command is told to do."""
 
+import errno
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -23,7 +25,7 @@ from protege.report import write_report
 from protege.study import run_study
 from protege.train import checkpoint
 from protege.train.journal import Journal
-from protege.writing import clear_drafts, whole
+from protege.writing import clear_drafts, drafts, flush, whole, write_text
 
 RUN = {"student": "zoo:mlp?hidden=4", "data": "digits", "samples": 20, "batch_size": 10, "epochs": 2}
 RUN |= {"checkpoint_seconds": 0, "precision": "fp32"}
@@ -196,19 +198,57 @@ def test_a_log_that_was_cut_goes_on_in_whole_lines(tmp_path, monkeypatch):
         shutil.rmtree(out)
 
 
-def test_drafts_of_killed_processes_go_and_others_stay(tmp_path):
+def draft(path: Path, process: int, monkeypatch, machine: str = "here") -> Path:
+    """The draft that a process of this number on that machine would write the file to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platform, "node", lambda: machine)
+        patch.setattr(os, "getpid", lambda: process)
+        with drafts(path.parent, path.name) as made:
+            pass
+    monkeypatch.setattr(platform, "node", lambda: "here")
+    return made
+
+
+def test_drafts_of_killed_processes_go_and_others_stay(tmp_path, monkeypatch):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    dead, alive = tmp_path / f".a.json.{gone.pid}.tmp", tmp_path / f".a.json.{os.getppid()}.tmp"
-    others = [tmp_path / name for name in (".vimrc.tmp", "a.json.tmp", ".b.12x.tmp", f"a.{gone.pid}.tmp")]
-    for path in (dead, alive, *others):
+    target = tmp_path / "a.json"
+    dead, alive = draft(target, gone.pid, monkeypatch), draft(target, os.getppid(), monkeypatch)
+    old = tmp_path / f".config.json.{gone.pid}.tmp"
+    others = [tmp_path / name for name in (".vimrc.tmp", "a.json.tmp", ".b.12x.tmp", f".a.{gone.pid}.tmp")]
+    for path in (dead, alive, old, *others):
         path.write_text("x")
-    with whole(tmp_path / "a.json") as file:
+    with whole(target) as file:
         file.write(b"{}")
     assert not dead.exists()
-    (tmp_path / f".model.{gone.pid}.tmp").mkdir()
+    draft(tmp_path / "model", gone.pid, monkeypatch).mkdir()
     clear_drafts(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", alive.name, *(path.name for path in others)}
+
+
+def test_machines_and_threads_that_write_the_same_file_leave_each_others_drafts(tmp_path, monkeypatch):
+    """Containers that share a disk have processes of the same numbers."""
+    target = tmp_path / "a.json"
+    theirs, left = (draft(target, os.getpid(), monkeypatch, machine) for machine in ("there", "elsewhere"))
+    theirs.write_text("half")
+    left.write_text("half")
+    os.utime(left, (0, 0))  # none writes for so long
+    with whole(target) as first, whole(target) as second:
+        assert len(list(tmp_path.iterdir())) == 3
+        first.write(b"first")
+        second.write(b"second")
+    assert target.read_bytes() == b"first"  # closed last
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", theirs.name}
+
+
+def test_a_file_system_that_cannot_wait_for_the_disk_is_written_to(tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_text(tmp_path / "a.txt", "ä")
+    flush(tmp_path)
+    assert (tmp_path / "a.txt").read_bytes() == "ä".encode()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

@@ -198,9 +198,9 @@ def fill_disk(monkeypatch, ending: str, count: int) -> None:
 @pytest.mark.parametrize(
     ("ending", "count"),
     [
-        (r"\.pt\.\d+\.tmp", 1),
-        (r"\.pt\.\d+\.tmp", 4),
-        (r"\.json\.\d+\.tmp", 3),
+        (r"\.pt\.[-\w]+\.tmp", 1),
+        (r"\.pt\.[-\w]+\.tmp", 4),
+        (r"\.json\.[-\w]+\.tmp", 3),
         ("/metrics.jsonl", 2),
         ("/metrics.jsonl", 4),
         ("student", 1),

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import psutil
 
-_DRAFT = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")  # what is being written, and by which process
+# What is being written, by which process of which machine (containers that share a disk number theirs alike); or what
+# version 0.1 wrote a model to.
+_DRAFT = re.compile(
+    r"\.(?P<name>.+)\.(?P<process>\d+)-(?P<machine>[0-9a-f]{8})-[0-9a-f]{8}\.tmp"
+    r"|\.(config\.json|model\.safetensors)\.(?P<old>\d+)\.tmp"
+)
+_STALE = 3600.0  # seconds after which a draft of another machine, whose processes are not known here, was left
+_UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EROFS)  # of file systems that cannot wait for the disk
 
 
 @contextmanager
@@ -24,7 +36,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         with open(draft, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(draft, path)
     finally:
         with suppress(OSError):
@@ -54,11 +66,22 @@ def drafts(folder: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def sync(handle: int) -> None:
+    """Wait until what was written is on the disk, where the file system can tell."""
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSYNCED:
+            raise
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():  # which cannot be opened there
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        sync(handle)
     finally:
         os.close(handle)
 
@@ -72,7 +95,7 @@ def clear_drafts(folder: Path, name: str = "") -> None:
     """Remove what killed processes left of drafts in the folder: all, or those of ``name``."""
     for item in folder.glob(".*.tmp"):
         parts = _DRAFT.fullmatch(item.name)
-        if parts and name in ("", parts["name"]) and not _is_written(item, int(parts["process"])):
+        if parts and name in ("", parts["name"]) and not _is_written(item, parts):
             if item.is_dir() and not item.is_symlink():
                 shutil.rmtree(item, ignore_errors=True)
             else:
@@ -81,16 +104,22 @@ def clear_drafts(folder: Path, name: str = "") -> None:
 
 
 def _draft(path: Path) -> Path:
+    """A name for a draft of the file, another one at each call: threads, too, write side by side."""
     clear_drafts(path.parent, path.name)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{_machine()}-{uuid4().hex[:8]}.tmp")
 
 
-def _is_written(item: Path, process: int) -> bool:
-    """Whether another process of this number lives that began before the draft did."""
-    if process == os.getpid():
-        return False
+def _machine() -> str:
+    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+
+
+def _is_written(item: Path, parts: re.Match[str]) -> bool:
+    """Whether the process lives that began a draft: one of its number that is older than the draft."""
     try:
-        other = psutil.Process(process)
-        return other.status() != psutil.STATUS_ZOMBIE and other.create_time() <= item.stat().st_mtime
+        begun = item.stat().st_mtime
+        if parts["machine"] not in (None, _machine()):
+            return time.time() - begun < _STALE
+        process = psutil.Process(int(parts["process"] or parts["old"]))
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= begun
     except (psutil.Error, OSError, OverflowError):
         return False

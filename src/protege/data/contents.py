@@ -62,7 +62,12 @@ def place_of_image(image: Any) -> float:
 def _place_of_file(path: Path) -> float:
     try:
         with path.open("rb", buffering=0) as file:
-            return _place(os.fstat(file.fileno()).st_size, lambda at, size: os.pread(file.fileno(), size, at))
+
+            def read(at: int, size: int) -> bytes:
+                file.seek(at)
+                return file.read(size)
+
+            return _place(os.fstat(file.fileno()).st_size, read)
     except OSError as error:
         raise UserError(f"image {path} cannot be read ({error.strerror}); restore or remove it.") from error
 

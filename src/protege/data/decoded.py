@@ -8,7 +8,6 @@ import shutil
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from protege.data.decode import SMALL, Form, decode_all
 from protege.data.progress import progress
 from protege.data.samples import InMemory
 from protege.data.sources import Source, drop_unused
+from protege.writing import whole
 
 MANY = 5000  # images from which on decoding takes longer than a moment
 VERSION = 3  # of what decoding makes of an image, and how it is kept
@@ -65,16 +65,10 @@ def _sum_of(pixels: np.ndarray) -> bytes:
 
 def _keep(path: Path, pixels: np.ndarray) -> None:
     """Leave the array for later runs, unless the disk has little room; arrays long unused go."""
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")
     with suppress(OSError):  # without it the next run decodes again
         path.parent.mkdir(parents=True, exist_ok=True)
-        drop_unused(path.parent, "*.pixels.npy*")
+        drop_unused(path.parent, "*.pixels.npy")
         if pixels.nbytes < shutil.disk_usage(path.parent).free // 2:
-            with partial.open("wb") as file:
+            with whole(path) as file:
                 np.save(file, pixels)
                 file.write(_sum_of(pixels))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-    with suppress(OSError):
-        partial.unlink(missing_ok=True)

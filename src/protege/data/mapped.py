@@ -234,7 +234,8 @@ class Mapped(Samples):
             if len(self) * math.prod(self.shape) > READ:
                 for path in _files_of(self.items.dataset):
                     with suppress(OSError):  # of another machine, say
-                        digest.update(repr((os.stat(path).st_size, os.stat(path).st_mtime_ns)).encode())
+                        stat = os.stat(path)
+                        digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
             for at in spread(len(self), max(COMPARED, READ // math.prod(self.shape))):
                 digest.update(self._pixels(at).numpy().tobytes())
             self._digest = digest.hexdigest()

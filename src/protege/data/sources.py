@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -27,18 +26,19 @@ from torch import Tensor
 from protege.data.contents import READ, content_of, place_of_bytes, places_of_files
 from protege.data.progress import progress
 from protege.errors import UserError
+from protege.writing import clear_drafts, whole
 
 _SAMPLE = 256
 _CHUNK = 256
 _CHUNK_BYTES = 16 << 20
-_STALE = 3600.0
 UNUSED = 30 * 24 * 3600  # seconds after which goes what was made of images and nobody has read
 
 Named = tuple[bytes, str]
 
 
 def drop_unused(folder: Path, pattern: str) -> None:
-    """Remove files of this pattern that were not used for long."""
+    """Remove files of this pattern that were not used for long, and what killed processes have left."""
+    clear_drafts(folder)
     for old in folder.glob(pattern):
         if time.time() - old.stat().st_mtime > UNUSED:
             old.unlink(missing_ok=True)
@@ -156,28 +156,18 @@ class Rows:
         return Blob(target, origins, digest)
 
     def _extract(self, target: Path) -> None:
-        for old in target.parent.glob(f".{target.name}.*"):
-            if time.time() - old.stat().st_mtime > _STALE:  # left by a killed run
-                old.unlink(missing_ok=True)
-        partial = target.parent / f".{target.name}.{uuid4().hex}"
         ends, sums = np.zeros(len(self) + 1, np.int64), np.zeros(len(self) + 1, np.int64)
         done = 0
-        try:
-            with partial.open("wb") as file, progress("extracting images", len(self)) as advance:
-                for chunk in self.chunks():
-                    sizes = [len(data) for data, _ in chunk]
-                    ends[done + 1 : done + 1 + len(chunk)] = ends[done] + np.cumsum(sizes)
-                    sums[done : done + len(chunk)] = [zlib.crc32(data) for data, _ in chunk]
-                    file.writelines(data for data, _ in chunk)
-                    done += len(chunk)
-                    advance(len(chunk))
-                sums[-1] = _sum_of(ends, sums)
-                file.write(ends.tobytes() + sums.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(target) as file, progress("extracting images", len(self)) as advance:
+            for chunk in self.chunks():
+                sizes = [len(data) for data, _ in chunk]
+                ends[done + 1 : done + 1 + len(chunk)] = ends[done] + np.cumsum(sizes)
+                sums[done : done + len(chunk)] = [zlib.crc32(data) for data, _ in chunk]
+                file.writelines(data for data, _ in chunk)
+                done += len(chunk)
+                advance(len(chunk))
+            sums[-1] = _sum_of(ends, sums)
+            file.write(ends.tobytes() + sums.tobytes())
 
 
 def _sum_of(ends: np.ndarray, sums: np.ndarray) -> int:

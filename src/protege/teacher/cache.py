@@ -25,6 +25,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..errors import UserError, full_disk, in_bytes
+from ..writing import sync, write_json
 from .checksums import checksums, of_view
 from .sharing import bytes_in, discard, open_together
 
@@ -175,9 +176,7 @@ class SignalCache:
             for left in self.folder.iterdir():
                 if re.fullmatch(r"clean|view-\d+", left.name) and left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left, ignore_errors=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(mine, indent=1))
-            os.replace(temporary, path)
+            write_json(path, mine)
             return
         os.utime(path)
         try:
@@ -352,7 +351,7 @@ class SignalCache:
     def _flush(self, view: int, names: Collection[str]) -> None:
         for name in names if self.durable else ():
             with self._writing(), self._opened(view, name) as file:
-                os.fsync(file.fileno())
+                sync(file.fileno())
 
     def read(
         self, view: int, index: Tensor, device: torch.device | str = "cpu", names: Collection[str] | None = None
