@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools import CLASSES, events, perform, pictures, plan, runner
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from protege.data import Augment, InMemory
 from protege.labels import UNLABELLED
@@ -17,6 +18,9 @@ from protege.models import Model
 from protege.models.inputs import InputSpec
 from protege.tasks import TASKS, Chance, Metrics, cross_entropy
 
+ATEN = torch.ops.aten
+INDEX = ATEN.index.Tensor
+ASKING = {ATEN._local_scalar_dense.default, ATEN.nonzero.default, ATEN.bincount.default, ATEN.masked_select.default}
 CLASSIFICATION, SEGMENTATION, LANGUAGE = (TASKS[name] for name in ("classification", "segmentation", "language"))
 
 
@@ -289,3 +293,21 @@ def test_chance_is_what_a_count_of_the_labels_gives():
     assert chance.is_above(0.05)
     assert Chance.of(torch.full((3,), UNLABELLED)) is None
     assert not Chance.of(torch.zeros(9, dtype=torch.long)).explains(1.0, 0.0), "one class says nothing"
+
+
+class Waiting(TorchDispatchMode):
+    """Fails where a number, or how many rows there are, is asked of the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        chosen = any(tensor.dtype == torch.bool for tensor in (args[1] if func is INDEX else ()) if tensor is not None)
+        assert func not in ASKING, func
+        assert not chosen, func
+        return func(*args, **(kwargs or {}))
+
+
+def test_metrics_of_a_batch_do_not_wait_for_the_device():
+    metrics = Metrics(CLASSIFICATION, 4)
+    logits, labels = example("classification", 0)
+    with Waiting():
+        metrics.update(logits, labels)
+    assert metrics.sums[0] == (labels != UNLABELLED).sum()

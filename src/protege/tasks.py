@@ -190,9 +190,10 @@ class Metrics:
         self.task, self.classes = task, classes
         self.chance: Chance | None = None  # once computed
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # rows, correct, negative log-likelihood
-        # rows of each class: of its label, guessed as it, and both; a matrix of all pairs only where it is shown
-        self.counts = torch.zeros(3, classes, dtype=torch.int64, device=device)
-        shown = classes if task.name != "language" and classes <= SHOWN else 0
+        # rows of each class: of its label, guessed as it, and both; a matrix of all pairs only where it is shown. The
+        # last place is for what is no class: rows without a label, words that a language model has to spare.
+        self.counts = torch.zeros(3, classes + 1, dtype=torch.int64, device=device)
+        shown = classes + 1 if task.name != "language" and classes <= SHOWN else 0
         self.confusion = torch.zeros(shown, shown, dtype=torch.int64, device=device)
         # by confidence: rows, their confidences and how many of them are right
         self.bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
@@ -205,25 +206,22 @@ class Metrics:
 
     def _update(self, outputs: Tensor, labels: Tensor) -> None:
         logits, labels = self.task.rows(outputs, labels)
-        if outputs.dim() == 2:  # pixels and tokens without a label are dropped already
-            known = labels != UNLABELLED
-            logits, labels = logits[known], labels[known]
-        logits = logits.float()
-        nll = F.cross_entropy(logits, labels, reduction="sum")
+        logits, none = logits.float(), self.classes
+        nll = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
         guesses = logits.argmax(1)
-        correct = (guesses == labels).sum()
-        self.sums += torch.stack([nll.new_full((), len(labels)), correct.to(nll), nll])
-        right = labels[guesses == labels]
-        each = [rows.bincount(minlength=self.classes)[: self.classes] for rows in (labels, guesses, right)]
-        self.counts += torch.stack(each)  # a language model may have words to spare
+        known, right = labels != UNLABELLED, guesses == labels  # never used to choose rows: that waits for the device
+        self.sums += torch.stack([known.sum().double(), right.sum().double(), nll.double()])
+        truth, chosen = (rows.clamp(max=none).where(known, none) for rows in (labels, guesses))
+        once = known.long()
+        for counts, rows, weights in zip(self.counts, (truth, chosen, truth), (once, once, right.long()), strict=True):
+            counts.scatter_add_(0, rows, weights)
         if len(self.confusion):
-            self.confusion += (
-                (labels * self.classes + guesses).bincount(minlength=self.classes**2).view(self.classes, -1)
-            )
+            self.confusion.view(-1).scatter_add_(0, truth * len(self.confusion) + chosen, once)
         if self.task.name == "classification":
             confidence = logits.softmax(1).amax(1).double()
-            values = torch.stack([torch.ones_like(confidence), confidence, (guesses == labels).double()])
-            self.bins += values @ F.one_hot(bin_of(confidence), BINS).double()  # in one order on every device
+            values = torch.stack([known.double(), confidence.where(known, 0), right.double()])
+            places = torch.arange(BINS, device=values.device)
+            self.bins += values @ (bin_of(confidence)[:, None] == places).double()  # in one order on every device
 
     def compute(self) -> dict[str, float]:
         """The task's metrics as fractions and natural numbers; empty where no row had a label.
@@ -240,6 +238,7 @@ class Metrics:
         if rows == 0:
             return {}
         values = {self.task.accuracy_name: correct / rows, "nll": nll / rows}
+        counts, confusion = counts[:, :-1], confusion[:-1, :-1]
         self.found = counts, confusion
         self.chance = Chance.counted(counts[0])
         if self.task.name == "language":
