@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -71,47 +71,43 @@ Places = Callable[[], Tensor]
 """Finds the place of each training sample, see `protege.data.contents`."""
 
 
-def _without_test(
-    name: str, splits: dict[str, Any], labels: Tensor, places: Places | None
-) -> tuple[Tensor, Tensor] | None:
-    """What to do where no test split is given: judge on the validation split, or hold a fifth of training
-    out, by what samples hold or, without ``places``, as before version 0.2."""
-    if "test" in splits:
-        return None
-    if "val" in splits:
-        splits["test"] = splits.pop("val")
+def _with_test(data: Data, whole: bool, places: Places | None) -> Data:
+    """The data with something to judge on where no test split is given: the validation split, all of it if ``whole``,
+    or a fifth of training, held out by what samples hold or, without ``places``, as before version 0.2."""
+    name, train, count = data.name, data.train, len(data.train)
+    if data.test is not None:
+        return data
+    if data.val is not None:
         _LOG.info("'%s' has no test split; its validation split is used as test.", name)
-        return None
+        return replace(data, val=None, test=data.val)
+    if whole:
+        return replace(data, test=train)
+    labels = torch.zeros(count, dtype=torch.int64) if train.labels is None else train.labels  # nothing to stratify by
     if bool((labels == UNLABELLED).all()):
         _LOG.info(
             "'%s' has no labels: its %d images can teach; students are judged by agreement with the teacher.",
             name,
-            len(labels),
+            count,
         )
-        return None
+        return data
     if places:
-        train, test = hold_out_by_content(places(), labels, _HELD_OUT)
+        kept, held = hold_out_by_content(places(), labels, _HELD_OUT)
     else:
-        train, test = hold_out(torch.arange(len(labels)), labels, _HELD_OUT, seed=0)
-    if not len(test):
-        _LOG.info("'%s' has no test split, and too few samples (%d) to hold one out.", name, len(labels))
-        return None
-    _LOG.info(
-        "'%s' has no test split; %d of %d samples, some of each class, are held out.", name, len(test), len(labels)
+        kept, held = hold_out(torch.arange(count), labels, _HELD_OUT, seed=0)
+    if not len(held):
+        _LOG.info("'%s' has no test split, and too few samples (%d) to hold one out.", name, count)
+        return data
+    _LOG.info("'%s' has no test split; %d of %d samples, some of each class, are held out.", name, len(held), count)
+    data = replace(data, train=_part(train, kept), test=_part(train, held))
+    if places:
+        return replace(data, held_out=BY_CONTENT, places=hashlib.sha256(held.numpy().tobytes()).hexdigest())
+    _LOG.warning(
+        "a network given was made before held-out samples of '%s' were chosen by what they hold, and so they are "
+        "chosen by their order, as they were then: once samples are added or renamed, some may be among them that "
+        "it has learned from. Give a test split to be sure.",
+        name,
     )
-    if not places:
-        _LOG.warning(
-            "a network given was made before held-out samples of '%s' were chosen by what they hold, and so they are "
-            "chosen by their order, as they were then: once samples are added or renamed, some may be among them that "
-            "it has learned from. Give a test split to be sure.",
-            name,
-        )
-    return train, test
-
-
-def _whole(splits: dict[str, Samples]) -> dict[str, Samples]:
-    """A training split that is alone as its own test split."""
-    return {**splits, "test": splits["train"]} if set(splits) == {"train"} else splits
+    return replace(data, held_out=BY_POSITION)
 
 
 def _part(samples: Samples, index: Tensor) -> Samples:
@@ -125,33 +121,25 @@ def _part(samples: Samples, index: Tensor) -> Samples:
     return samples.part(index)
 
 
-def _finish(
+def _classification(
     name: str,
-    splits: dict[str, Samples],
+    splits: Mapping[str, Samples],
     classes: tuple[str, ...],
-    augment: Augment | None,
+    augment: Augment | None = None,
     numbering: str = GIVEN,
-    places: Places | None = None,
+    ranges: Ranges = (),
 ) -> Data:
     train = splits["train"]
-    assert train.labels is not None
-    if held := _without_test(name, splits, train.labels, places):
-        splits = {**splits, "train": _part(train, held[0]), "test": _part(train, held[1])}
-        train = splits["train"]
     augment = augment or default_augment(*train.shape[1:])
     parts = (train, splits.get("val"), splits.get("test"))
-    found = Data(name, "classification", *parts, classes, augment, numbering=numbering)
-    return _with_held(found, held, places)
+    return Data(name, "classification", *parts, classes, augment, numbering=numbering, ranges=ranges)
 
 
-def _with_held(data: Data, held: tuple[Tensor, Tensor] | None, places: Places | None) -> Data:
-    """The data, which knows how its test samples were held out."""
-    if held is None:
-        return data
-    if places is None:
-        return replace(data, held_out=BY_POSITION)
-    digest = hashlib.sha256(held[1].numpy().tobytes()).hexdigest()
-    return replace(data, held_out=BY_CONTENT, places=digest)
+def _segmentation(name: str, splits: Mapping[str, Samples], classes: tuple[str, ...], ranges: Ranges) -> Data:
+    augment = Augment(crop=0.5, flip=True)  # half the area and more: what is small stays seen, as in CamVid's poles
+    numbering = BARE if classes == numbers(len(classes)) else GIVEN
+    parts = (splits["train"], splits.get("val"), splits.get("test"))
+    return Data(name, "segmentation", *parts, classes, augment, numbering=numbering, ranges=ranges)
 
 
 def _listed(
@@ -166,36 +154,9 @@ def _listed(
 ) -> Data:
     check_labels(name, {split: labels for split, (_, labels) in listing.splits.items()}, listing.classes)
     splits, ranges = listed_samples(name, listing, image_size, memory_limit, scratch or cache_root(), ranges)
-    splits = _whole(splits) if whole else splits
     places = listing.splits["train"][0].places if held_out == BY_CONTENT else None
-    found = _finish(name, splits, listing.classes, None, listing.numbering, places)
-    return replace(found, superclasses=listing.superclasses, ranges=ranges)
-
-
-def _segmentation(
-    name: str,
-    path: Path,
-    image_size: int | None,
-    memory_limit: int,
-    whole: bool,
-    ranges: Ranges,
-    held_out: str,
-    **options: str,
-) -> Data:
-    found, classes, ranges = segmentation_folder(path, image_size, memory_limit, ranges, **options)
-    places = partial(training_places, path) if held_out == BY_CONTENT else None
-    return replace(_scenes(name, _whole(dict(found)) if whole else dict(found), classes, places), ranges=ranges)
-
-
-def _scenes(name: str, splits: dict[str, Samples], classes: tuple[str, ...], places: Places | None) -> Data:
-    unlabelled = torch.zeros(len(splits["train"]), dtype=torch.int64)  # nothing to stratify by
-    if held := _without_test(name, splits, unlabelled, places):
-        splits |= {split: _part(splits["train"], part) for split, part in zip(("train", "test"), held, strict=True)}
-    augment = Augment(crop=0.5, flip=True)  # half the area and more: what is small stays seen, as in CamVid's poles
-    numbering = BARE if classes == numbers(len(classes)) else GIVEN
-    parts = (splits["train"], splits.get("val"), splits.get("test"))
-    found = Data(name, "segmentation", *parts, classes, augment, numbering=numbering)
-    return _with_held(found, held, places)
+    found = _classification(name, splits, listing.classes, None, listing.numbering, ranges)
+    return replace(_with_test(found, whole, places), superclasses=listing.superclasses)
 
 
 def _digits(name: str) -> Data:
@@ -208,12 +169,12 @@ def _digits(name: str) -> Data:
     labels = torch.from_numpy(found.target)
     parts = zip(("train", "test"), hold_out(torch.arange(len(labels)), labels, 360 / len(labels), seed=0), strict=True)
     splits: dict[str, Samples] = {split: InMemory(pixels[index], labels[index]) for split, index in parts}
-    return _finish(name, splits, tuple("0123456789"), Augment(shift=1))
+    return _classification(name, splits, tuple("0123456789"), Augment(shift=1))
 
 
 def _synthetic(name: str, text: str) -> Data:
     dials = read_dials(text, name)
-    found = _finish(name, dict(synthetic(dials)), class_names(dials), Augment())
+    found = _classification(name, synthetic(dials), class_names(dials), Augment())
     return replace(found, superclasses=dials.superclass)
 
 
@@ -260,9 +221,7 @@ def _from_datasets(
         scenes, names = scene_sets(datasets, memory_limit, name, kind)
         tell_transparent(kind.transparent)
         by_content = partial(places_of_scenes, scenes["train"]) if held_out == BY_CONTENT else None
-        return replace(
-            _scenes(name, _whole(dict(scenes)) if whole else dict(scenes), names, by_content), ranges=kind.ranges
-        )
+        return _with_test(_segmentation(name, scenes, names, kind.ranges), whole, by_content)
     items = {split: Items(dataset, f"{split} {name}", image_size, kind) for split, dataset in datasets.items()}
     shapes = {split: found.shape for split, found in items.items()}
     for split, shape in shapes.items():
@@ -287,8 +246,8 @@ def _from_datasets(
             splits[split] = splits[split].relabelled(found.place[split])
     tell_transparent(next(filter(None, (kind.transparent, *(each.transparent for each in items.values()))), None))
     places = items["train"].places if items["train"].placed else None
-    data = _finish(name, _whole(splits) if whole else splits, found.classes, None, found.numbering, places)
-    return replace(data, ranges=kind.ranges)
+    data = _classification(name, splits, found.classes, None, found.numbering, kind.ranges)
+    return _with_test(data, whole, places)
 
 
 def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
@@ -399,7 +358,9 @@ def load_data(
         return from_datasets(hub_datasets(path, **options), memory_limit, image_size, spec, whole, ranges, held_out)
     if scheme == "segmentation":
         where = usable(path, "data")
-        return _segmentation(spec, where, image_size, memory_limit, whole, ranges, held_out, **options)
+        scenes, names, ranges = segmentation_folder(where, image_size, memory_limit, ranges, **options)
+        places = partial(training_places, where) if held_out == BY_CONTENT else None
+        return _with_test(_segmentation(spec, scenes, names, ranges), whole, places)
     if scheme == "text":
         if image_size is not None:
             raise UserError(f"image size {image_size} cannot be had of '{spec}', which is text; leave it out.")
