@@ -7,6 +7,7 @@ import io
 import os
 import re
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,8 @@ def test_paths_that_cannot_be(path, tmp_path, monkeypatch, digits_teacher):
         refused(protege.distill, **{**known, key: path})
     for scheme in ("", "images:", "parquet:", "text:", "segmentation:", "hub:", "torchvision:MNIST:"):
         refused(protege.load_data, f"{scheme}{path}")
+    for call in (protege.evaluate, protege.diagnose, partial(protege.shrink, ratio=0.5, out="out")):
+        refused(call, path, data="digits")
     for call in (
         lambda: protege.diagnose(digits_teacher, "digits", out=path),
         lambda: protege.shrink(digits_teacher, ratio=0.5, out=path),

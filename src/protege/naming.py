@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from protege.errors import UserError
+from protege.errors import UserError, shown
 from protege.labels import MOST_CLASSES
 
 
@@ -34,7 +34,7 @@ def check_text(names: Iterable[str], what: str) -> None:
             name.encode()
         except UnicodeEncodeError:
             raise UserError(
-                f"the {what} have the name {_short(name)}, which is not UTF-8; expected text: rename that one."
+                f"the {what} have the name {shown(name)}, which is not UTF-8; expected text: rename that one."
             ) from None
 
 
@@ -72,7 +72,7 @@ def _text(entry: Any, what: str) -> str:
         return ", ".join(entry)
     if isinstance(entry, str | int) and not isinstance(entry, bool):
         return str(entry)
-    raise UserError(f"the {what} hold {_short(entry)}, which is no name; expected text for each class.")
+    raise UserError(f"the {what} hold {shown(entry)}, which is no name; expected text for each class.")
 
 
 def _from_mapping(found: Mapping, what: str) -> list:
@@ -86,7 +86,7 @@ def _from_mapping(found: Mapping, what: str) -> list:
         numbered[number if type(number) is int else repr(number)] = name
     if set(numbered) != set(range(len(found))):
         raise UserError(
-            f"the {what} are {_short(found)}, which does not number {len(found)} classes from 0 to {len(found) - 1}; "
+            f"the {what} are {shown(found)}, which does not number {len(found)} classes from 0 to {len(found) - 1}; "
             "expected names in the order of their numbers, or {name: number}."
         )
     return [numbered[number] for number in range(len(found))]
@@ -95,11 +95,6 @@ def _from_mapping(found: Mapping, what: str) -> list:
 def _nonsense(found: Any, what: str) -> UserError:
     kind = "has no order" if isinstance(found, set | frozenset) else "names no classes"
     return UserError(
-        f"the {what} are {_short(found)}, which {kind}; expected a list of names in the order of their numbers, or "
+        f"the {what} are {shown(found)}, which {kind}; expected a list of names in the order of their numbers, or "
         "{name: number}."
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

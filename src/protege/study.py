@@ -241,7 +241,7 @@ def _is_own(settings: Mapping[str, Any], study: Study, out: Path) -> bool:
     found, typed = [], list(texts_in(study.model_dump()))
     for value, place in zip(settings.values(), _resolved(settings, out).values(), strict=True):
         with suppress(UserError, OSError):  # no folder, or one that nothing can be built of
-            if isinstance(place, str) and names_code(description := read_description(locate(Path(place)))):
+            if isinstance(place, str) and names_code((description := read_description(locate(Path(place)))).model):
                 found.append(value != place and any(is_typed(description, text) for text in typed))
     return bool(found) and all(found)
 

@@ -81,7 +81,7 @@ class InputSpec:
         found = []
         if not isinstance(self.ranges, tuple | list):
             raise UserError(f"input ranges {shown(self.ranges)} should be a list, such as [['integer', 0, 4095]].")
-        for entry in self.ranges if isinstance(self.ranges, tuple | list) else [self.ranges]:
+        for entry in self.ranges:
             kind, black, white = entry if isinstance(entry, tuple | list) and len(entry) == 3 else (entry, None, None)
             if kind not in ("integer", "float") or not _finite(black) or not _finite(white) or black >= white:
                 raise UserError(

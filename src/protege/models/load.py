@@ -238,7 +238,7 @@ def _from_folder(path: Path, network: nn.Module | None, trust: bool, bare: str) 
     if network is None:
         refuse_untrusted(folder, config, trust)
         return _built(folder, config)
-    if names_code(config) and not trust:  # the network is the caller's own now
+    if names_code(config.model) and not trust:  # the network is the caller's own now
         config = config.model_copy(update={"model": None})
     return _refilled(folder, config, unwrapped(network))
 

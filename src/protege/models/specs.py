@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -109,23 +109,21 @@ def input_from_timm(
 def held_out_by(*models: Any) -> str:
     """How samples are held out where a set has no test split, so that none are that these (a `Model`, or the spec of a
     folder that holds one) have learned from: by position, where one of them was made before version 0.2."""
-    for model in models:
-        way = model.held_out if isinstance(model, Model) else BY_CONTENT
-        if isinstance(model, str | Path) and os.path.isdir(model):
-            with suppress(UserError):  # whoever loads it says what is wrong
-                way = read_description(storage.locate(Path(model))).held_out
-        if way != BY_CONTENT:
-            return BY_POSITION
-    return BY_CONTENT
+    return BY_CONTENT if all(held_out == BY_CONTENT for _, held_out in _described(models)) else BY_POSITION
 
 
 def known_ranges(*models: Any) -> tuple[tuple[str, float, float], ...]:
     """`InputSpec.ranges` of the first of these that has some: a `Model`, or the spec of a folder that holds one."""
+    return next((spec.ranges for spec, _ in _described(models) if spec.ranges), ())
+
+
+def _described(models: Sequence[Any]) -> Iterator[tuple[InputSpec, str]]:
+    """How those want their input that are a `Model` or the spec of a folder, and how samples were held out of what they
+    have learned from."""
     for model in models:
-        if isinstance(model, Model) and model.input.ranges:
-            return model.input.ranges
-        if isinstance(model, str | Path) and model and os.path.isdir(model):
+        if isinstance(model, Model):
+            yield model.input, model.held_out
+        elif isinstance(model, str | Path) and model and os.path.isdir(folder := os.path.expanduser(model)):
             with suppress(UserError):  # whoever loads it says what is wrong
-                if found := read_description(storage.locate(Path(model))).spec.ranges:
-                    return found
-    return ()
+                description = read_description(storage.locate(Path(folder)))
+                yield description.spec, description.held_out

@@ -26,7 +26,6 @@ FETCHING = {  # arguments that bring weights from elsewhere, which lie in the fo
     "smp": ("encoder_weights",),
 }
 
-
 _commanded = ContextVar("commanded", default=False)
 
 
@@ -40,9 +39,9 @@ def commanded() -> Iterator[None]:
         _commanded.reset(before)
 
 
-def names_code(description: Description) -> bool:
-    """Whether the folder's network is made by Python that a scheme does not stand for."""
-    return description.model is not None and description.model.partition(":")[0] not in SCHEMES
+def names_code(model: Any) -> bool:
+    """Whether what `config.json` has as its "model" is Python that a scheme does not stand for."""
+    return isinstance(model, str) and model.partition(":")[0] not in SCHEMES
 
 
 def refuse_untrusted(folder: Path, description: Description, trust: bool) -> None:
@@ -62,7 +61,7 @@ def refuse_untrusted(folder: Path, description: Description, trust: bool) -> Non
             f"{str(folder / CONFIG)!r} has {key} = {shown(arguments[key])}, which would fetch other weights than "
             "those in the folder; expected none: take it out."
         )
-    if not names_code(description) or (_is_held(name) and not _has_text(arguments)):
+    if not names_code(name) or (_is_held(name) and not _has_text(arguments)):
         return
     raise UserError(
         f"the folder {str(folder)!r} would run {call_of(description)} to build its network, and whose code that is "

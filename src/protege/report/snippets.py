@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from protege.errors import UserError
-from protege.models.sources import SCHEMES
+from protege.models.trust import names_code
 from protege.report.headline import sample_noun
 from protege.report.read import Run, is_number, numbers, read_json
 
@@ -33,7 +33,7 @@ def snippets(run: Run) -> list[tuple[str, str]]:
         python += f"\nprint(protege.evaluate(student, {_text(data)}{more}))"
     else:
         shell = f"protege evaluate --model {shlex.quote(place)} --data {shlex.quote(data)}"
-        shell += " --trust" if _names_code(config) else ""
+        shell += " --trust" if names_code(config.get("model")) else ""
         return [("Python", python), ("Shell", shell + (f" --image-size {size}" if is_number(size) else ""))]
     return [("Python", python)]
 
@@ -44,7 +44,7 @@ def _python(run: Run, place: str, config: dict[str, Any]) -> str:
     shape = ", ".join(map(str, [1, *_shape(run, config)]))
     example = f"torch.zeros({shape}, dtype=torch.{'uint8' if images else 'int64'})"
     comment = "raw uint8 images [N, C, H, W]" if images else "int64 tokens [N, L]"
-    lines, given = ["import torch", "", "import protege"], ", trust=True" if _names_code(config) else ""
+    lines, given = ["import torch", "", "import protege"], ", trust=True" if names_code(config.get("model")) else ""
     if config.get("model", "") is None:
         kind, call, given = str(config.get("class", "")), str(config.get("call", "")), ", network=network"
         module, _, name = kind.partition(":") if re.fullmatch(r"[\w.]+:[\w.<>]+", kind) else ("__main__", "", "")
@@ -76,25 +76,17 @@ def _shape(run: Run, config: dict[str, Any]) -> list[int]:
     return [size for size in shape if type(size) is int]
 
 
-def _names_code(config: dict[str, Any]) -> bool:
-    """Whether the student's folder names Python, which only one who trusts it has run."""
-    model = config.get("model")
-    return isinstance(model, str) and model.partition(":")[0] not in SCHEMES
-
-
 def _is_plain(call: str, name: str) -> bool:
     """Whether it is a call of the class on nothing but values, as it is written: what is printed here will be run."""
     if call == f"{name.rpartition('.')[2]}(...)":
         return name.rpartition(".")[2].isidentifier()
     try:
-        found = ast.parse(call, mode="eval").body
-        assert isinstance(found, ast.Call)
-        assert isinstance(found.func, ast.Name)
-        assert found.func.id == name.rpartition(".")[2]
-        assert not found.args
-        for keyword in found.keywords:
+        tree = ast.parse(call, mode="eval").body
+        if not isinstance(tree, ast.Call) or ast.unparse(tree.func) != name.rpartition(".")[2] or tree.args:
+            return False
+        for keyword in tree.keywords:
             ast.literal_eval(keyword.value)
-    except (AssertionError, SyntaxError, ValueError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return "\n" not in call
 
