@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -17,6 +18,7 @@ from protege.models.unet import FACTORIES as UNETS
 from protege.models.zoo import ZOO
 from protege.modes import trained_by
 from protege.surgery import Chain, describe, find_cuts, pair, split
+from protege.surgery.laws import close
 from protege.teacher.signals import fingerprint
 
 
@@ -746,3 +748,15 @@ def test_modes_of_an_own_train_are_kept():
     network = Held(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)).eval()
     assert trained_by(network) == {network, network[0], network[2]}
     assert not any(module.training for module in network.modules())
+
+
+def test_outputs_are_close_but_for_rounding():
+    """What is not a number, or infinite, must be the same."""
+    wanted = torch.tensor([1.0, -2.0, math.inf, math.nan])
+    assert close(wanted * (1 + 1e-6), wanted)
+    assert close(wanted.double(), wanted)
+    for place, value in ((0, 1.001), (2, -math.inf), (2, math.nan), (3, 0.0), (3, math.inf)):
+        other = wanted.clone()
+        other[place] = value
+        assert not close(other, wanted), (place, value)
+    assert not close(wanted[:1].long(), wanted[:1])

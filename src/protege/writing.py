@@ -86,6 +86,12 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def is_draft(item: Path) -> bool:
     """Whether this is what `whole` or `drafts` writes to, perhaps left by a kill."""
     return _DRAFT.fullmatch(item.name) is not None

@@ -31,6 +31,7 @@ from protege.models.placing import channels_last, is_channels_last
 from protege.outputs import logits_in
 from protege.surgery import rebuild, record
 from protege.surgery.copies import leaves
+from protege.surgery.laws import close
 from protege.torch_utils import device_of, plain_names, seeded, untouched, unwrapped
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 Probes = Sequence[tuple[Tensor, list[Tensor]]]  # inputs as a network takes them, and its outputs
 
-CLOSE = 1e-4  # of the largest output: how far a network built again may be off
 SIZES = (32, 224, 28, 8, 64, 16, 96, 128, 256, 299, 384, 512)  # tried where nothing tells the size of the images
 LENGTHS = (16, 8, 4, 2, 32, 64, 128)
 WORDS = 2  # every vocabulary has so many
@@ -208,24 +208,9 @@ def _difference(model: Model, again: nn.Module, probes: Probes) -> str:
                 found = leaves(logits_in(again(ready)), Tensor)
         except Exception as error:
             return f"an error where this one runs ({told(error)})"
-        if not _alike(found, wanted):
+        if not close(found, wanted):
             return "other outputs"
     return ""
-
-
-def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
-    return len(found) == len(wanted) and all(map(_close, found, wanted))
-
-
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    """Whether outputs are equal but for rounding; what loads may be of another precision."""
-    if found.shape != wanted.shape or found.is_floating_point() != wanted.is_floating_point():
-        return False
-    if not wanted.is_floating_point():
-        return torch.equal(found, wanted)
-    finite = wanted[wanted.isfinite()].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(found.double(), wanted.double(), rtol=0, atol=CLOSE * scale, equal_nan=True)
 
 
 # ---- what networks are compared on -----------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """A model on disk: `config.json` and `model.safetensors`, written whole or not at all, never unpickled."""
 
-import hashlib
 import json
 import os
 import re
@@ -21,9 +20,9 @@ from protege.errors import UserError
 from protege.models.description import CONFIG, EXTRA
 from protege.models.placing import make_writable
 from protege.torch_utils import plain_names
-from protege.writing import clear_drafts, drafts, flush
+from protege.writing import clear_drafts, digest_of, drafts, flush
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, _SHA = "model.safetensors", "sha256:"
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -40,7 +39,7 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
         clear_drafts(folder)
         with drafts(folder, "model") as made:
             save_file(dict(weights), made / WEIGHTS)
-            whole = {**config, "digest": digest_of(made / WEIGHTS)}
+            whole = {**config, "digest": _SHA + digest_of(made / WEIGHTS)}
             (made / CONFIG).write_text(_in_json(whole) + "\n", encoding="utf-8")
             shutil.copymode(made / CONFIG, made / WEIGHTS)  # safetensors hides its files from other users
             for name in (CONFIG, WEIGHTS):
@@ -53,12 +52,6 @@ def write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
         raise UserError(
             f"the model cannot be written to {str(folder)!r} ({error.strerror or error}); choose another."
         ) from error
-
-
-def digest_of(path: Path) -> str:
-    """Of a file of weights."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _in_json(config: Mapping[str, Any]) -> str:
@@ -196,7 +189,7 @@ def fit(network: nn.Module, state: Mapping[str, Any], name: str, path: Path, dig
     if misfits:
         more = f" and {len(misfits) - 2} more" if len(misfits) > 2 else ""
         raise UserError(f"{str(path)!r} does not fit {name}: {'; '.join(misfits[:2])}{more}; use matching files.")
-    if digest is not None and digest_of(path) != digest:
+    if digest is not None and _SHA + digest_of(path) != digest:
         raise UserError(
             f"{str(path)!r} is not the file that was saved with its {CONFIG}, so that it is damaged or another's; "
             "expected both as they were saved: copy both again, or, where the weights were changed on purpose, "

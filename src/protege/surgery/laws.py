@@ -49,13 +49,15 @@ def close(found: Any, expected: Any, tolerance: float = TOLERANCE) -> bool:
 
 
 def _alike(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    if found.shape != expected.shape or not found.is_floating_point():
-        return torch.equal(found, expected)
-    finite = expected.isfinite()
-    if not torch.equal(found.isfinite(), finite):
+    if found.shape != expected.shape or found.is_floating_point() != expected.is_floating_point():
         return False
-    gap, size = (found - expected)[finite].abs(), expected[finite].abs()
-    return not len(gap) or bool(gap.max() <= tolerance * size.max())
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    kind = torch.promote_types(found.dtype, expected.dtype)
+    found, expected = found.to(kind), expected.to(kind)
+    sizes = expected[expected.isfinite()].abs()
+    gap = tolerance * float(sizes.max()) if len(sizes) else 0.0
+    return torch.allclose(found, expected, rtol=0, atol=gap, equal_nan=True)
 
 
 def random_state(example: Tensor) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ import torch
 
 from ..errors import UserError
 from ..ownership import CHECKPOINT
-from ..writing import clear_drafts, whole, write_json
+from ..writing import clear_drafts, digest_of, whole, write_json
 
 log = logging.getLogger("protege")
 KEEP = 2
@@ -82,10 +82,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     for record in reversed(_records(folder)):
         path = record.with_suffix(".pt")
         try:
-            if (
-                hashlib.sha256(path.read_bytes()).hexdigest()
-                != json.loads(record.read_text(encoding="utf-8"))["sha256"]
-            ):
+            if digest_of(path) != json.loads(record.read_text(encoding="utf-8"))["sha256"]:
                 raise ValueError("its checksum is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
