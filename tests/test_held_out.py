@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from test_data_sets import random_images, write_parquet
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 import protege
 from protege.data import CLEAN, Data, load_data
@@ -84,12 +84,34 @@ def dataset(root, images, labels):
     return TensorDataset(torch.from_numpy(images).movedim(3, 1), labels)
 
 
+class Listing:
+    """Images in files, which it lists as torchvision's Datasets do."""
+
+    def __init__(self, root):
+        self.samples = [(str(path), int(path.parent.name[-1])) for path in sorted(root.rglob("*.png"))]
+        self.targets = [label for _, label in self.samples]
+        self.read = []
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, at):
+        self.read.append(at)
+        path, label = self.samples[at]
+        return Image.open(path), label
+
+
+def listing(root, images, labels):
+    folders(root, images, labels)
+    return Subset(Listing(root), list(range(len(images)))[::-1])
+
+
 def masked(root, images, labels):
     return TensorDataset(torch.from_numpy(images).movedim(3, 1), torch.from_numpy(images[..., 0] // 128).long())
 
 
 @pytest.mark.parametrize("limit", [4 << 30, 2000])
-@pytest.mark.parametrize("kind", [folders, parquet, scenes, dataset, masked])
+@pytest.mark.parametrize("kind", [folders, parquet, scenes, dataset, listing, masked])
 def test_an_image_that_was_trained_on_is_never_held_out(kind, limit, tmp_path):
     if kind is masked and limit == 2000:
         pytest.skip("refused: Datasets with masks are read into memory")
@@ -103,6 +125,16 @@ def test_an_image_that_was_trained_on_is_never_held_out(kind, limit, tmp_path):
     if grown.train.labels is not None:
         for samples in (grown.train, grown.test):
             assert set(samples.labels.tolist()) == {0, 1}
+
+
+def test_files_that_a_dataset_lists_are_not_decoded_to_choose(tmp_path):
+    """Of a large set that would take hours; and the same are chosen as of the folder itself."""
+    images = random_images(600, 8, 8)
+    spec = folders(tmp_path, images, torch.arange(600) // 300)
+    given = Listing(tmp_path)
+    data = load_data(given, memory_limit=2000)
+    assert len({*given.read}) < 600
+    assert seen(data, "test") == seen(load_data(spec), "test") == seen(load_data(given), "test")
 
 
 def test_size_and_memory_do_not_choose(tmp_path):

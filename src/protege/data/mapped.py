@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from protege.data.batch import Batch
 from protege.data.classes import renumbered
-from protege.data.contents import READ, place_of_image
+from protege.data.contents import READ, place_of_image, places_of_files
 from protege.data.decode import centred
 from protege.data.items import label_in, read_item
 from protege.data.pixels import Deviation
@@ -107,7 +108,11 @@ class Items:
         return pixels, labels
 
     def places(self) -> Tensor:
-        """The place of each item by what its image holds, float64 [N], see `protege.data.contents`."""
+        """The place of each item, float64 [N], see `protege.data.contents`: by its file where the Dataset lists one for
+        each, as decoding all of a large set takes hours; else by what its image holds."""
+        files = _files_of(self.dataset)
+        if len(files) == len(self) and all(map(os.path.isfile, files)):
+            return places_of_files(list(map(Path, files)))
         with progress(f"reading {self.name}", len(self)) as advance:
             for at in range(len(self)):
                 if at not in self._places:
@@ -156,7 +161,9 @@ def _listed(dataset: Any) -> Tensor | None:
 def _files_of(dataset: Any) -> list[str]:
     """The files that a Dataset lists as torchvision's do, in (file, label) pairs."""
     if isinstance(dataset, Subset):
-        return _files_of(dataset.dataset)
+        whole: Any = dataset.dataset
+        files = _files_of(whole)
+        return [files[at] for at in dataset.indices] if len(files) == len(whole) else files
     if isinstance(dataset, ConcatDataset):
         return [path for part in dataset.datasets for path in _files_of(part)]
     pairs = getattr(dataset, "samples", None)
