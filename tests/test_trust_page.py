@@ -30,7 +30,7 @@ PROOFS = {
         "test_trust.py::test_a_network_that_is_given_takes_nothing_of_what_the_folder_names"
     ],
     "A folder fetches no weights from elsewhere.": ["test_trust.py::test_a_folder_fetches_no_weights"],
-    "`transformers:` models run no code that comes with them, and nobody is asked whether they may.": [
+    "`transformers:` models run no code that comes with them, and no prompt asks for leave to.": [
         "test_trust.py::test_transformers_runs_nothing_that_comes_with_a_model"
     ],
     "A name that is no factory imports nothing, and an installed module comes before a file of its name.": [
@@ -73,14 +73,14 @@ PROOFS = {
     "A study takes no finished run that was made with other data.": [
         "test_identity.py::test_a_study_refuses_finished_runs_of_other_data"
     ],
-    "A set is known by the contents of its files and their order; their folder and times do not count.": [
+    "A set in memory, or of files up to 256 MiB, is known by what it holds and in which order; folders and times do not count.": [
         "test_origin.py::test_files_are_known_by_what_they_hold",
         "test_identity.py::test_a_mask_counts_and_times_do_not",
     ],
-    "Streamed files of more than 256 MiB are known by the size and time of each and 1,024 pieces of them.": [
+    "Streamed files of more than 256 MiB together are known by the size and time of each and by 1,024 pieces spread over them.": [
         "test_identity.py::test_files_beyond_the_limit_are_known_by_pieces_size_and_time"
     ],
-    "A `Dataset` of more than 256 MiB is known by its labels, an even choice of its images, and the files that it lists; a smaller one by every pixel.": [
+    "A `Dataset` that is neither in memory nor below 256 MiB is known by its labels, an even choice of its images, and the size and time of the files that it lists; any other by every pixel.": [
         "test_identity.py::test_one_pixel_of_a_large_dataset_is_noticed",
         "test_identity.py::test_files_that_a_dataset_lists_count_beyond_the_limit",
     ],
@@ -97,7 +97,7 @@ PROOFS = {
     "A changed bit in `model.safetensors` is told, unless the folder holds no digest, as those of version 0.1.": [
         "test_identity.py::test_a_changed_bit_of_a_model_is_told"
     ],
-    "Damaged files of ours are made anew, or called ours.": [
+    "A damaged file that protege made for itself is made anew, or named with the advice to remove it.": [
         "test_identity.py::test_a_damaged_extraction_is_told_as_ours",
         "test_identity.py::test_damaged_decoded_images_are_decoded_again",
         "test_identity.py::test_damaged_figures_are_measured_again",
