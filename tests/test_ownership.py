@@ -198,6 +198,21 @@ def test_a_log_that_was_cut_goes_on_in_whole_lines(tmp_path, monkeypatch):
         shutil.rmtree(out)
 
 
+def test_overwriting_is_judged_by_where_networks_lie(tmp_path, monkeypatch, digits_teacher):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    out = tmp_path / "run"
+    protege.train(**RUN, out=out)
+    for role in ("teacher", "student"):
+        options = {**RUN, "teacher": None, "method": "none", role: "~/run/student"}
+        with pytest.raises(UserError, match=f"would replace the {role} "):
+            protege.distill(**options, out=out, overwrite=True)
+    assert (out / "student" / "model.safetensors").exists()
+    monkeypatch.chdir(out)
+    protege.train(**RUN, out=".", overwrite=True)  # nothing that it learns from lies here
+    protege.distill(**RUN, teacher=digits_teacher, cache="~/cache", out=tmp_path / "other")
+    assert list((tmp_path / "cache").iterdir())
+
+
 def draft(path: Path, process: int, monkeypatch, machine: str = "here") -> Path:
     """The draft that a process of this number on that machine would write the file to."""
     with pytest.MonkeyPatch.context() as patch:

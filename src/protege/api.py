@@ -298,13 +298,12 @@ def _perform(
         )
     settings = make_recipe(resumed_settings(out, given) if resume else given)
     for role in ("teacher", "student"):
-        path = Path(getattr(settings, role) or "")
-        if role in objects or not os.path.exists(path):
+        spec = getattr(settings, role)
+        if role in objects or not spec or not os.path.exists(path := os.path.expanduser(spec)):
             continue
-        within = (path.resolve(), *path.resolve().parents)
-        if overwrite and out.resolve() in within:
+        if overwrite and Path(path).resolve().is_relative_to(out.resolve()):
             raise UserError(
-                f"overwrite=True would replace the {role} {str(path)!r}, which lies in out={str(out)!r}; expected "
+                f"overwrite=True would replace the {role} {path!r}, which lies in out={str(out)!r}; expected "
                 "another folder for what learns from it: change out=…."
             )
     if "data" not in objects:

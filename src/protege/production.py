@@ -94,7 +94,7 @@ class Production:
         for network in filter(None, (self.student, self.teacher)):
             place(network, self.device)
         self.student.check_savable()
-        self.lasting = os.path.exists(s.student)  # a fresh network is another one in every run
+        self.lasting = os.path.exists(os.path.expanduser(s.student))  # a fresh network is another one in every run
         self.origin = origin_of(loaded, self.teacher, self.student, self.lasting) | {"held_out": way}
         self._legacy = partial(legacy_origin, loaded, self.teacher)
         corpus = self._corpus()
@@ -114,7 +114,7 @@ class Production:
             self.student,
             self.task,
             Plan(phases, self.settings, s.phases, corpus),
-            Memory(size_in_bytes(s.cache_budget), Path(s.cache) if s.cache else None),
+            Memory(size_in_bytes(s.cache_budget), Path(s.cache).expanduser() if s.cache else None),
             out,
             accelerator=self.accelerator,
             precision=self.precision,

@@ -324,7 +324,8 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
         row = {"setting": setting, "runs": len(mine), "metrics": metrics, "difference": difference or None, **means}
         if teacher := next(iter(mine.values())).get("teacher"):
             row["teacher"] = {key: teacher[key] for key in ("spec", "params", "metrics")}
-        if all(os.path.exists(result["student"]["spec"]) for result in mine.values()):  # no fresh network
+        specs = [os.path.expanduser(result["student"]["spec"]) for result in mine.values()]
+        if all(map(os.path.exists, specs)):  # no fresh network
             befores = [result["student"]["before"] for result in mine.values()]
             row["before"] = {
                 name: _spread([before[name] for before in befores]) for name in _shared([metrics, *befores])
