@@ -294,6 +294,18 @@ def test_an_allocator_that_fails_is_told_in_a_sentence(tmp_path, monkeypatch):
     assert "lower batch_size=" in told
 
 
+def test_the_default_cache_is_no_run(tmp_path, monkeypatch):
+    run = {"student": "zoo:mlp?hidden=4", "data": "digits", "method": "none", "epochs": 1, "samples": 20}
+    protege.distill(**run, out=tmp_path / "run")
+    for name in ("run", "new"):
+        monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / name))
+        with pytest.raises(UserError, match="is the folder of a run"):
+            protege.distill(**run, out=tmp_path / "new")
+    with pytest.raises(UserError, match="lie in each other"):
+        protege.distill(**run, out=tmp_path / "new", cache=tmp_path / "new" / "cache")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_cache_and_a_run_do_not_lie_in_each_other(tmp_path, digits_teacher):
     out = tmp_path / "out"
     for cache in (out, out / "signals", out / "student", out / "checkpoint" / "x", tmp_path):

@@ -143,6 +143,25 @@ def test_a_changed_bit_of_a_model_is_told(tmp_path):
     assert same(weights(protege.load_model(str(folder), network=Net()).network), changed)
 
 
+@pytest.mark.parametrize("lost", ["result.json", "student", "student/config.json", "student/model.safetensors"])
+@pytest.mark.parametrize("how", ["gone", "empty", "[]"])
+def test_what_a_finished_run_lost_is_made_again(lost, how, tmp_path):
+    settings = {"method": "none", "epochs": 1, "samples": 20, "out": tmp_path}
+    protege.distill(student="zoo:mlp?hidden=4", data="digits", **settings)
+    names = ("result.json", "student/config.json", "student/model.safetensors")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    shutil.rmtree(tmp_path / lost) if (tmp_path / lost).is_dir() else (tmp_path / lost).unlink()
+    if how != "gone" and lost.endswith("json"):
+        (tmp_path / lost).write_text("" if how == "empty" else how)
+    protege.distill(out=tmp_path, resume=True)
+    for name in names[1:]:
+        assert (tmp_path / name).read_bytes() == before[name]
+    metrics = [
+        json.loads(text)["student"]["metrics"] for text in (before[names[0]], (tmp_path / names[0]).read_bytes())
+    ]
+    assert metrics[0] == metrics[1]
+
+
 def test_a_damaged_extraction_is_told_as_ours(tmp_path):
     write_parquet(tmp_path / "train.parquet", random_images(20, 4, 4), np.arange(20) % 2)
     write_parquet(tmp_path / "test.parquet", random_images(20, 4, 4), np.arange(20) % 2)

@@ -147,6 +147,7 @@ def test_a_class_that_the_program_has_imported_needs_no_trust(tmp_path):
     load_model(naming(folder, f"{__name__}:Held", outputs=10))
     for name, arguments in (
         ("Held", {"name": "os:system"}),
+        ("Held", {"outputs": {"os:system": 1}}),
         ("naming", {}),
         ("NETS", {}),
         ("Held.forward", {}),

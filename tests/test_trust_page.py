@@ -20,10 +20,10 @@ PROOFS = {
     "`--trust` (`trust=True`) lets the folders of that command run the Python that they name.": [
         "test_trust.py::test_code_that_a_folder_names_runs_with_trust_alone"
     ],
-    "In a Python program a folder may also name a network class of a module that the program has imported, called without text: text could tell a class to load other code.": [
+    "In a Python program a folder may also name a network class of a module that the program has imported, with numbers alone: text could tell a class to load other code.": [
         "test_trust.py::test_a_class_that_the_program_has_imported_needs_no_trust"
     ],
-    "Naming a folder, or working in it, imports nothing that lies in it.": [
+    "Naming a folder, or working in it, makes the `protege` command import nothing that lies in it (`python -m protege` begins as Python does, with the folder one works in).": [
         "test_trust.py::test_what_lies_in_a_folder_is_never_imported_because_it_is_named"
     ],
     "A network given with `network=` takes weights from the folder and no code.": [
@@ -37,15 +37,15 @@ PROOFS = {
         "test_trust.py::test_a_typed_spec_that_is_no_factory_imports_nothing",
         "test_trust.py::test_an_installed_module_comes_before_a_file_of_its_name",
     ],
-    "Lines that a report prints for copying show where trust is needed, and hold no other code.": [
+    "Lines that a report prints for copying show where they need trust.": [
         "test_trust.py::test_printed_lines_show_that_trust_is_needed",
         "test_trust.py::test_code_to_copy_has_no_more_in_it_than_the_network",
     ],
     "Pickled files are refused unopened.": ["test_models_load.py::test_pickles_are_refused_unopened"],
-    "A folder is a run's, a study's or a model's by what only those write; files of your own that have our names are neither replaced nor deleted, by `--resume` or by `--overwrite`.": [
+    "A folder is a run's, a study's or a model's by what only those write; in any other folder, files of your own that have our names are neither replaced nor deleted, by `--resume` or by `--overwrite`.": [
         "test_ownership.py::test_a_folder_of_the_users_own_stays_as_it_is"
     ],
-    "`--overwrite` removes a run's files and leaves all others, in its subfolders too.": [
+    "`--overwrite` removes a run's files, which it knows by their names, and leaves all others, in its subfolders too.": [
         "test_ownership.py::test_overwrite_starts_beside_other_files",
         "test_errors.py::test_overwrite_removes_a_run_and_nothing_else",
     ],
@@ -57,7 +57,8 @@ PROOFS = {
         "test_ownership.py::test_a_report_replaces_no_page_of_the_users_own"
     ],
     "A cache and a run do not lie in each other's files.": [
-        "test_bad_values.py::test_a_cache_and_a_run_do_not_lie_in_each_other"
+        "test_bad_values.py::test_a_cache_and_a_run_do_not_lie_in_each_other",
+        "test_bad_values.py::test_the_default_cache_is_no_run",
     ],
     "A folder serves one process at a time.": ["test_trial.py::test_one_folder_serves_one_run_at_a_time"],
     "Bad input ends a command with one sentence and status 2, and nothing is written.": [
@@ -102,6 +103,7 @@ PROOFS = {
         "test_identity.py::test_damaged_decoded_images_are_decoded_again",
         "test_identity.py::test_damaged_figures_are_measured_again",
         "test_identity.py::test_a_damaged_plan_is_no_plan",
+        "test_identity.py::test_what_a_finished_run_lost_is_made_again",
     ],
     "An image is held out by its own bytes: adding or renaming images moves none from training to test, except in a class that would have none on one side.": [
         "test_held_out.py::test_an_image_that_was_trained_on_is_never_held_out",

@@ -21,7 +21,7 @@ from .classes import in_order_of
 from .data import Data, default_workers, load_data
 from .data.classes import SORTED
 from .data.items import has_splits
-from .data.spec import GIB
+from .data.spec import GIB, cache_root
 from .diagnose import at_chance, causes_of_chance, diagnose
 from .errors import UserError
 from .methods.teaching import TARGET_KEYS, beside
@@ -29,7 +29,7 @@ from .models import Model, held_out_by, known_ranges, load_model
 from .models.description import read_description
 from .models.placing import place
 from .models.trust import is_typed
-from .ownership import is_run
+from .ownership import is_run, json_has
 from .paths import usable
 from .probabilities import refuse_no_logits
 from .production import Production
@@ -267,10 +267,11 @@ def _refuse_among_images(out: Path, spec: str) -> None:
         )
 
 
-def _refuse_cache_in(out: Path, cache: Path) -> None:
+def _refuse_cache_in(out: Path, cache: Path, resume: bool) -> None:
     """Raise where a run's folder and a cache would hold each other's files."""
     own, folder = out.resolve(), cache.resolve()
-    if own.is_relative_to(folder) or any(folder.is_relative_to(own / name) for name in NAMES):
+    inside = [own / name for name in NAMES] if resume else [own]  # older versions let it be beside those
+    if own.is_relative_to(folder) or is_run(folder) or any(map(folder.is_relative_to, inside)):
         raise UserError(
             f"cache={str(cache)!r} and out={str(out)!r} lie in each other; expected a folder for each: change cache=…."
         )
@@ -309,8 +310,12 @@ def _perform(
     if "data" not in objects:
         _refuse_among_images(out, settings.data)
     if settings.cache is not None:
-        _refuse_cache_in(out, usable(settings.cache, "cache"))
-    if resume and (out / "result.json").exists():
+        _refuse_cache_in(out, usable(settings.cache, "cache"), resume)
+    elif is_run(cache_root()) or cache_root().resolve() == out.resolve():
+        raise UserError(
+            f"PROTEGE_CACHE={str(cache_root())!r} is the folder of a run; expected one for caches alone: name another."
+        )
+    if resume and _is_finished(out):
         return _finished(settings, given, objects, out)
     production = Production(settings, objects, out, resume)
     result = production.run(hold, resume=resume, overwrite=overwrite)
@@ -338,6 +343,12 @@ def _gone(settings: Recipe, objects: dict[str, Any]) -> bool:
         return spec.startswith("python:") or (bool(path) and not Path(path).expanduser().exists())
 
     return any(map(missing, SPECS))
+
+
+def _is_finished(out: Path) -> bool:
+    """Whether the run's result and its student are there: what was lost of them is made again from the checkpoint."""
+    whole = json_has(out / "result.json", "student") and json_has(out / "student" / "config.json", "format")
+    return whole and (out / "student" / "model.safetensors").is_file()
 
 
 def _finished(settings: Recipe, given: dict[str, Any], objects: dict[str, Any], out: Path) -> Result:

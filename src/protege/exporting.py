@@ -86,7 +86,7 @@ def export(
         raise UserError("export to int8 got no data; expected a few images to calibrate on: give data=….")
     out = Path(out)
     replaced = RECORD, KINDS[to], f"{KINDS[to]}.data", "report.html"
-    check_out(out, resume=None, overwrite=overwrite, owned=is_export, proof=RECORD, replaced=replaced)
+    check_out(out, resume=None, overwrite=overwrite, owned=is_export, proof=f"{RECORD} of an export", replaced=replaced)
     opened = open_for(data, image_size, model)
     original = copy_network(load_model(model, data=opened, trained=True, trust=trust)).cpu().eval()
     opened = opened and in_order_of(original, opened)

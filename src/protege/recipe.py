@@ -179,8 +179,9 @@ def checked(**values: Any) -> dict[str, Any]:
 def labels_only(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a training on labels alone; `UserError` where they name a method or a teacher."""
     for key in ("method", "teacher"):
-        if (value := values.get(key)) not in (None, "none"):
-            raise UserError(f"train with {key} = {value!r}; expected labels only: leave it out, or use distill.")
+        value = values.get(key)
+        if value is not None and not (isinstance(value, str) and value == "none"):
+            raise UserError(f"train with {key} = {shown(value)}; expected labels only: leave it out, or use distill.")
     return {**values, "method": "none"}
 
 

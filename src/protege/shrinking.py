@@ -68,7 +68,14 @@ def shrink(
     _check_options(how, ratio, rank, out, dry_run)
     if out is not None and not dry_run:
         replaced = RECORD, *MODEL_FILES
-        check_out(Path(out), resume=None, overwrite=overwrite, owned=is_shrunk, proof=RECORD, replaced=replaced)
+        check_out(
+            Path(out),
+            resume=None,
+            overwrite=overwrite,
+            owned=is_shrunk,
+            proof=f"{RECORD} of a shrunk model",
+            replaced=replaced,
+        )
     opened = open_for(data, image_size, model)
     original = copy_network(load_model(model, data=opened, trained=True, trust=trust))  # it may be the caller's own
     opened = opened and in_order_of(original, opened)

@@ -92,7 +92,9 @@ def diagnose(
     if out is not None:
         out = Path(out)
         replaced = MARK, "report.html"
-        check_out(out, resume=None, overwrite=overwrite, owned=is_diagnosis, proof=MARK, replaced=replaced)
+        check_out(
+            out, resume=None, overwrite=overwrite, owned=is_diagnosis, proof=f"{MARK} of a diagnosis", replaced=replaced
+        )
         found = diagnose(
             teacher,
             data,

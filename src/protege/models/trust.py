@@ -61,7 +61,7 @@ def refuse_untrusted(folder: Path, description: Description, trust: bool) -> Non
             f"{str(folder / CONFIG)!r} has {key} = {shown(arguments[key])}, which would fetch other weights than "
             "those in the folder; expected none: take it out."
         )
-    if not names_code(name) or (_is_held(name) and not _has_text(arguments)):
+    if not names_code(name) or (_is_held(name) and not _has_text([list(arguments.values()), description.extra])):
         return
     raise UserError(
         f"the folder {str(folder)!r} would run {call_of(description)} to build its network, and whose code that is "
@@ -99,5 +99,5 @@ def _is_held(name: str) -> bool:
 
 def _has_text(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return any(map(_has_text, value.values()))
+        return bool(value)  # its keys
     return any(map(_has_text, value)) if isinstance(value, list) else isinstance(value, str)
