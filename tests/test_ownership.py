@@ -280,14 +280,18 @@ def test_what_interrupts_a_checkpoint_is_what_is_raised(error, tmp_path):
         assert not list(tmp_path.iterdir())
 
 
-def test_states_whose_record_was_lost_go_with_the_old_ones(tmp_path):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_states_whose_record_was_lost_go_with_the_old_ones(resumed, tmp_path):
     """A kill between the deletions of a record and of its state leaves the state."""
     for number in (1, 2, 3):
         checkpoint.save_checkpoint(tmp_path, number, {"n": number})
     for name in ("00000001.pt", "mine.pt", "00000001.txt"):
         (tmp_path / name).write_text("left")
-    checkpoint.save_checkpoint(tmp_path, 4, {"n": 4})
-    kept = {"00000003.json", "00000003.pt", "00000004.json", "00000004.pt"}
+    if resumed:  # nothing may be left to do
+        checkpoint.drop_old(tmp_path)
+    else:
+        checkpoint.save_checkpoint(tmp_path, 4, {"n": 4})
+    kept = {f"0000000{n}.{kind}" for n in ((2, 3) if resumed else (3, 4)) for kind in ("json", "pt")}
     assert {item.name for item in tmp_path.iterdir()} == kept | {"mine.pt", "00000001.txt"}
 
 

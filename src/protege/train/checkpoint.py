@@ -56,8 +56,13 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> None:
         except RuntimeError as error:
             raise out.error or _first(error) from None
     write_json(path.with_suffix(".json"), {"sha256": out.digest.hexdigest()})
+    drop_old(folder)
+
+
+def drop_old(folder: Path) -> None:
+    """Delete all checkpoints but the last two, and states that a kill left without their record."""
     oldest = _records(folder)[-KEEP:][0].stem
-    for path in sorted(folder.iterdir()):  # records go first, and what a kill left without one goes, too
+    for path in sorted(folder.iterdir()):  # a record before its state
         if re.fullmatch(CHECKPOINT, path.name) and path.stem < oldest:
             path.unlink()
 

@@ -15,7 +15,7 @@ from torch import nn
 from ..ownership import LOG
 from ..teacher.feed import Feed
 from ..writing import flush, write_text
-from .checkpoint import save_checkpoint
+from .checkpoint import drop_old, save_checkpoint
 from .running import Running, random_state
 from .state import State
 from .stop import Stops
@@ -37,6 +37,8 @@ class Journal:
     def restore(self, number: int, state: dict[str, Any]) -> None:
         """Go on from checkpoint ``number``, which was saved with this state."""
         self._number, self.state = number, State(**state)
+        if self.writes:
+            drop_old(self.out / "checkpoint")
 
     def begin(self, event: dict[str, Any]) -> None:
         """Begin the log anew with this event, by which the folder is known as a run's (see `protege.ownership`)."""
