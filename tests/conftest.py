@@ -1,6 +1,9 @@
 """What all tests share: a cache folder of their own, one thread, and a small teacher on digits."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of subprocesses, too: two tests run at a time
 
 import pytest
 import torch

@@ -81,11 +81,11 @@ def raw(side):
 def test_only_what_the_command_made_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr("protege.exporting._require", lambda *_: None)
     (tmp_path / "model.onnx").write_text("mine")
-    with pytest.raises(UserError, match=r"would replace 'model.onnx' .* no export.json beside it"):
+    with pytest.raises(UserError, match=r"would replace 'model.onnx' .* no export.json of an export beside it"):
         export("zoo:cnn_tiny", to="onnx", data="digits", out=tmp_path, overwrite=True)
     model = load_model("zoo:cnn_tiny", num_classes=10)
     model.save(tmp_path / "teacher")
-    with pytest.raises(UserError, match=r"would replace 'config.json' .* no shrink.json beside it"):
+    with pytest.raises(UserError, match=r"would replace 'config.json' .* no shrink.json of a shrunk model beside it"):
         shrink("zoo:cnn_tiny", ratio=0.5, data="digits", out=tmp_path / "teacher", overwrite=True)
     for _ in range(2):
         shrink("zoo:cnn_tiny", ratio=0.5, data="digits", out=tmp_path / "half", overwrite=True)
