@@ -353,8 +353,9 @@ def test_batch_parts_and_moves():
 def test_cifar100(tmp_path):
     single = REAL / "test-00000-of-00001.parquet"
     memory = load_data(f"parquet:{single}")
-    assert (len(memory.train), len(memory.test)) == (8000, 2000)
-    assert memory.train.labels.bincount().tolist() == [80] * 100
+    assert len(memory.train) + len(memory.test) == 10_000
+    assert len(memory.test) == pytest.approx(2000, abs=120)  # by content, each with a chance of 0.2: three spreads of 40
+    assert memory.test.labels.unique().numel() == 100
     assert memory.classes[:2] == ("apple", "aquarium_fish")
     assert memory.augment == Augment(shift=4, flip=True)
     mean, std = memory.statistics()
@@ -362,7 +363,7 @@ def test_cifar100(tmp_path):
     assert std == pytest.approx((0.267, 0.256, 0.276), abs=0.015)
     stream = load_data(f"parquet:{single}", memory_limit=10**6, scratch=tmp_path)
     assert isinstance(stream.train, Encoded)
-    index = torch.arange(0, 8000, 200)
+    index = torch.arange(0, 7900, 200)
     ours, theirs = (d.train.fetch(index, 5, d.augment) for d in (stream, memory))
     assert torch.equal(ours.inputs, theirs.inputs)
     assert torch.equal(ours.labels, theirs.labels)
