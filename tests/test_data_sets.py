@@ -354,7 +354,9 @@ def test_cifar100(tmp_path):
     single = REAL / "test-00000-of-00001.parquet"
     memory = load_data(f"parquet:{single}")
     assert len(memory.train) + len(memory.test) == 10_000
-    assert len(memory.test) == pytest.approx(2000, abs=120)  # by content, each with a chance of 0.2: three spreads of 40
+    assert len(memory.test) == pytest.approx(
+        2000, abs=120
+    )  # by content, each with a chance of 0.2: three spreads of 40
     assert memory.test.labels.unique().numel() == 100
     assert memory.classes[:2] == ("apple", "aquarium_fish")
     assert memory.augment == Augment(shift=4, flip=True)

@@ -22,6 +22,7 @@ from protege import UserError
 from protege.demo import demo
 from protege.ownership import is_report, is_run, is_study
 from protege.report import write_report
+from protege.runfolder import holding
 from protege.study import run_study
 from protege.train import checkpoint
 from protege.train.journal import Journal
@@ -264,6 +265,16 @@ def test_a_file_system_that_cannot_wait_for_the_disk_is_written_to(tmp_path, mon
     write_text(tmp_path / "a.txt", "ä")
     flush(tmp_path)
     assert (tmp_path / "a.txt").read_bytes() == "ä".encode()
+
+
+def test_a_file_system_without_locks_is_worked_on_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("protege.runfolder.FileLock.acquire", refuse)
+    with holding(tmp_path) as hold:
+        hold()
+    assert "has no locks" in caplog.text
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

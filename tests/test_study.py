@@ -70,6 +70,17 @@ def test_a_worker_does_one_after_the_other_what_a_process_of_its_own_does(perfor
                 assert torch.equal(value, alone[key]), key
 
 
+def test_what_a_run_of_a_study_lost_is_made_again(performed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = shutil.copytree(performed, tmp_path / "out")
+    weights = out / "runs" / "variant-tuned_seed-0" / "student" / "model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    assert {run["status"] for run in run_study(write(tmp_path / "study.toml"), out, resume=True)["runs"]} == {"done"}
+    assert weights.read_bytes() == before
+
+
 def test_the_table_holds_what_the_runs_measured(performed):
     found = json.loads((performed / "study.json").read_text())
     assert [row["setting"] for row in found["rows"]] == [{"variant": "solved"}, {"variant": "tuned"}]

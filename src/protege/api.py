@@ -29,7 +29,7 @@ from .models import Model, held_out_by, known_ranges, load_model
 from .models.description import read_description
 from .models.placing import place
 from .models.trust import is_typed
-from .ownership import is_run, json_has
+from .ownership import is_finished, is_run
 from .paths import usable
 from .probabilities import refuse_no_logits
 from .production import Production
@@ -315,7 +315,7 @@ def _perform(
         raise UserError(
             f"PROTEGE_CACHE={str(cache_root())!r} is the folder of a run; expected one for caches alone: name another."
         )
-    if resume and _is_finished(out):
+    if resume and is_finished(out):
         return _finished(settings, given, objects, out)
     production = Production(settings, objects, out, resume)
     result = production.run(hold, resume=resume, overwrite=overwrite)
@@ -343,12 +343,6 @@ def _gone(settings: Recipe, objects: dict[str, Any]) -> bool:
         return spec.startswith("python:") or (bool(path) and not Path(path).expanduser().exists())
 
     return any(map(missing, SPECS))
-
-
-def _is_finished(out: Path) -> bool:
-    """Whether the run's result and its student are there: what was lost of them is made again from the checkpoint."""
-    whole = json_has(out / "result.json", "student") and json_has(out / "student" / "config.json", "format")
-    return whole and (out / "student" / "model.safetensors").is_file()
 
 
 def _finished(settings: Recipe, given: dict[str, Any], objects: dict[str, Any], out: Path) -> Result:

@@ -30,6 +30,13 @@ def is_run(folder: Path) -> bool:
     return any(json_has(path, "sha256") and path.with_suffix(".pt").is_file() for path in records)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run's result and its student are there: what was lost of them is made again from the checkpoint."""
+    student = folder / "student"
+    whole = json_has(folder / "result.json", "student") and json_has(student / "config.json", "format")
+    return whole and (student / "model.safetensors").is_file()
+
+
 def is_study(folder: Path) -> bool:
     """Whether a study has written here."""
     return json_has(folder / "study.json", "version", "name", "columns", "rows", "runs")

@@ -132,7 +132,10 @@ def _lock(out: Path, seconds: float) -> Iterator[None]:
         raise UserError(
             f"out={str(out)!r} is in use by another run; expected a folder of its own: wait for it or name another."
         ) from None
-    except (OSError, NotImplementedError):  # a file system without locks
+    except (OSError, NotImplementedError) as error:
+        logging.getLogger("protege").warning(
+            "%s cannot be kept for this run alone, as its disk has no locks (%s): start no other run there.", out, error
+        )
         yield
         return
     try:

@@ -25,7 +25,7 @@ from .errors import UserError, told
 from .models.description import read_description
 from .models.storage import locate
 from .models.trust import is_typed, names_code
-from .ownership import is_run, is_shrunk, is_study, recorded
+from .ownership import is_finished, is_run, is_shrunk, is_study, recorded
 from .public import public
 from .recipe import read_toml, write_toml
 from .report import common_teacher, study_markdown, write_study_report
@@ -248,8 +248,7 @@ def _is_own(settings: Mapping[str, Any], study: Study, out: Path) -> bool:
 
 def _run(recipe: dict[str, Any], folder: Path, worker: Worker) -> str:
     """One run, resumed where it stopped; ``done`` or the error's sentence."""
-    result = folder / "result.json"
-    if result.exists():
+    if is_finished(folder):
         return "done"
     logs = folder.parent.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -257,7 +256,7 @@ def _run(recipe: dict[str, Any], folder: Path, worker: Worker) -> str:
     write_toml(recipe_file, recipe)
     arguments = ["distill", str(recipe_file), "--out", str(folder)]
     status = worker.call([*arguments, *_again(folder)], logs / f"{folder.name}.log")
-    return status or ("done" if result.exists() else "it left no result")
+    return status or ("done" if is_finished(folder) else "it left no result")
 
 
 def _again(folder: Path) -> list[str]:
