@@ -14,7 +14,7 @@ from protege.exporting import export
 from protege.models import check_classes, load_model
 from protege.shrinking import shrink
 from protege.surgery import decouple, share, widen
-from protege.surgery.shrink import shrink as prune
+from protege.surgery import shrink as prune
 from protege.train.schedule import MovingAverage
 
 NORMS = {

@@ -16,10 +16,9 @@ from protege.methods import METHODS, Cast, Transfer, fskd
 from protege.models import Model, zoo
 from protege.models.inputs import InputSpec
 from protege.models.mobilenet import InvertedResidual
-from protege.surgery import Frontier, Walk, alignment, plan_alignment
-from protege.surgery.absorb import LAYERS
-from protege.surgery.decouple import decouple
-from protege.surgery.shrink import shrink
+from protege.surgery import Frontier, Walk, decouple, plan_alignment, shrink
+from protege.surgery.layers import SOLVABLE
+from protege.surgery.solving import alignment
 from protege.tasks import TASKS
 
 NETWORKS = {
@@ -86,7 +85,8 @@ def test_a_pruned_student_comes_nearer_and_keeps_its_shape(name, kernels):
     assert found["after"] == pytest.approx(distance(student, teacher, x), rel=1e-2, abs=1e-5)
     assert found["after"] < 0.7 * found["before"]
     assert [b["name"] for b in found["blocks"]] == sorted(
-        (n for n, m in student.named_modules() if isinstance(m, LAYERS)), key=[b["name"] for b in found["blocks"]].index
+        (n for n, m in student.named_modules() if isinstance(m, SOLVABLE)),
+        key=[b["name"] for b in found["blocks"]].index,
     )
     for block in found["blocks"]:  # the law: solving a layer never makes the aligned error larger
         assert block["after"] <= block["before"] * (1 + 1e-9)
@@ -109,7 +109,7 @@ def test_a_channel_mixture_is_undone_exactly(name):
     student = copy.deepcopy(teacher)
     generator = torch.Generator().manual_seed(0)
     for module in student.modules():
-        if isinstance(module, LAYERS):
+        if isinstance(module, SOLVABLE):
             count = len(module.weight)
             mix = torch.eye(count).double() + torch.randn(count, count, generator=generator).double() / count**0.5
             with torch.no_grad():
@@ -130,7 +130,7 @@ def test_kernels_of_any_other_values_are_solved_back(name):
         torch.manual_seed(0)
         with torch.no_grad():
             for module in student.modules():
-                if isinstance(module, LAYERS):
+                if isinstance(module, SOLVABLE):
                     module.weight += 0.3 * module.weight.std(correction=0) * torch.randn_like(module.weight)
         recover(student, teacher, {}, x, kernels=kernels, ridge=0)
         distances.append(distance(student, teacher, images(32, seed=9).double()))
@@ -174,7 +174,7 @@ def test_norms_that_are_not_a_layers_own_are_left_alone(kernels):
     student = copy.deepcopy(teacher.eval())
     with torch.no_grad():
         for module in student.modules():
-            if isinstance(module, LAYERS):
+            if isinstance(module, SOLVABLE):
                 module.weight += 0.5 * module.weight.std() * torch.randn_like(module.weight)
     points = plan_alignment(*walks(student, teacher), {})
     assert {point.layer: point.norm for point in points} == dict.fromkeys(["a", "b", "reads", "head"])

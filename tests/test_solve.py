@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protege.surgery import Moments, solve
-from protege.surgery.solve import GRID
+from protege.surgery.solving.moments import GRID
 
 LIMITS = settings(max_examples=30, deadline=None, database=None)
 

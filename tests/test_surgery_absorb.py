@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from protege.surgery import absorb
-from protege.surgery.absorb import blocks_of, folded, has_intercept, patches, settle
+from protege.surgery.solving.absorb import blocks_of, folded, has_intercept, patches, settle
 
 LIMITS = settings(max_examples=40, deadline=None, database=None)
 

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from protege.copying import copy_network
 from protege.errors import UserError
 from protege.surgery import shrink
-from protege.surgery.groups import trace
-from protege.surgery.removal import CannotRemove, Site, remove
-from protege.surgery.shrunk import LAYERS
+from protege.surgery.layers import LAYERS
+from protege.surgery.pruning.groups import trace
+from protege.surgery.pruning.removal import CannotRemove, Site, remove
 
 
 class Net(nn.Module):

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from protege.errors import UserError
 from protege.models import zoo
-from protege.surgery.readout import BRANCHES, Shared, _shapes, readout, share
-from protege.surgery.widen import widen
+from protege.surgery import widen
+from protege.surgery.widening.shared import BRANCHES, Shared, _shapes, readout, share
 
 CLASSES = 5
 

@@ -24,7 +24,7 @@ from .public import public
 from .runfolder import MODEL_FILES, check_out
 from .surgery import Shrunk, Walk, compose, decouple, plan_alignment
 from .surgery import shrink as prune
-from .surgery.shrunk import together
+from .surgery.pruning import together
 from .torch_utils import device_of
 from .writing import write_json
 

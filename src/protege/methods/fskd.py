@@ -28,11 +28,9 @@ from ..models import Model
 from ..models.placing import place
 from ..modes import eval_mode
 from ..outputs import logits_in
-from ..surgery.absorb import absorb, blocks_of, folded, has_intercept, settle
-from ..surgery.alignment import Point, plan_alignment
-from ..surgery.related import refuse_unrelated
-from ..surgery.solve import Moments, solve
-from ..surgery.walk import Frontier, Live, Walk
+from ..surgery import Frontier, Moments, Point, Walk, absorb, plan_alignment, solve
+from ..surgery.solving import blocks_of, folded, has_intercept, refuse_unrelated, settle
+from ..surgery.tracing import Live
 from ..teacher import Logits, Source
 from ..teacher.targets import HOTTEST
 from ..train.phase import Fit, Phase, Solve

@@ -1,8 +1,8 @@
 """Gap preserving distillation, GPD (Guo et al. 2025, arXiv 2410.04140): a teacher that grows with the student.
 
 A dynamic teacher, a wider and multi-branch version of the student, starts as exactly the student's function (inverse
-reparameterisation) and shares its parameters with it (channel-branch reparameterisation), see `surgery/widen.py` and
-`surgery/readout.py`. In each step (section 3)
+reparameterisation) and shares its parameters with it (channel-branch reparameterisation), see
+`surgery/widening/`. In each step (section 3)
 
     dynamic teacher   task loss + what the static teacher teaches
     student           task loss + what the static teacher teaches + λ·CE(softmax(dynamic teacher), student)

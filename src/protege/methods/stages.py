@@ -1,6 +1,6 @@
 """What the stagewise methods share: the two networks in stages that correspond, and learners made of stages.
 
-Stages are those of Kulkarni et al. 2020 (arXiv 1911.06786, section 3), see `surgery/stages.py`.
+Stages are those of Kulkarni et al. 2020 (arXiv 1911.06786, section 3), see `surgery/stages/`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Model(nn.Module):
     set without names.
 
     Of a network that was shrunk, `structure` are the edits that make it of a fresh one of its source
-    (`protege.surgery.structure`), and `kept` tells for each layer by name which output channels of the network
+    (`protege.surgery.pruning.structure`), and `kept` tells for each layer by name which output channels of the network
     it was first shrunk from it still has; both are empty for others.
 
     `layout` is the memory layout in which the network can run: "channels_last", or "contiguous" for one that

@@ -30,8 +30,8 @@ from protege.models.language import Reader
 from protege.models.placing import channels_last, is_channels_last
 from protege.outputs import logits_in
 from protege.surgery import rebuild, record
-from protege.surgery.copies import leaves
 from protege.surgery.laws import close
+from protege.surgery.widening.copies import leaves
 from protege.torch_utils import device_of, plain_names, seeded, untouched, unwrapped
 
 if TYPE_CHECKING:

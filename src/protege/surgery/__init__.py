@@ -1,18 +1,19 @@
-"""Exact changes to networks: pure functions on modules, each with a law that a property test checks."""
+"""Exact changes to networks, each with a law that is checked by values: on other samples than it was made for.
 
-from .absorb import absorb
-from .alignment import Point, plan_alignment
-from .cuts import Cut, Pair, find_cuts, pair
-from .decouple import Decoupled, decouple
-from .readout import BRANCHES, Shared, readout, share
-from .shrink import shrink
-from .shrunk import Shrunk, compose
-from .solve import Moments, Solution, solve
-from .stages import HEAD, Chain, Stage, describe, split
-from .structure import rebuild, record
-from .tap import Tapped, first_outputs
-from .walk import Frontier, Walk
-from .widen import widen
+- `tracing`: a network's graph beside a real pass, and running it node by node.
+- `stages`: where two networks correspond, and a network as runnable pieces between such cuts.
+- `pruning`: fewer channels, or cheaper convolutions; and a changed structure as plain JSON.
+- `solving`: a student's layers aligned with its teacher's by least squares, absorbed into its weights.
+- `widening`: a wider network of exactly the same function, tied to the student it was made from.
+
+Functions take any module and a prepared example batch. They know no method, no task and no command.
+"""
+
+from .pruning import Decoupled, Shrunk, compose, decouple, rebuild, record, shrink
+from .solving import Moments, Point, Solution, absorb, plan_alignment, solve
+from .stages import HEAD, Chain, Cut, Pair, Stage, describe, find_cuts, pair, split
+from .tracing import Frontier, Tapped, Walk, first_outputs
+from .widening import BRANCHES, Shared, readout, share, widen
 
 __all__ = [
     "BRANCHES",

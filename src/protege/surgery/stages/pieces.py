@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ..errors import UserError, told
-from ..modes import eval_mode
-from ..torch_utils import as_it_was
-from .laws import other_samples, tensors_in
-from .tracing import ROOT, Trace, Untraceable, memory_of, storage, trace
+from ...errors import UserError, told
+from ...modes import eval_mode
+from ...torch_utils import as_it_was
+from ..laws import other_samples, tensors_in
+from ..tracing.graph import ROOT, Trace, Untraceable, memory_of, storage, trace
 
 
 @dataclass(frozen=True)

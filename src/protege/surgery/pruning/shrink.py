@@ -16,13 +16,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..copying import copy_network
-from ..errors import UserError
+from ...copying import copy_network
+from ...errors import UserError
+from ..layers import inputs_of, outputs_of
 from .decouple import decouplable
-from .faults import Law
 from .groups import Group, tied_channels, trace
+from .law import Law
 from .removal import Site, remove
-from .shrunk import LeftOut, Shrunk, kept_whole, matching, outputs_of, profile, together
+from .result import LeftOut, Shrunk, kept_whole, matching, profile, together
 
 HOWS = ("l1", "slim")
 FLOOR = 0.1  # the share of a group's channels that slimming never takes: an emptied layer cuts the network in two
@@ -259,7 +260,6 @@ def _remaining(
             lost[site.name][site.side == "in"] += len(gone)
     remaining = 0.0
     for name, macs in layers.items():
-        layer: Any = network.get_submodule(name)
-        outputs, inputs = outputs_of(layer), layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-        remaining += macs * (1 - lost[name][0] / outputs) * (1 - lost[name][1] / inputs)
+        layer = network.get_submodule(name)
+        remaining += macs * (1 - lost[name][0] / outputs_of(layer)) * (1 - lost[name][1] / inputs_of(layer))
     return remaining

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+from ..layers import SOLVABLE
 
 
 def blocks_of(layer: nn.Module) -> int:
@@ -71,7 +71,7 @@ def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     The weight is ``[blocks, n, m]``, input first: ``patches(layer, x)`` times it, plus the constant ``[blocks·m]``, is
     the norm's output.
     """
-    assert isinstance(layer, LAYERS)
+    assert isinstance(layer, SOLVABLE)
     old, bias = layer.weight, layer.bias
     weight = old.detach().double().reshape(blocks_of(layer), len(old) // blocks_of(layer), -1)
     constant = weight.new_zeros(len(old)) if bias is None else bias.detach().double()
@@ -105,7 +105,7 @@ def settle(
     ``statistics`` are mean and variance (each ``[blocks·m]``) of what they then yield: the norm's running statistics
     become those of what it really gets, so that training can go on from there. No shape changes.
     """
-    assert isinstance(layer, LAYERS)
+    assert isinstance(layer, SOLVABLE)
     layer.weight.copy_(weight.mT.reshape(layer.weight.shape))
     if norm is None:
         if layer.bias is not None:
@@ -141,7 +141,7 @@ def absorb(
     where they are known (see `settle`). Otherwise they are carried over as if the channels were uncorrelated. Either
     way the output is exact. Raises ValueError for a q of another shape and for an intercept that has no place.
     """
-    if not isinstance(layer, LAYERS) or type(layer) not in LAYERS:
+    if not isinstance(layer, SOLVABLE) or type(layer) not in SOLVABLE:
         raise ValueError(f"a {type(layer).__name__} cannot absorb a 1×1 layer")
     blocks, channels = blocks_of(layer), len(layer.weight)
     if q.shape != (blocks, channels // blocks, channels // blocks):

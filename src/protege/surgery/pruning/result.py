@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import UserError, nearest
-from ..modes import eval_mode
-
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+from ...errors import UserError, nearest
+from ...modes import eval_mode
+from ..layers import LAYERS, outputs_of
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,6 @@ class Shrunk:
     network: nn.Module = field(repr=False)
     kept: dict[str, list[int]] = field(repr=False)
     left_out: tuple[LeftOut, ...] = ()
-
-
-def outputs_of(layer: Any) -> int:
-    """The output channels of a convolution or linear layer."""
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def kept_whole(network: nn.Module) -> dict[str, list[int]]:

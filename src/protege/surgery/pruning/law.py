@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..copying import copy_network
-from ..errors import UserError, told
-from ..modes import eval_mode
-from ..outputs import logits_in
-from ..torch_utils import seeded
-from .laws import tensors_in
+from ...copying import copy_network
+from ...errors import UserError, told
+from ...modes import eval_mode
+from ...outputs import logits_in
+from ...torch_utils import seeded
+from ..laws import tensors_in
+from ..layers import LAYERS
 from .removal import CannotRemove, Site, remove
-from .shrunk import LAYERS
 
 Removal = Mapping[Site, Sequence[int]]
 Run = Callable[[nn.Module], Any]

@@ -12,9 +12,9 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ...errors import UserError
+from ..tracing.walk import Live, Walk
 from .alignment import Point
-from .walk import Live, Walk
 
 SAMPLES = 64
 ROWS = 2048  # pixels or tokens of a layer that are compared

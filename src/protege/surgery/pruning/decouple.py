@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..copying import copy_network
-from ..errors import UserError
-from .shrunk import Shrunk, kept_whole, matching, profile
+from ...copying import copy_network
+from ...errors import UserError
+from .result import Shrunk, kept_whole, matching, profile
 
 
 class Decoupled(nn.Module):

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import UserError, nearest
-from ..modes import eval_mode
-from .laws import tensors_in
-from .tap import first_outputs
-from .tracing import Trace, Untraceable, trace
+from ...errors import UserError, nearest
+from ...modes import eval_mode
+from ..laws import tensors_in
+from ..tracing.graph import Trace, Untraceable, trace
+from ..tracing.taps import first_outputs
 
 SAME = 0.3  # halvings: convolutions without padding shrink a map too, but stay at a resolution
 TOKEN_STAGES = 4  # transformers are cut into at most this many stages before the head

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..errors import UserError, shown
+from ...errors import UserError, shown
 from .decouple import Decoupled
 
 Edit = dict[str, Any]

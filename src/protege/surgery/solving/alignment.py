@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import UserError
-from ..modes import trained_by
-from .absorb import LAYERS, blocks_of, fixed, patches
-from .walk import Live, Walk, input_of
+from ...errors import UserError
+from ...modes import trained_by
+from ..layers import SOLVABLE
+from ..tracing.walk import Live, Walk, input_of
+from .absorb import blocks_of, fixed, patches
 
 WIDEST = 2400  # weights of an output, beyond which its kernel is not solved for: an eigendecomposition takes a minute
 PATCHES = 2**22  # values of a layer's unfolded input that are held at once
@@ -102,7 +103,7 @@ def plan_alignment(
     """
     theirs = {name: node for node in teacher.nodes if (name := teacher.name(node)) is not None}
     # where a layer's value is ready: the node of the layer, or of its norm, or what hands that on to a sum
-    ends = {name: _end(teacher, node) for name, node in theirs.items() if isinstance(teacher.modules[name], LAYERS)}
+    ends = {name: _end(teacher, node) for name, node in theirs.items() if isinstance(teacher.modules[name], SOLVABLE)}
     held = set(student.modules.values()) - trained_by(student.modules[""])
     depth: dict[str, int] = {}
     for node in student.nodes:
@@ -178,15 +179,15 @@ def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
         if module is None or name is None:
             continue
         for inner, part in module.named_modules():
-            plain = type(part) in LAYERS and "weight" in part._parameters
-            if not isinstance(part, _UNSUPPORTED) and (plain or not isinstance(part, LAYERS)):
+            plain = type(part) in SOLVABLE and "weight" in part._parameters
+            if not isinstance(part, _UNSUPPORTED) and (plain or not isinstance(part, SOLVABLE)):
                 continue
             where = ".".join(filter(None, (name, inner)))
             raise UserError(
                 f"the {walk.who}'s layer {where!r} is a {type(part).__name__}, which cannot absorb an alignment; "
                 "expected plain convolutions and linear layers: teach this network with method='kd'."
             )
-        if isinstance(module, LAYERS):
+        if isinstance(module, SOLVABLE):
             if any(name == other for _, other, _ in found):
                 raise UserError(
                     f"the {walk.who}'s layer {name!r} is called more than once; expected layers with one place in the "
@@ -236,7 +237,7 @@ def _is_branch(walk: Walk, node: fx.Node) -> bool:
     """Whether a node is itself a layer's value that goes nowhere but into its sum."""
     while isinstance(walk.module(node), (*_PASSES, nn.modules.batchnorm._BatchNorm)) and node.all_input_nodes:
         node = node.all_input_nodes[0]
-    return isinstance(walk.module(node), LAYERS) and _end(walk, node)[2] is not None
+    return isinstance(walk.module(node), SOLVABLE) and _end(walk, node)[2] is not None
 
 
 def _counterpart(name: str, layers: Mapping[str, Any], teacher: Walk) -> str | None:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import UserError, nearest
-from ..modes import trained_by
-from ..torch_utils import as_it_was
+from ...errors import UserError, nearest
+from ...modes import trained_by
+from ...torch_utils import as_it_was
+from ..laws import close, others_for, random_state
+from ..tracing.graph import ROOT, storage
+from ..tracing.taps import first_outputs
 from .cuts import Pair
-from .laws import close, others_for, random_state
 from .pieces import Piece, divide, listed, modes, parents, traces
-from .tap import first_outputs
-from .tracing import ROOT, storage
 
 HEAD = "head"
 

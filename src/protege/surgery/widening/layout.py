@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import UserError
-from ..outputs import logits_in
+from ...errors import UserError
+from ...outputs import logits_in
 from .attempts import Attempts
 from .copies import (
     Copies,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ..torch_utils import as_it_was
-from .laws import random_state, tensors_in
+from ...torch_utils import as_it_was
+from ..laws import random_state, tensors_in
 
 CALLS = ("call_function", "call_method", "call_module")
 ROOT = "network."  # a node's target begins so: the network is traced as the only child of `Entry`

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import UserError, told
-from ..modes import eval_mode
-from ..torch_utils import as_it_was
-from .absorb import LAYERS
-from .laws import close, other_samples, others_for
-from .tracing import ROOT, Untraceable, trace
+from ...errors import UserError, told
+from ...modes import eval_mode
+from ...torch_utils import as_it_was
+from ..laws import close, other_samples, others_for
+from ..layers import SOLVABLE
+from .graph import ROOT, Untraceable, trace
 
 Live = dict[str, Any]
 
@@ -219,7 +219,7 @@ def _watching(layer: nn.Module, live: Live, name: str) -> Iterator[None]:
 def _opens(module: nn.Module) -> bool:
     """Whether to look into a module: one of other code than torch's, or a row of modules, with layers to align."""
     own = not type(module).__module__.startswith("torch.nn") or isinstance(module, nn.Sequential)
-    return own and not isinstance(module, LAYERS) and any(isinstance(part, LAYERS) for part in module.modules())
+    return own and not isinstance(module, SOLVABLE) and any(isinstance(part, SOLVABLE) for part in module.modules())
 
 
 def _bytes(value: Any) -> int:

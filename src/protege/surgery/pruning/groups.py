@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..errors import UserError, told
-from ..outputs import logits_in
+from ...errors import UserError, told
+from ...outputs import logits_in
+from ..laws import tensors_in
+from ..layers import LAYERS, inputs_of, outputs_of
 from .decouple import decouplable
-from .laws import tensors_in
 from .removal import Site
-from .shrunk import LAYERS, LeftOut, outputs_of
+from .result import LeftOut
 
 Wires = list[tuple[int, int]]  # (channel of a site, channel of the root that it goes with)
 
@@ -164,7 +165,7 @@ class _Sites:
             return self.parameters[site.name].shape[site.dim]
         module: Any = self.modules[site.name]
         if isinstance(module, LAYERS) and site.side == "in":
-            return module.in_features if isinstance(module, nn.Linear) else module.in_channels
+            return inputs_of(module)
         if isinstance(module, LAYERS):
             return outputs_of(module)
         if isinstance(module, nn.LayerNorm):

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..copying import copy_network
-from ..errors import UserError, told
-from ..outputs import logits_in
+from ...copying import copy_network
+from ...errors import UserError, told
+from ...outputs import logits_in
+from ..laws import other_samples, random_state
 from .copies import Edit, Placement, gather, leaves, spread
-from .laws import other_samples, random_state
 from .layout import Tracer
 
 Projection = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
