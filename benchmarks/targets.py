@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from protege.losses import targets
 from protege.tasks import TASKS
-from protege.teacher import Logits, Signal, SignalCache, TopK, targets
+from protege.teacher import Logits, Signal, SignalCache, TopK
 
 T = 4.0
 MIB = 1 << 20

@@ -12,6 +12,7 @@ from torch import nn
 from protege import cli
 from protege.data import Batch
 from protege.errors import UserError
+from protege.losses.targets import decoupled
 from protege.methods import METHODS
 from protege.methods.gpd import Settings, gap_loss
 from protege.methods.kd import kd_loss
@@ -19,7 +20,6 @@ from protege.models import zoo
 from protege.models.placing import place
 from protege.surgery import readout
 from protege.tasks import TASKS
-from protege.teacher.targets import decoupled
 
 DRY = "protege distill --method gpd --student zoo:cnn_tiny --data digits --samples 60 --dry-run"
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from protege.methods.features import attention_loss, flow, flow_loss, hint_loss
+from protege.losses.features import attention_loss, flow, flow_loss, hint_loss
 
 SHAPES = st.tuples(*(st.integers(1, 3) for _ in range(4)))
 

@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 
 from protege import InputSpec, Model, diagnose, distill, evaluate, train
 from protege.errors import UserError
-from protege.probabilities import check_rows, last_operation
+from protege.tasks.probabilities import check_rows, last_operation
 
 LABELS = torch.arange(200) % 4
 IMAGES = torch.zeros(200, 1, 4, 4, dtype=torch.uint8)

@@ -23,9 +23,9 @@ from protege.errors import UserError
 from protege.labels import UNLABELLED
 from protege.models import InputSpec, Model, check_classes, count_parameters, load_model, zoo
 from protege.models.unet import FACTORIES
-from protege.pictures import segmentation_pictures
 from protege.report.segmentation import NO_LABEL, palette
 from protege.tasks import TASKS, Metrics
+from protege.tasks.pictures import segmentation_pictures
 from protege.train.runner import Runner
 
 TINY = "zoo:unet10?width=8"  # with 4 channels oneDNN 3.x of torch 2.13 corrupts its heap in a strided 1×1 convolution
@@ -165,7 +165,7 @@ def test_many_pixels_are_looked_at_in_parts(monkeypatch):
     logits, labels = torch.randn(6, 3, 4, 4), torch.randint(0, 3, (6, 4, 4))
     whole, parts = (Metrics(TASKS["segmentation"], 3) for _ in range(2))
     whole.update(logits, labels)
-    monkeypatch.setattr("protege.tasks.AT_ONCE", 100)  # two images
+    monkeypatch.setattr("protege.tasks.task.AT_ONCE", 100)  # two images
     parts.update(logits, labels)
     assert parts.compute() == pytest.approx(whole.compute(), rel=1e-6)
 

@@ -13,12 +13,8 @@ from torch import nn
 from protege.data import Augment, Batch, InMemory
 from protege.errors import UserError
 from protege.labels import UNLABELLED
-from protege.methods.teaching import DEFAULTS, TargetSettings, teaching
-from protege.models.zoo import arguments_of, build
-from protege.tasks import TASKS
-from protege.teacher import Logits, SignalCache, TopK
-from protege.teacher.similarity import Relations, calibrate, logit_layer, predictions
-from protege.teacher.targets import (
+from protege.losses.similarity import Relations, calibrate
+from protege.losses.targets import (
     decoupled,
     divergence,
     kd,
@@ -29,6 +25,11 @@ from protege.teacher.targets import (
     topk,
     true_probability,
 )
+from protege.methods.relations import logit_layer, predictions
+from protege.methods.teaching import DEFAULTS, TargetSettings, teaching
+from protege.models.zoo import arguments_of, build
+from protege.tasks import TASKS
+from protege.teacher import Logits, SignalCache, TopK
 
 SEEDS = st.integers(0, 10**6)
 CLASSIFICATION = TASKS["classification"]

@@ -31,7 +31,6 @@ from .models.placing import place
 from .models.trust import is_typed
 from .ownership import is_finished, is_run
 from .paths import usable
-from .probabilities import refuse_no_logits
 from .production import Production
 from .public import public
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
@@ -39,6 +38,7 @@ from .report import write_run_report
 from .report.guess import told_guess, verdict
 from .runfolder import NAMES, SPECS, check_out, holding, report, resumed_settings, told_how_to_go_on
 from .tasks import TASKS, Chance
+from .tasks.probabilities import refuse_no_logits
 from .torch_utils import same_numbers, unwrapped
 from .train.checkpoint import load_checkpoint
 from .train.evaluate import evaluate as run_evaluation

@@ -27,14 +27,14 @@ from .models.placing import place
 from .networks import open_networks
 from .origin import deciding, legacy_origin, origin_of, refuse_another
 from .ownership import recorded
-from .pictures import segmentation_pictures
-from .probabilities import refuse_no_logits
 from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
 from .record import cast_of, for_tracker, result_of, sizes
 from .report import write_run_report
 from .report.guess import told_guess, verdict
 from .runfolder import SPECS, check_out, clear, report
 from .tasks import TASKS
+from .tasks.pictures import segmentation_pictures
+from .tasks.probabilities import refuse_no_logits
 from .torch_utils import tensors_of
 from .train.agreement import agreement, judges_of
 from .train.checkpoint import load_checkpoint

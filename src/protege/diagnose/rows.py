@@ -18,8 +18,8 @@ from ..data import Augment, Samples, batches, forward_size
 from ..errors import UserError
 from ..labels import UNLABELLED
 from ..modes import eval_mode
-from ..probabilities import check_rows
 from ..tasks import Task
+from ..tasks.probabilities import check_rows
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0)
 TOP = (1, 2, 3, 5, 10, 25, 50, 100)

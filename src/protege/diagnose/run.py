@@ -17,17 +17,17 @@ from ..classes import in_order_of
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_workers, load_data
 from ..errors import UserError, nearest
 from ..methods import METHODS, Cast, Transfer
+from ..methods.relations import logit_layer
 from ..models import Model, check_classes, count_macs, count_parameters, held_out_by, known_ranges, load_model
 from ..models.placing import place
 from ..networks import about
 from ..ownership import is_diagnosis
-from ..probabilities import refuse_no_logits
 from ..public import public
 from ..recipe import checked
 from ..report.diagnosis import write_diagnosis_report
 from ..runfolder import check_out
 from ..tasks import TASKS
-from ..teacher.similarity import logit_layer
+from ..tasks.probabilities import refuse_no_logits
 from ..torch_utils import same_numbers
 from ..train.precision import autocast_for, on_cpu, resolve_precision
 from ..train.progress import Display

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..data import CLEAN, Batch
 from ..errors import UserError
+from ..losses.targets import HOTTEST
 from ..models import Model
 from ..models.placing import place
 from ..modes import eval_mode
@@ -32,7 +33,6 @@ from ..surgery import Frontier, Moments, Point, Walk, absorb, plan_alignment, so
 from ..surgery.solving import blocks_of, folded, has_intercept, refuse_unrelated, settle
 from ..surgery.tracing import Live
 from ..teacher import Logits, Source
-from ..teacher.targets import HOTTEST
 from ..train.phase import Fit, Phase, Solve
 from .kd import kd_loss
 from .method import Cast, MethodSettings

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from ..errors import UserError
+from ..losses.features import attention_loss, flow_loss, hint_loss
 from ..surgery import Pair, Tapped
 from ..train.phase import Fit
 from . import kd
-from .features import attention_loss, flow_loss, hint_loss
 from .method import Cast
 from .stages import Apprentice, StageSettings, features, paired, said, stage, tapped
 from .teaching import TargetSettings

@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..teacher import Source, targets
+from ..losses import targets
+from ..teacher import Source
 from ..train.phase import Fit
 from .method import Cast
 from .teaching import TargetSettings, teaching

@@ -20,12 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..data import Batch
+from ..losses.features import hint_loss
 from ..outputs import logits_in
 from ..surgery import HEAD, Stage
 from ..torch_utils import tensors_of
 from ..train.phase import Fit, Phase, Solve
 from . import kd
-from .features import hint_loss
 from .method import Cast
 from .stages import Apprentice, Staged, StageSettings, accuracy, features, frozen, live, said, stage
 from .teaching import TARGET_KEYS, TargetSettings

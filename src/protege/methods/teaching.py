@@ -1,6 +1,6 @@
 """The one term that stands wherever a method learns from the teacher's rows: which target, at what temperature.
 
-Targets are those of Tang et al. 2020 (arXiv 2002.03532, section 3), see `teacher/targets.py`, and DKD (Zhao et al.
+Targets are those of Tang et al. 2020 (arXiv 2002.03532, section 3), see `losses/targets.py`, and DKD (Zhao et al.
 2022, arXiv 2203.08679). The term is the mean over rows of ``T²·KL(ρ ‖ q^T)``; a target that is not made from the
 teacher's tempered logits (`ls`, `pt`, `sim`, `pt_sim`) has T = 1. A row without a label is taught by `kd` and `topk`;
 for the others it does not count.
@@ -19,8 +19,10 @@ from torch import Tensor
 from ..data import Batch, forward_size
 from ..errors import UserError
 from ..labels import UNLABELLED
-from ..teacher import Logits, Signal, Source, TopK, similarity, targets
+from ..losses import similarity, targets
+from ..teacher import Logits, Signal, Source, TopK
 from .method import Cast, MethodSettings
+from .relations import logit_layer, predictions
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +181,7 @@ def _relations(cast: Cast, tau: float | None) -> similarity.Relations:
     transfer, task, teacher = cast.transfer, cast.task, cast.teacher
     example = transfer.example()
     classes = Source("teacher", teacher, [Logits()], task).compute(example)["logits"].shape[task.class_dim]
-    layer = similarity.logit_layer(teacher, classes, example, task)
+    layer = logit_layer(teacher, classes, example, task)
     if layer is None and classes**2 > similarity.TABLE:
         raise UserError(
             f"the teacher has no linear logit layer and {classes} classes; expected one, or at most "
@@ -189,7 +191,7 @@ def _relations(cast: Cast, tau: float | None) -> similarity.Relations:
     if vectors is None or tau is None:
         step = -(-len(transfer.positions) // LOOKED_AT)
         some = transfer.batches(forward_size(transfer.samples, 256), positions=transfer.positions[::step])
-        truth, means = similarity.predictions(teacher, some, task, classes if vectors is None else None)
+        truth, means = predictions(teacher, some, task, classes if vectors is None else None)
         vectors = means if vectors is None else vectors
     if layer is None:
         logger.info("the teacher has no linear logit layer; class relations come from its mean predictions")

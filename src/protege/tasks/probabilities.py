@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import CLEAN, Augment, Samples, batches, forward_size
-from .errors import UserError, told
-from .modes import eval_mode
-from .tasks import Task
+from ..data import CLEAN, Augment, Samples, batches, forward_size
+from ..errors import UserError, told
+from ..modes import eval_mode
+from .task import Task
 
 SAMPLES = 64
 _MANY = 20  # values just below 1 with none above: by chance once in a million

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UserError
-from .labels import UNLABELLED, blind
-from .outputs import refuse_odd
+from ..errors import UserError
+from ..labels import UNLABELLED, blind
+from ..outputs import refuse_odd
 
 AT_ONCE = 2**24  # logits that metrics look at in one go
 BINS = 15  # of confidence, in calibration

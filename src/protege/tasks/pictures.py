@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data import CLEAN, Augment, Samples, batches
-from .labels import UNLABELLED
-from .models import Model
-from .modes import eval_mode
-from .report.segmentation import INDEX, NO_LABEL, PICTURES, TONES, palette
-from .writing import write_json
+from ..data import CLEAN, Augment, Samples, batches
+from ..labels import UNLABELLED
+from ..models import Model
+from ..modes import eval_mode
+from ..report.segmentation import INDEX, NO_LABEL, PICTURES, TONES, palette
+from ..writing import write_json
 
 VOID = 255  # the value of a pixel without a label in a picture of labels
 
