@@ -16,8 +16,8 @@ from torch.utils.data import (
     random_split,
 )
 
-from protege.data import CLEAN, Augment, InMemory, Mapped, batches, load_data
-from protege.data.mapped import Items
+from protege.data import CLEAN, Augment, InMemory, Streamed, batches, load_data
+from protege.data.datasets import Items
 from protege.data.repeatable import Watch
 from protege.errors import UserError
 
@@ -53,7 +53,7 @@ def test_own_datasets(kind, targets):
     data = load_data((Own(20, kind, targets), Own(6, kind, targets)))
     assert isinstance(data.train, InMemory)
     stream = load_data((Own(20, kind, targets), Own(6, kind, targets)), memory_limit=100)
-    assert isinstance(stream.train, Mapped)
+    assert isinstance(stream.train, Streamed)
     assert torch.equal(data.train.pixels, torch.from_numpy(random_images(20)))
     assert data.train.labels.tolist() == [i % 2 for i in range(20)]
     assert torch.equal(data.train.labels, stream.train.labels)
@@ -81,7 +81,7 @@ def test_pil_images_of_a_dataset_are_resized_on_request():
 def stream(dataset):
     """The set read item by item, as one that does not fit in memory."""
     items = Items(dataset)
-    return Mapped(items, torch.as_tensor(items.read_labels(Watch())))
+    return Streamed(items, torch.as_tensor(items.read_all(Watch(), keep=False)[1]))
 
 
 def test_known_targets_save_reading_the_items():

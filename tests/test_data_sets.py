@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from protege.data import CLEAN, Augment, Data, Encoded, InMemory, batches, load_data
-from protege.data import decoded as decoding
+from protege.data import CLEAN, Augment, Data, InMemory, Streamed, batches, encoded, kept, load_data
 from protege.data.decode import centred
 from protege.data.samples import has_room
 from protege.errors import UserError
@@ -60,7 +59,7 @@ def both(tmp_path_factory) -> tuple[Data, Data, np.ndarray]:
 def test_a_set_above_the_limit_is_a_stream_with_the_same_pixels(both):
     memory, stream, images = both
     assert isinstance(memory.train, InMemory)
-    assert isinstance(stream.train, Encoded)
+    assert isinstance(stream.train, Streamed)
     assert not stream.train.in_memory
     index = torch.randperm(40)
     batch = stream.train.fetch(index, CLEAN, stream.augment)
@@ -130,8 +129,7 @@ def test_streams_travel_to_workers_that_are_spawned(both):
 
 def test_extraction_is_kept_and_used_again(both, tmp_path):
     _, stream, images = both
-    source = stream.train.source
-    folder = source.path.parent
+    folder = stream.train.reader.source.kept.path.parent
     before = {p: p.stat().st_ino for p in folder.iterdir()}
     again = load_data(stream.name, memory_limit=images.nbytes // 2, scratch=folder)
     assert {p: p.stat().st_ino for p in folder.iterdir()} == before
@@ -200,7 +198,7 @@ def test_crops_of_a_stream_come_from_the_full_size_original(tmp_path):
         Image.fromarray(fine).save(tmp_path / name / "1.png")
         Image.fromarray(fine).save(tmp_path / name / "2.png")
     data = load_data(f"images:{tmp_path}", image_size=100, memory_limit=0)
-    assert isinstance(data.train, Encoded)
+    assert isinstance(data.train, Streamed)
     assert data.augment == Augment(crop=0.35, flip=True)
     clean = data.train.fetch(torch.tensor([0]), CLEAN, data.augment).inputs.float()
     assert clean[..., 10:-10].std() < 5
@@ -364,7 +362,7 @@ def test_cifar100(tmp_path):
     assert mean == pytest.approx((0.507, 0.487, 0.441), abs=0.015)
     assert std == pytest.approx((0.267, 0.256, 0.276), abs=0.015)
     stream = load_data(f"parquet:{single}", memory_limit=10**6, scratch=tmp_path)
-    assert isinstance(stream.train, Encoded)
+    assert isinstance(stream.train, Streamed)
     index = torch.arange(0, 7900, 200)
     ours, theirs = (d.train.fetch(index, 5, d.augment) for d in (stream, memory))
     assert torch.equal(ours.inputs, theirs.inputs)
@@ -413,8 +411,8 @@ def test_many_small_images_are_decoded_once(tmp_path, monkeypatch):
     images, labels = random_images(12, 10, 10), [0, 1] * 6
     write_parquet(tmp_path / "train.parquet", images, labels)
     scratch, spec, times = tmp_path / "scratch", f"parquet:{tmp_path / 'train.parquet'}", []
-    real = decoding.decode_all
-    monkeypatch.setattr(decoding, "decode_all", lambda *a: times.append(1) or real(*a))
+    real = encoded.decode_all
+    monkeypatch.setattr(encoded, "decode_all", lambda *a: times.append(1) or real(*a))
 
     def pixels(**options):
         data = load_data(spec, scratch=scratch, **options)
@@ -422,7 +420,7 @@ def test_many_small_images_are_decoded_once(tmp_path, monkeypatch):
 
     plain = pixels()
     assert (len(times), list(tmp_path.glob("scratch/*"))) == (1, []), "few images are not kept"
-    monkeypatch.setattr(decoding, "MANY", 10)
+    monkeypatch.setattr(encoded, "MANY", 10)
     for count in (2, 2):
         found = pixels()
         assert len(times) == count
@@ -430,8 +428,8 @@ def test_many_small_images_are_decoded_once(tmp_path, monkeypatch):
     assert pixels(image_size=5)[0].shape[1:3] == (5, 5)
     assert len(times) == 3
     (one, other) = sorted(scratch.glob("*.npy"))
-    for kept in (one, other):
-        kept.write_bytes(kept.read_bytes()[:200])
+    for each in (one, other):
+        each.write_bytes(each.read_bytes()[:200])
     assert torch.equal(pixels()[1], plain[1])
     assert len(times) == 4
     write_parquet(tmp_path / "train.parquet", images[::-1].copy(), labels)
@@ -442,7 +440,7 @@ def test_many_small_images_are_decoded_once(tmp_path, monkeypatch):
     pixels(image_size=7)
     assert not one.exists(), "it was not read for long"
     assert not other.exists()
-    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     before = set(scratch.iterdir())
     pixels(image_size=6)
     assert set(scratch.iterdir()) == before, "a full disk is left alone"

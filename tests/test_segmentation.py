@@ -17,8 +17,7 @@ from tools import apart
 from torch import nn
 
 from protege import distill, evaluate, train
-from protege.data import load_data
-from protege.data.scenes import ScenesInMemory
+from protege.data import InMemory, load_data
 from protege.errors import UserError
 from protege.labels import UNLABELLED
 from protege.models import InputSpec, Model, check_classes, count_parameters, load_model, zoo
@@ -256,7 +255,7 @@ class Says(nn.Module):
 def test_pictures(folder, tmp_path, grey):
     data = load_data(f"segmentation:{folder}")
     if grey:
-        data = replace(data, test=ScenesInMemory(data.test.pixels[..., :1], data.test.masks))
+        data = replace(data, test=InMemory(data.test.pixels[..., :1], data.test.masks))
     student, teacher = (Model(Says(n), InputSpec(), task="segmentation") for n in (1, 2))
     student.train()
     segmentation_pictures(student, teacher, data.test, data.classes, tmp_path, count=2)

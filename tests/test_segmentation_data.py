@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scenes import scene, write_pair, write_scenes
 
-from protege.data import CLEAN, Augment, batches, choose, load_data
-from protege.data.scenes import VOID, ScenesInMemory, render_masks, render_scenes
-from protege.data.views import boxes, draws
+from protege.data import CLEAN, Augment, InMemory, batches, choose, load_data
+from protege.data.views import VOID, boxes, draws, render, render_masks
 from protege.errors import UserError
 from protege.labels import UNLABELLED
 
@@ -143,7 +142,7 @@ def test_shifts_and_flips_move_both(shift, flip, view, height, width):
     """Every pixel says where it was, so its label can be looked up; only what came from outside has none."""
     pixels, masks = coded(3, height, width)
     augment, at = Augment(shift=shift, flip=flip), torch.tensor([2, 0, 1])
-    inputs = render_scenes(pixels, at, at, view, augment)
+    inputs = render(pixels, at, at, view, augment)
     labels = render_masks(masks, at, at, view, augment)
     shown = inputs[:, 2].long()
     known = labels != UNLABELLED
@@ -164,8 +163,8 @@ def test_crops_move_both(crop, flip, view, height, width):
     """A label is that of the pixel whose coordinates the interpolated image shows, to within a pixel."""
     pixels, masks = coded(2, height, width)
     augment, at = Augment(crop=crop, flip=flip), torch.tensor([1, 0])
-    inputs = render_scenes(pixels, at, at, view, augment).long()
-    labels = render_masks(masks, at, at, view, augment)
+    inputs = render(pixels, at, at, view, augment, width / height).long()
+    labels = render_masks(masks, at, at, view, augment, width / height)
     for b in range(2):
         for y in range(height):
             for x in range(width):
@@ -183,7 +182,7 @@ def test_crops_keep_the_shape_of_the_scene():
 
 
 def test_views_do_not_depend_on_the_batch():
-    samples = ScenesInMemory(*coded(8, 12, 16))
+    samples = InMemory(*coded(8, 12, 16))
     for augment in (Augment(shift=2, flip=True), Augment(crop=0.5, flip=True)):
         whole = samples.fetch(torch.arange(8), 5, augment)
         single = samples.fetch(torch.tensor([3]), 5, augment)
@@ -331,9 +330,9 @@ REFUSALS = [
     (high_label, r"trainannot/s00.png holds the label 300; 0 to 255 is expected: "),
     (colours, r"trainannot/s02.png holds colours \(RGB\) where one label value a pixel is expected; "),
     (lossy, r"trainannot/s02.jpg is a JPEG, which does not keep values exactly; a PNG .* is expected: "),
-    (corrupt_mask, r"mask .*trainannot/s04.png cannot be read \(.*\); an intact image is expected: "),
-    (no_picture, r"mask .*trainannot/s04.png cannot be read \(not an image Pillow knows\); "),
-    (corrupt_image, r"image .*val/s01.png cannot be read \(.*\); an intact image is expected: "),
+    (corrupt_mask, r"mask .*trainannot/s04.png cannot be decoded \(.*\); replace or remove it"),
+    (no_picture, r"mask .*trainannot/s04.png cannot be decoded \(not an image Pillow knows\); "),
+    (corrupt_image, r"image .*val/s01.png cannot be decoded \(.*\); replace or remove it"),
     (one_class, r"has 1 class \(0\); 2 to 255 are expected, beside what is ignored: "),
     (no_train, r"has no folder 'train'; give a folder with images in train/ and masks .* in trainannot/"),
     (no_masks, r"images .*test have no masks, as there is no folder .*testannot; "),
@@ -373,7 +372,7 @@ def test_no_folder(tmp_path):
 
 def test_a_stream_tells_of_damage_when_it_is_opened(tmp_path):
     corrupt_mask(write_scenes(tmp_path))
-    with pytest.raises(UserError, match=r"s04.png cannot be read"):
+    with pytest.raises(UserError, match=r"s04.png cannot be decoded"):
         opened(tmp_path, memory_limit=0)
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from .classes import in_order_of
 from .data import Data, default_workers, load_data
 from .data.classes import SORTED
-from .data.items import has_splits
+from .data.given import has_splits
 from .data.spec import GIB, cache_root
 from .diagnose import at_chance, causes_of_chance, diagnose
 from .errors import UserError

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from .classes import in_order_of
 from .copying import copy_network
-from .data import CLEAN, Augment, batches, choose
-from .data.spec import Data
+from .data import CLEAN, Augment, Data, batches, choose
 from .errors import UserError, told
 from .models import Model, count_macs, count_parameters, load_model
 from .models.storage import locate

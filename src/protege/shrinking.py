@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from .api import evaluate
 from .classes import in_order_of
 from .copying import copy_network
-from .data import load_data
-from .data.spec import Data
+from .data import Data, load_data
 from .errors import UserError, told
 from .models import Model, count_macs, count_parameters, held_out_by, known_ranges, load_model
 from .models.model import saved_source

@@ -3,16 +3,14 @@
 Data yields raw pixels; a model carries how it wants them normalised.
 """
 
-from protege.data.batch import Batch
-from protege.data.dataset import Data, check_complete
-from protege.data.loader import bare_batches, batches, default_workers, forward_size
-from protege.data.mapped import Mapped
-from protege.data.samples import InMemory, Samples
-from protege.data.spec import cache_root, default_augment, load_data
-from protege.data.split import choose, hold_out
-from protege.data.streams import Encoded
-from protege.data.text import Text
-from protege.data.views import CLEAN, MOST_PIXELS, Augment
+from .batch import Batch
+from .dataset import Data, check_complete
+from .loader import bare_batches, batches, default_workers, forward_size
+from .samples import InMemory, Samples, Streamed
+from .spec import cache_root, default_augment, load_data
+from .split import choose, hold_out
+from .text import Text
+from .views import CLEAN, MOST_PIXELS, Augment
 
 __all__ = [
     "CLEAN",
@@ -20,10 +18,9 @@ __all__ = [
     "Augment",
     "Batch",
     "Data",
-    "Encoded",
     "InMemory",
-    "Mapped",
     "Samples",
+    "Streamed",
     "Text",
     "bare_batches",
     "batches",

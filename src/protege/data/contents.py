@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from protege.errors import UserError
+from ..errors import UserError
 
 READ = 1 << 28  # bytes that are read at most to tell whether a set is the same
 PIECES, PIECE = 1024, 1 << 18  # of more than that, so many are read, each of so many bytes at most

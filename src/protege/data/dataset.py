@@ -8,14 +8,14 @@ from functools import cached_property
 
 import torch
 
-from protege.data.classes import BARE, GIVEN, SETTLED, SORTED, other_order
-from protege.data.loader import forward_size
-from protege.data.ranges import Ranges
-from protege.data.samples import Samples
-from protege.data.views import CLEAN, Augment, draws
-from protege.errors import UserError
-from protege.labels import UNLABELLED
-from protege.naming import check_text
+from ..errors import UserError
+from ..labels import UNLABELLED
+from ..naming import check_text
+from .classes import BARE, GIVEN, SETTLED, SORTED, other_order
+from .loader import forward_size
+from .ranges import Ranges
+from .samples import Samples
+from .views import CLEAN, Augment, draws
 
 _MEASURED = 2000
 

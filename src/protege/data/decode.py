@@ -7,37 +7,41 @@ usual way of evaluating: short side resized, centre cropped.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_all_start_methods, get_context
 from os import cpu_count
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from protege.data.pixels import (
+from .pixels import (
     Deviation,
     depth,
     is_grey,
     is_transparent,
     open_image,
-    reason,
+    readable,
     shown,
     upright_size,
-    values,
 )
-from protege.data.ranges import Extent, Ranges
-from protege.data.views import CLEAN, Augment, boxes
-from protege.errors import UserError
+from .pixels import extent as pixel_extent
+from .ranges import Extent, Ranges
+from .views import CLEAN, Augment, boxes
 
 SMALL = 64
 """Images up to this many pixels high and wide keep their size."""
 
 _MANY = 2000
 _CHUNK_BYTES = 4 << 20
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+Named = tuple[bytes, str]
+"""An encoded image, and what it is called in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +62,11 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Header:
-    """What can be known of an image without its pixels: its upright (width, height), whether it has colour, its
-    `depth`; and whether pixels are transparent, if that was asked."""
-
-    size: tuple[int, int]
-    colour: bool
-    depth: str | None
-    transparent: bool
-
-
-@dataclass(frozen=True)
 class Survey:
     """What is known of the images of a set after reading some headers.
 
-    `sizes`: up to two of those there are. `deep`: the kinds of images with more than 8 bits a channel. `transparent`:
-    the name of one with transparent pixels.
+    `sizes`: up to two of the upright (width, height) there are. `deep`: the kinds of images with more than 8 bits a
+    channel. `transparent`: the name of one with transparent pixels.
     """
 
     sizes: frozenset[tuple[int, int]] = frozenset()
@@ -81,14 +74,15 @@ class Survey:
     deep: frozenset[str] = frozenset()
     transparent: str | None = None
 
-    def add(self, header: Header, name: str) -> Survey:
-        """With the image of this name."""
-        return Survey(
-            self.sizes | {header.size} if len(self.sizes) < 2 else self.sizes,
-            self.colour or header.colour,
-            self.deep if header.depth is None else self.deep | {header.depth},
-            self.transparent or (name if header.transparent else None),
-        )
+    def add(self, data: bytes, name: str) -> tuple[Survey, tuple[int, int]]:
+        """With one more image; and its upright (width, height)."""
+        with readable(name):
+            image = open_image(data)
+            size, kind = upright_size(image, data), depth(image)
+            colour = self.colour or not is_grey(image)
+            transparent = self.transparent or (name if is_transparent(image) else None)
+        sizes = self.sizes | {size} if len(self.sizes) < 2 else self.sizes
+        return Survey(sizes, colour, self.deep if kind is None else self.deep | {kind}, transparent), size
 
     @property
     def small(self) -> bool:
@@ -108,48 +102,19 @@ class Survey:
         return Form(side, side, channels, True, ranges)
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-    try:
-        return open_image(data)
-    except Exception as error:
-        raise _corrupt(name, error) from error
-
-
-def _corrupt(name: str, error: Exception) -> UserError:
-    return UserError(f"{name} cannot be decoded ({reason(error)}); replace or remove this image.")
-
-
-def header(data: bytes, name: str, transparent: bool = True) -> Header:
-    """The header of an encoded image. Whether it is `transparent` its pixels may have to tell."""
-    image = _open(data, name)
-    try:
-        known = upright_size(image, data), not is_grey(image), depth(image)
-        return Header(*known, transparent and is_transparent(image))
-    except Exception as error:
-        raise _corrupt(name, error) from error
-
-
-def survey(images: Iterable[tuple[bytes, str]], known: Survey | None = None) -> Survey:
-    """Look at (encoded image, its name)."""
+def survey(images: Iterable[Named], known: Survey | None = None) -> Survey:
+    """What headers tell of these images, beside what is `known`."""
     result = known or Survey()
     for data, name in images:
-        result = result.add(header(data, name, result.transparent is None), name)
+        result, _ = result.add(data, name)
     return result
 
 
 def extent(data: bytes, name: str) -> tuple[str, Extent] | None:
     """The `depth` of an encoded image and the extent of its pixels; None for one of 8 bits."""
-    image = _open(data, name)
-    kind = depth(image)
-    if kind is None:
-        return None
-    try:
-        found = values(image)
-    except Exception as error:
-        raise _corrupt(name, error) from error
-    if kind == "float" and not np.isfinite(found).all():
-        raise UserError(f"{name} has pixels that are not finite; mend or remove this image.")
-    return kind, Extent.of(found[..., :3] if found.ndim == 3 else found)
+    with readable(name):
+        image = open_image(data)
+    return pixel_extent(image, name)
 
 
 def centred(
@@ -170,15 +135,14 @@ def decode(data: bytes, name: str, form: Form, crop: tuple[Augment, int, int] | 
     With `crop` = (augment, position, view), its random resized crop, cut from the full-size original.
     Raises UserError naming the image where it cannot be decoded, and Deviation where it is not of the form.
     """
-    image = _open(data, name)
-    if form.channels == 1 and not is_grey(image):
-        raise Deviation(f"{name} is in colour")
-    try:
-        image, transparent = shown(image, form.channels, form.ranges)
-    except Deviation as error:
-        raise Deviation(f"{name} {error}") from None
-    except Exception as error:
-        raise _corrupt(name, error) from error
+    with readable(name):
+        image = open_image(data)
+        if form.channels == 1 and not is_grey(image):
+            raise Deviation(f"{name} is in colour")
+        try:
+            image, transparent = shown(image, form.channels, form.ranges)
+        except Deviation as error:
+            raise Deviation(f"{name} {error}") from None
     if not form.resize and image.size != (form.width, form.height):
         raise Deviation(f"{name} is {image.width}×{image.height}")
     if crop is not None and crop[2] != CLEAN and crop[0].crop:
@@ -190,12 +154,21 @@ def decode(data: bytes, name: str, form: Form, crop: tuple[Augment, int, int] | 
         image = image.resize(target, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
         if flip.item():
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    elif form.resize:
+    elif form.resize and image.size != (form.width, form.height):
         image = centred(image, form.width, form.height)
     return np.asarray(image).reshape(form.height, form.width, form.channels), transparent
 
 
-def _decode_chunk(chunk: list[tuple[bytes, str]], form: Form) -> tuple[np.ndarray, str | None]:
+def in_threads(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """`map` on all processors: Pillow decodes without the interpreter's lock."""
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        try:
+            yield from pool.map(work, items)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decode_chunk(chunk: list[Named], form: Form) -> tuple[np.ndarray, str | None]:
     decoded = [decode(data, name, form) for data, name in chunk]
     first = next((name for (_, name), (_, transparent) in zip(chunk, decoded, strict=True) if transparent), None)
     return np.stack([pixels for pixels, _ in decoded]), first
@@ -212,26 +185,23 @@ def _pool(form: Form, total: int) -> Executor:
 
 
 def decode_all(
-    chunks: Iterable[list[tuple[bytes, str]]], form: Form, out: np.ndarray
-) -> Iterator[tuple[int, str | None]]:
-    """Decode all chunks, in order, into `out` (uint8 [N, H, W, C]) on all processors; yields how many were just done,
-    and the name of one with transparent pixels.
-
-    Raises as `decode`.
-    """
+    chunks: Iterable[list[Named]], form: Form, out: np.ndarray, advance: Callable[[int], None]
+) -> str | None:
+    """Decode all chunks, in order, into `out` (uint8 [N, H, W, C]) on all processors; returns the name of one with
+    transparent pixels. `advance` hears how many were just done. Raises as `decode`."""
     images, size = chain.from_iterable(chunks), max(1, min(256, _CHUNK_BYTES // form.size))
     pending: deque[Future[tuple[np.ndarray, str | None]]] = deque()
-    start = 0
+    start, transparent = 0, None
     with _pool(form, len(out)) as pool:
         try:
             while True:
                 while len(pending) < 2 * (cpu_count() or 1) and (chunk := list(islice(images, size))):
                     pending.append(pool.submit(_decode_chunk, chunk, form))
                 if not pending:
-                    return
-                done, transparent = pending.popleft().result()
+                    return transparent
+                done, first = pending.popleft().result()
                 out[start : start + len(done)] = done
-                start += len(done)
-                yield len(done), transparent
+                start, transparent = start + len(done), transparent or first
+                advance(len(done))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from protege.errors import UserError, told
-from protege.torch_utils import admit_torchvision
-from protege.vocabulary import words_of
+from ..errors import UserError, told
+from ..torch_utils import admit_torchvision
+from ..vocabulary import words_of
 
 _LOG = logging.getLogger("protege")
 

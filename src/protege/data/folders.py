@@ -1,58 +1,35 @@
-"""Where a set's splits and labels lie on disk: folders of images, and Parquet files."""
+"""Sets in folders: a folder of images for each class, or images with a mask each."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from protege.data.classes import (
-    BARE,
-    GIVEN,
-    SETTLED,
-    SORTED,
-    among,
-    ordered,
-    read_naming,
-    renumbered,
-    seems_id,
-    union,
-)
-from protege.data.files import images_below, split_files, tell_left_out, visible
-from protege.data.sources import Files, Rows, Source, readable
-from protege.errors import UserError
-from protege.labels import MOST_CLASSES, UNLABELLED
-from protege.naming import numbers
+from ..errors import UserError
+from ..labels import UNLABELLED
+from .classes import SETTLED, SORTED, among, ordered, union
+from .decode import Form, Survey, extent, in_threads
+from .encoded import Files, FromSource, Listing, Source, tell_transparent
+from .files import images_below, split_files, tell_left_out, visible
+from .masks import fitted_mask, mask_classes, present, read_mask
+from .progress import progress
+from .ranges import Ranges, settle
+from .samples import InMemory, Samples, Streamed
+from .views import CLEAN, VOID, Augment
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Encoded images with labels (int64 [N]) for each split found, the class names and how they are numbered, and each
-    class's superclass."""
-
-    splits: dict[str, tuple[Source, Tensor]]
-    classes: tuple[str, ...]
-    numbering: str
-    superclasses: tuple[int, ...] | None = None
-
-
-def _class_folder(folder: Path, others: list[Path]) -> list[Path]:
-    """The images of a class; what else lies there goes into `others`."""
-    found, left = images_below(folder)
-    others += left
-    if not found:
-        raise UserError(f"class folder {folder} holds no images that Pillow reads; add some or remove the folder.")
-    return found
+CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+_CAMVID_FILE = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_f?\d+")
+_CAMVID_VOID = 11
+_LOG = logging.getLogger("protege")
 
 
 def image_folders(path: Path, order: str | None = None) -> Listing:
@@ -69,7 +46,7 @@ def image_folders(path: Path, order: str | None = None) -> Listing:
     roots = {split: root for split, names in SPLITS.items() for name in names if (root := path / name).is_dir()}
     if "train" not in roots:
         roots = {"train": path}
-    found: dict[str, tuple[tuple[str, ...], list[list[Path]]]] = {}
+    images: dict[str, dict[str, list[Path]]] = {}  # by split and class
     others: list[Path] = []
     astray: list[Path] = []
     for split in sorted(roots, key=list(SPLITS).index):
@@ -78,7 +55,7 @@ def image_folders(path: Path, order: str | None = None) -> Listing:
         stray, left = split_files(visible(root))
         others += left
         if split == "train" and not folders and stray:
-            found[split] = (), [stray]
+            images[split] = {"": stray}
             continue
         astray += stray
         if not folders:
@@ -91,215 +68,222 @@ def image_folders(path: Path, order: str | None = None) -> Listing:
                 f"data path {root} has only one class, '{folders[0].name}'; at least two are expected, or images "
                 "without classes in a folder without others."
             )
-        found[split] = tuple(p.name for p in folders), [_class_folder(folder, others) for folder in folders]
+        images[split] = {}
+        for folder in folders:
+            images[split][folder.name], left = images_below(folder)
+            others += left
+            if not images[split][folder.name]:
+                raise UserError(
+                    f"class folder {folder} holds no images that Pillow reads; add some or remove the folder."
+                )
     tell_left_out(others, "no images that Pillow reads")
     tell_left_out(astray, "images that lie in no class folder")
-    classes = ordered(union(names for names, _ in found.values()), order or "number")
+    names = {split: [name for name in each if name] for split, each in images.items()}
+    classes = ordered(union(names.values()), order or "number")
     splits: dict[str, tuple[Source, Tensor]] = {}
-    for split, (names, files) in found.items():
-        at = among(names, classes, f"class folders of {path}") if names else torch.tensor([UNLABELLED])
-        labels = torch.repeat_interleave(at, torch.tensor([len(each) for each in files]))
-        splits[split] = Files([path for each in files for path in each]), labels
+    for split, files in images.items():
+        at = among(names[split], classes, f"class folders of {path}") if names[split] else torch.tensor([UNLABELLED])
+        labels = torch.repeat_interleave(at, torch.tensor([len(each) for each in files.values()]))
+        splits[split] = Files([image for each in files.values() for image in each]), labels
     return Listing(splits, classes, SORTED if order is None else SETTLED)
 
 
-def _parquet_files(path: Path) -> dict[str, list[Path]]:
+# ---- images with masks ----------------------------------------------------------------------------------------------
+
+Pairs = list[tuple[Path, Path]]
+
+
+def segmentation_folder(
+    path: Path,
+    image_size: int | None,
+    memory_limit: int,
+    ranges: Ranges = (),
+    classes: str | None = None,
+    ignore: str | None = None,
+) -> tuple[dict[str, Samples], tuple[str, ...], Ranges]:
+    """The samples of each split, the class names, and the ranges of images of more than 8 bits: `ranges`, and what
+    these leave open.
+
+    The layout is CamVid's as SegNet's authors published it (Badrinarayanan et al. 2017): images in `train/`, masks of
+    the same stems in `trainannot/`, and so for `val` and `test`; `train/images/` with `train/masks/` will do as well.
+    Which classes there are, the first of these that says so:
+
+    1. `classes` ("sky,building") and `ignore` ("11", values that do not count beside 255);
+    2. `classes.txt` in the folder, one name a line;
+    3. CamVid itself, known by its own file names, or by the layout `trainannot/` with exactly the values 0 to 11: its
+       eleven names, and 11 does not count;
+    4. the values of the training masks, each of which is then a class named by its number (see `masks`).
+
+    `image_size` is what the shorter side of the images is brought to; without it the commonest size of training.
+    Images of another shape are resized and centre-cropped to it. Decoded images and masks up to `memory_limit` bytes
+    are kept in memory. All masks are read once when the set is opened, so that a label nobody knows is found before
+    anything is trained. Raises UserError for anything in the folder that cannot be used.
+    """
+    splits = _pairs_by_split(path)
+    form, sizes = _common_form(path, splits, image_size, ranges)
+    total = sum(map(len, splits.values()))
+    kept = total * (form.size + form.height * form.width) <= memory_limit
+    masks: dict[str, list[np.ndarray]] = {}
+    seen: dict[str, np.ndarray] = {}
+
+    def mask_of(pair: tuple[Path, Path], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+        values = _mask_of_size(*pair, size)
+        return present(values), fitted_mask(values, form.height, form.width) if kept else None
+
+    with progress("reading masks", total) as advance:
+        for split, pairs in splits.items():
+            read = []
+            for values in in_threads(lambda item: mask_of(*item), zip(pairs, sizes[split], strict=True)):
+                read.append(values)
+                advance(1)
+            seen[split] = np.stack([values for values, _ in read])
+            masks[split] = [mask for _, mask in read if mask is not None]
+    names, ignored = _given_classes(path, splits["train"], seen["train"], classes, ignore)
+    named, mask_form = mask_classes(
+        f"data '{path}'", seen, lambda split, at: f"mask {splits[split][at][1]}", names, ignored, options=True
+    )
+    samples: dict[str, Samples] = {}
+    for split, pairs in splits.items():
+        source = Files([image for image, _ in pairs])
+        if not kept:
+            samples[split] = Streamed(FromSource(source, form, [mask for _, mask in pairs], mask_form), None)
+            continue
+        pixels = np.empty((len(pairs), form.height, form.width, form.channels), np.uint8)
+        with progress(f"decoding {split} images", len(pairs)) as advance:
+            reader = FromSource(source, form)
+            for at, (image, _) in enumerate(
+                in_threads(partial(reader.read, augment=Augment(), view=CLEAN), range(len(pairs)))
+            ):
+                pixels[at] = image
+                advance(1)
+        labels = np.stack([mask_form.classes_of(mask) for mask in masks[split]])
+        samples[split] = InMemory(torch.from_numpy(pixels), torch.from_numpy(labels))
+    return samples, named, form.ranges
+
+
+def training_images(path: Path) -> Files:
+    """The training images of a folder with masks."""
+    return Files([image for image, _ in _pairs_by_split(path)["train"]])
+
+
+def _pairs_by_split(path: Path) -> dict[str, Pairs]:
+    layout = "give a folder with images in train/ and masks of the same names in trainannot/"
     if not path.exists():
-        raise UserError(f"data path {path} does not exist; give a Parquet file or a folder with train*.parquet.")
-    if path.is_file():
-        return {"train": [path]}
-    for folder in (path, path / "data"):  # the hub keeps shards in data/
-        files = [p for p in visible(folder) if p.suffix == ".parquet"] if folder.is_dir() else []
-        found = {
-            split: [p for p in files if p.name.startswith(names)]
-            for split, names in (("train", "train"), ("val", "val"), ("test", "test"))
+        raise UserError(f"data path {path} does not exist; {layout}.")
+    if not path.is_dir():
+        raise UserError(f"data path {path} is not a folder; {layout}.")
+    splits: dict[str, Pairs] = {}
+    for split, names in SPLITS.items():
+        for name in names:
+            root = path / name
+            inner = (root / "images").is_dir()
+            images, masks = (root / "images", root / "masks") if inner else (root, path / f"{name}annot")
+            if split in splits or not images.is_dir():
+                continue
+            if not masks.is_dir():
+                raise UserError(f"images {images} have no masks, as there is no folder {masks}; {layout}.")
+            splits[split] = _pairs(images, masks)
+    if "train" not in splits:
+        raise UserError(f"data path {path} has no folder 'train'; {layout}.")
+    return splits
+
+
+def _pairs(images: Path, masks: Path) -> Pairs:
+    by_stem = {folder: _by_stem(folder) for folder in (images, masks)}
+    if not by_stem[images]:
+        raise UserError(f"folder {images} holds no images that Pillow reads; add some or remove the folder.")
+    for here, there, kind in ((images, masks, "mask"), (masks, images, "image")):
+        alone = next((stem for stem in by_stem[here] if stem not in by_stem[there]), None)
+        if alone is not None:
+            raise UserError(
+                f"{by_stem[here][alone]} has no {kind}; one named {alone} is expected in {there}: add it, or remove "
+                "the other."
+            )
+    return [(image, by_stem[masks][stem]) for stem, image in by_stem[images].items()]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The images in a folder and those below it, by their path in it without its suffix."""
+    by_stem: dict[str, Path] = {}
+    images, others = images_below(folder)
+    tell_left_out(others, "no images that Pillow reads")
+    for file in images:
+        stem = file.relative_to(folder).with_suffix("").as_posix()
+        if stem in by_stem:
+            raise UserError(f"{by_stem[stem]} and {file.name} share a name; one image is expected: remove one.")
+        by_stem[stem] = file
+    return by_stem
+
+
+def _common_form(
+    path: Path, splits: Mapping[str, Pairs], image_size: int | None, ranges: Ranges
+) -> tuple[Form, dict[str, list[tuple[int, int]]]]:
+    """What all images are brought to, and the upright (width, height) of each."""
+    sources = {split: Files([image for image, _ in pairs]) for split, pairs in splits.items()}
+    sizes: dict[str, list[tuple[int, int]]] = {split: [] for split in splits}
+    known = Survey()
+    for split, source in sources.items():
+        for at in range(len(source)):
+            known, size = known.add(*source.read(at))
+            sizes[split].append(size)
+    tell_transparent(known.transparent)
+    if known.deep:
+        extents = {
+            split: [e for e in in_threads(lambda image: extent(*image), map(source.read, range(len(source)))) if e]
+            for split, source in sources.items()
         }
-        if found["train"]:
-            return {split: paths for split, paths in found.items() if paths}
-    raise UserError(f"data path {path} holds no train*.parquet; give a Parquet file or a folder with such files.")
-
-
-def _schema(path: Path) -> pa.Schema:
-    with readable(path):
-        return pq.read_schema(path)
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(f.name == "bytes" and _holds_bytes(f.type) for f in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _image_column(schema: pa.Schema, path: Path) -> str:
-    found = [f.name for f in schema if _holds_bytes(f.type)]
-    for name in ("image", "img"):
-        if name in found:
-            return name
-    if len(found) != 1:
-        raise UserError(
-            f"{path} has {'several columns' if found else 'no column'} of encoded images among "
-            f"{', '.join(schema.names)}; name it 'image', of type binary or struct(bytes, path)."
+        ranges = settle(str(path), extents, ranges)
+    ((width, height), _), *_ = Counter(sizes["train"]).most_common(1)
+    odd = sum(w * height != h * width for each in sizes.values() for w, h in each)
+    if image_size is not None:
+        width, height = (round(side * image_size / min(width, height)) for side in (width, height))
+    if odd:
+        _LOG.info(
+            "%d of %d images have another shape; all are resized and centre-cropped to %d×%d pixels.",
+            *(odd, sum(map(len, splits.values())), width, height),
         )
-    return found[0]
+    return Form(height, width, 3 if known.colour else 1, True, ranges), sizes
 
 
-def _holds_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # pandas' categories
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _label_column(schema: pa.Schema, path: Path, wanted: str | None) -> str:
-    whole = [f.name for f in schema if pa.types.is_integer(f.type)]
-    usable = [*whole, *(f.name for f in schema if _holds_text(f.type))]
-    listed = ", ".join(schema.names)
-    if wanted is not None:
-        if wanted not in schema.names:
-            raise UserError(f"label column '{wanted}' is not in {path}; its columns are {listed}.")
-        name = wanted
-    elif named := [n for n in ("label", "fine_label") if n in schema.names]:
-        name = named[0]
-    elif len(whole) == 1:
-        name = whole[0]
-    else:
+def _mask_of_size(image: Path, mask: Path, size: tuple[int, int]) -> np.ndarray:
+    """The values of a mask, which must have the (width, height) of its image."""
+    values = read_mask(mask)
+    height, width = values.shape
+    if (width, height) != size:
+        turned = (height, width) == size
+        hint = "turn the mask, or remove the image's orientation tag" if turned else "make the mask anew"
         raise UserError(
-            f"{path} has no column 'label' among {listed}; name the label column with ?label=COLUMN after the path."
+            f"mask {mask} is {width}×{height} but its image {image.name} is {size[0]}×{size[1]}; the same size is "
+            f"expected: {hint}."
         )
-    if name not in usable:
-        raise UserError(
-            f"label column '{name}' of {path} holds {schema.field(name).type} values; "
-            "integers from 0, or class names as text, are expected."
-        )
-    return name
-
-
-def _label_values(path: Path, column: str, text: bool) -> pa.ChunkedArray:
-    """The label column of a file: without nulls, and of class names if `text`, else of integers."""
-    schema = _schema(path)
-    if column not in schema.names:
-        raise UserError(f"label column '{column}' is not in {path}; every file must have it.")
-    kind = schema.field(column).type
-    if not (_holds_text(kind) if text else pa.types.is_integer(kind)):
-        wanted = "class names" if text else "integers"
-        raise UserError(f"label column '{column}' of {path} holds {kind} values; {wanted} are expected, as elsewhere.")
-    with readable(path):
-        values = pq.read_table(path, columns=[column]).column(0)
-    values = values.cast(pa.large_string()) if text else values
-    missing = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False) if values.null_count else [])
-    if len(missing):
-        raise UserError(f"label column '{column}' is null in row {missing[0]} of {path}; every row needs a label.")
     return values
 
 
-def _texts(paths: list[Path], column: str) -> tuple[str, ...]:
-    """The different texts of a label column, sorted."""
-    return tuple(sorted({t for path in paths for t in _label_values(path, column, text=True).unique().to_pylist()}))
-
-
-def _labels(paths: list[Path], column: str, names: tuple[str, ...] | None) -> Tensor:
-    """Labels as int64 [N]: the column's integers, or the positions of its texts in `names`."""
-    parts = []
-    for path in paths:
-        values = _label_values(path, column, text=names is not None)
-        if names is not None:
-            values = pc.index_in(values, value_set=pa.array(names, pa.large_string()))
-        found = values.to_numpy()
-        wrong = (found < 0) | (found >= MOST_CLASSES)
-        if wrong.any():
-            row = int(wrong.argmax())
-            where = f"label {found[row]} in row {row} of {path}"
-            raise UserError(
-                f"{where} is negative; integers from 0 are expected." if found[row] < 0 else seems_id(where)
+def _given_classes(
+    path: Path, train: Pairs, seen: np.ndarray, classes: str | None, ignore: str | None
+) -> tuple[Sequence[str] | None, frozenset[int]]:
+    """The names of the classes that somebody gives, or CamVid's, and the values that do not count."""
+    names = [name.strip() for name in classes.split(",")] if classes is not None else None
+    listed = path / "classes.txt"
+    if names is None and listed.is_file():
+        lines = listed.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [name for line in lines if (name := line.strip())]
+    if names is not None and (len(set(names)) < len(names) or not all(names)):
+        raise UserError(
+            f"the class names {', '.join(map(repr, names))} are not all different; give each class its own."
+        )
+    if names is None and ignore is None and train[0][1].parent.name.endswith("annot"):
+        values = set(np.flatnonzero(seen[:, 1 : VOID + 1].any(0)).tolist())
+        known_files = all(_CAMVID_FILE.fullmatch(image.stem) for image, _ in train)
+        if known_files or values == set(range(_CAMVID_VOID + 1)):
+            _LOG.info(
+                "%s is taken for CamVid: its 11 classes, label 11 does not count; for other classes write "
+                "segmentation:PATH?classes=NAME,NAME.",
+                path,
             )
-        parts.append(torch.from_numpy(found.astype(np.int64)))
-    return torch.cat(parts)
-
-
-def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
-    """From the metadata: `<x>_names` for column `<x>_label`, or the ClassLabel of the Hugging Face hub."""
-    metadata = schema.metadata or {}
-    stem = column.removesuffix("label")
-    try:
-        for key in (f"{stem}names", f"{column}_names"):
-            if names := json.loads(metadata.get(key.encode(), b"null")):
-                return _read_names(names, f"{key} of the label column '{column}'")
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return _read_names(features[column]["names"], f"names of the label column '{column}'")
-    except (ValueError, KeyError, TypeError):
-        return ()
-
-
-def _read_names(names: Any, what: str) -> tuple[str, ...]:
-    naming = read_naming(names, what)
-    return naming.names if naming is not None and naming.named else ()
-
-
-def _superclasses(paths: list[Path], labels: Tensor, classes: int) -> tuple[int, ...] | None:
-    """The coarse label of each class, from a column 'coarse_label' as CIFAR-100 has; None without one that fits."""
-    for path in paths:
-        schema = _schema(path)
-        if "coarse_label" not in schema.names or not pa.types.is_integer(schema.field("coarse_label").type):
-            return None
-    coarse = _labels(paths, "coarse_label", None)
-    found = torch.full((classes,), -1)
-    if int(labels.max()) >= classes:
-        return None
-    found[labels] = coarse
-    return tuple(found.tolist()) if torch.equal(found[labels], coarse) and bool((found >= 0).all()) else None
-
-
-def _numbered(path: Path, column: str, own: tuple[str, ...], classes: tuple[str, ...]) -> Tensor:
-    """The integer labels of a file whose metadata names them `own`, brought to the numbers of `classes`."""
-    labels = _labels([path], column, None)
-    if not own or own == classes[: len(own)]:
-        return labels
-    over = (labels >= len(own)).nonzero()
-    if len(over):
-        row = int(over[0])
-        raise UserError(
-            f"label {int(labels[row])} in row {row} of {path} is out of range; 0 to {len(own) - 1} is expected, as the "
-            f"file names {len(own)} classes."
-        )
-    return renumbered(labels, among(own, classes, f"class names in {path}"))
-
-
-def parquet_files(path: Path, label: str | None = None, order: str | None = None) -> Listing:
-    """train*.parquet, val*.parquet and test*.parquet in `path`, or one file.
-
-    Labels are integers from 0, or class names, which are numbered in the `order` of their numbers ("number", the
-    default) or text as class folders are.
-    """
-    files = _parquet_files(path)
-    schema = _schema(files["train"][0])
-    image = _image_column(schema, path)
-    column = _label_column(schema, path, label)
-    for file in (file for paths in files.values() for file in paths):
-        if image not in _schema(file).names:
-            raise UserError(f"image column '{image}' is not in {file}; every file must have it.")
-    if _holds_text(schema.field(column).type):
-        texts = {split: _texts(paths, column) for split, paths in files.items()}
-        classes, numbering = ordered(union(texts.values()), order or "number"), SORTED
-        labels = {
-            split: renumbered(_labels(files[split], column, own), among(own, classes, f"labels of {path}"))
-            for split, own in texts.items()
-        }
-    elif order is not None:
-        raise UserError(
-            f"order={order} is for labels that are text, but label column '{column}' of {path} has numbers."
-        )
-    else:
-        own = {file: _class_names(_schema(file), column) for paths in files.values() for file in paths}
-        classes = union(filter(None, own.values()))
-        labels = {
-            split: torch.cat([_numbered(file, column, own[file], classes) for file in paths])
-            for split, paths in files.items()
-        }
-        numbering = GIVEN if classes else BARE
-    for split, found in labels.items():
-        if not len(found):
-            raise UserError(f"the {split} files of {path} hold no rows; give files with images.")
-    classes = classes or numbers(max(int(found.max()) for found in labels.values()) + 1)
-    splits: dict[str, tuple[Source, Tensor]] = {
-        split: (Rows(paths, image), labels[split]) for split, paths in files.items()
-    }
-    superclasses = None if column == "coarse_label" else _superclasses(files["train"], labels["train"], len(classes))
-    return Listing(splits, classes, SETTLED if order else numbering, superclasses)
+            return CAMVID, frozenset({_CAMVID_VOID})
+    ignored = [part.strip() for part in ignore.split(",")] if ignore else []
+    for value in ignored:
+        if not value.isdecimal() or int(value) > VOID:
+            raise UserError(f"ignore={ignore} holds {value!r}; values of masks are expected: write it like ignore=11.")
+    return names, frozenset(map(int, ignored))

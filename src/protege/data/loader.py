@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from protege.data.batch import Batch
-from protege.data.samples import Samples
-from protege.data.views import Augment
-from protege.errors import UserError
+from ..errors import UserError
+from .batch import Batch
+from .samples import Samples
+from .views import Augment
 
 
 class _Fetches(Dataset):

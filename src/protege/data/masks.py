@@ -1,26 +1,72 @@
-"""What the pixels of a mask say: the class numbers in an image file, and whether 255 is a class."""
+"""Masks: the class of each pixel of an image, in files or in Python, and which classes the values of a set stand for.
+
+A mask is read as its values, int16 [H, W]: 0 to 255 as they are, `NONE` for a pixel that Python says has no label, and
+`WHITE` for what is not black in a mask that is black and white. 255 does not count, unless masks are drawn in grey
+levels from black to white (0 and 255, or 0, 128 and 255): these are a class each.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from protege.data.pixels import upright
-from protege.errors import UserError
+from ..errors import UserError
+from ..naming import numbers
+from .decode import centred
+from .pixels import open_image, readable, upright
+from .views import VOID
 
+NONE, WHITE = -1, 256
 _LOG = logging.getLogger("protege")
-VOID = 255
-"""The value of a pixel without a label in masks of 8 bit."""
+
+
+@dataclass(frozen=True)
+class MaskForm:
+    """What the values of masks mean. `table`: the class of each of 0 to 255, `VOID` for none. `white`: which of these
+    values `WHITE` is."""
+
+    table: bytes = bytes(range(256))
+    white: int = 1
+
+    def classes_of(self, values: np.ndarray) -> np.ndarray:
+        """The classes, uint8, of values of masks."""
+        table = np.array([VOID, *self.table, self.table[self.white]], np.uint8)
+        return table[values - NONE]
+
+    def relabelled(self, place: Tensor) -> MaskForm:
+        """With class k called `place[k]`."""
+        numbered = [*place.tolist(), *[VOID] * (256 - len(place))]
+        return replace(self, table=bytes(numbered[k] for k in self.table))
+
+
+def present(values: np.ndarray) -> np.ndarray:
+    """Which of the values from `NONE` to `WHITE` a mask has, bool [258]."""
+    return np.bincount(values.ravel() - NONE, minlength=WHITE - NONE + 1) > 0
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """The values of a mask file. Raises UserError for what cannot be one."""
+    with readable(f"mask {path}"), open_image(path) as image:
+        if image.format == "JPEG":
+            raise UserError(
+                f"mask {path} is a JPEG, which does not keep values exactly; a PNG of label values is expected: "
+                "export the masks again."
+            )
+        return mask_values(image, f"mask {path}")
 
 
 def mask_values(image: Image.Image, where: str) -> np.ndarray:
-    """The values of a mask, upright, [H, W]: uint8, or bool of an image that has two only. Raises UserError calling the
-    mask `where` for what cannot be one, and what Pillow raises."""
-    image = upright(image)
-    values = np.asarray(image)
+    """The values of a mask, upright. Raises UserError calling the mask `where` for what cannot be one."""
+    with readable(where):
+        image = upright(image)
+        values = np.asarray(image)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         if values[..., -1].min() < 255:
             raise UserError(
@@ -37,48 +83,148 @@ def mask_values(image: Image.Image, where: str) -> np.ndarray:
                 "numbers as a grey or palette PNG."
             )
         values = values[..., 0]
-    if values.dtype in (np.uint8, np.bool_):
-        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.int16) * WHITE
     if (values != np.rint(values)).any():
         raise UserError(f"{where} holds fractions where one label value a pixel is expected; save whole numbers.")
     if values.max() > VOID or values.min() < 0:
         odd = values.max() if values.max() > VOID else values.min()
         raise UserError(f"{where} holds the label {odd:g}; 0 to 255 is expected: number the classes from 0.")
-    return values.astype(np.uint8)
+    return values.astype(np.int16)
 
 
-def grey_levels(values: Collection[int], classes: int | None) -> tuple[int, ...]:
-    """The values of masks that are drawn in grey levels from black to white: 0 and 255, or 0, 128 and 255, and so on,
-    as many as there are `classes` if their number is known. Empty for class numbers, among which 255 does not count.
+def fitted_mask(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Values of a mask file brought to a size as its image is, each pixel the nearest one's."""
+    if values.shape == (height, width):
+        return values
+    unit = WHITE if values.max() == WHITE else 1  # in a mask that is black and white, there are no others
+    image = Image.fromarray((values // unit).astype(np.uint8))
+    return np.asarray(centred(image, width, height, Image.Resampling.NEAREST)).astype(np.int16) * unit
+
+
+def mask_classes(
+    name: str,
+    seen: Mapping[str, np.ndarray],
+    called: Callable[[str, int], str],
+    names: Sequence[str] | None = None,
+    ignored: Collection[int] = (),
+    options: bool = False,
+) -> tuple[tuple[str, ...], MaskForm]:
+    """The classes of a set's masks, and which values they are.
+
+    `seen`: by split, `present` of each mask. `called`: what a mask is called in a sentence. `names` are those of the
+    values, in order, that are not `ignored`; without any each value in training masks up to the greatest is a class
+    named by its number. `options`: whether the user may give both as options. Raises `UserError` where a value is no
+    class, and where training masks do not show what is to be learned.
     """
-    found = sorted(values)
+    train: Any = seen["train"].any(0)
+    levels = _grey_levels(set(np.flatnonzero(train[1:]).tolist()) - set(ignored), None if names is None else len(names))
+    values = list(levels)
+    if levels:
+        _LOG.info(
+            "the masks of %s are drawn in the grey levels %s; each is a class, 255 too.",
+            name,
+            ", ".join(map(str, levels)),
+        )
+        classes = tuple(names or numbers(len(levels)))
+    else:
+        counted = [value for value in range(VOID) if value not in ignored]
+        shown = [value for value in counted if train[value + 1] or (value == 1 and train[WHITE + 1])]
+        classes = tuple(names or (str(value) for value in counted if value <= max(shown, default=-1)))
+        values = counted[: len(classes)]
+    number = {value: n for n, value in enumerate(values)}
+    form = MaskForm(bytes(number.get(value, VOID) for value in range(256)), VOID if levels else 1)
+    found = {split: _plain(each, form.white) for split, each in seen.items()}
+    _check(name, found, called, classes, values, frozenset(ignored), bool(levels), options, names is None)
+    return classes, form
+
+
+def _plain(seen: np.ndarray, white: int) -> np.ndarray:
+    """Which of 0 to 255 masks have, bool [N, 256], where `WHITE` is `white`."""
+    plain = seen[:, 1 : VOID + 2].copy()
+    plain[:, white] |= seen[:, WHITE + 1]
+    return plain
+
+
+def _grey_levels(drawn: set[int], classes: int | None) -> tuple[int, ...]:
+    """The values of masks that are drawn in grey levels from black to white, as many as there are `classes` if their
+    number is known. Empty for class numbers, among which 255 does not count."""
+    if VOID not in drawn:
+        return ()
+    found = sorted((drawn | {0}) - {WHITE} if WHITE in drawn else drawn)
     if len(found) < 2 or 1 in found or classes not in (None, len(found)):
         return ()
     even = (abs(value - n * VOID / (len(found) - 1)) < 1 for n, value in enumerate(found))
     return tuple(found) if all(even) else ()
 
 
-def tell_levels(name: str, levels: Sequence[int]) -> None:
-    shown = ", ".join(map(str, levels))
-    _LOG.info("the masks of %s are drawn in the grey levels %s; each is a class, 255 too.", name, shown)
-
-
-def refuse_white_object(
-    name: str, shown: Sequence[str], training: int, seen: np.ndarray, called: Callable[[int], str], remedy: str
+def _check(
+    name: str,
+    seen: Mapping[str, np.ndarray],
+    called: Callable[[str, int], str],
+    classes: Sequence[str],
+    values: Sequence[int],
+    ignored: frozenset[int],
+    levels: bool,
+    options: bool,
+    unnamed: bool,
 ) -> None:
-    """Raise UserError where 255, which does not count, may well be an object.
+    """Every value must be a class or ignored, and training must show what is to be learned."""
+    count = len(classes)
+    if count < 2 or len(values) < count:
+        raise UserError(
+            f"{name} has {count} class{'es' * (count != 1)} ({', '.join(classes[:3])}); 2 to 255 are expected, beside "
+            "what is ignored: check the masks and the class names."
+        )
+    known = np.isin(np.arange(256), [*values, *ignored, VOID])
+    for split, masks in seen.items():
+        wrong = masks & ~known
+        if wrong.any():
+            at, value = np.argwhere(wrong)[0].tolist()
+            expected = ", ".join(map(str, values)) if levels else f"{values[0]} to {values[-1]}"
+            remedy = (
+                f"name all classes with ?classes=…, or add ?ignore={value}" if options else f"or give {VOID} for none"
+            )
+            raise UserError(
+                f"{called(split, at)} holds the label {value}; {expected} is expected, as there are {count} classes: "
+                f"correct it, {remedy}."
+            )
+    shown: Any = seen["train"].any(0)
+    if not levels and VOID not in ignored:
+        shown_names = [class_name for class_name, value in zip(classes, values, strict=True) if shown[value]]
+        _refuse_white_object(name, shown_names, seen, called, options)
+    absent = [n for n, value in enumerate(values) if not shown[value]]
+    if absent and options and unnamed:
+        at = int(seen["train"][:, values[-1]].argmax())
+        raise UserError(
+            f"{called('train', at)} holds the label {values[-1]}, but no training mask has {values[absent[0]]}; labels "
+            "without gaps are expected (255 never counts): number the masks so, name all classes with ?classes=…, or "
+            f"add ?ignore={values[-1]}."
+        )
+    for n in absent:
+        _LOG.warning("no training mask of %s shows class %d ('%s').", name, n, classes[n])
 
-    `shown`: the classes in training masks. `seen`: bool [N, 256], which values each mask has, `training` ones first.
-    `called`: the name of a mask. `remedy`: what to do if 255 is meant not to count.
-    """
-    if len(shown) == 1 and seen[:training, VOID].any():
+
+def _refuse_white_object(
+    name: str,
+    shown: Sequence[str],
+    seen: Mapping[str, np.ndarray],
+    called: Callable[[str, int], str],
+    options: bool,
+) -> None:
+    """Raise UserError where 255, which does not count, may well be an object; `shown` are the classes in training."""
+    remedy = "add ?ignore=255 if this is meant" if options else "give -100 instead of 255 if this is meant"
+    if len(shown) == 1 and seen["train"][:, VOID].any():
         raise UserError(
             f"the training masks of {name} show only one class ('{shown[0]}') beside 255, which does not count; at "
             f"least two are expected: number the classes from 0, or {remedy}."
         )
-    by_one, by_white = seen[:, 1], seen[:, VOID]
-    if not seen[:, 2:VOID].any() and by_one.any() and by_white.any() and not (by_one & by_white).any():
+    masks = [(split, at) for split, each in seen.items() for at in range(len(each))]
+    every = np.concatenate(list(seen.values()))
+    by_one, by_white = every[:, 1], every[:, VOID]
+    if not every[:, 2:VOID].any() and by_one.any() and by_white.any() and not (by_one & by_white).any():
         raise UserError(
-            f"some masks of {name} mark what is not 0 by 1, such as {called(int(by_one.argmax()))}, and others by 255, "
-            f"such as {called(int(by_white.argmax()))}; one value is expected: make them alike, or {remedy}."
+            f"some masks of {name} mark what is not 0 by 1, such as {called(*masks[int(by_one.argmax())])}, and others "
+            f"by 255, such as {called(*masks[int(by_white.argmax())])}; one value is expected: make them alike, or "
+            f"{remedy}."
         )

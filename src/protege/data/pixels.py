@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageFile
 
-from protege.data.ranges import Ranges, quantised
+from ..errors import UserError, told
+from .ranges import Extent, Ranges, quantised
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -54,11 +57,17 @@ def open_image(file: bytes | Path) -> Image.Image:
     return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats())
 
 
-def reason(error: Exception) -> str:
-    """Why an image cannot be read."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image Pillow knows"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turns whatever goes wrong inside into the one sentence for a damaged file or image, which is called `what`."""
+    try:
+        yield
+    except (UserError, Deviation):
+        raise
+    except Exception as error:
+        why = "not an image Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else ""
+        why = why or (error.strerror if isinstance(error, OSError) else None) or told(error)
+        raise UserError(f"{what} cannot be decoded ({why}); replace or remove it.") from error
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -154,6 +163,22 @@ def _sixteen_bits(image: Any, raw: str) -> np.ndarray:
     ]
     upper, lower = np.asarray(image, np.uint16), np.asarray(other, np.uint16)
     return upper << 8 | lower
+
+
+def extent(image: Image.Image, what: str) -> tuple[str, Extent] | None:
+    """The `depth` of an image, which is called `what`, and the extent of its pixels; None for one of 8 bits."""
+    kind = depth(image)
+    if kind is None:
+        return None
+    with readable(what):
+        pixels = values(image)
+    if kind == "float" and not np.isfinite(pixels).all():
+        raise not_finite(what)
+    return kind, Extent.of(pixels[..., :3] if pixels.ndim == 3 else pixels)
+
+
+def not_finite(what: str) -> UserError:
+    return UserError(f"{what} has pixels that are not finite; mend or remove this image.")
 
 
 def shown(image: Image.Image, channels: int, ranges: Ranges = ()) -> tuple[Image.Image, bool]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protege.errors import UserError
+from ..errors import UserError
 
 COMPARED = 256
 _SEEDED = 16  # items that move only generators which they have seeded themselves, after which no more are looked at

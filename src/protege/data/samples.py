@@ -1,6 +1,8 @@
-"""Samples: what a set of examples offers, and the fast case, everything in memory.
+"""Samples: what a set of examples offers, and the two ways in which images are kept.
 
-Positions always refer to the full set; a part of it is a tensor of positions, never a copy.
+`InMemory` holds decoded pixels, `Streamed` reads a sample when it is fetched. Both make a batch in the same way, with
+a label for each image or, where there are masks, for each pixel. Positions always refer to the full set; a part of it
+is a tensor of positions, never a copy.
 """
 
 from __future__ import annotations
@@ -8,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from protege.data.batch import Batch
-from protege.data.classes import renumbered
-from protege.data.views import Augment, render
+from .batch import Batch
+from .classes import renumbered
+from .views import VOID, Augment, render, render_masks
 
 
 class Samples(ABC):
@@ -28,6 +33,7 @@ class Samples(ABC):
     labels: Tensor | None
     shape: tuple[int, ...]
     in_memory: bool
+    _digest: str | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -44,7 +50,6 @@ class Samples(ABC):
         """How large a sample is to a network, in pixels."""
         return math.prod(self.shape[1:])
 
-    @abstractmethod
     def fingerprint(self) -> str:
         """Hex digest of what the samples hold, in their order, with their labels; computed once.
 
@@ -52,6 +57,15 @@ class Samples(ABC):
         covers the size and time of each and 1,024 pieces of them, of a larger Dataset in Python all labels, the size
         and time of the files that it lists, and an even choice of its images. Names and places of files do not count.
         """
+        self._digest = self._digest or self._content()
+        return self._digest
+
+    @abstractmethod
+    def _content(self) -> str: ...
+
+    def part(self, index: Tensor) -> Samples:
+        """The samples at positions `index` (int64 [M]) only."""
+        raise TypeError(f"{type(self).__name__} has no parts.")  # text: its blocks follow each other
 
     def relabelled(self, place: Tensor) -> Samples:
         """The same samples with class k called `place[k]` (int64 [K])."""
@@ -69,16 +83,21 @@ def has_room(device: torch.device | str, size: int) -> bool:
 
 
 class InMemory(Samples):
-    """All pixels as one uint8 tensor [N, H, W, C]; a fetch is index arithmetic and one gather."""
+    """All pixels as one uint8 tensor [N, H, W, C], with a label for each image, integers [N], or a mask, uint8
+    [N, H, W] with `VOID` where there is no label. A fetch is index arithmetic and one gather."""
 
     in_memory = True
 
     def __init__(self, pixels: Tensor, labels: Tensor, *, digest: str | None = None) -> None:
+        masks = labels.ndim == 3
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or len(pixels) != len(labels):
             raise ValueError("InMemory needs uint8 pixels [N, H, W, C] and as many labels.")
+        if masks and (labels.dtype != torch.uint8 or labels.shape != pixels.shape[:3]):
+            raise ValueError("InMemory needs masks uint8 [N, H, W].")
         self.pixels = pixels.contiguous()
-        self.labels: Tensor = labels.to("cpu", torch.int64)
-        self._device_labels = self.labels.to(pixels.device)
+        self.masks = labels.contiguous() if masks else None
+        self.labels = None if masks else labels.to("cpu", torch.int64)
+        self._targets = labels if masks else labels.to(pixels.device, torch.int64)
         self._digest = digest
         _, height, width, channels = pixels.shape
         self.shape = (channels, height, width)
@@ -88,22 +107,95 @@ class InMemory(Samples):
 
     def fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
         at = index.to(self.pixels.device, non_blocking=True)
-        inputs = render(self.pixels, at, at, view, augment)
-        return Batch(inputs, self._device_labels.index_select(0, at), index.cpu(), view)
+        return _batch(self.pixels, self._targets, at, at, index.cpu(), view, augment)
 
-    def fingerprint(self) -> str:
-        if self._digest is None:
-            digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
-            digest.update(self.pixels.cpu().numpy().data)
-            digest.update(self.labels.numpy().data)
-            self._digest = digest.hexdigest()
-        return self._digest
+    def _content(self) -> str:
+        digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+        digest.update(self.pixels.cpu().numpy().data)
+        digest.update((self._targets if self.labels is None else self.labels).cpu().numpy().data)
+        return digest.hexdigest()
+
+    def part(self, index: Tensor) -> InMemory:
+        return InMemory(self.pixels[index], self._targets[index])
 
     def relabelled(self, place: Tensor) -> InMemory:
-        return InMemory(self.pixels, renumbered(self.labels, place))
+        if self.masks is None:
+            return InMemory(self.pixels, renumbered(self._targets.cpu(), place))
+        table = torch.full((256,), VOID, dtype=torch.uint8)
+        table[: len(place)] = place.to(torch.uint8)
+        return InMemory(self.pixels, table.to(self.masks.device)[self.masks.int()])
 
     def to(self, device: torch.device | str) -> InMemory:
-        if not has_room(device, self.pixels.nbytes):
+        if not has_room(device, self.pixels.nbytes + (0 if self.masks is None else self.masks.nbytes)):
             return self
         pixels = self.pixels.to(device)
-        return self if pixels is self.pixels else InMemory(pixels, self.labels, digest=self._digest)
+        return self if pixels is self.pixels else InMemory(pixels, self._targets.to(device), digest=self._digest)
+
+
+class Reader(Protocol):
+    """What reads one sample at a time: its pixels, uint8 [H, W, C], and its mask, uint8 [H, W], if it has one.
+
+    `crops`: whether it cuts random crops itself, out of the full-size original. `place`: what number each class that
+    it reads has (int64 [K]), where that is another.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def crops(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+    def read(self, position: int, augment: Augment, view: int) -> tuple[np.ndarray, np.ndarray | None]: ...
+    def content(self, labels: Tensor | None) -> str: ...
+    def part(self, index: Tensor) -> Reader: ...
+    def relabelled(self, place: Tensor) -> Reader: ...
+
+
+class Streamed(Samples):
+    """Samples that are read when they are fetched, in the workers of `batches`, for sets that do not fit in memory.
+
+    Shift and flip give exactly the pixels that the same set in memory gives. Random resized crops of encoded images
+    without masks are cut from the full-size original, and so are sharper than crops of decoded small images.
+    """
+
+    in_memory = False
+
+    def __init__(self, reader: Reader, labels: Tensor | None) -> None:
+        self.reader, self.shape = reader, reader.shape
+        self.labels = None if labels is None else labels.to("cpu", torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
+        index = index.cpu()
+        items = [self.reader.read(position, augment, view) for position in index.tolist()]
+        pixels = torch.from_numpy(np.stack([image for image, _ in items]))
+        masks = [mask for _, mask in items if mask is not None]
+        targets = torch.from_numpy(np.stack(masks)) if self.labels is None else self.labels[index]
+        rest = replace(augment, crop=0.0, flip=False) if self.reader.crops and augment.crop else augment
+        return _batch(pixels, targets, torch.arange(len(index)), index, index, view, rest)
+
+    def _content(self) -> str:
+        return self.reader.content(self.labels)
+
+    def part(self, index: Tensor) -> Streamed:
+        return Streamed(self.reader.part(index), None if self.labels is None else self.labels[index])
+
+    def relabelled(self, place: Tensor) -> Streamed:
+        labels = None if self.labels is None else renumbered(self.labels, place)
+        return Streamed(self.reader.relabelled(place), labels)
+
+
+def _batch(
+    pixels: Tensor, targets: Tensor, at: Tensor, index: Tensor, positions: Tensor, view: int, augment: Augment
+) -> Batch:
+    """The view of images pixels[at] with their labels: `targets` are those of samples [N] or the masks [N, H, W].
+
+    Of a masked image crops have the shape: a scene is seldom square, and should not be squeezed.
+    """
+    if targets.ndim == 1:
+        return Batch(render(pixels, at, index, view, augment), targets.index_select(0, at), positions, view)
+    aspect = pixels.shape[2] / pixels.shape[1]
+    inputs = render(pixels, at, index, view, augment, aspect)
+    return Batch(inputs, render_masks(targets, at, index, view, augment, aspect), positions, view)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from protege.data.views import draws
-from protege.errors import UserError
+from ..errors import UserError
+from .views import draws
 
 _CHOOSE, _HOLD_OUT = 0, 1
 

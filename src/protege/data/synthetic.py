@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protege.data.samples import InMemory
-from protege.errors import UserError
+from ..errors import UserError
+from .samples import InMemory
 
 _CENTRES, _MAP, _TRAIN, _TEST = range(4)  # streams of random numbers
 TEST_PER_CLASS = 100

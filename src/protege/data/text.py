@@ -31,12 +31,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protege.data.batch import Batch
-from protege.data.extras import read_tokenizer
-from protege.data.samples import Samples
-from protege.data.views import Augment
-from protege.errors import UserError
-from protege.labels import UNLABELLED
+from ..errors import UserError
+from ..labels import UNLABELLED
+from .batch import Batch
+from .extras import read_tokenizer
+from .samples import Samples
+from .views import Augment
 
 UNKNOWN, END = "<unk>", "<eos>"
 LENGTH, CONTEXT = 35, 35
@@ -66,7 +66,6 @@ class Text(Samples):
         self.shape = (context + length,)
         self.padded = torch.full((context + 1 + len(self) * length,), end, dtype=tokens.dtype, device=tokens.device)
         self.padded[context + 1 : context + 1 + len(tokens)] = tokens
-        self._digest: str | None = None
 
     def __len__(self) -> int:
         return -(-len(self.tokens) // self.length)
@@ -84,12 +83,10 @@ class Text(Samples):
         labels[start + offset[: self.length] >= len(self.tokens)] = UNLABELLED
         return Batch(inputs, labels, index.cpu(), view)
 
-    def fingerprint(self) -> str:
-        if self._digest is None:
-            digest = hashlib.sha256(f"{self.words} {self.end} {self.length} {self.context}".encode())
-            digest.update(self.tokens.cpu().numpy().tobytes())
-            self._digest = digest.hexdigest()
-        return self._digest
+    def _content(self) -> str:
+        digest = hashlib.sha256(f"{self.words} {self.end} {self.length} {self.context}".encode())
+        digest.update(self.tokens.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Text:
         tokens = self.tokens.to(device)

@@ -19,13 +19,17 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from protege.errors import UserError, nearest
+from ..errors import UserError, nearest
+from ..labels import UNLABELLED
 
 CLEAN = -1
 """The view that is not augmented."""
 
 MOST_PIXELS = 1 << 14
 """The longest side that images are brought to, and the farthest that they are shifted."""
+
+VOID = 255
+"""The value of a pixel without a label in masks of 8 bit."""
 
 GAMMA = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
@@ -94,6 +98,11 @@ class Augment:
         return ",".join(parts) or "none"
 
     @property
+    def moves(self) -> bool:
+        """Whether pixels of views lie elsewhere than in the clean one."""
+        return bool(self.shift or self.flip or self.crop)
+
+    @property
     def changes(self) -> bool:
         """Whether any view differs from the clean one."""
         return bool(self.shift or self.flip or self.crop)
@@ -148,28 +157,17 @@ def reflect(position: Tensor, size: int) -> Tensor:
     return torch.minimum(position, period - position)
 
 
-def moved(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where views made by translation and flip take their rows, int64 [B, height], and columns, [B, width],
-    from; positions outside the image are not folded back."""
+def _moved(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where views made by translation and flip take their rows, int64 [B, height], and columns, [B, width], from;
+    positions outside the image are not folded back."""
     rows = torch.arange(height, device=index.device).expand(len(index), height)
     columns = torch.arange(width, device=index.device).expand(len(index), width)
-    if view == CLEAN:
-        return rows, columns
     random = draws(augment.seed, index, view, _FLIP + 1)
     if augment.flip:
         columns = torch.where(below(random[:, _FLIP, None], 2) == 1, width - 1 - columns, columns)
     if augment.shift:
         move = below(random[:, :_FLIP], 2 * augment.shift + 1) - augment.shift
         rows, columns = rows + move[:, :1], columns + move[:, 1:]
-    return rows, columns
-
-
-def windows(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Source row of each output row, int64 [B, height], and source column of each output column, [B, width],
-    for views made by translation and flip."""
-    rows, columns = moved(augment, index, view, height, width)
-    if augment.shift and view != CLEAN:
-        rows, columns = reflect(rows, height), reflect(columns, width)
     return rows, columns
 
 
@@ -234,16 +232,52 @@ def resized_crops(
     return ((above * (256 - down) + under * down + (1 << 15)) >> 16).to(torch.uint8)
 
 
-def render(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment) -> Tensor:
-    """The view of images pixels[at], which are samples number `index`: uint8 [B, C, H, W], channels-last
-    memory.
+def render(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment, aspect: float = 1.0) -> Tensor:
+    """The view of images pixels[at], which are samples number `index`: uint8 [B, C, H, W], channels-last memory.
 
-    `pixels` is uint8 [N, H, W, C]; `at` and `index` are int64 [B] on its device.
+    `pixels` is uint8 [N, H, W, C]; `at` and `index` are int64 [B] on its device; `aspect` as in `boxes`.
     """
-    if view == CLEAN or not augment.changes:
+    if view == CLEAN or not augment.moves:
         out = pixels.index_select(0, at)
     elif augment.crop:
-        out = resized_crops(pixels, at, index, view, augment)
+        out = resized_crops(pixels, at, index, view, augment, aspect)
     else:
-        out = pick(pixels, at, *windows(augment, index, view, pixels.shape[1], pixels.shape[2]))
+        _, height, width, _ = pixels.shape
+        rows, columns = _moved(augment, index, view, height, width)
+        out = pick(pixels, at, reflect(rows, height), reflect(columns, width))
     return out.permute(0, 3, 1, 2)
+
+
+def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment, aspect: float = 1.0) -> Tensor:
+    """The labels that belong to `render`: int64 [B, H, W] of masks[at] (uint8 [N, H, W]).
+
+    A mask takes its nearest value; `UNLABELLED` are pixels that are `VOID` or come from outside the image.
+    """
+    _, height, width = masks.shape
+    outside = None
+    if view == CLEAN or not augment.moves:
+        picked = masks.index_select(0, at)
+    else:
+        if augment.crop:
+            rows, columns = _nearest(augment, index, view, height, width, aspect)
+        else:
+            rows, columns = _moved(augment, index, view, height, width)
+            out = [(p < 0) | (p >= size) for p, size in ((rows, height), (columns, width))]
+            outside = out[0][:, :, None] | out[1][:, None, :]
+            rows, columns = reflect(rows, height), reflect(columns, width)
+        picked = pick(masks[..., None], at, rows, columns)[..., 0]
+    void = picked == VOID if outside is None else (picked == VOID) | outside
+    return picked.long().masked_fill_(void, UNLABELLED)
+
+
+def _nearest(
+    augment: Augment, index: Tensor, view: int, height: int, width: int, aspect: float
+) -> tuple[Tensor, Tensor]:
+    """The pixels nearest to the centres that a random resized crop looks at: rows [B, H], columns [B, W]."""
+    size = torch.full_like(index, height), torch.full_like(index, width)
+    box, flip = boxes(augment, index, view, *size, aspect)
+    rows, columns = (
+        start[:, None] + ((2 * torch.arange(n, device=index.device) + 1) * length[:, None]) // (2 * n)
+        for start, length, n in ((box[:, 0], box[:, 2], height), (box[:, 1], box[:, 3], width))
+    )
+    return rows, torch.where(flip[:, None], columns.flip(1), columns)

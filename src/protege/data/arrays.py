@@ -1,4 +1,5 @@
-"""Raw pixels of images that are given in Python: PIL images, arrays and tensors, of one kind for a whole set."""
+"""Images and masks that are given in Python, as PIL images, arrays and tensors: their pixels, of one kind for a whole
+set."""
 
 from __future__ import annotations
 
@@ -11,18 +12,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from protege.data.items import read_item
-from protege.data.pixels import Deviation, depth, is_grey, is_transparent, reason, shown, values
-from protege.data.progress import progress
-from protege.data.ranges import ROUNDING, Extent, Ranges, settle
-from protege.data.repeatable import spread
-from protege.errors import UserError
+from ..errors import UserError
+from ..labels import UNLABELLED
+from .given import is_image, read_item
+from .masks import NONE, WHITE, mask_values
+from .pixels import Deviation, depth, extent, is_grey, is_transparent, not_finite, readable, shown
+from .progress import progress
+from .ranges import ROUNDING, Extent, Ranges, settle
+from .repeatable import spread
+from .views import VOID
 
 _LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
-class Kind:
+class ImageKind:
     """What the images of a set are brought to: grey (1) or colour (3) `channels`, where they are one of these, and the
     `ranges` of PIL images of more than 8 bits a channel. `transparent`: the name of one with transparent pixels;
     `everything`: whether all were looked at."""
@@ -33,7 +37,7 @@ class Kind:
     everything: bool = False
 
 
-def kind_of(datasets: Mapping[str, Any], name: str, ranges: Ranges = (), everything: bool = False) -> Kind:
+def kind_of(datasets: Mapping[str, Any], name: str, ranges: Ranges = (), everything: bool = False) -> ImageKind:
     """The kind of the images of Datasets by split, from some items spread over each or from `everything`. Grey among
     colour is colour, and one image of more than 8 bits has all looked at."""
     counts: set[int] = set()
@@ -48,13 +52,10 @@ def kind_of(datasets: Mapping[str, Any], name: str, ranges: Ranges = (), everyth
         extents: dict[str, list[tuple[str, Extent]]] = {split: [] for split in datasets}
         for split, at, image in _images(datasets, name, everything=True):
             counts.add(_channels(image))
-            if isinstance(image, Image.Image) and (kind := depth(image)) is not None:
-                found = values(image)
-                if not np.isfinite(found).all():
-                    raise _not_finite(f"item {at} of {split} {name}")
-                extents[split].append((kind, Extent.of(found[..., :3] if found.ndim == 3 else found)))
+            if isinstance(image, Image.Image) and (one := extent(image, f"item {at} of {split} {name}")) is not None:
+                extents[split].append(one)
         ranges = settle(name, extents, ranges)
-    return Kind(max(counts) if counts <= {1, 3} else None, ranges, transparent, everything or deep)
+    return ImageKind(max(counts) if counts <= {1, 3} else None, ranges, transparent, everything or deep)
 
 
 def _images(datasets: Mapping[str, Any], name: str, everything: bool) -> Iterable[tuple[str, int, Any]]:
@@ -74,7 +75,7 @@ def _channels(image: Any) -> int:
     return 0 if tensor is None else tensor.shape[2]
 
 
-def image_pixels(image: Any, where: str, kind: Kind) -> tuple[Tensor, bool]:
+def image_pixels(image: Any, where: str, kind: ImageKind) -> tuple[Tensor, bool]:
     """Raw pixels, uint8 [H, W, C], of a PIL image, a uint8 array [H, W] or [H, W, C], or a tensor [H, W] or
     [C, H, W] of uint8 or of floats from 0 to 1, brought to `kind`; and whether some were transparent. An array whose
     channels can only come first is taken so, as is a tensor whose channels can only come last. Raises Deviation where
@@ -83,13 +84,12 @@ def image_pixels(image: Any, where: str, kind: Kind) -> tuple[Tensor, bool]:
     if isinstance(image, Image.Image):
         if channels == 1 and not is_grey(image):
             raise Deviation(f"{where} is in colour")
-        try:
-            image, transparent = shown(image, channels or _channels(image), kind.ranges)
+        with readable(where):
+            try:
+                image, transparent = shown(image, channels or _channels(image), kind.ranges)
+            except Deviation as error:
+                raise Deviation(f"{where} {error}") from None
             image = np.array(image)
-        except Deviation as error:
-            raise Deviation(f"{where} {error}") from None
-        except Exception as error:
-            raise UserError(f"{where} cannot be decoded ({reason(error)}); mend it or leave it out.") from error
     if not isinstance(image, np.ndarray | Tensor):
         raise UserError(
             f"{where} has an image of type {type(image).__name__}; a PIL image, an array or a tensor is expected."
@@ -114,7 +114,7 @@ def _in_bytes(tensor: Tensor, where: str) -> Tensor:
     if tensor.dtype.is_floating_point:
         low, high = tensor.min().item(), tensor.max().item()
         if not bool(tensor.isfinite().all()):
-            raise _not_finite(where)
+            raise not_finite(where)
         if low < -ROUNDING or high > 1 + ROUNDING:
             remedy = "remove Normalize from the Dataset's transforms, the model normalises"
             if low >= -ROUNDING:
@@ -131,8 +131,31 @@ def _in_bytes(tensor: Tensor, where: str) -> Tensor:
     return tensor
 
 
-def _not_finite(where: str) -> UserError:
-    return UserError(f"{where} has pixels that are not finite; mend or remove this image.")
+def mask_of(label: Any, where: str, size: tuple[int, ...]) -> Tensor:
+    """The values of the mask of an image of this (height, width), int16 [H, W]: see `protege.data.masks`."""
+    if not is_image(label):
+        raise UserError(f"{where} has no mask; class numbers of the image's own size are expected, as others have.")
+    known = isinstance(label, Image.Image)
+    if known:
+        label = mask_values(label, f"the mask of {where}")
+    mask = torch.as_tensor(label)
+    mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
+    if tuple(mask.shape) != size or mask.dtype.is_floating_point or mask.dtype.is_complex:
+        name = str(mask.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{where} has a mask of shape {tuple(mask.shape)} ({name}); class numbers (integers) of the image's own "
+            f"size {size} are expected."
+        )
+    if known:
+        return mask
+    if mask.dtype == torch.bool:
+        return mask.to(torch.int16) * WHITE
+    mask = mask.long()
+    mask = torch.where(mask == UNLABELLED, NONE, mask)
+    if mask.min() < NONE or mask.max() > VOID:
+        odd = int(mask.min() if mask.min() < NONE else mask.max())
+        raise UserError(f"{where} has the label {odd} in its mask; 0 to 254 is expected, or 255 for none.")
+    return mask.to(torch.int16)
 
 
 def _in_order(image: Any) -> Tensor | None:

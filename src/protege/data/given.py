@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from protege.data.classes import seems_id
-from protege.data.folders import SPLITS
-from protege.data.repeatable import Watch
-from protege.errors import UserError, told
-from protege.labels import UNLABELLED
+from ..errors import UserError, told
+from ..labels import UNLABELLED
+from .classes import seems_id
+from .folders import SPLITS
+from .repeatable import Watch
 
 IMAGES = ("image", "img", "images", "pixel_values")
 LABELS = ("label", "labels", "target", "targets", "class", "fine_label", "mask", "y")

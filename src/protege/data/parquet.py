@@ -1,0 +1,332 @@
+"""Parquet files of encoded images: a column of binary, or of struct(bytes, path) as the Hugging Face hub publishes
+them, and a column of labels, which are integers from 0 or class names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..labels import MOST_CLASSES
+from ..naming import numbers, read_naming
+from .classes import BARE, GIVEN, SETTLED, SORTED, among, ordered, renumbered, seems_id, union
+from .contents import READ, content_of
+from .decode import Named
+from .encoded import Listing, Source
+from .files import visible
+from .kept import KeptImages, keep_images
+from .progress import progress
+
+_SAMPLE, _CHUNK, _CHUNK_BYTES = 256, 256, 16 << 20
+
+
+def parquet_files(path: Path, label: str | None = None, order: str | None = None) -> Listing:
+    """train*.parquet, val*.parquet and test*.parquet in `path`, or one file; the column `label` has the labels.
+
+    Class names as labels are numbered in the `order` of their numbers ("number", the default) or text as class folders
+    are.
+    """
+    files = _files(path)
+    schemas = {file: _schema(file) for shards in files.values() for file in shards}
+    first = schemas[files["train"][0]]
+    image, column = _image_column(first, path), _label_column(first, path, label)
+    for file, schema in schemas.items():
+        for kind, name in (("image", image), ("label", column)):
+            if name not in schema.names:
+                raise UserError(f"{kind} column '{name}' is not in {file}; every file must have it.")
+
+    def read(file: Path, name: str) -> LabelColumn:
+        with _readable(file):
+            values = pq.read_table(file, columns=[name]).column(0)
+        return LabelColumn(name, str(file), values, _class_names(schemas[file], name))
+
+    columns = {split: [read(file, column) for file in shards] for split, shards in files.items()}
+    labels, classes, numbering = read_labels(columns, str(path), order)
+    splits: dict[str, tuple[Source, Tensor]] = {s: (Rows(shards, image), labels[s]) for s, shards in files.items()}
+    superclasses = None
+    if column != "coarse_label" and all(_is_integer(schemas[file], "coarse_label") for file in files["train"]):
+        coarse = torch.cat([read(file, "coarse_label").integers() for file in files["train"]])
+        superclasses = _superclasses(coarse, labels["train"], len(classes))
+    return Listing(splits, classes, numbering, superclasses)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"data file {path} is not Parquet, or is damaged; give a readable Parquet file.") from error
+
+
+def _schema(path: Path) -> pa.Schema:
+    with _readable(path):
+        return pq.read_schema(path)
+
+
+def _files(path: Path) -> dict[str, list[Path]]:
+    if not path.exists():
+        raise UserError(f"data path {path} does not exist; give a Parquet file or a folder with train*.parquet.")
+    if path.is_file():
+        return {"train": [path]}
+    for folder in (path, path / "data"):  # the hub keeps shards in data/
+        shards = [p for p in visible(folder) if p.suffix == ".parquet"] if folder.is_dir() else []
+        splits = {split: [p for p in shards if p.name.startswith(split)] for split in ("train", "val", "test")}
+        if splits["train"]:
+            return {split: paths for split, paths in splits.items() if paths}
+    raise UserError(f"data path {path} holds no train*.parquet; give a Parquet file or a folder with such files.")
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(f.name == "bytes" and _holds_bytes(f.type) for f in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _image_column(schema: pa.Schema, path: Path) -> str:
+    images = [f.name for f in schema if _holds_bytes(f.type)]
+    for name in ("image", "img"):
+        if name in images:
+            return name
+    if len(images) != 1:
+        raise UserError(
+            f"{path} has {'several columns' if images else 'no column'} of encoded images among "
+            f"{', '.join(schema.names)}; name it 'image', of type binary or struct(bytes, path)."
+        )
+    return images[0]
+
+
+def _is_integer(schema: pa.Schema, column: str) -> bool:
+    return column in schema.names and pa.types.is_integer(schema.field(column).type)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # pandas' categories
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _label_column(schema: pa.Schema, path: Path, wanted: str | None) -> str:
+    whole = [name for name in schema.names if _is_integer(schema, name)]
+    listed = ", ".join(schema.names)
+    if wanted is not None and wanted not in schema.names:
+        raise UserError(f"label column '{wanted}' is not in {path}; its columns are {listed}.")
+    usual = [name for name in ("label", "fine_label") if name in schema.names]
+    names = [wanted] if wanted is not None else usual or (whole if len(whole) == 1 else [])
+    if not names:
+        raise UserError(
+            f"{path} has no column 'label' among {listed}; name the label column with ?label=COLUMN after the path."
+        )
+    kind = schema.field(names[0]).type
+    if not (pa.types.is_integer(kind) or _holds_text(kind)):
+        raise UserError(
+            f"label column '{names[0]}' of {path} holds {kind} values; integers from 0, or class names as text, are "
+            "expected."
+        )
+    return names[0]
+
+
+def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """From the metadata: `<x>_names` for column `<x>_label`, or the ClassLabel of the Hugging Face hub."""
+    metadata = schema.metadata or {}
+    try:
+        for key in (f"{column.removesuffix('label')}names", f"{column}_names"):
+            if names := json.loads(metadata.get(key.encode(), b"null")):
+                return _named(names, f"{key} of the label column '{column}'")
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return _named(features[column]["names"], f"names of the label column '{column}'")
+    except (ValueError, KeyError, TypeError):
+        return ()
+
+
+def _named(names: Any, what: str) -> tuple[str, ...]:
+    naming = read_naming(names, what)
+    return naming.names if naming is not None and naming.named else ()
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """A column of labels, and what the table `where` it stands calls its classes, if it does."""
+
+    name: str
+    where: str
+    values: pa.ChunkedArray
+    names: tuple[str, ...] = ()
+
+    def checked(self, text: bool) -> pa.ChunkedArray:
+        """The labels, all of them text or all integers, without nulls."""
+        values, kind = self.values, self.values.type
+        if not (_holds_text(kind) if text else pa.types.is_integer(kind)):
+            raise UserError(
+                f"label column '{self.name}' of {self.where} holds {kind} values; "
+                f"{'class names' if text else 'integers'} are expected, as elsewhere."
+            )
+        if values.null_count:
+            row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+            raise UserError(
+                f"label column '{self.name}' is null in row {row} of {self.where}; every row needs a label."
+            )
+        return values.cast(pa.large_string()) if text else values
+
+    def integers(self) -> Tensor:
+        """Labels from 0 as int64 [N]."""
+        values = self.checked(text=False).to_numpy()
+        wrong = (values < 0) | (values >= MOST_CLASSES)
+        if wrong.any():
+            row = int(wrong.argmax())
+            where = f"label {values[row]} in row {row} of {self.where}"
+            raise UserError(
+                f"{where} is negative; integers from 0 are expected." if values[row] < 0 else seems_id(where)
+            )
+        return torch.from_numpy(values.astype(np.int64))
+
+    def numbered(self, classes: tuple[str, ...]) -> Tensor:
+        """Labels by the numbers of `classes`."""
+        labels = self.integers()
+        if not self.names or self.names == classes[: len(self.names)]:
+            return labels
+        over = (labels >= len(self.names)).nonzero()
+        if len(over):
+            row = int(over[0])
+            raise UserError(
+                f"label {int(labels[row])} in row {row} of {self.where} is out of range; 0 to {len(self.names) - 1} is "
+                f"expected, as the file names {len(self.names)} classes."
+            )
+        return renumbered(labels, among(self.names, classes, f"class names in {self.where}"))
+
+
+def read_labels(
+    columns: Mapping[str, Sequence[LabelColumn]], path: str, order: str | None
+) -> tuple[dict[str, Tensor], tuple[str, ...], str]:
+    """Labels of each split, int64 [N], the classes of all, and how these are numbered."""
+    if _holds_text(columns["train"][0].values.type):
+        texts = {split: [column.checked(text=True) for column in shards] for split, shards in columns.items()}
+        names = {
+            split: ordered({text for values in shards for text in values.unique().to_pylist()}, "text")
+            for split, shards in texts.items()
+        }
+        classes, numbering = ordered(union(names.values()), order or "number"), SETTLED if order else SORTED
+        place = {split: among(own, classes, f"labels of {path}") for split, own in names.items()}
+        labels = {}
+        for split, shards in texts.items():
+            values = pa.array(names[split], pa.large_string())
+            at = [torch.from_numpy(pc.index_in(part, value_set=values).to_numpy().astype(np.int64)) for part in shards]
+            labels[split] = renumbered(torch.cat(at), place[split])
+    elif order is not None:
+        raise UserError(
+            f"order={order} is for labels that are text, but label column '{columns['train'][0].name}' of {path} has "
+            "numbers."
+        )
+    else:
+        classes = union(filter(None, (column.names for shards in columns.values() for column in shards)))
+        labels = {
+            split: torch.cat([column.numbered(classes) for column in shards]) for split, shards in columns.items()
+        }
+        numbering = GIVEN if classes else BARE
+    for split, each in labels.items():
+        if not len(each):
+            raise UserError(f"the {split} files of {path} hold no rows; give files with images.")
+    return labels, classes or numbers(max(int(each.max()) for each in labels.values()) + 1), numbering
+
+
+def _superclasses(coarse: Tensor, labels: Tensor, classes: int) -> tuple[int, ...] | None:
+    """The coarse label of each class, as CIFAR-100 has; None where they do not fit."""
+    if int(labels.max()) >= classes:
+        return None
+    group = torch.full((classes,), -1)
+    group[labels] = coarse
+    return tuple(group.tolist()) if torch.equal(group[labels], coarse) and bool((group >= 0).all()) else None
+
+
+class Rows(Source):
+    """Images in a column of Parquet files, which are read in order."""
+
+    def __init__(self, paths: Sequence[Path], column: str) -> None:
+        self.paths, self.column = list(paths), column
+        self.counts = [pq.read_metadata(path).num_rows for path in paths]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def _read(self, path: Path, most: int = _CHUNK) -> Iterator[list[Named]]:
+        row = 0
+        with _readable(path), pq.ParquetFile(path, buffer_size=1 << 20) as file:
+            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+            rows = max(1, min(most, _CHUNK_BYTES // max(1, size // max(1, file.metadata.num_rows))))
+            for batch in file.iter_batches(rows, columns=[self.column]):
+                column = batch.column(0)
+                chunk = []
+                for data in (column.field("bytes") if column.type.num_fields else column).to_pylist():
+                    name = f"image in row {row} of {path}"
+                    if data is None:
+                        raise UserError(f"{name} is null; every row needs the encoded image's bytes.")
+                    chunk.append((data, name))
+                    row += 1
+                yield chunk
+
+    def chunks(self) -> Iterator[list[Named]]:
+        for path in self.paths:
+            yield from self._read(path)
+
+    def sample(self) -> Iterator[Named]:
+        paths = self.paths[:: -(-len(self.paths) // _SAMPLE)]
+        for path in paths:
+            yield from next(self._read(path, -(-_SAMPLE // len(paths))), [])
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{content_of(self.paths)} {self.column}".encode()).hexdigest()
+
+    def random_access(self, scratch: Path) -> Source:
+        digest = self.fingerprint()
+        path = scratch / f"{digest[:32]}.images.arrow"
+        with progress("extracting images", len(self)) as advance:
+
+            def images() -> Iterator[list[bytes]]:
+                for chunk in self.chunks():
+                    yield [data for data, _ in chunk]
+                    advance(len(chunk))
+
+            keep_images(path, images())
+        return KeptRows(KeptImages(path, len(self)), self, digest)
+
+
+class KeptRows(Source):
+    """The images of Parquet files out of the Arrow file that was made of them, all or those of some `rows`."""
+
+    def __init__(self, kept: KeptImages, origin: Rows, digest: str, rows: np.ndarray | None = None) -> None:
+        self.kept, self.origin, self.digest = kept, origin, digest
+        self.rows = np.arange(len(origin)) if rows is None else rows
+        self._ends = list(accumulate(origin.counts))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, position: int) -> Named:
+        row = int(self.rows[position])
+        shard = bisect_right(self._ends, row)
+        first = self._ends[shard] - self.origin.counts[shard]
+        return self.kept.read(row), f"image in row {row - first} of {self.origin.paths[shard]}"
+
+    def part(self, index: Tensor) -> KeptRows:
+        return KeptRows(self.kept, self.origin, self.digest, self.rows[index.numpy()])
+
+    def fingerprint(self) -> str:
+        sizes = self.kept.sizes()[self.rows].tolist()
+        if sum(sizes) > READ:
+            return hashlib.sha256(self.digest.encode() + self.rows.tobytes()).hexdigest()
+        digest = hashlib.sha256(repr(sizes).encode())  # of the images alone, however the Parquet was written
+        for position in range(len(self)):
+            digest.update(hashlib.sha256(self.read(position)[0]).digest())
+        return digest.hexdigest()
