@@ -7,19 +7,15 @@ arguments it is all that `config.json` needs to build the network again. Argumen
 
 import importlib
 import inspect
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from protege.errors import UserError, nearest, told
+from protege.errors import UserError, nearest
+from protege.lookup import find_callable, typed
 from protege.models import transformers_adapter, zoo
-from protege.models.lookup import has_name, names_in
 from protege.torch_utils import admit_torchvision, seeded
 
 SCHEMES = ("zoo", "timm", "smp", "transformers")
@@ -77,66 +73,8 @@ def build_without_trace(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def find_factory(name: str) -> Callable[..., Any]:
-    """The callable at `package.module:attribute`, looked for in the working directory where no installed module has
-    it. Nothing is imported that cannot have it: what only looks like a factory, a program among them, is not run."""
-    module_name, _, attribute = name.partition(":")
-    first, *_ = attribute.split(".")
-    if "__main__" in module_name.split(".") and module_name not in sys.modules:
-        raise UserError(
-            f"model {name!r} names a program, which is run rather than imported; name the module that defines the "
-            "network."
-        )
-    try:
-        installed = has_name(module_name, first)
-    except ModuleNotFoundError:
-        installed = False
-    except Exception:  # importing it will tell
-        installed = True
-    with nullcontext() if installed else _working_directory_first():
-        try:
-            if not installed and not has_name(module_name, first):
-                hint = nearest(first, names_in(module_name), "name a function or class defined there")
-                raise UserError(f"module {module_name!r} has no {first!r}, named by model {name!r}; {hint}.")
-            found: Any = _imported(module_name)
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise UserError(_not_importable(name, module_name, error)) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
-            hint = nearest(part, known, "name a function or class defined there")
-            raise UserError(f"module {module_name!r} has no {part!r}, named by model {name!r}; {hint}.")
-        found = getattr(found, part)
-    if not callable(found):
-        raise UserError(
-            f"model {name!r} names a {type(found).__name__}; name a function or class that makes a network."
-        )
-    return found
-
-
-def _imported(module_name: str) -> Any:
-    try:
-        return importlib.import_module(module_name)
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        admit_torchvision()
-        return importlib.import_module(module_name)
-
-
-def _not_importable(name: str, module_name: str, error: BaseException) -> str:
-    missing = isinstance(error, ModuleNotFoundError) and (
-        error.name is not None and (module_name + ".").startswith(error.name + ".")
-    )
-    if not missing:
-        return f"module {module_name!r} of model {name!r} fails on import with {_told(error)}; correct it."
-    top, dot, _ = module_name.partition(".")
-    where = f"the folder {top!r}" if dot else f"{module_name}.py"
-    remedy = f"run it where {where} is, or put its folder on PYTHONPATH, or use zoo:NAME or timm:NAME"
-    scheme = get_close_matches(f"{module_name}:", [f"{scheme}:" for scheme in SCHEMES], n=1, cutoff=0.75)
-    hint = f"did you mean {scheme[0]!r}? else {remedy}" if scheme else remedy
-    return f"model {name!r} names neither a known scheme nor a module that can be imported from here; {hint}."
+    """The callable at `package.module:attribute`, see `find_callable`."""
+    return find_callable(name, "model", "makes a network", ", or use zoo:NAME or timm:NAME", SCHEMES)
 
 
 def call_factory(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
@@ -145,7 +83,7 @@ def call_factory(name: str, factory: Callable[..., Any], arguments: Mapping[str,
         network = factory(**arguments)
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(f"calling {name}({given}) fails with {_told(error)}; correct the call or factory.") from error
+        raise UserError(f"calling {name}({given}) fails with {typed(error)}; correct the call or factory.") from error
     if not isinstance(network, nn.Module):
         raise UserError(
             f"calling {name} gives a {type(network).__name__}, not an nn.Module; return the network itself."
@@ -184,7 +122,7 @@ def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         return timm.create_model(name, **arguments)
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(f"timm:{name} cannot be built with {given}: {_told(error)}; correct the arguments.") from error
+        raise UserError(f"timm:{name} cannot be built with {given}: {typed(error)}; correct the arguments.") from error
 
 
 def build_smp(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -202,7 +140,7 @@ def build_smp(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         return library.create_model(name, classes=own.pop("num_classes"), **own)
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(f"smp:{name} cannot be built with {given}: {_told(error)}; correct the arguments.") from error
+        raise UserError(f"smp:{name} cannot be built with {given}: {typed(error)}; correct the arguments.") from error
 
 
 def smp_normalisation(
@@ -216,7 +154,7 @@ def smp_normalisation(
         found = library.encoders.get_preprocessing_params(encoder, weights)
     except Exception as error:
         raise UserError(
-            f"how {weights!r} weights of {encoder!r} want their input cannot be read ({_told(error)}); check the "
+            f"how {weights!r} weights of {encoder!r} want their input cannot be read ({typed(error)}); check the "
             "connection, or wrap the network as Model(network, InputSpec(mean=…, std=…))."
         ) from error
     return tuple(found["mean"]), tuple(found["std"])
@@ -238,29 +176,5 @@ def _import_extra(scheme: str, package: str) -> Any:
     except Exception as error:
         remedy = "reinstall torchvision from the same index as torch, so that both are CPU or both CUDA builds"
         raise UserError(
-            f"{package} cannot be imported ({_told(error)}), mostly a torchvision unfit for torch; {remedy}."
+            f"{package} cannot be imported ({typed(error)}), mostly a torchvision unfit for torch; {remedy}."
         ) from error
-
-
-def _told(error: BaseException) -> str:
-    name, text = type(error).__name__, told(error)
-    return name if text == name else f"{name}: {text}"
-
-
-@contextmanager
-def _working_directory_first() -> Iterator[None]:
-    """The user's modules first while importing, afterwards last: they hide no installed package for long; and not at
-    all where that fails."""
-    here = os.getcwd()
-    known = here in sys.path or "" in sys.path
-    if not known:
-        sys.path.insert(0, here)
-        importlib.invalidate_caches()
-    found = False
-    try:
-        yield
-        found = True
-    finally:
-        if not known:
-            sys.path.remove(here)
-            sys.path += [here] if found else []

@@ -1,0 +1,179 @@
+"""What the user names as `package.module:attribute`: it is looked up in the module's compiled code before anything is
+imported or run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
+from dis import get_instructions
+from importlib.machinery import ModuleSpec
+from types import CodeType
+from typing import Any
+
+from .errors import UserError, nearest, told
+from .torch_utils import admit_torchvision
+
+DYNAMIC = {"__getattr__", "globals", "locals", "vars", "setattr", "exec", "eval", "modules", "*"}  # may make any name
+
+
+def find_callable(
+    name: str, role: str, does: str, otherwise: str = "", schemes: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """The callable at `package.module:attribute`, looked for in the working directory where no installed module has
+    it. Nothing is imported that cannot have it: what only looks like one, a program among them, is not run.
+
+    For sentences: the `role` it is given for ("model"), what it `does` ("makes a network"), what to take `otherwise`,
+    and the `schemes` that may have been meant.
+    """
+    module_name, _, attribute = name.partition(":")
+    first, *_ = attribute.split(".")
+    if "__main__" in module_name.split(".") and module_name not in sys.modules:
+        raise UserError(
+            f"{role} {name!r} names a program, which is run rather than imported; name the module that defines what "
+            f"{does}."
+        )
+    try:
+        installed = has_name(module_name, first)
+    except ModuleNotFoundError:
+        installed = False
+    except Exception:  # importing it will tell
+        installed = True
+    with nullcontext() if installed else _working_directory_first():
+        try:
+            if not installed and not has_name(module_name, first):
+                hint = nearest(first, names_in(module_name), "name a function or class defined there")
+                raise UserError(f"module {module_name!r} has no {first!r}, named by {role} {name!r}; {hint}.")
+            value: Any = _imported(module_name)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise UserError(_not_importable(name, role, otherwise, schemes, error)) from error
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            known = [key for key, member in vars(value).items() if callable(member) and not key.startswith("_")]
+            hint = nearest(part, known, "name a function or class defined there")
+            raise UserError(f"module {module_name!r} has no {part!r}, named by {role} {name!r}; {hint}.")
+        value = getattr(value, part)
+    if not callable(value):
+        raise UserError(f"{role} {name!r} names a {type(value).__name__}; name a function or class that {does}.")
+    return value
+
+
+def _imported(module_name: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        admit_torchvision()
+        return importlib.import_module(module_name)
+
+
+def _not_importable(name: str, role: str, otherwise: str, schemes: Sequence[str], error: BaseException) -> str:
+    module_name = name.partition(":")[0]
+    missing = isinstance(error, ModuleNotFoundError) and (
+        error.name is not None and (module_name + ".").startswith(error.name + ".")
+    )
+    if not missing:
+        return f"module {module_name!r} of {role} {name!r} fails on import with {typed(error)}; correct it."
+    top, dot, _ = module_name.partition(".")
+    where = f"the folder {top!r}" if dot else f"{module_name}.py"
+    remedy = f"run it where {where} is, or put its folder on PYTHONPATH{otherwise}"
+    scheme = get_close_matches(f"{module_name}:", [f"{scheme}:" for scheme in schemes], n=1, cutoff=0.75)
+    hint = f"did you mean {scheme[0]!r}? else {remedy}" if scheme else remedy
+    known = "neither a known scheme nor a module" if schemes else "no module"
+    return f"{role} {name!r} names {known} that can be imported from here; {hint}."
+
+
+def typed(error: BaseException) -> str:
+    """What an error says, with its type."""
+    name, text = type(error).__name__, told(error)
+    return name if text == name else f"{name}: {text}"
+
+
+@contextmanager
+def _working_directory_first() -> Iterator[None]:
+    """The user's modules first while importing, afterwards last: they hide no installed package for long; and not at
+    all where that fails."""
+    here = os.getcwd()
+    known = here in sys.path or "" in sys.path
+    if not known:
+        sys.path.insert(0, here)
+        importlib.invalidate_caches()
+    imported = False
+    try:
+        yield
+        imported = True
+    finally:
+        if not known:
+            sys.path.remove(here)
+            sys.path += [here] if imported else []
+
+
+def has_name(module: str, name: str) -> bool:
+    """Whether the module has the name, or may have it once it is imported, as one whose code is not at hand may.
+
+    Raises what finding and compiling raise, `ModuleNotFoundError` first.
+    """
+    if module in sys.modules:
+        return hasattr(sys.modules[module], name)
+    spec = _found(module)
+    code = _code(spec)
+    if code is None:
+        return True
+    names = set(_bound(code))
+    inside = spec.submodule_search_locations is not None and _spec(f"{module}.{name}", spec) is not None
+    return name in names or inside or not names.isdisjoint(DYNAMIC)
+
+
+def names_in(module: str) -> list[str]:
+    """The functions and classes that the module defines."""
+    if module in sys.modules:
+        return [name for name, value in vars(sys.modules[module]).items() if callable(value) and name[0] != "_"]
+    code = _code(_found(module))
+    consts = () if code is None else code.co_consts
+    names = (const.co_name for const in consts if isinstance(const, CodeType))
+    return [name for name in names if name.isidentifier() and not name.startswith("_")]
+
+
+def _found(module: str) -> ModuleSpec:
+    parent = None
+    for end in range(1, module.count(".") + 2):
+        name = ".".join(module.split(".")[:end])
+        spec = _spec(name, parent)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        parent = spec
+    assert parent is not None
+    return parent
+
+
+def _spec(name: str, parent: ModuleSpec | None) -> ModuleSpec | None:
+    """As `importlib.util.find_spec`, which would import the parent."""
+    if parent is None:
+        path = None
+    elif (path := getattr(sys.modules.get(parent.name), "__path__", parent.submodule_search_locations)) is None:
+        return None
+    finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+    return next((spec for find in finders if find is not None and (spec := find(name, path))), None)
+
+
+def _code(spec: ModuleSpec) -> CodeType | None:
+    read = getattr(spec.loader, "get_code", None)
+    return None if read is None else read(spec.name)
+
+
+def _bound(code: CodeType, top: bool = True) -> Iterator[str]:
+    """The names that running the module's code binds in the module, and those that tell that it may bind others."""
+    stores = ("STORE_NAME", "STORE_GLOBAL") if top else ("STORE_GLOBAL",)
+    yield from (one.argval for one in get_instructions(code) if one.opname in stores)
+    yield from DYNAMIC.intersection(code.co_names) if top else {"globals"}.intersection(code.co_names)
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _bound(const, top=False)
+        elif const == ("*",):  # all that another module has
+            yield "*"
