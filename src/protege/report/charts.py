@@ -1,19 +1,26 @@
-"""Geometry of the pictures: scales, ticks, line charts and dot strips, as values that the templates draw.
+"""Charts as Vega-Lite specifications, which the script in ``vega/`` draws: lines, strips of dots, heatmaps.
 
-Lines are drawn in an SVG of 100 × 100 units that stretches with the page (strokes do not); text and marks are
-placed in per cent of the same box, so that they keep their size on a phone and on a wide screen.
+Colours are those of the style sheet (``c0`` … ``c7``), so that charts follow the reader's light or dark mode and the
+printer's. What comes from outside, such as names of classes, is data or a
+string in quotes, never part of an expression.
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from protege.report.words import plain
 
 Point = tuple[float, float]
-COLOURS = 8  # classes c0 … c7 in style.css
-LABEL = (36, 10)  # width and height that the label of a level takes of a chart, in per cent
+Spec = dict[str, Any]
+COLOURS = 8
+MOST_WRITTEN = 20  # rows of a heatmap whose cells have room for a text
+SHOWN = {"filter": "indexof(hidden, datum.s) < 0"}  # the page's legend says which lines are hidden
+TEXT = {"fontSize": 12, "color": "var(--soft)"}
 
 
 @dataclass(frozen=True)
@@ -29,135 +36,38 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Tick:
-    at: str  # per cent along the axis
+class Axis:
+    """A horizontal axis: its title, its ends where they are not the data's, what its ticks are called, and what the
+    places of points are called (else by their number), by the name ``said``."""
+
+    title: str = "epoch"
+    ends: tuple[float, float] | None = None
+    log: bool = False
+    ticks: Mapping[float, str] | None = None
+    places: Mapping[float, str] | None = None
+    whole: bool = True
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend; ``name`` is what the lines that it switches are called in the data."""
+
+    name: str
     label: str
-
-
-@dataclass(frozen=True)
-class Mark:
-    left: str
-    bottom: str
-    colour: str
-    title: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Band:
-    left: str
-    width: str
-    label: str
-    shaded: bool
-
-
-@dataclass(frozen=True)
-class Line:
     colour: str
     dashed: bool
-    path: str
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart, ready to draw."""
+    """A chart, ready to draw."""
 
     title: str
     note: str
-    describe: str
-    gutter: int
-    x_label: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    lines: list[Line]
-    marks: list[Mark]
-    bands: list[Band]
-    legend: list[tuple[str, bool, str]]
-    level: Tick | None = None
-    level_place: str = ""  # of its label: left or right, above or below
-    tick_room: str = ""  # per cent of the width that each label of the x axis may take, if they are more than figures
-
-
-@dataclass(frozen=True)
-class Scale:
-    low: float
-    high: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        """Where a value lies, in per cent of the axis."""
-        low, high = self.low, self.high
-        if self.log:
-            low, high, value = math.log10(low), math.log10(high), math.log10(max(value, 1e-300))
-        return 50.0 if high == low else 100 * (value - low) / (high - low)
-
-
-def per_cent(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def nice_step(span: float, parts: int) -> float:
-    """The smallest of 1, 2, 5 × 10ⁿ that cuts a span into at most ``parts`` parts."""
-    raw = span / parts
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
-
-
-def tick_text(value: float, step: float) -> str:
-    """A figure with as many digits as tell it from its neighbours, a ``step`` away."""
-    place = math.floor(math.log10(step) + 1e-9)  # of the last digit
-    if abs(value) < step / 2:
-        return "0"
-    if abs(value) < 1e-3 or abs(value) >= 1e5:
-        digits = max(0, math.floor(math.log10(abs(value)) + 1e-9) - place)
-        return f"{value:.{digits}e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "\u2212")
-    digits = max(0, -place)
-    return f"{value:.{digits}f}".replace("-", "\u2212")
-
-
-def linear_axis(values: Sequence[float], parts: int = 4, floor: bool = False) -> tuple[Scale, list[tuple[float, str]]]:
-    """A scale around values with round ends; ``floor`` starts at zero where that costs little room."""
-    low, high = min(values), max(values)
-    if floor and 0 < low < 0.5 * high:
-        low = 0.0
-    if high - low < 1e-12 * max(1.0, abs(high)):
-        margin = 0.1 * abs(high) or 1.0
-        low, high = low - margin, high + margin
-    step = nice_step(high - low, parts)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = [(n * step, tick_text(n * step, step)) for n in range(first, last + 1)]
-    return Scale(first * step, last * step), ticks
-
-
-def log_axis(values: Sequence[float]) -> tuple[Scale, list[tuple[float, str]]]:
-    """A log scale around values: its ends and ticks are powers of ten, or 1, 2, 5 × 10ⁿ where that is not too many."""
-    low, high = min(values), max(values)
-    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
-    fine = [factor * 10.0**n for n in powers for factor in (1, 2, 5)]
-    start = max(value for value in fine if value <= low * (1 + 1e-9))
-    end = min(value for value in fine if value >= high * (1 - 1e-9) and value > start)
-    fine = [value for value in fine if start <= value <= end]
-    if len(fine) <= 7:
-        return Scale(start, end, log=True), [(value, tick_text(value, value)) for value in fine]
-    first = math.floor(math.log10(min(values)) + 1e-9)
-    last = max(first + 1, math.ceil(math.log10(max(values)) - 1e-9))
-    every = max(1, math.ceil((last - first) / 5))
-    ticks = [(10.0**n, tick_text(10.0**n, 10.0**n)) for n in range(first, last + 1, every)]
-    return Scale(10.0**first, 10.0**last, log=True), ticks
-
-
-def step_axis(first: float, last: float) -> tuple[Scale, list[tuple[float, str]]]:
-    """An axis of whole numbers (epochs): its ends are the data's, its ticks are round."""
-    if last <= first:
-        return Scale(first - 1, first + 1), [(first, tick_text(first, 1))]
-    step = max(1.0, nice_step(last - first, 5))
-    inner = [n * step for n in range(math.ceil(first / step), math.floor(last / step) + 1)]
-    ticks = sorted({first, *(x for x in inner if x - first > 0.35 * step)})
-    return Scale(first, last), [(x, tick_text(x, 1)) for x in ticks]
-
-
-def smooth_path(points: Iterable[Point], x: Callable[[float], float], y: Callable[[float], float]) -> str:
-    return "M" + "L".join(f"{x(a):.2f} {100 - y(b):.2f}" for a, b in points)
+    spec: Spec
+    legend: list[Key] = field(default_factory=list)
+    kind: str = ""
 
 
 def line_chart(
@@ -165,159 +75,478 @@ def line_chart(
     series: Sequence[Series],
     *,
     note: str = "",
-    x_label: str = "epoch",
-    x_axis: tuple[Scale, list[tuple[float, str]]] | None = None,
+    x: Axis | None = None,
     y_range: Sequence[float] = (),
     level: tuple[float, str] | None = None,
     best: Sequence[tuple[float, float, str]] = (),
     bands: Sequence[tuple[float, float, str]] = (),
     loss: bool = False,
     fold: float = 50,
-    tick_room: str = "",
     unit: str = "",
-    keyed: bool = True,
+    height: int = 210,
+    steps: bool = False,
 ) -> Chart | None:
     """A chart of lines; None when there is not one point.
 
-    ``level`` is a horizontal reference (value, label), ``best`` are marked points (x, y, label), ``bands``
-    the phases (from, to, name) behind the lines. A ``loss`` starts at zero, or is drawn on a log axis where it
-    ranges over more than ``fold``.
+    ``level`` is a horizontal reference (value, label), ``best`` are marked points (x, y, label), ``bands`` the phases
+    (from, to, name) behind the lines. A ``loss`` starts at zero where that costs little, or is drawn on a log axis
+    where it ranges over more than ``fold``. ``steps`` draws each value up to the next x.
     """
-    series = [one for one in series if any(one.segments)]
-    points = [point for one in series for segment in one.segments for point in segment]
-    if not points:
+    series, x = [one for one in series if any(one.segments)], x or Axis()
+    if not series:
         return None
-    xs, ys = [point[0] for point in points], [point[1] for point in points]
-    ys += [y + side * half for one in series for (_, y), half in one.interval.items() for side in (-1, 1)]
-    ys += list(y_range) + ([level[0]] if level else [])
-    use_log = loss and min(ys) > 0 and max(ys) / min(ys) > fold
-    y_scale, y_ticks = log_axis(ys) if use_log else linear_axis(ys, floor=loss)
-    x_scale, x_ticks = x_axis or step_axis(min(xs), max(xs))
-    lines, marks = [], []
-    for one in series:
-        for segment in one.segments:
-            if len(segment) > 1:
-                lines.append(Line(one.colour, one.dashed, smooth_path(segment, x_scale, y_scale)))
-            if len(segment) == 1 or one.marks:
-                for x, y in segment:
-                    at = (per_cent(x_scale(x)), per_cent(y_scale(y)))
-                    marks.append(Mark(*at, one.colour, f"{one.label}: {y:.4g}"))
-        for (x, y), half in one.interval.items():
-            stem = smooth_path([(x, y - half), (x, y + half)], x_scale, y_scale)
-            lines.append(Line(one.colour, False, stem))
-    marks += [Mark(per_cent(x_scale(x)), per_cent(y_scale(y)), "c0", text, best=True) for x, y, text in best]
-    shown = [
-        Band(per_cent(x_scale(a)), per_cent(x_scale(b) - x_scale(a)), name, n % 2 == 1)
-        for n, (a, b, name) in enumerate(clipped(bands, x_scale))
+    rows = table(series, x)
+    ys = [
+        y + side * one.interval.get((a, y), 0) for one in series for s in one.segments for a, y in s for side in (-1, 1)
     ]
-    height = y_scale(level[0]) if level else 0.0
-    drawn = [[(x_scale(x), y_scale(y)) for x, y in segment] for one in series for segment in one.segments]
-    labels = [Tick(per_cent(y_scale(value)), text + unit) for value, text in y_ticks]
+    ys += [*y_range, *([level[0]] if level else [])]
+    log = loss and min(ys) > 0 and max(ys) / min(ys) > fold
+    encoding = {
+        "x": x_encoding(x, [row["x"] for row in rows]),
+        "y": y_encoding(ys, log, loss, bool(y_range), unit, height // 50),
+    }
+    names = [f"s{n}" for n in range(len(series))]
+    colour = {"field": "s", "type": "nominal", "legend": None}
+    encoding["color"] = {**colour, "scale": scale(names, [f"var(--{one.colour})" for one in series])}
+    dash = {**colour, "scale": scale(names, [[5, 4] if one.dashed else [1, 0] for one in series])}
+    folded = [{"fold": names, "as": ["s", "y"]}, {"filter": "isValid(datum.y)"}, SHOWN]
+    line = {"type": "line", "strokeWidth": 2, "strokeJoin": "round", "clip": True}
+    layers = [*band_layers(clipped(bands, x)), *level_layers(level)]
+    layers.append({
+        "transform": folded,
+        "mark": {**line, "interpolate": "step-after"} if steps else line,
+        "encoding": {**encoding, "strokeDash": dash, "detail": {"field": "g"}},
+    })  # fmt: skip
+    if any(one.interval for one in series):
+        ends = [
+            {"calculate": f"datum.y {sign} datum['h' + datum.s]", "as": end} for sign, end in (("-", "a"), ("+", "b"))
+        ]
+        stem = {
+            "x": encoding["x"],
+            "y": {**encoding["y"], "field": "a"},
+            "y2": {"field": "b"},
+            "color": encoding["color"],
+        }
+        layers.append({"transform": [*folded, *ends], "mark": {"type": "rule", "strokeWidth": 2}, "encoding": stem})
+    dots = marked(series, x, unit)
+    if dots:
+        tip = {"tooltip": {"field": "t"}}
+        layers.append(
+            {
+                "data": {"values": dots},
+                "transform": [SHOWN],
+                "mark": {"type": "point", "filled": True, "opacity": 1, "size": 50},
+                "encoding": {**encoding, **tip},
+            }
+        )
+    if len(series) == 1 or any(sum(name in row for name in names) > 1 for row in rows):
+        layers += hover_layers(series, encoding["x"], x, unit)
+    if best:
+        ring = {
+            "type": "point",
+            "size": 90,
+            "strokeWidth": 2.5,
+            "fill": "var(--panel)",
+            "stroke": "var(--c0)",
+            "opacity": 1,
+        }
+        found = [{"x": a, "y": rounded(b), "t": text, "s": "s0"} for a, b, text in best]
+        shown = {"x": encoding["x"], "y": encoding["y"], "tooltip": {"field": "t"}}
+        layers.append({"data": {"values": found}, "transform": [SHOWN], "mark": ring, "encoding": shown})
+    columns = {("t" if x.places else "x"): x.said or x.title} | {
+        name: one.label for name, one in zip(names, series, strict=True)
+    }
+    legend = [Key(n, one.label, one.colour, one.dashed) for n, one in zip(names, series, strict=True) if one.label]
+    legend += [Key("level", level[1], "c1", True)] if level else []
+    spec = {"height": height, "data": {"values": rows}, "params": [{"name": "hidden", "value": []}], "layer": layers}
     return Chart(
-        title=title,
-        note=note + (" Log scale." if use_log else ""),
-        describe=f"{title}: " + ", ".join(one.label for one in series),
-        gutter=max(len(tick.label) for tick in labels),
-        x_label=x_label,
-        x_ticks=[Tick(per_cent(x_scale(value)), text) for value, text in x_ticks],
-        y_ticks=labels,
-        lines=lines,
-        marks=marks,
-        bands=shown,
-        legend=[(one.colour, one.dashed, one.label) for one in series] if keyed else [],
-        level=Tick(per_cent(height), level[1]) if level else None,
-        level_place=label_place(height, drawn) if level else "",
-        tick_room=tick_room,
+        title,
+        note + (" Log scale." if log else ""),
+        of_page(title, spec, columns),
+        legend if len({(key.colour, key.dashed) for key in legend}) > 1 else [],
     )
 
 
-def label_place(height: float, lines: Sequence[Sequence[Point]]) -> str:
-    """Beside which end of a level, above or below it, a label keeps clear of the lines; all in per cent."""
-
-    def clearance(place: str) -> float:
-        low, reach = height - LABEL[1] * ("below" in place), range(0, LABEL[0], 2)
-        if not 0 <= low <= 100 - LABEL[1] / 2:
-            return -1.0
-        strip = [100 - x for x in reach] if "right" in place else list(reach)
-        ys = [y for line in lines for x in strip for y in between(line, x)]
-        return min((max(low - y, y - low - LABEL[1], 0.0) for y in ys), default=100.0)
-
-    return max(("left", "right", "left below", "right below"), key=lambda place: min(clearance(place), LABEL[1] / 2))
+def of_page(title: str, spec: Spec, columns: Mapping[str, str]) -> Spec:
+    """A specification as wide as its place on the page; ``columns`` name the values of a page that cannot draw it."""
+    fit = {"type": "fit" if spec["height"] == "container" else "fit-x", "contains": "padding"}
+    return {"description": title, "width": "container", "autosize": fit, "usermeta": {"columns": columns}, **spec}
 
 
-def between(line: Sequence[Point], x: float) -> list[float]:
-    """The heights of a line at x: none where it does not reach."""
-    if len(line) == 1:
-        return [line[0][1]] if abs(line[0][0] - x) < 2 else []
-    ends = [(a, b) for a, b in itertools.pairwise(line) if min(a[0], b[0]) <= x <= max(a[0], b[0])]
-    return [a[1] + (b[1] - a[1]) * (x - a[0]) / (b[0] - a[0]) if b[0] != a[0] else b[1] for a, b in ends]
+def scale(names: Sequence[str], values: Sequence[Any]) -> Spec:
+    return {"domain": list(names), "range": list(values)}
 
 
-def clipped(bands: Sequence[tuple[float, float, str]], scale: Scale) -> list[tuple[float, float, str]]:
+def table(series: Sequence[Series], x: Axis) -> list[Spec]:
+    """A row for each place: ``s0``, ``s1`` … the series' values, ``hs0`` … half widths, ``g`` the segment."""
+    rows: dict[tuple[int, float], Spec] = {}
+    for n, one in enumerate(series):
+        for g, segment in enumerate(one.segments):
+            for point in segment:
+                row = rows.setdefault((g, point[0]), {"x": rounded(point[0]), "g": g})
+                row[f"s{n}"] = rounded(point[1])
+                if point in one.interval:
+                    row[f"hs{n}"] = rounded(one.interval[point])
+                if x.places:
+                    row["t"] = x.places.get(point[0], plain(point[0]))
+    return list(rows.values())
+
+
+def rounded(value: float) -> float | None:
+    """A number as short as its use allows; JSON has no other than finite ones."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def x_encoding(x: Axis, values: Sequence[float]) -> Spec:
+    low, high = x.ends or (min(values), max(values))
+    if low == high:
+        low, high = low - 1, high + 1
+    kind = {"type": "log"} if x.log else {"zero": False, "nice": False}
+    axis: Spec = {"title": x.title, "titleAnchor": "end", "grid": False, "labelOverlap": True, "labelFlush": False}
+    if x.ticks is not None:
+        places, labels = json.dumps([rounded(tick) for tick in x.ticks]), json.dumps(list(x.ticks.values()))
+        axis |= {
+            "values": [rounded(tick) for tick in x.ticks],
+            "labelExpr": f"{labels}[indexof({places}, datum.value)]",
+        }
+    elif x.whole and high - low < 10:
+        axis |= {"values": list(range(math.ceil(low), math.floor(high) + 1)), "format": "d"}
+    return {
+        "field": "x",
+        "type": "quantitative",
+        "scale": {**kind, "domain": [rounded(low), rounded(high)]},
+        "axis": axis,
+    }
+
+
+def y_encoding(ys: Sequence[float], log: bool, loss: bool, fixed: bool, unit: str, ticks: int) -> Spec:
+    low, high = min(ys), max(ys)
+    kind: Spec = {"type": "log"} if log else {"zero": loss and 0 < low < 0.5 * high}
+    if fixed:
+        kind |= {"domainMin": rounded(low), "domainMax": rounded(high)}
+    axis = {"title": None, "tickCount": ticks} | ({"labelExpr": f"datum.label + '{unit}'"} if unit else {})
+    return {"field": "y", "type": "quantitative", "scale": {**kind, "nice": True}, "axis": axis}
+
+
+def clipped(bands: Sequence[tuple[float, float, str]], x: Axis) -> list[tuple[float, float, str]]:
     """The bands as far as they lie on the axis; none where a single one would be left."""
-    inside = [(max(a, scale.low), min(b, scale.high), name) for a, b, name in bands]
+    low, high = x.ends or (-float("inf"), float("inf"))
+    inside = [(max(a, low), min(b, high), name) for a, b, name in bands]
     inside = [(a, b, name) for a, b, name in inside if b > a]
     return inside if len(inside) > 1 else []
 
 
+def band_layers(bands: Sequence[tuple[float, float, str]]) -> list[Spec]:
+    if not bands:
+        return []
+    rows = [{"x": a, "b": b, "n": name, "odd": n % 2} for n, (a, b, name) in enumerate(bands)]
+    place = {"x": {"field": "x", "type": "quantitative"}, "x2": {"field": "b"}}
+    shade = {
+        "opacity": {
+            "field": "odd",
+            "type": "quantitative",
+            "scale": {"domain": [0, 1], "range": [0, 0.8]},
+            "legend": None,
+        }
+    }
+    room = {"expr": "scale('x', datum.b) - scale('x', datum.x) - 6"}
+    name = {"type": "text", "align": "left", "baseline": "bottom", "dx": 4, "limit": room, **TEXT}
+    text = {"x": place["x"], "y": {"value": -5}, "text": {"field": "n"}, "tooltip": {"field": "n"}}
+    return [
+        {"data": {"values": rows}, "mark": {"type": "rect", "fill": "var(--sunk)"}, "encoding": {**place, **shade}},
+        {"data": {"values": rows[1:]}, "mark": {"type": "rule", "color": "var(--line)"}, "encoding": {"x": place["x"]}},
+        {"data": {"values": rows}, "mark": name, "encoding": text},
+    ]
+
+
+def level_layers(level: tuple[float, str] | None, channel: str = "y") -> list[Spec]:
+    if level is None:
+        return []
+    rule = {"type": "rule", "color": "var(--c1)", "strokeWidth": 1.5, "strokeDash": [6, 4]}
+    place = {channel: {"field": channel, "type": "quantitative"}, "tooltip": {"field": "t"}}
+    row = {channel: rounded(level[0]), "s": "level", "t": level[1]}
+    return [{"data": {"values": [row]}, "transform": [SHOWN], "mark": rule, "encoding": place}]
+
+
+def marked(series: Sequence[Series], x: Axis, unit: str) -> list[Spec]:
+    """The points that are drawn as dots, and what they say."""
+    dots = []
+    for n, one in enumerate(series):
+        for a, y in (point for segment in one.segments if one.marks or len(segment) == 1 for point in segment):
+            half = f" ± {plain(one.interval[a, y])}" if (a, y) in one.interval else ""
+            where = f", {x.places[a]}" if x.places and a in x.places else ""
+            dots.append(
+                {"x": rounded(a), "y": rounded(y), "s": f"s{n}", "t": f"{one.label}{where}: {plain(y)}{half}{unit}"}
+            )
+    return dots
+
+
+def hover_layers(series: Sequence[Series], place: Spec, x: Axis, unit: str) -> list[Spec]:
+    """The place nearest to the pointer, and the values of all lines there."""
+    digits = ".2f" if unit else ",.5~r"
+    texts = []
+    for n in range(len(series)):
+        half = f"(isValid(datum.hs{n}) ? ' ± ' + format(datum.hs{n}, '{digits}') : '')"
+        text = f"format(datum.s{n}, '{digits}') + {half} + '{unit}'"
+        texts.append({"calculate": f"isValid(datum.s{n}) ? {text} : '—'", "as": f"t{n}"})
+    tips = [{"field": "t" if x.places else "x", "title": x.said or x.title}]
+    tips += [{"field": f"t{n}", "title": one.label} for n, one in enumerate(series) if one.label]
+    beside = [{"op": op, "field": "x", "as": op} for op in ("lag", "lead")]
+    middle = "sqrt(datum.{0} * datum.x)" if x.log else "(datum.{0} + datum.x) / 2"
+    ends = zip(("lag", "lead"), place["scale"]["domain"], ("a", "b"), strict=True)
+    reach = [{"calculate": f"isValid(datum.{k}) ? {middle.format(k)} : {end}", "as": to} for k, end, to in ends]
+    pointed = {"condition": {"param": "pointer", "value": 0.6, "empty": False}, "value": 0}
+    return [
+        {
+            "mark": {"type": "rule", "color": "var(--soft)"},
+            "encoding": {"x": place, "opacity": pointed},
+        },
+        {
+            "transform": [{"window": beside, "sort": [{"field": "x"}]}, *reach, *texts],
+            "params": [{"name": "pointer", "select": {"type": "point", "fields": ["x"], "on": "pointerover"}}],
+            "mark": {"type": "rect", "opacity": 0},
+            "encoding": {"x": {**place, "field": "a"}, "x2": {"field": "b"}, "tooltip": tips},
+        },
+    ]
+
+
 @dataclass(frozen=True)
 class Strip:
-    """One setting of a dot strip: every run's value, the mean and its interval, in per cent of the width."""
+    """One setting of a dot strip: every run's (value, text), their mean and the half width of its interval."""
 
     label: str
     colour: str
     text: str
-    mean: str
-    low: str
-    high: str
-    dots: list[tuple[str, str]]
+    mean: float
+    half: float | None
+    dots: Sequence[tuple[float, str]]
+
+
+def dot_strips(title: str, strips: Sequence[Strip], level: tuple[float, str] | None = None, unit: str = "") -> Chart:
+    """A strip for each setting, all on one axis: a dot for each run, a tick for the mean, a bar for its interval."""
+    rows = [
+        {"l": one.label, "c": f"var(--{one.colour})", "m": rounded(one.mean), "v": one.text}
+        | {"a": within(one.mean - (one.half or 0), unit), "b": within(one.mean + (one.half or 0), unit)}
+        for one in strips
+    ]
+    dots = [
+        {"l": one.label, "c": f"var(--{one.colour})", "x": rounded(v), "t": t} for one in strips for v, t in one.dots
+    ]
+    values = [row[key] for row in rows for key in "mab"] + [dot["x"] for dot in dots]
+    if level and not min(values) - (span := 0.6 * (max(values) - min(values))) <= level[0] <= max(values) + span:
+        level = None  # a far one would squeeze the dots together
+    axis = {"title": None, "tickCount": 4} | ({"labelExpr": f"datum.label + '{unit}'"} if unit else {})
+    y = {"field": "l", "type": "nominal", "sort": None, "axis": None, "scale": {"paddingInner": 0, "paddingOuter": 0}}
+    encoding = {
+        "y": y,
+        "x": {"field": "x", "type": "quantitative", "axis": axis, "scale": {"zero": False, "nice": True, "padding": 8}},
+        "color": {"field": "c", "scale": None},
+    }
+    mean = {**encoding, "x": {**encoding["x"], "field": "m"}}
+    told = {"tooltip": [{"field": "l", "title": "setting"}, {"field": "v", "title": "mean"}]}
+    text = {"type": "text", "baseline": "top", "dy": -22, "fontSize": 13}
+    layers = [
+        {"mark": {"type": "rule", "color": "var(--line)"}, "encoding": {"y": y}},
+        *level_layers(level, "x"),
+        {
+            "mark": {"type": "rule", "strokeWidth": 8, "opacity": 0.28},
+            "encoding": {**encoding, "x": {**encoding["x"], "field": "a"}, "x2": {"field": "b"}, **told},
+        },
+        {
+            "data": {"values": dots},
+            "mark": {"type": "circle", "size": 70, "opacity": 0.75},
+            "encoding": {**encoding, "tooltip": [{"field": "l", "title": "setting"}, {"field": "t", "title": "run"}]},
+        },
+        {"mark": {"type": "tick", "thickness": 2.5, "size": 20}, "encoding": {**mean, **told}},
+        {
+            "mark": {
+                **text,
+                "align": "left",
+                "fontWeight": 600,
+                "color": "var(--text)",
+                "limit": {"expr": "width - 120"},
+            },
+            "encoding": {"y": y, "x": {"value": 0}, "text": {"field": "l"}, "tooltip": {"field": "l"}},
+        },
+        {
+            "mark": {**text, "align": "right", "color": "var(--soft)"},
+            "encoding": {"y": y, "x": {"value": "width"}, "text": {"field": "v"}},
+        },
+    ]
+    spec = {
+        "height": {"step": 48},
+        "data": {"values": rows},
+        "params": [{"name": "hidden", "value": []}],
+        "layer": layers,
+    }
+    legend = [Key("level", level[1], "c1", True)] if level else []
+    return Chart(title, "", of_page(title, spec, {"l": "setting", "v": "mean"}), legend, "strips")
+
+
+def within(value: float, unit: str) -> float:
+    """A value as it is, or what a share can be: intervals of few runs may leave that."""
+    return rounded(min(100.0, max(0.0, value)) if unit == " %" else value)
 
 
 @dataclass(frozen=True)
-class Strips:
-    title: str
-    rows: list[Strip]
-    ticks: list[Tick]
-    level: Tick | None
+class Bar:
+    """A row of a bar chart: the name before it, its bars as (value, colour), the first the widest, and what is written
+    behind them: ``figure`` in the last bar's colour, then ``text``."""
+
+    name: str
+    bars: Sequence[tuple[float, str]]
+    text: str
+    figure: str = ""
 
 
-def dot_strips(
-    title: str,
-    rows: Sequence[tuple[str, str, str, float, float | None, Sequence[tuple[float, str]]]],
-    level: tuple[float, str] | None = None,
-    unit: str = "",
-) -> Strips:
-    """Strips on one axis, from rows of (label, colour, text, mean, half width, (value, title) of each run)."""
-    values = [value for row in rows for value in (row[3] - (row[4] or 0), row[3] + (row[4] or 0))]
-    values += [value for row in rows for value, _ in row[5]]
-    if level:
-        span = max(values) - min(values)  # a far level would squeeze the dots together
-        if not (min(values) - 0.6 * span <= level[0] <= max(values) + 0.6 * span):
-            level = None
-        else:
-            values.append(level[0])
-    if unit == " %":  # intervals of few runs may leave what a share can be
-        values = [min(100.0, max(0.0, value)) for value in values]
-    scale, ticks = linear_axis(values, parts=3)
-
-    def at(value: float) -> str:
-        return per_cent(4 + 0.92 * scale(value))
-
-    strips = [
-        Strip(
-            label=label,
-            colour=colour,
-            text=text,
-            mean=at(mean),
-            low=at(max(scale.low, mean - (half or 0))),
-            high=at(min(scale.high, mean + (half or 0))),
-            dots=[(at(value), name) for value, name in runs],
-        )
-        for label, colour, text, mean, half, runs in rows
+def bar_chart(title: str, rows: Sequence[Bar], *, ends: tuple[float, float], note: str = "") -> Chart:
+    """Rows of bars from zero, which is marked, and what they say; what is longer than the ``ends`` is cut off there."""
+    values = [
+        {"n": n, "name": row.name, "t": row.text, "f": row.figure}
+        | {f"v{k}": rounded(value) for k, (value, _) in enumerate(row.bars)}
+        | {f"c{k}": f"var(--{colour})" for k, (_, colour) in enumerate(row.bars)}
+        for n, row in enumerate(rows)
     ]
-    return Strips(
-        title=title,
-        rows=strips,
-        ticks=[Tick(at(value), text + unit) for value, text in ticks],
-        level=Tick(at(level[0]), level[1]) if level else None,
-    )
+    last, figures = max(len(row.bars) for row in rows) - 1, any(row.figure for row in rows)
+    said = 7 * max(len(row.text) for row in rows) + 8
+    room = said + (52 if figures else 0)
+    labels = json.dumps([row.name for row in rows])
+    axis = {"title": None, "ticks": False, "domain": False, "labelLimit": 140, "labelExpr": f"{labels}[datum.value]"}
+    y = {"field": "n", "type": "ordinal", "axis": axis}
+    place = {"domain": [rounded(end) for end in ends], "clamp": True, "range": [0, {"expr": f"width - {room}"}]}
+    x = {"type": "quantitative", "axis": None, "scale": {**place, "nice": False, "zero": False}}
+    tips = [{"field": "name", "title": "name"}, *([{"field": "f", "title": "change"}] if figures else [])]
+    tips.append({"field": "t", "title": "value"})
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "bar", "height": 14 - 7 * k, "cornerRadius": 1, "minBandSize": 1},
+            "encoding": {
+                "y": y,
+                "x": {**x, "field": f"v{k}"},
+                "x2": {"datum": 0},
+                "color": {"field": f"c{k}", "scale": None},
+                "tooltip": tips,
+            },
+        }
+        for k in range(last + 1)
+    ]
+    zero = {"mark": {"type": "rule", "color": "var(--soft)"}, "encoding": {"x": {**x, "datum": 0}}}
+    text = {"type": "text", "align": "right", **TEXT}
+    colour = {"color": {"field": f"c{last}", "scale": None}}
+    layers += [
+        {**zero, "data": {"values": [{}]}},
+        {"mark": text, "encoding": {"y": y, "x": {"value": "width"}, "text": {"field": "t"}}},
+        {
+            "mark": {**text, "fontWeight": 600, "dx": -said},
+            "encoding": {"y": y, "x": {"value": "width"}, "text": {"field": "f"}, **colour},
+        },
+    ]
+    spec = {"height": {"step": 20}, "data": {"values": values}, "layer": layers}
+    columns = {"name": "name"} | ({"f": "change"} if figures else {}) | {"t": "value"}
+    return Chart(title, note, of_page(title, spec, columns), [], "bars")
+
+
+def heatmap(
+    title: str,
+    values: Sequence[Sequence[float | None]],
+    names: Sequence[str],
+    *,
+    bounds: tuple[float, float],
+    called: tuple[str, str, str],
+    note: str = "",
+    between: Sequence[int] = (),
+    texts: Sequence[Sequence[str]] = (),
+    truth: bool = False,
+) -> Chart:
+    """A square matrix in shades between the ``bounds``; None is left out.
+
+    ``called`` are row, column and value under the pointer, ``between`` the rows before which a line is drawn, ``texts``
+    what the cells say, and is written into them where there is room. With ``truth`` the diagonal, where it is right,
+    has a colour of its own.
+    """
+    size = len(names)
+    written = bool(texts) and size <= MOST_WRITTEN
+    rows: list[Spec] = [
+        {"i": i, "row": name, "v": [v if v is None else rounded(v) for v in row]}
+        for i, (name, row) in enumerate(zip(names, values, strict=True))
+    ]
+    for row, text in zip(rows, texts, strict=False):
+        row["t"] = list(text)
+    named = {
+        "data": {"values": [{"n": n, "name": name} for n, name in enumerate(names)]},
+        "key": "n",
+        "fields": ["name"],
+    }
+    cells: list[Spec] = [
+        {"flatten": ["v", "t"] if texts else ["v"]},
+        {"window": [{"op": "row_number", "as": "j"}], "groupby": ["i"]},
+        {"calculate": "datum.j - 1", "as": "j"},
+        {"filter": "isValid(datum.v)"},
+        {"lookup": "j", "from": named, "as": ["column"]},
+        *(
+            {"calculate": f"datum.{key} + {part}", "as": to}
+            for key in "ij"
+            for part, to in ((1, f"{key}2"), (0.5, f"{key}m"))
+        ),
+        {"calculate": "datum.i == datum.j ? 'var(--c0)' : 'var(--c1)'" if truth else "'var(--c0)'", "as": "c"},
+    ]
+    axis = {"title": None, "ticks": False, "domain": False, "grid": False, "labelOverlap": True, "labelLimit": 90}
+    axis |= {"values": [n + 0.5 for n in range(size)], "labelExpr": f"{json.dumps(list(names))}[floor(datum.value)]"}
+    ends = {"domain": [0, size], "nice": False, "zero": False}
+    turned = -90 if max(map(len, names)) > 3 else 0
+    place: Spec = {
+        "x": {
+            "field": "j",
+            "type": "quantitative",
+            "scale": ends,
+            "axis": {**axis, "orient": "top", "labelAngle": turned},
+        },
+        "y": {"field": "i", "type": "quantitative", "scale": {**ends, "reverse": True}, "axis": axis},
+    }
+    if not written:
+        place["x"]["axis"] = None
+    shades = {"domain": list(bounds), "range": [0, 1], "clamp": True}
+    keys = ("row", "column", "t" if texts else "v")
+    tips = [{"field": key, "title": label} for key, label in zip(keys, called, strict=True)]
+    tips[2] |= {} if texts else {"format": ".2f"}
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "rect", "stroke": "var(--panel)", "strokeWidth": 2 if written else 0},
+            "encoding": {
+                **place,
+                "x2": {"field": "j2"},
+                "y2": {"field": "i2"},
+                "fill": {"field": "c", "scale": None},
+                "fillOpacity": {"field": "v", "type": "quantitative", "scale": shades, "legend": None},
+                "tooltip": tips,
+            },
+        }
+    ]
+    if between:
+        lines = {"values": [{"i": n, "j": n} for n in between]}
+        rule = {"type": "rule", "color": "var(--panel)", "strokeWidth": 1.5}
+        layers += [{"data": lines, "mark": rule, "encoding": {channel: place[channel]}} for channel in "xy"]
+    if written:
+        fits = f"width / {size} / {0.62 * max(2, *(len(text) for row in texts for text in row))}"  # pixels of a letter
+        strong = {"test": f"datum.v > {sum(bounds) / 2 + 0.05}", "value": "var(--on-strong)"}
+        layers.append(
+            {
+                "mark": {
+                    "type": "text",
+                    "fontSize": {"expr": f"min(12, {fits})"},
+                    "opacity": {"expr": f"{fits} < 7 ? 0 : 1"},
+                },
+                "encoding": {
+                    "x": {**place["x"], "field": "jm"},
+                    "y": {**place["y"], "field": "im"},
+                    "text": {"field": "t"},
+                    "color": {"condition": strong, "value": "var(--text)"},
+                    "tooltip": tips,
+                },
+            }
+        )
+    for one in layers:
+        if "data" not in one:
+            one["transform"] = cells
+    spec = {"height": "container", "data": {"values": rows}, "view": {"fill": "var(--sunk)"}, "layer": layers}
+    return Chart(title, note, of_page(title, spec, {"row": called[0], "t" if texts else "v": called[2]}), [], "square")
