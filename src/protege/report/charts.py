@@ -324,12 +324,12 @@ class Strip:
 
 def dot_strips(title: str, strips: Sequence[Strip], level: tuple[float, str] | None = None, unit: str = "") -> Chart:
     """A strip for each setting, all on one axis: a dot for each run, a tick for the mean, a bar for its interval."""
-    rows = [
+    rows: list[Spec] = [
         {"l": one.label, "c": f"var(--{one.colour})", "m": rounded(one.mean), "v": one.text}
         | {"a": within(one.mean - (one.half or 0), unit), "b": within(one.mean + (one.half or 0), unit)}
         for one in strips
     ]
-    dots = [
+    dots: list[Spec] = [
         {"l": one.label, "c": f"var(--{one.colour})", "x": rounded(v), "t": t} for one in strips for v, t in one.dots
     ]
     values = [row[key] for row in rows for key in "mab"] + [dot["x"] for dot in dots]
