@@ -70,10 +70,9 @@ def test_stages_are_drawn_and_their_losses_stand_in_order(tmp_path: Path) -> Non
     kept = [text for text in said(ordered) if "is kept" in text]
     assert kept[:2] == ["layer1: epoch 3 is kept, loss 1.500", "<i>layer2</i>: epoch 3 is kept, loss 0.150"]
     assert len(kept) == 5
-    labels = next(layer for layer in ordered["layer"] if "y" in layer["encoding"] and "transform" in layer)
-    for seconds in ("2.5", "3.5", "4.5", "5.5", "1.0"):
-        assert f'"{seconds}\\u00a0s"' in labels["encoding"]["x"]["axis"]["labelExpr"], seconds
-    assert said(ordered, "n")[:5] == [*NAMES, "head", "finetune"]
+    labels = [label.replace("\u00a0", " ") for _, label in ordered["x"]["ticks"]]
+    assert labels == ["2.5 s", "3.5 s", "4.5 s", "5.5 s", "1.0 s"]
+    assert [name for *_, name in ordered["bands"]] == [*NAMES, "head", "finetune"]
     assert "Log scale" in page.text
     assert "Accuracy on the validation set" in page.text
 
@@ -162,13 +161,13 @@ def solved(tmp_path: Path, records: list[dict[str, Any]], before: float = 0.8, a
 
 def bars(page: Page) -> list[dict[str, Any]]:
     """The rows of the charts of solved layers."""
-    return [row for title, c in page.charts.items() if title.startswith("Solved") for row in c["data"]["values"]]
+    return [row for title, c in page.charts.items() if title.startswith("Solved") for row in c["rows"]]
 
 
 def test_solved_layers_are_bars_in_order(tmp_path: Path) -> None:
     page = solved(tmp_path, blocks(**{"conv1": (0.0, 0.0), "<b>conv2</b>": (0.5, 0.1), "fc": (0.4, 0.41)}))
     nothing_is_fetched(page)
-    drawn = [(row["name"], row["v0"], row["v1"], row["t"].replace("\u00a0", " ")) for row in bars(page)]
+    drawn = [(row["name"], *(v for v, _ in row["bars"]), row["text"].replace("\u00a0", " ")) for row in bars(page)]
     assert drawn == [
         ("the outputs", 0.8, 0.04, "80 % → 4.0 %"),
         ("conv1", 0, 0, "0 % → 0 %"),
@@ -177,7 +176,7 @@ def test_solved_layers_are_bars_in_order(tmp_path: Path) -> None:
     ]
     for shown in ("goes from 40 % to 10 %", "sweeps 1"):
         assert shown in page.text, shown
-    assert [row["name"] for row in bars(page) if row["c1"] == "var(--bad)"] == ["fc"]
+    assert [row["name"] for row in bars(page) if row["bars"][1][1] == "bad"] == ["fc"]
     assert "Solved blocks" not in page.text, "numbers are told once"
 
 
@@ -186,13 +185,10 @@ def test_sweeps_and_layers_far_off(tmp_path: Path) -> None:
     first, last = blocks(1, off=(90.0, 3.0), **many), blocks(2, off=(5.0, 0.5), **dict.fromkeys(many, (0.09, 0.05)))
     page = solved(tmp_path, [*first, *last])
     assert [row["name"] for row in bars(page)] == ["the outputs", "off", *many]
-    scales = [c["layer"][0]["encoding"]["x"]["scale"] for t, c in page.charts.items() if t.startswith("Solved")]
-    assert len(scales) == 2
-    for scale in scales:
-        assert scale["clamp"]
-        assert scale["domain"] == [0, pytest.approx(0.6)], "one bad layer does not make all others invisible"
-    assert bars(page)[1]["t"].replace("\u00a0", " ") == "9000 % → 50 %"
-    assert bars(page)[2]["t"].replace("\u00a0", " ") == "20 % → 5.0 %"
+    ends = [chart["ends"] for title, chart in page.charts.items() if title.startswith("Solved")]
+    assert ends == 2 * [[0, pytest.approx(0.6)]], "one bad layer does not make all others invisible"
+    assert bars(page)[1]["text"].replace("\u00a0", " ") == "9000 % → 50 %"
+    assert bars(page)[2]["text"].replace("\u00a0", " ") == "20 % → 5.0 %"
     assert "in 2 sweeps" in page.text
 
 
@@ -231,9 +227,8 @@ def test_a_study_over_amounts_of_data(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path))
     nothing_is_fetched(page)
     assert "Accuracy against samples" in page.text
-    x = page.charts["Accuracy against samples"]["layer"][0]["encoding"]["x"]
-    assert x["axis"]["title"] == "samples (log scale)"
-    assert x["scale"] | {"type": "log", "domain": [50, 200]} == x["scale"]
+    x = page.charts["Accuracy against samples"]["x"]
+    assert (x["title"], x["log"], x["domain"]) == ("samples (log scale)", True, [50, 200])
     assert "fskd & <b>ft</b>" in page.text
     assert "variant none" not in page.text, "a variant is called by its name"
 
@@ -264,7 +259,9 @@ def test_a_study_over_cases_shows_what_each_setting_gains(tmp_path: Path) -> Non
     assert "3 cases; the largest gain over none is +25.00 ± 0.40 points, by kd" in page.text.replace("\u00a0", " ")
     assert "epochs = 3" in page.text, "what was run"
     assert "Off this scale: kd, +25.00 points." in page.text
-    dots = said(page.charts["Gain over none, points of accuracy"])
-    assert [dot for dot in dots if dot.startswith("sim")] == [f"sim, {case}: 3.000 ± 0.400" for case in "abc"]
+    chart = page.charts["Gain over none, points of accuracy"]
+    sim = [one["label"] for one in chart["series"]].index("sim")
+    gains = [(row["t"], row[f"s{sim}"], row[f"h{sim}"]) for row in chart["rows"] if f"s{sim}" in row]
+    assert gains == [(case, pytest.approx(3), pytest.approx(0.4)) for case in "abc"]
     assert "teacher 90.0 %" in page.text
     assert "teacher 70.0 %" in page.text, "each panel has its own case's teacher"

@@ -72,6 +72,10 @@ def read_from(table: str, key: str, where: str | None = None) -> Pick:
     return pick
 
 
+def column(key: str) -> Pick:
+    return lambda record: record.get(key)
+
+
 def keys_of(epochs: Sequence[Record], table: str) -> list[str]:
     return list(dict.fromkeys(key for record in epochs for key in numbers(record.get(table))))
 
@@ -264,12 +268,8 @@ def run_charts(run: Run, primary: str) -> RunCharts:
         for key in keys_of(run.epochs, "train")
         if "loss" not in key and key not in evaluated and key not in drawn
     }
-    for key, title in (
-        ("lr", "Learning rate"),
-        ("images_per_second", "Samples per second"),
-        ("seconds", "Seconds an epoch"),
-    ):
-        rates[title] = lambda record, key=key: record.get(key)
+    names = {"lr": "Learning rate", "images_per_second": "Samples per second", "seconds": "Seconds an epoch"}
+    rates |= {title: column(key) for key, title in names.items()}
     closer = [rate_chart(timeline, title, pick) for title, pick in rates.items()]
     return RunCharts(ordered, present(story), losses if apart else [], present(closer))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from protege.report import words
-from protege.report.charts import MOST_WRITTEN, Axis, Chart, Point, Series, heatmap, line_chart
+from protege.report.charts import Axis, Chart, Point, Series, heatmap, line_chart
 from protege.report.page import write_page
 from protege.report.read import is_number, read_json
 from protege.report.run import Card
@@ -22,6 +22,7 @@ TITLES = {
     "student": "Student’s logit layer",
 }
 PAIRS = 5
+MOST_WRITTEN = 20  # classes up to which a map's cells say their values
 
 
 def percent_axis(title: str) -> Axis:
@@ -325,8 +326,8 @@ def maps(found: dict[str, Any]) -> list[Chart]:
         cells = [[None if i == j else v for j, v in enumerate(row)] for i, row in enumerate(values)]
         note = f"From {_number(bounds[0])} (light) to {_number(bounds[1])} (dark). Most alike: {alike}."
         called = ("class", "and", "cosine")
-        few = cells if len(names) <= MOST_WRITTEN else []
-        texts = [["" if v is None else _number(v) for v in row] for row in few]
+        few = len(names) <= MOST_WRITTEN
+        texts = [["" if v is None else _number(v) for v in row] for row in cells] if few else None
         charts.append(
             heatmap(TITLES[key], cells, names, bounds=bounds, called=called, note=note, between=between, texts=texts)
         )

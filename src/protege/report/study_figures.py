@@ -75,8 +75,12 @@ def strips(study: dict[str, Any], metric: str, colours: Colours) -> list[Chart]:
         inner = {k: v for k, v in setting.items() if not baseline or k in baseline}
         outer = {k: v for k, v in setting.items() if k not in inner}
         dots = [(factor * v, words.metric_value(metric, v, 2)) for v in values_of(row, metric)]
-        width = None if half is None else factor * half
-        item = Strip(say(inner), colours(say(inner)), with_interval(metric, mean, half), factor * mean, width, dots)
+        ends = [factor * (mean + side * (half or 0.0)) for side in (-1, 1)]
+        if factor == 100:  # intervals of few runs may leave what a share can be
+            ends = [min(100.0, max(0.0, end)) for end in ends]
+        item = Strip(
+            say(inner), colours(say(inner)), with_interval(metric, mean, half), factor * mean, ends[0], ends[1], dots
+        )
         groups.setdefault(say(outer), []).append(item)
         panels.setdefault(say(outer), []).append(row)
     level = {title: teacher_level(common_teacher(rows), metric) for title, rows in panels.items()}
@@ -165,7 +169,7 @@ def gains(study: dict[str, Any], metric: str, colours: Colours) -> Chart | None:
     largest = {label: max(abs(mean) for _, mean, _ in points) for label, points in groups.items()}
     far = [label for label in groups if largest[label] > 3 * median(largest.values())]  # would flatten the others
     near = [label for label in groups if label not in far][:COLOURS]
-    series, places = [], {}
+    series, places = [], dict[float, str]()
     for n, label in enumerate(near):
         beside = 0.5 * (n - (len(near) - 1) / 2) / len(near)
         points = [(x + beside, mean, half) for x, mean, half in groups[label]]
