@@ -20,8 +20,7 @@ from torch import nn
 
 import protege
 from protege import UserError
-from protege.data import Data, InMemory
-from protege.data.views import Augment
+from protege.data import Augment, Data, InMemory
 from protege.demo import demo
 from protege.errors import out_of_memory
 from protege.methods import METHODS

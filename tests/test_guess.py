@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from protege import InputSpec, Model, diagnose, distill, evaluate, train
-from protege.data import Batch, InMemory, load_data
+from protege.data import InMemory, load_data
 from protege.errors import UserError
 from protege.labels import UNLABELLED
 from protege.methods import METHODS
@@ -260,21 +259,13 @@ def test_kd_weighs_the_labels_and_not_the_teacher() -> None:
 
 
 def test_weights_of_pixels_are_counted_in_their_masks() -> None:
-    labels = torch.zeros(48, 6, 6, dtype=torch.int64)
-    labels[:, 0] = 1
-    labels[:, 1] = UNLABELLED
-    samples = InMemory(pictures().pixels, labels)
+    masks = torch.zeros(48, 6, 6, dtype=torch.uint8)
+    masks[:, 0] = 1
+    masks[:, 1] = 255
     network = Model(nn.Conv2d(1, 2, 1), InputSpec(channels=1))
     own = METHODS["none"].settings(class_weights="balanced")
-    for known in (True, False):
-        if not known:  # as of masks that are read from files
-            samples.labels, samples.fetch = None, partial(fetched, labels)
-        role = cast(network, None, TASKS["segmentation"], own, samples)
-        assert role.class_weights.tolist() == pytest.approx([30 / 24 / 2, 30 / 6 / 2])
-
-
-def fetched(labels, index, view, augment) -> Batch:
-    return Batch(torch.zeros(len(index), 1, 6, 6, dtype=torch.uint8), labels[index], index, view)
+    role = cast(network, None, TASKS["segmentation"], own, InMemory(pictures().pixels, masks))
+    assert role.class_weights.tolist() == pytest.approx([30 / 24 / 2, 30 / 6 / 2])
 
 
 def test_weights_raise_what_rare_classes_reach(tmp_path, data) -> None:

@@ -330,8 +330,17 @@ def samples(task: str) -> InMemory:
     found = pictures(6)
     if task == "classification":
         return found
-    labels = found.labels.view(-1, 1, 1).expand(-1, 6, 6)
-    return InMemory(found.pixels, labels if task == "segmentation" else labels.flatten(1))
+    masks = found.labels.view(-1, 1, 1).expand(-1, 6, 6).to(torch.uint8)
+    return (InMemory if task == "segmentation" else Words)(found.pixels, masks)
+
+
+class Words(InMemory):
+    """Pixels as if they were words."""
+
+    def _fetch(self, index, view, augment):
+        batch = super()._fetch(index, view, augment)
+        batch.labels = batch.labels.flatten(1)
+        return batch
 
 
 def test_a_convolutional_head_falls_back_to_predictions(caplog):

@@ -302,7 +302,9 @@ def test_teacher_and_student_on_text(tmp_path) -> None:
 def test_phases_without_pixels_still_have_the_words() -> None:
     samples = Text(torch.arange(20, dtype=torch.int32), 20, 1, 6, 2)
     order = [torch.tensor([2, 0]), torch.tensor([1])]
-    for bare, whole in zip(bare_batches(samples, order, 3), batches(samples, order, 3, Augment()), strict=True):
+    for bare, whole in zip(
+        bare_batches(samples, order, 3, Augment()), batches(samples, order, 3, Augment()), strict=True
+    ):
         assert torch.equal(bare.labels, whole.labels)
         assert torch.equal(bare.inputs, whole.inputs)
 

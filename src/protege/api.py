@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from .classes import in_order_of
-from .data import Data, default_workers, load_data
+from .data import Augment, Data, default_workers, load_data
 from .data.classes import SORTED
 from .data.given import has_splits
 from .data.spec import GIB, cache_root
@@ -222,7 +222,11 @@ def _read(given: dict[str, Any], recipe: str | Path | None) -> tuple[dict[str, A
     given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     objects = {key: given[key] for key in ("teacher", "student", "data") if not isinstance(given.get(key), str | None)}
     objects = {key: unwrapped(value) if isinstance(value, nn.Module) else value for key, value in objects.items()}
-    return given | {k: f"python:{type(getattr(v, 'network', v)).__qualname__}" for k, v in objects.items()}, objects
+    given |= {key: f"python:{type(getattr(value, 'network', value)).__qualname__}" for key, value in objects.items()}
+    if not isinstance(given.get("augment"), str | None):
+        objects["augment"] = Augment.of(given["augment"])
+        given["augment"] = str(objects["augment"])
+    return given, objects
 
 
 def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:

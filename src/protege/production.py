@@ -17,7 +17,8 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from .audition import Memo, refuse_chance_level, warn_if_constant
-from .data import Augment, Data, choose, default_workers, hold_out, load_data
+from .data import Augment, Data, check_augment, choose, default_workers, hold_out, load_data
+from .data.transforms import Transform
 from .errors import UserError
 from .labels import BY_POSITION
 from .methods import METHODS, Cast, Transfer
@@ -67,6 +68,7 @@ class Production:
                     f"the {key} of this run was given in Python ({getattr(s, key)}), which a recipe cannot hold; "
                     f"expected it again: pass {key}= to the function."
                 )
+        self.given_augment = Augment.of(objects["augment"]) if "augment" in objects else None
         given = {key: objects.get(key, getattr(s, key)) for key in ("teacher", "student")}
         way = held_out_by(*given.values())
         if resume and (begun := recorded(out)):
@@ -98,6 +100,8 @@ class Production:
         self.origin = origin_of(loaded, self.teacher, self.student, self.lasting) | {"held_out": way}
         self._legacy = partial(legacy_origin, loaded, self.teacher)
         corpus = self._corpus()
+        if isinstance(corpus.augment.transform, Transform):
+            self.origin |= {"transform": corpus.augment.transform.digest}
         method = METHODS[s.method]
         own = method.settings.model_validate({k: getattr(s, k) for k in method.settings.model_fields})
         c = corpus
@@ -195,11 +199,9 @@ class Production:
             some = choose(data.test.labels, samples=min(count, max(MONITORED, len(data.classes))), seed=0, count=count)
             monitor = (data.test, some)
         views = s.views or (DEFAULT_VIEWS if s.teacher is not None else "all")
-        augment = data.augment if s.augment is None else Augment.parse(s.augment)
-        if augment.changes and data.task == "language":
-            raise UserError(f"augment = {s.augment!r} does not suit text; expected none: leave it out.")
+        augment = self._augment(data).among(positions)
         every = views == "all"
-        augment = Augment(augment.shift, augment.flip, augment.crop, seed=augment.seed or (s.seed if every else 0))
+        augment = replace(augment, seed=augment.seed or (s.seed if every else 0))
         if not augment.changes:  # every view is the same
             views, every = 1, False
         return Corpus(
@@ -212,6 +214,20 @@ class Production:
             classes=len(data.classes),
             workers=default_workers() if s.workers is None else s.workers,
         )
+
+    def _augment(self, data: Data) -> Augment:
+        s = self.settings
+        augment = data.augment
+        if s.augment is not None:
+            augment = self.given_augment or Augment.parse(s.augment)
+        check_augment(augment, data.task, data.train.shape)
+        if augment.mixes and METHODS[s.method].labels == "needed":
+            able = " or ".join(repr(name) for name, method in METHODS.items() if method.labels != "needed")
+            raise UserError(
+                f"augment = '{augment}' mixes images, which then have no single true class, and method {s.method!r} "
+                f"needs it; expected one that learns from the teacher alone: use method={able}, or leave that out."
+            )
+        return augment
 
     def _judged(self) -> bool:
         """Whether a phase keeps its best state or stops early, and so must not be judged on the test set."""

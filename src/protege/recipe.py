@@ -81,7 +81,11 @@ class Recipe(FitSettings):
     views: Views | None = Field(
         None, description="augmentations a sample has, replayed and remembered; 'all': a fresh one each epoch"
     )
-    augment: str | None = Field(None, description="none, or e.g. shift=4,flip or crop=0.35,flip; default: by the data")
+    augment: str | None = Field(
+        None,
+        description="none, or parts: shift=4, crop=0.35, flip, jitter=0.4, randaugment=9, mixup=0.2, cutmix=1, "
+        "package.module:transform; default: by the data",
+    )
     image_size: int | None = Field(
         None,
         ge=4,

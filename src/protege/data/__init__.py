@@ -3,6 +3,7 @@
 Data yields raw pixels; a model carries how it wants them normalised.
 """
 
+from .augment import Augment, check_augment
 from .batch import Batch
 from .dataset import Data, check_complete
 from .loader import bare_batches, batches, default_workers, forward_size
@@ -10,7 +11,7 @@ from .samples import InMemory, Samples, Streamed
 from .spec import cache_root, default_augment, load_data
 from .split import choose, hold_out
 from .text import Text
-from .views import CLEAN, MOST_PIXELS, Augment
+from .views import CLEAN, MOST_PIXELS
 
 __all__ = [
     "CLEAN",
@@ -25,6 +26,7 @@ __all__ = [
     "bare_batches",
     "batches",
     "cache_root",
+    "check_augment",
     "check_complete",
     "choose",
     "default_augment",

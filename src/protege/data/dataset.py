@@ -11,11 +11,12 @@ import torch
 from ..errors import UserError
 from ..labels import UNLABELLED
 from ..naming import check_text
+from .augment import Augment
 from .classes import BARE, GIVEN, SETTLED, SORTED, other_order
 from .loader import forward_size
 from .ranges import Ranges
 from .samples import Samples
-from .views import CLEAN, Augment, draws
+from .views import CLEAN, draws
 
 _MEASURED = 2000
 

@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..labels import UNLABELLED
 from ..naming import numbers
 from .arrays import ImageKind, image_pixels, kind_of, mask_of
+from .augment import Augment
 from .classes import BARE, GIVEN, SORTED, among, check_labels, naming_of, ordered, renumbered, union
 from .contents import READ, place_of_image, places_of_files
 from .decode import centred
@@ -32,7 +33,6 @@ from .progress import progress
 from .ranges import Ranges
 from .repeatable import COMPARED, Watch, refuse_random, spread
 from .samples import InMemory, Samples, Streamed
-from .views import Augment
 
 
 class Items:

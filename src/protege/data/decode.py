@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_all_start_methods, get_context
 from os import cpu_count
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,10 @@ from .pixels import (
 )
 from .pixels import extent as pixel_extent
 from .ranges import Extent, Ranges
-from .views import CLEAN, Augment, boxes
+from .views import CLEAN, boxes
+
+if TYPE_CHECKING:
+    from .augment import Augment
 
 SMALL = 64
 """Images up to this many pixels high and wide keep their size."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .augment import Augment
 from .contents import content_of, place_of_bytes, places_of_files
 from .decode import SMALL, Form, Named, Survey, decode, decode_all, extent, in_threads, survey
 from .kept import keep_pixels, load_pixels
@@ -26,7 +27,6 @@ from .pixels import Deviation, readable
 from .progress import progress
 from .ranges import Extent, Ranges, settle
 from .samples import InMemory, Samples, Streamed
-from .views import Augment
 
 VERSION = 3  # of what decoding makes of an image
 MANY = 5000  # small images from which on decoding takes longer than a moment

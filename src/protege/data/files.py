@@ -12,6 +12,9 @@ from .pixels import open_image
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Suffixes that are believed; a file of another is looked into."""
 
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""The names under which a folder, a dict or a hub set has the splits."""
+
 _LOG = logging.getLogger("protege")
 
 

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..labels import UNLABELLED
+from .augment import Augment
 from .classes import SETTLED, SORTED, among, ordered, union
 from .decode import Form, Survey, extent, in_threads
 from .encoded import Files, FromSource, Listing, Source, tell_transparent
-from .files import images_below, split_files, tell_left_out, visible
+from .files import SPLITS, images_below, split_files, tell_left_out, visible
 from .masks import fitted_mask, mask_classes, present, read_mask
 from .progress import progress
 from .ranges import Ranges, settle
 from .samples import InMemory, Samples, Streamed
-from .views import CLEAN, VOID, Augment
+from .views import CLEAN, VOID
 
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 _CAMVID_FILE = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_f?\d+")
 _CAMVID_VOID = 11

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from ..errors import UserError, told
 from ..labels import UNLABELLED
 from .classes import seems_id
-from .folders import SPLITS
+from .files import SPLITS
 from .repeatable import Watch
 
 IMAGES = ("image", "img", "images", "pixel_values")

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
+from .augment import Augment
 from .batch import Batch
 from .samples import Samples
-from .views import Augment
 
 
 class _Fetches(Dataset):
@@ -91,17 +91,17 @@ def batches(
 
 
 def bare_batches(
-    samples: Samples, order: Sequence[Tensor], view: int, *, device: torch.device | str | None = None
+    samples: Samples, order: Sequence[Tensor], view: int, augment: Augment, *, device: torch.device | str | None = None
 ) -> Iterator[Batch]:
     """`batches` without a look at the images: inputs [B, 0], and labels where a sample has one (else [B, 0]).
 
     Text comes whole: its tokens cost nothing to fetch, and its labels are among them.
     """
     if len(samples.shape) == 1:
-        yield from batches(samples, order, view, Augment(), device=device)
+        yield from batches(samples, order, view, augment, device=device)
         return
     for positions in order:
         nothing = torch.empty(len(positions), 0)
-        labels = nothing.long() if samples.labels is None else samples.labels[positions]
-        batch = Batch(nothing, labels, positions, view)
+        labels = samples.labels_of(positions, view, augment)
+        batch = Batch(nothing, nothing.long() if labels is None else labels, positions, view)
         yield batch if device is None else batch.to(device)

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .augment import Augment
 from .batch import Batch
 from .classes import renumbered
-from .views import VOID, Augment, render, render_masks
+from .mixing import blend, mixed_labels, partners, weights
+from .views import CLEAN, VOID, render, render_masks
 
 
 class Samples(ABC):
@@ -38,12 +40,29 @@ class Samples(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    @abstractmethod
     def fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
         """The samples at positions `index` (int64 [B]) in the given view (`CLEAN`: not augmented).
 
         The pixels depend on (position, view, augment) only. Raises UserError where an image cannot be read.
         """
+        batch = self._fetch(index, view, augment)
+        if augment.mixes and view != CLEAN:
+            others = self._fetch(partners(augment, index, view, len(self)), view, augment)
+            weight, share = weights(augment, index, view, *self.shape[1:])
+            batch.inputs = blend(batch.inputs, others.inputs, weight)
+            batch.labels = mixed_labels(batch.labels, others.labels, share)
+        return batch
+
+    def labels_of(self, index: Tensor, view: int, augment: Augment) -> Tensor | None:
+        """The labels that `fetch` gives, without a look at the images; None where they are per pixel or token."""
+        if self.labels is None or not augment.mixes or view == CLEAN:
+            return None if self.labels is None else self.labels[index]
+        _, share = weights(augment, index, view, *self.shape[1:])
+        return mixed_labels(self.labels[index], self.labels[partners(augment, index, view, len(self))], share)
+
+    @abstractmethod
+    def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
+        """The samples, not mixed with others."""
 
     @property
     def extent(self) -> int:
@@ -105,7 +124,7 @@ class InMemory(Samples):
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
+    def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
         at = index.to(self.pixels.device, non_blocking=True)
         return _batch(self.pixels, self._targets, at, at, index.cpu(), view, augment)
 
@@ -167,7 +186,7 @@ class Streamed(Samples):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
+    def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
         index = index.cpu()
         items = [self.reader.read(position, augment, view) for position in index.tolist()]
         pixels = torch.from_numpy(np.stack([image for image, _ in items]))
@@ -194,8 +213,8 @@ def _batch(
 
     Of a masked image crops have the shape: a scene is seldom square, and should not be squeezed.
     """
+    aspect = 1.0 if targets.ndim == 1 else pixels.shape[2] / pixels.shape[1]
+    inputs = augment.dressed(render(pixels, at, index, view, augment, aspect), index, view)
     if targets.ndim == 1:
-        return Batch(render(pixels, at, index, view, augment), targets.index_select(0, at), positions, view)
-    aspect = pixels.shape[2] / pixels.shape[1]
-    inputs = render(pixels, at, index, view, augment, aspect)
+        return Batch(inputs, targets.index_select(0, at), positions, view)
     return Batch(inputs, render_masks(targets, at, index, view, augment, aspect), positions, view)

@@ -24,6 +24,7 @@ from ..labels import BY_CONTENT, BY_POSITION, UNLABELLED
 from ..naming import numbers
 from ..paths import usable
 from ..public import public
+from .augment import Augment
 from .classes import BARE, GIVEN, check_labels, check_order
 from .dataset import Data
 from .datasets import open_datasets
@@ -38,7 +39,7 @@ from .samples import InMemory, Samples
 from .split import hold_out, hold_out_by_content
 from .synthetic import class_names, read_dials, synthetic
 from .text import open_text
-from .views import MOST_PIXELS, Augment
+from .views import MOST_PIXELS
 
 GIB = 1 << 30
 _LOG = logging.getLogger("protege")

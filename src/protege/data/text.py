@@ -33,10 +33,10 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..labels import UNLABELLED
+from .augment import Augment
 from .batch import Batch
 from .extras import read_tokenizer
 from .samples import Samples
-from .views import Augment
 
 UNKNOWN, END = "<unk>", "<eos>"
 LENGTH, CONTEXT = 35, 35
@@ -75,7 +75,7 @@ class Text(Samples):
         """A sample's size in pixels' worth: sixteen logits weigh about as much as one pixel's activations."""
         return max(1, self.length * self.words // 16)
 
-    def fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
+    def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
         start = index.to(self.tokens.device, non_blocking=True)[:, None] * self.length
         offset = torch.arange(self.context + self.length, device=start.device)
         inputs = self.padded[start + offset].long()

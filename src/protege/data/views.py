@@ -1,4 +1,4 @@
-"""Views: augmentations that can be replayed.
+"""Views: augmentations that can be replayed, and where their pixels come from.
 
 Each sample has as many views as one likes. A view is a pure function of (seed, position of the sample, view
 number): the same three give the same pixels in any batch, worker, process or device, so what a teacher said
@@ -14,13 +14,16 @@ and one gather; nothing here loops over images.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError, nearest
 from ..labels import UNLABELLED
+
+if TYPE_CHECKING:
+    from .augment import Augment
 
 CLEAN = -1
 """The view that is not augmented."""
@@ -36,76 +39,15 @@ _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 
-# Draw numbers: which random number of a view decides what.
-_DOWN, _RIGHT, _FLIP, _AREA, _RATIO, _TOP, _LEFT = range(7)
 
+class Draw(IntEnum):
+    """Which random number of a view decides what."""
 
-@dataclass(frozen=True)
-class Augment:
-    """How views of a sample are made.
-
-    `shift`: random translation of up to ±shift pixels in each direction, reflected at the border.
-    `flip`: horizontal flip with probability 1/2.
-    `crop`: above 0, random resized crop whose area is at least this share of the image, ratio 3/4 to 4/3.
-    `seed`: makes other views of the same kind.
-    """
-
-    shift: int = 0
-    flip: bool = False
-    crop: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.shift <= MOST_PIXELS:
-            raise UserError(f"augment shift={self.shift} is not in 0 to {MOST_PIXELS:,}; give a number of pixels.")
-        if not 0.0 <= self.crop <= 1.0:
-            raise UserError(f"augment crop={self.crop:g} is not a share of the image; give one from 0 (no crop) to 1.")
-        if self.crop and self.shift:
-            raise UserError(
-                f"augment 'shift={self.shift},crop={self.crop:g}' asks for both; a random resized crop "
-                "already moves the image, so give only one of them."
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> Augment:
-        """Read "none", "shift=4,flip" or "crop=0.35,flip,seed=1"; the inverse of `str`."""
-        values: dict[str, int | float | bool] = {}
-        known = [f.name for f in fields(cls)]
-        for part in (p.strip() for p in text.split(",")):
-            key, _, value = part.partition("=")
-            if part in ("none", ""):
-                continue
-            if key not in known:
-                raise UserError(f"augment '{text}' has an unknown part '{key}'; {nearest(key, [*known, 'none'])}.")
-            try:
-                if key == "flip":
-                    if value:
-                        raise ValueError
-                    values[key] = True
-                else:
-                    values[key] = float(value) if key == "crop" else int(value)
-            except ValueError:
-                raise UserError(
-                    f"augment '{text}' cannot be read at '{part}'; write it like 'shift=4,flip' or 'crop=0.35,flip'."
-                ) from None
-        return cls(**values)  # type: ignore[arg-type]
-
-    def __str__(self) -> str:
-        parts = [f"shift={self.shift}"] if self.shift else []
-        parts += [f"crop={self.crop!r}"] if self.crop else []
-        parts += ["flip"] if self.flip else []
-        parts += [f"seed={self.seed}"] if self.seed else []
-        return ",".join(parts) or "none"
-
-    @property
-    def moves(self) -> bool:
-        """Whether pixels of views lie elsewhere than in the clean one."""
-        return bool(self.shift or self.flip or self.crop)
-
-    @property
-    def changes(self) -> bool:
-        """Whether any view differs from the clean one."""
-        return bool(self.shift or self.flip or self.crop)
+    DOWN, RIGHT, FLIP, AREA, RATIO, TOP, LEFT = range(7)
+    BRIGHTNESS, CONTRAST, SATURATION = range(7, 10)
+    FIRST, FIRST_SIGN, SECOND, SECOND_SIGN = range(10, 14)
+    OWN_HIGH, OWN_LOW = range(14, 16)
+    PARTNER, WAY, SHARE, CENTRE_DOWN, CENTRE_RIGHT = range(16, 21)
 
 
 def splitmix(x: int) -> int:
@@ -143,6 +85,11 @@ def draws(seed: int, index: Tensor, view: int, count: int) -> Tensor:
     return _shifted(_splitmix(sample[:, None] ^ number), 32)
 
 
+def uniform(bits: Tensor) -> Tensor:
+    """Turn 32 random bits into a number in (0, 1), float64."""
+    return (bits.double() + 0.5) / 2**32
+
+
 def below(bits: Tensor, n: int | Tensor) -> Tensor:
     """Turn 32 random bits into a uniform integer in 0 … n−1 (n below 2³¹)."""
     return (bits * n) >> 32
@@ -162,11 +109,11 @@ def _moved(augment: Augment, index: Tensor, view: int, height: int, width: int) 
     positions outside the image are not folded back."""
     rows = torch.arange(height, device=index.device).expand(len(index), height)
     columns = torch.arange(width, device=index.device).expand(len(index), width)
-    random = draws(augment.seed, index, view, _FLIP + 1)
+    random = draws(augment.seed, index, view, Draw.FLIP + 1)
     if augment.flip:
-        columns = torch.where(below(random[:, _FLIP, None], 2) == 1, width - 1 - columns, columns)
+        columns = torch.where(below(random[:, Draw.FLIP, None], 2) == 1, width - 1 - columns, columns)
     if augment.shift:
-        move = below(random[:, :_FLIP], 2 * augment.shift + 1) - augment.shift
+        move = below(random[:, : Draw.FLIP], 2 * augment.shift + 1) - augment.shift
         rows, columns = rows + move[:, :1], columns + move[:, 1:]
     return rows, columns
 
@@ -188,17 +135,17 @@ def boxes(
     width to height is 3/4 to 4/3 of `aspect`. Where a ratio would not fit into the image it is moved to the
     nearest that does, so the area keeps its share.
     """
-    random = draws(augment.seed, index, view, _LEFT + 1)
-    share = augment.crop + (1 - augment.crop) * random[:, _AREA].double() / 2**32
-    ratio = aspect * torch.exp((2 * random[:, _RATIO].double() / 2**32 - 1) * math.log(4 / 3))
+    random = draws(augment.seed, index, view, Draw.LEFT + 1)
+    share = augment.crop + (1 - augment.crop) * random[:, Draw.AREA].double() / 2**32
+    ratio = aspect * torch.exp((2 * random[:, Draw.RATIO].double() / 2**32 - 1) * math.log(4 / 3))
     shape = width.double() / height.double()
     ratio = torch.minimum(torch.maximum(ratio, share * shape), shape / share)
     area = share * height.double() * width.double()
     h = torch.minimum(torch.sqrt(area / ratio).ceil().long(), height)
     w = torch.minimum(torch.sqrt(area * ratio).ceil().long(), width)
-    top = below(random[:, _TOP], height - h + 1)
-    left = below(random[:, _LEFT], width - w + 1)
-    flip = (below(random[:, _FLIP], 2) == 1) & augment.flip
+    top = below(random[:, Draw.TOP], height - h + 1)
+    left = below(random[:, Draw.LEFT], width - w + 1)
+    flip = (below(random[:, Draw.FLIP], 2) == 1) & augment.flip
     return torch.stack([top, left, h, w], 1), flip
 
 

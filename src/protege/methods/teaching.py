@@ -169,7 +169,12 @@ def resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:
 
 
 def _refuse_unlabelled(name: str, cast: Cast) -> None:
-    labels = cast.transfer.samples.labels
+    labels, augment = cast.transfer.samples.labels, cast.transfer.augment
+    if augment.mixes:
+        raise UserError(
+            f"target {name!r} needs the true class, which an image that augment = '{augment}' mixes does not have; "
+            "expected kd or topk: change target=…, or leave out mixup and cutmix."
+        )
     if labels is not None and bool((labels[cast.transfer.positions] == UNLABELLED).all()):
         raise UserError(
             f"target {name!r} needs labels, which the data does not have; expected kd or topk: change target=…."

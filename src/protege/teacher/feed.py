@@ -71,7 +71,7 @@ class Feed:
                 "network": self.stored.fingerprint(),
                 "outputs": behaviour(fields),
                 "data": samples.fingerprint(),
-                "views": str(augment) + f",seed={augment.seed}",
+                "views": augment.identity(),
                 "signals": repr(self.stored.signals),
                 "precision": f"{precision} on {device.type}",
             }

@@ -104,8 +104,8 @@ class Supply:
         self, phase: Fit, samples: Samples, order: list[Tensor], view: int, feeds: list[Feed]
     ) -> Iterator[Batch]:
         """The batches of an order, without their images where caches have all that the phase looks at."""
+        augment, workers = self.corpus.augment, self.corpus.workers
         needs = {"pixels"} if samples.labels is not None else {"pixels", "labels"}
         if not needs & phase.reads and all(feed.serves(view) for feed in feeds):
-            return bare_batches(samples, order, view, device=self.device)
-        augment, workers = self.corpus.augment, self.corpus.workers
+            return bare_batches(samples, order, view, augment, device=self.device)
         return iter(batches(samples, order, view, augment, workers=workers, device=self.device))
