@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protege.errors import UserError
 from protege.report import study_markdown, write_report, write_run_report, write_study_report
-from protege.report.charts import label_place, linear_axis
+from protege.report.charts import Series, line_chart
+from protege.report.page import drawing
 
 RECIPE = 'method = "kd"\ndata = "parquet:/data/birds"\nstudent = "zoo:resnet20"\nseed = 3\n# <b>bold</b>\n'
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """What a page shows: its visible text, the text of each tag, all attributes, and whether tags are balanced."""
+    """What a page shows: its visible text, the text of each tag, all attributes, and whether tags are balanced.
+
+    ``charts`` are the specifications of its charts, by their titles; ``scripts`` is what a browser would run.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -26,6 +34,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.inside: dict[str, list[str]] = {}
         self.scripts: list[str] = []
+        self.charts: dict[str, dict[str, Any]] = {}
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
         assert not self.open, f"tags left open: {self.open}"
@@ -45,7 +54,15 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "script" in self.open:
-            self.scripts.append(data)
+            kind = next(attrs for tag, attrs in reversed(self.tags) if tag == "script").get("type")
+            assert kind in (None, "application/json")
+            if kind:
+                assert not set("<>&") & set(data), "nothing in the data of a chart can end it"
+                chart = json.loads(data)
+                assert chart["title"] not in self.charts
+                self.charts[chart["title"]] = chart
+            else:
+                self.scripts.append(data)
         elif "style" not in self.open:
             for tag in set(self.open):
                 self.inside.setdefault(tag, []).append(data)
@@ -156,6 +173,17 @@ def study() -> dict[str, Any]:
     }
 
 
+def points(chart: dict[str, Any], series: int = 0) -> list[tuple[float, float]]:
+    """The points of a line."""
+    return [(row["x"], row[f"s{series}"]) for row in chart["rows"] if f"s{series}" in row]
+
+
+def said(chart: dict[str, Any]) -> list[str]:
+    """What the rings of a chart say, and its level."""
+    texts = [text for *_, text in [*chart["best"], *([chart["level"]] if chart["level"] else [])]]
+    return [text.replace("\u00a0", " ") for text in texts]
+
+
 def nothing_is_fetched(page: Page) -> None:
     for tag, attrs in page.tags:
         assert tag not in ("link", "img", "iframe", "object", "embed", "base")
@@ -196,7 +224,11 @@ def test_a_finished_run_says_what_happened(tmp_path: Path) -> None:
     assert f'protege.load_model("{(folder / "student").resolve()}")' in page.text
     assert "--data parquet:/data/birds" in page.text
     assert "unfinished" not in page.text
-    assert page.count("b", "best") == 2, "the best epoch is marked for accuracy and NLL"
+    marked = {title: said(chart) for title, chart in page.charts.items() if "on the validation set" in title}
+    assert marked["Accuracy on the validation set"] == ["best: 60.0 % at epoch 6", "teacher 66.7 % (test set)"]
+    assert marked["NLL on the validation set"] == ["best: 0.333 at epoch 6", "teacher 1.200 (test set)"]
+    assert marked["ECE on the validation set"] == ["teacher 10.0 % (test set)"], "calibration has no best epoch"
+    assert points(page.charts["Accuracy on the validation set"]) == [(n, 10.0 * n) for n in range(1, 7)]
     assert page.count("article") == 3
 
 
@@ -209,9 +241,10 @@ def test_names_from_outside_are_only_ever_text(tmp_path: Path) -> None:
     )
     page = Page(write_report(folder))
     nothing_is_fetched(page)
-    assert page.count("script") == 1
-    assert "alert" not in "".join(page.scripts)
-    assert page.count("i", "")
+    assert page.scripts[0] == drawing(), "the library as it is"
+    assert len(page.scripts) == 2
+    assert "alert" not in page.scripts[1]
+    assert page.charts["What the student takes for what"]["names"][1] == "<script>alert(1)</script>"
     assert "<script>alert(1)</script>" in page.text
     assert not any("onload" in attrs for _, attrs in page.tags)
 
@@ -224,7 +257,8 @@ def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
     assert page.headline.startswith("Unfinished: after 3 epochs of phase kd")
     assert "30.0 % accuracy on the validation set" in page.headline
     assert "--resume" in page.text
-    assert page.count("path") >= 5
+    assert points(page.charts["Accuracy on the validation set"]) == [(1, 10), (2, 90), (3, 30)]
+    assert points(page.charts["Training loss"], 1) == [(1, 2), (2, 1), (3, 0.666667)]
     assert "load_model" not in page.text
 
 
@@ -251,7 +285,7 @@ def test_without_a_teacher(tmp_path: Path) -> None:
     assert page.headline.startswith("Trained on the labels alone, the student reaches 57.3 % accuracy")
     assert "teacher’s" not in page.headline
     assert page.count("article") == 2
-    assert page.count("table", "confusion") == 0
+    assert "What the student takes for what" not in page.charts
     assert "All classes, best first." in page.text
 
 
@@ -271,12 +305,19 @@ def test_few_and_many_classes(tmp_path: Path, classes: int) -> None:
     told["student"]["per_class"] = [n / classes for n in range(classes)]
     told["student"]["confusion"] = [[9, 1], [2, 8]] if classes == 2 else None
     page = Page(write_report(make_run(tmp_path / "run", told, [{**epoch(n + 1), "epoch": n} for n in range(300)])))
-    assert page.count("div", "bar") == min(classes, 20)
-    assert (page.count("table", "confusion") == 1) == (classes == 2)
+    bars = page.charts["Class by class: student against teacher, accuracy"]["rows"]
+    assert len(bars) == min(classes, 20)
+    assert [bar["bars"] for bar in bars] == sorted((bar["bars"] for bar in bars), reverse=True)
+    assert ("What the student takes for what" in page.charts) == (classes == 2)
     if classes == 1000:
         assert "Of 1000 classes 499 are better and 500 worse" in page.text
-        assert "class 999" in page.text
-        assert "class 0" in page.text
+        assert bars[0] == {
+            "name": "class 999",
+            "bars": [[pytest.approx(49.9), "good"]],
+            "figure": "+49.9",
+            "text": "50 → 100\u00a0%",
+        }
+        assert bars[-1]["name"] == "class 0"
 
 
 def test_many_phases_and_solves(tmp_path: Path) -> None:
@@ -340,7 +381,12 @@ def test_a_study(tmp_path: Path) -> None:
     )
     for shown in ("+3.21 ± 0.80 better", "−0.50 ± 0.90 unclear", "−7.00 ± 1.00 worse", "12 min 34 s", "30.0 k"):
         assert shown in page.text, shown
-    assert page.count("circle") == 15, "a dot for every seed of every row"
+    for fraction, first in (
+        ("0.1", [39, 40, 41, 42.21, 43.21, 44.21]),
+        ("1", [66, 67, 68, 65.5, 66.5, 67.5, 59, 60, 61]),
+    ):
+        dots = [x for row in page.charts[f"Fraction {fraction}"]["rows"] for x, _ in row["dots"]]
+        assert dots == pytest.approx(first), "a dot for every seed of every row"
     assert page.count("tr", "baseline") == 2
     assert "Accuracy against fraction" in page.text
     assert "kd (fraction 1), seed 0: failed" in page.text
@@ -368,7 +414,8 @@ def test_a_numeric_column_may_hold_a_word(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(json.dumps({"columns": ["views"], "rows": rows, "baseline": {"views": "all"}}))
     page = Page(write_report(tmp_path))
     assert "Accuracy against views" in page.text
-    assert page.text.index("1 4 16 all") > 0
+    ticks = page.charts["Accuracy against views"]["x"]["ticks"]
+    assert ticks == [[0, "1"], [1, "4"], [2, "16"], [3, "all"]]
 
 
 def test_the_markdown_table() -> None:
@@ -381,23 +428,6 @@ def test_the_markdown_table() -> None:
     assert "| +3.21 ± 0.80 points |" in lines[3]
     assert lines[6].startswith("| a\\|b |")
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0, 2e-4], ["0", "5e−5", "1.0e−4", "1.5e−4", "2.0e−4"]),
-        ([0, 150_000], ["0", "50000", "1.0e5", "1.5e5"]),
-        ([0, 1], ["0", "0.5", "1.0"]),
-        ([-0.3, 0.3], ["−0.4", "−0.2", "0", "0.2", "0.4"]),
-    ],
-)
-def test_labels_of_an_axis_tell_its_ticks_apart(values, expected) -> None:
-    scale, ticks = linear_axis(values)
-    assert [text for _, text in ticks] == expected
-    for value, text in ticks:
-        assert float(text.replace("−", "-")) == pytest.approx(value, abs=1e-12)
-    assert scale.low == ticks[0][0]
 
 
 def test_samples_held_out_have_a_column(tmp_path: Path) -> None:
@@ -480,11 +510,112 @@ def test_one_class_is_told_in_the_singular(tmp_path: Path, better: int, told: st
     assert f"Of 4 classes {told}" in Page(write_report(make_run(tmp_path / "run", found))).text
 
 
-def test_the_label_of_a_level_stands_where_no_line_is():
-    falling, rising = [(0.0, 100.0), (100.0, 0.0)], [(0.0, 5.0), (100.0, 60.0)]
-    assert label_place(50, []) == "left"
-    assert label_place(60, [rising]) == "left"
-    assert label_place(60, [rising, [(0.0, 65.0), (30.0, 65.0)]]) == "left below"
-    assert label_place(30, [falling]) == "left"
-    assert label_place(30, [[(0.0, 35.0), (40.0, 22.0), (100.0, 0.0)]]) == "right"
-    assert label_place(98, [falling]) == "right below", "above there is no room"
+EVIL = [
+    "</script><script>alert(3)</script>",
+    "<!-- --><img src=x onerror=alert(4)>",
+    "'\"\\]}) + alert(5)",
+    "\u2028 ${alert(6)}",
+]
+
+
+def test_names_in_charts_stay_names(tmp_path: Path) -> None:
+    told = result(classes=EVIL, plan=None)
+    told["phases"] = [{"name": name, "kind": "fit", "epochs": 2, "seconds": 1.0, "best": {}} for name in EVIL]
+    events = [epoch(n, name, eval={"loss": 1.0 / n}) for name in EVIL for n in (1, 2)]
+    events += [{"event": "block", "phase": "p", "name": name, "before": 0.5, "after": 0.1} for name in EVIL]
+    page = Page(write_report(make_run(tmp_path / "run", told, events)))
+    nothing_is_fetched(page)
+    assert len(page.scripts) == 2
+    assert "alert" not in page.scripts[1]
+    assert page.count("script") == len(page.charts) + 2
+    assert [name for *_, name in page.charts["Loss of each phase, in order"]["bands"]] == EVIL
+    assert [row["name"] for row in page.charts["Solved layers, 1 of 1"]["rows"]] == EVIL
+    assert page.charts["What the student takes for what"]["names"] == EVIL
+
+
+def test_curves_on_validation_and_test_sets_are_told_apart(tmp_path: Path) -> None:
+    both = [epoch(n, eval_on="validation" if n < 3 else "test") for n in range(1, 6)]
+    chart = Page(write_report(make_run(tmp_path / "run", None, both))).charts["Accuracy"]
+    assert [one["label"] for one in chart["series"]] == ["student, validation", "student, test"]
+    assert [x for x, _ in points(chart, 0)] == [1, 2]
+    assert [x for x, _ in points(chart, 1)] == [3, 4, 5]
+
+    folder, told = tmp_path / "study", study()
+    for name, where in (("kd-0", "validation"), ("none-0", "test")):
+        make_run(folder / "runs" / name, None, [epoch(n, eval_on=where, eval={"accuracy": 0.1 * n}) for n in (1, 2, 3)])
+    told["runs"].append(
+        {"setting": {"method": "none", "fraction": 0.1}, "seed": 0, "out": "runs/none-0", "status": "done"}
+    )
+    (folder / "study.json").write_text(json.dumps(told))
+    page = Page(write_report(folder))
+    sections = page.text.partition("Curves of the runs on the ")[2].split("Curves of the runs on the ")
+    assert ["kd (fraction 0.1)" in section for section in sections] == [True, False]
+    assert [section.partition(" ")[0] for section in sections] == ["validation", "test"]
+    assert "Accuracy on the test set while training" in page.text
+
+
+def test_the_runs_of_a_study_share_the_library(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    runs = [make_run(folder / "runs" / f"kd-{n}", result(), [epoch(1), epoch(2)]) for n in range(2)]
+    (folder / "study.json").write_text(json.dumps(study()))
+    for run in runs:
+        assert write_report(run).stat().st_size < 100_000
+        page = Page(run / "report.html")
+        assert [attrs["src"] for tag, attrs in page.tags if tag == "script" and "src" in attrs] == ["../../report.js"]
+        assert len(page.scripts) == 1
+        assert "script-src 'sha256-" in (run / "report.html").read_text()
+        assert "which is not there: their values are listed instead" in page.text, "hidden until it is so"
+    assert (folder / "report.js").read_text() == drawing()
+    nothing_is_fetched(Page(write_report(folder)))
+    assert drawing() in (folder / "report.html").read_text(), "the study's page is one file"
+
+    moved = runs[0].rename(tmp_path / "moved")
+    assert Page(write_report(moved)).scripts[0] == drawing()
+    (folder / "report.js").write_text("/* Vega 5, of another version */")
+    assert "../../report.js" in write_report(runs[1]).read_text()
+    assert (folder / "report.js").read_text() == drawing()
+    (folder / "report.js").write_text("the user's own")
+    assert Page(write_report(runs[1])).scripts[0] == drawing()
+    assert (folder / "report.js").read_text() == "the user's own"
+
+
+def test_a_page_of_a_long_run_is_no_larger_than_it_must(tmp_path: Path) -> None:
+    events = [epoch(n, f"stage{k}", step=n) for k in range(4) for n in range(1, 201)]
+    path = write_report(make_run(tmp_path / "run", result(), events))
+    assert path.stat().st_size < 1_500_000
+    assert Page(path).scripts[0] == drawing()
+    assert "</script" not in drawing()
+    assert drawing() not in write_report(make_run(tmp_path / "begun")).read_text(), "where there is nothing to draw"
+
+
+def test_what_the_legend_switches_is_there(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path / "run", result(), [epoch(n) for n in range(1, 4)])))
+    keys = [attrs["data-line"] for tag, attrs in page.tags if tag == "button" and "data-line" in attrs]
+    assert keys[:5] == ["s0", "level", "s0", "s1", "s2"]
+    names = ("Accuracy on the validation set", "Training loss")
+    assert [[one["label"] for one in page.charts[name]["series"]] for name in names] == [
+        ["student, validation"],
+        ["total", "task", "kd"],
+    ]
+    assert page.charts[names[0]]["level"] == [pytest.approx(66.7), "teacher 66.7\u00a0% (test set)"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(-1e9, 1e9) | st.just(float("nan")), min_size=1, max_size=6), st.booleans())
+def test_any_values_have_a_chart(values: list[float], loss: bool) -> None:
+    line = Series("line", [[(float(n), value) for n, value in enumerate(values)]])
+    chart = line_chart("Title", [line], loss=loss, level=(1.0, "level"))
+    known = [value for value in values if value == value]
+    if chart is None:
+        assert not known
+        return
+    drawn = json.loads(json.dumps(chart.json(), allow_nan=False))
+    assert [y for _, y in points(drawn)] == [pytest.approx(value, rel=1e-5) for value in known]
+    low, high = drawn["x"]["domain"]
+    assert low < high
+    assert not drawn["log"] or min(known) > 0
+
+
+def test_what_is_imported_late() -> None:
+    code = "import sys, protege, protege.report; print('jinja2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_report import Page, epoch, make_run, nothing_is_fetched, result
+from test_report import Page, epoch, make_run, nothing_is_fetched, points, result, said
 
 from protege.report import write_report
-from protege.report.charts import log_axis
 from protege.report.networks import block, extent
 
 NAMES = ["layer1", "<i>layer2</i>", "layer3"]
@@ -53,14 +52,6 @@ def titles(page: Page) -> list[str]:
     return [str(attrs.get("aria-label")).partition(":")[0] for tag, attrs in page.tags if "aria-label" in attrs]
 
 
-def marks(page: Page, kind: str) -> list[str]:
-    return [
-        str(attrs.get("title")).replace("\u00a0", " ")
-        for _, attrs in page.tags
-        if kind in str(attrs.get("class")).split()
-    ]
-
-
 def test_stages_are_drawn_and_their_losses_stand_in_order(tmp_path: Path) -> None:
     told, events = stagewise()
     page = Page(write_report(make_run(tmp_path / "run", told, events)))
@@ -75,21 +66,23 @@ def test_stages_are_drawn_and_their_losses_stand_in_order(tmp_path: Path) -> Non
     assert titles(page).count("Loss of each phase, in order") == 1
     assert "Loss in layer1" not in page.text, "what the ordered chart draws is not drawn again"
     assert "Loss in finetune" in page.text, "but a sum of losses has its parts"
-    kept = [title for title in marks(page, "best") if "is kept" in title]
+    ordered = page.charts["Loss of each phase, in order"]
+    kept = [text for text in said(ordered) if "is kept" in text]
     assert kept[:2] == ["layer1: epoch 3 is kept, loss 1.500", "<i>layer2</i>: epoch 3 is kept, loss 0.150"]
     assert len(kept) == 5
-    for seconds in ("2.5 s", "3.5 s", "4.5 s", "5.5 s", "1.0 s"):
-        assert seconds in page.text, seconds
+    labels = [label.replace("\u00a0", " ") for _, label in ordered["x"]["ticks"]]
+    assert labels == ["2.5 s", "3.5 s", "4.5 s", "5.5 s", "1.0 s"]
+    assert [name for *_, name in ordered["bands"]] == [*NAMES, "head", "finetune"]
     assert "Log scale" in page.text
     assert "Accuracy on the validation set" in page.text
 
 
 def test_a_metric_takes_the_room_of_the_phases_that_measure_it(tmp_path: Path) -> None:
     told, events = stagewise()
-    text = write_report(make_run(tmp_path / "run", told, events)).read_text()
-    figure = text[text.index("<h3>Accuracy on the validation set") :].partition("</figure>")[0]
-    assert "layer1" not in figure
-    assert "band" not in figure
+    page = Page(write_report(make_run(tmp_path / "run", told, events)))
+    chart = page.charts["Accuracy on the validation set"]
+    assert points(chart) == [(1, 10), (2, 20)]
+    assert "layer1" not in json.dumps(chart)
 
 
 def test_an_unfinished_run_in_stages(tmp_path: Path) -> None:
@@ -100,7 +93,7 @@ def test_an_unfinished_run_in_stages(tmp_path: Path) -> None:
     assert "phase <i>layer2</i>" in page.headline
     assert page.count("div", "stage") == 8
     assert "Loss of each phase, in order" in titles(page)
-    assert not [title for title in marks(page, "best") if "is kept" in title]
+    assert not [text for text in said(page.charts["Loss of each phase, in order"]) if "is kept" in text]
 
 
 @pytest.mark.parametrize(
@@ -151,15 +144,6 @@ def test_a_block_fits_its_frame(shape: list[int]) -> None:
     assert drawn.facts == ["×".join(map(str, shape))]
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=5))
-def test_a_log_axis_holds_its_values(values: list[float]) -> None:
-    scale, ticks = log_axis(values)
-    assert all(-1e-6 <= scale(value) <= 100 + 1e-6 for value in values)
-    assert 2 <= len(ticks) <= 8
-    assert len({text for _, text in ticks}) == len(ticks)
-
-
 def blocks(sweep: int | None = None, **errors: tuple[float, float]) -> list[dict[str, Any]]:
     extra = {} if sweep is None else {"sweep": sweep}
     return [
@@ -175,34 +159,37 @@ def solved(tmp_path: Path, records: list[dict[str, Any]], before: float = 0.8, a
     return Page(write_report(make_run(tmp_path / "run", result(method="fskd", phases=phases), events)))
 
 
-def widths(page: Page, tag: str) -> list[float]:
-    found = [str(attrs["style"]) for name, attrs in page.tags if name == tag and "width" in str(attrs.get("style"))]
-    return [float(style.partition("width: ")[2].rstrip("%")) for style in found if style.startswith("width")]
+def bars(page: Page) -> list[dict[str, Any]]:
+    """The rows of the charts of solved layers."""
+    return [row for title, c in page.charts.items() if title.startswith("Solved") for row in c["rows"]]
 
 
 def test_solved_layers_are_bars_in_order(tmp_path: Path) -> None:
     page = solved(tmp_path, blocks(**{"conv1": (0.0, 0.0), "<b>conv2</b>": (0.5, 0.1), "fc": (0.4, 0.41)}))
     nothing_is_fetched(page)
-    assert page.count("div", "layer") == 4, "three layers and the outputs"
-    for shown in ("80 % → 4.0 %", "0 % → 0 %", "50 % → 10 %", "40 % → 41 %", "goes from 40 % to 10 %", "sweeps 1"):
+    drawn = [(row["name"], *(v for v, _ in row["bars"]), row["text"].replace("\u00a0", " ")) for row in bars(page)]
+    assert drawn == [
+        ("the outputs", 0.8, 0.04, "80 % → 4.0 %"),
+        ("conv1", 0, 0, "0 % → 0 %"),
+        ("<b>conv2</b>", 0.5, 0.1, "50 % → 10 %"),
+        ("fc", 0.4, 0.41, "40 % → 41 %"),
+    ]
+    for shown in ("goes from 40 % to 10 %", "sweeps 1"):
         assert shown in page.text, shown
-    assert page.text.index("conv1") < page.text.index("<b>conv2</b>") < page.text.index("40 % → 41 %")
-    assert [title.partition(":")[0] for title in marks(page, "layer") if "41 %" in title] == ["fc"]
+    assert [row["name"] for row in bars(page) if row["bars"][1][1] == "bad"] == ["fc"]
     assert "Solved blocks" not in page.text, "numbers are told once"
-    assert widths(page, "b")[1] == 0.0
-    assert "ridge 0.01" in marks(page, "layer")[2]
 
 
 def test_sweeps_and_layers_far_off(tmp_path: Path) -> None:
     many = {f"layer{n}": (0.2, 0.1) for n in range(58)}
     first, last = blocks(1, off=(90.0, 3.0), **many), blocks(2, off=(5.0, 0.5), **dict.fromkeys(many, (0.09, 0.05)))
     page = solved(tmp_path, [*first, *last])
-    assert page.count("div", "layer") == 60
-    assert page.count("div", "off") == 2, "one bad layer does not make all others invisible; the outputs are longer too"
-    assert "9000 % → 50 %" in page.text
+    assert [row["name"] for row in bars(page)] == ["the outputs", "off", *many]
+    ends = [chart["ends"] for title, chart in page.charts.items() if title.startswith("Solved")]
+    assert ends == 2 * [[0, pytest.approx(0.6)]], "one bad layer does not make all others invisible"
+    assert bars(page)[1]["text"].replace("\u00a0", " ") == "9000 % → 50 %"
+    assert bars(page)[2]["text"].replace("\u00a0", " ") == "20 % → 5.0 %"
     assert "in 2 sweeps" in page.text
-    assert "20 % → 5.0 %" in page.text
-    assert all(width <= 100 for tag in "ib" for width in widths(page, tag))
 
 
 @pytest.mark.parametrize("static", [True, False])
@@ -240,11 +227,10 @@ def test_a_study_over_amounts_of_data(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path))
     nothing_is_fetched(page)
     assert "Accuracy against samples" in page.text
-    assert "samples (log scale)" in page.text
+    x = page.charts["Accuracy against samples"]["x"]
+    assert (x["title"], x["log"], x["domain"]) == ("samples (log scale)", True, [50, 200])
     assert "fskd & <b>ft</b>" in page.text
     assert "variant none" not in page.text, "a variant is called by its name"
-    middle = next(str(a["style"]) for t, a in page.tags if t == "span" and a.get("class") == "x" and "50%" in str(a))
-    assert middle.startswith("left: 50%"), "100 lies half way from 50 to 200"
 
 
 def test_a_study_over_cases_shows_what_each_setting_gains(tmp_path: Path) -> None:
@@ -273,7 +259,9 @@ def test_a_study_over_cases_shows_what_each_setting_gains(tmp_path: Path) -> Non
     assert "3 cases; the largest gain over none is +25.00 ± 0.40 points, by kd" in page.text.replace("\u00a0", " ")
     assert "epochs = 3" in page.text, "what was run"
     assert "Off this scale: kd, +25.00 points." in page.text
-    marks = [str(a) for _, a in page.tags if "sim: 3" in str(a)]
-    assert len(marks) == 3, "one for each case"
+    chart = page.charts["Gain over none, points of accuracy"]
+    sim = [one["label"] for one in chart["series"]].index("sim")
+    gains = [(row["t"], row[f"s{sim}"], row[f"h{sim}"]) for row in chart["rows"] if f"s{sim}" in row]
+    assert gains == [(case, pytest.approx(3), pytest.approx(0.4)) for case in "abc"]
     assert "teacher 90.0 %" in page.text
     assert "teacher 70.0 %" in page.text, "each panel has its own case's teacher"

@@ -12,7 +12,7 @@ from protege.copying import copy_network
 from protege.errors import UserError
 from protege.surgery import shrink
 from protege.surgery.layers import LAYERS
-from protege.surgery.pruning.groups import trace
+from protege.surgery.pruning.groups import dependency_graph
 from protege.surgery.pruning.removal import CannotRemove, Site, remove
 
 
@@ -285,7 +285,7 @@ def test_only_the_outputs_of_the_forward_for_the_example_count():
 
     network = Optional()
     assert len(shrink(network, torch.randn(2, 6), ratio=0.5).kept["a"]) == 4
-    assert any(isinstance(module, LAYERS) for module in trace(network, torch.randn(2, 6)).module2node)
+    assert any(isinstance(module, LAYERS) for module in dependency_graph(network, torch.randn(2, 6)).module2node)
 
 
 def test_a_network_without_numbers_is_refused():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from protege.report.charts import COLOURS, Chart, Point, Scale, Series, line_chart, per_cent
+from protege.report.charts import COLOURS, Axis, Chart, Point, Series, line_chart
 from protege.report.read import Run, is_number, numbers, phases
 from protege.report.words import (
     MINUS,
@@ -21,15 +21,18 @@ from protege.report.words import (
     verdict,
 )
 
+Record = dict[str, Any]
+Pick = Callable[[Record], Any]
 LOSS_COLOURS = ("c0", "c2", "c3", "c5", "c6", "c7", "c4")
 MOST_PANELS = 24
+SMALL = 140  # pixels of height
 
 
 class Timeline:
     """Epoch records laid out end to end: phase after phase, each epoch at its number since the run began."""
 
-    def __init__(self, epochs: Sequence[dict[str, Any]]) -> None:
-        self.phases: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    def __init__(self, epochs: Sequence[Record]) -> None:
+        self.phases: dict[str, list[tuple[float, Record]]] = {}
         for record in epochs:
             self.phases.setdefault(record["phase"], []).append((record["epoch"], record))
         self.start: dict[str, float] = {}
@@ -39,100 +42,117 @@ class Timeline:
             self.start[phase] = at
             at += records[-1][0]
         self.length = at
-        self.label = "epoch, counted over all phases" if len(self.phases) > 1 else "epoch"
+        several = len(self.phases) > 1
+        self.axis = Axis("epoch, counted over all phases" if several else "epoch")
+        self.shown: dict[str, Any] = {"x": self.axis, "bands": self.bands() if several else []}
 
     def bands(self) -> list[tuple[float, float, str]]:
-        """(from, to, name) of each phase; nothing to tell where there is only one."""
-        if len(self.phases) < 2:
-            return []
+        """(from, to, name) of each phase."""
         names = list(self.phases)
         first = self.start[names[0]] + self.phases[names[0]][0][0]
         edges = [first] + [self.start[name] + 0.5 for name in names[1:]] + [self.length]
         return [(edges[n], edges[n + 1], name) for n, name in enumerate(names)]
 
-    def segments(self, pick: Callable[[dict[str, Any]], Any]) -> list[list[Point]]:
+    def segments(self, pick: Pick, factor: float = 1) -> list[list[Point]]:
         """One segment for each phase of the points where ``pick(record)`` is a finite number."""
         return [
-            [(self.start[phase] + epoch, float(pick(record))) for epoch, record in records if is_number(pick(record))]
+            [(self.start[phase] + epoch, factor * pick(record)) for epoch, record in records if is_number(pick(record))]
             for phase, records in self.phases.items()
         ]
 
 
-def read_from(table: str, key: str) -> Callable[[dict[str, Any]], Any]:
-    def pick(record: dict[str, Any]) -> Any:
+def read_from(table: str, key: str, where: str | None = None) -> Pick:
+    """What picks a number of a record's table; with ``where``, only of what was measured there."""
+
+    def pick(record: Record) -> Any:
         value = record.get(table)
-        return value.get(key) if isinstance(value, dict) else None
+        elsewhere = where is not None and measured_on(record) != where
+        return value.get(key) if isinstance(value, dict) and not elsewhere else None
 
     return pick
 
 
-def keys_of(epochs: Sequence[dict[str, Any]], table: str) -> list[str]:
+def column(key: str) -> Pick:
+    return lambda record: record.get(key)
+
+
+def keys_of(epochs: Sequence[Record], table: str) -> list[str]:
     return list(dict.fromkeys(key for record in epochs for key in numbers(record.get(table))))
 
 
-def percent_points(metric: str, segments: list[list[Point]]) -> list[list[Point]]:
-    factor = 100 if is_fraction(metric) else 1
-    return [[(x, factor * y) for x, y in segment] for segment in segments]
+def per_cent(metric: str) -> dict[str, Any]:
+    return {"unit": " %"} if is_fraction(metric) else {}
+
+
+def factor_of(metric: str) -> int:
+    return 100 if is_fraction(metric) else 1
+
+
+def measured_on(record: Record) -> str:
+    return str(record.get("eval_on") or "") if record.get("eval") else ""
 
 
 def where_measured(run: Run) -> str:
     """``"test set"``, ``"validation set"`` or ``""``: what the epochs were evaluated on."""
-    names = {str(record["eval_on"]) for record in run.epochs if record.get("eval") and record.get("eval_on")}
+    names = {measured_on(record) for record in run.epochs} - {""}
     return f"{names.pop()} set" if len(names) == 1 else ""
 
 
 def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
     """One evaluated metric over all phases, with the teacher's level and each phase's best epoch."""
-    factor = 100 if is_fraction(metric) else 1
-    segments = percent_points(metric, timeline.segments(read_from("eval", metric)))
-    series = [Series("student", segments, "c0")]
-    in_training = percent_points(metric, timeline.segments(read_from("train", metric)))
+    factor = factor_of(metric)
+    sets = list(dict.fromkeys(measured_on(record) for record in run.epochs if record.get("eval")))
+    series = [
+        Series(
+            f"student, {where}" if where else "student",
+            timeline.segments(read_from("eval", metric, where), factor),
+            colour,
+        )
+        for where, colour in zip(sets, ("c0", "c3", "c5"), strict=False)
+    ]
+    segments = timeline.segments(read_from("eval", metric), factor)
+    in_training = timeline.segments(read_from("train", metric), factor)
     if any(in_training):
-        series.append(Series("student, on training samples", in_training, "c4", dashed=True))
+        series.append(Series("student, training samples", in_training, "c4", dashed=True))
     choose = min if lower_is_better(metric) else max
-    phase_of, best = list(timeline.phases), []
-    for n, segment in enumerate(segments):
+    names, best = list(timeline.phases), []
+    for name, segment in zip(names, segments, strict=True):
         if segment and metric != "ece":  # a calibration error has no best epoch: it is least before learning starts
             x, y = choose(segment, key=lambda point: point[1])
-            where = f"at epoch {x - timeline.start[phase_of[n]]:.0f}"
-            where += f" of {phase_of[n]}" if len(phase_of) > 1 else ""
+            where = f"at epoch {x - timeline.start[name]:.0f}" + (f" of {name}" if len(names) > 1 else "")
             best.append((x, y, f"best: {metric_value(metric, y / factor)} {where}"))
-    level = numbers(run.part("teacher").get("metrics")).get(metric)
     note = f"{capital(best[-1][2])}." if best else ""  # of the last phase, whose state the run keeps
-    kept = next((phase.get("best") for phase in phases(run) if best and phase.get("name") == phase_of[-1]), None)
+    kept = next((phase.get("best") for phase in phases(run) if best and phase.get("name") == names[-1]), None)
     if isinstance(kept, dict) and kept.get("epoch") == 0 and metric in kept:
-        note = f"Kept: {metric_value(metric, kept[metric])}, with which {phase_of[-1]} began."
-    elsewhere = "" if where_measured(run) == "test set" else " (test set)"
-    name = metric_name(metric)
+        note = f"Kept: {metric_value(metric, kept[metric])}, with which {names[-1]} began."
+    level = numbers(run.part("teacher").get("metrics")).get(metric)
+    where = where_measured(run)
+    elsewhere = "" if where == "test set" else " (test set)"
     return line_chart(
-        capital(name) + (f" on the {where_measured(run)}" if where_measured(run) else ""),
+        capital(metric_name(metric)) + (f" on the {where}" if where else ""),
         series,
         note=note,
-        unit=" %" if factor == 100 else "",
         level=(factor * level, f"teacher {metric_value(metric, level)}{elsewhere}") if level is not None else None,
         best=best,
-        x_label=timeline.label,
-        bands=timeline.bands(),
         loss=lower_is_better(metric),
+        **per_cent(metric),
+        **timeline.shown,
     )
 
 
-def phase_loss_chart(timeline: Timeline, phase: str) -> Chart | None:
+def phase_loss_chart(timeline: Timeline, phase: str, height: int) -> Chart | None:
     """The loss of one phase and its parts, and the validation loss where the phase is judged by one."""
     records = [record for _, record in timeline.phases[phase]]
-    alone = Timeline(records)
-    series = []
-    names = [key for key in keys_of(records, "train") if "loss" in key]
-    names.sort(key=lambda key: key != "loss")
+    alone, series = Timeline(records), []
+    names = sorted((key for key in keys_of(records, "train") if "loss" in key), key=lambda key: key != "loss")
     for n, key in enumerate(names):
         label = "total" if key == "loss" else key.removesuffix("_loss").replace("_", " ")
         series.append(Series(label, alone.segments(read_from("train", key)), LOSS_COLOURS[n % len(LOSS_COLOURS)]))
     for key in (key for key in keys_of(records, "eval") if "loss" in key or key == "mse"):
-        colour = f"c{len(series) % COLOURS}"
         label = f"validation {key.replace('_', ' ')}"
-        series.append(Series(label, alone.segments(read_from("eval", key)), colour, dashed=True))
+        series.append(Series(label, alone.segments(read_from("eval", key)), f"c{len(series) % COLOURS}", dashed=True))
     title = f"Loss in {phase}" if len(timeline.phases) > 1 else "Training loss"
-    return line_chart(title, series, loss=True)
+    return line_chart(title, series, loss=True, height=height)
 
 
 def ordered_losses(run: Run, timeline: Timeline) -> Chart | None:
@@ -140,52 +160,44 @@ def ordered_losses(run: Run, timeline: Timeline) -> Chart | None:
 
     Stages have losses of their own kind, so that the axis is logarithmic where they differ by much.
     """
-    judged = any("loss" in numbers(record.get("eval")) for record in run.epochs)
-    if len(timeline.phases) < 2 or not judged:
+    if len(timeline.phases) < 2 or not any("loss" in numbers(record.get("eval")) for record in run.epochs):
         return None
     known = {str(phase.get("name")): phase for phase in phases(run)}
-    bands, ticks, best = [], [], []
-    place = {}
+    lines: dict[str, list[list[Point]]] = {"train": [], "eval": []}
+    bands, ticks, places, best = [], {}, {}, []
     for n, (name, records) in enumerate(timeline.phases.items()):
-        count = records[-1][0]
-        place[name] = lambda epoch, n=n, count=count: n + (epoch - 0.5) / count
         bands.append((float(n), n + 1.0, name))
         seconds = known.get(name, {}).get("seconds")
         if not is_number(seconds):
             seconds = sum(record["seconds"] for _, record in records if is_number(record.get("seconds")))
-        ticks.append((n + 0.5, duration(seconds)))
+        ticks[n + 0.5] = duration(seconds)
         chosen = known.get(name, {}).get("best")
         kept = chosen.get("epoch") if isinstance(chosen, dict) else None
+        for table in lines:
+            lines[table].append([])
         for epoch, record in records:
-            losses = [numbers(record.get(table)).get("loss") for table in ("eval", "train")]
-            value = next((loss for loss in losses if loss is not None), None)
-            if record["epoch"] == kept and value is not None:
-                best.append((place[name](epoch), value, f"{name}: epoch {epoch:.0f} is kept, loss {plain(value)}"))
-
-    def line(table: str) -> list[list[Point]]:
-        pick = read_from(table, "loss")
-        return [
-            [(place[name](epoch), float(pick(record))) for epoch, record in records if is_number(pick(record))]
-            for name, records in timeline.phases.items()
-        ]
-
+            at = n + (epoch - 0.5) / records[-1][0]
+            places[at] = f"{epoch:g} of {name}"
+            losses = {table: numbers(record.get(table)).get("loss") for table in ("eval", "train")}
+            for table, loss in losses.items():
+                lines[table][n] += [] if loss is None else [(at, loss)]
+            value = next((loss for loss in losses.values() if loss is not None), None)
+            if epoch == kept and value is not None:
+                best.append((at, value, f"{name}: epoch {epoch:.0f} is kept, loss {plain(value)}"))
+    judged = where_measured(run).removesuffix(" set") or "validation"
     crowded = len(ticks) > 12
+    title = "" if crowded else "time that each phase took"
+    axis = Axis(title, (0.0, float(len(ticks))), ticks={} if crowded else ticks, places=places, said="epoch")
     return line_chart(
         "Loss of each phase, in order",
-        [Series("training", line("train"), "c0"), Series(where_judged(run), line("eval"), "c2", dashed=True)],
-        note="Circles: the epoch that was kept.",
-        x_label="phase" if crowded else "time that each phase took, its epochs from left to right",
-        x_axis=(Scale(0, len(ticks)), [] if crowded else ticks),
+        [Series("training", lines["train"], "c0"), Series(judged, lines["eval"], "c2", dashed=True)],
+        note="Rings mark the epochs that were kept.",
+        x=axis,
         best=best,
         bands=bands,
         loss=True,
         fold=10,
-        tick_room=per_cent(100 / len(ticks)),
     )
-
-
-def where_judged(run: Run) -> str:
-    return where_measured(run).removesuffix(" set") or "validation"
 
 
 STANDING = {"student": ("student", "c0"), "dynamic": ("dynamic teacher", "c2"), "static": ("static teacher", "c1")}
@@ -193,40 +205,37 @@ STANDING = {"student": ("student", "c0"), "dynamic": ("dynamic teacher", "c2"), 
 
 def standing_keys(run: Run) -> dict[str, tuple[str, list[str]]]:
     """metric → (table, names of networks) where records tell a dynamic teacher's metric beside the student's."""
-    found: dict[str, tuple[str, list[str]]] = {}
+    shown: dict[str, tuple[str, list[str]]] = {}
     for table in ("eval", "train"):
         keys = keys_of(run.epochs, table)
         for metric in (key.removeprefix("dynamic_") for key in keys if key.startswith("dynamic_")):
             names = [name for name in STANDING if f"{name}_{metric}" in keys]
             if "student" in names and "loss" not in metric:
-                found.setdefault(metric, (table, names))
-    return found
+                shown.setdefault(metric, (table, names))
+    return shown
 
 
 def standing_chart(run: Run, timeline: Timeline, metric: str, table: str, names: Sequence[str]) -> Chart | None:
     """Where student, dynamic and static teacher stand on the same samples: the gap over time."""
-    factor, last = (100 if is_fraction(metric) else 1), {}
-    series = []
+    factor, last, series = factor_of(metric), {}, []
     for name in names:
-        label, colour = STANDING[name]
-        segments = timeline.segments(read_from(table, f"{name}_{metric}"))
-        last[name] = next((segment[-1][1] for segment in reversed(segments) if segment), 0.0)
-        series.append(Series(label, percent_points(metric, segments), colour))
+        segments = timeline.segments(read_from(table, f"{name}_{metric}"), factor)
+        last[name] = next((segment[-1][1] / factor for segment in reversed(segments) if segment), 0.0)
+        series.append(Series(STANDING[name][0], segments, STANDING[name][1]))
     delta = last["dynamic"] - last["student"]
     ahead = {"better": "ahead of", "worse": "behind"}.get(verdict(metric, delta), "level with")
     amount = difference(metric, delta).lstrip("+±" + MINUS) + " " if delta else ""
     where = "On training samples, as they are learned from" if table == "train" else f"On the {where_measured(run)}"
     level = numbers(run.part("teacher").get("metrics")).get(metric) if "static" not in names else None
-    shown = f"static teacher {metric_value(metric, level)}" + (" (test set)" if table == "train" else "")
+    label = f"static teacher {metric_value(metric, level)}" + (" (test set)" if table == "train" else "")
     return line_chart(
         f"The gap in {metric_name(metric)}",
         series,
         note=f"{where}. At the end the dynamic teacher is {amount}{ahead} the student.",
-        level=(factor * level, shown) if level is not None else None,
-        unit=" %" if factor == 100 else "",
-        x_label=timeline.label,
-        bands=timeline.bands(),
+        level=(factor * level, label) if level is not None else None,
         loss=lower_is_better(metric),
+        **per_cent(metric),
+        **timeline.shown,
     )
 
 
@@ -242,43 +251,33 @@ class RunCharts:
 
 def run_charts(run: Run, primary: str) -> RunCharts:
     """All charts that the run's records give; those of up to two phases' losses are part of the story."""
-    timeline = Timeline(run.epochs)
-    standing = standing_keys(run)
+    timeline, standing = Timeline(run.epochs), standing_keys(run)
     drawn = {f"{name}_{metric}" for metric, (_, names) in standing.items() for name in names}
-    evaluated = [key for key in keys_of(run.epochs, "eval") if "loss" not in key and key != "mse"]
-    evaluated = [key for key in evaluated if key not in drawn]
+    evaluated = [key for key in keys_of(run.epochs, "eval") if "loss" not in key and key != "mse" and key not in drawn]
     evaluated.sort(key=lambda key: key != primary)
     ordered = ordered_losses(run, timeline)
-    losses = present(
-        [phase_loss_chart(timeline, name) for name in timeline.phases if not ordered or has_parts(timeline, name)]
-    )
-    apart = len(losses) > 2
-    story = [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated[:1]]
-    story += [
-        standing_chart(run, timeline, metric, *found)
-        for metric, found in sorted(standing.items(), key=lambda item: item[0] != primary)
-    ]
-    story += [] if apart else losses
-    story += [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated[1:]]
-    closer = []
-    for key in keys_of(run.epochs, "train"):
-        if "loss" not in key and key not in evaluated and key not in drawn:
-            title = capital(key.replace("_", " ")) + ", training"
-            closer.append(rate_chart(timeline, title, read_from("train", key)))
-    rates = (
-        ("lr", "Learning rate"),
-        ("images_per_second", "Samples per second"),
-        ("seconds", "Seconds an epoch"),
-    )
-    for key, title in rates:
-        closer.append(rate_chart(timeline, title, lambda record, key=key: record.get(key)))
+    parted = [name for name in timeline.phases if not ordered or has_parts(timeline, name)]
+    apart = len(parted) > 2
+    losses = present([phase_loss_chart(timeline, name, SMALL if apart else 210) for name in parted])
+    metrics = [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated]
+    gaps = sorted(standing.items(), key=lambda item: item[0] != primary)
+    story = [*metrics[:1], *(standing_chart(run, timeline, metric, *where) for metric, where in gaps)]
+    story += [*([] if apart else losses), *metrics[1:]]
+    rates: dict[str, Pick] = {
+        capital(key.replace("_", " ")) + ", training": read_from("train", key)
+        for key in keys_of(run.epochs, "train")
+        if "loss" not in key and key not in evaluated and key not in drawn
+    }
+    names = {"lr": "Learning rate", "images_per_second": "Samples per second", "seconds": "Seconds an epoch"}
+    rates |= {title: column(key) for key, title in names.items()}
+    closer = [rate_chart(timeline, title, pick) for title, pick in rates.items()]
     return RunCharts(ordered, present(story), losses if apart else [], present(closer))
 
 
 def measuring(timeline: Timeline, metric: str) -> Timeline:
     """The phases that measure a metric: those that learn by another measure take no room in its picture."""
 
-    def measured(record: dict[str, Any]) -> bool:
+    def measured(record: Record) -> bool:
         return any(metric in numbers(record.get(table)) for table in ("eval", "train"))
 
     kept = [[r for _, r in pairs] for pairs in timeline.phases.values() if any(measured(r) for _, r in pairs)]
@@ -287,13 +286,12 @@ def measuring(timeline: Timeline, metric: str) -> Timeline:
 
 def has_parts(timeline: Timeline, phase: str) -> bool:
     """Whether a phase's loss is a sum of others."""
-    records = [record for _, record in timeline.phases[phase]]
-    return sum("loss" in key for key in keys_of(records, "train")) > 1
+    return sum("loss" in key for key in keys_of([record for _, record in timeline.phases[phase]], "train")) > 1
 
 
-def rate_chart(timeline: Timeline, title: str, pick: Callable[..., Any]) -> Chart | None:
+def rate_chart(timeline: Timeline, title: str, pick: Pick) -> Chart | None:
     series = [Series(title, timeline.segments(pick), "c4")]
-    return line_chart(title, series, x_label=timeline.label, bands=timeline.bands(), y_range=[0.0])
+    return line_chart(title, series, y_range=[0.0], height=SMALL, **timeline.shown)
 
 
 def present(charts: Sequence[Chart | None]) -> list[Chart]:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from protege.report import words
-from protege.report.charts import Chart, Point, Scale, Series, line_chart
-from protege.report.heatmap import Heatmap, heatmap, scale_of
-from protege.report.page import render, write_page
+from protege.report.charts import Axis, Chart, Point, Series, heatmap, line_chart
+from protege.report.page import write_page
 from protege.report.read import is_number, read_json
 from protege.report.run import Card
 
@@ -22,7 +21,12 @@ TITLES = {
     "predictions": "Teacher’s predictions",
     "student": "Student’s logit layer",
 }
-UNIT = (Scale(0.0, 1.0), [(n / 4, f"{25 * n}") for n in range(5)])  # fractions in per cent
+PAIRS = 5
+MOST_WRITTEN = 20  # classes up to which a map's cells say their values
+
+
+def percent_axis(title: str) -> Axis:
+    return Axis(f"{title}, %", (0.0, 100.0), whole=False)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ def write_diagnosis_report(folder: Path) -> Path:
     folder = Path(folder)
     found = read_json(folder / "diagnosis.json")
     drawn = over_temperature, confidence_in_truth, rescaled, reliable, top_mass, other_classes
-    text = render(
+    return write_page(
+        folder,
         "diagnosis.html",
         title=f"{found['data']['name']} · protege diagnosis",
         headline=headline(found),
@@ -55,7 +60,6 @@ def write_diagnosis_report(folder: Path) -> Path:
         related=related(found),
         order=ordered(found),
     )
-    return write_page(folder / "report.html", text)
 
 
 def judged(finding: dict[str, str]) -> Judged:
@@ -158,13 +162,9 @@ def cards(found: dict[str, Any]) -> list[Card]:
 
 
 def steps(histogram: Sequence[float]) -> list[Point]:
-    """A histogram over 0 … 1 as the outline of its bars."""
-    width = 1 / len(histogram)
-    return [(x, value) for n, value in enumerate(histogram) for x in (n * width, (n + 1) * width)]
-
-
-def _percent(points: Sequence[Point]) -> list[Point]:
-    return [(x, 100 * y) for x, y in points]
+    """A histogram over 0 … 1 in per cent, as steps: each bar's value at its left end, the last one's at both."""
+    values = [*histogram, histogram[-1]]
+    return [(100 * n / len(histogram), 100 * value) for n, value in enumerate(values)]
 
 
 def _sets(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -190,15 +190,14 @@ def over_temperature(found: dict[str, Any]) -> Chart | None:
         for label, key, colour, dashed in lines
     ]
     first, last = (seen["temperatures"][n]["temperature"] for n in (0, -1))
-    axis = (Scale(first, last, log=True), [(float(t), str(t)) for t in (1, 2, 4, 8, 20) if t <= last])
+    axis = Axis("T", (first, last), log=True, ticks={float(t): str(t) for t in (1, 2, 4, 8, 20) if t <= last})
     asked = min(seen["temperatures"], key=lambda at: abs(at["temperature"] - found["settings"]["temperature"]))
     accuracy = seen["accuracy"]
     return line_chart(
         "Behaviour over the temperature",
         series,
         note="Which class comes first does not depend on T; how much it gets does. The ring is the T asked for.",
-        x_label="T",
-        x_axis=axis,
+        x=axis,
         y_range=(0, 100),
         unit=" %",
         level=None if accuracy is None else (100 * accuracy, f"accuracy {words.share(accuracy, 0)}"),
@@ -209,17 +208,17 @@ def over_temperature(found: dict[str, Any]) -> Chart | None:
 def confidence_in_truth(found: dict[str, Any]) -> Chart | None:
     """The distribution of p_t."""
     series = [
-        Series(name, [_percent(steps(reading["truth"]["histogram"]))], colour, name.startswith("student"))
+        Series(name, [steps(reading["truth"]["histogram"])], colour, name.startswith("student"))
         for name, colour, reading in _sets(found)
     ]
     return line_chart(
         "Probability of the true class",
         series,
         note="Share of rows, T = 1. All at the right end: the teacher says no more than the label.",
-        x_label="p of the true class, %",
-        x_axis=UNIT,
+        x=percent_axis("p of the true class"),
         y_range=(0,),
         unit=" %",
+        steps=True,
     )
 
 
@@ -229,11 +228,11 @@ def rescaled(found: dict[str, Any]) -> Chart | None:
     bins = about["bins"]
     if not bins:
         return None
-    series = [Series("median", [[(b["p"], b["median"]) for b in bins]], "c1", marks=True)]
+    series = [Series("median", [[(100 * b["p"], b["median"]) for b in bins]], "c1", marks=True)]
     if about["measured"]:
         series += [
-            Series("quartiles" if key == "low" else "", [[(b["p"], b[key]) for b in bins]], "c4", dashed=True)
-            for key in ("low", "high")
+            Series(f"{which} quartile", [[(100 * b["p"], b[key]) for b in bins]], "c4", dashed=True)
+            for which, key in (("lower", "low"), ("upper", "high"))
         ]
     series = [one for one in series if one.segments[0]]
     rank = about["rank_correlation"]
@@ -241,36 +240,30 @@ def rescaled(found: dict[str, Any]) -> Chart | None:
     note = f"KD’s gradient at the true class is the label’s times ω; for {whose}, λ = {about['weight']:g}."
     if rank is not None and about["measured"]:
         note += f" Rank correlation with p: {rank:.2f}.".replace("-", words.MINUS)
-    chart = line_chart(
+    return line_chart(
         "Gradient rescaling by the teacher’s confidence",
         series,
         note=note,
-        x_label="p of the true class, %",
-        x_axis=UNIT,
+        x=percent_axis("p of the true class"),
     )
-    return chart if chart is None else _named_once(chart)
-
-
-def _named_once(chart: Chart) -> Chart:
-    """Without legend entries that have no name."""
-    return Chart(**{**vars(chart), "legend": [entry for entry in chart.legend if entry[2]]})
 
 
 def reliable(found: dict[str, Any]) -> Chart | None:
     """The reliability diagram."""
-    series = [Series("calibrated", [[(0, 0), (1, 100)]], "c4", dashed=True)]
+    series = [Series("calibrated", [[(0, 0), (100, 100)]], "c4", dashed=True)]
     for name, colour, reading in _sets(found):
         bins = [b for b in reading["reliability"] if b["share"] >= 0.002]
         if bins:
-            series.append(Series(name, [[(b["confidence"], 100 * b["accuracy"]) for b in bins]], colour, marks=True))
+            series.append(
+                Series(name, [[(100 * b["confidence"], 100 * b["accuracy"]) for b in bins]], colour, marks=True)
+            )
     if len(series) == 1:
         return None
     return line_chart(
         "Reliability",
         series,
         note="Above the diagonal: right more often than sure.",
-        x_label="confidence, %",
-        x_axis=UNIT,
+        x=percent_axis("confidence"),
         y_range=(0, 100),
         unit=" %",
     )
@@ -286,13 +279,12 @@ def top_mass(found: dict[str, Any]) -> Chart | None:
     largest = max(x for one in series for x, _ in one.segments[0])
     if largest < 3:
         return None
-    ticks = [(float(k), str(k)) for k in (1, 2, 5, 10, 25, 100) if k <= largest]
+    ticks = {float(k): str(k) for k in (1, 2, 5, 10, 25, 100) if k <= largest}
     return line_chart(
         "Mass of the k largest",
         series,
         note="What target topk keeps, and a cache stores, at T = 1.",
-        x_label="k",
-        x_axis=(Scale(1.0, float(largest), log=True), ticks),
+        x=Axis("k", (1.0, float(largest)), log=True, ticks=ticks),
         y_range=(100,),
         unit=" %",
     )
@@ -301,7 +293,7 @@ def top_mass(found: dict[str, Any]) -> Chart | None:
 def other_classes(found: dict[str, Any]) -> Chart | None:
     """The distribution of the entropy of the classes other than the true one."""
     series = [
-        Series(name, [_percent(steps(reading["others"]["histogram"]))], colour, name.startswith("student"))
+        Series(name, [steps(reading["others"]["histogram"])], colour, name.startswith("student"))
         for name, colour, reading in _sets(found)
         if reading["others"]
     ]
@@ -309,21 +301,37 @@ def other_classes(found: dict[str, Any]) -> Chart | None:
         "Evenness of the other classes",
         series,
         note="Entropy of what is not the true class. All at the right end: its relations are erased.",
-        x_label="normalised entropy, %",
-        x_axis=UNIT,
+        x=percent_axis("normalised entropy"),
         y_range=(0,),
         unit=" %",
+        steps=True,
     )
 
 
-def maps(found: dict[str, Any]) -> list[Heatmap]:
+def maps(found: dict[str, Any]) -> list[Chart]:
+    """Similarities of classes, all on one scale: from the 2nd to the 98th percentile of what is off the diagonals."""
     relations = found["relations"]
     shown = (key for key in TITLES if relations[key] and relations[key]["spread"])  # else all classes are alike
     known = {key: relations[key]["values"] for key in shown}
     if not known:
         return []
-    bounds = scale_of(list(known.values()))
-    return [heatmap(TITLES[key], m, relations["names"], relations["superclasses"], bounds) for key, m in known.items()]
+    names, groups = relations["names"], relations["superclasses"]
+    others = sorted(v for m in known.values() for i, row in enumerate(m) for j, v in enumerate(row) if i != j)
+    bounds = others[round(0.02 * (len(others) - 1))], others[round(0.98 * (len(others) - 1))]
+    between = [n for n in range(1, len(names)) if groups and groups[n] != groups[n - 1]]
+    charts = []
+    for key, values in known.items():
+        pairs = sorted(((values[i][j], i, j) for i in range(len(names)) for j in range(i)), reverse=True)[:PAIRS]
+        alike = "; ".join(f"{names[j]} and {names[i]}, {_number(value)}" for value, i, j in pairs)
+        cells = [[None if i == j else v for j, v in enumerate(row)] for i, row in enumerate(values)]
+        note = f"From {_number(bounds[0])} (light) to {_number(bounds[1])} (dark). Most alike: {alike}."
+        called = ("class", "and", "cosine")
+        few = len(names) <= MOST_WRITTEN
+        texts = [["" if v is None else _number(v) for v in row] for row in cells] if few else None
+        charts.append(
+            heatmap(TITLES[key], cells, names, bounds=bounds, called=called, note=note, between=between, texts=texts)
+        )
+    return charts
 
 
 def ordered(found: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from protege.report import words
-from protege.report.page import render, write_page
+from protege.report.page import write_page
 from protege.report.read import is_number, numbers, read_json
 
 ROLES = {"teacher": "teacher", "before": "student before", "student": "student"}
@@ -22,7 +22,8 @@ def write_export_report(folder: Path) -> Path:
     found = export.get("networks")
     networks = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
     metric = words.primary_metric([name for one in networks for name in numbers(one.get("metrics"))])
-    text = render(
+    return write_page(
+        folder,
         "export.html",
         title=f"{export.get('to', 'export')} · protege export",
         headline=headline(export, networks, metric),
@@ -30,7 +31,6 @@ def write_export_report(folder: Path) -> Path:
         rows=[row(one, networks, metric) for one in networks],
         notes=notes(export),
     )
-    return write_page(folder / "report.html", text)
 
 
 def row(network: dict[str, Any], networks: list[dict[str, Any]], metric: str) -> dict[str, Any]:

@@ -1,48 +1,99 @@
-"""Rendering a page: templates beside the code, all escaped, nothing fetched, the file replaced atomically."""
+"""Rendering a page: templates beside the code, all escaped, nothing fetched, the file replaced atomically.
+
+A page holds the script that draws its charts, so that it is one file that works anywhere. The runs of a study share one
+copy in the study's folder; where such a page is moved away from it, it lists the values of its charts.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from protege.errors import UserError, full_disk
-from protege.ownership import is_report
+from protege.ownership import is_report, is_study
 from protege.report import words
 from protege.writing import write_text
 
-TEMPLATES = Path(__file__).parent / "templates"
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+HERE = Path(__file__).parent
+SHARED = "report.js"  # the copy in a study's folder
+MADE_BY = "/* Vega "  # how the script begins, by which a copy is known
 
 
-def render(template: str, **content: Any) -> str:
-    """Fill a template; the page's own policy forbids all requests, and all scripts but the copy button's."""
+@cache
+def drawing() -> str:
+    return (HERE / "vega" / "vega.js").read_text(encoding="utf-8").strip()
+
+
+@cache
+def templates() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # takes as long to import as a page to write
+
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.globals["words"] = words
-    script = (TEMPLATES / "copy.js").read_text(encoding="utf-8").strip()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(script=Markup(script), script_hash=digest, **content)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    return environment
 
 
-def write_page(path: Path, text: str) -> Path:
-    """Write a report in one step: a reader sees the old one or the new one, never half of it. Raises `UserError` where
-    a page that is no report of ours would be replaced."""
+def write_page(folder: Path, template: str, **content: Any) -> Path:
+    """Write ``folder/report.html`` in one step: a reader sees the old page or the new one, never half of it.
+
+    Raises `UserError` where a page that is no report of ours would be replaced, or it cannot be written.
+    """
+    path = folder / "report.html"
     if path.exists() and not is_report(path):
         raise UserError(f"{path} was made otherwise and is kept: move it away, then run 'protege report' again")
     try:
-        write_text(path, text)
+        write_text(path, render(template, share_script(folder), **content))
     except OSError as error:
         remedy = "free some room on its disk" if full_disk(error) else "make its folder writable"
         raise UserError(
             f"{path} cannot be written ({error.strerror}): {remedy}, then run 'protege report' again"
         ) from error
     return path
+
+
+def render(template: str, shared: str = "", **content: Any) -> str:
+    """Fill a template; the page's policy forbids all requests, and all scripts but its own and the ``shared`` one."""
+    script = (HERE / "templates" / "page.js").read_text(encoding="utf-8").strip()
+    others = "'self' file:" if shared else of_hash(drawing())
+    text = (
+        templates()
+        .get_template(template)
+        .render(script=script, allowed=f"{of_hash(script)} {others}", shared=shared, **content)
+    )
+    tag = f'<script src="{shared}"></script>' if shared else f"<script>{drawing()}</script>"
+    return text.replace("<!--charts-->", tag if '<figure class="chart' in text else "")
+
+
+@cache
+def of_hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def share_script(folder: Path) -> str:
+    """The way from a run to the script in the folder of its study, where it is put; "" for what is in no study, and
+    where a file of the user's has that name or there is no room."""
+    study = folder.resolve().parent.parent
+    if not is_study(study):
+        return ""
+    with suppress(OSError, UnicodeDecodeError):
+        path = study / SHARED
+        there = path.read_text(encoding="utf-8") if path.exists() else MADE_BY
+        if there != drawing() and there.startswith(MADE_BY):
+            write_text(path, drawing())
+            there = drawing()
+        return f"../../{SHARED}" if there == drawing() else ""
+    return ""

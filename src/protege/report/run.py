@@ -12,7 +12,7 @@ from protege.report.curves import keys_of, run_charts, where_measured
 from protege.report.guess import told_guess
 from protege.report.headline import headline, sample_noun
 from protege.report.networks import networks
-from protege.report.page import render, write_page
+from protege.report.page import write_page
 from protege.report.read import Run, is_number, numbers, phases, read_run
 from protege.report.segmentation import segmentation
 from protege.report.snippets import snippets
@@ -64,7 +64,8 @@ def write_run_report(folder: Path) -> Path:
     ]
     metric = words.primary_metric(measured, run.setting("task"))
     scenes, bars = segmentation(run), solved(run)
-    text = render(
+    return write_page(
+        folder,
         "run.html",
         run=run,
         title=" · ".join(filter(None, [run.setting("method"), run.part("data").get("name"), "protege run"])),
@@ -84,7 +85,6 @@ def write_run_report(folder: Path) -> Path:
         snippets=snippets(run) if run.finished else [],
         environment=[(str(k), str(v)) for k, v in run.part("environment").items() if not isinstance(v, dict | list)],
     )
-    return write_page(folder / "report.html", text)
 
 
 def target(run: Run) -> str:

@@ -9,7 +9,7 @@ import tomli_w
 
 from protege.report import words
 from protege.report.guess import learned
-from protege.report.page import render, write_page
+from protege.report.page import write_page
 from protege.report.read import is_number, numbers, read_json
 from protege.report.study_figures import Colours, against, curves, gains, numeric_columns, strips
 from protege.report.table import (
@@ -40,7 +40,8 @@ def write_study_report(folder: Path) -> Path:
     rows = study_rows(study)
     colours = Colours(study)
     runs = [run for run in study.get("runs") or [] if isinstance(run, dict)]
-    text = render(
+    return write_page(
+        folder,
         "study.html",
         title=f"{study.get('name') or folder.name} · protege study",
         name=str(study.get("name") or folder.name),
@@ -76,7 +77,6 @@ def write_study_report(folder: Path) -> Path:
         markdown=study_markdown(study),
         plan=tomli_w.dumps(study["plan"]) if isinstance(study.get("plan"), dict) else "",
     )
-    return write_page(folder / "report.html", text)
 
 
 def done_of(study: dict[str, Any], done: int) -> str:

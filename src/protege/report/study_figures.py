@@ -7,8 +7,8 @@ from statistics import median
 from typing import Any
 
 from protege.report import words
-from protege.report.charts import COLOURS, Chart, Scale, Series, Strips, dot_strips, line_chart
-from protege.report.curves import Timeline, percent_points, read_from
+from protege.report.charts import COLOURS, Axis, Chart, Series, Strip, dot_strips, line_chart
+from protege.report.curves import SMALL, Timeline, factor_of, measured_on, per_cent, read_from
 from protege.report.read import is_number, numbers, read_run
 from protege.report.table import (
     Setting,
@@ -61,11 +61,11 @@ def values_of(row: dict[str, Any], metric: str) -> list[float]:
     return [float(value) for value in values if is_number(value)] if isinstance(values, list) else []
 
 
-def strips(study: dict[str, Any], metric: str, colours: Colours) -> list[Strips]:
+def strips(study: dict[str, Any], metric: str, colours: Colours) -> list[Chart]:
     """One panel for each setting of all but the baseline's keys; in it, what is compared."""
-    factor = 100 if words.is_fraction(metric) else 1
+    factor = factor_of(metric)
     baseline = study.get("baseline") if isinstance(study.get("baseline"), dict) else {}
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[Strip]] = {}
     panels: dict[str, list[dict[str, Any]]] = {}
     for row in study_rows(study):
         mean, half = estimate(row.get("metrics"), metric)
@@ -75,20 +75,18 @@ def strips(study: dict[str, Any], metric: str, colours: Colours) -> list[Strips]
         inner = {k: v for k, v in setting.items() if not baseline or k in baseline}
         outer = {k: v for k, v in setting.items() if k not in inner}
         dots = [(factor * v, words.metric_value(metric, v, 2)) for v in values_of(row, metric)]
-        width = None if half is None else factor * half
-        item = (
-            say(inner),
-            colours(say(inner)),
-            with_interval(metric, mean, half),
-            factor * mean,
-            width,
-            dots,
+        ends = [factor * (mean + side * (half or 0.0)) for side in (-1, 1)]
+        if factor == 100:  # intervals of few runs may leave what a share can be
+            ends = [min(100.0, max(0.0, end)) for end in ends]
+        item = Strip(
+            say(inner), colours(say(inner)), with_interval(metric, mean, half), factor * mean, ends[0], ends[1], dots
         )
         groups.setdefault(say(outer), []).append(item)
         panels.setdefault(say(outer), []).append(row)
     level = {title: teacher_level(common_teacher(rows), metric) for title, rows in panels.items()}
-    unit = " %" if factor == 100 else ""
-    return [dot_strips(words.capital(title), items, level[title], unit) for title, items in groups.items()]
+    return [
+        dot_strips(words.capital(title), items, level[title], **per_cent(metric)) for title, items in groups.items()
+    ]
 
 
 def numeric_columns(study: dict[str, Any]) -> list[str]:
@@ -104,7 +102,7 @@ def numeric_columns(study: dict[str, Any]) -> list[str]:
 
 def against(study: dict[str, Any], metric: str, column: str, colours: Colours) -> Chart | None:
     """The metric against a numeric column, a line for every setting of the other columns."""
-    factor = 100 if words.is_fraction(metric) else 1
+    factor = factor_of(metric)
     rows = [row for row in study_rows(study) if estimate(row.get("metrics"), metric)[0] is not None]
     values = {
         setting_text((row.get("setting") or {}).get(column)): (row.get("setting") or {}).get(column) for row in rows
@@ -117,10 +115,7 @@ def against(study: dict[str, Any], metric: str, column: str, colours: Colours) -
     apart = 3 if column in AMOUNTS else 8  # of samples, the double counts, not one more
     wide = not even and figures[0] > 0 and figures[-1] / figures[0] >= apart
     place = {setting_text(v): float(n) if even else float(v) for n, v in enumerate(ranked)}
-    scale = Scale(0, len(ranked) - 1) if even else Scale(figures[0], figures[-1], log=wide)
-    ticks = [(place[setting_text(v)], setting_text(v)) for v in ranked]
-    if len(ticks) > 8:
-        ticks = [*ticks[: -1 : len(ticks) // 6], ticks[-1]]
+    ticks = {place[setting_text(v)]: setting_text(v) for v in ranked}
     groups: dict[str, list[tuple[float, float, float | None]]] = {}
     for row in rows:
         setting = row.get("setting") or {}
@@ -142,15 +137,20 @@ def against(study: dict[str, Any], metric: str, column: str, colours: Colours) -
         note = f"{note} Off this scale: {level[1]}.".strip()
         level = None
     name = words.capital(words.metric_name(metric))
-    axis = column.replace("_", " ") + (" (evenly spaced)" if even else " (log scale)" if wide else "")
+    axis = Axis(
+        column.replace("_", " ") + (" (evenly spaced)" if even else " (log scale)" if wide else ""),
+        (0.0, len(ranked) - 1.0) if even else (figures[0], figures[-1]),
+        log=wide,
+        ticks=ticks,
+        places=ticks,
+    )
     return line_chart(
         f"{name} against {column.replace('_', ' ')}",
         series,
         note=note,
-        x_label=axis,
-        x_axis=(scale, ticks),
+        x=axis,
         level=level,
-        unit=" %" if factor == 100 else "",
+        **per_cent(metric),
     )
 
 
@@ -160,7 +160,7 @@ def gains(study: dict[str, Any], metric: str, colours: Colours) -> Chart | None:
     cases = list(dict.fromkeys((row.get("setting") or {}).get("case") for row in rows))
     if len(cases) < 3 or None in cases:
         return None
-    factor = 100 if words.is_fraction(metric) else 1
+    factor = factor_of(metric)
     groups: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
         setting, (mean, half) = dict(row["setting"]), estimate(row["difference"], metric)
@@ -169,54 +169,55 @@ def gains(study: dict[str, Any], metric: str, colours: Colours) -> Chart | None:
     largest = {label: max(abs(mean) for _, mean, _ in points) for label, points in groups.items()}
     far = [label for label in groups if largest[label] > 3 * median(largest.values())]  # would flatten the others
     near = [label for label in groups if label not in far][:COLOURS]
-    series = []
+    series, places = [], dict[float, str]()
     for n, label in enumerate(near):
         beside = 0.5 * (n - (len(near) - 1) / 2) / len(near)
         points = [(x + beside, mean, half) for x, mean, half in groups[label]]
         intervals = {(x, mean): half for x, mean, half in points if half}
+        places |= {x: str(cases[round(x)]) for x, _, _ in points}
         series.append(Series(label, [[(x, mean)] for x, mean, _ in points], colours(label), interval=intervals))
     notes = []
     for label in far:
         means = [mean / factor for _, mean, _ in groups[label]]
         ends = (difference_text(metric, end, None) for end in (min(means), max(means)))
         notes.append(f"{label}, {' to '.join(dict.fromkeys(ends))}")
+    ticks = {float(n): str(case) for n, case in enumerate(cases)}
     what = words.metric_name(metric)
     title = "Difference to" if words.lower_is_better(metric) else "Gain over"
     return line_chart(
         f"{title} {say(study.get('baseline') or {})}, {'points of ' if factor == 100 else ''}{what}",
         series,
         note=f"Off this scale: {'; '.join(notes)}." if notes else "",
-        x_label="case",
-        x_axis=(Scale(-0.5, len(cases) - 0.5), [(float(n), str(case)) for n, case in enumerate(cases)]),
+        x=Axis("case", (-0.5, len(cases) - 0.5), ticks=ticks, places=places),
         y_range=(0.0,),
     )
 
 
 def curves(
     folder: Path, study: dict[str, Any], runs: list[dict[str, Any]], metric: str, colours: Colours
-) -> list[Chart]:
-    """A small chart for each setting with a line for every seed, all on one vertical scale."""
-    groups: dict[str, list[Any]] = {
-        say(row.get("setting") or {}): [] for row in study_rows(study)
-    }  # in the table's order
-    settings: dict[str, Setting] = {}
+) -> dict[str, list[Chart]]:
+    """By the set that was measured on, a small chart for each setting with a line for every seed, all of a set on one
+    vertical scale."""
+    order = [say(row.get("setting") or {}) for row in study_rows(study)]
+    found: dict[str, dict[str, list[Series]]] = {}
     for run in runs:
-        place = folder / str(run.get("out", ""))
+        place, setting = folder / str(run.get("out", "")), run.get("setting") or {}
         epochs = read_run(place).epochs if (place / "metrics.jsonl").is_file() else []
-        segments = Timeline(epochs).segments(read_from("eval", metric))
-        segments = percent_points(metric, [segment for segment in segments if segment])
-        if segments:
-            label = say(run.get("setting") or {})
-            settings[label] = run.get("setting") or {}
-            groups.setdefault(label, []).append((run.get("seed"), segments))
-    values = [y for items in groups.values() for _, segments in items for segment in segments for _, y in segment]
-    if not any(len(segment) > 1 for items in groups.values() for _, segments in items for segment in segments):
-        return []  # judged once, at the end
-    shown = []
-    for label, items in [item for item in groups.items() if item[1]][:MOST_PANELS]:
-        colour = colours(comparison(study, settings[label]))
-        series = [Series(f"seed {seed}", segments, colour) for seed, segments in items]
-        unit = " %" if words.is_fraction(metric) else ""
-        chart = line_chart(label, series, y_range=[min(values), max(values)], unit=unit, keyed=False)
-        shown += [chart] if chart else []
+        for where in dict.fromkeys(measured_on(record) for record in epochs if record.get("eval")):
+            segments = Timeline(epochs).segments(read_from("eval", metric, where), factor_of(metric))
+            if any(segments):
+                line = Series(f"seed {run.get('seed')}", segments, colours(comparison(study, setting)))
+                found.setdefault(where, {}).setdefault(say(setting), []).append(line)
+    shown = {}
+    for where, panels in found.items():
+        drawn = [segment for lines in panels.values() for line in lines for segment in line.segments]
+        if not any(len(segment) > 1 for segment in drawn):
+            continue  # judged once, at the end
+        ys = [y for segment in drawn for _, y in segment]
+        labels = sorted(panels, key=lambda label: order.index(label) if label in order else len(order))[:MOST_PANELS]
+        charts = [
+            line_chart(label, panels[label], y_range=[min(ys), max(ys)], height=SMALL, **per_cent(metric))
+            for label in labels
+        ]
+        shown[where] = [chart for chart in charts if chart]
     return shown

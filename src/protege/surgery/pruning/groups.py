@@ -2,8 +2,14 @@
 
 Which depend on each other (a convolution's filters, its BatchNorm, what reads them, and, across a residual sum, the
 channels of other layers) is told by torch-pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900). It follows
-most code, not all: what it says is checked by values (`faults`). Layers whose channels are tied vote together on what
-to prune: with the mean over them, l1 in units of each layer's average filter.
+most code, not all: what it says is checked by values (`law`).
+
+The graph is torch-pruning's, the walk through it and the choice are not: where a channel goes with several others
+(halves that are multiplied, a Gram matrix) its own pruner takes one of them for all and removes more than was asked
+for, or goes in circles, and one layer that it cannot follow ends it for the whole network. Layers whose channels are
+tied vote together on what to prune: with the mean over them, l1 in units of each layer's average filter. Right after
+10 % of the channels were cut from networks trained on digits (three seeds), that left an accuracy of 0.58 of
+ResNet-20, 0.47 of ResNet-18 and 0.33 of MobileNetV2, and the first layer's vote alone 0.48, 0.43 and 0.17.
 """
 
 from __future__ import annotations
@@ -22,15 +28,17 @@ from torch.nn.modules.conv import _ConvNd
 from ...errors import UserError, told
 from ...outputs import logits_in
 from ..laws import tensors_in
-from ..layers import LAYERS, inputs_of, outputs_of
+from ..layers import LAYERS, outputs_of
 from .decouple import decouplable
 from .removal import Site
 from .result import LeftOut
+from .sizes import channels_of, groups_of
 
 Wires = list[tuple[int, int]]  # (channel of a site, channel of the root that it goes with)
 
 MOST = 2_000_000  # wires of a group: a walk that finds more goes in circles
 _HEADS = "its channels are made and read within an attention, where they are arranged in heads"
+_LOST = "its channels cannot be followed"
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class _Fault(Exception):
     """Why a group cannot be pruned, as the end of a sentence."""
 
 
-def trace(network: nn.Module, example: Tensor) -> Any:
+def dependency_graph(network: nn.Module, example: Tensor) -> Any:
     """torch-pruning's dependency graph of `network`; `UserError` where it cannot be traced."""
     import torch_pruning  # here, as it takes a second to import and only pruning needs it
 
@@ -111,7 +119,7 @@ def tied_channels(graph: Any, network: nn.Module, how: str) -> tuple[list[Group]
         except _Fault as error:
             left_out.append(LeftOut(layers, str(error)))
         except Exception as error:  # torch-pruning meets networks that it was not made for
-            left_out.append(LeftOut(layers, f"its channels cannot be followed ({told(error)})"))
+            left_out.append(LeftOut(layers, f"{_LOST} ({told(error)})"))
         else:
             groups += [group] if group is not None else []
     return groups, left_out
@@ -147,7 +155,7 @@ class _Sites:
         """Why a node cannot lose these channels."""
         site = self.of(node, handler)
         if site is None:  # what flows through an operation ends in a layer or a parameter
-            return None if 0 <= min(channels) <= max(channels) < self.most else "its channels cannot be followed"
+            return None if 0 <= min(channels) <= max(channels) < self.most else _LOST
         name = site.name.rpartition(".")[0] if site.side == "parameter" else site.name
         owner = self.modules[name]
         if isinstance(owner, nn.MultiheadAttention):
@@ -163,17 +171,18 @@ class _Sites:
         """How many channels there are."""
         if site.side == "parameter":
             return self.parameters[site.name].shape[site.dim]
-        module: Any = self.modules[site.name]
-        if isinstance(module, LAYERS) and site.side == "in":
-            return inputs_of(module)
-        if isinstance(module, LAYERS):
-            return outputs_of(module)
-        if isinstance(module, nn.LayerNorm):
-            return module.normalized_shape[-1]
+        module = self.modules[site.name]
         if isinstance(module, nn.PReLU) and module.num_parameters == 1:
             return self.most  # one slope for all
-        keys = ("num_features", "num_channels", "num_parameters", "embedding_dim", "input_size")
-        return next(getattr(module, key) for key in keys if hasattr(module, key))
+        return channels_of(module, site.side) or self.most  # what has none of its own cannot be cut (`removal`)
+
+    def period(self, site: Site, channels: int) -> int:
+        """After how many channels a site's groups repeat, which must lose the same places: 0 for none, 1 where that
+        would depend on more groups than those of these `channels`."""
+        groups = 1 if site.side == "parameter" else groups_of(self.modules[site.name])
+        if groups == 1:
+            return 0
+        return self.width(site) // groups if channels == self.width(site) else 1
 
 
 def _reached(graph: Any, root: nn.Module, sites: _Sites) -> tuple[dict[tuple[Any, Any], Wires], str | None]:
@@ -209,7 +218,7 @@ def _reached(graph: Any, root: nn.Module, sites: _Sites) -> tuple[dict[tuple[Any
             if wrong is None:
                 stack.append((dep.target, dep.handler, fresh))
     if stack:
-        fault = fault or "its channels cannot be followed"
+        fault = fault or _LOST
     return {key: sorted(wires) for key, wires in reached.items() if wires}, fault
 
 
@@ -223,10 +232,10 @@ def _group(reached: Mapping[tuple[Any, Any], Wires], of: _Sites, root: nn.Module
             sites[site] = sorted({*sites.get(site, []), *wires})
     if _crosses_heads(sites, of.modules):
         raise _Fault(_HEADS)
-    units = _units(sites, of, size)
     scores = _scores(sites, of.modules, size, how)
     if scores is None or size < 2:
         return None
+    units = _units(sites, of, size)
     if len(units) < 2:
         raise _Fault("none of its channels can go without all others")
     layers = tuple(site.name for site in sites if site.side != "in" and isinstance(of.modules.get(site.name), LAYERS))
@@ -236,8 +245,7 @@ def _group(reached: Mapping[tuple[Any, Any], Wires], of: _Sites, root: nn.Module
 def _units(sites: Mapping[Site, Wires], of: _Sites, size: int) -> list[list[int]]:
     """The root's channels in the smallest sets that can go alone.
 
-    A channel that goes with several of the root's ties these. What has its channels in groups must stay so: each group
-    loses the same places, so these are tied.
+    A channel that goes with several of the root's ties these, and so do the same places of a layer's groups.
     """
     owner = list(range(size))
 
@@ -247,15 +255,7 @@ def _units(sites: Mapping[Site, Wires], of: _Sites, size: int) -> list[list[int]
         return channel
 
     for site, wires in sites.items():
-        period = 0
-        if site.side != "parameter":
-            module: Any = of.modules[site.name]
-            groups = getattr(module, "num_groups", getattr(module, "groups", 1))
-            if groups != 1 and type(groups) is int and hasattr(module, "weight") and not _is_depthwise(module):
-                total = getattr(module, "num_channels", None) or of.width(site)
-                if len({channel for channel, _ in wires}) < total:  # these would depend on another group's
-                    return [list(range(size))]
-                period = total // groups
+        period = of.period(site, len({channel for channel, _ in wires}))
         first: dict[int, int] = {}
         for channel, root in wires:
             place = channel % period if period else channel
@@ -264,10 +264,6 @@ def _units(sites: Mapping[Site, Wires], of: _Sites, size: int) -> list[list[int]
     for channel in range(size):
         sets[find(channel)].append(channel)
     return list(sets.values())
-
-
-def _is_depthwise(module: Any) -> bool:
-    return getattr(module, "groups", 1) == getattr(module, "out_channels", 0) == getattr(module, "in_channels", 0)
 
 
 def _crosses_heads(sites: Mapping[Site, Wires], modules: Mapping[str, nn.Module]) -> bool:
@@ -287,18 +283,15 @@ def _scores(sites: Mapping[Site, Wires], modules: Mapping[str, nn.Module], size:
     votes = []
     for site, wires in sites.items():
         module: Any = modules.get(site.name)
-        if how == "slim":
-            if not isinstance(module, _BatchNorm) or module.weight is None:
-                continue
+        if how == "slim" and isinstance(module, _BatchNorm) and module.weight is not None:
             values = module.weight.detach().abs().double().cpu()
-        else:
-            if not isinstance(module, LAYERS) or site.side == "in":
-                continue
+        elif how == "l1" and isinstance(module, LAYERS) and site.side != "in":
             dim = 1 if getattr(module, "transposed", False) else 0
             values = module.weight.detach().abs().double().cpu().transpose(0, dim).flatten(1).sum(1)
-            if dim == 1 and len(values) != outputs_of(module):  # a grouped transposed convolution
-                values = values.repeat(outputs_of(module) // len(values))
+            values = values.repeat(outputs_of(module) // len(values))  # of a grouped transposed convolution
             values = values / values.mean().clamp_min(1e-30)
+        else:
+            continue
         channels, roots = (torch.tensor(part) for part in zip(*wires, strict=True))
         votes.append(torch.zeros(size, dtype=torch.float64).index_add_(0, roots, values[channels]))
     return torch.stack(votes).mean(0) if votes else None

@@ -10,7 +10,6 @@ Two ways to rank the channels of one group of tied ones (`groups`):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,16 +17,14 @@ from torch import Tensor, nn
 
 from ...copying import copy_network
 from ...errors import UserError
-from ..layers import inputs_of, outputs_of
+from .choose import Choice, by_layer, by_macs, by_ratio, removal_of
 from .decouple import decouplable
-from .groups import Group, tied_channels, trace
+from .groups import Group, dependency_graph, tied_channels
 from .law import Law
 from .removal import Site, remove
-from .result import LeftOut, Shrunk, kept_whole, matching, profile, together
+from .result import LeftOut, Shrunk, kept_whole, matching, together
 
 HOWS = ("l1", "slim")
-FLOOR = 0.1  # the share of a group's channels that slimming never takes: an emptied layer cuts the network in two
-TOLERANCE = 0.02  # of the network's multiply-adds
 SHOWN = 6  # reasons given in a sentence
 
 
@@ -48,7 +45,7 @@ def shrink(
     outputs, the inputs and what happens between the heads of an attention stay whole. Weights are the original's, in
     the same order, and all learn, as those of a frozen network must be recovered, too.
 
-    What is returned computes what the original does with zeros for the removed channels (`faults`). Layers of which
+    What is returned computes what the original does with zeros for the removed channels (`law`). Layers of which
     that cannot be made so stay whole; `Shrunk.left_out` names them and says why. Raises `UserError` for values out of
     range, unknown layers, targets out of reach, and networks without anything to prune.
     """
@@ -56,7 +53,7 @@ def shrink(
     copied = copy_network(network).requires_grad_(True)
     for parameter in copied.parameters():
         parameter.grad = None
-    groups, left_out = tied_channels(trace(copied, example.detach()), copied, how)
+    groups, left_out = tied_channels(dependency_graph(copied, example.detach()), copied, how)
     able = [name for tied in [part.layers for part in groups] + [part.layers for part in left_out] for name in tied]
     for patterns in (layers, list(ratio) if isinstance(ratio, Mapping) else None):
         if patterns is not None:
@@ -69,31 +66,68 @@ def shrink(
             raise _nothing(network, how, left_out)
         unmet = None
         if isinstance(ratio, Mapping):
-            dropped = _by_layer(groups, ratio, network, able)
+            choice = by_layer(groups, ratio, network, able)
         elif ratio is not None:
-            dropped = _by_ratio(groups, how, ratio)
+            choice = by_ratio(groups, how, ratio)
         else:
-            dropped, unmet = _by_macs(network, example, groups, how, macs or 0.0)
-        dropped = {number: units for number, units in dropped.items() if units}
-        if not dropped and unmet is None:
+            choice, unmet = by_macs(network, example, groups, how, macs or 0.0)
+        choice = {number: units for number, units in choice.items() if units}
+        if not choice and unmet is None:
             raise UserError(
                 f"the ratio {ratio} removes no channel of so small a network; expected more: raise ratio=…"
                 + _also(left_out)
             )
-        faults = _faults(law, groups, dropped)
+        faults = _faults(law, groups, choice)
         if not faults and unmet is not None:
             raise UserError(unmet + _also(left_out))
         if not faults:
             break
         left_out += [LeftOut(groups[number].layers, why) for number, why in faults.items()]
         groups = [group for number, group in enumerate(groups) if number not in faults]
-    removal = _removal(groups, dropped)
+    removal = removal_of(groups, choice)
     changed = copy_network(network)
     remove(changed, removal)
     for parameter in changed.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
         parameter.grad = None
     return Shrunk(changed, _kept(network, removal), tuple(left_out))
+
+
+def _check(how: str, ratio: Any, macs: Any) -> None:
+    if how not in HOWS:
+        raise UserError(f"how = {how!r} is no way of pruning; expected {' or '.join(HOWS)}: change how=….")
+    if (ratio is None) == (macs is None):
+        raise UserError(f"shrink got ratio = {ratio!r} and macs = {macs!r}; expected one of them: give only that.")
+    for name, value in ratio.items() if isinstance(ratio, Mapping) else [("", ratio if macs is None else macs)]:
+        what = f"the ratio of {name!r}" if name else ("ratio" if macs is None else "macs")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise UserError(f"{what} is {value!r}; expected a share above 0 and below 1: correct it.")
+
+
+def _faults(law: Law, groups: Sequence[Group], choice: Choice) -> dict[int, str]:
+    """The groups that break the law, by their numbers, with the reason: found by halving, so that few cost little."""
+    faults: dict[int, str] = {}
+
+    def sound(settled: list[int], new: list[int]) -> list[int]:
+        fault = law.fault(removal_of(groups, {number: choice[number] for number in settled + new}))
+        if fault is None:
+            return settled + new
+        if len(new) == 1:
+            faults[new[0]] = fault
+            return settled
+        half = len(new) // 2
+        return sound(sound(settled, new[:half]), new[half:])
+
+    sound([], list(choice))
+    return faults
+
+
+def _kept(network: nn.Module, removal: Mapping[Site, list[int]]) -> dict[str, list[int]]:
+    kept = kept_whole(network)
+    for site, gone in removal.items():
+        if site.side in ("out", "both") and site.name in kept:
+            kept[site.name] = sorted(set(kept[site.name]) - set(gone))
+    return kept
 
 
 def _nothing(network: nn.Module, how: str, left_out: Sequence[LeftOut]) -> UserError:
@@ -118,148 +152,3 @@ def _list(left_out: Sequence[LeftOut]) -> str:
     parts = together(left_out)
     more = f"; and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
     return "; ".join(map(str, parts[:SHOWN])) + more
-
-
-def _faults(law: Law, groups: Sequence[Group], dropped: Mapping[int, list[int]]) -> dict[int, str]:
-    """The groups that break the law, by their numbers, with the reason: found by halving, so that few cost little."""
-    faults: dict[int, str] = {}
-
-    def sound(settled: list[int], new: list[int]) -> list[int]:
-        fault = law.fault(_removal(groups, {number: dropped[number] for number in settled + new}))
-        if fault is None:
-            return settled + new
-        if len(new) == 1:
-            faults[new[0]] = fault
-            return settled
-        half = len(new) // 2
-        return sound(sound(settled, new[:half]), new[half:])
-
-    sound([], list(dropped))
-    return faults
-
-
-def _removal(groups: Sequence[Group], dropped: Mapping[int, list[int]]) -> dict[Site, list[int]]:
-    """The channels to be removed at each site."""
-    removal: dict[Site, set[int]] = {}
-    for number, units in dropped.items():
-        for site, channels in groups[number].removal(units).items():
-            removal.setdefault(site, set()).update(channels)
-    return {site: sorted(channels) for site, channels in removal.items() if channels}
-
-
-def _kept(network: nn.Module, removal: Mapping[Site, list[int]]) -> dict[str, list[int]]:
-    kept = kept_whole(network)
-    for site, gone in removal.items():
-        if site.side in ("out", "both") and site.name in kept:
-            kept[site.name] = sorted(set(kept[site.name]) - set(gone))
-    return kept
-
-
-def _check(how: str, ratio: Any, macs: Any) -> None:
-    if how not in HOWS:
-        raise UserError(f"how = {how!r} is no way of pruning; expected {' or '.join(HOWS)}: change how=….")
-    if (ratio is None) == (macs is None):
-        raise UserError(f"shrink got ratio = {ratio!r} and macs = {macs!r}; expected one of them: give only that.")
-    for name, value in ratio.items() if isinstance(ratio, Mapping) else [("", ratio if macs is None else macs)]:
-        what = f"the ratio of {name!r}" if name else ("ratio" if macs is None else "macs")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-            raise UserError(f"{what} is {value!r}; expected a share above 0 and below 1: correct it.")
-
-
-def _by_layer(
-    groups: list[Group], ratios: Mapping[str, float], network: nn.Module, able: Sequence[str]
-) -> dict[int, list[int]]:
-    """The units to drop of each group by its number, where layers were given shares of their own."""
-    shares: dict[int, tuple[float, str]] = {}
-    for pattern, share in ratios.items():
-        names = set(matching([pattern], able, network))
-        for number, group in enumerate(groups):
-            if not names & set(group.layers):
-                continue
-            other, before = shares.setdefault(number, (share, pattern))
-            if other != share:
-                raise UserError(
-                    f"{before!r} and {pattern!r} have the ratios {other:g} and {share:g} but their channels are tied; "
-                    "expected one ratio for both: correct one."
-                )
-    return {number: _least(groups[number], share) for number, (share, _) in shares.items()}
-
-
-def _least(group: Group, share: float) -> list[int]:
-    """The least important units of a group, so many as make the share, never all."""
-    count = min(math.floor(share * len(group.units) + 0.5), len(group.units) - 1)
-    return group.scores.argsort(stable=True)[:count].tolist()
-
-
-def _order(groups: Sequence[Group], how: str, share: float) -> list[tuple[int, int]]:
-    """All (group, unit) that may go, the first to go first.
-
-    "slim" ranks by the scale itself; "l1" by the rank within the group, so that all groups thin out evenly.
-    """
-    order = []
-    for number, group in enumerate(groups):
-        ranked, size = group.scores.argsort(stable=True).tolist(), len(group.units)
-        most = size - max(1, math.ceil(min(FLOOR, 1 - share) * size)) if how == "slim" else size - 1
-        for rank, unit in enumerate(ranked[:most]):
-            key = float(group.scores[unit]) if how == "slim" else (rank + 0.5) / size
-            order.append((key, rank / size, number, unit))
-    return [(number, unit) for _, _, number, unit in sorted(order)]
-
-
-def _collect(order: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
-    dropped: dict[int, list[int]] = {}
-    for number, unit in order:
-        dropped.setdefault(number, []).append(unit)
-    return dropped
-
-
-def _by_ratio(groups: Sequence[Group], how: str, ratio: float) -> dict[int, list[int]]:
-    if how == "l1":
-        return {number: _least(group, ratio) for number, group in enumerate(groups)}
-    target = ratio * sum(len(unit) for group in groups for unit in group.units)
-    gone, order = 0.0, []
-    for number, unit in _order(groups, how, ratio):
-        if gone + len(groups[number].units[unit]) / 2 > target:
-            break
-        order.append((number, unit))
-        gone += len(groups[number].units[unit])
-    return _collect(order)
-
-
-def _by_macs(
-    network: nn.Module, example: Tensor, groups: Sequence[Group], how: str, target: float
-) -> tuple[dict[int, list[int]], str | None]:
-    """The shortest way down the order that ends at the target, by halving, as what is left falls with each unit; and a
-    sentence where it ends too far from it."""
-    total, layers = profile(network, example)
-    order = _order(groups, how, 1.0)
-
-    def left(count: int) -> float:
-        return 1 - sum(layers.values()) / total + _remaining(network, groups, _collect(order[:count]), layers) / total
-
-    least = left(len(order))
-    low, high = 0, len(order)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if left(middle) > target else (low, middle)
-    best = min((low, high), key=lambda count: abs(left(count) - target))
-    unmet = (
-        f"macs = {target:g} cannot be met; expected {least:.3f} to 1 of this network's, in steps that its channels "
-        f"allow (the nearest is {left(best):.3f}): change macs=…, or allow more layers=…"
-    )
-    return _collect(order[:best]), unmet if abs(left(best) - target) > TOLERANCE else None
-
-
-def _remaining(
-    network: nn.Module, groups: Sequence[Group], dropped: Mapping[int, list[int]], layers: Mapping[str, int]
-) -> float:
-    """Multiply-adds of the convolutions and linear layers once the units are dropped."""
-    lost: dict[str, list[int]] = {name: [0, 0] for name in layers}
-    for site, gone in _removal(groups, dropped).items():
-        if site.name in lost:
-            lost[site.name][site.side == "in"] += len(gone)
-    remaining = 0.0
-    for name, macs in layers.items():
-        layer = network.get_submodule(name)
-        remaining += macs * (1 - lost[name][0] / outputs_of(layer)) * (1 - lost[name][1] / inputs_of(layer))
-    return remaining

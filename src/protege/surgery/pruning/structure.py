@@ -10,63 +10,18 @@ An edit names a module, its type, and sizes: {"module": "layer1.0.conv1", "type"
 `Decoupled` pair, and a module that became an identity (a folded BatchNorm, say).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ...errors import UserError, shown
 from .decouple import Decoupled
+from .sizes import KINDS, Kind, kind_of
 
 Edit = dict[str, Any]
-Shapes = dict[str, tuple[int, ...]]
 
-
-def _conv_shapes(module: Any) -> Shapes:
-    ends = (module.in_channels, module.out_channels)
-    first, second = ends if module.transposed else ends[::-1]
-    return {"weight": (first, second // module.groups, *module.kernel_size), "bias": (module.out_channels,)}
-
-
-def _norm_shapes(module: Any) -> Shapes:
-    return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (module.num_features,))
-
-
-# name: class, what its sizes are called, and the shapes of its tensors that follow from them
-_CONV = ("in_channels", "out_channels", "groups")
-_SIZED: dict[str, tuple[type[nn.Module], tuple[str, ...], Callable[[Any], Shapes]]] = {
-    **{
-        kind.__name__: (kind, _CONV, _conv_shapes)
-        for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    },
-    "Linear": (
-        nn.Linear,
-        ("in_features", "out_features"),
-        lambda m: {"weight": (m.out_features, m.in_features), "bias": (m.out_features,)},
-    ),
-    "BatchNorm": (_BatchNorm, ("num_features",), _norm_shapes),
-    "InstanceNorm": (_InstanceNorm, ("num_features",), _norm_shapes),
-    "LayerNorm": (
-        nn.LayerNorm,
-        ("normalized_shape",),
-        lambda m: dict.fromkeys(("weight", "bias"), tuple(m.normalized_shape)),
-    ),
-    "GroupNorm": (
-        nn.GroupNorm,
-        ("num_channels", "num_groups"),
-        lambda m: dict.fromkeys(("weight", "bias"), (m.num_channels,)),
-    ),
-    "PReLU": (nn.PReLU, ("num_parameters",), lambda m: {"weight": (m.num_parameters,)}),
-    "Embedding": (
-        nn.Embedding,
-        ("num_embeddings", "embedding_dim"),
-        lambda m: {"weight": (m.num_embeddings, m.embedding_dim)},
-    ),
-}
-_BIASED = (*(name for name in _SIZED if name.startswith("Conv")), "Linear")
 _PAIR = ("in_channels", "out_channels", "rank", "bias")
 
 
@@ -118,7 +73,7 @@ def rebuild(network: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module
         elif kind == "Attributes":
             _set_attributes(module, edit)
         else:
-            _resize(module, kind, edit)
+            _resize(module, KINDS[kind], edit)
     if edits:  # made smaller it must be recovered, even where its source is frozen
         for parameter in network.parameters():
             parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
@@ -129,16 +84,12 @@ def _inside(name: str, owners: Sequence[str]) -> bool:
     return any(name.startswith(f"{owner}.") for owner in owners)
 
 
-def _kind_of(module: nn.Module) -> str | None:
-    return next((name for name, (kind, _, _) in _SIZED.items() if isinstance(module, kind)), None)
-
-
 def _sizes_of(module: nn.Module) -> Edit | None:
-    kind = _kind_of(module)
+    kind = kind_of(module)
     if kind is None:
         return None
-    sizes = {key: _plain(getattr(module, key)) for key in _SIZED[kind][1]}
-    return sizes | ({"bias": module.bias is not None} if kind in _BIASED else {})
+    sizes = {"type": kind.name, **{key: _plain(getattr(module, key)) for key in kind.sizes}}
+    return sizes | ({"bias": module.bias is not None} if kind.biased else {})
 
 
 def _plain(value: Any) -> Any:
@@ -156,7 +107,7 @@ def _difference(name: str, before: nn.Module, after: nn.Module) -> Edit | None:
         sizes = _sizes_of(after)
         if sizes is None or sizes == _sizes_of(before):
             return None
-        return {"module": name, "type": _kind_of(after), **sizes}
+        return {"module": name, **sizes}
     elif type(after) is nn.Identity and name:
         return {"module": name, "type": "Identity"}
     raise UserError(
@@ -167,7 +118,7 @@ def _difference(name: str, before: nn.Module, after: nn.Module) -> Edit | None:
 
 def _own_differences(name: str, before: nn.Module, after: nn.Module) -> list[Edit]:
     """Parameters and whole numbers that belong to the module itself, where those do not follow from its sizes."""
-    if _kind_of(after) is not None or isinstance(after, nn.modules.lazy.LazyModuleMixin):
+    if kind_of(after) is not None or isinstance(after, nn.modules.lazy.LazyModuleMixin):
         return []
     edits: list[Edit] = []
     for key, value in after.named_parameters(recurse=False):
@@ -190,7 +141,7 @@ def _checked(network: nn.Module, edit: Mapping[str, Any]) -> tuple[str, str]:
     if not isinstance(edit, Mapping) or not isinstance(edit.get("module"), str) or "type" not in edit:
         raise UserError(f'the edit {shown(edit)} of a structure is not usable; expected "module", "type" and sizes.')
     name, kind = edit["module"], edit["type"]
-    kinds = (*_SIZED, "Parameter", "Attributes", "Identity", "Decoupled")
+    kinds = (*KINDS, "Parameter", "Attributes", "Identity", "Decoupled")
     if kind not in kinds:
         raise UserError(
             f"the structure has an edit of the unknown type {shown(kind)}; expected one of {', '.join(kinds)}."
@@ -201,7 +152,7 @@ def _checked(network: nn.Module, edit: Mapping[str, Any]) -> tuple[str, str]:
             f"the structure changes {shown(name)}, which {type(network).__name__} does not have; expected edits of "
             "this network: load it with the source that it was saved with."
         )
-    if kind in _SIZED and not isinstance(known[name], _SIZED[kind][0]):
+    if kind in KINDS and not isinstance(known[name], KINDS[kind].module):
         raise _unlike(name, known[name], kind)
     return name, kind
 
@@ -221,16 +172,15 @@ def _sizes_in(edit: Mapping[str, Any], key: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _resize(module: Any, kind: str, edit: Mapping[str, Any]) -> None:
-    _, keys, shapes_of = _SIZED[kind]
-    for key in keys:
+def _resize(module: Any, kind: Kind, edit: Mapping[str, Any]) -> None:
+    for key in kind.sizes:
         sizes = _sizes_in(edit, key)
         setattr(module, key, sizes if key == "normalized_shape" else sizes[0])
     groups = getattr(module, "groups", 1)
-    if kind.startswith("Conv") and (module.in_channels % groups or module.out_channels % groups):
+    if kind.name.startswith("Conv") and (module.in_channels % groups or module.out_channels % groups):
         raise UserError(f"the edit of {edit['module']!r} has channels that {groups} groups do not divide; correct it.")
-    shapes = shapes_of(module)
-    if kind in _BIASED:
+    shapes = kind.shapes(module)
+    if kind.biased:
         if edit.get("bias") is True and module.bias is None:
             module.bias = nn.Parameter(module.weight.new_zeros(shapes["bias"]))
         elif edit.get("bias") is False:
