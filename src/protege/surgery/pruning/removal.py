@@ -64,10 +64,10 @@ def _shrink(module: Any, site: Site, gone: Sequence[int]) -> None:
         value = getattr(module, size)
         setattr(module, size, value - len(gone) if isinstance(value, int) else (value[0] - len(gone),))
     for key, shape in kind.shapes(module).items():
-        value = getattr(module, key, None)
-        for dim, size in enumerate(shape if value is not None else ()):
-            if lost := value.shape[dim] - size:  # of a weight that has the channels of one group there: its places
-                _cut(module, key, dim, gone if lost == len(gone) else places)
+        now = () if getattr(module, key, None) is None else getattr(module, key).shape
+        for dim, (before, after) in enumerate(zip(now, shape, strict=False)):
+            if before != after:  # where a weight has the channels of one group, it loses the places
+                _cut(module, key, dim, gone if before - after == len(gone) else places)
 
 
 def _cut(module: nn.Module, key: str, dim: int, gone: Sequence[int]) -> None:

@@ -87,7 +87,7 @@ def kind_of(module: nn.Module) -> Kind | None:
 def channels_of(module: nn.Module, side: str) -> int | None:
     """How many channels a module has on a side; None where these are not its own to lose."""
     kind = LSTM if isinstance(module, nn.LSTM) else kind_of(module)
-    value = getattr(module, kind.sides[side][0]) if kind is not None and side in kind.sides else ()
+    value: Any = getattr(module, kind.sides[side][0]) if kind is not None and side in kind.sides else ()
     return value if isinstance(value, int) else value[0] if len(value) == 1 else None
 
 

@@ -212,22 +212,14 @@ def _is_row(module: nn.Module) -> bool:
 
 def _traced(network: nn.Module, example: Tensor) -> Trace:
     """A trace that goes as deep as it can."""
-    closed: set[nn.Module] = set()
-
-    def opens(module: nn.Module) -> bool:
-        own = not type(module).__module__.startswith("torch.nn") or _is_row(module)
-        return own and module not in closed
-
-    while True:
-        try:
-            return trace(network, example, opens)
-        except Untraceable as error:
-            if error.module is network or error.module in closed:
-                raise UserError(
-                    f"the code of {type(network).__name__} cannot be traced to find its stages ({error.reason}); name "
-                    'them as stages = "student_module=teacher_module,…" or take a method without stages.'
-                ) from error
-            closed.add(error.module)
+    own = {m for m in network.modules() if not type(m).__module__.startswith("torch.nn") or _is_row(m)}
+    try:
+        return trace(network, example, own & {network}, welcome=own)
+    except Untraceable as error:
+        raise UserError(
+            f"the code of {type(network).__name__} cannot be traced to find its stages ({error.reason}); name "
+            'them as stages = "student_module=teacher_module,…" or take a method without stages.'
+        ) from error
 
 
 def _corresponding(ours: Sequence[Cut], theirs: Sequence[Cut]) -> list[Pair]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ...errors import UserError, told
+from ...errors import UserError
 from ...modes import eval_mode
 from ...torch_utils import as_it_was
 from ..laws import other_samples, tensors_in
@@ -196,25 +196,22 @@ def traces(
     """The network's graph on an example and on other samples, after it has run on each: where it is not
     the same, stages would hold what belongs to the example. Raises `UserError` there."""
     found = []
-    with as_it_was(network):
-        for batch in samples:
-            try:
+    try:
+        with as_it_was(network):
+            for batch in samples:
+                found.append(trace(network, batch, around, training=training))
                 with modes(network, training), torch.no_grad():
-                    network(batch.clone())
-            except Exception as error:
-                raise UserError(
-                    f"the network fails on samples of shape {list(batch.shape[1:])} ({told(error)}); expected some "
-                    "that its forward takes, prepared and not raw: give others."
-                ) from error
-            try:
-                found.append(trace(network, batch, around.__contains__, training))
-            except Untraceable as error:
-                kind = type(error.module).__name__
-                where = f"{kind} {error.name!r}" if error.name else kind
-                raise UserError(
-                    f"the network cannot be cut at {listed(cuts)}, as the code of {where} cannot be traced "
-                    f"({error.reason}); cut outside of it or take a method without stages."
-                ) from error
+                    network(batch.clone())  # what the network counts goes on from one to the other
+    except Untraceable as error:
+        if not error.place:
+            raise UserError(
+                f"the network fails on samples of shape {list(samples[0].shape[1:])} ({error.reason}); expected some "
+                "that its forward takes, prepared and not raw: give others."
+            ) from error
+        raise UserError(
+            f"the network cannot be cut at {listed(cuts)}, as the code of {error.place} cannot be traced "
+            f"({error.reason}); cut outside of it or take a method without stages."
+        ) from error
     if memory := memory_of(*found):
         alike = [samples[0], other_samples(samples[0], len(samples[0]))]
         if len(samples[1]) != len(alike[1]):

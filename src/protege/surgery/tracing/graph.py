@@ -2,6 +2,10 @@
 
 torch.fx alone stops where code asks for a shape. Here each operation also runs on the example, so that control flow
 on shapes is followed as the example goes; only control flow on the numbers inside tensors cannot be recorded.
+
+All that looks inside a network asks `trace`, which gives a graph or the one reason why there is none. It looks into the
+modules that its caller needs opened and, as far as their code allows, into those that it would like to; any other
+module is one node, whatever it does.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from ...errors import told
 from ...torch_utils import as_it_was
 from ..laws import random_state, tensors_in
 
@@ -37,11 +42,20 @@ class Entry(nn.Module):
 
 
 class Untraceable(Exception):
-    """The code of `module` (its name in the network) cannot be recorded."""
+    """Why a network has no graph: the code at `place` (a module's type and name) cannot be recorded, for a `reason`;
+    or, without a place, the network fails on the example as it is."""
 
-    def __init__(self, module: nn.Module, name: str, reason: str) -> None:
+    def __init__(self, place: str, reason: str) -> None:
         super().__init__(reason)
-        self.module, self.name, self.reason = module, name, reason
+        self.place, self.reason = place, reason
+
+
+class _Unrecorded(Exception):
+    """The code of a module cannot be recorded."""
+
+    def __init__(self, module: nn.Module, reason: str) -> None:
+        super().__init__(reason)
+        self.module, self.reason = module, reason
 
 
 @dataclass(frozen=True)
@@ -65,47 +79,67 @@ class Trace:
 def trace(
     network: nn.Module,
     example: Tensor,
-    opens: Callable[[nn.Module], bool],
+    needed: Collection[nn.Module],
+    welcome: Collection[nn.Module] = frozenset(),
     training: Collection[nn.Module] = frozenset(),
 ) -> Trace:
-    """Record the network on `example` [N, …], going into the modules that `opens` accepts; others are one node.
+    """Record the network on `example` [N, …], going into the modules that are `needed` and into the `welcome` ones
+    whose code can be recorded; others are one node.
 
-    The modules in `training`, opened ones, are seen as in training; norms and dropout run in eval mode. Modes, buffers
-    and random numbers are left as they were. Raises `Untraceable`.
+    What is recorded is a second pass, as all later ones are: what the first keeps for the next is there. The modules in
+    `training`, opened ones, are seen as in training; norms and dropout run in eval mode. Modes, buffers and random
+    numbers are left as they were. Raises `Untraceable`.
     """
-    entry, tracer = Entry(network), _Tracer(example, opens, bool(training))
-    with as_it_was(network):
-        for module in network.modules():
-            module.training = module in training
-        with torch.enable_grad(), tracer.assigning():
+    names = {module: name for name, module in network.named_modules()}
+    closed: set[nn.Module] = set()
+    while True:
+        with as_it_was(network):
+            for module in names:
+                module.training = module in training
             try:
-                graph = tracer.trace(entry)
-                tracer.refuse_stale()
+                with torch.no_grad():
+                    network(example.clone())
             except Exception as error:
-                module = network if tracer.failed is None else tracer.failed
-                names = {found: name for name, found in network.named_modules()}
-                reason = str(error).split("\n")[0] or repr(error)
-                if _Known.__name__ in reason:
-                    reason = "it makes tensors of the input's sizes"
-                raise Untraceable(module, names.get(module, ""), reason) from error
+                raise Untraceable("", told(error)) from error
+            try:
+                return _recorded(network, example, {*needed, *welcome} - closed, bool(training))
+            except _Unrecorded as error:
+                module = error.module
+                if module is network or module in needed or module not in welcome:
+                    place = type(module).__name__ + (f" {names[module]!r}" if names.get(module) else "")
+                    raise Untraceable(place, error.reason) from error
+                closed.add(module)
+
+
+def _recorded(network: nn.Module, example: Tensor, opened: Collection[nn.Module], training: bool) -> Trace:
+    entry, tracer = Entry(network), _Tracer(example, opened, training)
+    with torch.enable_grad(), tracer.assigning():
+        try:
+            graph = tracer.trace(entry)
+            tracer.refuse_stale()
+        except Exception as error:
+            reason = str(error).split("\n")[0] or repr(error)
+            if _SizedProxy.__name__ in reason:
+                reason = "it makes tensors of the input's sizes"
+            raise _Unrecorded(tracer.failed or network, reason) from error
     code = graph.python_code("self").src
     return Trace(entry, list(graph.nodes), tracer.values, tracer.writes, tracer.constants, tracer.first, code)
 
 
-def memory_of(one: Trace, other: Trace) -> str | None:
-    """What a trace holds of its samples, where ``other`` is the same network's on others: a tensor or number that its
+def memory_of(traced: Trace, twin: Trace) -> str | None:
+    """What a trace holds of its samples, where ``twin`` is the same network's on others: a tensor or number that its
     code did not compute from its input as it ran. None where nothing shows."""
-    for node, twin in zip(one.nodes, other.nodes, strict=False):
-        mine, theirs = one.constants.get(node), other.constants.get(twin)
-        if mine is not None and not (theirs is not None and torch.equal(mine, theirs)):
+    for node, other in zip(traced.nodes, twin.nodes, strict=False):
+        constant, counterpart = traced.constants.get(node), twin.constants.get(other)
+        if constant is not None and not (counterpart is not None and torch.equal(constant, counterpart)):
             attribute = str(node.target).removeprefix(ROOT)
             if attribute != node.target:
                 return f"a tensor (its attribute {attribute!r})"
-            return "a tensor" + "".join(f" (which {_said(user)} takes)" for user in list(node.users)[:1])
-    return None if one.code == other.code else "a number, a choice or a list"
+            return "a tensor" + "".join(f" (which {_described(user)} takes)" for user in list(node.users)[:1])
+    return None if traced.code == twin.code else "a number, a choice or a list"
 
 
-def _said(node: fx.Node) -> str:
+def _described(node: fx.Node) -> str:
     """A node by its function and the module in whose code it stands."""
     path, kind = list(node.meta.get("nn_module_stack", {"": ("", nn.Module)}).values())[-1]
     name = path.removeprefix(ROOT.rstrip(".")).removeprefix(".")
@@ -113,14 +147,14 @@ def _said(node: fx.Node) -> str:
     return f"{function!r} of {getattr(kind, '__name__', kind)}" + (f" {name!r}" if name else "")
 
 
-class _Known(fx.Proxy):
+class _SizedProxy(fx.Proxy):
     """A traced value that answers Python's questions about sizes with what the example has."""
 
     tracer: _Tracer
 
     def _number(self) -> Any:
         value = self.tracer.values[self.node]
-        if isinstance(value, Tensor) or self.node in self.tracer.told:
+        if isinstance(value, Tensor) or self.node in self.tracer.data_dependent:
             raise fx.proxy.TraceError("its code asks for a number inside a tensor")
         return value
 
@@ -148,14 +182,14 @@ class _Known(fx.Proxy):
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, example: Tensor, opens: Callable[[nn.Module], bool], training: bool) -> None:
+    def __init__(self, example: Tensor, opened: Collection[nn.Module], training: bool) -> None:
         super().__init__()
-        self.example, self.opens, self.training = example, opens, training
+        self.example, self.opened, self.training = example, opened, training
         self.drawn = random_state(example)  # after the last node; nothing else may draw
         self.values: dict[fx.Node, Any] = {}
         self.writes: dict[fx.Node, set[int]] = {}
         self.constants: dict[fx.Node, Tensor] = {}
-        self.told: set[fx.Node] = set()  # numbers and the like that tell what is inside a tensor
+        self.data_dependent: set[fx.Node] = set()  # numbers and the like that depend on what is inside a tensor
         self.replaced: dict[fx.Node, int] = {}  # nodes that give a buffer other values, and its storage
         self.proxies: dict[str, fx.Proxy] = {}  # of parameters and buffers, torch.fx's own
         self.first: dict[nn.Module, fx.Node | None] = {}
@@ -163,7 +197,7 @@ class _Tracer(fx.Tracer):
         self.running = False  # a real pass is going on inside the recorded one
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return not isinstance(module, Entry) and not self.opens(module)
+        return not isinstance(module, Entry) and module not in self.opened
 
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if self.running:
@@ -187,7 +221,7 @@ class _Tracer(fx.Tracer):
         plain = nn.Module.__setattr__
 
         def assign(module: nn.Module, name: str, value: Any) -> None:
-            if isinstance(value, _Known) and isinstance(module.__dict__.get("_buffers", {}).get(name), Tensor):
+            if isinstance(value, _SizedProxy) and isinstance(module.__dict__.get("_buffers", {}).get(name), Tensor):
                 self._replace(module, name, value)
             else:
                 plain(module, name, value)
@@ -198,7 +232,7 @@ class _Tracer(fx.Tracer):
         finally:
             nn.Module.__setattr__ = plain  # type: ignore[method-assign]
 
-    def _replace(self, module: nn.Module, name: str, value: _Known) -> None:
+    def _replace(self, module: nn.Module, name: str, value: _SizedProxy) -> None:
         buffer, new = module._buffers[name], self.values[value.node]
         assert isinstance(buffer, Tensor)
         if new is buffer:
@@ -207,9 +241,9 @@ class _Tracer(fx.Tracer):
             raise fx.proxy.TraceError(f"it replaces its buffer {name!r} by one of another shape or kind")
         node = self.create_proxy("call_method", "copy_", (getattr(module, name), value), {}).node
         self.replaced[node] = storage(buffer)
-        for known, proxy in list(self.proxies.items()):  # what is read from here on is another node
+        for attribute, proxy in list(self.proxies.items()):  # what is read from here on is another node
             if self.values[proxy.node] is buffer:
-                del self.proxies[known]
+                del self.proxies[attribute]
 
     def refuse_stale(self) -> None:
         """Raise where code goes on with what a buffer held before it was given other values: there is no copy of it."""
@@ -235,8 +269,8 @@ class _Tracer(fx.Tracer):
         try:
             with torch.no_grad():
                 self.values[node] = self._evaluate(node)
-                if node.op in CALLS and self._tells(node):
-                    self.told.add(node)
+                if node.op in CALLS and self._depends_on_data(node):
+                    self.data_dependent.add(node)
         finally:
             self.running = False
         self.drawn = random_state(self.example)
@@ -253,27 +287,27 @@ class _Tracer(fx.Tracer):
                 self.constants[node] = value.detach().clone()
             return value
         if node.op == "output":
-            return self._given(node.args, self.values)[0]
-        given = [tensor for source in node.all_input_nodes for tensor in tensors_in(self.values[source])]
-        versions = [tensor._version for tensor in given]
+            return self._arguments(node.args, self.values)[0]
+        inputs = [tensor for source in node.all_input_nodes for tensor in tensors_in(self.values[source])]
+        versions = [tensor._version for tensor in inputs]
         value = self._call(node, self.values)
-        changed = {storage(t) for t, version in zip(given, versions, strict=True) if t._version != version}
+        changed = {storage(t) for t, version in zip(inputs, versions, strict=True) if t._version != version}
         if changed:
             self.writes[node] = changed
         return value
 
     def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         target: Any = node.target
-        args, kwargs = self._given(node.args, values), self._given(node.kwargs, values)
+        args, kwargs = self._arguments(node.args, values), self._arguments(node.kwargs, values)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         return (self.root.get_submodule(target) if node.op == "call_module" else target)(*args, **kwargs)
 
-    def _tells(self, node: fx.Node) -> bool:
+    def _depends_on_data(self, node: fx.Node) -> bool:
         """Whether numbers and the like in a value depend on what is inside tensors rather than on their sizes and
         kinds: they would be others if the tensors were all zeros or all ones."""
         plain, sources = _plain(self.values[node]), node.all_input_nodes
-        if not plain or any(source in self.told for source in sources):
+        if not plain or any(source in self.data_dependent for source in sources):
             return bool(plain)
         if not any(tensors_in(self.values[source]) for source in sources):
             return False
@@ -287,24 +321,24 @@ class _Tracer(fx.Tracer):
                 return True
         return False
 
-    def _given(self, argument: Any, values: Mapping[fx.Node, Any]) -> Any:
+    def _arguments(self, argument: Any, values: Mapping[fx.Node, Any]) -> Any:
         """The values of an argument's nodes, in ordinary containers: a module may change a list it is given."""
         if isinstance(argument, fx.Node):
             return values[argument]
         if isinstance(argument, dict):
-            return {key: self._given(value, values) for key, value in argument.items()}
+            return {key: self._arguments(value, values) for key, value in argument.items()}
         if isinstance(argument, list):
-            return [self._given(item, values) for item in argument]
+            return [self._arguments(item, values) for item in argument]
         if type(argument) is tuple:
-            return tuple(self._given(item, values) for item in argument)
+            return tuple(self._arguments(item, values) for item in argument)
         return map_arg(argument, values.__getitem__)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Known(node, self)
+        return _SizedProxy(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         value = self.values[obj.node]
-        if isinstance(value, Tensor) or obj.node in self.told:
+        if isinstance(value, Tensor) or obj.node in self.data_dependent:
             raise fx.proxy.TraceError("its code branches on the numbers inside a tensor")
         return bool(value)
 

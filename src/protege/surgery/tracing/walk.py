@@ -39,12 +39,16 @@ class Walk:
         self.who = who
         with eval_mode(network):
             try:
-                found = trace(network, example, _opens)
+                found = trace(network, example, set(filter(_opens, network.modules())))
             except Untraceable as error:
-                self._refuse_samples(network, example)
-                where = f"{type(error.module).__name__} {error.name!r}" if error.name else type(error.module).__name__
+                if not error.place:
+                    raise UserError(
+                        f"the {who} cannot run on samples of shape {list(example.shape[1:])} ({error.reason}); "
+                        "expected samples like those it was trained on: choose others, or set their size with "
+                        "image_size=…."
+                    ) from None
                 raise UserError(
-                    f"the {who}'s forward cannot be traced in {where} ({error.reason}); expected code without "
+                    f"the {who}'s forward cannot be traced in {error.place} ({error.reason}); expected code without "
                     "branches on the values of tensors, and sizes given together, as in torch.zeros((n, c)): rewrite "
                     "that part, or put it into a module of its own without layers."
                 ) from None
@@ -58,17 +62,6 @@ class Walk:
             for i, node in enumerate(self.nodes):
                 self._dead[max((self.index[user.name] for user in node.users), default=i)].append(node.name)
             self._check(network, example)
-
-    @torch.no_grad()
-    def _refuse_samples(self, network: nn.Module, example: Tensor) -> None:
-        """Raise where it is the samples that the network cannot take, not its code that cannot be recorded."""
-        try:
-            network(example.clone())
-        except Exception as error:
-            raise UserError(
-                f"the {self.who} cannot run on samples of shape {list(example.shape[1:])} ({told(error)}); expected "
-                "samples like those it was trained on: choose others, or set their size with image_size=…."
-            ) from None
 
     @torch.no_grad()
     def _check(self, network: nn.Module, example: Tensor) -> None:
