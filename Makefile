@@ -35,11 +35,12 @@ fuzz: $(VENV)/.dev
 # torchvision, which timm needs, breaks other imports where it does not fit torch: its tests have their own environment.
 $(ADAPTERS)/.ready: pyproject.toml constraints.txt
 	test -x $(ADAPTERS)/bin/python || $(PYTHON) -m venv $(ADAPTERS)
-	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,timm,smp]'
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,timm,smp,hub]'
 	touch $@
 
 test-adapters: $(ADAPTERS)/.ready
-	$(ADAPTERS)/bin/python -m pytest -p no:cacheprovider tests/test_models_timm.py tests/test_models_smp.py
+	$(ADAPTERS)/bin/python -m pytest -p no:cacheprovider tests/test_models_timm.py tests/test_models_smp.py tests/test_hub.py \
+		tests/test_torchvision_transforms.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

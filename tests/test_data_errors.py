@@ -316,22 +316,3 @@ def test_torchvision_sets(kind, monkeypatch, tmp_path):
     assert (len(data.train), len(data.test), data.classes) == (6, 4, ("no", "yes"))
     assert "no dataset 'Toys'" in refused(f"torchvision:Toys:{tmp_path}")
     assert "does not exist" in refused(f"torchvision:Toy:{tmp_path}/no")
-
-
-def test_hub_sets(monkeypatch):
-    def kind(name, **attributes):
-        return type(name, (), attributes)()
-
-    class Rows(list):
-        def __getitem__(self, key):
-            return [row["label"] for row in self] if key == "label" else super().__getitem__(key)
-
-    Rows.features = {"pic": kind("Image"), "label": kind("ClassLabel", names=["no", "yes"])}
-    rows = Rows({"pic": Image.new("L", (4, 4), i), "label": i % 2} for i in range(6))
-    module = types.ModuleType("datasets")
-    module.load_dataset = lambda name: {"train": rows, "validation": rows} if name == "toy" else 1 / 0
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    data = load_data("hub:toy")
-    assert (len(data.train), len(data.test), data.classes, data.train.shape) == (6, 6, ("no", "yes"), (1, 4, 4))
-    assert "cannot be loaded" in refused("hub:other")
-    assert "image column" in refused("hub:toy?label=kind")

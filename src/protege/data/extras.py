@@ -1,4 +1,4 @@
-"""Sets of other libraries by name: torchvision's classes and the Hugging Face hub, and its tokenizers. All optional."""
+"""What other libraries bring, where they are installed: torchvision's sets and the tokenizers of Hugging Face."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from ..vocabulary import words_of
 _LOG = logging.getLogger("protege")
 
 
-def _imported(module: str, package: str) -> ModuleType:
+def imported(module: str, package: str) -> ModuleType:
+    """A module of a package that is optional."""
     if package in ("torchvision", "transformers"):
         admit_torchvision()
     try:
@@ -36,7 +37,7 @@ def torchvision_datasets(rest: str) -> dict[str, Any]:
     name, _, path = rest.partition(":")
     if not path:
         raise UserError(f"data 'torchvision:{rest}' names no folder; write torchvision:NAME:PATH.")
-    known = _imported("torchvision.datasets", "torchvision")
+    known = imported("torchvision.datasets", "torchvision")
     kind = getattr(known, name, None)
     if not isinstance(kind, type):
         raise UserError(f"torchvision has no dataset '{name}'; give a class of torchvision.datasets, such as CIFAR10.")
@@ -55,52 +56,6 @@ def torchvision_datasets(rest: str) -> dict[str, Any]:
         ) from error
 
 
-class HubSplit:
-    """A split of a hub set as a map-style Dataset of (image, label)."""
-
-    def __init__(self, rows: Any, image: str, label: str) -> None:
-        self.rows, self.image, self.label = rows, image, label
-        self.labels = list(rows[label])
-        self.classes = list(rows.features[label].names)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, position: int) -> tuple[Any, int]:
-        row = self.rows[position]
-        return row[self.image], row[self.label]
-
-
-def hub_datasets(name: str, label: str | None = None) -> dict[str, HubSplit]:
-    """The splits of an image set of the Hugging Face hub, fetched by the `datasets` library."""
-    library = _imported("datasets", "datasets")
-    try:
-        found = library.load_dataset(name)
-    except Exception as error:
-        raise UserError(
-            f"hub set '{name}' cannot be loaded ({told(error)}); check its name and the connection."
-        ) from error
-    splits = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
-    datasets: dict[str, HubSplit] = {}
-    for split, rows in found.items():
-        kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
-        images = [column for column, kind in kinds.items() if kind == "Image"]
-        labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
-        wanted = label or next((n for n in ("label", "fine_label", *labels) if n in labels), None)
-        if split not in splits:
-            continue
-        if not images or wanted is None or wanted not in labels:
-            raise UserError(
-                f"hub set '{name}' has no image column with a class label '{label or 'label'}' among "
-                f"{', '.join(kinds)}; give a set for image classification, and its label column with "
-                "?label=COLUMN."
-            )
-        datasets[splits[split]] = HubSplit(rows, images[0], wanted)
-    if "train" not in datasets:
-        raise UserError(f"hub set '{name}' has no split 'train' among {', '.join(found)}; give a set that has one.")
-    return datasets
-
-
 @dataclass(frozen=True)
 class Tokenizer:
     """What turns text into numbers of `words`; ``end`` ends a text, ``unknown`` (or None) is what has no word."""
@@ -113,7 +68,7 @@ class Tokenizer:
 
 def read_tokenizer(folder: str) -> Tokenizer:
     """A Hugging Face tokenizer from its folder."""
-    library = _imported("transformers", "transformers")
+    library = imported("transformers", "transformers")
     try:
         found = library.AutoTokenizer.from_pretrained(
             folder, local_files_only=Path(folder).is_dir(), trust_remote_code=False

@@ -43,7 +43,7 @@ def parquet_files(path: Path, label: str | None = None, order: str | None = None
     files = _files(path)
     schemas = {file: _schema(file) for shards in files.values() for file in shards}
     first = schemas[files["train"][0]]
-    image, column = _image_column(first, path), _label_column(first, path, label)
+    image, column = _image_column(first, path), label_column(first, path, label)
     for file, schema in schemas.items():
         for kind, name in (("image", image), ("label", column)):
             if name not in schema.names:
@@ -118,7 +118,8 @@ def _holds_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _label_column(schema: pa.Schema, path: Path, wanted: str | None) -> str:
+def label_column(schema: pa.Schema, path: Path | str, wanted: str | None) -> str:
+    """The column of labels: the one that is `wanted`, or whose name or type tells."""
     whole = [name for name in schema.names if _is_integer(schema, name)]
     listed = ", ".join(schema.names)
     if wanted is not None and wanted not in schema.names:

@@ -30,9 +30,10 @@ from .dataset import Data
 from .datasets import open_datasets
 from .decode import SMALL
 from .encoded import Listing, open_images
-from .extras import hub_datasets, torchvision_datasets
+from .extras import torchvision_datasets
 from .folders import image_folders, segmentation_folder, training_images
 from .given import splits_in
+from .hub import hub_set
 from .parquet import parquet_files
 from .ranges import Ranges
 from .samples import InMemory, Samples
@@ -130,7 +131,9 @@ def _torchvision(wanted: Wanted) -> Data:
 
 
 def _hub(wanted: Wanted) -> Data:
-    return _datasets(hub_datasets(wanted.rest, **wanted.options), wanted)
+    check_order(wanted.options.get("order"), wanted.spec)
+    opened = hub_set(wanted.rest, **wanted.options)
+    return _listed(wanted, opened) if isinstance(opened, Listing) else _datasets(opened, wanted)
 
 
 def _datasets(datasets: dict[str, Any], wanted: Wanted) -> Data:
@@ -177,7 +180,7 @@ SPECS = {
     "segmentation": Spec(_segmentation, "PATH", ("classes", "ignore")),
     "text": Spec(_text, "PATH", ("vocabulary", "length", "context", "tokenizer"), one_size="which is text"),
     "torchvision": Spec(_torchvision, "NAME:PATH"),
-    "hub": Spec(_hub, "NAME", ("label",)),
+    "hub": Spec(_hub, "NAME", ("label", "image", "mask", "config", "order")),
 }
 
 
@@ -198,9 +201,11 @@ def load_data(
     "?label=COLUMN"), "images:PATH" (a folder for each class, or images without classes; with "?order=number" or
     "?order=text" for a teacher whose outputs have no names), "segmentation:PATH" (with
     "?classes=NAME,NAME" and "?ignore=VALUE", see `protege.data.folders`), "text:PATH" (with "?vocabulary=N",
-    "&length=N", "&context=N", see `protege.data.text`), "torchvision:NAME:PATH", "hub:NAME" (with
-    "?label=COLUMN"), a map-style Dataset of (image, label) or (image, mask), a pair of arrays (images, labels), a pair
-    (train, test) or a dict ("train", "validation", "test") of either, or Data, which is returned as it is.
+    "&length=N", "&context=N", see `protege.data.text`), "torchvision:NAME:PATH", "hub:NAME" or
+    "hub:NAME@REVISION" (a set of the Hugging Face hub, or a folder that its library has saved; with "?label=COLUMN",
+    "&image=COLUMN", "&mask=COLUMN", "&config=NAME"), a map-style Dataset of (image, label) or (image, mask), a pair of
+    arrays (images, labels), a pair (train, test) or a dict ("train", "validation", "test") of either, or Data, which is
+    returned as it is.
 
     Images of files are brought to `image_size` × `image_size` pixels (224 if not given), unless they all share one size
     up to 64 and none is given; those of a Dataset only if it is given. Images for
