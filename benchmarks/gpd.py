@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from protege.data import Augment, Batch, InMemory
+from protege.losses import cross_entropy
 from protege.methods import METHODS, Cast, Transfer
 from protege.models import InputSpec, Model
 from protege.models.placing import place
 from protege.models.zoo import build
 from protege.surgery import widen
-from protege.tasks import TASKS, cross_entropy
+from protege.tasks import TASKS
 from protege.train import FitSettings
 from protege.train.precision import autocast_for, resolve_precision
 from protege.train.schedule import make_optimizer

@@ -28,7 +28,7 @@ from protege.paths import read_text, usable
 from protege.recipe import checked, make_recipe, parse_sets, recipe_type
 from protege.study import run_study
 from protege.study_file import load_study
-from protege.tasks import TASKS, Metrics
+from protege.tasks import TASKS
 
 LONG = "x" * 300
 GOOD = {"student": "zoo:mlp?hidden=4", "data": "digits", "samples": 40, "batch_size": 20, "epochs": 1}
@@ -260,7 +260,7 @@ def test_many_classes_take_little_memory():
     classes, rows = 10_000, 64
     logits, labels = torch.randn(rows, classes), torch.randint(0, classes, (rows,))
     logits[torch.arange(0, rows, 2), labels[::2]] += 100
-    metrics = Metrics(TASKS["classification"], classes)
+    metrics = TASKS["classification"].metrics(classes)
     assert sum(value.nbytes for value in vars(metrics).values() if isinstance(value, torch.Tensor)) < 1 << 20
     metrics.update(logits, labels)
     found, per_class = metrics.compute(), metrics.details()["per_class"]

@@ -30,7 +30,7 @@ from protege.errors import UserError
 from protege.labels import UNLABELLED
 from protege.methods.teaching import beside
 from protege.models import Model, load_model
-from protege.tasks import TASKS, Metrics
+from protege.tasks import TASKS
 
 CLASSIFICATION = TASKS["classification"]
 DATA = "synthetic:classes=12,superclasses=3,correlation=0.5,noise=0.25,samples=1200,dim=32"
@@ -212,7 +212,7 @@ def test_pixels_and_tokens_are_rows_like_images(task):
     torch.testing.assert_close(found.log_p, flat["log_p"])
     assert len(found) == int(known.sum())
     assert found.counts.sum() == len(found)
-    metrics = Metrics(TASKS[task], 5)
+    metrics = TASKS[task].metrics(5)
     metrics.update(outputs.movedim(-1, TASKS[task].class_dim), labels)
     assert reading(found)["nll"] == pytest.approx(metrics.compute()["nll"], rel=1e-5)
 

@@ -50,10 +50,10 @@ assert world == 2
 found = {}
 for count in (1, 2, 3, 40, 1001):
     samples = pictures(count, seed=count)
-    found[count] = evaluate(model(seed=1), samples, TASKS["classification"], CLASSES, rank=rank, world=world)
+    found[count] = evaluate(model(seed=1), samples, TASKS["classification"].metrics(CLASSES), rank=rank, world=world)
 samples = pictures(7)
 samples._device_labels = torch.tensor([UNLABELLED, 1] * 3 + [UNLABELLED])  # the first process has no labels at all
-found["unlabelled"] = evaluate(model(seed=1), samples, TASKS["classification"], CLASSES, rank=rank, world=world)
+found["unlabelled"] = evaluate(model(seed=1), samples, TASKS["classification"].metrics(CLASSES), rank=rank, world=world)
 
 student = model(norm=True)  # BatchNorm's statistics are those of the first process
 made = runner(student, out / "norm", views=1, epochs=2, batch_size=16, ema=0.5)
@@ -184,7 +184,8 @@ def test_evaluating_batch_norm_and_resuming(tmp_path):
     from tools import model, pictures
 
     for count in (1, 2, 3, 40, 1001):
-        expected, details = evaluate(model(seed=1), pictures(count, seed=count), TASKS["classification"], CLASSES)
+        metrics = TASKS["classification"].metrics(CLASSES)
+        expected, details = evaluate(model(seed=1), pictures(count, seed=count), metrics)
         assert mine[str(count)][0] == pytest.approx(expected, rel=1e-5)
         assert mine[str(count)][1] == details
     assert mine["unlabelled"][0].keys() == {"accuracy", "balanced_accuracy", "macro_f1", "nll", "ece"}
@@ -195,7 +196,7 @@ def test_evaluating_batch_norm_and_resuming(tmp_path):
     assert mine["resumed"]
     network = model(norm=True)
     network.load_state_dict(states[0])
-    expected = evaluate(network, pictures(50, seed=9), TASKS["classification"], CLASSES)[0]
+    expected = evaluate(network, pictures(50, seed=9), TASKS["classification"].metrics(CLASSES))[0]
     assert mine["metrics"] == pytest.approx(expected, rel=1e-5)
     for name in ("gpd", "skd", "fsp", "solved"):  # stages, a phase that leaves the head alone, a solve
         assert apart(*(torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))) == 0
@@ -209,7 +210,7 @@ def test_the_saved_student_is_the_one_that_was_measured(digits_teacher):
     network = load_model(str(digits_teacher))
     device = torch.device("cpu")
     autocast = autocast_for(resolve_precision("auto", device), device)  # as the run measured
-    metrics = evaluate(network, data.test, TASKS["classification"], 10, autocast=autocast)[0]
+    metrics = evaluate(network, data.test, TASKS["classification"].metrics(10), autocast=autocast)[0]
     told = json.loads((digits_teacher.parent / "result.json").read_text())["student"]["metrics"]
     assert metrics == pytest.approx(told, abs=1e-3)
     assert metrics["accuracy"] > 0.85

@@ -12,10 +12,9 @@ from torch import nn
 from protege import cli
 from protege.data import Batch
 from protege.errors import UserError
-from protege.losses.targets import decoupled
+from protege.losses import decoupled, gap_loss, kd_loss
 from protege.methods import METHODS
-from protege.methods.gpd import Settings, gap_loss
-from protege.methods.kd import kd_loss
+from protege.methods.gpd import Settings
 from protege.models import zoo
 from protege.models.placing import place
 from protege.surgery import readout

@@ -15,11 +15,12 @@ from protege import InputSpec, Model, diagnose, distill, evaluate, train
 from protege.data import InMemory, load_data
 from protege.errors import UserError
 from protege.labels import UNLABELLED
+from protege.losses import class_weights, cross_entropy
 from protege.methods import METHODS
 from protege.recipe import make_recipe
 from protege.report.guess import guessed, learned, verdict
 from protege.study import run_study
-from protege.tasks import TASKS, Metrics, class_weights, cross_entropy
+from protege.tasks import TASKS
 from protege.train.evaluate import evaluate as measure
 
 SHARES = [0.9, 0.04, 0.03, 0.03]
@@ -129,7 +130,7 @@ def test_pixels_of_one_class(tmp_path) -> None:
     """Nine of ten are background, and a network that says nothing else."""
     labels = (torch.rand(8, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.1).long()
     logits = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(8, 2, 6, 6)
-    metrics = Metrics(TASKS["segmentation"], 2)
+    metrics = TASKS["segmentation"].metrics(2)
     metrics.update(logits, labels)
     part = {"metrics": metrics.compute(), **metrics.details()}
     share = float((labels == 0).float().mean())
@@ -153,7 +154,7 @@ def test_words_by_their_counts(tmp_path) -> None:
         def forward(self, tokens):
             return shares.log().float().expand(*tokens.shape, 5)
 
-    metrics, details = measure(Unigram(), samples, TASKS["language"], 5)
+    metrics, details = measure(Unigram(), samples, TASKS["language"].metrics(5))
     part = {"metrics": metrics, **details}
     assert metrics["perplexity"] == pytest.approx(guessed("perplexity", part))
     assert metrics["accuracy"] == pytest.approx(guessed("accuracy", part))
@@ -164,7 +165,7 @@ def test_words_by_their_counts(tmp_path) -> None:
 
 def test_classes_that_do_not_occur_count_for_nothing() -> None:
     """Neither one that is never asked for, even where it is guessed."""
-    metrics = Metrics(TASKS["classification"], 4)
+    metrics = TASKS["classification"].metrics(4)
     metrics.update(F.one_hot(torch.tensor([0, 0, 3, 1]), 4).float(), torch.tensor([0, 0, 0, 1]))
     found = metrics.compute()
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
@@ -239,7 +240,8 @@ def test_every_method_that_reads_labels_weighs_them(method) -> None:
     expected = class_weights("balanced", counts)
     assert torch.equal(role.class_weights, expected)
     logits, labels = torch.randn(48, CLASSES), samples.labels
-    assert role.task_loss(logits, labels).item() == pytest.approx(F.cross_entropy(logits, labels, expected).item())
+    loss = role.task_loss(logits, labels, torch.ones(48))
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, labels, expected).item())
 
 
 def test_kd_weighs_the_labels_and_not_the_teacher() -> None:

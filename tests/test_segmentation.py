@@ -23,8 +23,8 @@ from protege.labels import UNLABELLED
 from protege.models import InputSpec, Model, check_classes, count_parameters, load_model, zoo
 from protege.models.unet import FACTORIES
 from protege.report.segmentation import NO_LABEL, palette
-from protege.tasks import TASKS, Metrics
-from protege.tasks.pictures import segmentation_pictures
+from protege.tasks import TASKS
+from protege.tasks.task import Shown
 from protege.train.runner import Runner
 
 TINY = "zoo:unet10?width=8"  # with 4 channels oneDNN 3.x of torch 2.13 corrupts its heap in a strided 1×1 convolution
@@ -128,7 +128,7 @@ def test_figures_against_a_loop(seed, classes, cut, pieces):
     logits = torch.randn(4, classes, 5, 3, generator=generator) * 2
     labels = torch.randint(0, max(1, classes - 1), (4, 5, 3), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < 0.3] = UNLABELLED
-    metrics = Metrics(TASKS["segmentation"], classes)
+    metrics = TASKS["segmentation"].metrics(classes)
     for part in range(0, 4, cut if pieces else 4):
         step = slice(part, part + (cut if pieces else 4))
         metrics.update(logits[step], labels[step])
@@ -162,9 +162,9 @@ def test_figures_against_a_loop(seed, classes, cut, pieces):
 
 def test_many_pixels_are_looked_at_in_parts(monkeypatch):
     logits, labels = torch.randn(6, 3, 4, 4), torch.randint(0, 3, (6, 4, 4))
-    whole, parts = (Metrics(TASKS["segmentation"], 3) for _ in range(2))
+    whole, parts = (TASKS["segmentation"].metrics(3) for _ in range(2))
     whole.update(logits, labels)
-    monkeypatch.setattr("protege.tasks.task.AT_ONCE", 100)  # two images
+    monkeypatch.setattr("protege.tasks.metrics.AT_ONCE", 100)  # two images
     parts.update(logits, labels)
     assert parts.compute() == pytest.approx(whole.compute(), rel=1e-6)
 
@@ -251,6 +251,12 @@ class Says(nn.Module):
         return logits
 
 
+def draw(data, out, **networks) -> None:
+    """Pictures of the first and the last scene of the test split."""
+    batch = data.test.fetch(torch.tensor([0, 5]), -1, data.augment)
+    TASKS["segmentation"].pictures(Shown(batch.inputs, batch.labels, [0, 5], networks, data.classes), out)
+
+
 @pytest.mark.parametrize("grey", [False, True])
 def test_pictures(folder, tmp_path, grey):
     data = load_data(f"segmentation:{folder}")
@@ -258,7 +264,7 @@ def test_pictures(folder, tmp_path, grey):
         data = replace(data, test=InMemory(data.test.pixels[..., :1], data.test.masks))
     student, teacher = (Model(Says(n), InputSpec(), task="segmentation") for n in (1, 2))
     student.train()
-    segmentation_pictures(student, teacher, data.test, data.classes, tmp_path, count=2)
+    draw(data, tmp_path, teacher=teacher, student=student)
     assert student.training
     index = json.loads((tmp_path / "pictures" / "index.json").read_text())
     assert [scene["position"] for scene in index["scenes"]] == [0, 5]
@@ -293,7 +299,7 @@ def test_the_report_shows_scenes_and_classes(teacher, folder, tmp_path):
         (run / name).write_bytes((teacher / name).read_bytes())
     data = load_data(f"segmentation:{folder}")
     student = load_model(teacher)
-    segmentation_pictures(student, None, data.test, data.classes, run, count=2)
+    draw(data, run, student=student)
     page = write_run_report(run).read_text().replace(drawing(), "")
     assert len(re.findall(r'<img src="data:image/(png|jpeg);base64,', page)) == 2 * 4
     assert "img-src data:" in page

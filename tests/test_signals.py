@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from protege.errors import UserError
-from protege.methods.kd import kd_loss
+from protege.losses import kd_loss
 from protege.tasks import TASKS
 from protege.teacher import Feature, Logits, SignalCache, Source
 from protege.teacher.signals import behaviour

@@ -13,8 +13,7 @@ from torch import nn
 from protege.data import Augment, Batch, InMemory
 from protege.errors import UserError
 from protege.labels import UNLABELLED
-from protege.losses.similarity import Relations, calibrate
-from protege.losses.targets import (
+from protege.losses import (
     decoupled,
     divergence,
     kd,
@@ -25,14 +24,17 @@ from protege.losses.targets import (
     topk,
     true_probability,
 )
+from protege.losses.relations import Relations, calibrate
 from protege.methods.relations import logit_layer, predictions
-from protege.methods.teaching import DEFAULTS, TargetSettings, teaching
+from protege.methods.targets import TARGETS
+from protege.methods.teaching import TargetSettings, teaching
 from protege.models.zoo import arguments_of, build
 from protege.tasks import TASKS
 from protege.teacher import Logits, SignalCache, TopK
 
 SEEDS = st.integers(0, 10**6)
 CLASSIFICATION = TASKS["classification"]
+UNLABELLED_TOO = ("kd", "topk", "vectors")  # they need no labels
 
 
 def rows(seed: int, m: int, classes: int):
@@ -46,7 +48,7 @@ def all_targets(seed: int, m: int, classes: int, k: int, temperature: float, eps
     """One of each, by name."""
     _, v, labels, vectors = rows(seed, m, classes)
     p = (v / temperature).softmax(1)
-    truth, related = true_probability(v, labels), Relations(vectors, 0.3).rows(labels).double()
+    truth, related = true_probability(v, labels), Relations(vectors, 0.3)(labels).double()
     return {
         "kd": kd(v, temperature),
         "topk": topk(*p.topk(k, dim=1), classes),
@@ -210,10 +212,10 @@ def test_calibration(seed, classes, truth):
     assert expected.diagonal().mean().item() == pytest.approx(truth, abs=1e-3)
     relations = Relations(vectors, tau)
     labels = torch.arange(classes).flip(0)
-    torch.testing.assert_close(relations.rows(labels), expected[labels], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(relations(labels), expected[labels], rtol=1e-4, atol=1e-6)
     relations.table = None  # as with too many classes for one
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(relations.rows(labels), expected[labels], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(relations(labels), expected[labels], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vgg8", "mobilenetv2", "vit_tiny", "mlp", "cnn_tiny", "lstm", "gpt_tiny"])
@@ -271,9 +273,10 @@ def term(target: str, task: str = "classification", teacher: nn.Module | None = 
 
 
 @pytest.mark.parametrize("task", list(TASKS))
-@pytest.mark.parametrize("target", list(DEFAULTS))
+@pytest.mark.parametrize("target", list(TARGETS))
 def test_rows_without_a_label(target, task):
-    """Classification: kd and topk teach them, others leave them out. Pixels and tokens without one count nowhere."""
+    """Classification: kd, topk and vectors teach them, others leave them out. Pixels and tokens without one count
+    nowhere."""
     m = 12
     z, v, labels, _ = rows(1, m, CLASSES)
     z, v = z.float(), v.float()
@@ -295,7 +298,7 @@ def test_rows_without_a_label(target, task):
     value.backward()
     silent = z.grad.abs().sum(1) == 0
     expected = torch.zeros(m, dtype=torch.bool)
-    if target not in ("kd", "topk") or task != "classification":
+    if target not in UNLABELLED_TOO or task != "classification":
         expected[[0, 5]] = True
     assert torch.equal(silent, expected)
     if not made.signals or target == "dkd":
@@ -376,17 +379,17 @@ def test_settings_of_another_target_are_refused(given, message):
         term(**{"target": "kd", **given})
 
 
-@pytest.mark.parametrize("target", list(DEFAULTS))
+@pytest.mark.parametrize("target", list(TARGETS))
 def test_no_labels_at_all(target):
     unlabelled = InMemory(pictures().pixels, torch.full((48,), UNLABELLED))
-    if target in ("kd", "topk"):
+    if target in UNLABELLED_TOO:
         assert term(target, samples=unlabelled).signals
     else:
         with pytest.raises(UserError, match=f"target '{target}' needs labels.*expected kd or topk"):
             term(target, samples=unlabelled)
 
 
-@pytest.mark.parametrize("target", list(DEFAULTS))
+@pytest.mark.parametrize("target", list(TARGETS))
 def test_every_target_trains_a_student_from_the_cache(target, tmp_path):
     """And what is stored is what the target needs: of topk, k numbers; of ls and sim, nothing."""
     student, teacher = model(seed=1), model(Net(width=8), seed=2)

@@ -7,16 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tools import CLASSES, events, perform, pictures, plan, runner
+from tools import CLASSES, Marked, events, perform, pictures, plan, runner
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from protege.data import Augment, InMemory
+from protege.data import Augment
 from protege.labels import UNLABELLED
-from protege.methods.kd import kd_loss
+from protege.losses import cross_entropy, kd_loss
 from protege.models import Model
 from protege.models.inputs import InputSpec
-from protege.tasks import TASKS, Chance, Metrics, cross_entropy
+from protege.tasks import TASKS, Chance
 
 ATEN = torch.ops.aten
 INDEX = ATEN.index.Tensor
@@ -62,13 +62,12 @@ def softmax(row: list[float]) -> list[float]:
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 4), ignored=st.sampled_from([0.0, 0.4, 1.0]))
 def test_rows(task, seed, n, ignored):
     logits, labels = example(task, seed, n=n, ignored=ignored)
-    rows, truth = TASKS[task].rows(logits, labels)
+    rows, truth, weights = TASKS[task].rows(logits, labels)
     expected = by_hand(task, logits, labels)
-    if task != "classification":  # a sample without a label can still be taught; a pixel or token is dropped
-        expected = [(row, label) for row, label in expected if label != UNLABELLED]
-    assert rows.shape == (len(expected), 4)
-    assert rows.tolist() == [row for row, _ in expected]
+    assert rows.tolist() == [row for row, _ in expected]  # none is left out, so that shapes tell nothing of labels
     assert truth.tolist() == [label for _, label in expected]
+    # a sample without a label can still be taught; a pixel or token does not count
+    assert weights.tolist() == [float(task == "classification" or label != UNLABELLED) for _, label in expected]
 
 
 @pytest.mark.parametrize("task", list(TASKS))
@@ -85,7 +84,7 @@ def test_rows_of_other_widths(task):
 def test_metrics(task, seed, cut):
     """In pieces of any size, against naive computations."""
     logits, labels = example(task, seed, n=11)
-    metrics = Metrics(TASKS[task], 4)
+    metrics = TASKS[task].metrics(4)
     for part in range(0, 11, cut):
         metrics.update(logits[part : part + cut], labels[part : part + cut])
     found = metrics.compute()
@@ -147,14 +146,14 @@ def calibration(rows: list[tuple[float, bool]]) -> float:
 @pytest.mark.parametrize("task", list(TASKS))
 def test_metrics_without_labels(task):
     logits, labels = example(task, 0, ignored=1.0)
-    metrics = Metrics(TASKS[task], 4)
+    metrics = TASKS[task].metrics(4)
     metrics.update(logits, labels)
     assert metrics.compute() == {}
     assert metrics.details() == {}
 
 
 def test_perplexity_of_nonsense_is_a_number():
-    metrics = Metrics(LANGUAGE, 2)
+    metrics = LANGUAGE.metrics(2)
     metrics.update(torch.tensor([[[0.0, 1e6]]]), torch.tensor([[0]]))
     assert math.isfinite(metrics.compute()["perplexity"])
 
@@ -248,8 +247,8 @@ def test_kd_on_pixels_and_tokens(task, kind, shape, tmp_path):
     brightness = (samples.pixels.float().squeeze(-1) / 75).long().clamp(max=CLASSES - 1)
     labels = brightness if task == "segmentation" else brightness.float().mean(-1).round().long()
     labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) < 0.2] = UNLABELLED
-    samples = InMemory(samples.pixels, labels)
-    assert samples.labels.shape == (48, *shape)
+    samples = Marked(samples.pixels, labels)
+    assert samples.marks.shape == (48, *shape)
     spec = InputSpec(channels=1, mean=(0.5,), std=(0.25,))
     torch.manual_seed(0)
     teacher, student = Model(kind(16), spec, task=task), Model(kind(8), spec, task=task)
@@ -306,7 +305,7 @@ class Waiting(TorchDispatchMode):
 
 
 def test_metrics_of_a_batch_do_not_wait_for_the_device():
-    metrics = Metrics(CLASSIFICATION, 4)
+    metrics = CLASSIFICATION.metrics(4)
     logits, labels = example("classification", 0)
     with Waiting():
         metrics.update(logits, labels)

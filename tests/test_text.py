@@ -15,7 +15,7 @@ from protege.data import CLEAN, Augment, Text, bare_batches, batches, forward_si
 from protege.errors import UserError
 from protege.labels import UNLABELLED
 from protege.models import check_classes, load_model
-from protege.tasks import TASKS, Metrics
+from protege.tasks import TASKS
 from protege.train.evaluate import evaluate
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "the", "dog", "ran", "to", "the", "cat"]
@@ -145,7 +145,7 @@ def test_perplexity_is_that_of_a_naive_loop(context) -> None:
     samples = Text(tokens, 7, 1, 6, context)
     model = load_model("zoo:lstm?hidden=5", num_classes=7)
     model.network.context = context
-    found, _ = evaluate(model, samples, TASKS["language"], 7)
+    found, _ = evaluate(model, samples, TASKS["language"].metrics(7))
     total = 0.0
     network = model.network.double().eval()
     before = [1, *tokens.tolist()]
@@ -161,13 +161,14 @@ def test_perplexity_is_that_of_a_naive_loop(context) -> None:
 
 def test_rows_leave_out_what_a_network_says_about_the_context() -> None:
     outputs, labels = torch.randn(2, 9, 5), torch.tensor([[1, 2, 3], [4, -100, 0]])
-    rows, found = TASKS["language"].rows(outputs, labels)
-    assert torch.equal(rows, outputs[:, 6:].flatten(0, 1)[[0, 1, 2, 3, 5]])
-    assert found.tolist() == [1, 2, 3, 4, 0]
+    rows, found, weights = TASKS["language"].rows(outputs, labels)
+    assert torch.equal(rows, outputs[:, 6:].flatten(0, 1))
+    assert found.tolist() == [1, 2, 3, 4, -100, 0]
+    assert weights.tolist() == [1, 1, 1, 1, 0, 1]
 
 
 def test_metrics_of_uniform_logits_are_the_vocabulary() -> None:
-    metrics = Metrics(TASKS["language"], 11)
+    metrics = TASKS["language"].metrics(11)
     metrics.update(torch.zeros(2, 4, 11), torch.randint(0, 11, (2, 4)))
     assert metrics.compute()["perplexity"] == pytest.approx(11)
 

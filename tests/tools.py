@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from protege.data import Augment, InMemory
+from protege.data import Augment, Batch, InMemory
 from protege.methods import METHODS, Cast, Transfer
 from protege.models import Model
 from protege.models.inputs import InputSpec
@@ -39,6 +39,20 @@ def pictures(count: int = 48, side: int = 6, seed: int = 0) -> InMemory:
     labels = torch.arange(count) % CLASSES
     noise = torch.randint(0, 100, (count, side, side, 1), generator=generator)
     return InMemory((noise + 60 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
+
+
+class Marked(InMemory):
+    """Images with labels of any shape, int64 [N, …]."""
+
+    def __init__(self, pixels: Tensor, marks: Tensor) -> None:
+        super().__init__(pixels, torch.zeros(len(pixels), dtype=torch.int64))
+        self.marks, self.labels = marks, None
+
+    def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
+        return replace(super()._fetch(index, view, augment), labels=self.marks[index])
+
+    def _content(self) -> str:
+        return str(self.marks.tolist())
 
 
 class Net(nn.Module):

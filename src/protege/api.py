@@ -38,10 +38,10 @@ from .report import write_run_report
 from .report.guess import told_guess, verdict
 from .runfolder import NAMES, SPECS, check_out, holding, report, resumed_settings, told_how_to_go_on
 from .tasks import TASKS, Chance
-from .tasks.probabilities import refuse_no_logits
 from .torch_utils import same_numbers, unwrapped
 from .train.checkpoint import load_checkpoint
 from .train.evaluate import evaluate as run_evaluation
+from .train.evaluate import refuse_unfit
 from .train.precision import autocast_for, on_cpu, resolve_precision
 from .train.progress import Display
 
@@ -169,14 +169,13 @@ def evaluate(
     samples, task = samples.to(device), TASKS[loaded.task]
     autocast = autocast_for(resolve_precision(precision, device), device)
     everything = torch.arange(len(samples))
-    refuse_no_logits(network, "model", samples, everything, task, device=device, autocast=autocast)
+    refuse_unfit(network, "model", samples, everything, task, device=device, autocast=autocast)
     with Display(True) as display:
         display.say(f"{len(samples):,} samples", always=True)
         metrics, details = run_evaluation(
             network,
             samples,
-            task,
-            len(loaded.classes),
+            task.metrics(len(loaded.classes), device),
             device=device,
             autocast=autocast,
             workers=default_workers(),
@@ -187,7 +186,7 @@ def evaluate(
             f"the model gives values that are not finite on the {chosen} split; expected finite outputs: check its "
             "weights."
         )
-    metric, part = TASKS[loaded.task].metric, {"metrics": metrics, **details}
+    metric, part = task.metric, {"metrics": metrics, **details}
     guess = told_guess(metric, part)
     for line in (guess and f"{metric} {guess}", verdict(part, metric, loaded.classes, "the model")):
         if line:

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from .data import CLEAN, Augment, Samples, batches, cache_root, choose, forward_size
 from .errors import UserError
-from .labels import blind
 from .models import Model
 from .modes import eval_mode
-from .tasks import Chance
 from .teacher.feed import PROBE
 from .teacher.signals import behaviour, fingerprint
 from .train.runner import Runner
@@ -26,45 +24,31 @@ from .writing import write_json
 logger = logging.getLogger("protege")
 AUDITION = 1024  # transfer samples that a teacher is tried on
 FEW = 10  # samples, of which one class is no wonder
-SCENES = 64  # in segmentation, where each has thousands of rows
 VERSION = 3  # of what is remembered; another one is measured anew
 
 
 def refuse_chance_level(
     teacher: Model, spec: str, runner: Runner, samples: Samples, positions: Tensor, where: str = "transfer set"
 ) -> None:
-    """Raise `UserError` when the teacher shows no more on these samples than a count of their labels does (`Chance`).
-
-    In segmentation one class often fills most of the pixels, and neighbours are alike: there it is the accuracy
-    averaged over classes, whose chance is 1/K for every guess that does not look at the image.
+    """Raise `UserError` when the teacher shows no more on these samples than who does not look at them
+    (`Task.shortfall`).
 
     That is what a wrong normalisation, channel order or class order looks like, and it is silent elsewhere.
     """
-    most = SCENES if runner.task.name == "segmentation" else AUDITION
-    some = positions[choose(None, samples=min(len(positions), most), seed=0, count=len(positions))]
-    metrics, details = runner.evaluate(teacher, samples, some, f"teacher on the {where}")
+    task = runner.task
+    count = min(len(positions), task.tried)
+    chosen = positions[choose(None, samples=count, seed=0, count=len(positions))]
+    metrics, details = runner.evaluate(teacher, samples, chosen, f"teacher on the {where}")
     if not all(map(math.isfinite, metrics.values())):
         raise UserError(
             f"the teacher {spec!r} gives values that are not finite on the {where}; expected finite outputs: "
             "check its weights file."
         )
-    language = runner.task.name == "language"
-    causes = "its input normalisation, channel order and order of classes are those it was trained with"
-    if runner.task.name == "segmentation" and metrics:
-        classes, reached = details["chance"]["classes"], metrics["balanced_accuracy"]
-        if classes > 1 and reached <= blind(classes):
-            raise _at_chance(spec, where, "mean accuracy of the classes", reached, 1 / classes, causes)
-        return
-    labels = samples.fetch(some, CLEAN, Augment()).labels if language else samples.labels
-    if labels is None or not metrics:
-        return
-    chance = Chance.of(labels if language else labels[some])
-    if chance is None or not chance.explains(metrics["accuracy"], metrics["nll"], metrics.get("balanced_accuracy")):
-        return
-    if language:
-        causes = "it was trained, and on text of this kind"
-        raise _at_chance(spec, where, "perplexity", metrics["perplexity"], math.exp(chance.nll), causes)
-    raise _at_chance(spec, where, "accuracy", metrics["accuracy"], chance.accuracy, causes)
+    if metrics and (short := task.shortfall(metrics, details)):
+        raise UserError(
+            f"the teacher {spec!r} is at chance level on the {where} ({short.what} {short.reached:.3f}, chance "
+            f"{short.chance:.3f}); expected a trained teacher: check that {short.check}."
+        )
 
 
 @torch.no_grad()
@@ -86,13 +70,6 @@ def warn_if_constant(teacher: Model, spec: str, runner: Runner) -> None:
         "that its input normalisation and channel order are those it was trained with.",
         spec,
         len(some),
-    )
-
-
-def _at_chance(spec: str, where: str, what: str, reached: float, chance: float, causes: str) -> UserError:
-    return UserError(
-        f"the teacher {spec!r} is at chance level on the {where} ({what} {reached:.3f}, chance {chance:.3f}); "
-        f"expected a trained teacher: check that {causes}."
     )
 
 

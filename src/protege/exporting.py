@@ -340,7 +340,7 @@ def _difference(model: nn.Module, exported: nn.Module, inputs: list[Tensor]) -> 
 def _metrics(network: nn.Module, data: Data | None) -> dict[str, float]:
     if data is None or data.test is None or not data.classes:
         return {}
-    return run_evaluation(network, data.test.to("cpu"), TASKS[data.task], len(data.classes))[0]
+    return run_evaluation(network, data.test.to("cpu"), TASKS[data.task].metrics(len(data.classes)))[0]
 
 
 @torch.no_grad()

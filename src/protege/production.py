@@ -17,7 +17,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from .audition import Memo, refuse_chance_level, warn_if_constant
-from .data import Augment, Data, check_augment, choose, default_workers, hold_out, load_data
+from .data import CLEAN, Augment, Data, batches, check_augment, choose, default_workers, hold_out, load_data
 from .data.transforms import Transform
 from .errors import UserError
 from .labels import BY_POSITION
@@ -34,11 +34,11 @@ from .report import write_run_report
 from .report.guess import told_guess, verdict
 from .runfolder import SPECS, check_out, clear, report
 from .tasks import TASKS
-from .tasks.pictures import segmentation_pictures
-from .tasks.probabilities import refuse_no_logits
+from .tasks.task import Shown
 from .torch_utils import tensors_of
-from .train.agreement import agreement, judges_of
+from .train.agreement import judges_of
 from .train.checkpoint import load_checkpoint
+from .train.evaluate import refuse_unfit
 from .train.plan import Plan
 from .train.precision import on_cpu, resolve_precision
 from .train.progress import Display
@@ -88,10 +88,10 @@ class Production:
         )
         val, test = (samples and samples.to(self.device) for samples in (loaded.val, loaded.test))
         data = replace(loaded, train=loaded.train.to(self.device), val=val, test=test)
-        self.data, self.task = data, TASKS[data.task]
+        self.data, self.task = data, TASKS[data.task].taught_by(self.teacher)
         s = self.settings = suited(s, self.task.defaults)
-        if getattr(s, "class_weights", None) is not None and self.task.metric == "accuracy":
-            self.task = replace(self.task, metric="balanced_accuracy")  # the commonest is not all that counts
+        if getattr(s, "class_weights", None) is not None:
+            self.task = self.task.weighing_classes()
         self._remember: list[Callable[[], None]] = []  # what to write once everything has been checked
         for network in filter(None, (self.student, self.teacher)):
             place(network, self.device)
@@ -221,7 +221,7 @@ class Production:
         if s.augment is not None:
             augment = self.given_augment or Augment.parse(s.augment)
         check_augment(augment, data.task, data.train.shape)
-        if augment.mixes and METHODS[s.method].labels == "needed":
+        if augment.mixes and self.task.labelled and METHODS[s.method].labels == "needed":
             able = " or ".join(repr(name) for name, method in METHODS.items() if method.labels != "needed")
             raise UserError(
                 f"augment = '{augment}' mixes images, which then have no single true class, and method {s.method!r} "
@@ -287,7 +287,7 @@ class Production:
         how: Any = {"device": self.device, "autocast": self.runner.autocast}
         for who, network, spec in (("teacher", self.teacher, s.teacher), ("student", self.student, s.student)):
             if network is not None:
-                refuse_no_logits(network, f"{who} {spec!r}", corpus.train, corpus.positions, self.task, **how)
+                refuse_unfit(network, f"{who} {spec!r}", corpus.train, corpus.positions, self.task, **how)
         teacher = self._audition()
         before = self._figures(self.student, "student before", self.lasting)["metrics"]
         if not all(map(math.isfinite, before.values())):
@@ -330,9 +330,15 @@ class Production:
 
     def _draw(self) -> None:
         """Pictures for the report, where the task has something to look at."""
-        if self.task.name == "segmentation" and self.data.test is not None:
-            at = {"device": self.device, "autocast": self.runner.autocast}
-            segmentation_pictures(self.student, self.teacher, self.data.test, self.data.classes, self.out, **at)
+        test, count = self.data.test, self.task.drawn
+        if not count or test is None:
+            return
+        positions = torch.linspace(0, len(test) - 1, min(count, len(test))).round().long()
+        batch = next(batches(test, [positions], CLEAN, Augment(), device=self.device))
+        pairs = (("teacher", self.teacher), ("student", self.student))
+        networks = {role: network for role, network in pairs if network is not None}
+        shown = Shown(batch.inputs, batch.labels, positions.tolist(), networks, self.data.classes, self.runner.autocast)
+        self.task.pictures(shown, self.out)
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         """Refuse to hand out a student that the last updates spoiled: the loss is measured before each of them."""
@@ -372,7 +378,8 @@ class Production:
             return None
         listen = partial(refuse_chance_level, self.teacher, str(self.settings.teacher), self.runner)
         method, corpus = METHODS[self.settings.method], self.runner.corpus
-        if self.data.labelled and method.labels != "unread" and self.settings.method != "none":
+        judged = self.data.labelled or not self.task.labelled
+        if judged and method.labels != "unread" and self.settings.method != "none":
             listen(self.data.train, corpus.positions)
         elif corpus.monitor is not None:  # it teaches nothing, or labels are missing or may be anything
             try:
@@ -406,10 +413,9 @@ class Production:
             return {}, {}
         corpus = self.runner.corpus
         judges, unseen = judges_of(corpus.positions, len(corpus.train))
-        how = {"device": self.device, "autocast": self.runner.autocast, "workers": corpus.workers}
-        progress = self.display.reporter(title)
-        share = agreement(network, self.teacher, corpus.train, judges, **how, progress=progress)
-        return {"agreement": share}, {"measured_on": {"samples": len(judges), "unseen": unseen}}
+        measured = self.task.unlabelled_metrics(corpus.classes, self.teacher, self.device)
+        metrics, details = self.runner.evaluate(network, corpus.train, judges, title, measured)
+        return metrics, {**details, "measured_on": {"samples": len(judges), "unseen": unseen}}
 
     def _held_out(self) -> dict[str, float]:
         """Metrics of the student on the samples held out of training, by which settings are to be chosen."""

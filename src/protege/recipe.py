@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError, create_model, mode
 from .data import MOST_PIXELS
 from .errors import UserError, nearest, shown, told
 from .methods import METHODS
-from .methods.teaching import DEFAULTS as TARGETS
+from .methods.targets import TARGETS
 from .paths import read_text
 from .settings import Settings
 from .synonyms import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
@@ -218,7 +218,8 @@ def suited(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
     taken = recipe.model_fields_set | set(METHODS[recipe.method].defaults)
     if "optimizer" in taken:
         taken |= {"lr", "weight_decay"}
-    return recipe.model_copy(update={key: value for key, value in defaults.items() if key not in taken})
+    known = set(type(recipe).model_fields) - taken
+    return recipe.model_copy(update={key: value for key, value in defaults.items() if key in known})
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def cast_of(
         "task": runner.task.name,
         "seed": settings.seed,
         "out": str(runner.out),
-        "classes": [] if runner.task.name == "language" else list(data.classes),  # words are the student's
+        "classes": list(data.classes) if runner.task.named_classes else [],
         "data": {
             "name": settings.data,
             "train_samples": count,

@@ -152,7 +152,8 @@ def read_rows(
         for batch in batches(samples, order, view, augment, workers=workers, device=device):
             with autocast():
                 outputs = network(batch.inputs)
-            logits, labels = task.rows(outputs, batch.labels)
+            logits, labels, weights = task.rows(outputs, batch.labels)
+            logits, labels = logits[weights > 0], labels[weights > 0]
             if not bool(logits.isfinite().all()):
                 raise UserError(
                     f"the {who} gives values that are not finite; expected finite outputs: check its weights."

@@ -27,8 +27,8 @@ from ..recipe import checked
 from ..report.diagnosis import write_diagnosis_report
 from ..runfolder import check_out
 from ..tasks import TASKS
-from ..tasks.probabilities import refuse_no_logits
 from ..torch_utils import same_numbers
+from ..train.evaluate import refuse_unfit
 from ..train.precision import autocast_for, on_cpu, resolve_precision
 from ..train.progress import Display
 from ..writing import write_json
@@ -214,7 +214,7 @@ class _Stage:
         place(model, self.device)
         data, task = self.data, TASKS[self.data.task]
         autocast = autocast_for(self.precision, self.device)
-        refuse_no_logits(model, role, data.train, positions, task, device=self.device, autocast=autocast)
+        refuse_unfit(model, role, data.train, positions, task, device=self.device, autocast=autocast)
         look: Callable[..., Rows] = partial(
             read_rows,
             model,

@@ -34,7 +34,6 @@ from ..surgery.solving import blocks_of, folded, has_intercept, refuse_unrelated
 from ..surgery.tracing import Live
 from ..teacher import Logits, Source
 from ..train.phase import Fit, Phase, Solve
-from .kd import kd_loss
 from .method import Cast, MethodSettings
 
 logger = logging.getLogger(__name__)
@@ -293,9 +292,9 @@ def plan(cast: Cast) -> list[Phase]:
 
     def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         nobody = torch.zeros_like(batch.labels)  # every row counts, and no label is read
-        z, _ = cast.task.rows(student(batch.inputs), nobody)
-        v, _ = cast.task.rows(batch.signals["teacher"]["logits"], nobody)
-        return {"loss": kd_loss(z, v, s.temperature)}
+        z, _, weights = cast.task.rows(student(batch.inputs), nobody)
+        v = cast.task.flat(batch.signals["teacher"]["logits"], nobody)
+        return {"loss": cast.task.imitation(z, v, weights, s.temperature)}
 
     phases: list[Phase] = [Solve("align", align)]
     if s.finetune_steps:

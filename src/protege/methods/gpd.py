@@ -16,17 +16,15 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from ..data import Batch
 from ..errors import UserError
-from ..labels import UNLABELLED
+from ..losses import cross_entropy, gap_loss
 from ..models import Model
 from ..surgery import BRANCHES, Shared, readout, share
-from ..tasks import cross_entropy
-from ..teacher import Source
+from ..tasks import Task
 from ..torch_utils import device_of
 from ..train.phase import Fit
 from .method import Cast
@@ -67,12 +65,6 @@ class Settings(TargetSettings):
         return super().idle(taught) if taught else without
 
 
-def gap_loss(student: Tensor, dynamic: Tensor, smoothing: float) -> Tensor:
-    """``CE(softmax(v), z)`` with smoothed targets, mean over rows: logits ``[M, K]`` of both → scalar."""
-    target = dynamic.detach().float().softmax(1)
-    return F.cross_entropy(student.float(), target, label_smoothing=smoothing, reduction="sum") / max(len(student), 1)
-
-
 def dynamic_teacher(cast: Cast) -> Shared:
     """The student and its dynamic teacher in one set of parameters, called on raw inputs."""
     s, student = cast.settings, cast.student
@@ -98,6 +90,11 @@ def plan(
     and ``read`` takes the student's network out of it: ablations have others.
     """
     s, student = cast.settings, cast.student
+    if not cast.task.labelled:
+        raise UserError(
+            f"method 'gpd' teaches by class probabilities, which the task {cast.task.name!r} does not have; expected "
+            "another method: choose kd or skd."
+        )
     term = teaching(s, cast) if cast.teacher is not None else None
     weight = term.weight if term else 0.0
     if weight == 1 and s.gap_weight:
@@ -109,22 +106,24 @@ def plan(
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         wide, narrow = trainee(batch.inputs)
-        v, labels = cast.task.rows(wide, batch.labels)
-        z, _ = cast.task.rows(narrow, batch.labels)
-        gap = gap_loss(z, v, s.gap_smoothing)
+        v, labels, weights = cast.task.rows(wide, batch.labels)
+        z = cast.task.flat(narrow, batch.labels)
+        gap = gap_loss(z, v, s.gap_smoothing, weights)
         losses = {"gap_loss": gap}
         total = (1 - weight) * s.gap_weight * gap
         for name, logits in (("student", z), ("dynamic", v)):
-            task_loss = cast.task_loss(logits, labels)
+            task_loss = cast.task_loss(logits, labels, weights)
             total = total + (1 - weight) * task_loss
-            standing = _standing(logits, labels, None if s.label_smoothing or s.class_weights else task_loss.detach())
+            nll = None if s.label_smoothing or s.class_weights else task_loss.detach()
+            standing = _standing(cast.task, logits, labels, weights, nll)
             losses |= {f"{name}_{key}": value for key, value in standing.items()}
             if term:
-                losses[f"{name}_kd_loss"] = kd = term.loss(logits, labels, batch)
+                losses[f"{name}_kd_loss"] = kd = term.loss(logits, labels, weights, batch)
                 total = total + weight * kd
         if "logits" in batch.signals.get("teacher", {}):
-            static, _ = cast.task.rows(batch.signals["teacher"]["logits"], batch.labels)
-            losses |= {f"static_{key}": value for key, value in _standing(static, labels).items()}
+            static = cast.task.flat(batch.signals["teacher"]["logits"], batch.labels)
+            standing = _standing(cast.task, static, labels, weights)
+            losses |= {f"static_{key}": value for key, value in standing.items()}
         return {"loss": total, **losses}
 
     def student_of(trainee: nn.Module) -> nn.Module:
@@ -132,13 +131,14 @@ def plan(
         found.layout = student.layout
         return found
 
-    sources = (Source("teacher", cast.teacher, term.signals, cast.task),) if term and term.signals else ()
-    return [Fit("gpd", trainee, step, sources, readout=student_of)]
+    return [Fit("gpd", trainee, step, cast.asked(*(term.signals if term else ())), readout=student_of)]
 
 
 @torch.no_grad()
-def _standing(logits: Tensor, labels: Tensor, nll: Tensor | None = None) -> dict[str, Tensor]:
+def _standing(
+    task: Task, logits: Tensor, labels: Tensor, weights: Tensor, nll: Tensor | None = None
+) -> dict[str, Tensor]:
     """Where a network stands on the batch: the gap between three of them is what this method is about."""
-    known = (labels != UNLABELLED).sum().clamp(min=1)
-    nll = cross_entropy(logits, labels) if nll is None else nll
-    return {"nll": nll, "accuracy": (logits.argmax(1) == labels).sum() / known}
+    (accuracy,) = task.score(logits, labels, weights).values()
+    nll = cross_entropy(logits, labels, weights=weights) if nll is None else nll
+    return {"nll": nll, "accuracy": accuracy}

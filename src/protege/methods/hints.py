@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from ..errors import UserError
-from ..losses.features import attention_loss, flow_loss, hint_loss
+from ..losses import attention_loss, flow_loss, hint_loss
 from ..surgery import Pair, Tapped
+from ..teacher import Feature
 from ..train.phase import Fit
 from . import kd
 from .method import Cast
@@ -60,14 +61,14 @@ def at(cast: Cast) -> list[Fit]:
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, outputs = trainee(batch.inputs)
-        task_loss = _task_loss(cast, outputs, batch)
+        task_loss = cast.task_loss(*cast.rows(outputs, batch))
         theirs = [said(batch, pair) for pair in pairs]
         each = [attention_loss(a, b) for a, b in zip(ours, theirs, strict=True)]
         loss = torch.stack(each).sum()
         return {"loss": task_loss + cast.settings.feature_weight * loss, "task_loss": task_loss, "feature_loss": loss}
 
     plain = tapped(cast.student, pairs, adapt=False)
-    return [_whole(cast, "attention", plain, step, [p.teacher.name for p in pairs])]
+    return [_whole(cast, "attention", plain, step, pairs)]
 
 
 def fsp(cast: Cast) -> list[Fit]:
@@ -87,13 +88,13 @@ def fsp(cast: Cast) -> list[Fit]:
         return {"loss": torch.stack(each).mean()}
 
     def labels(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": _task_loss(cast, trainee(batch.inputs), batch)}
+        return {"loss": cast.task_loss(*cast.rows(trainee(batch.inputs), batch))}
 
-    first = _whole(cast, "flow", tapped(cast.student, pairs), flows, [p.teacher.name for p in pairs])
+    first = _whole(cast, "flow", tapped(cast.student, pairs), flows, pairs, truth=False)
     first.select_by = "loss"
     head = {name for name, _ in found.stages[-1].named_parameters()}  # no flow reaches it
     first.learns = lambda name: name.removeprefix("model.") not in head
-    return [first, Fit("labels", cast.student, labels)]
+    return [first, Fit("labels", cast.student, labels, cast.asked())]
 
 
 def simultaneous(cast: Cast) -> list[Fit]:
@@ -102,32 +103,28 @@ def simultaneous(cast: Cast) -> list[Fit]:
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, outputs = trainee(batch.inputs)
-        task_loss = _task_loss(cast, outputs, batch)
+        task_loss = cast.task_loss(*cast.rows(outputs, batch))
         theirs = [said(batch, pair) for pair in pairs]
         loss = torch.stack([hint_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).sum()
         return {"loss": (task_loss + loss) / (len(pairs) + 1), "task_loss": task_loss, "feature_loss": loss}
 
-    whole = _whole(cast, "simultaneous", tapped(cast.student, pairs), step, [p.teacher.name for p in pairs])
+    whole = _whole(cast, "simultaneous", tapped(cast.student, pairs), step, pairs)
     whole.parts = len(pairs) + 1
     return [whole]
 
 
 def _maps(pairs: list[Pair], method: str) -> list[Pair]:
     """The pairs, which must be of feature maps."""
-    for each in pairs:
-        if len(each.student.shape) != 3:
+    for pair in pairs:
+        if len(pair.student.shape) != 3:
             raise UserError(
-                f"method {method!r} compares feature maps, and {each.student.name!r} gives values of shape "
-                f"{each.student.shape}; expected [C, H, W]: choose skd, simultaneous or fitnets."
+                f"method {method!r} compares feature maps, and {pair.student.name!r} gives values of shape "
+                f"{pair.student.shape}; expected [C, H, W]: choose skd, simultaneous or fitnets."
             )
     return pairs
 
 
-def _whole(cast: Cast, name: str, trainee: Tapped, step: Step, names: list[str]) -> Fit:
-    """A phase in which the whole student learns, seen through its taps."""
-    return Fit(name, trainee, step, (features(cast, names),), readout=lambda tapped: tapped.get_submodule("model"))
-
-
-def _task_loss(cast: Cast, outputs: Tensor, batch: Batch) -> Tensor:
-    logits, labels = cast.task.rows(outputs, batch.labels)
-    return cast.task_loss(logits, labels)
+def _whole(cast: Cast, name: str, trainee: Tapped, step: Step, pairs: list[Pair], truth: bool = True) -> Fit:
+    """A phase in which the whole student learns, seen through its taps; with ``truth`` by the task's loss as well."""
+    sources = cast.asked(*(Feature(pair.teacher.name) for pair in pairs), truth=truth)
+    return Fit(name, trainee, step, sources, readout=lambda tapped: tapped.get_submodule("model"))

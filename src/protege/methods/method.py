@@ -15,10 +15,12 @@ from torch import Tensor
 from ..data import CLEAN, Augment, Batch, Samples, batches
 from ..errors import UserError
 from ..labels import UNLABELLED
+from ..losses import class_weights
 from ..models import Model
 from ..modes import eval_mode
 from ..settings import Settings
-from ..tasks import Task, class_weights, cross_entropy
+from ..tasks import Task
+from ..teacher import Logits, Signal, Source
 from ..train.phase import Phase
 
 LOOKED_AT = 2000  # samples whose masks are read to count the classes of pixels
@@ -111,10 +113,9 @@ class Cast:
     transfer: Transfer
 
     def __post_init__(self) -> None:
-        if self.settings.class_weights is not None and self.task.name == "language":
-            raise UserError(
-                "class_weights do not suit text, whose classes are its words; expected images: leave class_weights out."
-            )
+        for key, sentence in self.task.unsuited.items():
+            if getattr(self.settings, key, None) != MethodSettings.model_fields[key].default:
+                raise UserError(sentence)
         for key, why in self.settings.idle(self.teacher is not None).items():
             if (value := getattr(self.settings, key)) != type(self.settings).model_fields[key].default:
                 raise UserError(f"{key} = {value!r} would do nothing, as {why}: add that or leave {key} out.")
@@ -130,9 +131,25 @@ class Cast:
             classes = self.student(self.transfer.example(2)).shape[self.task.class_dim]
         return class_weights(wanted, self.transfer.class_counts(classes))
 
-    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The labels' loss of rows ``[M, K]`` with labels ``[M]``: cross-entropy, smoothed and weighted as is set."""
-        return cross_entropy(logits, labels, self.settings.label_smoothing, self.class_weights)
+    def rows(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs as rows ``[M, K]``, what is true of them, and their weights ``[M]``.
+
+        That is a label each, ``[M]``; in a task without labels the teacher's row, which `asked` has put in the batch.
+        """
+        rows, labels, weights = self.task.rows(outputs, batch.labels)
+        if self.task.labelled:
+            return rows, labels, weights
+        return rows, self.task.flat(batch.signals["teacher"]["logits"], batch.labels), weights
+
+    def task_loss(self, rows: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+        """The task's loss of `rows`: cross-entropy with the labels, smoothed and weighted as is set."""
+        return self.task.loss(rows, truth, weights, self.settings.label_smoothing, self.class_weights)
+
+    def asked(self, *signals: Signal, truth: bool = True) -> tuple[Source, ...]:
+        """The teacher as the source of these signals, and of what `rows` says is true where a phase learns by it."""
+        if truth and not self.task.labelled and Logits() not in signals:
+            signals = (*signals, Logits())
+        return (Source("teacher", self.teacher, signals, self.task),) if signals else ()
 
 
 @dataclass(frozen=True)

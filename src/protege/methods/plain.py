@@ -17,7 +17,6 @@ def plan(cast: Cast) -> list[Fit]:
     """One phase: cross-entropy with the labels."""
 
     def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        logits, labels = cast.task.rows(student(batch.inputs), batch.labels)
-        return {"loss": cast.task_loss(logits, labels)}
+        return {"loss": cast.task_loss(*cast.rows(student(batch.inputs), batch))}
 
-    return [Fit("labels", cast.student, step)]
+    return [Fit("labels", cast.student, step, cast.asked())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,12 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import Batch
+from ..data import Batch, forward_size
 from ..errors import UserError
 from ..labels import UNLABELLED
-from ..losses.targets import true_probability
+from ..losses import Relations, calibrate, true_probability
+from ..losses.relations import TABLE
 from ..tasks import Task
 from ..teacher import Feature, Logits, Source
+from .method import Cast
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 2000  # training samples behind a calibrated τ
 
 
 def logit_layer(network: nn.Module, classes: int, example: Tensor, task: Task) -> nn.Linear | None:
@@ -23,11 +30,11 @@ def logit_layer(network: nn.Module, classes: int, example: Tensor, task: Task) -
     linear = {n: m for n, m in inner.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes}
     for name, layer in reversed(linear.items()):
         try:
-            found = Source("teacher", network, [Logits(), Feature(name)], task).compute(example)
+            fields = Source("teacher", network, [Logits(), Feature(name)], task).compute(example)
         except UserError:  # never called
             continue
-        logits, heard = found["logits"], found[f"feature:{name}"]
-        if logits.shape == heard.shape and torch.allclose(logits, heard):
+        logits, feature = fields["logits"], fields[f"feature:{name}"]
+        if logits.shape == feature.shape and torch.allclose(logits, feature):
             return layer
     return None
 
@@ -41,7 +48,7 @@ def predictions(network: nn.Module, batches: Iterable[Batch], task: Task, classe
     source = Source("teacher", network, [Logits()], task)
     total, count, sums = 0.0, 0, None
     for batch in batches:
-        logits, labels = task.rows(source.compute(batch.inputs)["logits"], batch.labels)
+        logits, labels, _ = task.rows(source.compute(batch.inputs)["logits"], batch.labels)
         logits, labels = logits[labels != UNLABELLED].float(), labels[labels != UNLABELLED]
         total, count = total + true_probability(logits, labels).sum().item(), count + len(labels)
         if classes is not None:
@@ -52,3 +59,28 @@ def predictions(network: nn.Module, batches: Iterable[Batch], task: Task, classe
         seen = sums[:, -1:]
         means = torch.where(seen > 0, sums[:, :-1] / seen.clamp(min=1), torch.eye(len(sums), device=sums.device))
     return total / max(count, 1), means
+
+
+def class_relations(cast: Cast, tau: float | None) -> Relations:
+    """The teacher's class relations, from its logit layer or else from its mean predictions."""
+    transfer, task, teacher = cast.transfer, cast.task, cast.teacher
+    example = transfer.example()
+    classes = Source("teacher", teacher, [Logits()], task).compute(example)["logits"].shape[task.class_dim]
+    layer = logit_layer(teacher, classes, example, task)
+    if layer is None and classes**2 > TABLE:
+        raise UserError(
+            f"the teacher has no linear logit layer and {classes} classes; expected one, or at most "
+            f"{int(TABLE**0.5)} classes: change target=… to pt or topk."
+        )
+    vectors, truth = None if layer is None else layer.weight, 0.0
+    if vectors is None or tau is None:
+        step = -(-len(transfer.positions) // LOOKED_AT)
+        chosen = transfer.batches(forward_size(transfer.samples, 256), positions=transfer.positions[::step])
+        truth, means = predictions(teacher, chosen, task, classes if vectors is None else None)
+        vectors = means if vectors is None else vectors
+    if layer is None:
+        logger.info("the teacher has no linear logit layer; class relations come from its mean predictions")
+    if tau is None:
+        tau = calibrate(vectors, truth)
+        logger.info("τ = %.4g gives classes the teacher's mean confidence, %.3f", tau, truth)
+    return Relations(vectors, tau)

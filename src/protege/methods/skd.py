@@ -20,14 +20,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..losses.features import hint_loss
+from ..losses import hint_loss
 from ..outputs import logits_in
 from ..surgery import HEAD, Stage
 from ..torch_utils import tensors_of
 from ..train.phase import Fit, Phase, Solve
 from . import kd
 from .method import Cast
-from .stages import Apprentice, Staged, StageSettings, accuracy, features, frozen, live, said, stage
+from .stages import Apprentice, Staged, StageSettings, features, frozen, live, said, stage
 from .teaching import TARGET_KEYS, TargetSettings
 
 _LOG = logging.getLogger("protege")
@@ -97,11 +97,11 @@ def _head_phase(cast: Cast, before: list[Stage], head: Stage, overrides: dict[st
     head.layout = cast.student.layout  # type: ignore[assignment]
 
     def step(head: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        z, labels = cast.task.rows(logits_in(head(live(cast, batch))), batch.labels)
-        loss = cast.task_loss(z, labels)
-        return {"loss": loss, cast.task.accuracy_name: accuracy(z, labels)}
+        rows = cast.rows(logits_in(head(live(cast, batch))), batch)
+        return {"loss": cast.task_loss(*rows), **cast.task.score(*rows)}
 
-    fit = Fit(HEAD, head, step, (frozen(cast, before),), overrides=overrides, select_by=cast.task.accuracy_name)
+    sources = (frozen(cast, before), *cast.asked())
+    fit = Fit(HEAD, head, step, sources, overrides=overrides, select_by=cast.task.accuracy_name)
     fit.reads, fit.continues = frozenset({"labels"}), bool(overrides)  # an inherited head has learned already
     return fit
 

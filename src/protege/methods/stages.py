@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from ..errors import UserError
+from ..losses import regressor
 from ..models import Model
 from ..surgery import Chain, Pair, Stage, Tapped, describe, pair, split
 from ..teacher import Feature, Outputs, Source
@@ -88,9 +89,8 @@ def adapter(found: Pair) -> nn.Module:
     if not found.adapter:
         return nn.Identity()
     ours, theirs = found.student.shape, found.teacher.shape
-    if len(ours) == 3:
-        return nn.Conv2d(ours[0], theirs[0], 1)
-    return nn.Linear(ours[-1], theirs[-1])
+    at = 0 if len(ours) == 3 else -1
+    return regressor(ours[at], theirs[at], maps=len(ours) == 3)
 
 
 class Apprentice(nn.Module):
@@ -142,9 +142,3 @@ def said(batch: Batch, found: Pair) -> Tensor:
 def tapped(student: Model, pairs: Sequence[Pair], adapt: bool = True) -> Tapped:
     """The whole student, which also gives its features at the cuts, adapted to the teacher's."""
     return Tapped(student, [p.student.name for p in pairs], [adapter(p) if adapt else nn.Identity() for p in pairs])
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of rows ``[M, K]`` whose largest logit is the label's; no gradient."""
-    known = labels >= 0
-    return ((logits.argmax(1) == labels) & known).sum() / known.sum().clamp(min=1)

@@ -5,52 +5,38 @@ The pictures are files of the run folder, so that its report can be made again w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import nn
 
-from ..data import CLEAN, Augment, Samples, batches
 from ..labels import UNLABELLED
-from ..models import Model
 from ..modes import eval_mode
 from ..report.segmentation import INDEX, NO_LABEL, PICTURES, TONES, palette
 from ..writing import write_json
+
+if TYPE_CHECKING:
+    from .task import Shown
 
 VOID = 255  # the value of a pixel without a label in a picture of labels
 
 
 @torch.no_grad()
-def segmentation_pictures(
-    student: Model,
-    teacher: Model | None,
-    samples: Samples,
-    classes: Sequence[str],
-    out: Path,
-    *,
-    device: torch.device | str = "cpu",
-    autocast: Callable[[], AbstractContextManager] | None = None,
-    count: int = 4,
-) -> None:
-    """Write ``out/pictures/`` for `count` samples spread evenly over a set: of each the image, and pictures of its
-    true labels, of what each network says, and of where they are right. The networks' modes are as before afterwards.
-    """
-    positions = torch.linspace(0, len(samples) - 1, min(count, len(samples))).round().long()
-    batch = next(batches(samples, [positions], CLEAN, Augment(), device=device))
-    networks = {"teacher": teacher, "student": student}
-    guesses = {role: _guesses(n, batch.inputs, autocast) for role, n in networks.items() if n is not None}
-    truth = batch.labels.cpu().numpy()
-    images = batch.inputs.cpu().permute(0, 2, 3, 1).numpy()
+def draw_scenes(shown: Shown, out: Path) -> None:
+    """Write ``out/pictures/``: of each scene the image, and pictures of its true labels, of what each network says, and
+    of where they are right. The networks' modes are as before afterwards."""
+    guesses = {role: _guesses(network, shown) for role, network in shown.networks.items()}
+    truth = shown.labels.cpu().numpy()
+    images = shown.inputs.cpu().permute(0, 2, 3, 1).numpy()
     folder = out / PICTURES
     folder.mkdir(exist_ok=True)
-    colours = palette(len(classes))
+    colours = palette(len(shown.classes))
     scenes: list[dict[str, Any]] = []
-    for n, position in enumerate(positions.tolist()):
+    for n, position in enumerate(shown.positions):
         pictures = {
             "image": Image.fromarray(images[n].repeat(3 // images.shape[-1], axis=-1)),
             "truth": _labels(np.where(truth[n] == UNLABELLED, VOID, truth[n]), colours),
@@ -66,21 +52,13 @@ def segmentation_pictures(
         labelled = max(1, int((truth[n] != UNLABELLED).sum()))
         shares = {role: float(hits.sum()) / labelled for role, hits in right.items()}
         scenes.append({"position": position, "files": files, "right": shares})
-    write_json(folder / INDEX, {"classes": list(classes), "scenes": scenes})
+    write_json(folder / INDEX, {"classes": list(shown.classes), "scenes": scenes})
 
 
-def _guesses(network: Model, inputs: Tensor, autocast: Any) -> np.ndarray:
+def _guesses(network: nn.Module, shown: Shown) -> np.ndarray:
     """The class that a network sees in each pixel, [N, H, W]; one image at a time, as pixels are many."""
-    with eval_mode(network):
-        found = []
-        for image in inputs.split(1):
-            if autocast is None:
-                logits = network(image)
-            else:
-                with autocast():
-                    logits = network(image)
-            found.append(logits.argmax(1).cpu())
-    return torch.cat(found).numpy()
+    with eval_mode(network), shown.autocast():
+        return torch.cat([network(image).argmax(1).cpu() for image in shown.inputs.split(1)]).numpy()
 
 
 def _labels(values: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> Image.Image:

@@ -1,25 +1,20 @@
 """Whether outputs are logits: what a softmax or a sigmoid has made of them is refused wherever logits are expected.
 
-Log-probabilities are logits like any others. That a network ends in a sigmoid is told by what it computes: the last
-operation in the graph of its outputs. Where there is no graph, values tell it only where they are certain: many of them
+Log-probabilities are logits like any others. Whether a network ends in a sigmoid is seen in what it computes: the last
+operation in the graph of its outputs. Where there is no graph, values show it only where they are certain: many of them
 lie within a hundredth below 1 and none above, which logits, whatever their size, do not keep to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data import CLEAN, Augment, Samples, batches, forward_size
-from ..errors import UserError, told
+from ..errors import UserError
 from ..modes import eval_mode
-from .task import Task
 
-SAMPLES = 64
 _MANY = 20  # values just below 1 with none above: by chance once in a million
 _MOVES = (
     *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Alias", "Expand"),
@@ -28,57 +23,11 @@ _MOVES = (
 _SQUASHES = ("Sigmoid", "Hardsigmoid", "Softmax", "SafeSoftmax")
 
 
-@torch.no_grad()
-def refuse_no_logits(
-    network: nn.Module,
-    who: str,
-    samples: Samples,
-    positions: Tensor,
-    task: Task,
-    *,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager],
-) -> None:
-    """Raise `UserError` where a network, on some of the samples, fails, gives numbers that are not finite, or gives
-    probabilities. One that fails under ``autocast`` alone is kept out of it from here on (`Model.autocast`)."""
-    count = min(len(positions), forward_size(samples, SAMPLES))
-    some = positions[torch.linspace(0, len(positions) - 1, count, dtype=torch.float64).long()]
-    batch = next(batches(samples, [some], CLEAN, Augment(), device=device))
-    with eval_mode(network):
-        try:
-            outputs = _outputs(network, batch.inputs, autocast)
-        except UserError:
-            raise
-        except Exception as error:
-            shape = list(batch.inputs.shape)
-            raise UserError(
-                f"the {who} fails on an input of shape {shape} ({told(error)}); use a model for such inputs."
-            ) from error
-    rows, _ = task.rows(outputs, batch.labels)
-    if not bool(rows.isfinite().all()):
-        raise UserError(f"the {who} gives values that are not finite; expected finite outputs: check its weights.")
-    check_rows(rows, who)
-    if (last := last_operation(network, batch.inputs[:2])) in _SQUASHES:
+def refuse_squashed(network: nn.Module, inputs: Tensor, who: str) -> None:
+    """Raise `UserError` where the last thing that a network does to raw inputs is to make probabilities."""
+    if (last := last_operation(network, inputs)) in _SQUASHES:
         name = last.lower().removeprefix("safe")
         raise UserError(f"the {who} gives probabilities (its outputs end in a {name}); {_remedy(name)}.")
-
-
-def _outputs(network: nn.Module, inputs: Tensor, autocast: Callable[[], AbstractContextManager]) -> Any:
-    try:
-        with autocast():
-            return network(inputs)
-    except UserError:
-        raise
-    except Exception:
-        if not torch.is_autocast_enabled(inputs.device.type) and not getattr(network, "autocast", False):
-            raise
-        network.autocast = False  # type: ignore[assignment]
-        try:
-            with autocast():
-                return network(inputs)
-        except Exception:
-            network.autocast = True  # type: ignore[assignment]
-            raise
 
 
 def check_rows(rows: Tensor, who: str) -> None:
@@ -87,12 +36,12 @@ def check_rows(rows: Tensor, who: str) -> None:
     if len(z) < 2 or z.shape[1] < 2 or not bool((z >= 0).all()):
         return
     if bool(((z.sum(1) - 1).abs() < 1e-2).all()):
-        told_by, name = "its outputs are not negative and sum to 1", "softmax"
+        sign, name = "its outputs are not negative and sum to 1", "softmax"
     elif bool((z <= 1).all()) and int((z > 0.99).sum()) >= _MANY and bool((z < 0.99).any()):
-        told_by, name = "its outputs go from 0 to 1 and never beyond", "sigmoid"
+        sign, name = "its outputs go from 0 to 1 and never beyond", "sigmoid"
     else:
         return
-    raise UserError(f"the {who} gives probabilities ({told_by}); {_remedy(name)}.")
+    raise UserError(f"the {who} gives probabilities ({sign}); {_remedy(name)}.")
 
 
 def _remedy(name: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..data import CLEAN, Samples, forward_size
 from ..models.placing import place
-from ..tasks import Task
+from ..tasks import Metrics, Task
 from ..teacher import Source
 from ..teacher.feed import BLOCK, Feed
 from ..torch_utils import tensors_of
@@ -350,13 +350,20 @@ class Runner:
 
     # ---- what the loop stands on ----------------------------------------------------------------------------
 
-    def evaluate(self, network: nn.Module, samples: Samples, positions: Tensor | None = None, title: str = "") -> Any:
-        """(metrics, details) of a network on samples, shared among the processes."""
+    def evaluate(
+        self,
+        network: nn.Module,
+        samples: Samples,
+        positions: Tensor | None = None,
+        title: str = "",
+        metrics: Metrics | None = None,
+    ) -> Any:
+        """(metrics, details) of a network on samples, shared among the processes; the task's, unless others are
+        given."""
         return evaluate(
             network,
             samples,
-            self.task,
-            self.corpus.classes,
+            metrics or self.task.metrics(self.corpus.classes, self.device),
             positions=positions,
             device=self.device,
             autocast=self.autocast,
