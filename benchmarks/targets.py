@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from protege.losses import targets
+from protege.losses import Target, divergence, kd, pt, smoothed, topk, true_probability
 from protege.tasks import TASKS
 from protege.teacher import Logits, Signal, SignalCache, TopK
 
@@ -45,16 +45,16 @@ def losses(teacher: Tensor, labels: Tensor, k: int) -> dict[str, Callable[[Tenso
         rest = (1 - probs.sum(1, keepdim=True)).clamp(min=1e-9) / (classes - k)
         return usual(z, rest.expand(-1, classes).scatter(1, listed, probs).log())
 
-    def ours(z: Tensor, target: targets.Target, temperature: float = 1.0) -> Tensor:
-        return targets.divergence(z, target, temperature).mean() * temperature**2
+    def ours(z: Tensor, target: Target, temperature: float = 1.0) -> Tensor:
+        return divergence(z, target, temperature).mean() * temperature**2
 
     return {
         "kd, usual": lambda z: usual(z, (teacher / T).log_softmax(1)),
-        "kd": lambda z: ours(z, targets.kd(teacher, T), T),
+        "kd": lambda z: ours(z, kd(teacher, T), T),
         "topk, usual": usual_topk,
-        "topk": lambda z: ours(z, targets.topk(probs, listed, classes), T),
-        "pt": lambda z: ours(z, targets.pt(targets.true_probability(teacher, labels), labels, classes)),
-        "ls": lambda z: ours(z, targets.smoothed(labels, 0.1, classes)),
+        "topk": lambda z: ours(z, topk(probs, listed, classes), T),
+        "pt": lambda z: ours(z, pt(true_probability(teacher, labels), labels, classes)),
+        "ls": lambda z: ours(z, smoothed(labels, 0.1, classes)),
     }
 
 
