@@ -17,11 +17,11 @@ from protege.models import InputSpec, Model
 from protege.models.placing import place
 from protege.models.zoo import build
 from protege.tasks import TASKS
-from protege.train import FitSettings, Phase, Runner
-from protege.train.plan import Plan
-from protege.train.precision import resolve_precision
-from protege.train.progress import Display
-from protege.train.state import Corpus, Memory
+from protege.training import FitSettings, Phase, Runner
+from protege.training.plan import Plan
+from protege.training.precision import resolve_precision
+from protege.training.progress import Display
+from protege.training.state import Corpus, Memory
 
 AUGMENT = Augment(shift=4, flip=True)
 

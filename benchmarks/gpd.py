@@ -26,9 +26,9 @@ from protege.models.placing import place
 from protege.models.zoo import build
 from protege.surgery import widen
 from protege.tasks import TASKS
-from protege.train import FitSettings
-from protege.train.precision import autocast_for, resolve_precision
-from protege.train.schedule import make_optimizer
+from protege.training import FitSettings
+from protege.training.precision import autocast_for, resolve_precision
+from protege.training.schedule import make_optimizer
 
 
 def stepper(trainee: nn.Module, loss: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], float]:

@@ -26,9 +26,9 @@ from protege.data import InMemory
 from protege.methods import METHODS
 from protege.models import InputSpec, Model
 from protege.models.zoo import build
-from protege.train import FitSettings
-from protege.train.precision import autocast_for, resolve_precision
-from protege.train.schedule import factor, make_optimizer
+from protege.training import FitSettings
+from protege.training.precision import autocast_for, resolve_precision
+from protege.training.schedule import factor, make_optimizer
 
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 

@@ -23,7 +23,7 @@ from common import AUGMENT, cast, device, images, network, run
 from protege.data import InMemory, batches
 from protege.methods import METHODS
 from protege.models import Model
-from protege.train import FitSettings
+from protege.training import FitSettings
 
 
 def authors(teacher: Model, student: Model, samples: InMemory, names: list[str], options: argparse.Namespace) -> float:

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from protege.losses import Target, divergence, kd, pt, smoothed, topk, true_probability
+from protege.signals import Logits, Signal, SignalCache, TopK
 from protege.tasks import TASKS
-from protege.teacher import Logits, Signal, SignalCache, TopK
 
 T = 4.0
 MIB = 1 << 20

@@ -23,7 +23,7 @@ import torch
 
 import protege
 from protege.data import Augment, Data, InMemory, choose
-from protege.runfolder import write_json
+from protege.run.folder import write_json
 
 TEACHERS = Path(__file__).parent.parent / "teachers"
 VIEWED = Augment(shift=2, flip=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import protege
 from protege.methods import METHODS, Cast, gpd
-from protege.study import interval95
+from protege.run.study import interval95
 from protege.surgery import Shared
 
 

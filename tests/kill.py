@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 import protege
-from protege.study import run_study
+from protege.run.study import run_study
 
 COMMON: dict[str, Any] = {
     "student": "zoo:cnn_tiny?width=3",
@@ -229,7 +229,8 @@ class Killer:
             status = self._attempt(name, here, resume, overwrite, moment)
             if status == 0:
                 break
-            told = (here / "run.log").read_text()
+            log = here / "run.log"
+            told = log.read_text() if log.exists() else ""  # killed before it could open one
             if status == 3 and "holds no run to resume" in told.splitlines()[-1]:  # it was killed before it began
                 resume, overwrite = False, True
                 continue

@@ -18,10 +18,10 @@ from torch import nn
 import protege
 from protege.data import CLEAN, Augment, InMemory, bare_batches, batches, check_augment, load_data
 from protege.data.colour import CHANGES, jittered, randaugmented
+from protege.data.labels import UNLABELLED
 from protege.data.mixing import partners
 from protege.data.transforms import Transform
 from protege.errors import UserError
-from protege.labels import UNLABELLED
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 9, 11, 3), np.uint8)
 LABELS = torch.arange(24) % 3
@@ -417,7 +417,7 @@ def test_runs_are_the_same_each_time_and_known_by_the_transform(tmp_path, monkey
 
     given = Augment(shift=1, transform=my_snow.rain, mixup=0.3)
     assert torch.equal(weights_of(run(tmp_path / "c", given)), first)
-    code = "import sys; from protege.cli import main; sys.argv[1:] = {}; main()"
+    code = "import sys; from protege.commands.cli import main; sys.argv[1:] = {}; main()"
     command = ["distill", "--resume", "--out", "a"]
     subprocess.run([sys.executable, "-c", code.format(command)], cwd=tmp_path, check=True)
     (tmp_path / "my_snow.py").write_text(RAIN.replace("0.1", "0.3"))

@@ -20,14 +20,14 @@ from torch import nn
 
 import protege
 from protege import UserError
+from protege.commands.demo import demo
 from protege.data import Augment, Data, InMemory
-from protege.demo import demo
 from protege.errors import out_of_memory
+from protege.files import read_text, usable
 from protege.methods import METHODS
-from protege.paths import read_text, usable
-from protege.recipe import checked, make_recipe, parse_sets, recipe_type
-from protege.study import run_study
-from protege.study_file import load_study
+from protege.run.recipe import checked, make_recipe, parse_sets, recipe_type
+from protege.run.study import run_study
+from protege.run.study_file import load_study
 from protege.tasks import TASKS
 
 LONG = "x" * 300
@@ -288,7 +288,7 @@ def test_an_allocator_that_fails_is_told_in_a_sentence(tmp_path, monkeypatch):
     assert "memory does not suffice" in str(told)
     assert "batch_size" not in str(told)
     assert out_of_memory(RuntimeError("shapes do not fit"), trains=True) is None
-    monkeypatch.setattr("protege.production.Runner.run", signal)
+    monkeypatch.setattr("protege.run.run.Runner.run", signal)
     told = refused(protege.train, out=tmp_path / "out", **GOOD)
     assert "lower batch_size=" in told
 

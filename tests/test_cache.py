@@ -20,13 +20,13 @@ from torch import nn
 
 from protege.data import CLEAN, batches, cache_root
 from protege.errors import UserError
+from protege.signals import Feature, Logits, SignalCache, Source, TopK
+from protege.signals import cache as caching
+from protege.signals import feed as feeding
+from protege.signals.feed import Feed
+from protege.signals.sharing import evict
 from protege.tasks import TASKS
-from protege.teacher import Feature, Logits, SignalCache, Source, TopK
-from protege.teacher import cache as caching
-from protege.teacher import feed as feeding
-from protege.teacher.feed import Feed
-from protege.teacher.sharing import evict
-from protege.train import Solve
+from protege.training import Solve
 
 TASK = TASKS["classification"]
 IDENTITY = {"network": "n", "data": "d", "views": "v", "signals": "s", "precision": "fp32 on cpu"}
@@ -672,7 +672,7 @@ def test_runs_make_room_side_by_side(tmp_path):
 
 
 def test_a_folder_that_the_user_named_makes_no_room_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr("protege.teacher.feed.evict", lambda *_: pytest.fail("evicted"))
+    monkeypatch.setattr("protege.signals.feed.evict", lambda *_: pytest.fail("evicted"))
     feed(tmp_path / "mine")
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from protege import distill, train
-from protege.copying import copy_network
 from protege.data import load_data
-from protege.exporting import export
 from protege.models import check_classes, load_model
-from protege.shrinking import shrink
+from protege.run.exporting import export
+from protege.run.shrinking import shrink
 from protege.surgery import decouple, share, widen
 from protege.surgery import shrink as prune
-from protege.train.schedule import MovingAverage
+from protege.torch_utils import copy_network
+from protege.training.schedule import MovingAverage
 
 NORMS = {
     "weight_norm": nn.utils.weight_norm,

@@ -17,7 +17,7 @@ import protege
 from protege.data import CLEAN, Augment, load_data
 from protege.errors import UserError
 from protege.models import InputSpec, Model, load_model
-from protege.shrinking import open_for
+from protege.run.shrinking import open_for
 
 
 def clean(samples, count: int | None = None) -> np.ndarray:

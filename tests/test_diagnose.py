@@ -18,18 +18,19 @@ from torch import nn
 from typer.testing import CliRunner
 
 import protege
-from protege.cli import app
+from protege.commands.cli import app
 from protege.data import CLEAN, Augment, Batch, InMemory, load_data
+from protege.data.labels import UNLABELLED
 from protege.data.synthetic import Dials, centres
-from protege.diagnose import Facts, diagnose, facts_about, judge, kinship, recommend
-from protege.diagnose.measure import crossing, omega, reading, rescaling
-from protege.diagnose.relations import class_order, cosines, prediction_similarity, within_minus_between
-from protege.diagnose.rows import TEMPERATURES, TOP, read_rows, row_numbers
-from protege.diagnose.verdict import FAILING, HEALTHY, RISK, UNKNOWN, temperature_range
+from protege.diagnosis import Facts, facts_about, judge, kinship, recommend
+from protege.diagnosis.measure import crossing, omega, reading, rescaling
+from protege.diagnosis.relations import class_order, cosines, prediction_similarity, within_minus_between
+from protege.diagnosis.rows import TEMPERATURES, TOP, read_rows, row_numbers
+from protege.diagnosis.verdict import FAILING, HEALTHY, RISK, UNKNOWN, temperature_range
 from protege.errors import UserError
-from protege.labels import UNLABELLED
 from protege.methods.teaching import beside
 from protege.models import Model, load_model
+from protege.run.diagnose import diagnose
 from protege.tasks import TASKS
 
 CLASSIFICATION = TASKS["classification"]

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from tools import CLASSES, apart, events, surroundings
 
 import protege
-from protege import production
 from protege.data import load_data
 from protege.models import load_model
+from protege.run import run as production
 from protege.tasks import TASKS
-from protege.train.evaluate import evaluate
-from protege.train.precision import autocast_for, resolve_precision
+from protege.training.evaluate import evaluate
+from protege.training.precision import autocast_for, resolve_precision
 
 SETTINGS = {
     **{"student": "zoo:mlp?hidden=12", "data": "digits", "samples": 150, "views": 2, "epochs": 4, "batch_size": 32},
@@ -37,12 +37,12 @@ from accelerate import Accelerator
 from tools import CLASSES, Curtain, model, perform, pictures, plan, runner, same, weights
 
 from protege.errors import UserError
-from protege.labels import UNLABELLED
+from protege.data.labels import UNLABELLED
 from protege.tasks import TASKS
 from protege.models import zoo
 from protege.train import Solve
-from protege.train.journal import Journal
-from protege.train.evaluate import evaluate
+from protege.training.journal import Journal
+from protege.training.evaluate import evaluate
 
 out, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
 rank, world = accelerator.process_index, accelerator.num_processes

@@ -24,10 +24,11 @@ from PIL import Image
 from tools import Curtain
 
 import protege
-from protege import cli, runfolder
+from protege.commands import cli
+from protege.commands.flags import in_flags
 from protege.data import load_data
-from protege.flags import in_flags
 from protege.models import load_model
+from protege.run import folder as runfolder
 
 SMALL = "--student zoo:mlp?hidden=8 --data digits --samples 50 --batch-size 50 --epochs 1 --precision fp32"
 TRAIN = f"train {SMALL}"
@@ -407,7 +408,7 @@ def test_an_error_of_the_program_is_status_1_and_one_line(monkeypatch, capsys):
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a long line " * 20 + "\nand a second one")
 
-    monkeypatch.setattr("protege.api.evaluate", broken)
+    monkeypatch.setattr("protege.run.api.evaluate", broken)
     assert call("evaluate", "--model", "x", "--data", "digits") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -419,7 +420,7 @@ def test_a_full_disk_is_status_2_and_one_line(monkeypatch, capsys):
     def broken(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("protege.api.evaluate", broken)
+    monkeypatch.setattr("protege.run.api.evaluate", broken)
     assert call("evaluate", "--model", "x", "--data", "digits") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -529,7 +530,7 @@ def test_a_failing_run_is_named_in_the_study(quiet, tmp_path, monkeypatch):
             status = call(*arguments)
         return told.getvalue().strip().splitlines()[-1] if status else ""
 
-    monkeypatch.setattr("protege.study.Worker.call", in_this_process)
+    monkeypatch.setattr("protege.run.study.Worker.call", in_this_process)
     (tmp_path / "study.toml").write_text(f'name = "x"\nseeds = [0]\n{STUDY}[grid]\nlr = [0.1, 1e38]\nwarmup = [0.0]\n')
     error = quiet("study {o}/study.toml --out {o}/out", status=1)
     assert "Traceback" not in error

@@ -9,10 +9,10 @@ from torch import nn
 
 from protege import load_model
 from protege.errors import UserError
-from protege.exporting import export
 from protege.models import Model, count_macs
 from protege.models.inputs import InputSpec
-from protege.shrinking import shrink
+from protege.run.exporting import export
+from protege.run.shrinking import shrink
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def raw(side):
 
 
 def test_only_what_the_command_made_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr("protege.exporting._require", lambda *_: None)
+    monkeypatch.setattr("protege.run.exporting._require", lambda *_: None)
     (tmp_path / "model.onnx").write_text("mine")
     with pytest.raises(UserError, match=r"would replace 'model.onnx' .* no export.json of an export beside it"):
         export("zoo:cnn_tiny", to="onnx", data="digits", out=tmp_path, overwrite=True)
@@ -95,7 +95,7 @@ def test_a_file_that_computes_something_else_replaces_nothing(folder, tmp_path, 
     pytest.importorskip("onnxruntime")
     export(folder, to="onnx", data="digits", out=tmp_path / "out")
     before = {item.name: item.read_bytes() for item in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr("protege.exporting._difference", lambda *_: 0.5)
+    monkeypatch.setattr("protege.run.exporting._difference", lambda *_: 0.5)
     with pytest.raises(UserError, match=r"differ by 5.0e-01"):
         export(folder, to="onnx", data="digits", out=tmp_path / "out", overwrite=True)
     assert {item.name: item.read_bytes() for item in (tmp_path / "out").iterdir()} == before
@@ -121,7 +121,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_int8_without_data_and_full_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr("protege.exporting._require", lambda *_: None)
+    monkeypatch.setattr("protege.run.exporting._require", lambda *_: None)
     with pytest.raises(UserError, match="a few images to calibrate on: give data="):
         export("zoo:cnn_tiny", to="int8", out=tmp_path / "out")
     (tmp_path / "full").mkdir()
@@ -137,7 +137,7 @@ class Branching(torch.nn.Module):
 
 
 def test_what_cannot_be_traced_is_told_and_nothing_else(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("protege.exporting._require", lambda *_: None)
+    monkeypatch.setattr("protege.run.exporting._require", lambda *_: None)
     model = Model(Branching(), InputSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3))
     with pytest.raises(UserError, match="cannot be traced for export"):
         export(model, to="onnx", out=tmp_path / "out")

@@ -37,12 +37,12 @@ from sklearn.datasets import load_digits
 from tools import Curtain
 
 import protege
-from protege import cli
+from protege.commands import cli
 from protege.methods import METHODS
-from protege.recipe import recipe_type
-from protege.study_file import Study
-from protege.train import Runner
-from protege.workers import Worker
+from protege.run.recipe import recipe_type
+from protege.run.study_file import Study
+from protege.run.workers import Worker
+from protege.training import Runner
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
 TESTS = 7
@@ -339,7 +339,7 @@ def world(tmp_path_factory) -> Iterator[World]:
         made = World(folder)
         patch.setattr(cli, "app", typer.main.get_command(cli.app).main)  # made anew with every call
         patch.setattr("sklearn.datasets.load_digits", cache(load_digits))
-        exporting = import_module("protege.exporting")
+        exporting = import_module("protege.run.exporting")
         for owner, name in ((Runner, "run"), (Worker, "__init__"), (exporting, "_onnx"), (exporting, "_int8")):
             patch.setattr(owner, name, curtain)
         before = signal.signal(signal.SIGALRM, hung)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tools import CLASSES, Curtain, events, model, perform, plan, runner, same, weights
 from torch import nn
 
-from protege import cli
+from protege.commands import cli
 from protege.data import Batch
 from protege.errors import UserError
 from protege.losses import decoupled, gap_loss, kd_loss

@@ -13,15 +13,15 @@ from torch.utils.data import TensorDataset
 
 from protege import InputSpec, Model, diagnose, distill, evaluate, train
 from protege.data import InMemory, load_data
+from protege.data.labels import UNLABELLED
 from protege.errors import UserError
-from protege.labels import UNLABELLED
 from protege.losses import class_weights, cross_entropy
 from protege.methods import METHODS
-from protege.recipe import make_recipe
 from protege.report.guess import guessed, learned, verdict
-from protege.study import run_study
+from protege.run.recipe import make_recipe
+from protege.run.study import run_study
 from protege.tasks import TASKS
-from protege.train.evaluate import evaluate as measure
+from protege.training.evaluate import evaluate as measure
 
 SHARES = [0.9, 0.04, 0.03, 0.03]
 SPEC = InputSpec(channels=1, size=(8, 8), mean=(0.5,), std=(0.25,))

@@ -22,8 +22,8 @@ import protege
 from protege import UserError
 from protege.data import CLEAN, contents, load_data
 from protege.data.contents import content_of
-from protege.study import run_study
-from protege.teacher.checksums import checksums, of_view
+from protege.run.study import run_study
+from protege.signals.checksums import checksums, of_view
 
 QUICK = {"epochs": 1, "precision": "fp32", "workers": 0}
 

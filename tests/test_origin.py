@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import protege
 from protege import UserError
-from protege.train.journal import Journal
+from protege.training.journal import Journal
 
 KINDS = ["unfinished", "finished"]
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from protege import InputSpec, Model, distill, evaluate, train
 from protege.errors import UserError
-from protege.teacher.signals import weights_digest
-from protege.tensors import has_own_precision, plain_parts
+from protege.signals.signals import weights_digest
+from protege.torch_utils import has_own_precision, plain_parts
 
 
 def network():

@@ -19,14 +19,13 @@ from torch import nn
 
 import protege
 from protege import UserError
-from protege.demo import demo
-from protege.ownership import is_report, is_run, is_study
+from protege.commands.demo import demo
+from protege.files import clear_drafts, drafts, flush, is_report, is_run, is_study, whole, write_text
 from protege.report import write_report
-from protege.runfolder import holding
-from protege.study import run_study
-from protege.train import checkpoint
-from protege.train.journal import Journal
-from protege.writing import clear_drafts, drafts, flush, whole, write_text
+from protege.run.folder import holding
+from protege.run.study import run_study
+from protege.training import checkpoint
+from protege.training.journal import Journal
 
 RUN = {"student": "zoo:mlp?hidden=4", "data": "digits", "samples": 20, "batch_size": 10, "epochs": 2}
 RUN |= {"checkpoint_seconds": 0, "precision": "fp32"}
@@ -155,7 +154,7 @@ def test_a_run_killed_as_it_begins_is_known_again(moment, tmp_path, monkeypatch)
     out = tmp_path / "out"
     owner, name = {
         "the log": (Journal, "begin"),
-        "the recipe": (protege.production, "write_toml"),
+        "the recipe": (protege.run.run, "write_toml"),
         "the first checkpoint": (Journal, "save"),
     }[moment]
 
@@ -271,7 +270,7 @@ def test_a_file_system_without_locks_is_worked_on_with_a_warning(tmp_path, monke
     def refuse(*_, **__):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("protege.runfolder.FileLock.acquire", refuse)
+    monkeypatch.setattr("protege.run.folder.FileLock.acquire", refuse)
     with holding(tmp_path) as hold:
         hold()
     assert "has no locks" in caplog.text

@@ -15,10 +15,11 @@ import typer
 from tools import model, plan, planned, runner
 
 import protege
-from protege import cli
+from protege.commands import cli
 from protege.errors import UserError, nearest
 from protege.methods import METHODS
-from protege.recipe import (
+from protege.run.folder import resumed_settings
+from protege.run.recipe import (
     Recipe,
     make_recipe,
     merge,
@@ -29,9 +30,8 @@ from protege.recipe import (
     suited,
     write_toml,
 )
-from protege.runfolder import resumed_settings
 from protege.tasks import TASKS
-from protege.train import Fit
+from protege.training import Fit
 
 BASE = {"student": "zoo:mlp", "data": "digits", "method": "none"}
 GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its default
@@ -260,7 +260,7 @@ def seen(monkeypatch) -> list[Recipe]:
         found.append(settings)
         raise UserError("stopped.")
 
-    monkeypatch.setattr("protege.api.Production", production)
+    monkeypatch.setattr("protege.run.api.Production", production)
     return found
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from protege import InputSpec, Model, train
 from protege.errors import UserError
-from protege.train.rehearsal import smallest_piece
+from protege.training.rehearsal import smallest_piece
 
 
 def network(norm=True):

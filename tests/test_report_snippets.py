@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import protege
-from protege import cli
+from protege.commands import cli
 
 
 class Own(nn.Module):

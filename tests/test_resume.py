@@ -18,15 +18,17 @@ from safetensors.torch import load_file
 from tools import Curtain, events, same, surroundings
 
 import protege
-from protege import api, cli, production
+from protege.commands import cli
 from protege.errors import UserError
 from protege.models import Model
 from protege.report.read import read_run
 from protege.report.run import time_facts
-from protege.teacher import Source, cache, feed, sharing
-from protege.train import checkpoint, journal
-from protege.train.journal import Journal
-from protege.train.runner import Runner
+from protege.run import api
+from protege.run import run as production
+from protege.signals import Source, cache, feed, sharing
+from protege.training import checkpoint, journal
+from protege.training.journal import Journal
+from protege.training.runner import Runner
 
 DROPPING = '''
 """A user's network in which every kind of random number matters."""

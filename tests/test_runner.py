@@ -30,13 +30,19 @@ from torch import nn
 
 from protege.data import CLEAN, Augment, cache_root
 from protege.errors import UserError
+from protege.signals import Logits, Source
 from protege.tasks import TASKS
-from protege.teacher import Logits, Source
-from protege.train import Fit, FitSettings, Solve
-from protege.train.evaluate import evaluate
-from protege.train.journal import Journal
-from protege.train.runner import Runner
-from protege.train.schedule import MovingAverage, default_batch_size, default_epochs, factor, make_optimizer
+from protege.training import Fit, FitSettings, Solve
+from protege.training.evaluate import evaluate
+from protege.training.journal import Journal
+from protege.training.runner import Runner
+from protege.training.schedule import (
+    MovingAverage,
+    default_batch_size,
+    default_epochs,
+    factor,
+    make_optimizer,
+)
 
 TASK = TASKS["classification"]
 

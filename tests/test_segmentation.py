@@ -18,14 +18,14 @@ from torch import nn
 
 from protege import distill, evaluate, train
 from protege.data import InMemory, load_data
+from protege.data.labels import UNLABELLED
 from protege.errors import UserError
-from protege.labels import UNLABELLED
 from protege.models import InputSpec, Model, check_classes, count_parameters, load_model, zoo
 from protege.models.unet import FACTORIES
 from protege.report.segmentation import NO_LABEL, palette
 from protege.tasks import TASKS
 from protege.tasks.task import Shown
-from protege.train.runner import Runner
+from protege.training.runner import Runner
 
 TINY = "zoo:unet10?width=8"  # with 4 channels oneDNN 3.x of torch 2.13 corrupts its heap in a strided 1×1 convolution
 

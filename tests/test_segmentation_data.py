@@ -13,9 +13,9 @@ from PIL import Image
 from scenes import scene, write_pair, write_scenes
 
 from protege.data import CLEAN, Augment, InMemory, batches, choose, load_data
+from protege.data.labels import UNLABELLED
 from protege.data.views import VOID, boxes, draws, render, render_masks
 from protege.errors import UserError
-from protege.labels import UNLABELLED
 
 CAMVID = Path(os.environ.get("PROTEGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "camvid"
 

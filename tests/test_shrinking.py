@@ -9,7 +9,7 @@ from torch import nn
 
 from protege import Model, distill, evaluate, load_model
 from protege.models import InputSpec
-from protege.shrinking import RECORD, shrink
+from protege.run.shrinking import RECORD, shrink
 
 
 class Small(nn.Module):

@@ -6,9 +6,9 @@ from torch import nn
 
 from protege.errors import UserError
 from protege.losses import kd_loss
+from protege.signals import Feature, Logits, SignalCache, Source
+from protege.signals.signals import behaviour
 from protege.tasks import TASKS
-from protege.teacher import Feature, Logits, SignalCache, Source
-from protege.teacher.signals import behaviour
 
 TASK = TASKS["classification"]
 

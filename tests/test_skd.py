@@ -10,15 +10,17 @@ from tools import CLASSES, Curtain, apart, cast, model, perform, pictures, plan,
 from torch import nn
 
 import protege
-from protege import api, cli, production
+from protege.commands import cli
 from protege.data import InMemory
 from protege.methods import METHODS
 from protege.methods.skd import Settings
 from protege.models import zoo
+from protege.run import api
+from protege.run import run as production
 from protege.tasks import TASKS
-from protege.train.journal import Journal
-from protege.train.runner import Runner
-from protege.train.schedule import default_lr
+from protege.training.journal import Journal
+from protege.training.runner import Runner
+from protege.training.schedule import default_lr
 
 TASK = TASKS["classification"]
 

@@ -21,9 +21,9 @@ import protege
 from protege import UserError
 from protege.errors import Stopped
 from protege.models import storage
-from protege.teacher import Source
-from protege.train import runner as running
-from protege.train.runner import Runner
+from protege.signals import Source
+from protege.training import runner as running
+from protege.training.runner import Runner
 
 RUN = {
     "student": "zoo:mlp?hidden=8",

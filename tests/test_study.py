@@ -10,13 +10,14 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
-from protege import distill, study
+from protege import distill
 from protege.data import CLEAN, Augment, choose, hold_out, load_data
 from protege.errors import UserError
 from protege.models import load_model
-from protege.recipe import read_toml
-from protege.study import interval95, load_study, run_study
-from protege.workers import Worker
+from protege.run import study
+from protege.run.recipe import read_toml
+from protege.run.study import interval95, load_study, run_study
+from protege.run.workers import Worker
 
 PLAN = {
     "name": "a tiny study",

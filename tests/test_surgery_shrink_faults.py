@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from protege.copying import copy_network
 from protege.errors import UserError
 from protege.surgery import shrink
 from protege.surgery.layers import LAYERS
 from protege.surgery.pruning.groups import dependency_graph
 from protege.surgery.pruning.removal import CannotRemove, Site, remove
+from protege.torch_utils import copy_network
 
 
 class Net(nn.Module):

@@ -16,10 +16,10 @@ from protege.errors import UserError
 from protege.models import InputSpec, Model
 from protege.models.unet import FACTORIES as UNETS
 from protege.models.zoo import ZOO
-from protege.modes import trained_by
+from protege.signals.signals import fingerprint
 from protege.surgery import Chain, describe, find_cuts, pair, split
 from protege.surgery.laws import close
-from protege.teacher.signals import fingerprint
+from protege.torch_utils import trained_by
 
 
 class Double(nn.Sequential):

@@ -11,26 +11,16 @@ from tools import CLASSES, Net, cast, events, model, perform, pictures, plan, ru
 from torch import nn
 
 from protege.data import Augment, Batch, InMemory
+from protege.data.labels import UNLABELLED
 from protege.errors import UserError
-from protege.labels import UNLABELLED
-from protege.losses import (
-    decoupled,
-    divergence,
-    kd,
-    pt,
-    pt_sim,
-    sim,
-    smoothed,
-    topk,
-    true_probability,
-)
+from protege.losses import decoupled, divergence, kd, pt, pt_sim, sim, smoothed, topk, true_probability
 from protege.losses.relations import Relations, calibrate
 from protege.methods.relations import logit_layer, predictions
 from protege.methods.targets import TARGETS
 from protege.methods.teaching import TargetSettings, teaching
 from protege.models.zoo import arguments_of, build
+from protege.signals import Logits, SignalCache, TopK
 from protege.tasks import TASKS
-from protege.teacher import Logits, SignalCache, TopK
 
 SEEDS = st.integers(0, 10**6)
 CLASSIFICATION = TASKS["classification"]

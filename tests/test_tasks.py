@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from protege.data import Augment
-from protege.labels import UNLABELLED
+from protege.data.labels import UNLABELLED
 from protege.losses import cross_entropy, kd_loss
 from protege.models import Model
 from protege.models.inputs import InputSpec

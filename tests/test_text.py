@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from protege import distill, train
 from protege.data import CLEAN, Augment, Text, bare_batches, batches, forward_size, load_data
+from protege.data.labels import UNLABELLED
 from protege.errors import UserError
-from protege.labels import UNLABELLED
 from protege.models import check_classes, load_model
 from protege.tasks import TASKS
-from protege.train.evaluate import evaluate
+from protege.training.evaluate import evaluate
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "the", "dog", "ran", "to", "the", "cat"]
 

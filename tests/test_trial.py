@@ -9,7 +9,7 @@ from torch import nn
 
 import protege
 from protege import InputSpec, Model, UserError
-from protege.runfolder import holding
+from protege.run.folder import holding
 
 SPEC = InputSpec(channels=1, size=None, mean=(0.3,), std=(0.37,))
 COMMON = {"samples": 60, "epochs": 2, "views": 2, "seed": 3}
@@ -160,7 +160,7 @@ def test_a_good_teacher_of_few_samples_is_not_at_chance(tmp_path, digits_teacher
 
 
 def test_patience_counts_from_the_best_and_not_from_the_last(tmp_path, monkeypatch):
-    from protege.train import Runner
+    from protege.training import Runner
 
     scores = iter([0.9, 0.8, 0.81, 0.8, 0.81, 0.8])
     monkeypatch.setattr(Runner, "_evaluate_phase", lambda *_: {"accuracy": next(scores)})

@@ -14,12 +14,12 @@ from tools import surroundings
 from torch import nn
 
 import protege
-from protege import cli
+from protege.commands import cli
 from protege.errors import UserError
 from protege.models import load_model
 from protege.report import write_run_report
-from protege.study import run_study
-from protege.study_file import load_study, slug
+from protege.run.study import run_study
+from protege.run.study_file import load_study, slug
 
 NETS = (
     "from pathlib import Path\nfrom torch import nn\n"
@@ -69,7 +69,7 @@ CALLS = {
     "subprocess:Popen": {"args": ["rmdir", "MARK"]},
     "protege.models.load:load_model": {"spec": "os:system?command=rmdir MARK"},
     "protege.models:load_model": {"spec": "shutil:rmtree?path=MARK", "trust": True},
-    "protege.api:train": {"student": "zoo:mlp", "data": "digits", "out": "MARK", "overwrite": True},
+    "protege.run.api:train": {"student": "zoo:mlp", "data": "digits", "out": "MARK", "overwrite": True},
     "understudy.models.load:load_model": {"spec": "os:system?command=rmdir MARK"},
     "builtins:exec": {"source": "import os; os.rmdir('MARK')"},
     "unittest.__main__:x": {},
@@ -129,7 +129,7 @@ def test_what_lies_in_a_folder_is_never_imported_because_it_is_named(tmp_path):
     naming(tmp_path / "model", "net:Net")
     for file in (tmp_path / "model").iterdir():
         file.rename(tmp_path / file.name)
-    program = "import sys; sys.path = [p for p in sys.path if p]; from protege.cli import main; main()"
+    program = "import sys; sys.path = [p for p in sys.path if p]; from protege.commands.cli import main; main()"
     for spec in (".", "torchvision:x", "zoo.x:y"):
         words = ["-c", program, "evaluate", "--model", spec, "--data", "digits"]
         done = subprocess.run(

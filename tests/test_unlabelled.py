@@ -15,7 +15,7 @@ from protege.errors import UserError
 from protege.models import Model, load_model
 from protege.models.inputs import InputSpec
 from protege.report import write_report
-from protege.shrinking import shrink
+from protege.run.shrinking import shrink
 
 
 def draw(folder, count=12, seed=0):
@@ -178,7 +178,7 @@ def test_nothing_is_measured_on_them():
 
 def test_an_export_is_shown_beside_those_it_comes_from(tmp_path):
     """Teacher and student before are found through the run's result, and only where they are folders."""
-    from protege.exporting import _forerunners
+    from protege.run.exporting import _forerunners
 
     teacher = model()
     teacher.save(tmp_path / "teacher")

@@ -10,7 +10,7 @@ import pytest
 from tools import surroundings
 
 import protege
-from protege import cli
+from protege.commands import cli
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,14 +16,14 @@ from protege.data import Augment, Batch, InMemory
 from protege.methods import METHODS, Cast, Transfer
 from protege.models import Model
 from protege.models.inputs import InputSpec
-from protege.recipe import make_recipe
+from protege.run.recipe import make_recipe
 from protege.tasks import TASKS, Task
 from protege.torch_utils import admit_torchvision
-from protege.train import Phase, Runner
-from protege.train.checkpoint import load_checkpoint
-from protege.train.plan import Plan
-from protege.train.progress import Display
-from protege.train.state import Corpus, Memory, State
+from protege.training import Phase, Runner
+from protege.training.checkpoint import load_checkpoint
+from protege.training.plan import Plan
+from protege.training.progress import Display
+from protege.training.state import Corpus, Memory, State
 
 CLASSES = 3
 SHIFT = Augment(shift=1)

@@ -1,12 +1,12 @@
 """protege: make a small neural network take over a big one's role, with the data you really have."""
 
-from .api import Result, distill, evaluate, preview, train
 from .data import load_data
-from .diagnose import Diagnosis, diagnose
 from .errors import UserError, plain_in_sessions
-from .exporting import export
 from .models import InputSpec, Model, load_model
-from .shrinking import shrink
+from .run.api import Result, distill, evaluate, preview, train
+from .run.diagnose import Diagnosis, diagnose
+from .run.exporting import export
+from .run.shrinking import shrink
 from .version import __version__
 
 __all__ = [

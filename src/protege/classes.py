@@ -16,11 +16,10 @@ from torch import Tensor
 
 from .data import CLEAN, Augment, Data, Samples, batches, choose, forward_size
 from .data.classes import GIVEN, ORDERS, SETTLED, SORTED, ordered, other_order, places
+from .data.naming import numbers
 from .errors import UserError
 from .models import Model, check_fit
-from .modes import eval_mode
-from .naming import numbers
-from .torch_utils import device_of
+from .torch_utils import device_of, eval_mode
 
 TRIED = 512  # samples that two orders are tried on
 BATCH = 256

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protege.errors import UserError
+from .errors import UserError
 
 
 def logits_in(outputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Small things about networks that torch has no word for."""
+"""Modes, copies, names and plain tensors of any network: what PyTorch itself does not have."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import random
 import re
 import sys
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-
-from protege.modes import eval_mode
+from torch.overrides import TorchFunctionMode
 
 SEED = 0x5EED_0F_A_F01D  # no seed that anybody sets
 GROWING = (list, dict, set, deque, OrderedDict, defaultdict)
@@ -163,3 +162,147 @@ def untouched(network: nn.Module) -> Iterator[None]:
     """Inside, the network is in eval mode and gives no gradients; afterwards it is as it was, in its modes too."""
     with as_it_was(network), eval_mode(network), torch.no_grad():
         yield
+
+
+@contextmanager
+def eval_mode(*networks: nn.Module) -> Iterator[None]:
+    """Inside, the networks are in eval mode; afterwards each of their modules is in the mode that it was in before."""
+    training = [module for network in networks for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def trained_by(network: nn.Module) -> set[nn.Module]:
+    """The modules that are in training mode after the network's ``train()``, in which its author may hold some (such as
+    BatchNorm) in eval mode. Modes are left as they were."""
+    before = [(module, module.training) for module in network.modules()]
+    network.train()
+    learning = {module for module, _ in before if module.training}
+    for module, training in before:
+        module.training = training
+    return learning
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def copy_network(network: Network) -> Network:
+    """A network of its own with the same weights, buffers and modes.
+
+    Unlike `copy.deepcopy` it takes networks that were just run with gradients: of a tensor that a forward pass left
+    behind (an attention map, a loss, the weight that `weight_norm` computed) the copy has the value, without what it
+    was computed from. What cannot be copied at all, such as a lock or an open file, both networks share.
+    """
+    with _Detached():
+        try:
+            return copy.deepcopy(network)
+        except TypeError:
+            shared = {id(value): value for value in _uncopyable(network, set())}
+            return copy.deepcopy(network, shared)
+
+
+class _Detached(TorchFunctionMode):
+    """Copies of tensors that were computed hold their values only, where `copy.deepcopy` would refuse them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def _uncopyable(value: Any, seen: set[int]) -> Iterator[Any]:
+    """The attributes in a network, in rows and tables of these too, of which there are no copies."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        parts = list(vars(value).values())
+    elif isinstance(value, dict):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple):
+        parts = list(value)
+    else:
+        try:
+            copy.deepcopy(value)
+        except Exception:
+            yield value
+        return
+    for part in parts:
+        yield from _uncopyable(part, seen)
+
+
+def plain_parts(value: Any) -> Iterator[tuple[Tensor, str]]:
+    """The plain tensors that a value of a `state_dict` holds, and what else tells how to read each of them.
+
+    Those are a quantised tensor's integers with its scales, the parts of a wrapped one (as of torchao), and the
+    elements of what is packed for a kernel.
+    """
+    if isinstance(value, Tensor):
+        if hasattr(value, "__tensor_flatten__"):
+            names, context = value.__tensor_flatten__()
+            for name in names:
+                for part, told in plain_parts(getattr(value, name)):
+                    yield part, f"{type(value).__name__}.{name} {told}"
+            yield torch.empty(0), repr(context)
+        elif value.is_quantized:
+            per_channel = value.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
+            yield value.int_repr(), f"{value.dtype}"
+            if per_channel:
+                yield value.q_per_channel_scales(), "scales"
+                yield value.q_per_channel_zero_points(), "zero points"
+            else:
+                yield torch.empty(0), f"{value.q_scale()} {value.q_zero_point()}"
+        else:
+            yield value, f"{tuple(value.shape)}{value.dtype}"
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield torch.empty(0), repr(key)
+            yield from plain_parts(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from plain_parts(part)
+    elif hasattr(value, "unpack"):  # a kernel's own object
+        yield from plain_parts(value.unpack())
+    elif isinstance(value, torch.ScriptObject) and hasattr(value, "__getstate__"):
+        yield from plain_parts(value.__getstate__())
+    else:  # of other objects nothing is known that is the same in another process
+        same = isinstance(value, int | float | complex | str | bytes | torch.dtype | None)
+        yield torch.empty(0), repr(value) if same else type(value).__name__
+
+
+def has_own_precision(network: nn.Module) -> bool:
+    """Whether a network computes in a precision of its own: its numbers are not all whole or in single precision, or it
+    holds tensors that are quantised or wrapped."""
+    return any(_is_own(value) for value in network.state_dict().values())
+
+
+def is_quantised(value: Any) -> bool:
+    """Whether a value of a `state_dict` is, or holds, a tensor that is quantised or wrapped."""
+    if isinstance(value, tuple | list):
+        return any(map(is_quantised, value))
+    if isinstance(value, Tensor):
+        return value.is_quantized or (hasattr(value, "__tensor_flatten__") and hasattr(value, "dequantize"))
+    return isinstance(value, torch.ScriptObject) or (isinstance(value, torch.dtype) and value in _QUANTISED)
+
+
+def _is_own(value: Any) -> bool:
+    if isinstance(value, Tensor) and not is_quantised(value):
+        return value.is_floating_point() and value.dtype != torch.float32
+    return is_quantised(value)
+
+
+def own_dtype(network: nn.Module) -> torch.dtype | None:
+    """The one type of all of a network's floating parameters and buffers, where that is not single precision."""
+    tensors = [*network.parameters(), *network.buffers()]
+    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return kinds.pop() if len(kinds) == 1 and kinds != {torch.float32} else None
+
+
+_QUANTISED = (torch.qint8, torch.quint8, torch.qint32)

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..labels import UNLABELLED
 from .given import is_image, read_item
+from .labels import UNLABELLED
 from .masks import NONE, WHITE, mask_values
 from .pixels import Deviation, depth, extent, is_grey, is_transparent, not_finite, readable, shown
 from .progress import progress

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from ..errors import UserError
-from ..labels import MOST_CLASSES, UNLABELLED
-from ..naming import Naming, read_naming
+from .labels import MOST_CLASSES, UNLABELLED
+from .naming import Naming, read_naming
 
 BARE, SORTED, GIVEN, SETTLED = "bare", "sorted", "given", "settled"
 """How a set's classes are numbered: they are only numbers, without names; names that were sorted here, as nothing

@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 
 from ..errors import UserError
-from ..labels import UNLABELLED
-from ..naming import check_text
 from .augment import Augment
 from .classes import BARE, GIVEN, SETTLED, SORTED, other_order
+from .labels import UNLABELLED
 from .loader import forward_size
+from .naming import check_text
 from .ranges import Ranges
 from .samples import Samples
 from .views import CLEAN, draws

@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from ..errors import UserError
-from ..labels import UNLABELLED
-from ..naming import numbers
 from .arrays import ImageKind, image_pixels, kind_of, mask_of
 from .augment import Augment
 from .classes import BARE, GIVEN, SORTED, among, check_labels, naming_of, ordered, renumbered, union
@@ -27,7 +25,9 @@ from .contents import READ, place_of_image, places_of_files
 from .decode import centred
 from .encoded import tell_transparent
 from .given import is_image, label_in, read_item
+from .labels import UNLABELLED
 from .masks import MaskForm, mask_classes, present
+from .naming import numbers
 from .pixels import Deviation
 from .progress import progress
 from .ranges import Ranges

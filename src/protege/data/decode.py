@@ -19,16 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .pixels import (
-    Deviation,
-    depth,
-    is_grey,
-    is_transparent,
-    open_image,
-    readable,
-    shown,
-    upright_size,
-)
+from .pixels import Deviation, depth, is_grey, is_transparent, open_image, readable, shown, upright_size
 from .pixels import extent as pixel_extent
 from .ranges import Extent, Ranges
 from .views import CLEAN, boxes

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UserError, told
 from ..torch_utils import admit_torchvision
-from ..vocabulary import words_of
+from .vocabulary import words_of
 
 _LOG = logging.getLogger("protege")
 

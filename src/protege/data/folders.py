@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..labels import UNLABELLED
 from .augment import Augment
 from .classes import SETTLED, SORTED, among, ordered, union
 from .decode import Form, Survey, extent, in_threads
 from .encoded import Files, FromSource, Listing, Source, tell_transparent
 from .files import SPLITS, images_below, split_files, tell_left_out, visible
+from .labels import UNLABELLED
 from .masks import fitted_mask, mask_classes, present, read_mask
 from .progress import progress
 from .ranges import Ranges, settle

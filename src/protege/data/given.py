@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ..errors import UserError, told
-from ..labels import UNLABELLED
 from .classes import seems_id
 from .files import SPLITS
+from .labels import UNLABELLED
 from .repeatable import Watch
 
 IMAGES = ("image", "img", "images", "pixel_values")

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import UserError
-from ..writing import clear_drafts, whole
+from ..files import clear_drafts, whole
 
 UNUSED = 30 * 24 * 3600  # seconds after which goes what nobody has read
 _SUM = 4  # bytes of the checksum behind an array

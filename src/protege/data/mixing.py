@@ -11,7 +11,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ..labels import UNLABELLED
+from .labels import UNLABELLED
 from .views import Draw, below, draws, uniform
 
 if TYPE_CHECKING:

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..labels import MOST_CLASSES
-from ..naming import numbers, read_naming
 from .classes import BARE, GIVEN, SETTLED, SORTED, among, ordered, renumbered, seems_id, union
 from .contents import READ, content_of
 from .decode import Named
 from .encoded import Listing, Source
 from .files import visible
 from .kept import KeptImages, keep_images
+from .labels import MOST_CLASSES
+from .naming import numbers, read_naming
 from .progress import progress
 
 _SAMPLE, _CHUNK, _CHUNK_BYTES = 256, 256, 16 << 20

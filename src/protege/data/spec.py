@@ -20,10 +20,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, shown
-from ..labels import BY_CONTENT, BY_POSITION, UNLABELLED
-from ..naming import numbers
-from ..paths import usable
-from ..public import public
+from ..files import usable
+from ..settings import public
 from .augment import Augment
 from .classes import BARE, GIVEN, check_labels, check_order
 from .dataset import Data
@@ -34,6 +32,8 @@ from .extras import torchvision_datasets
 from .folders import image_folders, segmentation_folder, training_images
 from .given import splits_in
 from .hub import hub_set
+from .labels import BY_CONTENT, BY_POSITION, UNLABELLED
+from .naming import numbers
 from .parquet import parquet_files
 from .ranges import Ranges
 from .samples import InMemory, Samples

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..labels import UNLABELLED
 from .augment import Augment
 from .batch import Batch
 from .extras import read_tokenizer
+from .labels import UNLABELLED
 from .samples import Samples
 
 UNKNOWN, END = "<unk>", "<eos>"

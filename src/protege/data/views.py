@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..labels import UNLABELLED
+from .labels import UNLABELLED
 
 if TYPE_CHECKING:
     from .augment import Augment

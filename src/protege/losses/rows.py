@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.labels import UNLABELLED
 from ..errors import UserError
-from ..labels import UNLABELLED
 
 
 def average(values: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -27,13 +27,13 @@ from ..errors import UserError
 from ..losses.targets import HOTTEST
 from ..models import Model
 from ..models.placing import place
-from ..modes import eval_mode
 from ..outputs import logits_in
+from ..signals import Logits, Source
 from ..surgery import Frontier, Moments, Point, Walk, absorb, plan_alignment, solve
 from ..surgery.solving import blocks_of, folded, has_intercept, refuse_unrelated, settle
 from ..surgery.tracing import Live
-from ..teacher import Logits, Source
-from ..train.phase import Fit, Phase, Solve
+from ..torch_utils import eval_mode
+from ..training.phase import Fit, Phase, Solve
 from .method import Cast, MethodSettings
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from ..models import Model
 from ..surgery import BRANCHES, Shared, readout, share
 from ..tasks import Task
 from ..torch_utils import device_of
-from ..train.phase import Fit
+from ..training.phase import Fit
 from .method import Cast
 from .teaching import TARGET_KEYS, TargetSettings, teaching
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..data import Batch
 from ..errors import UserError
 from ..losses import attention_loss, flow_loss, hint_loss
+from ..signals import Feature
 from ..surgery import Pair, Tapped
-from ..teacher import Feature
-from ..train.phase import Fit
+from ..training.phase import Fit
 from . import kd
 from .method import Cast
 from .stages import Apprentice, StageSettings, features, paired, said, stage, tapped

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..train.phase import Fit
+from ..training.phase import Fit
 from .method import Cast
 from .teaching import TargetSettings, teaching
 

@@ -13,15 +13,15 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ..data import CLEAN, Augment, Batch, Samples, batches
+from ..data.labels import UNLABELLED
 from ..errors import UserError
-from ..labels import UNLABELLED
 from ..losses import class_weights
 from ..models import Model
-from ..modes import eval_mode
 from ..settings import Settings
+from ..signals import Logits, Signal, Source
 from ..tasks import Task
-from ..teacher import Logits, Signal, Source
-from ..train.phase import Phase
+from ..torch_utils import eval_mode
+from ..training.phase import Phase
 
 LOOKED_AT = 2000  # samples whose masks are read to count the classes of pixels
 

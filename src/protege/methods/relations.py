@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Batch, forward_size
+from ..data.labels import UNLABELLED
 from ..errors import UserError
-from ..labels import UNLABELLED
 from ..losses import Relations, calibrate, true_probability
 from ..losses.relations import TABLE
+from ..signals import Feature, Logits, Source
 from ..tasks import Task
-from ..teacher import Feature, Logits, Source
 from .method import Cast
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from ..losses import hint_loss
 from ..outputs import logits_in
 from ..surgery import HEAD, Stage
 from ..torch_utils import tensors_of
-from ..train.phase import Fit, Phase, Solve
+from ..training.phase import Fit, Phase, Solve
 from . import kd
 from .method import Cast
 from .stages import Apprentice, Staged, StageSettings, features, frozen, live, said, stage

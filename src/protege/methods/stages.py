@@ -16,8 +16,8 @@ from ..data import Batch
 from ..errors import UserError
 from ..losses import regressor
 from ..models import Model
+from ..signals import Feature, Outputs, Source
 from ..surgery import Chain, Pair, Stage, Tapped, describe, pair, split
-from ..teacher import Feature, Outputs, Source
 from .method import Cast, MethodSettings
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}

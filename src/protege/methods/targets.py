@@ -19,8 +19,8 @@ from .. import losses
 from ..errors import UserError, nearest, told
 from ..lookup import find_callable
 from ..losses import divergence, true_probability
-from ..synonyms import VALUE_NAMES
-from ..teacher import Logits, Signal, Source, TopK
+from ..run.synonyms import VALUE_NAMES
+from ..signals import Logits, Signal, Source, TopK
 from .method import Cast
 from .relations import class_relations
 

@@ -15,12 +15,12 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 from torch import Tensor
 
 from ..data import Batch
+from ..data.labels import UNLABELLED
 from ..errors import UserError
-from ..labels import UNLABELLED
 from ..losses import average
 from ..losses.rows import labelled
 from ..losses.targets import HOTTEST
-from ..teacher import Signal
+from ..signals import Signal
 from .method import Cast, MethodSettings
 from .targets import TARGETS, checked, knowledge, spoken
 

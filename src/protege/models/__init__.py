@@ -1,12 +1,12 @@
 """Networks: a small zoo, adapters, and models that carry how they want their input."""
 
-from protege.models.count import count_macs, count_parameters
-from protege.models.fit import check_classes, check_fit, output_classes
-from protege.models.inputs import InputSpec
-from protege.models.load import load_model
-from protege.models.model import Model
-from protege.models.specs import held_out_by, known_ranges
-from protege.models.zoo import ZOO
+from .count import count_macs, count_parameters
+from .fit import check_classes, check_fit, output_classes
+from .inputs import InputSpec
+from .load import load_model
+from .model import Model
+from .specs import held_out_by, known_ranges
+from .zoo import ZOO
 
 __all__ = [
     "ZOO",

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from protege.errors import UserError, told
-from protege.modes import eval_mode
-from protege.tensors import is_quantised
-from protege.torch_utils import as_it_was, device_of
+from ..errors import UserError, told
+from ..torch_utils import as_it_was, device_of, eval_mode, is_quantised
 
 logger = logging.getLogger("protege")
 

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from protege.copying import copy_network
-from protege.models.inputs import InputSpec
-from protege.models.model import Model
-from protege.outputs import refuse_odd
-from protege.tensors import own_dtype
-from protege.torch_utils import device_of, is_unmade, untouched
+from ..outputs import refuse_odd
+from ..torch_utils import copy_network, device_of, is_unmade, own_dtype, untouched
+from .inputs import InputSpec
+from .model import Model
 
 
 def channels_taken(

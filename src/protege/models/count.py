@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from protege.modes import eval_mode
+from ..torch_utils import eval_mode
 
 
 def count_parameters(network: nn.Module) -> int:

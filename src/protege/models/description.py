@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from protege.errors import UserError, nearest, shown, told
-from protege.labels import BY_POSITION, MOST_CLASSES
-from protege.models.inputs import InputSpec
+from ..data.labels import BY_POSITION, MOST_CLASSES
+from ..errors import UserError, nearest, shown, told
+from .inputs import InputSpec
 
 CONFIG, FORMAT = "config.json", 1
 EXTRA = "_extra_state"  # as modules with a `get_extra_state` name it; of any size

@@ -6,15 +6,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from protege.copying import copy_network
-from protege.errors import UserError, told
-from protege.models.causal import check_causal, check_layout, samples_for
-from protege.models.language import Reader
-from protege.models.model import Model
-from protege.naming import numbers
-from protege.outputs import refuse_odd
-from protege.tensors import has_own_precision, own_dtype
-from protege.torch_utils import device_of, is_unmade, untouched
+from ..data.naming import numbers
+from ..errors import UserError, told
+from ..outputs import refuse_odd
+from ..torch_utils import copy_network, device_of, has_own_precision, is_unmade, own_dtype, untouched
+from .causal import check_causal, check_layout, samples_for
+from .language import Reader
+from .model import Model
 
 
 class TrainingSamples(Protocol):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protege.errors import UserError, shown
+from ..errors import UserError, shown
 
 MOST_CHANNELS = 2**16
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow's "L" mode uses

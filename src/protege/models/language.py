@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from protege.models.vit import Attention, Mlp
+from .vit import Attention, Mlp
 
 
 class Reader(nn.Module):

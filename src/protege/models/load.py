@@ -12,22 +12,21 @@ from typing import Any
 
 from torch import nn
 
-from protege.copying import copy_network
-from protege.errors import UserError, shown
-from protege.labels import MOST_CLASSES
-from protege.models import sources, storage, transformers_adapter, zoo
-from protege.models.description import Description, read_description
-from protege.models.fit import DataLike, output_classes
-from protege.models.inputs import InputSpec
-from protege.models.model import Model
-from protege.models.placing import channels_last
-from protege.models.saving import checked
-from protege.models.specs import TOKENS, channels_of, has_tokens, input_for, input_from_timm, input_of, spread
-from protege.models.trust import FETCHING, names_code, refuse_untrusted
-from protege.naming import numbers
-from protege.paths import usable
-from protege.surgery import rebuild
-from protege.torch_utils import unwrapped
+from ..data.labels import MOST_CLASSES
+from ..data.naming import numbers
+from ..errors import UserError, shown
+from ..files import usable
+from ..surgery import rebuild
+from ..torch_utils import copy_network, unwrapped
+from . import sources, storage, transformers_adapter, zoo
+from .description import Description, read_description
+from .fit import DataLike, output_classes
+from .inputs import InputSpec
+from .model import Model
+from .placing import channels_last
+from .saving import checked
+from .specs import TOKENS, channels_of, has_tokens, input_for, input_from_timm, input_of, spread
+from .trust import FETCHING, names_code, refuse_untrusted
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from protege.models.init import kaiming
-from protege.models.resnet import SMALL_IMAGE
+from .init import kaiming
+from .resnet import SMALL_IMAGE
 
 # expansion, channels, blocks, stride of the first block
 LAYOUT = (

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protege.errors import UserError
-from protege.labels import BY_CONTENT
-from protege.models import storage
-from protege.models.description import FORMAT
-from protege.models.inputs import InputSpec
-from protege.models.placing import is_channels_last, make_writable
-from protege.models.saving import Described, described
-from protege.naming import read_naming
-from protege.outputs import logits_in
-from protege.paths import usable
-from protege.public import public
-from protege.torch_utils import unwrapped
+from ..data.labels import BY_CONTENT
+from ..data.naming import read_naming
+from ..errors import UserError
+from ..files import usable
+from ..outputs import logits_in
+from ..settings import public
+from ..torch_utils import unwrapped
+from . import storage
+from .description import FORMAT
+from .inputs import InputSpec
+from .placing import is_channels_last, make_writable
+from .saving import Described, described
 
 logger = logging.getLogger(__name__)
 

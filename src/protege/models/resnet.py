@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from protege.models.init import kaiming
+from .init import kaiming
 
 SMALL_IMAGE = 64  # pixels; up to here a stem that shrinks images fourfold would leave too little
 

@@ -22,20 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from protege.copying import copy_network
-from protege.errors import told
-from protege.models import sources, storage
-from protege.models.description import Check
-from protege.models.language import Reader
-from protege.models.placing import channels_last, is_channels_last
-from protege.outputs import logits_in
-from protege.surgery import rebuild, record
-from protege.surgery.laws import close
-from protege.surgery.widening.copies import leaves
-from protege.torch_utils import device_of, plain_names, seeded, untouched, unwrapped
+from ..errors import told
+from ..outputs import logits_in
+from ..surgery import rebuild, record
+from ..surgery.laws import close
+from ..surgery.widening.copies import leaves
+from ..torch_utils import copy_network, device_of, plain_names, seeded, untouched, unwrapped
+from . import sources, storage
+from .description import Check
+from .language import Reader
+from .placing import channels_last, is_channels_last
 
 if TYPE_CHECKING:
-    from protege.models.model import Model
+    from .model import Model
 
 Probes = Sequence[tuple[Tensor, list[Tensor]]]  # inputs as a network takes them, and its outputs
 

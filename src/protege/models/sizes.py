@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from protege.torch_utils import device_of, is_unmade, seeded, untouched
+from ..torch_utils import device_of, is_unmade, seeded, untouched
 
 Size = tuple[int, int]
 NAMED = re.compile(r"(img|image|input).*(size|resolution)")

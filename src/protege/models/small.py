@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from protege.models.init import kaiming
+from .init import kaiming
 
 
 class SmallCNN(nn.Module):

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from protege.errors import UserError, nearest
-from protege.lookup import find_callable, typed
-from protege.models import transformers_adapter, zoo
-from protege.torch_utils import admit_torchvision, seeded
+from ..errors import UserError, nearest
+from ..lookup import find_callable, typed
+from ..torch_utils import admit_torchvision, seeded
+from . import transformers_adapter, zoo
 
 SCHEMES = ("zoo", "timm", "smp", "transformers")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")

@@ -11,16 +11,16 @@ from typing import Any
 
 from torch import nn
 
-from protege.errors import UserError
-from protege.labels import BY_CONTENT, BY_POSITION
-from protege.models import storage
-from protege.models.channels import channels_taken
-from protege.models.description import read_description
-from protege.models.fit import DataLike
-from protege.models.inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
-from protege.models.model import Model
-from protege.models.saving import SIZES
-from protege.models.sizes import fitting_size, own_sizes
+from ..data.labels import BY_CONTENT, BY_POSITION
+from ..errors import UserError
+from . import storage
+from .channels import channels_taken
+from .description import read_description
+from .fit import DataLike
+from .inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
+from .model import Model
+from .saving import SIZES
+from .sizes import fitting_size, own_sizes
 
 logger = logging.getLogger(__name__)
 

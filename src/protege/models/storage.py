@@ -16,11 +16,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from protege.errors import UserError
-from protege.models.description import CONFIG, EXTRA
-from protege.models.placing import make_writable
-from protege.torch_utils import plain_names
-from protege.writing import clear_drafts, digest_of, drafts, flush
+from ..errors import UserError
+from ..files import clear_drafts, digest_of, drafts, flush
+from ..torch_utils import plain_names
+from .description import CONFIG, EXTRA
+from .placing import make_writable
 
 WEIGHTS, _SHA = "model.safetensors", "sha256:"
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")

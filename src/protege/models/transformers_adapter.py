@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protege.errors import UserError, shown, told
-from protege.models.language import Reader
-from protege.torch_utils import admit_torchvision
-from protege.vocabulary import words_of
+from ..data.vocabulary import words_of
+from ..errors import UserError, shown, told
+from ..torch_utils import admit_torchvision
+from .language import Reader
 
 OWN_CODE: dict[str, Any] = {"trust_remote_code": False}  # nothing that comes with a model is run, and nobody is asked
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")

@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import nn
 
-from protege.errors import UserError, shown
-from protege.models.description import CONFIG, Description
-from protege.models.sources import SCHEMES, is_source, split_query
+from ..errors import UserError, shown
+from .description import CONFIG, Description
+from .sources import SCHEMES, is_source, split_query
 
 FETCHING = {  # arguments that bring weights from elsewhere, which lie in the folder
     "timm": ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),

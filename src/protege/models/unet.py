@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protege.models.init import kaiming
-from protege.models.resnet import BasicBlock, ResNet
+from .init import kaiming
+from .resnet import BasicBlock, ResNet
 
 
 class Decoder(nn.Module):

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from protege.errors import UserError, nearest, shown, told
-from protege.models import language, mobilenet, resnet, small, unet, vgg, vit
+from ..errors import UserError, nearest, shown, told
+from . import language, mobilenet, resnet, small, unet, vgg, vit
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
     **resnet.FACTORIES,

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from protege.errors import UserError
-from protege.paths import usable
-from protege.report.diagnosis import write_diagnosis_report
-from protege.report.export import write_export_report
-from protege.report.run import write_run_report
-from protege.report.study import write_study_report
-from protege.report.table import common_teacher, study_markdown
+from ..errors import UserError
+from ..files import usable
+from .diagnosis import write_diagnosis_report
+from .export import write_export_report
+from .run import write_run_report
+from .study import write_study_report
+from .table import common_teacher, study_markdown
 
 __all__ = [
     "common_teacher",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from protege.report.charts import Bar, Chart, bar_chart, heatmap
-from protege.report.read import Run, is_number
-from protege.report.words import MINUS, NBSP, share
+from .charts import Bar, Chart, bar_chart, heatmap
+from .read import Run, is_number
+from .words import MINUS, NBSP, share
 
 MOST_BARS = 20
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from protege.report.charts import COLOURS, Axis, Chart, Point, Series, line_chart
-from protege.report.read import Run, is_number, numbers, phases
-from protege.report.words import (
+from .charts import COLOURS, Axis, Chart, Point, Series, line_chart
+from .read import Run, is_number, numbers, phases
+from .words import (
     MINUS,
     capital,
     difference,

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from protege.report import words
-from protege.report.charts import Axis, Chart, Point, Series, heatmap, line_chart
-from protege.report.page import write_page
-from protege.report.read import is_number, read_json
-from protege.report.run import Card
+from . import words
+from .charts import Axis, Chart, Point, Series, heatmap, line_chart
+from .page import write_page
+from .read import is_number, read_json
+from .run import Card
 
 TONES = {"healthy": "better", "at risk": "risk", "failing": "worse", "cannot tell": "unclear"}
 TITLES = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from protege.report import words
-from protege.report.page import write_page
-from protege.report.read import is_number, numbers, read_json
+from . import words
+from .page import write_page
+from .read import is_number, numbers, read_json
 
 ROLES = {"teacher": "teacher", "before": "student before", "student": "student"}
 

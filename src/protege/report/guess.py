@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from protege.labels import blind
-from protege.report import words
-from protege.report.read import numbers
+from ..data.labels import blind
+from . import words
+from .read import numbers
 
 NOTABLE = 0.2  # a guess so often right that a metric is read as the lead over it
 NEARLY = 0.99  # of the rows: a network that chooses one class so often chooses no other

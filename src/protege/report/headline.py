@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from protege.report import words
-from protege.report.classes import class_names
-from protege.report.curves import where_measured
-from protege.report.guess import NOTABLE, guessed, learned, verdict
-from protege.report.read import Run, is_number, numbers, phases
+from . import words
+from .classes import class_names
+from .curves import where_measured
+from .guess import NOTABLE, guessed, learned, verdict
+from .read import Run, is_number, numbers, phases
 
 
 def named_value(metric: str, value: float) -> str:

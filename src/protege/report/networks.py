@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from protege.report import words
-from protege.report.read import Run, is_number, phases
+from . import words
+from .read import Run, is_number, phases
 
 WIDE, HIGH, DEPTH = 46.0, 44.0, 0.3  # of the largest block, in the units of its SVG; DEPTH per unit of height
 LEAST = 4.0

@@ -13,10 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protege.errors import UserError, full_disk
-from protege.ownership import is_report, is_study
-from protege.report import words
-from protege.writing import write_text
+from ..errors import UserError, full_disk
+from ..files import is_report, is_study, write_text
+from . import words
 
 if TYPE_CHECKING:
     from jinja2 import Environment

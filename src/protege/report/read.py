@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from protege.errors import UserError
+from ..errors import UserError
 
 
 @dataclass(frozen=True)

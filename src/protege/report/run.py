@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from protege.report import words
-from protege.report.classes import class_change, confusion
-from protege.report.curves import keys_of, run_charts, where_measured
-from protege.report.guess import told_guess
-from protege.report.headline import headline, sample_noun
-from protege.report.networks import networks
-from protege.report.page import write_page
-from protege.report.read import Run, is_number, numbers, phases, read_run
-from protege.report.segmentation import segmentation
-from protege.report.snippets import snippets
-from protege.report.solved import solved
+from . import words
+from .classes import class_change, confusion
+from .curves import keys_of, run_charts, where_measured
+from .guess import told_guess
+from .headline import headline, sample_noun
+from .networks import networks
+from .page import write_page
+from .read import Run, is_number, numbers, phases, read_run
+from .segmentation import segmentation
+from .snippets import snippets
+from .solved import solved
 
 TIMING = (
     ("data", "reading data", "c2"),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from protege.errors import UserError
-from protege.report import words
-from protege.report.read import Run, is_number, read_json
+from ..errors import UserError
+from . import words
+from .read import Run, is_number, read_json
 
 PICTURES, INDEX = "pictures", "index.json"
 

@@ -9,10 +9,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from protege.errors import UserError
-from protege.models.trust import names_code
-from protege.report.headline import sample_noun
-from protege.report.read import Run, is_number, numbers, read_json
+from ..errors import UserError
+from ..models.trust import names_code
+from .headline import sample_noun
+from .read import Run, is_number, numbers, read_json
 
 
 def snippets(run: Run) -> list[tuple[str, str]]:

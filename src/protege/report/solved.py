@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from protege.report import words
-from protege.report.charts import Bar, Chart, bar_chart
-from protege.report.read import Run, numbers
+from . import words
+from .charts import Bar, Chart, bar_chart
+from .read import Run, numbers
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import tomli_w
 
-from protege.report import words
-from protege.report.guess import learned
-from protege.report.page import write_page
-from protege.report.read import is_number, numbers, read_json
-from protege.report.study_figures import Colours, against, curves, gains, numeric_columns, strips
-from protege.report.table import (
+from . import words
+from .guess import learned
+from .page import write_page
+from .read import is_number, numbers, read_json
+from .study_figures import Colours, against, curves, gains, numeric_columns, strips
+from .table import (
     difference_text,
     estimate,
     is_baseline,

@@ -6,11 +6,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from protege.report import words
-from protege.report.charts import COLOURS, Axis, Chart, Series, Strip, dot_strips, line_chart
-from protege.report.curves import SMALL, Timeline, factor_of, measured_on, per_cent, read_from
-from protege.report.read import is_number, numbers, read_run
-from protege.report.table import (
+from . import words
+from .charts import COLOURS, Axis, Chart, Series, Strip, dot_strips, line_chart
+from .curves import SMALL, Timeline, factor_of, measured_on, per_cent, read_from
+from .read import is_number, numbers, read_run
+from .table import (
     Setting,
     common_teacher,
     difference_text,

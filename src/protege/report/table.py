@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from protege.report import words
-from protege.report.guess import told_guess
-from protege.report.read import is_number, numbers
+from . import words
+from .guess import told_guess
+from .read import is_number, numbers
 
 Setting = dict[str, Any]
 EVEN = ("accuracy", "balanced_accuracy", "macro_f1")

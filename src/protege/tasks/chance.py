@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..labels import UNLABELLED, blind
+from ..data.labels import UNLABELLED, blind
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..labels import UNLABELLED
+from ..data.labels import UNLABELLED
 from .chance import Chance
 from .metrics import ClassMetrics, Metrics, over_processes
 from .task import Shortfall, Task

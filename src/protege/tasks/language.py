@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.labels import UNLABELLED
 from ..errors import UserError
-from ..labels import UNLABELLED
 from .chance import Chance
 from .metrics import ClassMetrics, Metrics
 from .task import Shortfall, Task

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..labels import UNLABELLED
-from ..modes import eval_mode
+from ..data.labels import UNLABELLED
+from ..torch_utils import eval_mode
 from .chance import Chance
 
 AT_ONCE = 2**24  # logits that metrics look at in one go

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..labels import UNLABELLED
-from ..modes import eval_mode
+from ..data.labels import UNLABELLED
+from ..files import write_json
 from ..report.segmentation import INDEX, NO_LABEL, PICTURES, TONES, palette
-from ..writing import write_json
+from ..torch_utils import eval_mode
 
 if TYPE_CHECKING:
     from .task import Shown

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..modes import eval_mode
+from ..torch_utils import eval_mode
 
 _MANY = 20  # values just below 1 with none above: by chance once in a million
 _MOVES = (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..labels import UNLABELLED, blind
+from ..data.labels import UNLABELLED, blind
 from .metrics import ClassMetrics, Metrics
 from .pictures import draw_scenes
 from .task import Shortfall, Shown, Task

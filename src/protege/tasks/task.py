@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..data.labels import UNLABELLED
 from ..errors import UserError
-from ..labels import UNLABELLED
 from ..losses import cross_entropy, gap_loss, kd_loss
 from ..outputs import refuse_odd
 from .metrics import Agreement, Metrics

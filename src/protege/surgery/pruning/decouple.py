@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...copying import copy_network
 from ...errors import UserError
+from ...torch_utils import copy_network
 from .result import Shrunk, kept_whole, matching, profile
 
 

@@ -19,11 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ...copying import copy_network
 from ...errors import UserError, told
-from ...modes import eval_mode
 from ...outputs import logits_in
-from ...torch_utils import seeded
+from ...torch_utils import copy_network, eval_mode, seeded
 from ..laws import other_samples, tensors_in
 from ..layers import LAYERS
 from ..tracing import first_outputs

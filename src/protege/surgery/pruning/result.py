@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...errors import UserError, nearest
-from ...modes import eval_mode
+from ...torch_utils import eval_mode
 from ..layers import LAYERS, outputs_of
 
 

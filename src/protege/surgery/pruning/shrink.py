@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...copying import copy_network
 from ...errors import UserError
+from ...torch_utils import copy_network
 from .choose import Choice, by_layer, by_macs, by_ratio, removal_of
 from .decouple import decouplable
 from .groups import Group, dependency_graph, tied_channels

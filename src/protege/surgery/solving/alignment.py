@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import UserError
-from ...modes import trained_by
+from ...torch_utils import trained_by
 from ..layers import SOLVABLE
 from ..tracing.walk import Live, Walk, input_of
 from .absorb import blocks_of, fixed, patches

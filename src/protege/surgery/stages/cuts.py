@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import UserError, nearest
-from ...modes import eval_mode
+from ...torch_utils import eval_mode
 from ..laws import tensors_in
 from ..tracing.graph import Trace, Untraceable, trace
 from ..tracing.taps import first_outputs

@@ -14,8 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ...errors import UserError
-from ...modes import eval_mode
-from ...torch_utils import as_it_was
+from ...torch_utils import as_it_was, eval_mode
 from ..laws import other_samples, tensors_in
 from ..tracing.graph import ROOT, Trace, Untraceable, memory_of, storage, trace
 

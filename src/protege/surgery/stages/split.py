@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import UserError, nearest
-from ...modes import trained_by
-from ...torch_utils import as_it_was
+from ...torch_utils import as_it_was, trained_by
 from ..laws import close, others_for, random_state
 from ..tracing.graph import ROOT, storage
 from ..tracing.taps import first_outputs

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import UserError, told
-from ...modes import eval_mode
-from ...torch_utils import as_it_was
+from ...torch_utils import as_it_was, eval_mode
 from ..laws import close, other_samples, others_for
 from ..layers import SOLVABLE
 from .graph import ROOT, Untraceable, trace

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...copying import copy_network
 from ...errors import UserError, told
 from ...outputs import logits_in
+from ...torch_utils import copy_network
 from .copies import leaves
 from .widen import Projection, put, widen
 

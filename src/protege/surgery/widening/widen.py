@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...copying import copy_network
 from ...errors import UserError, told
 from ...outputs import logits_in
+from ...torch_utils import copy_network
 from ..laws import other_samples, random_state
 from .copies import Edit, Placement, gather, leaves, spread
 from .layout import Tracer

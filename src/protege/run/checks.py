@@ -1,0 +1,105 @@
+"""The audition: what a teacher must show before it may teach, and its figures, measured once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import CLEAN, Augment, Samples, batches, cache_root, choose, forward_size
+from ..errors import UserError
+from ..files import write_json
+from ..models import Model
+from ..signals.feed import PROBE
+from ..signals.signals import behaviour, fingerprint
+from ..torch_utils import eval_mode
+from ..training.runner import Runner
+
+logger = logging.getLogger("protege")
+AUDITION = 1024  # transfer samples that a teacher is tried on
+FEW = 10  # samples, of which one class is no wonder
+VERSION = 3  # of what is remembered; another one is measured anew
+
+
+def refuse_chance_level(
+    teacher: Model, spec: str, runner: Runner, samples: Samples, positions: Tensor, where: str = "transfer set"
+) -> None:
+    """Raise `UserError` when the teacher shows no more on these samples than who does not look at them
+    (`Task.shortfall`).
+
+    That is what a wrong normalisation, channel order or class order looks like, and it is silent elsewhere.
+    """
+    task = runner.task
+    count = min(len(positions), task.tried)
+    chosen = positions[choose(None, samples=count, seed=0, count=len(positions))]
+    metrics, details = runner.evaluate(teacher, samples, chosen, f"teacher on the {where}")
+    if not all(map(math.isfinite, metrics.values())):
+        raise UserError(
+            f"the teacher {spec!r} gives values that are not finite on the {where}; expected finite outputs: "
+            "check its weights file."
+        )
+    if metrics and (short := task.shortfall(metrics, details)):
+        raise UserError(
+            f"the teacher {spec!r} is at chance level on the {where} ({short.what} {short.reached:.3f}, chance "
+            f"{short.chance:.3f}); expected a trained teacher: check that {short.check}."
+        )
+
+
+@torch.no_grad()
+def warn_if_constant(teacher: Model, spec: str, runner: Runner) -> None:
+    """Warn where a teacher chooses one class for all of its audition: without labels, more cannot be asked of it."""
+    corpus, count = runner.corpus, len(runner.corpus.positions)
+    if count < FEW:
+        return
+    some = corpus.positions[choose(None, samples=min(count, AUDITION), seed=0, count=count)]
+    chosen = set()
+    with eval_mode(teacher), runner.autocast():
+        order = list(some.split(forward_size(corpus.train, PROBE)))
+        for batch in batches(corpus.train, order, CLEAN, Augment(), workers=corpus.workers, device=runner.device):
+            chosen |= set(teacher(batch.inputs).argmax(1).unique().tolist())
+            if len(chosen) > 1:
+                return
+    logger.warning(
+        "the teacher %r chooses one class for all of %d images, and a student that does the same agrees with it: check "
+        "that its input normalisation and channel order are those it was trained with.",
+        spec,
+        len(some),
+    )
+
+
+class Memo:
+    """A network's test metrics, remembered by the fingerprints of network and data, so that a study pays once."""
+
+    def __init__(self, network: Model, test: Samples, runner: Runner) -> None:
+        how = f"{runner.precision} {runner.device.type}"
+        some = torch.arange(min(forward_size(test, PROBE), len(test)))
+        first = next(batches(test, [some], CLEAN, Augment(), device=runner.device))
+        with eval_mode(network), torch.no_grad(), runner.autocast():
+            shown = behaviour({"logits": network(first.inputs)})
+        parts = [VERSION, fingerprint(network), shown, test.fingerprint(), how]
+        self.path = cache_root() / "evaluations" / f"{_digest(parts)}.json"
+
+    def read(self) -> dict[str, Any] | None:
+        """What was measured before; None where nothing sound is there."""
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            return found["figures"] if found["digest"] == _digest(found["figures"]) else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def write(self, known: dict[str, Any]) -> None:
+        """Remember."""
+        known = json.loads(json.dumps(known))
+        with suppress(OSError):  # without it the next run measures again
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, {"digest": _digest(known), "figures": known})
+
+
+def _digest(values: Any) -> str:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,271 @@
+"""A recipe: every setting of a run, typed. Keys are the command line's options and the Python function's arguments."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from datetime import date, time
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
+
+from ..data import MOST_PIXELS
+from ..errors import UserError, nearest, shown, told
+from ..files import read_text, write_text
+from ..methods import METHODS
+from ..methods.targets import TARGETS
+from ..settings import Settings
+from ..training import FitSettings
+from .synonyms import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
+
+_PART = re.compile(r'(?:"[^"]*"|[^".])+')  # of a dotted key; a part may be quoted: variants."kd, T=0.5".lr
+_KEY = re.compile(r'((?:"[^"]*"|[^"=])*)(=?)(.*)', re.DOTALL)
+_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def _size(value: Any) -> str:
+    """A size such as ``4GiB`` or ``500 MB``, kept as text without the space; `size_in_bytes` reads it."""
+    text = str(value).strip()
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)", text)
+    if not match or match[2].lower() not in _UNITS:
+        raise ValueError("expected a size such as 4GiB or 500MB")
+    return match[1] + match[2]
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes in a size such as ``4GiB``."""
+    match = re.fullmatch(r"([\d.]+)([a-zA-Z]*)", text)
+    assert match
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _views(value: Any) -> Any:
+    if isinstance(value, str) and value != "all":
+        try:
+            return int(value)
+        except ValueError:
+            raise ValueError("expected a number from 1, or 'all'") from None
+    return value
+
+
+Size = Annotated[str, BeforeValidator(_size)]
+Views = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(_views)]
+
+
+class Recipe(FitSettings):
+    """The settings common to all methods; `recipe_type` adds those of one method."""
+
+    teacher: str | None = Field(None, description="the big network: zoo:NAME, a run's student folder, module:factory")
+    student: str = Field(description="the network that learns, named like a teacher")
+    data: str = Field(description="digits, parquet:PATH, images:PATH, segmentation:PATH, text:PATH or synthetic:…")
+    method: str = Field("kd", description=f"how to teach: {', '.join(METHODS)}, or auto")
+
+    fraction: float | None = Field(
+        None, gt=0, le=1, description="share of the training samples, of each class if the method reads labels"
+    )
+    samples: int | None = Field(
+        None, ge=1, description="number of training samples, shared out over the classes if the method reads labels"
+    )
+    validation: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of them held out; default: 0.1 where a best state or patience needs it",
+    )
+    views: Views | None = Field(
+        None, description="augmentations a sample has, replayed and remembered; 'all': a fresh one each epoch"
+    )
+    augment: str | None = Field(
+        None,
+        description="none, or parts: shift=4, crop=0.35, flip, jitter=0.4, randaugment=9, mixup=0.2, cutmix=1, "
+        "package.module:transform; default: by the data",
+    )
+    image_size: int | None = Field(
+        None,
+        ge=4,
+        le=MOST_PIXELS,
+        description="side images are brought to (the shorter one, for segmentation); default: their own "
+        "where all are alike and at most 64, else 224; masks keep theirs",
+    )
+    memory_limit: Size = Field("4GiB", description="decoded images above it are streamed from disk")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="processes that decode streamed images; default: as many as threads, at most 8",
+    )
+
+    trust: bool = Field(False, description="run the Python that the folder of a model names to build it")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and choice of samples")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")
+    cache: str | None = Field(None, description="folder of the teacher's signals; default: by fingerprint, shared")
+    cache_budget: Size = Field("4GiB", description="disk that one teacher's signals may take")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="time between checkpoints; 0: after every update")
+    log_with: str | None = Field(None, description="a tracker that Accelerate knows, such as tensorboard")
+    phases: dict[str, dict[str, Any]] = Field(default_factory=dict, description="fit settings of single phases")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.fraction is not None and self.samples is not None:
+            raise ValueError("fraction and samples are both given; expected one of them: remove the other")
+        for name, changes in self.phases.items():
+            for key in changes:
+                if key not in FitSettings.model_fields:
+                    hint = nearest(key, FitSettings.model_fields, also=SETTING_NAMES)
+                    raise ValueError(f"phases.{name} has the unknown key {key!r}; {hint}")
+        return self
+
+
+@cache
+def recipe_type(method: str) -> type[Recipe]:
+    """The recipe of one method: the common settings, with the method's defaults for them, and its own."""
+    if method not in METHODS:
+        if method in TARGETS:
+            raise UserError(f"the method {method!r} is unknown; it is a target: use method='kd' and target={method!r}.")
+        near = nearest(method, [*METHODS, "auto"], also=METHOD_NAMES, all_of="methods")
+        raise UserError(f"the method {method!r} is unknown; {near}.")
+    chosen = METHODS[method]
+    bases: Any = (Recipe, chosen.settings)
+    fields: dict[str, Any] = {}
+    for key, value in chosen.defaults.items():
+        common = Recipe.model_fields[key]
+        kind: Any = Annotated[(common.annotation, *common.metadata)] if common.metadata else common.annotation
+        fields[key] = (kind, Field(value, description=common.description))
+    return create_model(f"{method}_recipe", __base__=bases, **fields)
+
+
+def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Validate settings. Raises `UserError` with one sentence for the first thing wrong."""
+    values = {key: value for key, value in values.items() if value is not None}
+    method = str(values.get("method", "kd"))
+    kind = recipe_type(method)
+    suits = kind.model_fields["optimizer"].default
+    if values.get("optimizer", suits) != suits:  # the method's rate is one for the method's optimizer
+        values = {"lr": None, **values}
+    for key in values:
+        if key not in kind.model_fields:
+            others = [name for name, m in METHODS.items() if key in m.settings.model_fields]
+            if others:
+                raise UserError(
+                    f"the key {key!r} belongs to method {', '.join(others)}, but the method is {method!r}; expected "
+                    "settings of that method: leave it out or change method=…."
+                )
+            raise UserError(f"the key {key!r} is unknown here; {nearest(key, kind.model_fields, also=SETTING_NAMES)}.")
+    phase = ""
+    try:
+        recipe = kind.model_validate(values)
+        for name, changes in recipe.phases.items():
+            phase = f"phases.{name}."
+            FitSettings.model_validate(changes)
+    except ValidationError as error:
+        raise _refusal(error, phase) from None
+    if METHODS[method].needs_teacher and recipe.teacher is None:
+        raise UserError(f"method {method!r} has no teacher; expected one: add teacher=….")
+    return recipe
+
+
+def checked(**values: Any) -> dict[str, Any]:
+    """Values of some of a recipe's keys, as a recipe takes them. Raises `UserError` for the first that does not fit."""
+    known = recipe_type("kd").model_fields
+    fields: Any = {key: (known[key].rebuild_annotation(), known[key].default) for key in values}
+    try:
+        return create_model("some", __base__=Settings, **fields).model_validate(values).model_dump()
+    except ValidationError as error:
+        raise _refusal(error, "") from None
+
+
+def labels_only(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a training on labels alone; `UserError` where they name a method or a teacher."""
+    for key in ("method", "teacher"):
+        value = values.get(key)
+        if value is not None and not (isinstance(value, str) and value == "none"):
+            raise UserError(f"train with {key} = {shown(value)}; expected labels only: leave it out, or use distill.")
+    return {**values, "method": "none"}
+
+
+def _refusal(error: ValidationError, phase: str) -> UserError:
+    """The first thing wrong, as one sentence."""
+    first = error.errors()[0]
+    inner = ("function-", "literal", "constrained-")  # pydantic's own names for the parts of a key's type
+    where = phase + ".".join(str(part) for part in first["loc"] if not str(part).startswith(inner))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return UserError(f"{where!r} is missing; expected it as {where}=… or in the recipe.")
+    if not where:
+        return UserError(f"{message}.")
+    message = message[0].lower() + message[1:]
+    if first["type"] == "literal_error":
+        values = re.findall(r"'([^']*)'", message)
+        message += (
+            f" ({hint})"
+            if (hint := nearest(str(first["input"]), values, " ", also=VALUE_NAMES.get(where))).strip()
+            else ""
+        )
+    return UserError(f"{where} = {shown(first['input'])} does not fit: {message}; change it with {where}=….")
+
+
+def suited(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
+    """The recipe with a task's ``defaults`` for what neither the user set nor the method has a default for.
+
+    An optimizer that was chosen keeps its own rate and decay.
+    """
+    taken = recipe.model_fields_set | set(METHODS[recipe.method].defaults)
+    if "optimizer" in taken:
+        taken |= {"lr", "weight_decay"}
+    known = set(type(recipe).model_fields) - taken
+    return recipe.model_copy(update={key: value for key, value in defaults.items() if key in known})
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A TOML file as a dict. Raises `UserError` when it is missing or not TOML."""
+    text = read_text(path, "TOML")
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{str(path)!r} is not readable as TOML ({told(error)}); expected a recipe: mend that line."
+        ) from None
+
+
+def write_toml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write settings as TOML, atomically, leaving out what is None."""
+    write_text(path, tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def parse_sets(assignments: list[str]) -> dict[str, Any]:
+    """``["lr=0.1", "phases.head.epochs=5"]`` as nested settings. Raises `UserError` where there is no ``=``."""
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = _KEY.fullmatch(assignment).groups()  # type: ignore[union-attr]
+        if not equals or not key:
+            raise UserError(f"--set {assignment!r} has no key and value; expected KEY=VALUE, such as --set lr=0.05.")
+        *parents, last = [part.strip().strip('"') for part in _PART.findall(key)] or [""]
+        table = found
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise UserError(f"--set {assignment!r} contradicts another --set; expected one value for each key.")
+        table[last] = _value(text)
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
+        return text
+    return text if isinstance(value, date | time) else value  # a folder may be called by a day
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes``; nested tables are merged, everything else replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

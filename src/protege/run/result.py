@@ -1,0 +1,96 @@
+"""What a run says of itself: who plays, on what, and what came of it. These are the parts of ``result.json``."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..data import CLEAN, Augment, Data, batches
+from ..models import Model, count_macs, count_parameters
+from ..training.runner import Runner
+from ..training.state import State
+from ..version import __version__
+from .recipe import Recipe
+
+
+def cast_of(
+    settings: Recipe, data: Data, runner: Runner, teacher: Any, student: dict[str, Any], outline: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Who plays, on what: the part of the result that is known before anything is trained."""
+    count, available = len(runner.corpus.positions), len(data.train)
+    return {
+        "method": settings.method,
+        "task": runner.task.name,
+        "seed": settings.seed,
+        "out": str(runner.out),
+        "classes": list(data.classes) if runner.task.named_classes else [],
+        "data": {
+            "name": settings.data,
+            "train_samples": count,
+            "available_samples": available,
+            "classes": len(data.classes),
+            "fraction": count / available,
+        },
+        "teacher": teacher,
+        "student": student,
+        "plan": outline,
+    }
+
+
+def result_of(
+    cast: Mapping[str, Any], runner: Runner, state: State, metrics: dict[str, float], details: dict[str, Any]
+) -> dict[str, Any]:
+    """What ``result.json`` holds: `cast`, and what the finished run came to."""
+    seconds = sum(phase["seconds"] for phase in state.done)
+    return {
+        "version": 1,
+        **cast,
+        "student": {**cast["student"], "metrics": metrics, **details},
+        "phases": state.done,
+        "seconds": seconds,
+        "student_samples_seen": state.seen,
+        "teacher_samples_forwarded": state.forwarded,
+        "teacher_samples_remembered": state.remembered,
+        "timing": {**state.timing, "other": max(0.0, seconds - sum(state.timing.values()))},
+        "cache": _caches(runner.state.caches, state.served),
+        "environment": environment(runner),
+    }
+
+
+def _caches(used: list[dict[str, Any]], served: int) -> dict[str, Any] | None:
+    """The caches of all phases together: how many views they hold, and what they take on disk."""
+    each = {cache["path"]: cache for cache in used}  # as the last phase that used it has left it
+    if not each:
+        return None
+    room, views = sum(cache["bytes"] for cache in each.values()), max(cache["views"] for cache in each.values())
+    return {"path": used[-1]["path"], "bytes": room, "views": views, "hits": served}
+
+
+def sizes(network: Model, data: Data, device: torch.device) -> dict[str, int]:
+    """A network's parameters, and its multiply-accumulates for one sample of the data."""
+    raw = next(batches(data.train, [torch.tensor([0])], CLEAN, Augment())).inputs.to(device)
+    return {"params": count_parameters(network.network), "macs": count_macs(network, raw)}
+
+
+def environment(runner: Runner) -> dict[str, Any]:
+    """Where the run took place."""
+    device = runner.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "protege": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "processes": runner.world,
+        "precision": runner.precision,
+    }
+
+
+def for_tracker(settings: Recipe) -> dict[str, Any]:
+    """Settings as a tracker takes them: numbers and text."""
+    values = settings.model_dump()
+    return {key: value if isinstance(value, int | float) else str(value) for key, value in values.items()}

@@ -1,0 +1,396 @@
+"""The one runner: executes a plan of phases, with precision, progress, validation, checkpoints and resume.
+
+The inner loop is `Runner._train_epoch`; everything else prepares it, and `Journal` remembers it. Processes, devices and
+trackers are Accelerate's: a run started by ``accelerate launch`` or ``torchrun`` needs nothing more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from ..data import CLEAN, Samples, forward_size
+from ..models.placing import place
+from ..signals import Source
+from ..signals.feed import BLOCK, Feed
+from ..tasks import Metrics, Task
+from ..torch_utils import tensors_of
+from .evaluate import evaluate
+from .journal import Journal
+from .judge import held_out_losses, remember_best, remember_start
+from .phase import Fit, Phase
+from .plan import Plan
+from .precision import autocast_for
+from .progress import Display
+from .rehearsal import refuse_lone_samples
+from .running import Running, mix, restore_random, seed_everything, share_buffers
+from .schedule import MovingAverage, factor, make_optimizer
+from .state import Memory, State
+from .stop import Stops
+from .supply import Supply
+
+
+class Runner:
+    """Runs phases on a student in a run folder.
+
+    Calls to `run` and `evaluate` are the same in every process of a distributed run; only the first writes.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        task: Task,
+        plan: Plan,
+        memory: Memory,
+        out: Path,
+        *,
+        accelerator: Accelerator,
+        precision: str,
+        seed: int,
+        checkpoint_seconds: float,
+        display: Display,
+    ) -> None:
+        self.student, self.task, self.plan, self.corpus, self.out = student, task, plan, plan.corpus, out
+        self.accelerator, self.device, self.seed = accelerator, accelerator.device, seed
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.precision = precision
+        self.autocast = autocast_for(precision, self.device)
+        self.display = display
+        self.supply = Supply(plan.corpus, memory, out / "signals", precision, accelerator, display)
+        self.stops = Stops(display, self.world == 1)
+        self.journal = Journal(student, out, accelerator, checkpoint_seconds, self.stops)
+
+    @property
+    def state(self) -> State:
+        return self.journal.state
+
+    # ---- the plan -------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise what the plan would raise later, before anything is trained or written elsewhere."""
+        self.plan.check(self.world)
+        judged, tried = self.corpus.judged, set()
+        for phase in (phase for phase in self.plan.phases if isinstance(phase, Fit)):
+            parts = [(self.corpus.train, self.corpus.positions), *([judged] if phase.select_by and judged else [])]
+            for source in phase.sources:
+                asked = (id(source.network), source.signals, len(parts))
+                if source.lasting and asked not in tried:  # opens its caches; others are what earlier phases will make
+                    for part in parts:
+                        self._feed(source, *part)
+                    tried.add(asked)
+            refuse_lone_samples(phase, self.plan, self.world, self.device, self.autocast)
+
+    def disk(self) -> dict[str, int]:
+        """About how many bytes a run takes at most: ``signals`` in caches, and ``checkpoints`` (two, and one more while
+        it is written)."""
+        asked: dict[int, int] = {}  # by network: its signals lie together where they fit
+        for phase in self.plan.phases:
+            for source in phase.sources if isinstance(phase, Fit) else ():
+                if source.lasting:
+                    network = id(source.network)
+                    asked[network] = max(asked.get(network, 0), self.supply.bytes_of(source))
+        return {"signals": sum(asked.values()), "checkpoints": 3 * self.plan.checkpoint_bytes(self.student)}
+
+    def begin(self, cast: dict[str, Any]) -> None:
+        """Open the log with ``cast``: what is known before anything is trained, so that a report can be made meanwhile.
+
+        This is the first thing that a run writes to its folder, which is known by it.
+        """
+        self.journal.begin({"event": "start", **cast, "phases": self.plan.describe()})
+
+    def run(self, found: tuple[int, dict[str, Any]] | None, origin: Any = None) -> State:
+        """Execute the phases in order, from the checkpoint ``found`` where there is one; returns the final state.
+
+        ``origin`` has digests of what must be the same when the run is resumed, and is kept in checkpoints.
+        """
+        saved: dict[str, Any] | None = None
+        if found:
+            number, saved = found
+            self.journal.restore(number, saved["state"])
+            self.student.load_state_dict(saved["student"])
+            saved = saved if "trainee" in saved else None  # saved between two phases
+        self.supply.clear()
+        if found:
+            self.journal.cut_log()
+        state, phases = self.state, self.plan.phases
+        state.origin = dict(origin or {})
+        self.journal.begin_phase()
+        if not found:
+            self.journal.save({})  # to go on from the weights it began with, whatever happens to a user's network
+        with self.stops:
+            self._run_phases(phases, saved)
+        self.supply.clear()
+        return state
+
+    def _run_phases(self, phases: Sequence[Phase], saved: dict[str, Any] | None) -> None:
+        state = self.state
+        while state.phase < len(phases):
+            phase = phases[state.phase]
+            self.journal.begin_phase()
+            if isinstance(phase, Fit):
+                outcome = self._fit(phase, saved)
+            else:
+                seed_everything(self.seed, state.phase, self.rank)
+                clock = time.perf_counter()
+                solved = phase.solve(self.display.reporter(phase.name))
+                self.journal.spent("solve", clock)
+                if self.world > 1:  # all go on from the first one's solution
+                    (solved,) = broadcast_object_list([solved])
+                    for value in tensors_of(self.student).values():
+                        torch.distributed.broadcast(value, 0)
+                for block in (blocks := solved.pop("blocks", [])):
+                    self.journal.log({"event": "block", "phase": phase.name, **block})
+                self.journal.log({"event": "solve", "phase": phase.name, "blocks": len(blocks), "values": solved})
+                outcome = {"epochs": 0, "best": solved}
+            saved = None
+            seconds = self.journal.phase_seconds()
+            state.done.append({"name": phase.name, "kind": phase.kind, **outcome, "seconds": seconds})
+            state.phase += 1
+            state.past += state.updates
+            state.epoch = state.step = state.updates = state.stale = 0
+            state.best, state.record, state.sums, state.phase_seconds = None, None, {}, 0.0
+            self.journal.begin_phase()
+            self.journal.save({})
+            self.stops.heed()
+            self.stops.waiting = False
+
+    # ---- a fit phase ----------------------------------------------------------------------------------------
+
+    def _fit(self, phase: Fit, saved: dict[str, Any] | None) -> dict[str, Any]:
+        settings = self.plan.settings_of(phase)
+        state, trainee = self.state, phase.trainee
+        place(trainee, self.device)
+        learned = {parameter: parameter.requires_grad for parameter in trainee.parameters()}
+        for name, parameter in trainee.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and phase.learns(name))
+        batch_size, steps, epochs = self.plan.lengths(settings)
+        optimizer = make_optimizer(trainee, settings, batch_size)
+        average = MovingAverage(trainee, settings.ema) if settings.ema else None
+        seed_everything(self.seed, state.phase, self.rank)
+        if saved:
+            trainee.load_state_dict(saved["trainee"])
+            optimizer.load_state_dict(saved["optimizer"])
+            if average is not None:
+                average.load_state_dict(saved["average"])
+        wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
+        feeds = [self._feed(source, self.corpus.train, self.corpus.positions) for source in phase.sources]
+        target = self.corpus.judged
+        judges = [self._feed(source, *target) for source in phase.sources] if phase.select_by and target else []
+        for number, feed in enumerate([*feeds, *judges]):
+            if feed.cache is not None:  # a resumed run stores the views it began to store, whatever the disk now has
+                key = f"{state.phase}/{number}"
+                room = feed.cache.capacity
+                room = min(gather_object([room])) if self.world > 1 else room
+                feed.cache.capacity = state.capacities.setdefault(key, room)
+        if saved:
+            restore_random(saved["random"], self.rank, self.device)
+        fit = Running(phase, settings, self.student, wrapped, trainee, optimizer, average, feeds, judges, steps, epochs)
+        every = settings.eval_every or max(1, epochs // 10)
+        if phase.continues and settings.select == "best" and target and not state.updates and state.best is None:
+            began = average.module if average is not None else trainee
+            if metrics := self._evaluate_phase(fit, began, target):
+                remember_start(state, fit, self.task, began, metrics)
+
+        while state.epoch < epochs:
+            self._train_epoch(fit)
+            state.epoch, state.step = state.epoch + 1, 0
+            last = state.epoch == epochs
+            evaluated = last or state.epoch % every == 0
+            self._end_epoch(fit, evaluated)
+            if settings.patience and state.stale >= settings.patience:
+                stopped = f"{phase.name}: no improvement in {settings.patience} evaluations; stopping"
+                self.display.say(stopped, always=True)
+                break
+            self.journal.save_when_due(fit, last)
+
+        network = average.module if average is not None else trainee
+        if settings.select == "best" and state.best is not None:
+            network.load_state_dict(state.best["state"])
+        if network is not trainee:
+            trainee.load_state_dict(network.state_dict())
+        if phase.readout:
+            self.student.load_state_dict(phase.readout(trainee).state_dict())
+        for feed in feeds:
+            if feed.cache is not None and feed.source.lasting:
+                state.caches.append(feed.cache.describe())
+        self.accelerator.wait_for_everyone()
+        for feed in [*feeds, *judges]:
+            if feed.cache is not None and not feed.source.lasting and self.accelerator.is_main_process:
+                feed.cache.remove()
+        for parameter, learning in learned.items():
+            parameter.requires_grad_(learning)
+        self.accelerator.free_memory()
+        best = state.best or {}
+        return {
+            "epochs": state.epoch,
+            "best": {"epoch": best.get("epoch", state.epoch), **best.get("metrics", {})},
+        }
+
+    def _train_epoch(self, fit: Running) -> None:
+        journal, state, corpus = self.journal, self.state, self.corpus
+        fit.clock = time.perf_counter()
+        view = state.epoch % corpus.views if corpus.views else state.epoch
+        paid = sum(self._fill(feed, view, fit) for feed in fit.feeds)
+        if paid:  # so that what was paid for stays counted
+            journal.save(fit.state_dict())
+        order = self._order(state.epoch, fit.steps)[state.step :]
+        fit.set_modes()
+        self.stops.waiting = True  # from here on a stop is heeded where all that was done can be kept
+        total = fit.steps * fit.epochs
+        self.display.start(f"{fit.phase.name} {state.epoch + 1}/{fit.epochs}", fit.steps, state.step)
+        fit.began, seen = time.perf_counter(), state.seen
+        fit.rows = sum(map(len, order))
+        mine = [part.tensor_split(self.world)[self.rank] for part in order]
+        stream = self.supply.stream(fit.phase, corpus.train, mine, view, fit.feeds)
+        for part in order:
+            clock = time.perf_counter()
+            batch = next(stream)
+            clock = journal.spent("data", clock)
+            for feed in fit.feeds:
+                served = feed.attach(batch)
+                if feed.source.lasting:  # the teacher's; the rows of every process
+                    state.served += len(part) if served else 0
+                    state.forwarded += 0 if served else len(part)
+            clock = journal.spent("teacher", clock)
+
+            scale = factor(fit.settings.schedule, fit.settings.warmup, (state.updates + 0.5) / total)
+            for group in fit.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale
+            pieces = batch.chunks(fit.settings.accumulate)
+            for i, piece in enumerate(pieces):
+                last = i == len(pieces) - 1
+                with nullcontext() if last else self.accelerator.no_sync(fit.wrapped):
+                    with self.autocast():
+                        losses = fit.phase.step(fit.wrapped, piece)
+                    share = len(piece) * self.world / len(part)  # an average over the rows of every process
+                    self.accelerator.backward(losses["loss"] * share)
+                for name, value in losses.items():
+                    state.sums[name] = state.sums.get(name, 0.0) + value.detach() * (share / self.world)
+            if self.world > 1 and state.step == 0:
+                fit.refuse_unreached()
+            for parameter in fit.trainee.parameters():  # not every optimizer knows an embedding's sparse ones
+                if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                    parameter.grad = parameter.grad.to_dense()
+            if fit.settings.clip:
+                self.accelerator.clip_grad_norm_(fit.wrapped.parameters(), fit.settings.clip)
+            fit.optimizer.step()
+            fit.optimizer.zero_grad()
+            if fit.average is not None:
+                fit.average.update(fit.trainee)
+            state.step, state.updates = state.step + 1, state.updates + 1
+            state.seen += len(part)
+            journal.spent("student", clock)
+
+            if self.display.due():
+                rate = (state.seen - seen) / (time.perf_counter() - fit.began)
+                loss = fit.check_finite(float(state.sums["loss"]) * self.world / state.step, state)
+                self.display.move(state.step, f"loss {loss:.3f} · {rate:,.0f} samples/s")
+            journal.save_when_due(fit)
+
+    def _end_epoch(self, fit: Running, evaluated: bool) -> None:
+        state = self.state
+        share_buffers(fit, self.world)
+        clock = time.perf_counter()
+        sums = self.accelerator.reduce(torch.stack(list(state.sums.values())), "sum")
+        means = dict(zip(state.sums, (sums / fit.steps).tolist(), strict=True))  # waits for the device
+        self.journal.spent("student", clock)
+        rate = fit.rows / (time.perf_counter() - fit.began) if fit.rows else None  # none were left to a resumed run
+        fit.check_finite(means["loss"], state)
+        state.sums = {}
+        event: dict[str, Any] = {
+            "event": "epoch",
+            "phase": fit.phase.name,
+            "epoch": state.epoch,
+            "step": state.updates,
+            "lr": fit.optimizer.param_groups[0]["lr"],
+            "train": means,
+            "images_per_second": rate,
+        }
+        target = self.corpus.judged
+        if evaluated and target is not None:
+            network = fit.average.module if fit.average is not None else fit.trainee
+            clock = time.perf_counter()
+            metrics = self._evaluate_phase(fit, network, target)
+            for name, value in metrics.items():
+                fit.check_finite(value, state, name)
+            self.journal.spent("evaluate", clock)
+            event["eval"], event["eval_on"] = metrics, "validation" if self.corpus.held else "test"
+            event["eval_samples"] = len(target[1])
+            if metrics:
+                remember_best(state, fit, self.task, network, metrics)
+        event["seconds"] = time.perf_counter() - fit.clock
+        self.journal.log(event)
+        shown = {**{f"train {k}": v for k, v in means.items() if k == "loss"}, **event.get("eval", {})}
+        text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+        text += f"  {rate:,.0f} samples/s" if rate else ""
+        self.display.say(
+            f"{fit.phase.name} epoch {state.epoch}/{fit.epochs}  {text}",
+            always=state.epoch == fit.epochs,
+        )
+
+    def _evaluate_phase(self, fit: Running, network: nn.Module, target: tuple[Samples, Tensor]) -> dict[str, float]:
+        """Task metrics of the network that the phase would keep, or its own loss on the target samples."""
+        if fit.phase.select_by is None:
+            kept = fit.phase.readout(network) if fit.phase.readout else network
+            return self.evaluate(kept, *target)[0]
+        samples, positions = target
+        for feed in fit.judges:
+            self._fill(feed, CLEAN)
+        order = list(positions.split(forward_size(samples, BLOCK)))[self.rank :: self.world]
+        batches = self.supply.stream(fit.phase, samples, order, CLEAN, fit.judges)
+        return held_out_losses(fit, network, batches, len(positions), self.autocast, self.world)
+
+    # ---- what the loop stands on ----------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        network: nn.Module,
+        samples: Samples,
+        positions: Tensor | None = None,
+        title: str = "",
+        metrics: Metrics | None = None,
+    ) -> Any:
+        """(metrics, details) of a network on samples, shared among the processes; the task's, unless others are
+        given."""
+        return evaluate(
+            network,
+            samples,
+            metrics or self.task.metrics(self.corpus.classes, self.device),
+            positions=positions,
+            device=self.device,
+            autocast=self.autocast,
+            workers=self.corpus.workers,
+            rank=self.rank,
+            world=self.world,
+            progress=self.display.reporter(title) if title else None,
+        )
+
+    def _feed(self, source: Source, samples: Samples, positions: Tensor) -> Feed:
+        return self.supply.feed(source, samples, positions, self.state.phase)
+
+    def _fill(self, feed: Feed, view: int, fit: Running | None = None) -> int:
+        """Store a view's missing signals; returns how many samples all processes forwarded for it."""
+        clock = time.perf_counter()
+        count = self.supply.fill(feed, view, lambda: self.journal.save_if_stopped(fit))
+        self.state.forwarded += count if feed.source.lasting else 0
+        self.journal.count_remembered(feed, view, count)
+        if count:
+            seconds = time.perf_counter() - clock
+            filled = {"source": feed.source.name, "view": view, "samples": count, "seconds": seconds}
+            self.journal.log({"event": "fill", **filled})
+        self.journal.spent("teacher", clock)
+        return count
+
+    def _order(self, epoch: int, steps: int) -> list[Tensor]:
+        """The epoch's batches: a permutation by (seed, phase, epoch), cut into pieces whose sizes differ by ≤ 1."""
+        generator = torch.Generator().manual_seed(mix(self.seed, self.state.phase, epoch))
+        positions = self.corpus.positions
+        return list(positions[torch.randperm(len(positions), generator=generator)].tensor_split(steps))

@@ -1,0 +1,119 @@
+"""A fit phase while it runs, and the random numbers it draws."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import UserError
+from ..signals.feed import Feed
+from ..torch_utils import trained_by
+from .phase import Fit, FitSettings
+from .schedule import MovingAverage
+from .state import State
+
+
+@dataclass
+class Running:
+    """A fit phase while it runs."""
+
+    phase: Fit
+    settings: FitSettings
+    student: nn.Module
+    wrapped: nn.Module  # what the loop calls: the trainee, as Accelerate prepared it
+    trainee: nn.Module
+    optimizer: Any
+    average: MovingAverage | None
+    feeds: list[Feed]
+    judges: list[Feed]  # the same signals of the samples that the phase's own loss is evaluated on
+    steps: int  # updates in an epoch
+    epochs: int
+    clock: float = 0.0  # when this epoch began, its fill included
+    began: float = 0.0  # when this epoch's first update began
+    rows: int = 0  # samples in this epoch's updates
+
+    def set_modes(self) -> None:
+        """Train mode where something learns; eval mode in modules whose every parameter is frozen, and in those that
+        the student's own ``train()`` leaves in it, also where the trainee is only made of its parts."""
+        held = set(self.student.modules()) - trained_by(self.student)
+        self.wrapped.train()
+        for module in self.trainee.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+            elif module in held:
+                module.training = False
+
+    def refuse_unreached(self) -> None:
+        """Raise after a backward pass where a parameter got no gradient, for which torch would wait in vain."""
+        names = [name for name, p in self.trainee.named_parameters() if p.requires_grad and p.grad is None]
+        if names:
+            raise UserError(
+                f"the loss of phase {self.phase.name!r} does not depend on the parameter {names[0]!r} (one of "
+                f"{len(names)}); expected that it does where several processes learn together: freeze what is not used "
+                "with requires_grad_(False), or start one process."
+            )
+
+    def check_finite(self, value: float, state: State, what: str = "loss") -> float:
+        """A loss or metric, which must be finite: where it is not, the user can mend it."""
+        if not math.isfinite(value):
+            epoch = state.epoch + (state.step > 0)
+            raise UserError(
+                f"the {what} of phase {self.phase.name!r} is {value} in epoch {epoch}; "
+                "expected a finite number: lower lr=…, set clip=1, or check the data."
+            )
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        found = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.phase.readout:  # so that a run that is never resumed has left a usable student
+            found["student"] = self.phase.readout(self.average.module if self.average else self.trainee).state_dict()
+        return found | ({"average": self.average.state_dict()} if self.average is not None else {})
+
+
+def mix(*numbers: int) -> int:
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def random_state() -> dict[str, Any]:
+    """Where this process's random numbers stand (torch, NumPy, Python), as plain values and tensors."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    numbers = [kind, np.asarray(keys).tolist(), *rest]
+    found = {"torch": torch.get_rng_state(), "numpy": numbers, "python": random.getstate()}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def seed_everything(seed: int, phase: int, rank: int) -> None:
+    """Random numbers of a phase (dropout and the like) depend on the seed, the phase and the process alone."""
+    seed = mix(seed, phase, -1 - rank)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def restore_random(randoms: list[dict[str, Any]], rank: int, device: torch.device) -> None:
+    """Continue the random numbers of a checkpoint."""
+    if rank < len(randoms):
+        torch.set_rng_state(randoms[rank]["torch"].cpu())
+        np.random.set_state(tuple(randoms[rank]["numpy"]))
+        random.setstate(randoms[rank]["python"])
+        if "cuda" in randoms[rank] and device.type == "cuda":
+            torch.cuda.set_rng_state(randoms[rank]["cuda"].cpu(), device)
+
+
+def share_buffers(fit: Running, world: int) -> None:
+    """Give every process the first one's buffers (BatchNorm's statistics), which checkpoints keep."""
+    if world > 1:
+        for network in [fit.trainee, *([fit.average.module] if fit.average else [])]:
+            for buffer in network.buffers():
+                torch.distributed.broadcast(buffer, 0)

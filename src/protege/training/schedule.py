@@ -1,0 +1,101 @@
+"""How weights move: learning rates as pure functions of progress (nothing to restore), optimisers, averages."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..torch_utils import copy_network
+from .phase import FitSettings
+
+
+def factor(schedule: str, warmup: float, t: float) -> float:
+    """Share of the peak learning rate at progress ``t`` in [0, 1).
+
+    ``onecycle`` (Smith & Topin 2018): cosine from 1/25 up to the peak over 30 %, then cosine down to 1e-4/25.
+    """
+    if schedule == "onecycle":
+        start, end, peak = 1 / 25, 1e-4 / 25, 0.3
+        if t < peak:
+            return start + (1 - start) * (1 - math.cos(math.pi * t / peak)) / 2
+        return end + (1 - end) * (1 + math.cos(math.pi * (t - peak) / (1 - peak))) / 2
+    if t < warmup:
+        return t / warmup
+    if schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * (t - warmup) / (1 - warmup))) / 2
+
+
+def make_optimizer(trainee: nn.Module, settings: FitSettings, batch_size: int) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW over the learning parameters; no decay on vectors and scalars.
+
+    See `default_lr` for the rate where none is set.
+    """
+    learning = [p for p in trainee.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in learning if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    sgd = settings.optimizer == "sgd"
+    lr = settings.lr or default_lr(settings.optimizer, batch_size)
+    groups = [{**group, "initial_lr": lr} for group in groups if group["params"]]
+    fused = all(p.device.type == "cuda" for p in learning) or None
+    if sgd:
+        momentum = settings.momentum
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused)
+
+
+def default_lr(optimizer: str, batch_size: int) -> float:
+    """0.1 for SGD at 128 samples, falling with the square root of smaller batches; 1e-3 for AdamW."""
+    return 0.1 * min(1.0, math.sqrt(batch_size / 128)) if optimizer == "sgd" else 1e-3
+
+
+def default_batch_size(samples: int) -> int:
+    """A tenth of the samples, between 16 and 128."""
+    return max(1, min(samples, 128, max(16, samples // 10)))
+
+
+def default_epochs(steps: int) -> int:
+    """About 3,000 updates, but at least 30 and at most 300 epochs."""
+    return max(30, min(300, math.ceil(3000 / steps)))
+
+
+class MovingAverage:
+    """Exponential moving average of a network's weights and buffers, in ``module``, on their own device.
+
+    The decay starts small, so that the first weights are forgotten: ``min(decay, (1 + n) / (10 + n))`` at update n.
+    """
+
+    def __init__(self, trainee: nn.Module, decay: float) -> None:
+        self.module, self.decay, self.count = copy_network(trainee), decay, 0
+
+    @torch.no_grad()
+    def update(self, trainee: nn.Module) -> None:
+        """Move towards the network's present values; whole numbers are copied."""
+        pairs = list(zip(_tensors(self.module), _tensors(trainee), strict=True))
+        floats = [(m, t) for m, t in pairs if m.is_floating_point()]
+        if self.count == 0:
+            share = 1.0
+        else:
+            share = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
+        torch._foreach_lerp_([m for m, _ in floats], [t for _, t in floats], share)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        self.module.load_state_dict(state["module"])
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Weights and buffers, each once, however many names it has."""
+    return [*module.parameters(), *module.buffers()]
