@@ -170,7 +170,7 @@ def _sweep(
             moments, size, groups = None, 0.0, blocks_of(layer)
             for chunk, fold in enumerate(folds):
                 s, t = advanced(chunk, stop, their_stop)
-                missing, whole = point.pair(s, t)
+                missing, whole = point.missing(s, t)
                 done = 0
                 for x in point.rows(s, layer):
                     if moments is None:

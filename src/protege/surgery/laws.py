@@ -42,22 +42,22 @@ def others_for(network: nn.Module, example: Tensor) -> Tensor:
     return samples
 
 
-def close(found: Any, expected: Any, tolerance: float = TOLERANCE) -> bool:
+def close(actual: Any, expected: Any, tolerance: float = TOLERANCE) -> bool:
     """Whether two values (tensors, or tuples, lists and dictionaries of them) hold the same, but for rounding."""
-    mine, theirs = tensors_in(found), tensors_in(expected)
-    return len(mine) == len(theirs) and all(_alike(a, b, tolerance) for a, b in zip(mine, theirs, strict=True))
+    left, right = tensors_in(actual), tensors_in(expected)
+    return len(left) == len(right) and all(_alike(a, b, tolerance) for a, b in zip(left, right, strict=True))
 
 
-def _alike(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    if found.shape != expected.shape or found.is_floating_point() != expected.is_floating_point():
+def _alike(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    if actual.shape != expected.shape or actual.is_floating_point() != expected.is_floating_point():
         return False
-    if not found.is_floating_point():
-        return torch.equal(found, expected)
-    kind = torch.promote_types(found.dtype, expected.dtype)
-    found, expected = found.to(kind), expected.to(kind)
+    if not actual.is_floating_point():
+        return torch.equal(actual, expected)
+    kind = torch.promote_types(actual.dtype, expected.dtype)
+    actual, expected = actual.to(kind), expected.to(kind)
     sizes = expected[expected.isfinite()].abs()
     gap = tolerance * float(sizes.max()) if len(sizes) else 0.0
-    return torch.allclose(found, expected, rtol=0, atol=gap, equal_nan=True)
+    return torch.allclose(actual, expected, rtol=0, atol=gap, equal_nan=True)
 
 
 def random_state(example: Tensor) -> tuple[Any, ...]:

@@ -102,8 +102,7 @@ def decouple(
         ranks = _ranks_for(network, macs or 0.0, example, factors)
     changed = copy_network(network)
     for name, count in ranks.items():
-        owner, _, key = name.rpartition(".")
-        setattr(changed.get_submodule(owner), key, _pair(network.get_submodule(name), factors[name], count))
+        changed.set_submodule(name, _pair(network.get_submodule(name), factors[name], count))
     for parameter in changed.parameters():  # those of a frozen network must be recovered, too
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     return Shrunk(changed, kept_whole(network))

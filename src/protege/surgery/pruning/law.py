@@ -156,9 +156,9 @@ def _mixing(network: nn.Module, removal: Removal) -> dict[str, list[int]]:
     for site, gone in removal.items():
         name = site.name.rpartition(".")[0] if site.side == "parameter" else site.name
         module = network.get_submodule(name)
-        own = site.side in ("both", "parameter") and not isinstance(module, (*LAYERS, nn.PReLU))
+        plain = site.side in ("both", "parameter") and not isinstance(module, (*LAYERS, nn.PReLU))
         affine = isinstance(module, _NormBase) and module.affine
-        if own and name and not affine and not list(module.children()):
+        if plain and name and not affine and not list(module.children()):
             mixing[name] = sorted(gone)
     return mixing
 

@@ -41,12 +41,12 @@ def remove(network: nn.Module, removal: Mapping[Site, Sequence[int]]) -> None:
             owner, _, key = site.name.rpartition(".")
             _cut(network.get_submodule(owner), key, site.dim, gone)
         else:
-            _shrink(network.get_submodule(site.name), site, gone)
+            _cut_module(network.get_submodule(site.name), site, gone)
     for names in names_of.values():
         _share_again(network, names)
 
 
-def _shrink(module: Any, site: Site, gone: Sequence[int]) -> None:
+def _cut_module(module: Any, site: Site, gone: Sequence[int]) -> None:
     kind = LSTM if isinstance(module, nn.LSTM) else kind_of(module)
     total, groups = channels_of(module, site.side), groups_of(module)
     if kind is None or total is None:

@@ -63,7 +63,7 @@ def matching(patterns: Sequence[str], able: Sequence[str], network: nn.Module) -
     """The names in `able` that fit any of the patterns (`fnmatch`'s); `UserError` for one that fits none."""
     if isinstance(patterns, str):
         patterns = [patterns]
-    found: list[str] = []
+    chosen: list[str] = []
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise UserError(
@@ -72,8 +72,8 @@ def matching(patterns: Sequence[str], able: Sequence[str], network: nn.Module) -
         fitting = [name for name in able if fnmatchcase(name, pattern)]
         if not fitting:
             raise _no_such(pattern, able, dict(network.named_modules()))
-        found += [name for name in fitting if name not in found]
-    return found
+        chosen += [name for name in fitting if name not in chosen]
+    return chosen
 
 
 def _no_such(pattern: str, able: Sequence[str], modules: Iterable[str]) -> UserError:

@@ -67,9 +67,9 @@ def rebuild(network: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module
             continue
         module = network.get_submodule(name)
         if kind == "Identity":
-            _put(network, name, nn.Identity())
+            network.set_submodule(name, nn.Identity())
         elif kind == "Decoupled":
-            _put(network, name, _pair_for(module, edit))
+            network.set_submodule(name, _pair_for(module, edit))
         elif kind == "Attributes":
             _set_attributes(module, edit)
         else:
@@ -157,9 +157,9 @@ def _checked(network: nn.Module, edit: Mapping[str, Any]) -> tuple[str, str]:
     return name, kind
 
 
-def _unlike(name: str, found: object, kind: str) -> UserError:
+def _unlike(name: str, module: object, kind: str) -> UserError:
     return UserError(
-        f"the structure takes {name!r} for a {kind} but it is a {type(found).__name__}; expected edits of this "
+        f"the structure takes {name!r} for a {kind} but it is a {type(module).__name__}; expected edits of this "
         "network: load it with the source that it was saved with."
     )
 
@@ -220,8 +220,3 @@ def _pair_for(module: nn.Module, edit: Mapping[str, Any]) -> Decoupled:
     inputs, outputs, rank = (_sizes_in(edit, key)[0] for key in ("in_channels", "out_channels", "rank"))
     like = module if isinstance(module, nn.Conv2d) else module.depthwise
     return Decoupled.shaped(like, inputs, outputs, rank, edit.get("bias") is True)
-
-
-def _put(network: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, key = name.rpartition(".")
-    setattr(network.get_submodule(owner), key, module)

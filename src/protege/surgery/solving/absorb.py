@@ -55,13 +55,13 @@ def patches(layer: nn.Module, inputs: Tensor, room: int) -> Iterator[Tensor]:
             pads += [total // 2, total - total // 2]
         else:
             pads += 2 * [layer.padding[dim]]
-    seen = F.pad(inputs, pads, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    windows = F.pad(inputs, pads, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     for dim in range(dims):
-        seen = seen.unfold(2 + dim, reach[dim] + 1, layer.stride[dim])[..., :: layer.dilation[dim]]
-    seen = seen.movedim(1, 1 + dims)  # [N, places, C, kernel], a view
-    line = seen[0, 0].numel()
-    for some in seen.split(max(1, room // (line * seen.shape[1]))):
-        for part in some.split(max(1, room // line) if len(some) == 1 else seen.shape[1], dim=1):
+        windows = windows.unfold(2 + dim, reach[dim] + 1, layer.stride[dim])[..., :: layer.dilation[dim]]
+    windows = windows.movedim(1, 1 + dims)  # [N, places, C, kernel], a view
+    line = windows[0, 0].numel()
+    for chunk in windows.split(max(1, room // (line * windows.shape[1]))):
+        for part in chunk.split(max(1, room // line) if len(chunk) == 1 else windows.shape[1], dim=1):
             yield part.flatten(1 + dims).flatten(0, dims)
 
 

@@ -67,7 +67,7 @@ class Point:
             "kind": self.kind,
         }
 
-    def pair(self, student: Live, teacher: Live) -> tuple[Tensor, Tensor]:
+    def missing(self, student: Live, teacher: Live) -> tuple[Tensor, Tensor]:
         """Rows ``[M, C]``: what the student's value lacks to its target, and the teacher's value that comes from."""
         x, whole = student[self.value], teacher[self.target]
         if self.kept is not None:
@@ -101,9 +101,11 @@ def plan_alignment(
     ``kept`` names, for layers of the student, the teacher's output channels they kept; without an entry it is all of
     them. Raises `UserError` where the two do not correspond and for layers that cannot take a Q.
     """
-    theirs = {name: node for node in teacher.nodes if (name := teacher.name(node)) is not None}
+    teacher_nodes = {name: node for node in teacher.nodes if (name := teacher.name(node)) is not None}
     # where a layer's value is ready: the node of the layer, or of its norm, or what hands that on to a sum
-    ends = {name: _end(teacher, node) for name, node in theirs.items() if isinstance(teacher.modules[name], SOLVABLE)}
+    ends = {
+        name: _end(teacher, node) for name, node in teacher_nodes.items() if isinstance(teacher.modules[name], SOLVABLE)
+    }
     held = set(student.modules.values()) - trained_by(student.modules[""])
     depth: dict[str, int] = {}
     for node in student.nodes:
@@ -125,7 +127,12 @@ def plan_alignment(
         value, norm, total = _end(student, node)
         end, _, their_total = ends[counterpart]
         if norm and (_frozen(student.modules[norm]) or student.modules[norm] in held):
-            value, norm, total, end = node, None, None, theirs[counterpart]  # it stays: what goes into it is aligned
+            value, norm, total, end = (
+                node,
+                None,
+                None,
+                teacher_nodes[counterpart],
+            )  # it stays: what goes into it is aligned
         stop, target, shortcut = student.index[value.name] + 1, end, None
         if total is not None and their_total is not None:
             other = next(o for o in total.all_input_nodes if o is not value)
@@ -136,11 +143,11 @@ def plan_alignment(
                 stop, target, shortcut = student.index[total.name], their_total, other.name
         channels = _kept(name, counterpart, layer, kept, teacher)
         dim = -1 if isinstance(layer, nn.Linear) else 1
-        mine, whole = list(student.shapes[value.name]), list(teacher.shapes[target.name])
-        whole[dim] = mine[dim]
-        if mine != whole:
+        shape, target_shape = list(student.shapes[value.name]), list(teacher.shapes[target.name])
+        target_shape[dim] = shape[dim]
+        if shape != target_shape:
             raise UserError(
-                f"the student's layer {name!r} yields {mine[1:]} where the teacher's {counterpart!r} yields "
+                f"the student's layer {name!r} yields {shape[1:]} where the teacher's {counterpart!r} yields "
                 f"{list(teacher.shapes[target.name])[1:]}; expected maps of one size: align networks that differ in "
                 "channels only."
             )
@@ -172,7 +179,7 @@ def _frozen(module: nn.Module) -> bool:
 
 def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
     """The convolutions and linear layers in the order in which they run, each once."""
-    found: list[tuple[fx.Node, str, nn.Module]] = []
+    layers: list[tuple[fx.Node, str, nn.Module]] = []
     owners = {f"{name}.{key}": value for name, m in walk.modules.items() for key, value in m._parameters.items()}
     for node in walk.nodes:
         module, name = walk.module(node), walk.name(node)
@@ -188,7 +195,7 @@ def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
                 "expected plain convolutions and linear layers: teach this network with method='kd'."
             )
         if isinstance(module, SOLVABLE):
-            if any(name == other for _, other, _ in found):
+            if any(name == other for _, other, _ in layers):
                 raise UserError(
                     f"the {walk.who}'s layer {name!r} is called more than once; expected layers with one place in the "
                     "network: teach this one with method='kd'."
@@ -198,8 +205,8 @@ def _layers(walk: Walk) -> list[tuple[fx.Node, str, nn.Module]]:
                     f"the {walk.who}'s {other!r} is the weight of its layer {name!r} too; expected a weight for each: "
                     "teach this network with method='kd'."
                 )
-            found.append((node, name, module))
-    return found
+            layers.append((node, name, module))
+    return layers
 
 
 def _end(walk: Walk, node: fx.Node) -> tuple[fx.Node, str | None, fx.Node | None]:
@@ -266,7 +273,7 @@ def _kept(
         if count != whole:
             raise UserError(
                 f"the student's layer {name!r} has {count} channels of the teacher's {whole}, and it is not known "
-                "which; expected a student with its list of kept channels: make it with protege shrink."
+                "which; expected a student with its list of kept channels: make it with protege.shrink."
             )
         return None
     if len(named) != count or (count and not 0 <= min(named) <= max(named) < whole):

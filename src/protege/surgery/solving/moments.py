@@ -143,8 +143,8 @@ def solve(moments: Moments, intercept: bool = True, ridge: float | None = None) 
     mean_x, mean_d = whole.means(intercept)
     path = _Path(whole, mean_x, mean_d)
     delta = path.delta(ridge)
-    told = float((delta.square().sum(-1) * whole.rounding[0]).sum())  # no error can be told that is smaller
-    after = max(float(path.errors(whole, torch.tensor([ridge], dtype=torch.float64))), told)
+    least = float((delta.square().sum(-1) * whole.rounding[0]).sum())  # no error can be told that is smaller
+    after = max(float(path.errors(whole, torch.tensor([ridge], dtype=torch.float64))), least)
     if not after <= before:
         return Solution(*nothing, torch.inf, before, before)
     c = mean_d - torch.einsum("bi,bio->bo", mean_x, delta)

@@ -27,15 +27,16 @@ def refuse_unrelated(student: Walk, teacher: Walk, points: Sequence[Point], x: T
     """Raise `UserError` where no more channels than by chance, and by three deviations fewer than of a copy, are like
     their counterparts, of all points but that of the outputs (which separately trained networks share); ``x`` and ``y``
     are the same samples, as each takes them."""
-    ours = _values(student, {n for point in points for n in (point.value, point.shortcut) if n}, x[:SAMPLES])
-    theirs = _values(teacher, {point.target for point in points}, y[:SAMPLES])
+    needed = {name for point in points for name in (point.value, point.shortcut) if name}
+    student_values = _values(student, needed, x[:SAMPLES])
+    teacher_values = _values(teacher, {point.target for point in points}, y[:SAMPLES])
     hits, total, mean, variance = 0, 0, 0.0, 0.0
     for point in points[:-1] or points:
-        missing, _ = point.pair(ours, theirs)
-        mine = ours[point.value].movedim(point.dim, -1).flatten(0, -2)
-        some = torch.linspace(0, len(mine) - 1, min(ROWS, len(mine))).long()
-        mine, other = mine[some].double(), (mine + missing)[some].double()
-        a, b = (v - v.mean(0) for v in (mine, other))
+        missing, _ = point.missing(student_values, teacher_values)
+        rows = student_values[point.value].movedim(point.dim, -1).flatten(0, -2)
+        chosen = torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).long()
+        a, b = (values[chosen].double() for values in (rows, rows + missing))
+        a, b = a - a.mean(0), b - b.mean(0)
         lengths = a.norm(dim=0), b.norm(dim=0)
         alive = (lengths[0] > 1e-9) & (lengths[1] > 1e-9)
         count = int(alive.sum())
@@ -56,9 +57,9 @@ def refuse_unrelated(student: Walk, teacher: Walk, points: Sequence[Point], x: T
 def _values(walk: Walk, names: Collection[str], inputs: Tensor) -> Live:
     """What the nodes of these names give."""
     live: Live = {}
-    seen: Live = {}
+    kept: Live = {}
     for i, node in enumerate(walk.nodes):
         walk.advance(live, i, i + 1, inputs.clone() if i == 0 else None)
         if node.name in names and node.name in live:
-            seen[node.name] = live[node.name].clone()
-    return seen
+            kept[node.name] = live[node.name].clone()
+    return kept

@@ -75,18 +75,21 @@ def pair(
                     f"stages = {stages!r} cannot be read at {item!r}; expected student_module=teacher_module,… or a "
                     "name alone where both have it."
                 )
-        ours = _measured(student, "student", [names[0] for names in named], student_example)
-        theirs = _measured(teacher, "teacher", [names[-1] for names in named], teacher_example)
-        found = [Pair(ours[first], theirs[last]) for first, *_, last in ([*names, names[-1]] for names in named)]
+        student_cuts = _measured(student, "student", [names[0] for names in named], student_example)
+        teacher_cuts = _measured(teacher, "teacher", [names[-1] for names in named], teacher_example)
+        pairs = [
+            Pair(student_cuts[first], teacher_cuts[last])
+            for first, *_, last in ([*names, names[-1]] for names in named)
+        ]
     else:
-        found = _corresponding(find_cuts(student, student_example), find_cuts(teacher, teacher_example))
-        if not found:
+        pairs = _corresponding(find_cuts(student, student_example), find_cuts(teacher, teacher_example))
+        if not pairs:
             raise UserError(
                 f"no stages of the student ({type(student).__name__}) and the teacher ({type(teacher).__name__}) "
                 'correspond by themselves; name them as stages = "student_module=teacher_module,…".'
             )
-    for each in found:
-        a, b = each.student, each.teacher
+    for matched in pairs:
+        a, b = matched.student, matched.teacher
         for role, cut in (("student", a), ("teacher", b)):
             if cut.level is None and len(cut.shape) == 3 and cut.shape[1:] != (1, 1):
                 raise UserError(
@@ -98,7 +101,7 @@ def pair(
                 f"the stage {a.name}={b.name} pairs the student's {_said(a)} with the teacher's {_said(b)}; expected "
                 "the same resolution in relation to the input: pair modules that match."
             )
-    return found
+    return pairs
 
 
 def find_cuts(network: nn.Module, example: Tensor) -> list[Cut]:
@@ -107,36 +110,36 @@ def find_cuts(network: nn.Module, example: Tensor) -> list[Cut]:
     `example` [N, …] is a prepared input. Modules whose own code cannot be traced are taken whole. Every stage
     and the head have parameters. Raises `UserError` where nothing can be seen inside the network.
     """
-    found = _traced(network, example)
-    nodes = found.nodes
+    traced = _traced(network, example)
+    nodes = traced.nodes
     order = {node: number for number, node in enumerate(nodes)}
     names: dict[fx.Node, list[tuple[str, nn.Module]]] = defaultdict(list)
     for name, module in network.named_modules():
-        node = found.first.get(module)
-        if name and node is not None and isinstance(found.values[node], Tensor):
+        node = traced.first.get(module)
+        if name and node is not None and isinstance(traced.values[node], Tensor):
             names[node].append((name, module))
     learned = [
         order[node]
         for node in nodes
-        if (node.op == "call_module" and any(True for _ in found.entry.get_submodule(str(node.target)).parameters()))
-        or any(n.op == "get_attr" and isinstance(found.values[n], nn.Parameter) for n in node.all_input_nodes)
+        if (node.op == "call_module" and any(True for _ in traced.entry.get_submodule(str(node.target)).parameters()))
+        or any(n.op == "get_attr" and isinstance(traced.values[n], nn.Parameter) for n in node.all_input_nodes)
     ]
-    levels = {node: _level(found.values[node], example) for node in nodes}
+    levels = {node: _level(traced.values[node], example) for node in nodes}
     ends = [
         node
         for node in sorted(names, key=order.__getitem__)
-        if (levels[node] is not None or found.values[node].dim() == 3)
+        if (levels[node] is not None or traced.values[node].dim() == 3)
         and not any(type(module).__module__ in NO_ENDS for _, module in names[node])
         and learned[:1] < [order[node] + 1]
         and learned[-1:] > [order[node]]
     ]
-    ends = _uncrossed(ends, found, order, levels)
+    ends = _uncrossed(ends, traced, order, levels)
 
     runs: list[list[Cut]] = []  # of one resolution each
     last: fx.Node | None = None
     kinds: dict[Any, list[Cut]] = defaultdict(list)
     for node in ends:
-        shape, level = tuple(found.values[node].shape[1:]), levels[node]
+        shape, level = tuple(traced.values[node].shape[1:]), levels[node]
         if level is None:
             for name, module in names[node]:
                 kinds[type(module), shape].append(Cut(name, shape, None))
@@ -156,10 +159,10 @@ def find_cuts(network: nn.Module, example: Tensor) -> list[Cut]:
         name: _rounded(levels[node]) for node, same in names.items() for name, module in same if not _is_row(module)
     }
     chosen = [_last(run, ended) for run in runs]
-    result = found.nodes[-1].args[0]
+    result = traced.nodes[-1].args[0]
     for name, module in network.named_modules():  # a block that gives the network's outputs is the head as a whole
         inside = [cut for cut in chosen if cut.name.startswith(f"{name}.")]
-        if name and not _is_row(module) and found.first.get(module) is result and inside and inside == chosen[1:][-1:]:
+        if name and not _is_row(module) and traced.first.get(module) is result and inside and inside == chosen[1:][-1:]:
             chosen.pop()
     return chosen
 
@@ -176,20 +179,20 @@ def _last(run: Sequence[Cut], ended: Mapping[str, int | None]) -> Cut:
 
 
 def _uncrossed(
-    candidates: list[fx.Node], found: Trace, order: dict[fx.Node, int], levels: dict[fx.Node, float | None]
+    candidates: list[fx.Node], traced: Trace, order: dict[fx.Node, int], levels: dict[fx.Node, float | None]
 ) -> list[fx.Node]:
     """Those through which all goes that is used later, but for long skips: what is used next at a finer resolution,
     or at the same after a detour through coarser ones."""
-    moving = {found.nodes[0]}  # what depends on the input
+    moving = {traced.nodes[0]}  # what depends on the input
     uses: list[tuple[int, int, float | None]] = []  # from where to where a tensor is needed, and the level there
-    for node in found.nodes:
+    for node in traced.nodes:
         if any(source in moving for source in node.all_input_nodes):
             moving.add(node)
-            if tensors_in(found.values[node]):
+            if tensors_in(traced.values[node]):
                 uses += [
                     (order[n], order[node], levels[node])
                     for n in node.all_input_nodes
-                    if n in moving and tensors_in(found.values[n])
+                    if n in moving and tensors_in(traced.values[n])
                 ]
     kept = []
     for node in candidates:
@@ -198,8 +201,8 @@ def _uncrossed(
         if level is None:
             clear = not others
         else:
-            coarser = (order[later] for later in found.nodes[here:] if (levels[later] or 0) > level + SAME)
-            detour = next(coarser, len(found.nodes))
+            coarser = (order[later] for later in traced.nodes[here:] if (levels[later] or 0) > level + SAME)
+            detour = next(coarser, len(traced.nodes))
             clear = all(used is not None and used < level + (SAME if end > detour else -SAME) for end, used in others)
         if clear:
             kept.append(node)
@@ -212,9 +215,9 @@ def _is_row(module: nn.Module) -> bool:
 
 def _traced(network: nn.Module, example: Tensor) -> Trace:
     """A trace that goes as deep as it can."""
-    own = {m for m in network.modules() if not type(m).__module__.startswith("torch.nn") or _is_row(m)}
+    openable = {m for m in network.modules() if not type(m).__module__.startswith("torch.nn") or _is_row(m)}
     try:
-        return trace(network, example, own & {network}, welcome=own)
+        return trace(network, example, openable & {network}, welcome=openable)
     except Untraceable as error:
         raise UserError(
             f"the code of {type(network).__name__} cannot be traced to find its stages ({error.reason}); name "
@@ -222,16 +225,20 @@ def _traced(network: nn.Module, example: Tensor) -> Trace:
         ) from error
 
 
-def _corresponding(ours: Sequence[Cut], theirs: Sequence[Cut]) -> list[Pair]:
-    if ours and theirs and ours[0].level is None and theirs[0].level is None:
-        count = min(TOKEN_STAGES, len(ours), len(theirs))
+def _corresponding(student_cuts: Sequence[Cut], teacher_cuts: Sequence[Cut]) -> list[Pair]:
+    if student_cuts and teacher_cuts and student_cuts[0].level is None and teacher_cuts[0].level is None:
+        count = min(TOKEN_STAGES, len(student_cuts), len(teacher_cuts))
         return [
-            Pair(ours[len(ours) * n // count - 1], theirs[len(theirs) * n // count - 1]) for n in range(1, count + 1)
+            Pair(student_cuts[len(student_cuts) * n // count - 1], teacher_cuts[len(teacher_cuts) * n // count - 1])
+            for n in range(1, count + 1)
         ]
-    levels, others = [cut.level for cut in ours], [cut.level for cut in theirs]
+    levels, others = [cut.level for cut in student_cuts], [cut.level for cut in teacher_cuts]
     blocks = SequenceMatcher(None, levels, others, autojunk=False).get_matching_blocks()
     return [
-        Pair(ours[i + n], theirs[j + n]) for i, j, size in blocks for n in range(size) if ours[i + n].level is not None
+        Pair(student_cuts[i + n], teacher_cuts[j + n])
+        for i, j, size in blocks
+        for n in range(size)
+        if student_cuts[i + n].level is not None
     ]
 
 
@@ -243,19 +250,21 @@ def _measured(network: nn.Module, role: str, names: Sequence[str], example: Tens
             raise UserError(f"the {role} has no module {name!r} to cut at; {nearest(name, modules)}.")
         if names.count(name) > 1:
             raise UserError(f"the {role}'s module {name!r} is named twice in the stages; name each once.")
-    with first_outputs({name: modules[name] for name in names}) as heard, eval_mode(network), torch.no_grad():
+    with first_outputs({name: modules[name] for name in names}) as outputs, eval_mode(network), torch.no_grad():
         network(example.clone())
     for name in names:
-        if name not in heard:
+        if name not in outputs:
             raise UserError(f"the {role}'s module {name!r} is never called in a forward pass; name one that is.")
-        if not isinstance(heard[name], Tensor):
+        if not isinstance(outputs[name], Tensor):
             raise UserError(f"the {role}'s module {name!r} does not return a single tensor; name one that does.")
-    if list(heard) != list(names):
+    if list(outputs) != list(names):
         raise UserError(
             f"the {role}'s stages are named in the order {', '.join(names)} but are run in the order "
-            f"{', '.join(heard)}; name them in that order."
+            f"{', '.join(outputs)}; name them in that order."
         )
-    return {name: Cut(name, tuple(value.shape[1:]), _rounded(_level(value, example))) for name, value in heard.items()}
+    return {
+        name: Cut(name, tuple(value.shape[1:]), _rounded(_level(value, example))) for name, value in outputs.items()
+    }
 
 
 def _level(value: Any, example: Tensor) -> float | None:

@@ -30,22 +30,22 @@ class Piece:
     graph: fx.Graph = field(default_factory=fx.Graph)
 
 
-def divide(found: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn.Module]) -> list[Piece]:
+def divide(traced: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn.Module]) -> list[Piece]:
     """One graph for each stage. `twin` is the same trace with another batch size: what differs is not a constant."""
-    nodes, values = found.nodes, found.values
+    nodes, values = traced.nodes, traced.values
     index = {node: number for number, node in enumerate(nodes)}
     other = {node: twin.values[pair] for node, pair in zip(nodes, twin.nodes, strict=True)}
-    ends = _ends(found, cuts, targets, index)
+    ends = _ends(traced, cuts, targets, index)
     batch, other_batch = len(values[nodes[0]]), len(twin.values[twin.nodes[0]])
-    touched = _touched(found)
-    changed = {place: index[node] for node, places in found.writes.items() for place in places}  # the last time
+    touched = _touched(traced)
+    changed = {place: index[node] for node, places in traced.writes.items() for place in places}  # the last time
     free: set[fx.Node] = set()  # what does not depend on the input: made again wherever it is used
     for node in nodes:
         inputs = node.all_input_nodes
-        made = inputs and node.op != "output" and node not in found.writes and all(n in free for n in inputs)
-        if node.op == "get_attr" or (made and not any(changed.get(s, -1) > index[node] for s in touched[node])):
+        derived = inputs and node.op != "output" and node not in traced.writes and all(n in free for n in inputs)
+        if node.op == "get_attr" or (derived and not any(changed.get(s, -1) > index[node] for s in touched[node])):
             free.add(node)
-    at = _places(found, cuts, ends, index, touched)
+    at = _places(traced, cuts, ends, index, touched)
 
     def plain(node: fx.Node) -> Any:
         """The Python value that stands for a number of an earlier stage, or None where it must be computed again."""
@@ -86,9 +86,9 @@ def divide(found: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn.
                     f"what crosses the cut at {cuts[stage]!r} is not one tensor a sample (the value "
                     f"{node.name!r}); expected its first dimension to be the batch: cut elsewhere."
                 )
-        own = [node for node in nodes if at[node] == stage and node not in free and node.op != "placeholder"]
-        written = set().union(*(found.writes.get(node, set()) for node in own))
-        piece = Piece(found, _shapes(values, inputs), _shapes(values, outputs), written)
+        inside = [node for node in nodes if at[node] == stage and node not in free and node.op != "placeholder"]
+        written = set().union(*(traced.writes.get(node, set()) for node in inside))
+        piece = Piece(traced, _shapes(values, inputs), _shapes(values, outputs), written)
         graph, copies = piece.graph, {node: piece.graph.placeholder(node.name) for node in inputs}
         for node in inputs:
             if storage(values[node]) in written:  # the caller's tensor, such as a cut's feature, stays as it was
@@ -107,7 +107,7 @@ def divide(found: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn.
                 copies[node] = graph.node_copy(node, copy)
             return copies[node]
 
-        for node in own:
+        for node in inside:
             if node.op != "output":
                 copy(node)
         graph.output(tuple(map(copy, outputs)) if outputs else map_arg(nodes[-1].args[0], copy))
@@ -115,14 +115,14 @@ def divide(found: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn.
     return pieces
 
 
-def _touched(found: Trace) -> dict[fx.Node, set[int]]:
+def _touched(traced: Trace) -> dict[fx.Node, set[int]]:
     """The storages of the tensors that each node takes or gives."""
-    seen = {node: {storage(tensor) for tensor in tensors_in(value)} for node, value in found.values.items()}
-    return {node: seen[node].union(*(seen[source] for source in node.all_input_nodes)) for node in found.nodes}
+    storages = {node: {storage(tensor) for tensor in tensors_in(value)} for node, value in traced.values.items()}
+    return {node: storages[node].union(*(storages[source] for source in node.all_input_nodes)) for node in traced.nodes}
 
 
 def _places(
-    found: Trace,
+    traced: Trace,
     cuts: Sequence[str],
     ends: Sequence[int],
     index: Mapping[fx.Node, int],
@@ -134,7 +134,7 @@ def _places(
     What is read or written before a tensor is changed in place stays before that. Numbers and items of several
     outputs are taken where what they are of is made.
     """
-    nodes, values = found.nodes, found.values
+    nodes, values = traced.nodes, traced.values
     at: dict[fx.Node, int] = {}
     alone: dict[fx.Node, int] = {}  # if nothing were changed in place
     later: dict[int, int] = {}  # by storage: the first stage in which a later node touches it
@@ -142,14 +142,14 @@ def _places(
     for node in reversed(nodes):
         after, last = [at[user] for user in node.users], bisect_left(ends, index[node])
         alone[node] = min((alone[user] for user in node.users), default=last)
-        writes = found.writes.get(node, set())
+        writes = traced.writes.get(node, set())
         after += [written[s] for s in touched[node] & written.keys()] + [later[s] for s in writes & later.keys()]
         at[node] = min(after, default=last)
         if node.op == "placeholder":
             at[node] = 0
         elif index[node] in ends:
             at[node] = alone[node] = last
-        if node.op == "call_module" and at[node] < alone[node] and _learns(found, node):
+        if node.op == "call_module" and at[node] < alone[node] and _learns(traced, node):
             raise UserError(
                 f"{str(node.target).removeprefix(ROOT)!r} does not bear on the cut {cuts[at[node]]!r} but reads what is"
                 " changed in place before it, so that it fits in no stage; expected one where it learns: cut elsewhere "
@@ -167,18 +167,18 @@ def _places(
     return at
 
 
-def _learns(found: Trace, node: fx.Node) -> bool:
-    return any(True for _ in found.entry.get_submodule(str(node.target)).parameters())
+def _learns(traced: Trace, node: fx.Node) -> bool:
+    return any(True for _ in traced.entry.get_submodule(str(node.target)).parameters())
 
 
-def _ends(found: Trace, cuts: Sequence[str], targets: Sequence[nn.Module], index: dict[fx.Node, int]) -> list[int]:
+def _ends(traced: Trace, cuts: Sequence[str], targets: Sequence[nn.Module], index: dict[fx.Node, int]) -> list[int]:
     """Where in the trace each cut's module returns for the first time."""
     ends: list[int] = []
     for name, module in zip(cuts, targets, strict=True):
-        if module not in found.first:
+        if module not in traced.first:
             raise UserError(f"the module {name!r} is never called in a forward pass; name one that is.")
-        node = found.first[module]
-        if node is None or not isinstance(found.values[node], Tensor):
+        node = traced.first[module]
+        if node is None or not isinstance(traced.values[node], Tensor):
             raise UserError(f"the module {name!r} does not return a single tensor; cut at one that does.")
         if ends and index[node] <= ends[-1]:
             raise UserError(
@@ -194,11 +194,11 @@ def traces(
 ) -> list[Trace]:
     """The network's graph on an example and on other samples, after it has run on each: where it is not
     the same, stages would hold what belongs to the example. Raises `UserError` there."""
-    found = []
+    traced = []
     try:
         with as_it_was(network):
             for batch in samples:
-                found.append(trace(network, batch, around, training=training))
+                traced.append(trace(network, batch, around, training=training))
                 with modes(network, training), torch.no_grad():
                     network(batch.clone())  # what the network counts goes on from one to the other
     except Untraceable as error:
@@ -211,7 +211,7 @@ def traces(
             f"the network cannot be cut at {listed(cuts)}, as the code of {error.place} cannot be traced "
             f"({error.reason}); cut outside of it or take a method without stages."
         ) from error
-    if memory := memory_of(*found):
+    if memory := memory_of(*traced):
         alike = [samples[0], other_samples(samples[0], len(samples[0]))]
         if len(samples[1]) != len(alike[1]):
             traces(network, alike, around, training, cuts)
@@ -224,7 +224,7 @@ def traces(
             "which stages would repeat for all samples; expected values that modules hand to each other: cut elsewhere "
             "or take a method without stages."
         )
-    return found
+    return traced
 
 
 @contextmanager

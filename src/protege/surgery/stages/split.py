@@ -120,9 +120,9 @@ def describe(pairs: Sequence[Pair], stages: Sequence[Stage] = ()) -> list[dict[s
 def _compiled(graph: fx.Graph) -> Callable[..., Any]:
     graph.lint()
     code = graph.python_code("self")
-    made: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, "<stage>", "exec"), made)
-    return made["forward"]
+    namespace: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<stage>", "exec"), namespace)
+    return namespace["forward"]
 
 
 def _install(stage: Stage, piece: Piece) -> None:
@@ -150,11 +150,11 @@ def _install(stage: Stage, piece: Piece) -> None:
 
 
 def _check_shared(stages: Sequence[Stage], pieces: Sequence[Sequence[Piece]]) -> None:
-    seen: dict[Tensor, Stage] = {}
+    owners: dict[Tensor, Stage] = {}
     for stage in stages:
         statistics = [(name, b) for name, b in stage.named_buffers() if name.rsplit(".", 1)[-1].startswith("running_")]
         for name, value in [*stage.named_parameters(), *statistics]:
-            if (first := seen.setdefault(value, stage)) is not stage:
+            if (first := owners.setdefault(value, stage)) is not stage:
                 raise UserError(
                     f"{name.removeprefix(ROOT)!r} is used in both stages {first.name!r} and {stage.name!r}, so that "
                     "they cannot learn one after the other; choose cuts that keep its uses in one stage."
@@ -181,9 +181,9 @@ def _check_composed(
             taps = {name: network.get_submodule(name) for name in names}
             expected = []
             for batch in samples:
-                with first_outputs(taps) as heard:
+                with first_outputs(taps) as features:
                     outputs = network(batch.clone())
-                expected.append([*(heard[name] for name in names), outputs])
+                expected.append([*(features[name] for name in names), outputs])
             buffers = [buffer.clone() for buffer in network.buffers()]
             draws = random_state(samples[0]) != before
         if draws:  # no two passes are alike

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...errors import told
 from ...torch_utils import as_it_was
@@ -306,14 +307,14 @@ class _Tracer(fx.Tracer):
     def _depends_on_data(self, node: fx.Node) -> bool:
         """Whether numbers and the like in a value depend on what is inside tensors rather than on their sizes and
         kinds: they would be others if the tensors were all zeros or all ones."""
-        plain, sources = _plain(self.values[node]), node.all_input_nodes
+        plain, sources = _numbers(self.values[node]), node.all_input_nodes
         if not plain or any(source in self.data_dependent for source in sources):
             return bool(plain)
         if not any(tensors_in(self.values[source]) for source in sources):
             return False
         for fill in (torch.zeros_like, torch.ones_like):
             try:
-                other = _plain(self._call(node, {source: _filled(self.values[source], fill) for source in sources}))
+                other = _numbers(self._call(node, tree_map_only(Tensor, fill, {s: self.values[s] for s in sources})))
                 same = len(other) == len(plain) and all(np.all(a == b) for a, b in zip(other, plain, strict=True))
             except Exception:
                 same = False
@@ -358,22 +359,9 @@ def without_gradients(kind: str, target: Any) -> Callable[..., Any]:
     return quietly
 
 
-def _filled(value: Any, fill: Callable[[Tensor], Tensor]) -> Any:
-    """A value with every tensor in it filled."""
-    if isinstance(value, Tensor):
-        return fill(value)
-    if isinstance(value, dict):
-        return {key: _filled(item, fill) for key, item in value.items()}
-    return type(value)(_filled(item, fill) for item in value) if type(value) in (tuple, list) else value
-
-
-def _plain(value: Any) -> list[Any]:
+def _numbers(value: Any) -> list[Any]:
     """What there is in a value besides tensors."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, tuple | list):
-        return [leaf for item in value for leaf in _plain(item)]
-    return [] if isinstance(value, Tensor) else [value]
+    return [leaf for leaf in tree_leaves(value) if not isinstance(leaf, Tensor)]
 
 
 def storage(tensor: Tensor) -> int:

@@ -20,20 +20,20 @@ def first_outputs(modules: Mapping[str, nn.Module], stop: bool = False) -> Itera
     Of a module that is called again it is the first call's. A tensor is copied, as what follows may change it in
     place. ``stop`` ends the block as soon as each has been called.
     """
-    heard: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
 
     def listen(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if name not in heard:
-                heard[name] = output.clone() if isinstance(output, Tensor) else output
-            if stop and len(heard) == len(modules):
+            if name not in outputs:
+                outputs[name] = output.clone() if isinstance(output, Tensor) else output
+            if stop and len(outputs) == len(modules):
                 raise _Enough
 
         return hook
 
     handles = [module.register_forward_hook(listen(name)) for name, module in modules.items()]
     try:
-        yield heard
+        yield outputs
     except _Enough:
         pass
     finally:
@@ -55,6 +55,6 @@ class Tapped(nn.Module):
 
     def forward(self, raw: Tensor) -> tuple[list[Tensor], Any]:
         network: Any = self.model.network
-        with first_outputs({name: network.get_submodule(name) for name in self.names}) as heard:
+        with first_outputs({name: network.get_submodule(name) for name in self.names}) as features:
             outputs = self.model(raw)
-        return [adapt(heard[name]) for name, adapt in zip(self.names, self.adapters, strict=True)], outputs
+        return [adapt(features[name]) for name, adapt in zip(self.names, self.adapters, strict=True)], outputs

@@ -6,7 +6,6 @@ of many chunks of samples, in memory as far as a budget goes and in temporary fi
 
 from __future__ import annotations
 
-import operator
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,6 +24,15 @@ from .graph import ROOT, Untraceable, trace
 Live = dict[str, Any]
 
 
+class _Interpreter(fx.Interpreter):
+    """Runs nodes on values that are known by the names of nodes, so that they can be stored."""
+
+    live: Live
+
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        return fx.node.map_arg(args, lambda node: self.live[node.name])
+
+
 class Walk:
     """A network as a list of nodes in the order in which they run.
 
@@ -38,7 +46,7 @@ class Walk:
         self.who = who
         with eval_mode(network):
             try:
-                found = trace(network, example, set(filter(_opens, network.modules())))
+                traced = trace(network, example, set(filter(_opens, network.modules())))
             except Untraceable as error:
                 if not error.place:
                     raise UserError(
@@ -51,14 +59,15 @@ class Walk:
                     "branches on the values of tensors, and sizes given together, as in torch.zeros((n, c)): rewrite "
                     "that part, or put it into a module of its own without layers."
                 ) from None
-            self._entry, self.nodes = found.entry, found.nodes
+            self.nodes = traced.nodes
+            self._interpreter = _Interpreter(traced.entry, garbage_collect_values=False, graph=self.nodes[0].graph)
             self.shapes = {
-                node.name: tuple(value.shape) for node, value in found.values.items() if isinstance(value, Tensor)
+                node.name: tuple(value.shape) for node, value in traced.values.items() if isinstance(value, Tensor)
             }
             self.modules = dict(network.named_modules())
             self.index = {node.name: i for i, node in enumerate(self.nodes)}
             self._dead: list[list[str]] = [[] for _ in self.nodes]  # what nobody needs after each node
-            for i, node in enumerate(self.nodes):
+            for i, node in enumerate(self.nodes[:-1]):
                 self._dead[max((self.index[user.name] for user in node.users), default=i)].append(node.name)
             self._check(network, example)
 
@@ -119,26 +128,13 @@ class Walk:
 
         The input of a ``watched`` layer lives on, under the name `input_of` gives it, until it is popped.
         """
+        self._interpreter.live, self._interpreter.args_iter = live, iter((inputs,))
         for i in range(start, stop):
-            node = self.nodes[i]
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: live[n.name])  # type: ignore[misc]
-            if node.op == "placeholder":
-                live[node.name] = inputs if i == 0 else args[0]
-            elif node.op == "get_attr":
-                live[node.name] = operator.attrgetter(str(node.target))(self._entry)
-            elif node.op == "call_module":
-                name = str(self.name(node))
-                with _watching(self.modules[name], live, name) if name in watched else nullcontext():
-                    live[node.name] = self.modules[name](*args, **kwargs)
-            elif node.op == "call_method":
-                live[node.name] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            elif node.op == "call_function":
-                live[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
-            else:
-                live["output"] = args[0]
-            for name in self._dead[i]:
-                if name != "output":
-                    live.pop(name, None)
+            node, layer = self.nodes[i], self.name(self.nodes[i])
+            with _watching(self.modules[layer], live, layer) if layer and layer in watched else nullcontext():
+                live[node.name if node.op != "output" else "output"] = self._interpreter.run_node(node)
+            for dead in self._dead[i]:
+                live.pop(dead, None)
 
     def run(self, inputs: Tensor) -> Any:
         """The network's output for prepared inputs."""
@@ -210,8 +206,10 @@ def _watching(layer: nn.Module, live: Live, name: str) -> Iterator[None]:
 
 def _opens(module: nn.Module) -> bool:
     """Whether to look into a module: one of other code than torch's, or a row of modules, with layers to align."""
-    own = not type(module).__module__.startswith("torch.nn") or isinstance(module, nn.Sequential)
-    return own and not isinstance(module, SOLVABLE) and any(isinstance(part, SOLVABLE) for part in module.modules())
+    openable = not type(module).__module__.startswith("torch.nn") or isinstance(module, nn.Sequential)
+    return (
+        openable and not isinstance(module, SOLVABLE) and any(isinstance(part, SOLVABLE) for part in module.modules())
+    )
 
 
 def _bytes(value: Any) -> int:

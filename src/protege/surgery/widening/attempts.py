@@ -37,7 +37,7 @@ class Attempts:
         if len(numbers) <= 12:
             chosen: list[tuple[int, ...]] = [(i,) for i in reversed(range(len(numbers)))]
             chosen += [tuple(range(a, b)) for a, b in ((0, len(numbers)), (1, len(numbers)), (0, len(numbers) - 1))]
-            options += [{i: (numbers[i], numbers[i] * self.ratio) for i in some} for some in chosen if some]
+            options += [{i: (numbers[i], numbers[i] * self.ratio) for i in places} for places in chosen if places]
         for way, inner in self._ways(layouts):
             for freed, bare in self._freed(operands, way):
                 for option in options:
@@ -94,16 +94,16 @@ class Attempts:
                         dim = places[-1]
                         freed[i] = tuple(copies if d == dim else None for d in range(len(shape)))
                         for name in operand.origins:
-                            own = [d for d, length in enumerate(self.tensors[name].shape) if length == size]
-                            if own:
-                                bare[name, own[-1]] = copies
+                            dims = [d for d, length in enumerate(self.tensors[name].shape) if length == size]
+                            if dims:
+                                bare[name, dims[-1]] = copies
                         break
             if bare:
                 yield freed, bare
 
     def _view_attempts(self, x: Tensor, layout: Layout, result: Tensor) -> Iterator[Attempt]:
         """A view keeps copies where the channels stay whole, and splits them before the last factor: (heads, size)."""
-        found: list[list[Attempt]] = []
+        proposals: list[list[Attempt]] = []
         for ins, outs in view_groups(x.shape, result.shape):
             copied = [dim for dim in ins if layout[dim] is not None]
             if not copied:
@@ -143,6 +143,6 @@ class Attempts:
                     changed = self._with_inner([layout], maker, after)
                     if changed[0][copied[0]] is not None:
                         options.append(Attempt(changed, sizes=attempt.sizes, fixed=attempt.fixed, inner={maker: after}))
-            found.append(options)
-        if len(found) == 1:
-            yield from found[0]
+            proposals.append(options)
+        if len(proposals) == 1:
+            yield from proposals[0]

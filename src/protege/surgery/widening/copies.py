@@ -55,7 +55,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Edit:
+class CallEdit:
     """How one call differs in the wide network.
 
     ``numbers``: position among the call's whole numbers → (student's, wide). ``view``: sizes that no batch changes, and
@@ -93,29 +93,30 @@ class Edit:
                 return wide if leaf == narrow else leaf
             return leaf
 
-        args, kwargs = rebuild((args, kwargs), visit)
+        args, kwargs = map_leaves((args, kwargs), visit)
         return func(*args, **kwargs)
 
 
-def rebuild(value: Any, visit: Callable[[Any], Any]) -> Any:
+def map_leaves(value: Any, visit: Callable[[Any], Any]) -> Any:
     """A nest of tuples, lists, dicts and slices with every leaf replaced by ``visit(leaf)``, in order."""
     if isinstance(value, slice):
-        return slice(*(rebuild(part, visit) for part in (value.start, value.stop, value.step)))
+        return slice(*(map_leaves(part, visit) for part in (value.start, value.stop, value.step)))
     if isinstance(value, dict):
-        return {key: rebuild(part, visit) for key, part in value.items()}
+        return {key: map_leaves(part, visit) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        parts = [rebuild(part, visit) for part in value]
+        parts = [map_leaves(part, visit) for part in value]
         return parts if isinstance(value, list) else tuple(parts)
     return visit(value)
 
 
 def leaves(value: Any, kind: type) -> list[Any]:
     """The leaves of exactly (whole numbers) or at least (tensors) that type."""
-    found: list[Any] = []
-    rebuild(
-        value, lambda leaf: found.append(leaf) if (type(leaf) is int if kind is int else isinstance(leaf, kind)) else 0
+    collected: list[Any] = []
+    map_leaves(
+        value,
+        lambda leaf: collected.append(leaf) if (type(leaf) is int if kind is int else isinstance(leaf, kind)) else 0,
     )
-    return found
+    return collected
 
 
 def view_sizes(func: Callable, x: Tensor, rest: tuple, kwargs: dict[str, Any]) -> list[int]:

@@ -7,9 +7,9 @@ A network is run once on an example, in its own code, while every function it ca
   ``ratio`` times, by default next to one another.
 - Every other function is *tried*: on random numbers and on copies of them. Where the second result is a copy of the
   first, that copy is the result's layout; so no list of functions is needed. Where it is not, what the program says in
-  numbers (``view(…, heads, …)``, groups, split sizes) may have to grow, which is written down as an `Edit`; or a weight
-  may have to order its copies differently (heads are copied whole); or a bare parameter (position and class tokens, the
-  scale of a norm) has to be copied too. The latter two are learned, and the network is run again.
+  numbers (``view(…, heads, …)``, groups, split sizes) may have to grow, which is written down as a `CallEdit`; or a
+  weight may have to order its copies differently (heads are copied whole); or a bare parameter (position and class
+  tokens, the scale of a norm) has to be copied too. The latter two are learned, and the network is run again.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ...errors import UserError
 from ...outputs import logits_in
 from .attempts import Attempts
 from .copies import (
+    CallEdit,
     Copies,
-    Edit,
     Layout,
     Placement,
     counts_of,
@@ -59,7 +59,7 @@ class _Frame:
     counts: Counter = field(default_factory=Counter)
 
 
-class Tracer(TorchFunctionMode):
+class LayoutMode(TorchFunctionMode):
     """Finds the layouts of a network in eval mode. After `run`: ``placements``, ``edits`` and ``modules``."""
 
     def __init__(self, network: nn.Module, ratio: int) -> None:
@@ -85,7 +85,7 @@ class Tracer(TorchFunctionMode):
             self.learned: dict[str, int] = {}  # in this run, so not yet in effect
             self.known: dict[int, Known] = {}
             self.placements: dict[str, Placement] = {}
-            self.edits: dict[str, dict[tuple[Callable, int], Edit]] = {}
+            self.edits: dict[str, dict[tuple[Callable, int], CallEdit]] = {}
             self.modules: dict[str, dict[str, Any]] = {}  # module → attributes that grow with its calls
             self.stack = [_Frame("", type(self.network))]
             hooks = [h for name, module in self.network.named_modules() for h in self._hooks(name, module)]
@@ -134,8 +134,8 @@ class Tracer(TorchFunctionMode):
             raise self._fail(func)
         if func is F.multi_head_attention_forward:
             return self._attention(args, kwargs, results), None
-        if found := self._weight_of(func, args, kwargs):
-            return [self._weighted(func, args, kwargs, results[0], **found)], None
+        if weighted := self._weight_of(func, args, kwargs):
+            return [self._weighted(func, args, kwargs, results[0], **weighted)], None
         operands = [self._look(tensor) for tensor in leaves((args, kwargs), Tensor)]
         if not any(copies for operand in operands for copies in operand.layout):
             known = [operand.origins for operand in operands]
@@ -177,7 +177,7 @@ class Tracer(TorchFunctionMode):
             "function that treats copies of a channel alike: replace it, or use another student."
         )
 
-    def _edit(self, func: Any, edit: Edit) -> None:
+    def _edit(self, func: Any, edit: CallEdit) -> None:
         frame = self.stack[-1]
         self.edits.setdefault(frame.path, {})[func, frame.counts[func]] = edit
 
@@ -229,7 +229,7 @@ class Tracer(TorchFunctionMode):
             shared = into if entering is not None else None
             if entering is not None and shared is not None and name in self.undivided:
                 shared = None
-                self._edit(func, Edit(divide=counts_of(entering).to(weight.device)))
+                self._edit(func, CallEdit(divide=counts_of(entering).to(weight.device)))
             if not self._place(name, tuple(dims), shared):
                 leaving = self._disagree(func, name, tuple(dims), out)
         if bias is not None and id(bias) in self.names:
@@ -267,7 +267,7 @@ class Tracer(TorchFunctionMode):
             self.modules.setdefault(self.stack[-1].path, {})["groups"] = len(blocks)
         else:
             before = {key: kwargs[key] for key in itertools.takewhile(lambda key: key != "groups", kwargs)}
-            self._edit(func, Edit({len(leaves((args[:6], before), int)): (groups, len(blocks))}))
+            self._edit(func, CallEdit({len(leaves((args[:6], before), int)): (groups, len(blocks))}))
         return leaving
 
     def _fresh(self, maker: str, channels: int) -> Copies | None:
@@ -356,9 +356,9 @@ class Tracer(TorchFunctionMode):
                     groups = [
                         (i, o, grown if grown in o else None) for i, o in view_groups(args[0].shape, results[0].shape)
                     ]
-                    self._edit(func, Edit(view=({dim: attempt.sizes[dim] for dim in attempt.fixed}, groups)))
+                    self._edit(func, CallEdit(view=({dim: attempt.sizes[dim] for dim in attempt.fixed}, groups)))
             elif attempt.numbers:
-                self._edit(func, Edit(attempt.numbers))
+                self._edit(func, CallEdit(attempt.numbers))
             return layouts
         makers = {copies.maker for operand in operands for copies in operand.layout if copies and copies.maker}
         if makers and all(self._askable(maker, 0) for maker in makers) and any(map(self._ends_in, results)):
@@ -373,8 +373,8 @@ class Tracer(TorchFunctionMode):
 
     def _advance(self, func: Any, operands: list[Known]) -> None:
         """Let the calls that split the operands' channels split them another way, and run again."""
-        found = {copies.choice for operand in operands for copies in operand.layout if copies and copies.choice}
-        left = [choice for choice in found if self.taken[choice] not in self.refused.get(choice, ())]
+        choices = {copies.choice for operand in operands for copies in operand.layout if copies and copies.choice}
+        left = [choice for choice in choices if self.taken[choice] not in self.refused.get(choice, ())]
         for choice in left:
             self.refused.setdefault(choice, set()).add(self.taken[choice])
             self.blame.setdefault(choice, str(self._fail(func)))

@@ -30,25 +30,25 @@ from .widen import Projection, put, widen
 SHARE = 0.1  # how large a branch starts, as a share of the kernel's root mean square
 
 
-def _pointwise(size: Sequence[int], one: Tensor) -> Tensor:
+def _pointwise(size: Sequence[int], kernel: Tensor) -> Tensor:
     """1×1: the middle of the kernel."""
     pad = [side for k in reversed(size) for side in (k // 2, k - 1 - k // 2)]
-    return F.pad(one, pad)
+    return F.pad(kernel, pad)
 
 
-def _average(size: Sequence[int], one: Tensor) -> Tensor:
+def _average(size: Sequence[int], kernel: Tensor) -> Tensor:
     """1×1, then an average over the window."""
-    return one / math.prod(size)
+    return kernel / math.prod(size)
 
 
-def _series(size: Sequence[int], one: Tensor, kernel: Tensor) -> Tensor:
+def _series(size: Sequence[int], first: Tensor, second: Tensor) -> Tensor:
     """1×1 ``[M, I]``, then k×k ``[O, M, …]``."""
-    return torch.tensordot(kernel, one, ([1], [0])).movedim(-1, 1)
+    return torch.tensordot(second, first, ([1], [0])).movedim(-1, 1)
 
 
-def _separable(size: Sequence[int], depthwise: Tensor, one: Tensor) -> Tensor:
+def _separable(size: Sequence[int], depthwise: Tensor, pointwise: Tensor) -> Tensor:
     """Depthwise ``[1, I, …]``, then 1×1 ``[O, I, 1, …]``."""
-    return depthwise * one
+    return depthwise * pointwise
 
 
 def _shapes(kernel: torch.Size) -> dict[str, list[list[int]]]:
@@ -101,9 +101,9 @@ class Shared(nn.Module):
         self.branches: dict[str, tuple[str, ...]] = {}  # kernel → its branches beside the origin
         convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
         kernels = [f"{path}.weight".lstrip(".") for path, m in wide.named_modules() if isinstance(m, convolutions)]
-        found = dict(wide.named_parameters())
+        parameters = dict(wide.named_parameters())
         for name in kernels:
-            kernel = found.get(name)
+            kernel = parameters.get(name)
             if kernel is not None and kernel.requires_grad and math.prod(kernel.shape[2:]) > 1:
                 self._branch(name, kernel, branches)
 
@@ -130,15 +130,15 @@ class Shared(nn.Module):
 
     def merged(self) -> dict[str, Tensor]:
         """The wide network's parameters, under all their names, with branches summed. Differentiable."""
-        made: dict[int, Tensor] = {}
-        found: dict[str, Tensor] = {}
+        formed: dict[int, Tensor] = {}
+        merged: dict[str, Tensor] = {}
         for name, parameter in self.wide.named_parameters(remove_duplicate=False):
-            if id(parameter) not in made:
+            if id(parameter) not in formed:
                 with torch.autocast(parameter.device.type, enabled=False):
-                    merged = parameter + self._others(name, parameter) if self.branches.get(name) else parameter
-                made[id(parameter)] = merged
-            found[name] = made[id(parameter)]
-        return found
+                    kernel = parameter + self._others(name, parameter) if self.branches.get(name) else parameter
+                formed[id(parameter)] = kernel
+            merged[name] = formed[id(parameter)]
+        return merged
 
     def forward(self, x: Any) -> tuple[Any, Any]:
         """→ (wide outputs, student outputs)."""
@@ -152,8 +152,8 @@ class Shared(nn.Module):
 
     def student_outputs(self, x: Any, merged: Mapping[str, Tensor] | None = None) -> Any:
         """The student's outputs, of kernels merged already or now."""
-        for mine, theirs in zip(self.plain.modules(), self.wide.modules(), strict=True):
-            mine.training = theirs.training  # a frozen layer is in eval mode in both
+        for narrow, wide in zip(self.plain.modules(), self.wide.modules(), strict=True):
+            narrow.training = wide.training  # a frozen layer is in eval mode in both
         return self.run(_Bound(self.plain, self.projection(self.merged() if merged is None else merged)), x)
 
 
@@ -175,15 +175,15 @@ def readout(shared: Shared) -> nn.Module:
     """The student as it stands: a copy of its own module with parameters and buffers of its own."""
     network = copy_network(shared.plain)
     tensors = shared.projection(shared.merged())
-    made: dict[int, nn.Parameter] = {}
+    copied: dict[int, nn.Parameter] = {}
     for name, parameter in shared.wide.named_parameters(remove_duplicate=False):
-        if id(parameter) not in made:
-            made[id(parameter)] = nn.Parameter(
+        if id(parameter) not in copied:
+            copied[id(parameter)] = nn.Parameter(
                 tensors[name].clone(memory_format=torch.contiguous_format), parameter.requires_grad
             )
-        put(network, name, made[id(parameter)])
-    for mine, theirs in zip(network.modules(), shared.wide.modules(), strict=True):
-        mine.training = theirs.training
+        put(network, name, copied[id(parameter)])
+    for narrow, wide in zip(network.modules(), shared.wide.modules(), strict=True):
+        narrow.training = wide.training
     return network
 
 
@@ -201,8 +201,8 @@ def share(
     Raises `UserError` as `widen` does, and for a branch that is not one of `BRANCHES`.
     """
     wide, projection = widen(student, ratio, example, perturbation=perturbation)
-    some = example[torch.tensor([0, 1, 0]) % len(example)]
-    _check_backward(Shared(student, copy_network(wide), projection, branches=()), some)
+    batch = example[torch.tensor([0, 1, 0]) % len(example)]
+    _check_backward(Shared(student, copy_network(wide), projection, branches=()), batch)
     return Shared(student, wide, projection, branches=branches, run=run)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .copies import Copies, Layout, gather, leaves, rebuild
+from .copies import Copies, Layout, gather, leaves, map_leaves
 
 FAILURES = (RuntimeError, ValueError, IndexError, AssertionError, TypeError)  # of a call on other numbers or sizes
 
@@ -50,16 +50,16 @@ class Trial:
         self.expected = leaves(self._call([x.clone() for x in self.inputs], {}), Tensor)
 
     def _call(self, tensors: list[Tensor], numbers: dict[int, tuple[int, int]]) -> Any:
-        given, count = iter(tensors), itertools.count()
+        replacements, count = iter(tensors), itertools.count()
 
         def visit(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
-                return next(given)
+                return next(replacements)
             if type(leaf) is int:
                 return numbers.get(next(count), (0, leaf))[1]
             return leaf
 
-        args, kwargs = rebuild((self.args, self.kwargs), visit)
+        args, kwargs = map_leaves((self.args, self.kwargs), visit)
         return self.func(*args, **kwargs)
 
     def __call__(self, attempt: Attempt, choice: tuple) -> list[Layout] | None:
@@ -67,15 +67,15 @@ class Trial:
         wide = [gather(x.clone(), layout) for x, layout in zip(self.inputs, attempt.layouts, strict=True)]
         try:
             if attempt.sizes is not None:
-                found = [wide[0].reshape(attempt.sizes)]
+                results = [wide[0].reshape(attempt.sizes)]
             else:
-                found = leaves(self._call(wide, attempt.numbers), Tensor)
+                results = leaves(self._call(wide, attempt.numbers), Tensor)
         except FAILURES:
             return None
-        if len(found) != len(self.expected):
+        if len(results) != len(self.expected):
             return None
         hints = [copies for layout in attempt.layouts for copies in layout if copies]
-        layouts = [_match(a, b, hints, choice) for a, b in zip(self.expected, found, strict=True)]
+        layouts = [_match(a, b, hints, choice) for a, b in zip(self.expected, results, strict=True)]
         return None if any(layout is None for layout in layouts) else layouts  # type: ignore[return-value]
 
 
@@ -92,14 +92,14 @@ def _match(narrow: Tensor, wide: Tensor, hints: list[Copies], choice: tuple) -> 
     if layout is not None or not grown:
         return layout
     maker = hints[0].maker if len({h.maker for h in hints}) == 1 else None
-    found = [_signature(narrow, wide, dim, grown) for dim in grown]
-    return _first_match(narrow, wide, grown, [[Copies(f, maker, choice)] if f is not None else [] for f in found])
+    indices = [_signature(narrow, wide, dim, grown) for dim in grown]
+    return _first_match(narrow, wide, grown, [[Copies(f, maker, choice)] if f is not None else [] for f in indices])
 
 
 def _first_match(narrow: Tensor, wide: Tensor, grown: list[int], options: list[list[Copies]]) -> Layout | None:
-    for some in itertools.product(*options):
+    for combination in itertools.product(*options):
         layout: list[Copies | None] = [None] * narrow.dim()
-        for dim, copies in zip(grown, some, strict=True):
+        for dim, copies in zip(grown, combination, strict=True):
             layout[dim] = copies
         if _close(gather(narrow, tuple(layout)), wide):
             return tuple(layout)
@@ -120,12 +120,12 @@ def _signature(narrow: Tensor, wide: Tensor, dim: int, grown: list[int]) -> Tens
         return None
     along = torch.rand(a.shape[1], generator=torch.Generator().manual_seed(1), dtype=a.dtype).to(a)
     marks = (a @ along).cpu()
-    found = ((b @ along).cpu()[:, None] - marks[None]).abs().argmin(1)
-    for first in found.unique().tolist():
-        alike, places = (x.isclose(marks[first], 0, 1e-10).nonzero()[:, 0] for x in (marks, marks[found]))
+    index = ((b @ along).cpu()[:, None] - marks[None]).abs().argmin(1)
+    for first in index.unique().tolist():
+        alike, places = (x.isclose(marks[first], 0, 1e-10).nonzero()[:, 0] for x in (marks, marks[index]))
         if len(alike) > 1 and len(places) % len(alike) == 0:
-            found[places] = alike.repeat_interleave(len(places) // len(alike))
-    return found if len(found.unique()) == len(marks) else None
+            index[places] = alike.repeat_interleave(len(places) // len(alike))
+    return index if len(index.unique()) == len(marks) else None
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import psutil
@@ -29,8 +30,8 @@ from ...errors import UserError, told
 from ...outputs import logits_in
 from ...torch_utils import copy_network
 from ..laws import other_samples, random_state
-from .copies import Edit, Placement, gather, leaves, spread
-from .layout import Tracer
+from .copies import CallEdit, Placement, gather, leaves, spread
+from .layout import LayoutMode
 
 Projection = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -60,25 +61,25 @@ def widen(
     precise = _in_double(network, example)
     if precise:
         network, example = network.double(), example.double() if example.is_floating_point() else example
-    tracer = Tracer(network, ratio)
-    tracer.run(example)
-    placements = tracer.placements
+    layouts = LayoutMode(network, ratio)
+    layouts.run(example)
+    placements = layouts.placements
     if not any(any(placement.layout) for placement in placements.values()):
         raise UserError(
             f"{type(student).__name__} has no hidden channels to copy; expected a convolution or linear layer before "
             "the last, whose weight is a parameter (weight_norm and its like compute it): remove what computes it, or "
             "use a deeper student."
         )
-    _refuse_too_large(network, ratio, placements, tracer.names)
+    _refuse_too_large(network, ratio, placements, layouts.names)
     wide = copy_network(network)
-    made: dict[int, Tensor] = {}
+    grown: dict[int, Tensor] = {}
     for name, tensor in named_tensors(wide):
-        if id(tensor) not in made:
-            placement = placements.get(tracer.names[id(_find(network, name))])
-            made[id(tensor)] = _grown(tensor, placement, perturbation) if placement else tensor
-        put(wide, name, made[id(tensor)])
+        if id(tensor) not in grown:
+            placement = placements.get(layouts.names[id(attrgetter(name)(network))])
+            grown[id(tensor)] = _grown(tensor, placement, perturbation) if placement else tensor
+        put(wide, name, grown[id(tensor)])
     for path, module in wide.named_modules():
-        _adjust(module, tracer.modules.get(path, {}), tracer.edits.get(path, {}))
+        _adjust(module, layouts.modules.get(path, {}), layouts.edits.get(path, {}))
     tolerance = 1e-6 if precise else 1e-4
     for rows in ([0, 1], [0, 1, 0]):  # whatever the batch
         _check(network, wide, example[rows], tolerance)
@@ -90,7 +91,7 @@ def widen(
         tensor.data = tensor.data.to(originals[name])
     for module, like in zip(wide.modules(), student.modules(), strict=True):
         module.training = like.training
-    names = {name: tracer.names[id(tensor)] for name, tensor in named_tensors(network)}
+    names = {name: layouts.names[id(tensor)] for name, tensor in named_tensors(network)}
     return wide, functools.partial(
         _project, {name: _Slice.of(placements.get(known), example.device) for name, known in names.items()}
     )
@@ -245,11 +246,6 @@ def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
     return [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
 
 
-def _find(network: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    return getattr(network.get_submodule(path), leaf)
-
-
 def put(network: nn.Module, name: str, tensor: Tensor) -> None:
     """Set a parameter or buffer by its name."""
     path, _, leaf = name.rpartition(".")
@@ -259,7 +255,7 @@ def put(network: nn.Module, name: str, tensor: Tensor) -> None:
 # ---- modules ------------------------------------------------------------------------------------------------
 
 
-def _adjust(module: nn.Module, attributes: dict[str, Any], edits: dict[tuple[Callable, int], Edit]) -> None:
+def _adjust(module: nn.Module, attributes: dict[str, Any], edits: dict[tuple[Callable, int], CallEdit]) -> None:
     """Make a module of the wide network agree with its parameters: its attributes, or else the calls it makes."""
     weight = getattr(module, "weight", None)
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
@@ -296,7 +292,7 @@ def _adjust(module: nn.Module, attributes: dict[str, Any], edits: dict[tuple[Cal
 class _Edits:
     """The edits of one module's calls: (function, how many-eth call of it) → edit. Shared by copies of the module."""
 
-    calls: dict[tuple[Callable, int], Edit]
+    calls: dict[tuple[Callable, int], CallEdit]
 
     def __deepcopy__(self, memo: Any) -> _Edits:
         return self
@@ -326,19 +322,19 @@ class _Editing(TorchFunctionMode):
 def _check(student: nn.Module, wide: nn.Module, example: Tensor, tolerance: float, where: str = "") -> None:
     """Both must give the same outputs, whatever the layouts said."""
     name = f"{type(student).__name__} cannot be widened"
-    lots = random_state(example)
+    random_before = random_state(example)
     try:
         expected = leaves(logits_in(student(example)), Tensor)
-        drawn = lots != random_state(example)  # it answers otherwise each time
-        found = leaves(logits_in(wide(example)), Tensor)
+        drawn = random_before != random_state(example)  # it answers otherwise each time
+        actual = leaves(logits_in(wide(example)), Tensor)
     except Exception as error:
         raise UserError(
             f"{name}: {where}{told(error)}; expected a network that reads sizes from its tensors or names them in its "
             "calls, and does the same in training: use another student."
         ) from error
-    if [x.shape for x in expected] != [x.shape for x in found]:
+    if [x.shape for x in expected] != [x.shape for x in actual]:
         raise UserError(f"{name}: {where}its wide copy gives other outputs; expected the same: use another student.")
-    for a, b in zip(expected, found, strict=True):
+    for a, b in zip(expected, actual, strict=True):
         apart = (a - b).abs().max() / a.abs().max().clamp(min=1e-30) if a.is_floating_point() else (a != b).any()
         if not (apart <= tolerance or drawn or tolerance == math.inf):
             raise UserError(
