@@ -77,10 +77,7 @@ def pair(
                 )
         student_cuts = _measured(student, "student", [names[0] for names in named], student_example)
         teacher_cuts = _measured(teacher, "teacher", [names[-1] for names in named], teacher_example)
-        pairs = [
-            Pair(student_cuts[first], teacher_cuts[last])
-            for first, *_, last in ([*names, names[-1]] for names in named)
-        ]
+        pairs = [Pair(student_cuts[names[0]], teacher_cuts[names[-1]]) for names in named]
     else:
         pairs = _corresponding(find_cuts(student, student_example), find_cuts(teacher, teacher_example))
         if not pairs:
@@ -93,12 +90,12 @@ def pair(
         for role, cut in (("student", a), ("teacher", b)):
             if cut.level is None and len(cut.shape) == 3 and cut.shape[1:] != (1, 1):
                 raise UserError(
-                    f"the {role}'s module {cut.name!r} gives {_said(cut)}; expected a map [channels, height, width] "
+                    f"the {role}'s module {cut.name!r} gives {_described(cut)}; expected a map [channels, height, width] "
                     "that shrinks alike in both directions: name another."
                 )
         if a.level != b.level or len(a.shape) != len(b.shape) or (len(a.shape) == 2 and a.shape[0] != b.shape[0]):
             raise UserError(
-                f"the stage {a.name}={b.name} pairs the student's {_said(a)} with the teacher's {_said(b)}; expected "
+                f"the stage {a.name}={b.name} pairs the student's {_described(a)} with the teacher's {_described(b)}; expected "
                 "the same resolution in relation to the input: pair modules that match."
             )
     return pairs
@@ -225,21 +222,15 @@ def _traced(network: nn.Module, example: Tensor) -> Trace:
         ) from error
 
 
-def _corresponding(student_cuts: Sequence[Cut], teacher_cuts: Sequence[Cut]) -> list[Pair]:
-    if student_cuts and teacher_cuts and student_cuts[0].level is None and teacher_cuts[0].level is None:
-        count = min(TOKEN_STAGES, len(student_cuts), len(teacher_cuts))
-        return [
-            Pair(student_cuts[len(student_cuts) * n // count - 1], teacher_cuts[len(teacher_cuts) * n // count - 1])
-            for n in range(1, count + 1)
-        ]
-    levels, others = [cut.level for cut in student_cuts], [cut.level for cut in teacher_cuts]
-    blocks = SequenceMatcher(None, levels, others, autojunk=False).get_matching_blocks()
-    return [
-        Pair(student_cuts[i + n], teacher_cuts[j + n])
-        for i, j, size in blocks
-        for n in range(size)
-        if student_cuts[i + n].level is not None
-    ]
+def _corresponding(student: Sequence[Cut], teacher: Sequence[Cut]) -> list[Pair]:
+    if student and teacher and student[0].level is None and teacher[0].level is None:
+        count = min(TOKEN_STAGES, len(student), len(teacher))
+        last = [[cuts[len(cuts) * n // count - 1] for n in range(1, count + 1)] for cuts in (student, teacher)]
+        return list(map(Pair, *last))
+    levels = [[cut.level for cut in cuts] for cuts in (student, teacher)]
+    blocks = SequenceMatcher(None, *levels, autojunk=False).get_matching_blocks()
+    pairs = [Pair(student[i + n], teacher[j + n]) for i, j, size in blocks for n in range(size)]
+    return [pair for pair in pairs if pair.student.level is not None]
 
 
 def _measured(network: nn.Module, role: str, names: Sequence[str], example: Tensor) -> dict[str, Cut]:
@@ -283,6 +274,6 @@ def _channels(cut: Cut) -> int:
     return cut.shape[0] if len(cut.shape) == 3 else cut.shape[-1]
 
 
-def _said(cut: Cut) -> str:
+def _described(cut: Cut) -> str:
     place = f" (the input halved {cut.level} times)" if cut.level is not None else ""
     return f"output of shape {list(cut.shape)}{place}"

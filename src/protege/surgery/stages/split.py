@@ -14,11 +14,11 @@ from torch import Tensor, fx, nn
 
 from ...errors import UserError, nearest
 from ...torch_utils import as_it_was, trained_by
-from ..laws import close, others_for, random_state
-from ..tracing.graph import ROOT, storage
+from ..laws import close, other_samples, others_for, random_state
+from ..tracing.graph import ROOT, Trace, Untraceable, memory_of, set_training, storage, trace
 from ..tracing.taps import first_outputs
 from .cuts import Pair
-from .pieces import Piece, divide, listed, modes, parents, traces
+from .pieces import Piece, divide
 
 HEAD = "head"
 
@@ -77,19 +77,19 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
     for name in cuts:
         if not name or name not in modules:
             raise UserError(f"the network has no module {name!r} to cut at; {nearest(name, modules)}.")
-    around = {modules[name] for cut in cuts for name in parents(cut)} if cuts else set()
+    around = {modules[name] for cut in cuts for name in _parents(cut)} if cuts else set()
     with as_it_was(network):
         learning = around & trained_by(network)
     samples = [example, others_for(network, example)]
-    still, twin = traces(network, samples, around, set(), cuts)
-    train, other = traces(network, samples, around, learning, cuts)
+    still, twin = _traces(network, samples, around, set(), cuts)
+    train, other = _traces(network, samples, around, learning, cuts)
     targets = [modules[name] for name in cuts]
     pieces = [divide(still, twin, cuts, targets)]
     if train.code != still.code:  # its own code asks for `self.training`
         pieces.append(divide(train, other, cuts, targets))
         if [p.inputs for p in pieces[0]] != [p.inputs for p in pieces[1]]:
             raise UserError(
-                f"other values cross {listed(cuts)} in training than in evaluation; expected the same: cut elsewhere."
+                f"other values cross {_listed(cuts)} in training than in evaluation; expected the same: cut elsewhere."
             )
     stages = [Stage(name, parts) for name, *parts in zip([*cuts, HEAD], *pieces, strict=True)]
     _check_shared(stages, pieces)
@@ -115,6 +115,54 @@ def describe(pairs: Sequence[Pair], stages: Sequence[Stage] = ()) -> list[dict[s
             }
         )
     return rows
+
+
+def _traces(
+    network: nn.Module, samples: Sequence[Tensor], around: set[nn.Module], training: set[nn.Module], cuts: Sequence[str]
+) -> list[Trace]:
+    """The network's graph on an example and on other samples, after it has run on each: where it is not
+    the same, stages would hold what belongs to the example. Raises `UserError` there."""
+    traced = []
+    try:
+        with as_it_was(network):
+            for batch in samples:
+                traced.append(trace(network, batch, around, training=training))
+                set_training(network, training)
+                with torch.no_grad():
+                    network(batch.clone())  # what the network counts goes on from one to the other
+    except Untraceable as error:
+        if not error.place:
+            raise UserError(
+                f"the network fails on samples of shape {list(samples[0].shape[1:])} ({error.reason}); expected some "
+                "that its forward takes, prepared and not raw: give others."
+            ) from error
+        raise UserError(
+            f"the network cannot be cut at {_listed(cuts)}, as the code of {error.place} cannot be traced "
+            f"({error.reason}); cut outside of it or take a method without stages."
+        ) from error
+    if memory := memory_of(*traced):
+        alike = [samples[0], other_samples(samples[0], len(samples[0]))]
+        if len(samples[1]) != len(alike[1]):
+            _traces(network, alike, around, training, cuts)
+            raise UserError(
+                f"the network's code around {_listed(cuts)} depends on the batch size (it holds {memory}); expected "
+                "the same for any: cut elsewhere or take another method."
+            )
+        raise UserError(
+            f"the network's code around {_listed(cuts)} goes on with {memory} kept by an earlier pass or by a hook, "
+            "which stages would repeat for all samples; expected values that modules hand to each other: cut elsewhere "
+            "or take a method without stages."
+        )
+    return traced
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts))]
+
+
+def _listed(cuts: Sequence[str]) -> str:
+    return ", ".join(map(repr, cuts))
 
 
 def _compiled(graph: fx.Graph) -> Callable[..., Any]:
@@ -177,7 +225,8 @@ def _check_composed(
     names = [stage.name for stage in stages[:-1]]
     for training in (set[nn.Module](), learning):
         before = random_state(samples[0])
-        with as_it_was(network), modes(network, training), torch.no_grad():
+        with as_it_was(network), torch.no_grad():
+            set_training(network, training)
             taps = {name: network.get_submodule(name) for name in names}
             expected = []
             for batch in samples:
@@ -188,7 +237,8 @@ def _check_composed(
             draws = random_state(samples[0]) != before
         if draws:  # no two passes are alike
             continue
-        with as_it_was(network), modes(network, training), torch.no_grad():
+        with as_it_was(network), torch.no_grad():
+            set_training(network, training)
             for stage in stages:
                 stage.training = bool(training)
             live: list[Any] = [(batch.clone(),) for batch in samples]
@@ -204,7 +254,7 @@ def _check_composed(
                 same = False
         if not same:
             raise UserError(
-                f"the stages at {listed(names)} do not compute what the network does, as its code hides something "
+                f"the stages at {_listed(names)} do not compute what the network does, as its code hides something "
                 "from tracing; cut elsewhere or take a method without stages."
             )
     for stage in stages:

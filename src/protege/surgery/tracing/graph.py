@@ -95,8 +95,7 @@ def trace(
     closed: set[nn.Module] = set()
     while True:
         with as_it_was(network):
-            for module in names:
-                module.training = module in training
+            set_training(network, training)
             try:
                 with torch.no_grad():
                     network(example.clone())
@@ -110,6 +109,12 @@ def trace(
                     place = type(module).__name__ + (f" {names[module]!r}" if names.get(module) else "")
                     raise Untraceable(place, error.reason) from error
                 closed.add(module)
+
+
+def set_training(network: nn.Module, training: Collection[nn.Module]) -> None:
+    """Put the modules in `training` into training mode and all others into eval mode."""
+    for module in network.modules():
+        module.training = module in training
 
 
 def _recorded(network: nn.Module, example: Tensor, opened: Collection[nn.Module], training: bool) -> Trace:
