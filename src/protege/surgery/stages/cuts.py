@@ -39,6 +39,10 @@ class Cut:
     shape: tuple[int, ...]
     level: int | None
 
+    def __str__(self) -> str:
+        place = f" (the input halved {self.level} times)" if self.level is not None else ""
+        return f"output of shape {list(self.shape)}{place}"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -90,12 +94,12 @@ def pair(
         for role, cut in (("student", a), ("teacher", b)):
             if cut.level is None and len(cut.shape) == 3 and cut.shape[1:] != (1, 1):
                 raise UserError(
-                    f"the {role}'s module {cut.name!r} gives {_described(cut)}; expected a map [channels, height, width] "
+                    f"the {role}'s module {cut.name!r} gives {cut}; expected a map [channels, height, width] "
                     "that shrinks alike in both directions: name another."
                 )
         if a.level != b.level or len(a.shape) != len(b.shape) or (len(a.shape) == 2 and a.shape[0] != b.shape[0]):
             raise UserError(
-                f"the stage {a.name}={b.name} pairs the student's {_described(a)} with the teacher's {_described(b)}; expected "
+                f"the stage {a.name}={b.name} pairs the student's {a} with the teacher's {b}; expected "
                 "the same resolution in relation to the input: pair modules that match."
             )
     return pairs
@@ -227,8 +231,8 @@ def _corresponding(student: Sequence[Cut], teacher: Sequence[Cut]) -> list[Pair]
         count = min(TOKEN_STAGES, len(student), len(teacher))
         last = [[cuts[len(cuts) * n // count - 1] for n in range(1, count + 1)] for cuts in (student, teacher)]
         return list(map(Pair, *last))
-    levels = [[cut.level for cut in cuts] for cuts in (student, teacher)]
-    blocks = SequenceMatcher(None, *levels, autojunk=False).get_matching_blocks()
+    levels, others = ([cut.level for cut in cuts] for cuts in (student, teacher))
+    blocks = SequenceMatcher(None, levels, others, autojunk=False).get_matching_blocks()
     pairs = [Pair(student[i + n], teacher[j + n]) for i, j, size in blocks for n in range(size)]
     return [pair for pair in pairs if pair.student.level is not None]
 
@@ -272,8 +276,3 @@ def _rounded(level: float | None) -> int | None:
 
 def _channels(cut: Cut) -> int:
     return cut.shape[0] if len(cut.shape) == 3 else cut.shape[-1]
-
-
-def _described(cut: Cut) -> str:
-    place = f" (the input halved {cut.level} times)" if cut.level is not None else ""
-    return f"output of shape {list(cut.shape)}{place}"
