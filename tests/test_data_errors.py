@@ -100,7 +100,7 @@ def test_no_images(tmp_path):
 def test_label_out_of_range(tmp_path):
     names = {"names": '["a", "b"]'}
     message = refused(f"parquet:{parquet(tmp_path, (0, 1, 5, 1), metadata=names)}")
-    assert "label 5 of train sample 2" in message
+    assert "label 5 in row 2 of" in message
     assert "0 to 1" in message
 
 
@@ -108,7 +108,7 @@ def test_label_of_the_test_split_out_of_range(tmp_path):
     parquet(tmp_path)
     assert "class 2 of" in refused(f"parquet:{parquet(tmp_path, (0, 1, 0, 2), name='test')}")
     parquet(tmp_path, metadata={"names": '["a", "b"]'})
-    assert "label 2 of test sample 3" in refused(f"parquet:{tmp_path}")
+    assert "label 2 in row 3 of" in refused(f"parquet:{tmp_path}")
 
 
 def test_negative_label(tmp_path):
@@ -130,7 +130,7 @@ def test_class_names_that_the_training_files_do_not_have(tmp_path):
     parquet(tmp_path, ("b", None), name="test")
     assert "null in row 1" in refused(f"parquet:{tmp_path}")
     parquet(tmp_path, (0, 1), name="test")
-    assert "holds int64 values; class names are expected" in refused(f"parquet:{tmp_path}")
+    assert "label 0 in row 0 of" in refused(f"parquet:{tmp_path}")
     assert "only one class" in refused(f"parquet:{parquet(tmp_path, ('a', 'a'))}/train.parquet")
 
 

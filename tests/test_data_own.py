@@ -308,8 +308,11 @@ def test_splits_by_name():
         ([(FIRST[0], torch.tensor([1, 0, 1])), PAIRS[0]], r"2 classes; .*\(multi-label\) are not supported"),
         ([(FIRST[0], ["cat", "dog"]), PAIRS[0]], r"\(multi-label\) are not supported"),
         ([(FIRST[0], {"a": 1}), PAIRS[0]], "has the label 'dict'; an integer from 0 or a class name"),
-        ([(FIRST[0], "cat"), PAIRS[1]], "item 1 of train dataset has the label 1; one of the names 'cat' is expected"),
-        ((PAIRS, [(FIRST[0], "cat")]), "item 0 of t(rain|est) dataset has the label .*all names, or all numbers"),
+        (
+            [(FIRST[0], "cat"), PAIRS[1]],
+            "label 1 of train sample 1 in .* is none of the names 'cat', which are",
+        ),
+        ((PAIRS, [(FIRST[0], "cat")]), "label .* of t(rain|est) sample 0 in .*all names, or all numbers"),
     ],
 )
 def test_what_cannot_be_meant_is_told_in_one_sentence(given, says):

@@ -180,7 +180,7 @@ CASES: dict[str, tuple[str, str]] = {
     "more samples than there are": (f"{KD} --samples 5000 {OUT}", r"samples 5000 is more than the 1437 .*give at most"),
     "nothing to hold out": (f"{KD} --samples 10 --select best {OUT}", r"validation = 0.1 holds out none of 10 samples"),
     "size": (f"{KD} --memory-limit '4 apples' {OUT}", r"memory_limit = '4 apples' .*such as 4GiB.*--memory-limit"),
-    "augment": (f"{KD} --augment spin=3 {OUT}", r"augment 'spin=3' .*'spin'; choose one of crop, flip"),
+    "augment": (f"{KD} --augment spin=3 {OUT}", r"augment 'spin=3' .*'spin'; choose one of crop, cutmix, flip"),
     "views 0": (f"{KD} --views 0 {OUT}", r"views = 0 .*greater than or equal to 1; change it with --views"),
     "views as text": (f"{KD} --views many {OUT}", r"views = 'many' .*a number from 1, or 'all'.*--views"),
     # models

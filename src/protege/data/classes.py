@@ -6,15 +6,18 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from ..errors import UserError
 from .labels import MOST_CLASSES, UNLABELLED
-from .naming import Naming, read_naming
+from .naming import Naming, numbers, read_naming
 
 BARE, SORTED, GIVEN, SETTLED = "bare", "sorted", "given", "settled"
 """How a set's classes are numbered: they are only numbers, without names; names that were sorted here, as nothing
@@ -44,8 +47,8 @@ def other_order(names: Sequence[str]) -> tuple[str, str] | None:
     both = {order: ordered(names, order) for order in ORDERS}
     if both["number"] == both["text"]:
         return None
-    own = next((order for order, names_then in both.items() if names_then == tuple(names)), None)
-    return None if own is None else (own, next(order for order in ORDERS if order != own))
+    this = next((order for order, names_then in both.items() if names_then == tuple(names)), None)
+    return None if this is None else (this, next(order for order in ORDERS if order != this))
 
 
 def check_order(order: str | None, spec: str) -> None:
@@ -60,12 +63,12 @@ def places(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
     Names that differ only in case, spaces, dashes and underscores are the same, unless that makes two of one list the
     same. Of a name that occurs twice in either list nobody can tell which is meant: it is not found.
     """
-    found = _places(names, classes)
-    if None in found:
+    exact = _places(names, classes)
+    if None in exact:
         plain = [[_plain(name) for name in each] for each in (names, classes)]
         if all(len(set(each)) == len(each) for each in plain):
             return _places(*plain)
-    return found
+    return exact
 
 
 def _places(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
@@ -76,20 +79,20 @@ def _places(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
 
 def among(names: Sequence[str], classes: Sequence[str], what: str) -> Tensor:
     """Where each of the names stands among classes that hold them all, int64 [K]."""
-    found = places(names, classes)
-    if None in found:
-        raise UserError(f"the {what} have several named '{names[found.index(None)]}'; give each class its own name.")
-    return torch.tensor(found)
+    place = places(names, classes)
+    if None in place:
+        raise UserError(f"the {what} have several named '{names[place.index(None)]}'; give each class its own name.")
+    return torch.tensor(place)
 
 
 def union(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """The names of the first list, and behind them those that only later ones have."""
-    found: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     for names in lists:
-        known = set(found)
-        new = [name for name, place in zip(names, places(names, found), strict=True) if place is None]
-        found += tuple(name for name in new if name not in known)
-    return found
+        known = set(classes)
+        new = [name for name, place in zip(names, places(names, classes), strict=True) if place is None]
+        classes += tuple(name for name in new if name not in known)
+    return classes
 
 
 def _plain(name: str) -> str:
@@ -122,38 +125,128 @@ def naming_of(dataset: Any, who: str) -> Naming | None:
         return parts[0] if all(part == parts[0] for part in parts) else None
     for attribute in ("classes", "class_to_idx"):
         try:
-            found = getattr(dataset, attribute, None)
-            found = found() if callable(found) and not isinstance(found, type) else found
+            names = getattr(dataset, attribute, None)
+            names = names() if callable(names) and not isinstance(names, type) else names
         except Exception as error:
             raise UserError(
                 f"the {attribute} of {who} cannot be read ({type(error).__name__}: {error}); expected the names of the "
                 "classes in the order of their numbers."
             ) from error
-        if found is not None and (naming := read_naming(found, f"{attribute} of {who}")) is not None:
+        if names is not None and (naming := read_naming(names, f"{attribute} of {who}")) is not None:
             return naming
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping):
         lists = [getattr(features.get(key), "names", None) for key in ("label", "fine_label", "labels")]
-        found = next((names for names in lists if names), None)
-        return None if found is None else read_naming(found, f"features of {who}")
+        names = next(filter(None, lists), None)
+        return None if names is None else read_naming(names, f"features of {who}")
     return None
 
 
-def check_labels(name: str, splits: dict[str, Tensor], classes: tuple[str, ...] | None) -> None:
-    """Labels must be numbers of classes, and of these where they are named."""
+@dataclass(frozen=True)
+class RawLabels:
+    """Labels of a table or a Dataset: numbers of classes, or their names; and the `naming` of its classes, if it has
+    one. `where(at)` says in a sentence whose label number `at` is: "in row 3 of …"."""
+
+    values: Tensor | np.ndarray | Sequence[int | str]
+    where: Callable[[int], str]
+    naming: Naming | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.naming.names if self.naming is not None and self.naming.named else ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The different labels that are text, sorted."""
+        values = [] if isinstance(self.values, Tensor | np.ndarray) else self.values
+        return ordered({value for value in values if isinstance(value, str)}, "text")
+
+
+@dataclass(frozen=True)
+class CommonClasses:
+    """Classes and how they are numbered; labels by split, int64 [N]; and by split what number a label has that is
+    text, and (int64 [K]) that is another number in this split."""
+
+    classes: tuple[str, ...]
+    numbering: str
+    labels: dict[str, Tensor]
+    numbers: dict[str, dict[str, int]]
+    place: dict[str, Tensor]
+
+
+def common_classes(splits: Mapping[str, Sequence[RawLabels]], order: str | None = None) -> CommonClasses:
+    """The classes of the splits of one set, each part of which may number them in its own way.
+
+    A part that does not name its classes is taken to number them as the first that does. Names that nothing numbers
+    are put into one of the `ORDERS`. Raises `UserError` for labels that are no classes.
+    """
+    for split, given in splits.items():
+        if not sum(len(part.values) for part in given):
+            raise UserError(f"the {split} split has no rows; give some with images.")
+    parts = [(split, part) for split in sorted(splits, key=lambda s: s != "train") for part in splits[split]]
+    classes = union(filter(None, (part.names for _, part in parts)))
+    texts = [part.texts for _, part in parts]
+    labels: dict[str, list[Tensor]] = {split: [] for split in splits}
+    numbers_of: dict[str, dict[str, int]] = {split: {} for split in splits}
+    place: dict[str, Tensor] = {}
+    if any(texts):
+        numbering = GIVEN if classes else SETTLED if order else SORTED
+        by_split = [
+            {t for (s, _), own in zip(parts, texts, strict=True) if s == split for t in own} for split in labels
+        ]
+        classes = classes or ordered(union(ordered(own, "text") for own in by_split), order or "number")
+        for (split, part), own in zip(parts, texts, strict=True):
+            known = zip(own, places(own, classes), strict=True)
+            numbers_of[split] |= {text: number for text, number in known if number is not None}
+            labels[split].append(_numbers(part, numbers_of[split], classes))
+    else:
+        if order is not None:
+            raise UserError(f"order={order} is for labels that are text, but those {parts[0][1].where(0)} are numbers.")
+        numbering = GIVEN if classes else BARE
+        for split, part in parts:
+            _check(np.asarray(part.values), part.where, len(part.names or classes) or None)
+            values = torch.from_numpy(np.asarray(part.values).astype(np.int64))
+            if part.names and part.names != classes[: len(part.names)]:
+                place[split] = among(part.names, classes, "class names")
+                values = renumbered(values, place[split])
+            labels[split].append(values)
+    joined = {split: torch.cat(each) for split, each in labels.items()}
+    if not classes:
+        counts = [len(part.naming.names) for _, part in parts if part.naming is not None]
+        classes = numbers(max(*counts, *(int(each.max()) + 1 for each in joined.values()), 0))
+    return CommonClasses(classes, numbering, joined, numbers_of, place)
+
+
+def _numbers(part: RawLabels, number: Mapping[Any, int], classes: Sequence[str]) -> Tensor:
+    """Labels that are text by their numbers, int64 [N]."""
+    values = part.values.tolist() if isinstance(part.values, Tensor | np.ndarray) else part.values
+    for at, label in enumerate(values):
+        if label not in number and label != UNLABELLED:
+            known = ", ".join(map(repr, classes[:8])) + (", …" if len(classes) > 8 else "")
+            raise UserError(
+                f"label {label!r} {part.where(at)} is none of the names {known}, which are expected, as other labels "
+                "are names: give labels that are all names, or all numbers."
+            )
+    return torch.tensor([number.get(label, UNLABELLED) for label in values])
+
+
+def check_labels(name: str, splits: Mapping[str, Tensor], classes: Sequence[str]) -> None:
+    """Raise `UserError` where labels are no numbers of these classes."""
     for split, labels in splits.items():
-        count = MOST_CLASSES if classes is None else len(classes)
-        wrong = ((labels < 0) | (labels >= count)) & (labels != UNLABELLED)
-        if not wrong.any():
-            continue
-        row = int(wrong.nonzero()[0])
-        label = f"label {int(labels[row])} of {split} sample {row} in '{name}'"
-        if labels[row] < 0:
-            raise UserError(f"{label} is below 0; number the classes from 0.")
-        if classes is None:
-            raise UserError(seems_id(label))
-        there = "are" if count > 1 else "is"
-        raise UserError(
-            f"{label} is out of range; 0 to {count - 1} is expected, as there {there} {count} "
-            f"class{'es' * (count > 1)}."
-        )
+        _check(labels.numpy(), partial("of {0} sample {1} in '{name}'".format, split, name=name), len(classes))
+
+
+def _check(labels: np.ndarray, where: Callable[[int], str], count: int | None) -> None:
+    wrong = ((labels < 0) | (labels >= (count or MOST_CLASSES))) & (labels != UNLABELLED)
+    if not wrong.any():
+        return
+    at = int(wrong.argmax())
+    label = f"label {labels[at]} {where(at)}"
+    if labels[at] < 0:
+        raise UserError(f"{label} is below 0; number the classes from 0.")
+    if count is None:
+        raise UserError(seems_id(label))
+    are = "are" if count > 1 else "is"
+    raise UserError(
+        f"{label} is out of range; 0 to {count - 1} is expected, as there {are} {count} class{'es' * (count > 1)}."
+    )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,12 @@ from torch.utils.data import ConcatDataset, Subset
 from ..errors import UserError
 from .arrays import ImageKind, image_pixels, kind_of, mask_of
 from .augment import Augment
-from .classes import BARE, GIVEN, SORTED, among, check_labels, naming_of, ordered, renumbered, union
+from .classes import RawLabels, common_classes, naming_of, renumbered
 from .contents import READ, place_of_image, places_of_files
 from .decode import centred
 from .encoded import tell_transparent
 from .given import is_image, label_in, read_item
-from .labels import UNLABELLED
 from .masks import MaskForm, mask_classes, present
-from .naming import numbers
 from .pixels import Deviation
 from .progress import progress
 from .ranges import Ranges
@@ -59,7 +58,7 @@ class Items:
         self.mask_form = MaskForm()
         self.labels: Tensor | None = None  # by position in the Dataset, under the classes that `place` leads to
         self.place: Tensor | None = None
-        self.names: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}  # of labels that are text
         self.transparent: str | None = None  # an item that was read and has transparent pixels
         self.placed, self._places = False, dict[int, float]()  # whether an item that is read is given its place
         self.form: tuple[int, ...] | None = None
@@ -101,7 +100,7 @@ class Items:
         if self.masked:
             return pixels, mask_of(label, where, tuple(pixels.shape[:2]))
         value = label_in(label, where)
-        return pixels, self.names.get(value, value) if isinstance(value, str) else value
+        return pixels, self.numbers.get(value, value) if isinstance(value, str) else value
 
     def read(self, position: int, augment: Augment, view: int) -> tuple[np.ndarray, np.ndarray | None]:
         at = int(self.positions[position])
@@ -283,64 +282,17 @@ def _with_masks(items: dict[str, Items], read: dict[str, Any], name: str) -> tup
 def _with_labels(
     items: dict[str, Items], read: dict[str, Any], name: str
 ) -> tuple[tuple[str, ...], str, dict[str, Samples]]:
-    datasets = {split: each.dataset for split, each in items.items()}
-    classes, numbering, labels, place = common_classes(
-        datasets, {s: labels for s, (_, labels, _) in read.items()}, name
-    )
+    raw = {}
+    for split, (_, labels, _) in read.items():
+        naming = naming_of(items[split].dataset, f"{split} {name}")
+        raw[split] = [RawLabels(labels, partial("of {0} sample {1} in '{name}'".format, split, name=name), naming)]
+    common = common_classes(raw)
     splits: dict[str, Samples] = {}
     for split, each in items.items():
-        each.names = {text: number for number, text in enumerate(classes)}
-        each.labels = labels[split]
+        each.numbers, each.place, each.labels = common.numbers[split], common.place.get(split), common.labels[split]
         pixels = read[split][0]
-        splits[split] = Streamed(each, labels[split]) if pixels is None else InMemory(pixels, labels[split])
-        if split in place:
-            splits[split] = splits[split].relabelled(place[split])
-    return classes, numbering, splits
-
-
-def common_classes(
-    datasets: Mapping[str, Any], labels: Mapping[str, Tensor | Sequence[int | str]], name: str
-) -> tuple[tuple[str, ...], str, dict[str, Tensor], dict[str, Tensor]]:
-    """The classes of Datasets that are the splits of one set, each of which may number them in its own way, and how
-    they are numbered; labels by split (int64 [N]), and what number each class of a split has, for those that number
-    them otherwise.
-
-    A split that does not name its classes is taken to number them as the first that does. Raises `UserError` for labels
-    that are no classes.
-    """
-    order = sorted(datasets, key=lambda split: split != "train")
-    namings = {split: naming_of(datasets[split], f"{split} {name}") for split in order}
-    names = {split: naming.names for split, naming in namings.items() if naming is not None and naming.named}
-    classes = union(names.values())
-    texts = {split: {label for label in labels[split] if isinstance(label, str)} for split in order}
-    if any(texts.values()):
-        numbering = GIVEN if classes else SORTED
-        classes = classes or ordered(union(ordered(text, "text") for text in texts.values()), "number")
-        return classes, numbering, {split: _numbered(labels[split], classes, f"{split} {name}") for split in order}, {}
-    numbered = {split: torch.as_tensor(labels[split], dtype=torch.int64) for split in order}
-    for split, each in numbered.items():
-        check_labels(name, {split: each}, names.get(split) or classes or None)
-    if not classes:
-        counts = [len(naming.names) for naming in namings.values() if naming is not None]
-        most = max(*counts, *(int(each.max()) + 1 for each in numbered.values()), 0)
-        return numbers(most), BARE, numbered, {}
-    other = {split: listed for split, listed in names.items() if listed != classes[: len(listed)]}
-    place = {split: among(listed, classes, f"classes of {split} {name}") for split, listed in other.items()}
-    return classes, GIVEN, numbered, place
-
-
-def _numbered(labels: Sequence[int | str] | Tensor, names: Sequence[str], what: str) -> Tensor:
-    """Labels that are text as int64 [N], by the numbers of the `names`."""
-    number: dict[Any, int] = {text: number for number, text in enumerate(names)}
-    labels = labels.tolist() if isinstance(labels, Tensor) else labels
-    for at, label in enumerate(labels):
-        if label not in number and label != UNLABELLED:
-            known = ", ".join(map(repr, list(number)[:8])) + (", …" if len(number) > 8 else "")
-            raise UserError(
-                f"item {at} of {what} has the label {label!r}; one of the names {known} is expected, as other labels "
-                "are names: give labels that are all names, or all numbers."
-            )
-    return torch.tensor([number.get(label, UNLABELLED) for label in labels])
+        splits[split] = Streamed(each, each.labels) if pixels is None else InMemory(pixels, each.labels)
+    return common.classes, common.numbering, splits
 
 
 def _has_mask(dataset: Any) -> bool:

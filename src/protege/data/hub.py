@@ -16,12 +16,14 @@ import pyarrow as pa
 from torch import Tensor
 
 from ..errors import UserError, told
+from .classes import common_classes
 from .contents import READ
 from .decode import Named
 from .encoded import Listing, Source
 from .extras import imported
 from .files import SPLITS
-from .parquet import LabelColumn, label_column, read_labels
+from .naming import read_naming
+from .parquet import label_column, raw_labels
 from .pixels import readable
 from .repeatable import spread
 
@@ -121,14 +123,15 @@ def hub_set(
             _LOG.info("the %s split of %s has no labels and is left out.", split, where)
             continue
         names = getattr(rows.features[column], "names", None)
-        columns[split] = [LabelColumn(column, f"the {split} split of {where}", values, tuple(names or ()))]
-    labels, classes, numbering = read_labels(columns, where, order)
+        table = f"the {split} split of {where}"
+        columns[split] = [raw_labels(values, column, table, read_naming(names, table) if names else None)]
+    common = common_classes(columns, order)
     encoded = imported("datasets", "datasets").Image(decode=False)
     sources: dict[str, tuple[Source, Tensor]] = {}
-    for split, (read, *_) in columns.items():
+    for split in columns:
         rows = splits[split].select_columns([image]).cast_column(image, encoded)
-        sources[split] = HubRows(rows, image, read.where), labels[split]
-    return Listing(sources, classes, numbering)
+        sources[split] = HubRows(rows, image, f"the {split} split of {where}"), common.labels[split]
+    return Listing(sources, common.classes, common.numbering)
 
 
 def _splits(name: str, config: str | None) -> dict[str, Any]:

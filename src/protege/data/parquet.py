@@ -6,29 +6,25 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .classes import BARE, GIVEN, SETTLED, SORTED, among, ordered, renumbered, seems_id, union
+from .classes import RawLabels, common_classes
 from .contents import READ, content_of
 from .decode import Named
 from .encoded import Listing, Source
 from .files import visible
 from .kept import KeptImages, keep_images
-from .labels import MOST_CLASSES
-from .naming import numbers, read_naming
+from .naming import Naming, read_naming
 from .progress import progress
 
 _SAMPLE, _CHUNK, _CHUNK_BYTES = 256, 256, 16 << 20
@@ -49,19 +45,29 @@ def parquet_files(path: Path, label: str | None = None, order: str | None = None
             if name not in schema.names:
                 raise UserError(f"{kind} column '{name}' is not in {file}; every file must have it.")
 
-    def read(file: Path, name: str) -> LabelColumn:
+    def labels(file: Path, name: str = column) -> RawLabels:
         with _readable(file):
             values = pq.read_table(file, columns=[name]).column(0)
-        return LabelColumn(name, str(file), values, _class_names(schemas[file], name))
+        return raw_labels(values, name, str(file), _class_names(schemas[file], name))
 
-    columns = {split: [read(file, column) for file in shards] for split, shards in files.items()}
-    labels, classes, numbering = read_labels(columns, str(path), order)
-    splits: dict[str, tuple[Source, Tensor]] = {s: (Rows(shards, image), labels[s]) for s, shards in files.items()}
+    common = common_classes({split: list(map(labels, shards)) for split, shards in files.items()}, order)
+    splits: dict[str, tuple[Source, Tensor]] = {
+        split: (Rows(shards, image), common.labels[split]) for split, shards in files.items()
+    }
     superclasses = None
     if column != "coarse_label" and all(_is_integer(schemas[file], "coarse_label") for file in files["train"]):
-        coarse = torch.cat([read(file, "coarse_label").integers() for file in files["train"]])
-        superclasses = _superclasses(coarse, labels["train"], len(classes))
-    return Listing(splits, classes, numbering, superclasses)
+        coarse = torch.cat([torch.as_tensor(labels(file, "coarse_label").values) for file in files["train"]])
+        superclasses = _superclasses(coarse.long(), common.labels["train"], len(common.classes))
+    return Listing(splits, common.classes, common.numbering, superclasses)
+
+
+def raw_labels(values: pa.ChunkedArray, column: str, table: str, naming: Naming | None) -> RawLabels:
+    """The labels in a column of a table, which must have no nulls."""
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise UserError(f"label column '{column}' is null in row {row} of {table}; every row needs a label.")
+    labels = values.cast(pa.large_string()).to_pylist() if _holds_text(values.type) else values.to_numpy()
+    return RawLabels(labels, lambda row: f"in row {row} of {table}", naming)
 
 
 @contextmanager
@@ -139,107 +145,16 @@ def label_column(schema: pa.Schema, path: Path | str, wanted: str | None) -> str
     return names[0]
 
 
-def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
+def _class_names(schema: pa.Schema, column: str) -> Naming | None:
     """From the metadata: `<x>_names` for column `<x>_label`, or the ClassLabel of the Hugging Face hub."""
     metadata = schema.metadata or {}
-    try:
+    with suppress(ValueError, KeyError, TypeError):
         for key in (f"{column.removesuffix('label')}names", f"{column}_names"):
             if names := json.loads(metadata.get(key.encode(), b"null")):
-                return _named(names, f"{key} of the label column '{column}'")
+                return read_naming(names, f"{key} of the label column '{column}'")
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return _named(features[column]["names"], f"names of the label column '{column}'")
-    except (ValueError, KeyError, TypeError):
-        return ()
-
-
-def _named(names: Any, what: str) -> tuple[str, ...]:
-    naming = read_naming(names, what)
-    return naming.names if naming is not None and naming.named else ()
-
-
-@dataclass(frozen=True)
-class LabelColumn:
-    """A column of labels, and what the table `where` it stands calls its classes, if it does."""
-
-    name: str
-    where: str
-    values: pa.ChunkedArray
-    names: tuple[str, ...] = ()
-
-    def checked(self, text: bool) -> pa.ChunkedArray:
-        """The labels, all of them text or all integers, without nulls."""
-        values, kind = self.values, self.values.type
-        if not (_holds_text(kind) if text else pa.types.is_integer(kind)):
-            raise UserError(
-                f"label column '{self.name}' of {self.where} holds {kind} values; "
-                f"{'class names' if text else 'integers'} are expected, as elsewhere."
-            )
-        if values.null_count:
-            row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-            raise UserError(
-                f"label column '{self.name}' is null in row {row} of {self.where}; every row needs a label."
-            )
-        return values.cast(pa.large_string()) if text else values
-
-    def integers(self) -> Tensor:
-        """Labels from 0 as int64 [N]."""
-        values = self.checked(text=False).to_numpy()
-        wrong = (values < 0) | (values >= MOST_CLASSES)
-        if wrong.any():
-            row = int(wrong.argmax())
-            where = f"label {values[row]} in row {row} of {self.where}"
-            raise UserError(
-                f"{where} is negative; integers from 0 are expected." if values[row] < 0 else seems_id(where)
-            )
-        return torch.from_numpy(values.astype(np.int64))
-
-    def numbered(self, classes: tuple[str, ...]) -> Tensor:
-        """Labels by the numbers of `classes`."""
-        labels = self.integers()
-        if not self.names or self.names == classes[: len(self.names)]:
-            return labels
-        over = (labels >= len(self.names)).nonzero()
-        if len(over):
-            row = int(over[0])
-            raise UserError(
-                f"label {int(labels[row])} in row {row} of {self.where} is out of range; 0 to {len(self.names) - 1} is "
-                f"expected, as the file names {len(self.names)} classes."
-            )
-        return renumbered(labels, among(self.names, classes, f"class names in {self.where}"))
-
-
-def read_labels(
-    columns: Mapping[str, Sequence[LabelColumn]], path: str, order: str | None
-) -> tuple[dict[str, Tensor], tuple[str, ...], str]:
-    """Labels of each split, int64 [N], the classes of all, and how these are numbered."""
-    if _holds_text(columns["train"][0].values.type):
-        texts = {split: [column.checked(text=True) for column in shards] for split, shards in columns.items()}
-        names = {
-            split: ordered({text for values in shards for text in values.unique().to_pylist()}, "text")
-            for split, shards in texts.items()
-        }
-        classes, numbering = ordered(union(names.values()), order or "number"), SETTLED if order else SORTED
-        place = {split: among(own, classes, f"labels of {path}") for split, own in names.items()}
-        labels = {}
-        for split, shards in texts.items():
-            values = pa.array(names[split], pa.large_string())
-            at = [torch.from_numpy(pc.index_in(part, value_set=values).to_numpy().astype(np.int64)) for part in shards]
-            labels[split] = renumbered(torch.cat(at), place[split])
-    elif order is not None:
-        raise UserError(
-            f"order={order} is for labels that are text, but label column '{columns['train'][0].name}' of {path} has "
-            "numbers."
-        )
-    else:
-        classes = union(filter(None, (column.names for shards in columns.values() for column in shards)))
-        labels = {
-            split: torch.cat([column.numbered(classes) for column in shards]) for split, shards in columns.items()
-        }
-        numbering = GIVEN if classes else BARE
-    for split, each in labels.items():
-        if not len(each):
-            raise UserError(f"the {split} files of {path} hold no rows; give files with images.")
-    return labels, classes or numbers(max(int(each.max()) for each in labels.values()) + 1), numbering
+        return read_naming(features[column]["names"], f"names of the label column '{column}'")
+    return None
 
 
 def _superclasses(coarse: Tensor, labels: Tensor, classes: int) -> tuple[int, ...] | None:

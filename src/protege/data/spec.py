@@ -307,8 +307,6 @@ def _scenes(name: str, splits: Mapping[str, Samples], classes: tuple[str, ...], 
 
 
 def _listed(wanted: Wanted, listing: Listing) -> Data:
-    labels = {split: labels for split, (_, labels) in listing.splits.items()}
-    check_labels(wanted.spec, labels, listing.classes)
     scratch = wanted.scratch or cache_root()
     splits, ranges = open_images(wanted.spec, listing, wanted.image_size, wanted.memory_limit, scratch, wanted.ranges)
     data = _classification(wanted.spec, splits, listing.classes, None, listing.numbering, ranges)
