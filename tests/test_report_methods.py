@@ -58,7 +58,7 @@ def test_stages_are_drawn_and_their_losses_stand_in_order(tmp_path: Path) -> Non
     nothing_is_fetched(page)
     assert page.count("figure", "networks") == 1
     assert page.count("div", "stage") == 2 * 4
-    assert page.count("polygon") == 3 * 2 * 4
+    assert page.count("span", "solid") == 2 * 4
     for shown in ("deep.layer1", "deep.<i>layer2</i>", "32×16×16", "16×16×16", "1.23 k parameters", "then logits"):
         assert shown in page.text, shown
     assert page.text.count("1×1 adapter") == 2
@@ -139,8 +139,8 @@ def test_a_block_fits_its_frame(shape: list[int]) -> None:
     size = extent(shape)
     assert size is not None
     drawn = block("x", shape, [], size)
-    points = [tuple(map(float, point.split(","))) for face in drawn.faces for point in face.split()]
-    assert all(0 <= x <= float(drawn.width) + 0.05 and 0 <= y <= float(drawn.height) + 0.05 for x, y in points)
+    assert 4 <= float(drawn.width) <= 46
+    assert 4 <= float(drawn.height) <= 44
     assert drawn.facts == ["×".join(map(str, shape))]
 
 

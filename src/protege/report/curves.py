@@ -13,11 +13,12 @@ from .words import (
     capital,
     difference,
     duration,
-    is_fraction,
+    factor,
     lower_is_better,
     metric_name,
     metric_value,
     plain,
+    unit,
     verdict,
 )
 
@@ -80,14 +81,6 @@ def keys_of(epochs: Sequence[Record], table: str) -> list[str]:
     return list(dict.fromkeys(key for record in epochs for key in numbers(record.get(table))))
 
 
-def per_cent(metric: str) -> dict[str, Any]:
-    return {"unit": " %"} if is_fraction(metric) else {}
-
-
-def factor_of(metric: str) -> int:
-    return 100 if is_fraction(metric) else 1
-
-
 def measured_on(record: Record) -> str:
     return str(record.get("eval_on") or "") if record.get("eval") else ""
 
@@ -100,18 +93,18 @@ def where_measured(run: Run) -> str:
 
 def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
     """One evaluated metric over all phases, with the teacher's level and each phase's best epoch."""
-    factor = factor_of(metric)
+    scale = factor(metric)
     sets = list(dict.fromkeys(measured_on(record) for record in run.epochs if record.get("eval")))
     series = [
         Series(
             f"student, {where}" if where else "student",
-            timeline.segments(read_from("eval", metric, where), factor),
+            timeline.segments(read_from("eval", metric, where), scale),
             colour,
         )
         for where, colour in zip(sets, ("c0", "c3", "c5"), strict=False)
     ]
-    segments = timeline.segments(read_from("eval", metric), factor)
-    in_training = timeline.segments(read_from("train", metric), factor)
+    segments = timeline.segments(read_from("eval", metric), scale)
+    in_training = timeline.segments(read_from("train", metric), scale)
     if any(in_training):
         series.append(Series("student, training samples", in_training, "c4", dashed=True))
     choose = min if lower_is_better(metric) else max
@@ -120,7 +113,7 @@ def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
         if segment and metric != "ece":  # a calibration error has no best epoch: it is least before learning starts
             x, y = choose(segment, key=lambda point: point[1])
             where = f"at epoch {x - timeline.start[name]:.0f}" + (f" of {name}" if len(names) > 1 else "")
-            best.append((x, y, f"best: {metric_value(metric, y / factor)} {where}"))
+            best.append((x, y, f"best: {metric_value(metric, y / scale)} {where}"))
     note = f"{capital(best[-1][2])}." if best else ""  # of the last phase, whose state the run keeps
     kept = next((phase.get("best") for phase in phases(run) if best and phase.get("name") == names[-1]), None)
     if isinstance(kept, dict) and kept.get("epoch") == 0 and metric in kept:
@@ -132,10 +125,10 @@ def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
         capital(metric_name(metric)) + (f" on the {where}" if where else ""),
         series,
         note=note,
-        level=(factor * level, f"teacher {metric_value(metric, level)}{elsewhere}") if level is not None else None,
+        level=(scale * level, f"teacher {metric_value(metric, level)}{elsewhere}") if level is not None else None,
         best=best,
         loss=lower_is_better(metric),
-        **per_cent(metric),
+        unit=unit(metric),
         **timeline.shown,
     )
 
@@ -217,10 +210,10 @@ def standing_keys(run: Run) -> dict[str, tuple[str, list[str]]]:
 
 def standing_chart(run: Run, timeline: Timeline, metric: str, table: str, names: Sequence[str]) -> Chart | None:
     """Where student, dynamic and static teacher stand on the same samples: the gap over time."""
-    factor, last, series = factor_of(metric), {}, []
+    scale, last, series = factor(metric), {}, []
     for name in names:
-        segments = timeline.segments(read_from(table, f"{name}_{metric}"), factor)
-        last[name] = next((segment[-1][1] / factor for segment in reversed(segments) if segment), 0.0)
+        segments = timeline.segments(read_from(table, f"{name}_{metric}"), scale)
+        last[name] = next((segment[-1][1] / scale for segment in reversed(segments) if segment), 0.0)
         series.append(Series(STANDING[name][0], segments, STANDING[name][1]))
     delta = last["dynamic"] - last["student"]
     ahead = {"better": "ahead of", "worse": "behind"}.get(verdict(metric, delta), "level with")
@@ -232,9 +225,9 @@ def standing_chart(run: Run, timeline: Timeline, metric: str, table: str, names:
         f"The gap in {metric_name(metric)}",
         series,
         note=f"{where}. At the end the dynamic teacher is {amount}{ahead} the student.",
-        level=(factor * level, label) if level is not None else None,
+        level=(scale * level, label) if level is not None else None,
         loss=lower_is_better(metric),
-        **per_cent(metric),
+        unit=unit(metric),
         **timeline.shown,
     )
 

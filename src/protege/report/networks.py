@@ -1,20 +1,20 @@
 """The picture of two networks with their cuts: a block for each stage, and between paired cuts what is compared.
 
 Drawn from the rows of ``plan`` in a run's result (`stage`, `teacher`, `student_shape`, `teacher_shape`, `parameters`,
-`adapter`; the head last). Blocks are small SVGs; names and shapes are text beside them, so that they keep their size
-when the page lays the stages below each other on a phone.
+`adapter`; the head last).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from . import words
 from .read import Run, is_number, phases
 
-WIDE, HIGH, DEPTH = 46.0, 44.0, 0.3  # of the largest block, in the units of its SVG; DEPTH per unit of height
-LEAST = 4.0
+WIDE, HIGH, LEAST = 46.0, 44.0, 4.0  # of the largest and the smallest block, in pixels
 MOST_BESIDE = 7  # more stages are always laid below each other
 
 # method → what is compared at a cut, what the head learns from, and the order of things
@@ -42,11 +42,10 @@ ADAPTED = {"skd", "simultaneous", "fitnets", "fsp"}
 
 @dataclass(frozen=True)
 class Block:
-    """A stage of one network: its name, what is said below it, and the three faces of its block as SVG points."""
+    """A stage of one network: its name, what is said below it, and the pixels of its block."""
 
     name: str
     facts: list[str]
-    faces: tuple[str, str, str]
     width: str
     height: str
 
@@ -76,42 +75,33 @@ def networks(run: Run) -> Networks | None:
     rows = [row for row in plan if isinstance(row, dict) and "stage" in row] if isinstance(plan, list) else []
     if len(rows) < 2 or len(rows) != len(plan or []):
         return None
-    method = run.setting("method")
+    method, classes = run.setting("method"), run.part("data").get("classes")
     compare, last, order = METHODS.get(method, ("paired", "", ""))
     middle = (len(rows) - 2) // 2 if method == "fitnets" else None
-    shapes = [shape for row in rows for key in ("teacher_shape", "student_shape") if (shape := extent(row.get(key)))]
-    most = (max((s[0] for s in shapes), default=1.0), max((s[1] for s in shapes), default=1.0))
+    finetuned = method == "skd" and any(phase.get("name") == "finetune" for phase in phases(run))
+    extents = [extent(row.get(key)) for row in rows for key in ("teacher_shape", "student_shape")]
+    most = tuple(max((size[n] for size in extents if size), default=1.0) for n in (0, 1))
     cuts = []
     for n, row in enumerate(rows):
-        head = row.get("teacher") is None
-        size = row.get("parameters")
-        facts = [f"{words.size(size)} parameters"] if is_number(size) else []
-        says, compared, outputs = [compare], middle in (None, n), []
-        if head:
-            classes = run.part("data").get("classes")
+        size, shapes = row.get("parameters"), (row.get("teacher_shape"), row.get("student_shape"))
+        learned = [f"{words.size(size)} parameters"] if is_number(size) else []
+        if row.get("teacher") is None:
             outputs = [f"{words.count(classes)} classes"] if is_number(classes) else []
-            finetuned = method == "skd" and any(phase.get("name") == "finetune" for phase in phases(run))
             says = [text for text in (last, "then logits" if finetuned else "") if text]
-            compared = finetuned or last == "logits"
-        elif not compared:
-            says = ["not compared"]
-        elif row.get("adapter") and method in ADAPTED:
-            says = [compare, "1×1 adapter"]
-        cuts.append(
-            Cut(
-                teacher=block("head" if head else str(row["teacher"]), row.get("teacher_shape"), outputs, most),
-                student=block(str(row["stage"]), row.get("student_shape"), outputs + facts, most),
-                says=says,
-                compared=compared,
-            )
-        )
-    named = str(rows[middle]["stage"]) if middle is not None else ""
+            compared, name = finetuned or last == "logits", "head"
+        else:
+            compared, name, outputs = middle in (None, n), str(row["teacher"]), []
+            says = [compare] if compared else ["not compared"]
+            says += ["1×1 adapter"] if compared and row.get("adapter") and method in ADAPTED else []
+        teacher = block(name, shapes[0], outputs, most)
+        cuts.append(Cut(teacher, block(str(row["stage"]), shapes[1], outputs + learned, most), says, compared))
+    order = order.format(middle=rows[middle]["stage"] if middle is not None else "")
     note = "A stage ends with the module that it is named after. Higher blocks: larger maps; wider ones: more channels."
     return Networks(
         teacher=str(run.part("teacher").get("spec") or run.setting("teacher")),
         student=str(run.part("student").get("spec") or run.setting("student")),
         cuts=cuts,
-        note=f"{order.format(middle=named)} {note}".strip(),
+        note=f"{order} {note}".strip(),
         tall=len(rows) > MOST_BESIDE,
     )
 
@@ -121,22 +111,13 @@ def extent(shape: Any) -> tuple[float, float] | None:
     if not isinstance(shape, list | tuple) or not shape or not all(is_number(size) and size > 0 for size in shape):
         return None
     channels, places = (shape[0], shape[1:]) if len(shape) >= 3 else (shape[-1], shape[:-1])
-    side = 1.0
-    for size in places:
-        side *= size ** (1 / len(places))
+    side = math.prod(places) ** (1 / len(places)) if places else 1.0
     return channels**0.5, side**0.5
 
 
-def block(name: str, shape: Any, facts: list[str], most: tuple[float, float]) -> Block:
+def block(name: str, shape: Any, facts: list[str], most: Sequence[float]) -> Block:
     size = extent(shape)
-    wide, high = size if size else (0.0, most[1] / 2)
-    w, h = max(LEAST, WIDE * wide / most[0]), max(LEAST, HIGH * high / most[1])
-    d = DEPTH * h
-    faces = (
-        [(0, d), (w, d), (w, d + h), (0, d + h)],
-        [(0, d), (d, 0), (w + d, 0), (w, d)],
-        [(w, d), (w + d, 0), (w + d, h), (w, d + h)],
-    )
-    text = ["×".join(f"{size:g}" for size in shape)] if size else []
-    points = tuple(" ".join(f"{x:.1f},{y:.1f}" for x, y in face) for face in faces)
-    return Block(name, text + facts, points, f"{w + d:.1f}", f"{h + d:.1f}")  # type: ignore[arg-type]
+    wide, high = size or (0.0, most[1] / 2)
+    text = ["×".join(f"{side:g}" for side in shape)] if size else []
+    width, height = max(LEAST, WIDE * wide / most[0]), max(LEAST, HIGH * high / most[1])
+    return Block(name, text + facts, f"{width:.1f}", f"{height:.1f}")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,19 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 SHARED = "report.js"  # the copy in a study's folder
 MADE_BY = "/* Vega "  # how the script begins, by which a copy is known
+
+
+@dataclass(frozen=True)
+class Card:
+    """A network: one large figure and what belongs to it; ``notes`` are (tone, text)."""
+
+    role: str
+    title: str
+    spec: str
+    label: str
+    value: str
+    facts: list[tuple[str, str]]
+    notes: Sequence[tuple[str, str]] = ()
 
 
 @cache

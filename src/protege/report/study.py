@@ -12,20 +12,7 @@ from .guess import learned
 from .page import write_page
 from .read import is_number, numbers, read_json
 from .study_figures import Colours, against, curves, gains, numeric_columns, strips
-from .table import (
-    difference_text,
-    estimate,
-    is_baseline,
-    say,
-    setting_text,
-    study_columns,
-    study_guess,
-    study_markdown,
-    study_metrics,
-    study_rows,
-    teacher_samples,
-    with_interval,
-)
+from .table import Row, Study, say, setting_text, study_markdown
 
 
 def write_study_report(folder: Path) -> Path:
@@ -34,98 +21,80 @@ def write_study_report(folder: Path) -> Path:
     Raises UserError when study.json is missing or damaged, or the report cannot be written.
     """
     folder = Path(folder)
-    study = read_json(folder / "study.json")
-    metrics = study_metrics(study)
-    metric = metrics[0] if metrics else "accuracy"
-    rows = study_rows(study)
-    colours = Colours(study)
-    runs = [run for run in study.get("runs") or [] if isinstance(run, dict)]
+    record = read_json(folder / "study.json")
+    study, colours = Study(record), Colours(Study(record))
+    metric, name = study.metric, str(record.get("name") or folder.name)
+    done, waiting = sum(int(row.number("runs") or 0) for row in study.rows), list(filter(is_waiting, study.runs))
+    planned = int(record.get("planned") or 0)
+    lines = [gains(study, colours), *(against(study, column, colours) for column in numeric_columns(study))]
     return write_page(
         folder,
         "study.html",
-        title=f"{study.get('name') or folder.name} · protege study",
-        name=str(study.get("name") or folder.name),
-        headline=headline(study, metric),
+        title=f"{name} · protege study",
+        name=name,
+        headline=headline(study),
         marks=[
-            words.plural(len(rows), "setting"),
-            done_of(study, sum(int(numbers(row).get("runs", 0)) for row in rows)),
-            f"baseline {say(study['baseline'])}"
-            if isinstance(study.get("baseline"), dict) and study["baseline"]
-            else "",
-            study_guess(study, metric),
+            words.plural(len(study.rows), "setting"),
+            words.plural(done, "run") if done >= planned else f"{done} of {words.plural(planned, 'run')}",
+            f"baseline {say(study.baseline)}" if study.baseline else "",
+            study.guess(),
         ],
-        teacher=teacher_text(study, metric),
-        columns=study_columns(study),
+        teacher=teacher_text(study),
+        columns=study.columns,
         metric=words.metric_name(metric),
         points=words.is_fraction(metric),
-        heads=[words.metric_name(m) + (", %" if words.is_fraction(m) else "") for m in metrics] or ["accuracy"],
-        begun=any(row.get("before") for row in rows),
-        judged=any(row.get("held_out") for row in rows),
-        rows=[table_row(study, row, metrics) for row in rows],
-        strips=strips(study, metric, colours),
-        lines=[
-            chart
-            for chart in (
-                gains(study, metric, colours),
-                *(against(study, metric, column, colours) for column in numeric_columns(study)),
-            )
-            if chart
-        ],
-        unfinished=sum(not not_done(run) for run in runs) < int(study.get("planned") or len(runs)),
-        curves=curves(folder, study, runs, metric, colours),
-        waiting=[f"{say(r.get('setting') or {})}, seed {r.get('seed')}: {r['status']}" for r in runs if not_done(r)],
-        markdown=study_markdown(study),
-        plan=tomli_w.dumps(study["plan"]) if isinstance(study.get("plan"), dict) else "",
+        heads=[words.metric_name(m) + (", %" if words.is_fraction(m) else "") for m in study.metrics or [metric]],
+        begun=any(row.record.get("before") for row in study.rows),
+        judged=any(row.record.get("held_out") for row in study.rows),
+        rows=[table_row(study, row) for row in study.rows],
+        strips=strips(study, colours),
+        lines=[chart for chart in lines if chart],
+        unfinished=len(study.runs) - len(waiting) < (planned or len(study.runs)),
+        curves=curves(folder, study, colours),
+        waiting=[f"{say(r.get('setting') or {})}, seed {r.get('seed')}: {r['status']}" for r in waiting],
+        markdown=study_markdown(record),
+        plan=tomli_w.dumps(record["plan"]) if isinstance(record.get("plan"), dict) else "",
     )
 
 
-def done_of(study: dict[str, Any], done: int) -> str:
-    """How many runs are done, and of how many where some are not."""
-    planned = int(study.get("planned") or done)
-    return words.plural(done, "run") if done >= planned else f"{done} of {words.plural(planned, 'run')}"
-
-
-def not_done(run: dict[str, Any]) -> bool:
+def is_waiting(run: dict[str, Any]) -> bool:
     return str(run.get("status", "done")) != "done"
 
 
-def headline(study: dict[str, Any], metric: str) -> str:
+def headline(study: Study) -> str:
     """The best setting, and what the largest clear gain over the baseline is."""
-    rows = [row for row in study_rows(study) if estimate(row.get("metrics"), metric)[0] is not None]
-    if not rows:
+    metric, sign = study.metric, -1 if words.lower_is_better(study.metric) else 1
+    known = [(row, value) for row in study.rows if (value := row.estimate(metric))]
+    if not known:
         return "Unfinished: no setting of this study has been measured yet."
-    sign = -1 if words.lower_is_better(metric) else 1
-    best = max(rows, key=lambda row: sign * (estimate(row.get("metrics"), metric)[0] or 0.0))
-    number = numbers(best).get("runs", 1)
-    over = f"over {words.plural(number, 'run')}" if number > 1 else "in one run"
-    value = with_interval(metric, *estimate(best.get("metrics"), metric))
-    cases = len({(row.get("setting") or {}).get("case") for row in rows})
+    best, value = max(known, key=lambda pair: sign * pair[1].mean)
+    runs = best.number("runs") or 1
+    cases = len({row.setting.get("case") for row, _ in known})
     if cases > 1:  # of other data, or with other teachers: only within a case is one better than another
         text = f"{cases} cases"
     else:
-        text = f"The best {words.metric_name(metric)}, {value} {over}, comes from {say(best.get('setting') or {})}"
-        text += ", the baseline" if is_baseline(study, best) else ""
-        if learned({**best, "metrics": {m: estimate(best["metrics"], m)[0] for m in best["metrics"]}}) is False:
-            text += f", and is no better than guessing ({study_guess(study, metric)})"
-    compared = [row for row in rows if estimate(row.get("difference"), metric)[0] is not None]
-    compared = [row for row in compared if not is_baseline(study, row)]
+        over = f"over {words.plural(runs, 'run')}" if runs > 1 else "in one run"
+        text = f"The best {words.metric_name(metric)}, {value.text()} {over}, comes from {say(best.setting)}"
+        text += ", the baseline" if study.is_baseline(best) else ""
+        means = {name: estimate.mean for name in best.record["metrics"] if (estimate := best.estimate(name))}
+        if learned({**best.record, "metrics": means}) is False:
+            text += f", and is no better than guessing ({study.guess()})"
+    rivals = [row for row, _ in known if not study.is_baseline(row)]
+    compared = [(row, delta) for row in rivals if (delta := row.estimate(metric, "difference"))]
     if not compared:
-        return f"{text}, {words.plural(len(rows), 'setting')} measured." if cases > 1 else text + "."
-    deltas = [(estimate(row.get("difference"), metric), row) for row in compared]
-    (mean, half), row = max(deltas, key=lambda pair: sign * (pair[0][0] or 0.0))
-    judged = words.verdict(metric, mean or 0.0, half)
-    baseline = say(study.get("baseline") or {}) or "the baseline"
-    if judged == "better" and half is not None:
-        gain = difference_text(metric, mean, half)
-        return f"{text}; the largest gain over {baseline} is {gain}, by {say(row.get('setting') or {})}."
-    if half is None:
+        return f"{text}, {words.plural(len(known), 'setting')} measured." if cases > 1 else text + "."
+    row, delta = max(compared, key=lambda pair: sign * pair[1].mean)
+    baseline = say(study.baseline) or "the baseline"
+    if delta.half is None:
         return f"{text}; one run of each setting cannot tell a gain over {baseline} from chance."
-    than = "" if is_baseline(study, best) and cases == 1 else f" than {baseline}"
+    if delta.verdict == "better":
+        return f"{text}; the largest gain over {baseline} is {delta.difference()}, by {say(row.setting)}."
+    than = "" if study.is_baseline(best) and cases == 1 else f" than {baseline}"
     return f"{text}; no setting is better{than} by more than its 95\u00a0% interval."
 
 
-def teacher_text(study: dict[str, Any], metric: str) -> str:
-    teacher = study.get("teacher")
+def teacher_text(study: Study) -> str:
+    teacher, metric = study.record.get("teacher"), study.metric
     if not isinstance(teacher, dict):
         return ""
     value = numbers(teacher.get("metrics")).get(metric)
@@ -135,23 +104,20 @@ def teacher_text(study: dict[str, Any], metric: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def table_row(study: dict[str, Any], row: dict[str, Any], metrics: list[str]) -> dict[str, Any]:
-    setting, known = row.get("setting") or {}, numbers(row)
-    metric = metrics[0] if metrics else "accuracy"
-    mean, half = estimate(row.get("difference"), metric)
-    baseline = is_baseline(study, row)
-    values = [with_interval(m, *estimate(row.get("metrics"), m), unit=False) for m in metrics] or ["—"]
+def table_row(study: Study, row: Row) -> dict[str, Any]:
+    first, *others = study.metrics or [study.metric]
+    delta, baseline = row.estimate(first, "difference"), study.is_baseline(row)
     return {
-        "setting": [setting_text(setting.get(column)) for column in study_columns(study)],
+        "setting": [setting_text(row.setting.get(column)) for column in study.columns],
         "baseline": baseline,
-        "before": with_interval(metric, *estimate(row.get("before"), metric), unit=False),
-        "held_out": with_interval(metric, *estimate(row.get("held_out"), metric), unit=False),
-        "value": values[0],
-        "others": values[1:],
-        "difference": "baseline" if baseline else difference_text(metric, mean, half, unit=False),
-        "verdict": words.verdict(metric, mean, half) if mean is not None and not baseline else "",
-        "runs": words.count(known.get("runs")),
-        "seconds": words.duration(known.get("seconds")),
-        "seen": words.size(known.get("student_samples_seen")),
-        "forwarded": teacher_samples(row, words.size),
+        "before": row.text(first, "before", unit=False),
+        "held_out": row.text(first, "held_out", unit=False),
+        "value": row.text(first, unit=False),
+        "others": [row.text(metric, unit=False) for metric in others],
+        "difference": "baseline" if baseline else delta.difference(unit=False) if delta else "—",
+        "verdict": delta.verdict if delta and not baseline else "",
+        "runs": words.count(row.number("runs")),
+        "seconds": words.duration(row.number("seconds")),
+        "seen": words.size(row.number("student_samples_seen")),
+        "forwarded": row.teacher_samples(words.size),
     }

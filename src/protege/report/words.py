@@ -36,6 +36,15 @@ def is_fraction(metric: str) -> bool:
     return metric in _FRACTIONS or metric.endswith("accuracy")
 
 
+def factor(metric: str) -> int:
+    """What a metric's value is multiplied with to be shown."""
+    return 100 if is_fraction(metric) else 1
+
+
+def unit(metric: str) -> str:
+    return " %" if is_fraction(metric) else ""
+
+
 def lower_is_better(metric: str) -> bool:
     return metric in _LOWER or metric.endswith("loss")
 
@@ -135,6 +144,15 @@ def duration(seconds: float | None) -> str:
 
 def plural(number: float, noun: str) -> str:
     return f"{count(number)} {noun}" if number == 1 else f"{count(number)} {noun}s"
+
+
+def short(value: object) -> str:
+    """A value as a recipe or a command has it; numbers without digits that say nothing."""
+    return (
+        f"{value:g}"
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
+        else str(value)
+    )
 
 
 def capital(text: str) -> str:
