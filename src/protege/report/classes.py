@@ -18,8 +18,8 @@ def class_names(run: Run, number: int) -> list[str]:
     return [given[n] if n < len(given) else str(n) for n in range(number or len(given))]
 
 
-def per_class(table: Any) -> list[Any]:
-    value = table.get("per_class_iou", table.get("per_class")) if isinstance(table, dict) else None
+def per_class(network: dict[str, Any]) -> list[Any]:
+    value = network.get("per_class_iou", network.get("per_class"))
     return value if isinstance(value, list) else []
 
 

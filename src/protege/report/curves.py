@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import words
 from .charts import COLOURS, Axis, Chart, Point, Series, line_chart
-from .read import Run, is_number, numbers, phases
-from .words import (
-    MINUS,
-    capital,
-    difference,
-    duration,
-    factor,
-    lower_is_better,
-    metric_name,
-    metric_value,
-    plain,
-    unit,
-    verdict,
-)
+from .read import Run, is_number, numbers, phases, table
 
 Record = dict[str, Any]
-Pick = Callable[[Record], Any]
 LOSS_COLOURS = ("c0", "c2", "c3", "c5", "c6", "c7", "c4")
+STANDING = {"student": ("student", "c0"), "dynamic": ("dynamic teacher", "c2"), "static": ("static teacher", "c1")}
+RATES = {"lr": "Learning rate", "images_per_second": "Samples per second", "seconds": "Seconds an epoch"}
 MOST_PANELS = 24
 SMALL = 140  # pixels of height
 
@@ -42,43 +31,29 @@ class Timeline:
             records.sort(key=lambda pair: pair[0])
             self.start[phase] = at
             at += records[-1][0]
-        self.length = at
-        several = len(self.phases) > 1
-        self.axis = Axis("epoch, counted over all phases" if several else "epoch")
-        self.shown: dict[str, Any] = {"x": self.axis, "bands": self.bands() if several else []}
+        several, names = len(self.phases) > 1, list(self.phases)
+        first = [self.start[name] + self.phases[name][0][0] for name in names[:1]]
+        edges = [*first, *(self.start[name] + 0.5 for name in names[1:]), at]
+        bands = [(edges[n], edges[n + 1], name) for n, name in enumerate(names)]
+        title = "epoch, counted over all phases" if several else "epoch"
+        self.shown: dict[str, Any] = {"x": Axis(title), "bands": bands if several else []}
 
-    def bands(self) -> list[tuple[float, float, str]]:
-        """(from, to, name) of each phase."""
-        names = list(self.phases)
-        first = self.start[names[0]] + self.phases[names[0]][0][0]
-        edges = [first] + [self.start[name] + 0.5 for name in names[1:]] + [self.length]
-        return [(edges[n], edges[n + 1], name) for n, name in enumerate(names)]
-
-    def segments(self, pick: Pick, factor: float = 1) -> list[list[Point]]:
-        """One segment for each phase of the points where ``pick(record)`` is a finite number."""
+    def read(self, part: str, key: str, scale: float = 1, where: str | None = None) -> list[list[Point]]:
+        """The numbers of a ``part`` of the records (or of the records themselves), a segment for each phase; with
+        ``where``, only of what was measured there."""
         return [
-            [(self.start[phase] + epoch, factor * pick(record)) for epoch, record in records if is_number(pick(record))]
+            [
+                (self.start[phase] + epoch, scale * value)
+                for epoch, record in records
+                if is_number(value := (table(record.get(part)) if part else record).get(key))
+                and where in (None, measured_on(record))
+            ]
             for phase, records in self.phases.items()
         ]
 
 
-def read_from(table: str, key: str, where: str | None = None) -> Pick:
-    """What picks a number of a record's table; with ``where``, only of what was measured there."""
-
-    def pick(record: Record) -> Any:
-        value = record.get(table)
-        elsewhere = where is not None and measured_on(record) != where
-        return value.get(key) if isinstance(value, dict) and not elsewhere else None
-
-    return pick
-
-
-def column(key: str) -> Pick:
-    return lambda record: record.get(key)
-
-
-def keys_of(epochs: Sequence[Record], table: str) -> list[str]:
-    return list(dict.fromkeys(key for record in epochs for key in numbers(record.get(table))))
+def keys_of(epochs: Sequence[Record], part: str) -> list[str]:
+    return list(dict.fromkeys(key for record in epochs for key in numbers(record.get(part))))
 
 
 def measured_on(record: Record) -> str:
@@ -93,42 +68,36 @@ def where_measured(run: Run) -> str:
 
 def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
     """One evaluated metric over all phases, with the teacher's level and each phase's best epoch."""
-    scale = factor(metric)
-    sets = list(dict.fromkeys(measured_on(record) for record in run.epochs if record.get("eval")))
-    series = [
-        Series(
-            f"student, {where}" if where else "student",
-            timeline.segments(read_from("eval", metric, where), scale),
-            colour,
-        )
-        for where, colour in zip(sets, ("c0", "c3", "c5"), strict=False)
-    ]
-    segments = timeline.segments(read_from("eval", metric), scale)
-    in_training = timeline.segments(read_from("train", metric), scale)
+    scale, series = words.factor(metric), []
+    sets = dict.fromkeys(measured_on(record) for record in run.epochs if record.get("eval"))
+    for where, colour in zip(sets, ("c0", "c3", "c5"), strict=False):
+        label = f"student, {where}" if where else "student"
+        series.append(Series(label, timeline.read("eval", metric, scale, where), colour))
+    in_training = timeline.read("train", metric, scale)
     if any(in_training):
         series.append(Series("student, training samples", in_training, "c4", dashed=True))
-    choose = min if lower_is_better(metric) else max
+    choose = min if words.lower_is_better(metric) else max
     names, best = list(timeline.phases), []
-    for name, segment in zip(names, segments, strict=True):
+    for name, segment in zip(names, timeline.read("eval", metric, scale), strict=True):
         if segment and metric != "ece":  # a calibration error has no best epoch: it is least before learning starts
             x, y = choose(segment, key=lambda point: point[1])
-            where = f"at epoch {x - timeline.start[name]:.0f}" + (f" of {name}" if len(names) > 1 else "")
-            best.append((x, y, f"best: {metric_value(metric, y / scale)} {where}"))
-    note = f"{capital(best[-1][2])}." if best else ""  # of the last phase, whose state the run keeps
+            at = f"at epoch {x - timeline.start[name]:.0f}" + (f" of {name}" if len(names) > 1 else "")
+            best.append((x, y, f"best: {words.metric_value(metric, y / scale)} {at}"))
+    note = f"{words.capital(best[-1][2])}." if best else ""  # of the last phase, whose state the run keeps
     kept = next((phase.get("best") for phase in phases(run) if best and phase.get("name") == names[-1]), None)
     if isinstance(kept, dict) and kept.get("epoch") == 0 and metric in kept:
-        note = f"Kept: {metric_value(metric, kept[metric])}, with which {names[-1]} began."
+        note = f"Kept: {words.metric_value(metric, kept[metric])}, with which {names[-1]} began."
+    on = where_measured(run)
     level = numbers(run.part("teacher").get("metrics")).get(metric)
-    where = where_measured(run)
-    elsewhere = "" if where == "test set" else " (test set)"
+    taught = f"teacher {words.metric_value(metric, level)}" + ("" if on == "test set" else " (test set)")
     return line_chart(
-        capital(metric_name(metric)) + (f" on the {where}" if where else ""),
+        words.capital(words.metric_name(metric)) + (f" on the {on}" if on else ""),
         series,
         note=note,
-        level=(scale * level, f"teacher {metric_value(metric, level)}{elsewhere}") if level is not None else None,
+        level=(scale * level, taught) if level is not None else None,
         best=best,
-        loss=lower_is_better(metric),
-        unit=unit(metric),
+        loss=words.lower_is_better(metric),
+        unit=words.unit(metric),
         **timeline.shown,
     )
 
@@ -140,10 +109,10 @@ def phase_loss_chart(timeline: Timeline, phase: str, height: int) -> Chart | Non
     names = sorted((key for key in keys_of(records, "train") if "loss" in key), key=lambda key: key != "loss")
     for n, key in enumerate(names):
         label = "total" if key == "loss" else key.removesuffix("_loss").replace("_", " ")
-        series.append(Series(label, alone.segments(read_from("train", key)), LOSS_COLOURS[n % len(LOSS_COLOURS)]))
+        series.append(Series(label, alone.read("train", key), LOSS_COLOURS[n % len(LOSS_COLOURS)]))
     for key in (key for key in keys_of(records, "eval") if "loss" in key or key == "mse"):
         label = f"validation {key.replace('_', ' ')}"
-        series.append(Series(label, alone.segments(read_from("eval", key)), f"c{len(series) % COLOURS}", dashed=True))
+        series.append(Series(label, alone.read("eval", key), f"c{len(series) % COLOURS}", dashed=True))
     title = f"Loss in {phase}" if len(timeline.phases) > 1 else "Training loss"
     return line_chart(title, series, loss=True, height=height)
 
@@ -159,33 +128,29 @@ def ordered_losses(run: Run, timeline: Timeline) -> Chart | None:
     lines: dict[str, list[list[Point]]] = {"train": [], "eval": []}
     bands, ticks, places, best = [], {}, {}, []
     for n, (name, records) in enumerate(timeline.phases.items()):
+        phase = known.get(name, {})
+        seconds = [record["seconds"] for _, record in records if is_number(record.get("seconds"))]
+        ticks[n + 0.5] = words.duration(phase["seconds"] if is_number(phase.get("seconds")) else sum(seconds))
         bands.append((float(n), n + 1.0, name))
-        seconds = known.get(name, {}).get("seconds")
-        if not is_number(seconds):
-            seconds = sum(record["seconds"] for _, record in records if is_number(record.get("seconds")))
-        ticks[n + 0.5] = duration(seconds)
-        chosen = known.get(name, {}).get("best")
-        kept = chosen.get("epoch") if isinstance(chosen, dict) else None
-        for table in lines:
-            lines[table].append([])
+        for part in lines.values():
+            part.append([])
         for epoch, record in records:
             at = n + (epoch - 0.5) / records[-1][0]
             places[at] = f"{epoch:g} of {name}"
-            losses = {table: numbers(record.get(table)).get("loss") for table in ("eval", "train")}
-            for table, loss in losses.items():
-                lines[table][n] += [] if loss is None else [(at, loss)]
-            value = next((loss for loss in losses.values() if loss is not None), None)
-            if epoch == kept and value is not None:
-                best.append((at, value, f"{name}: epoch {epoch:.0f} is kept, loss {plain(value)}"))
+            losses = {t: loss for t in ("eval", "train") if (loss := numbers(record.get(t)).get("loss")) is not None}
+            for key, loss in losses.items():
+                lines[key][n].append((at, loss))
+            if losses and epoch == table(phase.get("best")).get("epoch"):
+                kept = next(iter(losses.values()))
+                best.append((at, kept, f"{name}: epoch {epoch:.0f} is kept, loss {words.plain(kept)}"))
     judged = where_measured(run).removesuffix(" set") or "validation"
     crowded = len(ticks) > 12
     title = "" if crowded else "time that each phase took"
-    axis = Axis(title, (0.0, float(len(ticks))), ticks={} if crowded else ticks, places=places, said="epoch")
     return line_chart(
         "Loss of each phase, in order",
         [Series("training", lines["train"], "c0"), Series(judged, lines["eval"], "c2", dashed=True)],
         note="Rings mark the epochs that were kept.",
-        x=axis,
+        x=Axis(title, (0.0, float(len(ticks))), ticks={} if crowded else ticks, places=places, said="epoch"),
         best=best,
         bands=bands,
         loss=True,
@@ -193,41 +158,38 @@ def ordered_losses(run: Run, timeline: Timeline) -> Chart | None:
     )
 
 
-STANDING = {"student": ("student", "c0"), "dynamic": ("dynamic teacher", "c2"), "static": ("static teacher", "c1")}
-
-
 def standing_keys(run: Run) -> dict[str, tuple[str, list[str]]]:
-    """metric → (table, names of networks) where records tell a dynamic teacher's metric beside the student's."""
-    shown: dict[str, tuple[str, list[str]]] = {}
-    for table in ("eval", "train"):
-        keys = keys_of(run.epochs, table)
+    """metric → (part, names of networks) where records tell a dynamic teacher's metric beside the student's."""
+    standing: dict[str, tuple[str, list[str]]] = {}
+    for part in ("eval", "train"):
+        keys = keys_of(run.epochs, part)
         for metric in (key.removeprefix("dynamic_") for key in keys if key.startswith("dynamic_")):
             names = [name for name in STANDING if f"{name}_{metric}" in keys]
             if "student" in names and "loss" not in metric:
-                shown.setdefault(metric, (table, names))
-    return shown
+                standing.setdefault(metric, (part, names))
+    return standing
 
 
-def standing_chart(run: Run, timeline: Timeline, metric: str, table: str, names: Sequence[str]) -> Chart | None:
+def standing_chart(run: Run, timeline: Timeline, metric: str, part: str, names: Sequence[str]) -> Chart | None:
     """Where student, dynamic and static teacher stand on the same samples: the gap over time."""
-    scale, last, series = factor(metric), {}, []
+    scale, last, series = words.factor(metric), {}, []
     for name in names:
-        segments = timeline.segments(read_from(table, f"{name}_{metric}"), scale)
+        segments = timeline.read(part, f"{name}_{metric}", scale)
         last[name] = next((segment[-1][1] / scale for segment in reversed(segments) if segment), 0.0)
         series.append(Series(STANDING[name][0], segments, STANDING[name][1]))
     delta = last["dynamic"] - last["student"]
-    ahead = {"better": "ahead of", "worse": "behind"}.get(verdict(metric, delta), "level with")
-    amount = difference(metric, delta).lstrip("+±" + MINUS) + " " if delta else ""
-    where = "On training samples, as they are learned from" if table == "train" else f"On the {where_measured(run)}"
+    ahead = {"better": "ahead of", "worse": "behind"}.get(words.verdict(metric, delta), "level with")
+    amount = f"{words.amount(metric, delta)} " if delta else ""
+    where = "On training samples, as they are learned from" if part == "train" else f"On the {where_measured(run)}"
     level = numbers(run.part("teacher").get("metrics")).get(metric) if "static" not in names else None
-    label = f"static teacher {metric_value(metric, level)}" + (" (test set)" if table == "train" else "")
+    label = f"static teacher {words.metric_value(metric, level)}" + (" (test set)" if part == "train" else "")
     return line_chart(
-        f"The gap in {metric_name(metric)}",
+        f"The gap in {words.metric_name(metric)}",
         series,
         note=f"{where}. At the end the dynamic teacher is {amount}{ahead} the student.",
         level=(scale * level, label) if level is not None else None,
-        loss=lower_is_better(metric),
-        unit=unit(metric),
+        loss=words.lower_is_better(metric),
+        unit=words.unit(metric),
         **timeline.shown,
     )
 
@@ -256,35 +218,25 @@ def run_charts(run: Run, primary: str) -> RunCharts:
     gaps = sorted(standing.items(), key=lambda item: item[0] != primary)
     story = [*metrics[:1], *(standing_chart(run, timeline, metric, *where) for metric, where in gaps)]
     story += [*([] if apart else losses), *metrics[1:]]
-    rates: dict[str, Pick] = {
-        capital(key.replace("_", " ")) + ", training": read_from("train", key)
-        for key in keys_of(run.epochs, "train")
-        if "loss" not in key and key not in evaluated and key not in drawn
-    }
-    names = {"lr": "Learning rate", "images_per_second": "Samples per second", "seconds": "Seconds an epoch"}
-    rates |= {title: column(key) for key, title in names.items()}
-    closer = [rate_chart(timeline, title, pick) for title, pick in rates.items()]
+    known = {*evaluated, *drawn}
+    others = [key for key in keys_of(run.epochs, "train") if "loss" not in key and key not in known]
+    rates = [("train", key, words.capital(key.replace("_", " ")) + ", training") for key in others]
+    rates += [("", key, title) for key, title in RATES.items()]
+    look: dict[str, Any] = {"y_range": [0.0], "height": SMALL, **timeline.shown}
+    closer = [line_chart(title, [Series(title, timeline.read(part, key), "c4")], **look) for part, key, title in rates]
     return RunCharts(ordered, present(story), losses if apart else [], present(closer))
 
 
 def measuring(timeline: Timeline, metric: str) -> Timeline:
     """The phases that measure a metric: those that learn by another measure take no room in its picture."""
-
-    def measured(record: Record) -> bool:
-        return any(metric in numbers(record.get(table)) for table in ("eval", "train"))
-
-    kept = [[r for _, r in pairs] for pairs in timeline.phases.values() if any(measured(r) for _, r in pairs)]
+    phases = ([record for _, record in pairs] for pairs in timeline.phases.values())
+    kept = [records for records in phases if metric in {*keys_of(records, "eval"), *keys_of(records, "train")}]
     return Timeline([record for records in kept for record in records])
 
 
 def has_parts(timeline: Timeline, phase: str) -> bool:
     """Whether a phase's loss is a sum of others."""
     return sum("loss" in key for key in keys_of([record for _, record in timeline.phases[phase]], "train")) > 1
-
-
-def rate_chart(timeline: Timeline, title: str, pick: Pick) -> Chart | None:
-    series = [Series(title, timeline.segments(pick), "c4")]
-    return line_chart(title, series, y_range=[0.0], height=SMALL, **timeline.shown)
 
 
 def present(charts: Sequence[Chart | None]) -> list[Chart]:

@@ -6,7 +6,26 @@ from . import words
 from .classes import class_names
 from .curves import where_measured
 from .guess import NOTABLE, guessed, learned, verdict
-from .read import Run, is_number, numbers, phases
+from .read import Run, is_number, numbers, phases, table
+
+
+def headline(run: Run, metric: str) -> str:
+    """One sentence on what the run achieved, or how far it has come."""
+    student, classes = run.part("student"), run.part("data").get("classes")
+    if not run.finished:
+        return unfinished(run, metric)
+    value = numbers(student.get("metrics")).get(metric)
+    if value is None:
+        return "The run is finished; there were no labels to measure the student by."
+    starts = {"teacher": "The student reaches", "none": "Trained on the labels alone, the student reaches"}
+    kind = "teacher" if run.part("teacher") else run.setting("method")
+    start = starts.get(kind, "Without a teacher, the student reaches")
+    text = f"{start} {named_value(metric, value)}{since_before(run, metric, value)}{with_data(run)}"
+    text += compared(run, metric, value) + "."
+    warning = verdict(student, metric, class_names(run, 0))
+    if "chance" not in student and metric == "accuracy" and is_number(classes) and value * classes <= 1:
+        warning = "That is no better than guessing."
+    return f"{text} {warning}".strip() + judged_on(run)
 
 
 def named_value(metric: str, value: float) -> str:
@@ -42,102 +61,76 @@ def with_data(run: Run) -> str:
 def compared(run: Run, metric: str, value: float) -> str:
     """The second half: size and quality beside the teacher's."""
     teacher, student = run.part("teacher"), run.part("student")
+    size, of = student.get("params"), teacher.get("params")
     parts = []
-    if is_number(teacher.get("params")) and is_number(student.get("params")) and teacher["params"]:
-        ratio = student["params"] / teacher["params"]
-        size = words.rough_share(ratio) + " of" if ratio <= 1 else f"{ratio:.1f}{words.NBSP}times"
-        parts.append(
-            f"has {size} the teacher\u2019s parameters" if ratio != 1 else "has as many parameters as the teacher"
-        )
+    if is_number(size) and is_number(of) and of:
+        ratio = size / of
+        times = f"{words.rough_share(ratio)} of" if ratio < 1 else f"{ratio:.1f}{words.NBSP}times"
+        parts.append("has as many parameters as the teacher" if ratio == 1 else f"has {times} the teacher’s parameters")
     reference = numbers(teacher.get("metrics")).get(metric)
-    name = words.metric_name(metric)
-    if reference is not None:
-        delta = value - reference
-        ahead = words.verdict(metric, delta) == "better"
-        amount = words.difference(metric, delta).lstrip("+±" + words.MINUS)
-        if delta == 0:
-            parts.append(f"matches its {name}")
-        elif ahead:
-            parts.append(f"is {amount} better in {name}")
-        elif learned(student) is False:
-            pass
-        elif (guess := guessed(metric, student)) is not None and words.is_fraction(metric) and guess >= NOTABLE:
-            lead = max(0.0, value - guess) / (reference - guess) if reference > guess else 0.0
-            alone = words.metric_value(metric, guess)
-            parts.append(f"keeps {words.rough_share(lead)} of its lead over the commonest class alone ({alone})")
-        elif words.is_fraction(metric) and reference > 0:
-            parts.append(f"keeps {words.rough_share(value / reference)} of its {name}")
-        else:
-            side = "above" if delta > 0 else "below"
-            parts.append(f"stays {amount} {side} its {name} of {words.metric_value(metric, reference)}")
+    if reference is not None and (quality := against(student, metric, value, reference)):
+        parts.append(quality)
     return "; it " + " and ".join(parts) if parts else ""
+
+
+def against(student: dict[str, object], metric: str, value: float, reference: float) -> str:
+    """How a metric stands to the teacher's; "" of a student that has learned nothing."""
+    name, delta, guess = words.metric_name(metric), value - reference, guessed(metric, student)
+    if delta == 0:
+        return f"matches its {name}"
+    if words.verdict(metric, delta) == "better":
+        return f"is {words.amount(metric, delta)} better in {name}"
+    if learned(student) is False:
+        return ""
+    if not words.is_fraction(metric) or reference <= 0:
+        side = "above" if delta > 0 else "below"
+        return f"stays {words.amount(metric, delta)} {side} its {name} of {words.metric_value(metric, reference)}"
+    if guess is not None and guess >= NOTABLE:
+        lead = max(0.0, value - guess) / (reference - guess) if reference > guess else 0.0
+        alone = words.metric_value(metric, guess)
+        return f"keeps {words.rough_share(lead)} of its lead over the commonest class alone ({alone})"
+    return f"keeps {words.rough_share(value / reference)} of its {name}"
 
 
 def since_before(run: Run, metric: str, value: float) -> str:
     """What it was before, where the student did not start from chance."""
     before = numbers(run.part("student").get("before")).get(metric)
     classes = run.part("data").get("classes")
-    solved = any(phase.get("kind") == "solve" for phase in phases(run))
     if before is None or before == value:
         return ""
     chance = guessed(metric, run.part("student")) or (1 / classes if is_number(classes) and classes else 0.5)
     knew = metric in ("accuracy", "agreement") and before > chance + max(0.05, min(chance, (1 - chance) / 2))
-    if not solved and not knew:
+    if not knew and not any(phase.get("kind") == "solve" for phase in phases(run)):
         return ""
     return f", {'up' if value > before else 'down'} from {words.metric_value(metric, before)},"
 
 
-def headline(run: Run, metric: str) -> str:
-    """One sentence on what the run achieved, or how far it has come."""
-    student = numbers(run.part("student").get("metrics"))
-    if not run.finished:
-        return unfinished(run, metric)
-    if metric not in student:
-        return "The run is finished; there were no labels to measure the student by."
-    value = student[metric]
-    if run.part("teacher"):
-        start = "The student reaches "
-    elif run.setting("method") == "none":
-        start = "Trained on the labels alone, the student reaches "
-    else:
-        start = "Without a teacher, the student reaches "
-    since = since_before(run, metric, value)
-    middle = f"{named_value(metric, value)}{since}{with_data(run)}"
-    names = class_names(run, 0)
-    warning = verdict(run.part("student"), metric, names)
-    classes = run.part("data").get("classes")
-    if "chance" not in run.part("student") and metric == "accuracy" and is_number(classes) and value * classes <= 1:
-        warning = "That is no better than guessing."
-    return start + middle + compared(run, metric, value) + "." + (f" {warning}" if warning else "") + judged_on(run)
-
-
 def judged_on(run: Run) -> str:
     """Which images told how often the student agrees with its teacher, where there are no labels."""
-    found = run.part("student").get("measured_on")
-    if not isinstance(found, dict):
+    measured = table(run.part("student").get("measured_on"))
+    if not measured:
         return ""
-    which = "that did not teach" if found.get("unseen") else "that it learned from, as there are no others"
-    images = words.plural(found["samples"], "image")
-    return f" There are no labels: agreement is how often it chooses the teacher\u2019s class, on {images} {which}."
+    which = "that did not teach" if measured.get("unseen") else "that it learned from, as there are no others"
+    images = words.plural(measured["samples"], "image")
+    return f" There are no labels: agreement is how often it chooses the teacher’s class, on {images} {which}."
 
 
 def unfinished(run: Run, metric: str) -> str:
     if not run.epochs:
         if run.fills:
             stored = words.plural(len(run.fills), "view")
-            return f"Unfinished: {stored} of the teacher\u2019s answers are stored, no epoch is done yet."
-        if run.solves:
-            return f"Unfinished: {words.plural(len(run.solves), 'phase')} solved so far."
-        return "Unfinished: no epoch is done yet."
-    last = run.epochs[-1]
-    done = sum(record["phase"] == last["phase"] for record in run.epochs)
-    planned = next((p.get("epochs") for p in phases(run) if p.get("name") == last["phase"]), None)
-    of = f" of {words.count(planned)}" if is_number(planned) else ""
-    text = f"Unfinished: after {words.count(done)}{of} epoch{'' if done == 1 and not of else 's'}"
-    text += f" of phase {last['phase']}"
-    measured = [numbers(record.get("eval")) for record in run.epochs]
-    value = next((found[metric] for found in reversed(measured) if metric in found), None)
+            return f"Unfinished: {stored} of the teacher’s answers are stored, no epoch is done yet."
+        solved = f"{words.plural(len(run.solves), 'phase')} solved so far" if run.solves else "no epoch is done yet"
+        return f"Unfinished: {solved}."
+    phase = run.epochs[-1]["phase"]
+    done = sum(record["phase"] == phase for record in run.epochs)
+    planned = next((entry.get("epochs") for entry in phases(run) if entry.get("name") == phase), None)
+    epochs = (
+        f"{words.count(done)} of {words.count(planned)} epochs" if is_number(planned) else words.plural(done, "epoch")
+    )
+    measured = (numbers(record.get("eval")) for record in reversed(run.epochs))
+    value, where = next((metrics[metric] for metrics in measured if metric in metrics), None), where_measured(run)
+    text = f"Unfinished: after {epochs} of phase {phase} the student"
     if value is None:
-        return text + " the student has not been measured yet."
-    where = where_measured(run)
-    return text + f" the student stands at {named_value(metric, value)}" + (f" on the {where}." if where else ".")
+        return f"{text} has not been measured yet."
+    return f"{text} stands at {named_value(metric, value)}" + (f" on the {where}." if where else ".")

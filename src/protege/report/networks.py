@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import words
-from .read import Run, is_number, phases
+from .read import Run, is_number, phases, records
 
 WIDE, HIGH, LEAST = 46.0, 44.0, 4.0  # of the largest and the smallest block, in pixels
 MOST_BESIDE = 7  # more stages are always laid below each other
@@ -71,9 +71,8 @@ class Networks:
 
 def networks(run: Run) -> Networks | None:
     """The picture of a run's stages; None where its method has none."""
-    plan = run.result.get("plan")
-    rows = [row for row in plan if isinstance(row, dict) and "stage" in row] if isinstance(plan, list) else []
-    if len(rows) < 2 or len(rows) != len(plan or []):
+    rows = records(plan := run.result.get("plan"))
+    if len(rows) < 2 or len(rows) != len(plan or []) or not all("stage" in row for row in rows):
         return None
     method, classes = run.setting("method"), run.part("data").get("classes")
     compare, last, order = METHODS.get(method, ("paired", "", ""))

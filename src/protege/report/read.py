@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -36,8 +36,7 @@ class Run:
 
     def part(self, name: str) -> dict[str, Any]:
         """A table of the result (``"teacher"``, ``"student"``, ``"data"``, …); empty when absent or null."""
-        value = self.result.get(name)
-        return value if isinstance(value, dict) else {}
+        return table(self.result.get(name))
 
     def setting(self, name: str) -> str:
         """A name from the result, else the recipe (a string, or a table's ``spec`` or ``name``), else ``""``."""
@@ -52,15 +51,22 @@ class Run:
 
 def phases(run: Run) -> list[dict[str, Any]]:
     """The phases of a run as its result tells them, or its start: ``name``, ``kind``, ``epochs``, ``seconds``, …"""
-    value = run.result.get("phases")
-    return [phase for phase in value if isinstance(phase, dict)] if isinstance(value, list) else []
+    return records(run.result.get("phases"))
+
+
+def table(value: Any) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def records(value: Any) -> list[dict[str, Any]]:
+    """The JSON objects of a list; none of anything else."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def numbers(values: Any) -> dict[str, float]:
     """The finite numbers of a mapping, as floats; everything else is left out."""
-    if not isinstance(values, Mapping):
-        return {}
-    return {str(key): float(value) for key, value in values.items() if is_number(value)}
+    return {str(key): float(value) for key, value in table(values).items() if is_number(value)}
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -82,15 +88,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a metrics.jsonl, without lines a kill left half written; none without a file."""
     events = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict):
-                events.append(event)
-    return events
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError, RecursionError):
+            events.append(json.loads(line))
+    return records(events)
 
 
 def read_run(folder: Path) -> Run:
@@ -101,38 +102,28 @@ def read_run(folder: Path) -> Run:
             f"{folder} holds no run (none of recipe.toml, metrics.jsonl, result.json): name the folder of a run"
         )
     recipe_text = recipe_file.read_text(encoding="utf-8", errors="replace") if recipe_file.is_file() else ""
-    try:
+    recipe: dict[str, Any] = {}  # a damaged one is still shown as text
+    with suppress(tomllib.TOMLDecodeError):
         recipe = tomllib.loads(recipe_text)
-    except tomllib.TOMLDecodeError:
-        recipe = {}  # it is still shown as text
+    events = read_events(folder / "metrics.jsonl")
 
-    known: dict[str, Any] = {}
-    epochs: dict[Any, dict[str, Any]] = {}
-    fills: dict[Any, dict[str, Any]] = {}
-    solves: dict[Any, dict[str, Any]] = {}
-    blocks: dict[Any, dict[str, Any]] = {}
-    for event in read_events(folder / "metrics.jsonl"):
-        kind, phase = event.get("event"), str(event.get("phase", ""))
-        if kind == "start":
-            known.update(event)
-        elif kind == "epoch" and is_number(event.get("epoch")):
-            epochs[phase, event["epoch"]] = {**event, "phase": phase}
-        elif kind == "fill":
-            fills[str(event.get("source")), str(event.get("view"))] = event
-        elif kind == "solve":
-            solves[phase] = {**event, "phase": phase}
-        elif kind == "block":
-            blocks[phase, str(event.get("name")), str(event.get("sweep"))] = {**event, "phase": phase}
-    finished = result_file.is_file()
+    def last(kind: str, *keys: str) -> list[dict[str, Any]]:
+        """The last event of a kind for each value of its keys."""
+        latest = {tuple(str(event.get(key)) for key in keys): event for event in events if event.get("event") == kind}
+        return [{**event, "phase": str(event.get("phase", ""))} for event in latest.values()]
+
+    start: dict[str, Any] = {}
+    for event in events:
+        start |= event if event.get("event") == "start" else {}
     return Run(
         folder=folder,
-        result=read_json(result_file) if finished else known,
-        finished=finished,
+        result=read_json(result_file) if result_file.is_file() else start,
+        finished=result_file.is_file(),
         recipe=recipe,
         recipe_text=recipe_text,
-        epochs=list(epochs.values()),
-        fills=list(fills.values()),
-        solves=list(solves.values()),
-        blocks=list(blocks.values()),
-        planned=[phase for phase in known.get("phases") or [] if isinstance(phase, dict)],
+        epochs=[record for record in last("epoch", "phase", "epoch") if is_number(record.get("epoch"))],
+        fills=last("fill", "source", "view"),
+        solves=last("solve", "phase"),
+        blocks=last("block", "phase", "name", "sweep"),
+        planned=records(start.get("phases")),
     )

@@ -12,7 +12,7 @@ from .guess import told_guess
 from .headline import headline, sample_noun
 from .networks import networks
 from .page import Card, write_page
-from .read import Run, is_number, numbers, phases, read_run
+from .read import Run, is_number, numbers, phases, read_run, table
 from .segmentation import segmentation
 from .snippets import snippets
 from .solved import solved
@@ -159,7 +159,7 @@ def phases_so_far(run: Run, metric: str) -> list[dict[str, Any]]:
 
 def kept_text(best: Any, metric: str) -> str:
     """What a phase kept: the deciding metric first, whole numbers as counts."""
-    best = best if isinstance(best, dict) else {}
+    best = table(best)
     values = {key: value for key, value in best.items() if is_number(value) and key != "epoch"}
     texts = [
         f"{words.metric_name(key)} {words.count(value) if isinstance(value, int) else words.metric_value(key, value)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from . import words
-from .read import Run, is_number, read_json
+from .read import Run, is_number, read_json, table
 
 PICTURES, INDEX = "pictures", "index.json"
 
@@ -20,22 +20,16 @@ NO_LABEL: Colour = (28, 30, 36)
 TONES: dict[str, Colour] = {"student": (31, 111, 178), "teacher": (226, 120, 30), "wrong": (140, 25, 85)}
 """Colours of the picture of differences: only the student is right, only the teacher, nobody (or a lone student)."""
 
-_FIRST: tuple[Colour, ...] = (
-    (140, 195, 238),
-    (178, 98, 66),
-    (246, 204, 70),
-    (116, 110, 128),
-    (224, 152, 192),
-    (62, 142, 74),
-    (214, 40, 50),
-    (156, 136, 62),
-    (48, 74, 196),
-    (250, 122, 34),
-    (0, 168, 162),
-    (132, 62, 164),
-)
-_CAPTIONS = {"image": "image", "truth": "truth", "teacher": "teacher", "student": "student", "difference": "difference"}
-_GOLDEN = 0.6180339887498949
+FIRST = "8cc3ee b26242 f6cc46 746e80 e098c0 3e8e4a d62832 9c883e 304ac4 fa7a22 00a8a2 843ea4"
+KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
+CAPTIONS = ("image", "truth", "teacher", "student", "difference")
+GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Swatch:
+    name: str
+    colour: str
 
 
 @dataclass(frozen=True)
@@ -48,14 +42,8 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Swatch:
-    name: str
-    colour: str
-
-
-@dataclass(frozen=True)
 class ClassRow:
-    """A class with its share of the pixels, and (text, per cent of the room) of each network's IoU."""
+    """A class with its share of the pixels, and (network, text, per cent of the room) of each network's IoU."""
 
     name: str
     colour: str
@@ -76,9 +64,9 @@ class Segmentation:
 
 def palette(classes: int) -> list[Colour]:
     """A colour for each class: twelve chosen ones, then hues a golden section apart."""
-    colours = list(_FIRST[:classes])
+    colours: list[Colour] = [(code[0], code[1], code[2]) for code in map(bytes.fromhex, FIRST.split())][:classes]
     for n in range(len(colours), classes):
-        red, green, blue = colorsys.hsv_to_rgb((n * _GOLDEN + 0.8) % 1, (0.9, 0.5)[n % 2], (0.45, 0.8, 1.0)[n % 3])
+        red, green, blue = colorsys.hsv_to_rgb((n * GOLDEN + 0.8) % 1, (0.9, 0.5)[n % 2], (0.45, 0.8, 1.0)[n % 3])
         colours.append((round(255 * red), round(255 * green), round(255 * blue)))
     return colours
 
@@ -91,80 +79,75 @@ def segmentation(run: Run) -> Segmentation | None:
     """The section of a segmentation run; None for other runs, and where neither pictures nor IoUs are there."""
     if not run.setting("task").startswith("segment"):
         return None
-    scenes, rows = _scenes(run.folder / PICTURES), _rows(run)
+    names = run.result.get("classes")
+    names = list(map(str, names)) if isinstance(names, list) else []
+    classes = [Swatch(name, hexadecimal(c)) for name, c in zip(names, palette(len(names)), strict=True)]
+    scenes, overlaps = read_scenes(run.folder / PICTURES), {role: overlap(run, role) for role in ("teacher", "student")}
+    columns = [role for role, values in overlaps.items() if values]
+    rows = class_rows(run, classes, {role: overlaps[role] for role in columns if len(overlaps[role]) == len(names)})
     if not scenes and not rows:
         return None
-    teacher = any(picture.name == "teacher" for scene in scenes for picture in scene)
-    named = {"student": "only the student is right", "teacher": "only the teacher is right", "wrong": "both are wrong"}
-    named = named if teacher else {"wrong": "the student is wrong"}
-    tones = [Swatch(text, hexadecimal(TONES[tone])) for tone, text in named.items()]
-    names = _names(run)
-    classes = [Swatch(n, hexadecimal(c)) for n, c in zip(names, palette(len(names)), strict=True)]
-    no_label = Swatch("no label", hexadecimal(NO_LABEL))
-    columns = [role for role in ("teacher", "student") if _overlaps(run, role)]
-    return Segmentation(scenes, [*classes, no_label] if scenes else [], tones if scenes else [], columns, rows)
+    tones = {"wrong": "the student is wrong"}
+    if any(picture.name == "teacher" for scene in scenes for picture in scene):
+        tones = {
+            "student": "only the student is right",
+            "teacher": "only the teacher is right",
+            "wrong": "both are wrong",
+        }
+    return Segmentation(
+        scenes,
+        [*classes, Swatch("no label", hexadecimal(NO_LABEL))],
+        [Swatch(text, hexadecimal(TONES[tone])) for tone, text in tones.items()],
+        columns,
+        rows,
+    )
 
 
-def _names(run: Run) -> list[str]:
-    names = run.result.get("classes")
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _scenes(folder: Path) -> list[list[Picture]]:
+def read_scenes(folder: Path) -> list[list[Picture]]:
     """The pictures of each scene; what is damaged or gone is left out."""
     try:
         scenes = read_json(folder / INDEX).get("scenes")
     except UserError:
         return []
-    found = []
-    for scene in scenes if isinstance(scenes, list) else []:
-        files, right = (scene.get(key) if isinstance(scene, dict) else None for key in ("files", "right"))
-        if not isinstance(files, dict):
-            continue
-        pictures = []
-        for name, caption in _CAPTIONS.items():
-            share = right.get(name) if isinstance(right, dict) else None
-            text = f"{caption}, {words.share(share, 0)} right" if is_number(share) else caption
-            source = _embedded(folder / Path(str(files.get(name, ""))).name)
-            if source:
-                pictures.append(Picture(name, source, text))
-        found.append(pictures)
-    return [pictures for pictures in found if pictures]
+    return [pictures for scene in scenes if (pictures := read_scene(folder, scene))] if isinstance(scenes, list) else []
 
 
-def _embedded(path: Path) -> str:
-    kinds = {".png": "image/png", ".jpg": "image/jpeg"}
-    if path.suffix not in kinds or not path.is_file():
-        return ""
-    return f"data:{kinds[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def read_scene(folder: Path, scene: Any) -> list[Picture]:
+    files, right = (table(table(scene).get(key)) for key in ("files", "right"))
+    pictures = []
+    for name in CAPTIONS:
+        path = folder / Path(str(files.get(name, ""))).name
+        if path.suffix in KINDS and path.is_file():
+            share = right.get(name)
+            source = f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+            caption = f"{name}, {words.share(share, 0)} right" if is_number(share) else name
+            pictures.append(Picture(name, source, caption))
+    return pictures
 
 
-def _overlaps(run: Run, role: str) -> list[Any]:
+def overlap(run: Run, role: str) -> list[Any]:
     value = run.part(role).get("per_class_iou")
     return value if isinstance(value, list) and any(map(is_number, value)) else []
 
 
-def _rows(run: Run) -> list[ClassRow]:
-    names = _names(run)
-    found = [(role, _overlaps(run, role)) for role in ("teacher", "student")]
-    found = [(role, values) for role, values in found if values and len(values) == len(names)]
-    if not any(role == "student" for role, _ in found):
+def class_rows(run: Run, classes: list[Swatch], overlaps: dict[str, list[Any]]) -> list[ClassRow]:
+    if "student" not in overlaps:
         return []
-    counts = _pixels(run, len(names))
+    counts = pixels(run, len(classes))
     total = sum(counts) or 1
     rows = []
-    for n, colour in enumerate(palette(len(names))):
+    for n, swatch in enumerate(classes):
         bars = []
-        for role, values in found:
-            known = is_number(values[n])
-            width = f"{100 * min(1.0, max(0.0, values[n])):.2f}" if known else "0"
-            bars.append((role, words.share(values[n]) if known else "—", width))
+        for role, values in overlaps.items():
+            value = values[n] if is_number(values[n]) else None
+            width = 100 * min(1.0, max(0.0, value or 0.0))
+            bars.append((role, "—" if value is None else words.share(value), f"{width:.2f}"))
         share = words.rough_share(counts[n] / total) if counts else ""
-        rows.append(ClassRow(names[n], hexadecimal(colour), share, bars))
+        rows.append(ClassRow(swatch.name, swatch.colour, share, bars))
     return rows
 
 
-def _pixels(run: Run, classes: int) -> list[float]:
+def pixels(run: Run, classes: int) -> list[float]:
     """How many test pixels each class has, from the confusion matrix where there is one."""
     matrix = run.part("student").get("confusion")
     if not isinstance(matrix, list) or len(matrix) != classes:

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import UserError
 from ..models.trust import names_code
 from .headline import sample_noun
-from .read import Run, is_number, numbers, read_json
+from .read import Run, is_number, numbers, read_json, table
 
 
 def snippets(run: Run) -> list[tuple[str, str]]:
@@ -69,7 +69,7 @@ def _python(run: Run, place: str, config: dict[str, Any]) -> str:
 
 def _shape(run: Run, config: dict[str, Any]) -> list[int]:
     """The shape of an input that the student takes."""
-    check, spec = (part if isinstance(part, dict) else {} for part in (config.get("check"), config.get("input")))
+    check, spec = table(config.get("check")), table(config.get("input"))
     shape, size = check.get("shape"), spec.get("size") or [32, 32]
     if not isinstance(shape, list):
         shape = [spec.get("channels", 3), *(size if isinstance(size, list) else [])]

@@ -10,7 +10,7 @@ import tomli_w
 from . import words
 from .guess import learned
 from .page import write_page
-from .read import is_number, numbers, read_json
+from .read import is_number, numbers, read_json, table
 from .study_figures import Colours, against, curves, gains, numeric_columns, strips
 from .table import Row, Study, say, setting_text, study_markdown
 
@@ -53,7 +53,7 @@ def write_study_report(folder: Path) -> Path:
         curves=curves(folder, study, colours),
         waiting=[f"{say(r.get('setting') or {})}, seed {r.get('seed')}: {r['status']}" for r in waiting],
         markdown=study_markdown(record),
-        plan=tomli_w.dumps(record["plan"]) if isinstance(record.get("plan"), dict) else "",
+        plan=tomli_w.dumps(table(record.get("plan"))),
     )
 
 
@@ -94,9 +94,7 @@ def headline(study: Study) -> str:
 
 
 def teacher_text(study: Study) -> str:
-    teacher, metric = study.record.get("teacher"), study.metric
-    if not isinstance(teacher, dict):
-        return ""
+    teacher, metric = table(study.record.get("teacher")), study.metric
     value = numbers(teacher.get("metrics")).get(metric)
     parts = [str(teacher.get("spec") or "")]
     parts += [f"{words.metric_value(metric, value)} {words.metric_name(metric)}"] if value is not None else []

@@ -8,8 +8,8 @@ from typing import Any
 
 from . import words
 from .charts import COLOURS, Axis, Chart, Series, Strip, dot_strips, line_chart
-from .curves import MOST_PANELS, SMALL, Timeline, measured_on, read_from
-from .read import is_number, numbers, read_run
+from .curves import MOST_PANELS, SMALL, Timeline, measured_on
+from .read import is_number, numbers, read_run, table
 from .table import Estimate, Setting, Study, common_teacher, say, setting_text
 
 AMOUNTS = ("fraction", "samples")
@@ -36,7 +36,7 @@ def compared(study: Study, setting: Setting) -> Setting:
 
 
 def teacher_level(teacher: Any, metric: str) -> tuple[float, str] | None:
-    value = numbers(teacher.get("metrics")).get(metric) if isinstance(teacher, dict) else None
+    value = numbers(table(teacher).get("metrics")).get(metric)
     if value is None:
         return None
     return value * words.factor(metric), f"teacher {words.metric_value(metric, value)}"
@@ -168,7 +168,7 @@ def curves(folder: Path, study: Study, colours: Colours) -> dict[str, list[Chart
         place, setting = folder / str(run.get("out", "")), run.get("setting") or {}
         epochs = read_run(place).epochs if (place / "metrics.jsonl").is_file() else []
         for where in dict.fromkeys(measured_on(record) for record in epochs if record.get("eval")):
-            segments = Timeline(epochs).segments(read_from("eval", metric, where), words.factor(metric))
+            segments = Timeline(epochs).read("eval", metric, words.factor(metric), where)
             if any(segments):
                 seed = Series(f"seed {run.get('seed')}", segments, colours(say(compared(study, setting))))
                 sets.setdefault(where, {}).setdefault(say(setting), []).append(seed)

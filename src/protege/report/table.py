@@ -10,7 +10,7 @@ from typing import Any
 
 from . import words
 from .guess import told_guess
-from .read import is_number, numbers
+from .read import is_number, numbers, records, table
 
 Setting = dict[str, Any]
 EVEN = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -60,11 +60,11 @@ class Row:
 
     @property
     def setting(self) -> Setting:
-        return self.record.get("setting") or {}
+        return table(self.record.get("setting"))
 
-    def estimate(self, metric: str, table: str = "metrics") -> Estimate | None:
-        """A metric of the table ``metrics``, ``difference`` (to the baseline), ``before`` or ``held_out``."""
-        entry = (self.record.get(table) or {}).get(metric)
+    def estimate(self, metric: str, part: str = "metrics") -> Estimate | None:
+        """A metric of ``metrics``, ``difference`` (to the baseline), ``before`` or ``held_out``."""
+        entry = table(table(self.record.get(part)).get(metric))
         known = numbers(entry)
         if "mean" not in known:
             return None
@@ -72,8 +72,8 @@ class Row:
         listed = [float(v) for v in values if is_number(v)] if isinstance(values, list) else []
         return Estimate(metric, known["mean"], known.get("interval95"), tuple(listed))
 
-    def text(self, metric: str, table: str = "metrics", unit: bool = True) -> str:
-        estimate = self.estimate(metric, table)
+    def text(self, metric: str, part: str = "metrics", unit: bool = True) -> str:
+        estimate = self.estimate(metric, part)
         return estimate.text(unit) if estimate else "—"
 
     def number(self, key: str) -> float | None:
@@ -101,8 +101,7 @@ class Study:
 
     @cached_property
     def baseline(self) -> Setting:
-        baseline = self.record.get("baseline")
-        return baseline if isinstance(baseline, dict) else {}
+        return table(self.record.get("baseline"))
 
     @cached_property
     def columns(self) -> list[str]:
@@ -133,10 +132,6 @@ class Study:
         """The guess that all rows have to beat, as `told_guess` has it; "" where it is not one for all."""
         guesses = {told_guess(self.metric, row.record, words.metric_value) for row in self.rows}
         return guesses.pop() if len(guesses) == 1 else ""
-
-
-def records(value: Any) -> list[dict[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def common_teacher(rows: Sequence[dict[str, Any]]) -> Any:
@@ -189,9 +184,9 @@ def study_markdown(record: dict[str, Any]) -> str:
         cells += [words.count(row.number("runs")), words.duration(row.number("seconds"))]
         cells += [words.count(row.number("student_samples_seen")), row.teacher_samples(words.count)]
         lines.append(cells)
-    table = "\n".join("| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines) + "\n"
+    text = "\n".join("| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines) + "\n"
     guess = words.capital(study.guess().replace(words.NBSP, " "))
-    return table + (f"\n{guess}.\n" if guess else "")
+    return text + (f"\n{guess}.\n" if guess else "")
 
 
 def markdown_cell(text: str) -> str:

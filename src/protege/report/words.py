@@ -98,6 +98,11 @@ def difference(metric: str, delta: float, digits: int = 1) -> str:
     return f"{sign}{100 * abs(delta):.{digits}f}{NBSP}points"
 
 
+def amount(metric: str, delta: float) -> str:
+    """A change without its sign."""
+    return difference(metric, abs(delta)).lstrip("+±")
+
+
 def verdict(metric: str, delta: float, interval: float | None = None) -> str:
     """``"better"``, ``"worse"`` or ``"unclear"`` (the interval, a half width, contains zero; or no change)."""
     if delta == 0 or (interval is not None and abs(delta) <= interval):
