@@ -1,12 +1,16 @@
 """What the user names as `package.module:attribute`: it is looked up in the module's compiled code before anything is
-imported or run."""
+imported or run. Where an object lies and what its source is, is told here as well."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
+import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from dis import get_instructions
@@ -14,9 +18,14 @@ from importlib.machinery import ModuleSpec
 from types import CodeType
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from .errors import UserError, nearest, told
 from .torch_utils import admit_torchvision
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, another one in each process
 DYNAMIC = {"__getattr__", "globals", "locals", "vars", "setattr", "exec", "eval", "modules", "*"}  # may make any name
 
 
@@ -61,6 +70,23 @@ def find_callable(
     if not callable(value):
         raise UserError(f"{role} {name!r} names a {type(value).__name__}; name a function or class that {does}.")
     return value
+
+
+def place_of(value: Any, module: str | None = None) -> str | None:
+    """Where `find_callable` finds this very object again, as `package.module:attribute`; None where it is nowhere.
+
+    ``module``: where an object may lie that does not know it.
+    """
+    module = module or getattr(value, "__module__", None)
+    held: Any = sys.modules.get(str(module))
+    if held is None or module == "__main__":
+        return None
+    name = getattr(value, "__qualname__", None)
+    if name is None:
+        return next((f"{module}:{key}" for key, member in vars(held).items() if member is value), None)
+    for part in name.split("."):
+        held = getattr(held, part, None)
+    return f"{module}:{name}" if held is value else None
 
 
 def _imported(module_name: str) -> Any:
@@ -177,3 +203,43 @@ def _bound(code: CodeType, top: bool = True) -> Iterator[str]:
             yield from _bound(const, top=False)
         elif const == ("*",):  # all that another module has
             yield "*"
+
+
+def source_digest(function: Any, module: str = "") -> str:
+    """What tells a callable from others: the source of the module (of this name, or else its own) or of itself, and
+    what it holds: arguments of a partial, variables of a closure, attributes of an object."""
+    source = [_source(sys.modules[module])] if module in sys.modules else []
+    return hashlib.sha256("\n".join([*source, *_told(function, set())]).encode()).hexdigest()
+
+
+def _told(value: Any, seen: set[int]) -> Iterator[str]:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Mapping | list | tuple):
+        for entry in [*value.items()] if isinstance(value, Mapping) else value:
+            yield from _told(entry, seen)
+    elif isinstance(value, functools.partial):
+        yield from _told([value.func, value.args, value.keywords], seen)
+    elif isinstance(value, Tensor | np.ndarray):
+        yield hashlib.sha256(np.ascontiguousarray(torch.as_tensor(value).cpu()).tobytes()).hexdigest()
+    elif inspect.isroutine(value) or isinstance(value, type):
+        yield f"{value.__module__}:{value.__qualname__}"
+        module = sys.modules.get(value.__module__)
+        yield (_source(module) if value.__module__ != "__main__" else "") or _source(value)
+        if inspect.isfunction(value):
+            yield str(list(value.__code__.co_positions())[-1])  # of several on one line, which
+            yield from _told([value.__defaults__, dict(inspect.getclosurevars(value).nonlocals)], seen)
+        elif hasattr(value, "__self__"):
+            yield from _told(value.__self__, seen)
+    elif callable(value):
+        yield from _told([type(value), getattr(value, "__dict__", {})], seen)
+    else:
+        yield _ADDRESS.sub("", repr(value))
+
+
+def _source(written: Any) -> str:
+    try:
+        return inspect.getsource(written)
+    except (OSError, TypeError):
+        return ""

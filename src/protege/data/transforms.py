@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import random
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..lookup import find_callable, typed
+from ..lookup import find_callable, place_of, source_digest, typed
 from .arrays import ImageKind, image_pixels
 from .pixels import Deviation
 from .views import Draw, draws
 
 _TRIED = 8  # seeds that a transform is tried with
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, another one in each process
 PYTHON = "python:"  # of one that only a program has
 
 
@@ -47,11 +43,7 @@ class Transform:
                 "callable of one image: change augment=…."
             )
         named = getattr(function, "__qualname__", type(function).__qualname__)
-        module = getattr(function, "__module__", None)
-        held: Any = sys.modules.get(str(module)) if module != "__main__" else None
-        for part in named.split("."):
-            held = getattr(held, part, None)
-        return cls(f"{module}:{named}" if held is function else f"{PYTHON}{named}", _digest(function), function)
+        return cls(place_of(function) or f"{PYTHON}{named}", source_digest(function), function)
 
     @classmethod
     def named(cls, name: str) -> Transform:
@@ -70,7 +62,7 @@ class Transform:
                     f"augment {name!r} cannot be made with {typed(error)}; name a function, or a class without "
                     "arguments."
                 ) from error
-        return cls(name, _digest(function, name.partition(":")[0]), function)
+        return cls(name, source_digest(function, name.partition(":")[0]), function)
 
     def __str__(self) -> str:
         return self.name
@@ -172,43 +164,3 @@ def _generators_kept() -> Iterator[None]:
         torch.set_rng_state(kept[0])
         random.setstate(kept[1])
         np.random.set_state(kept[2])
-
-
-def _digest(function: Any, module: str = "") -> str:
-    """What tells a callable from others: the source of the module (of this name, or else its own) or of itself, and
-    what it holds: arguments of a partial, variables of a closure, attributes of an object."""
-    source = [_source(sys.modules[module])] if module in sys.modules else []
-    return hashlib.sha256("\n".join([*source, *_told(function, set())]).encode()).hexdigest()
-
-
-def _told(value: Any, seen: set[int]) -> Iterator[str]:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, Mapping | list | tuple):
-        for entry in [*value.items()] if isinstance(value, Mapping) else value:
-            yield from _told(entry, seen)
-    elif isinstance(value, functools.partial):
-        yield from _told([value.func, value.args, value.keywords], seen)
-    elif isinstance(value, Tensor | np.ndarray):
-        yield hashlib.sha256(np.ascontiguousarray(torch.as_tensor(value).cpu()).tobytes()).hexdigest()
-    elif inspect.isroutine(value) or isinstance(value, type):
-        yield f"{value.__module__}:{value.__qualname__}"
-        module = sys.modules.get(value.__module__)
-        yield (_source(module) if value.__module__ != "__main__" else "") or _source(value)
-        if inspect.isfunction(value):
-            yield str(list(value.__code__.co_positions())[-1])  # of several on one line, which
-            yield from _told([value.__defaults__, dict(inspect.getclosurevars(value).nonlocals)], seen)
-        elif hasattr(value, "__self__"):
-            yield from _told(value.__self__, seen)
-    elif callable(value):
-        yield from _told([type(value), getattr(value, "__dict__", {})], seen)
-    else:
-        yield _ADDRESS.sub("", repr(value))
-
-
-def _source(written: Any) -> str:
-    try:
-        return inspect.getsource(written)
-    except (OSError, TypeError):
-        return ""

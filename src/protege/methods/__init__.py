@@ -1,19 +1,50 @@
-"""The methods: each a plan of phases, each file the paper's algorithm and nothing else."""
+"""The methods: each a plan of phases, each file the paper's algorithm and nothing else.
 
-from . import fskd, gpd, hints, kd, plain, skd
+A method of one's own is a function that gets a `Cast` (student, teacher, task, settings, transfer set) and returns the
+phases to run, in a `Method` that says which settings it reads:
+
+    from pydantic import Field
+    from protege.methods import Fit, Method, MethodSettings
+
+    class Settings(MethodSettings):
+        share: float = Field(0.5, ge=0, le=1, description="share of the loss that comes from the teacher")
+
+    def plan(cast):
+        signals = cast.asked(Logits())
+
+        def step(student, batch):
+            rows, truth, weights = cast.rows(student(batch.inputs), batch)
+            ...
+            return {"loss": loss}
+
+        return [Fit("mine", cast.student, step, signals)]
+
+    mine = Method(plan, Settings)
+
+It is named ``mymodule:mine`` wherever a method is named: on the command line, in recipes and studies, and in Python.
+"""
+
+from ..signals import Feature, Logits, Outputs, TopK
+from ..training.phase import Fit, Solve
 from .method import Cast, Method, MethodSettings, Transfer
-from .stages import StageSettings, preview, preview_staged
+from .named import METHODS, about_method, find_method, is_method, is_outside, name_of, offered
 
-METHODS: dict[str, Method] = {
-    "none": Method(plain.plan, plain.Settings, needs_teacher=False),
-    "kd": Method(kd.plan, kd.Settings, labels="used"),
-    "fskd": Method(fskd.plan, fskd.Settings, preview=fskd.preview, labels="unread"),
-    "gpd": Method(gpd.plan, gpd.Settings, needs_teacher=False, defaults=gpd.DEFAULTS),
-    "skd": Method(skd.plan, skd.Settings, defaults=skd.DEFAULTS, preview=preview_staged),
-    "simultaneous": Method(hints.simultaneous, StageSettings, preview=preview),
-    "fitnets": Method(hints.fitnets, hints.HintSettings, preview=preview_staged),
-    "at": Method(hints.at, hints.AttentionSettings, preview=preview),
-    "fsp": Method(hints.fsp, StageSettings, preview=preview_staged),
-}
-
-__all__ = ["METHODS", "Cast", "Method", "MethodSettings", "Transfer"]
+__all__ = [
+    "METHODS",
+    "Cast",
+    "Feature",
+    "Fit",
+    "Logits",
+    "Method",
+    "MethodSettings",
+    "Outputs",
+    "Solve",
+    "TopK",
+    "Transfer",
+    "about_method",
+    "find_method",
+    "is_method",
+    "is_outside",
+    "name_of",
+    "offered",
+]

@@ -152,7 +152,7 @@ class Cast:
         return (Source("teacher", self.teacher, signals, self.task),) if signals else ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Method:
     """A plan of phases, the settings it reads, whether it needs a teacher, and what it does with labels.
 
@@ -167,3 +167,20 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     preview: Callable[[Cast], list[dict[str, Any]]] | None = None
     labels: Literal["needed", "used", "unread"] = "needed"
+
+    def __call__(self, cast: Cast) -> list[Phase]:
+        """The plan for these networks. Raises `UserError` where it is none."""
+        phases = list(self.plan(cast))
+        if not phases or not all(isinstance(phase, Phase) for phase in phases):
+            raise UserError(f"a plan of phases is {phases!r}; expected a list of Fit and Solve: correct it.")
+        names = [phase.name for phase in phases]
+        if len({*names}) < len(names):
+            raise UserError(f"two phases have the same name among {', '.join(names)}; expected different ones.")
+        return phases
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.settings, type) and issubclass(self.settings, MethodSettings)):
+            raise UserError(
+                f"settings = {self.settings!r} of a Method; expected a class derived from "
+                "protege.methods.MethodSettings: derive it from that."
+            )

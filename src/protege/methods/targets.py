@@ -7,7 +7,6 @@ outputs as they are; see `losses`. A function of one's own comes through the sam
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from .. import losses
 from ..errors import UserError, nearest, told
-from ..lookup import find_callable
+from ..lookup import find_callable, place_of
 from ..losses import divergence, true_probability
 from ..run.synonyms import VALUE_NAMES
 from ..signals import Logits, Signal, Source, TopK
@@ -116,11 +115,7 @@ def spoken(target: Any) -> str:
     """A target as text: a function given in Python by its place, where it can be found there again."""
     if isinstance(target, str):
         return target
-    module, name = getattr(target, "__module__", "") or "", getattr(target, "__qualname__", type(target).__qualname__)
-    value: Any = sys.modules.get(module)
-    for part in name.split("."):
-        value = getattr(value, part, None)
-    return f"{module}:{name}" if value is target and module != "__main__" else f"python:{name}"
+    return place_of(target) or f"python:{getattr(target, '__qualname__', type(target).__qualname__)}"
 
 
 def checked(target: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..data.spec import GIB, cache_root
 from ..diagnosis import at_chance, causes_of_chance
 from ..errors import UserError
 from ..files import is_finished, is_run, usable
+from ..methods import Cast, Method, name_of
 from ..methods.teaching import TARGET_KEYS, beside
 from ..models import Model, held_out_by, known_ranges, load_model
 from ..models.description import read_description
@@ -38,6 +39,7 @@ from ..torch_utils import same_numbers, unwrapped
 from ..training.checkpoint import load_checkpoint
 from ..training.evaluate import evaluate as run_evaluation
 from ..training.evaluate import refuse_unfit
+from ..training.phase import Phase
 from ..training.precision import autocast_for, on_cpu, resolve_precision
 from ..training.progress import Display
 from .diagnose import diagnose
@@ -61,7 +63,7 @@ def distill(
     teacher: str | nn.Module | None = None,
     student: str | nn.Module | None = None,
     data: Any = None,
-    method: str | None = None,
+    method: str | Method | Callable[[Cast], Sequence[Phase]] | None = None,
     out: str | Path | None = None,
     *,
     recipe: str | Path | None = None,
@@ -94,7 +96,7 @@ def preview(
     teacher: str | nn.Module | None = None,
     student: str | nn.Module | None = None,
     data: Any = None,
-    method: str | None = None,
+    method: str | Method | Callable[[Cast], Sequence[Phase]] | None = None,
     *,
     recipe: str | Path | None = None,
     **settings: Any,
@@ -222,6 +224,8 @@ def _read(given: dict[str, Any], recipe: str | Path | None) -> tuple[dict[str, A
     objects = {key: given[key] for key in ("teacher", "student", "data") if not isinstance(given.get(key), str | None)}
     objects = {key: unwrapped(value) if isinstance(value, nn.Module) else value for key, value in objects.items()}
     given |= {key: f"python:{type(getattr(value, 'network', value)).__qualname__}" for key, value in objects.items()}
+    if not isinstance(given.get("method"), str | None):
+        given["method"] = name_of(given["method"])
     if not isinstance(given.get("augment"), str | None):
         objects["augment"] = Augment.of(given["augment"])
         given["augment"] = str(objects["augment"])

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError, create_model, mode
 from ..data import MOST_PIXELS
 from ..errors import UserError, nearest, shown, told
 from ..files import read_text, write_text
-from ..methods import METHODS
+from ..methods import METHODS, Method, MethodSettings, find_method, is_method, offered
 from ..methods.targets import TARGETS
 from ..settings import Settings
 from ..training import FitSettings
@@ -63,7 +63,9 @@ class Recipe(FitSettings):
     teacher: str | None = Field(None, description="the big network: zoo:NAME, a run's student folder, module:factory")
     student: str = Field(description="the network that learns, named like a teacher")
     data: str = Field(description="digits, parquet:PATH, images:PATH, segmentation:PATH, text:PATH or synthetic:…")
-    method: str = Field("kd", description=f"how to teach: {', '.join(METHODS)}, or auto")
+    method: str = Field(
+        "kd", description=f"how to teach: {', '.join([*METHODS, *offered()])}, auto, or package.module:name"
+    )
 
     fraction: float | None = Field(
         None, gt=0, le=1, description="share of the training samples, of each class if the method reads labels"
@@ -121,22 +123,33 @@ class Recipe(FitSettings):
         return self
 
 
-@cache
-def recipe_type(method: str) -> type[Recipe]:
+def recipe_type(name: str) -> type[Recipe]:
     """The recipe of one method: the common settings, with the method's defaults for them, and its own."""
-    if method not in METHODS:
-        if method in TARGETS:
-            raise UserError(f"the method {method!r} is unknown; it is a target: use method='kd' and target={method!r}.")
-        near = nearest(method, [*METHODS, "auto"], also=METHOD_NAMES, all_of="methods")
-        raise UserError(f"the method {method!r} is unknown; {near}.")
-    chosen = METHODS[method]
-    bases: Any = (Recipe, chosen.settings)
+    if not is_method(name):
+        if name in TARGETS:
+            raise UserError(f"the method {name!r} is unknown; it is a target: use method='kd' and target={name!r}.")
+        near = nearest(name, [*METHODS, *offered(), "auto"], also=METHOD_NAMES, all_of="methods")
+        raise UserError(f"the method {name!r} is unknown; {near}.")
+    return _recipe_type(name, find_method(name))
+
+
+@cache
+def _recipe_type(name: str, method: Method) -> type[Recipe]:
+    for key in method.settings.model_fields:
+        if key in Recipe.model_fields and key not in MethodSettings.model_fields:
+            raise UserError(
+                f"the method {name!r} has a setting {key!r}, which every run has; expected another name, or "
+                f"defaults={{{key!r}: …}} of its protege.methods.Method: rename it."
+            )
+    bases: Any = (Recipe, method.settings)
     fields: dict[str, Any] = {}
-    for key, value in chosen.defaults.items():
+    for key, value in method.defaults.items():
+        if key not in Recipe.model_fields:
+            raise UserError(f"the method {name!r} has a default for {key!r}, which no run has; correct its defaults.")
         common = Recipe.model_fields[key]
         kind: Any = Annotated[(common.annotation, *common.metadata)] if common.metadata else common.annotation
         fields[key] = (kind, Field(value, description=common.description))
-    return create_model(f"{method}_recipe", __base__=bases, **fields)
+    return create_model(f"{name}_recipe", __base__=bases, **fields)
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -164,7 +177,7 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
             FitSettings.model_validate(changes)
     except ValidationError as error:
         raise _refusal(error, phase) from None
-    if METHODS[method].needs_teacher and recipe.teacher is None:
+    if find_method(method).needs_teacher and recipe.teacher is None:
         raise UserError(f"method {method!r} has no teacher; expected one: add teacher=….")
     return recipe
 
@@ -214,7 +227,7 @@ def suited(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
 
     An optimizer that was chosen keeps its own rate and decay.
     """
-    taken = recipe.model_fields_set | set(METHODS[recipe.method].defaults)
+    taken = recipe.model_fields_set | set(find_method(recipe.method).defaults)
     if "optimizer" in taken:
         taken |= {"lr", "weight_decay"}
     known = set(type(recipe).model_fields) - taken

@@ -31,7 +31,8 @@ from ..data.labels import BY_POSITION
 from ..data.transforms import Transform
 from ..errors import UserError
 from ..files import recorded, write_json
-from ..methods import METHODS, Cast, Transfer
+from ..lookup import source_digest
+from ..methods import METHODS, Cast, Transfer, about_method, find_method, is_outside
 from ..methods.teaching import TargetSettings, resolved
 from ..models import Model, held_out_by, known_ranges
 from ..models.opening import open_networks
@@ -111,13 +112,16 @@ class Production:
         corpus = self._corpus()
         if isinstance(corpus.augment.transform, Transform):
             self.origin |= {"transform": corpus.augment.transform.digest}
-        method = METHODS[s.method]
+        method = find_method(s.method)
         own = method.settings.model_validate({k: getattr(s, k) for k in method.settings.model_fields})
         c = corpus
         transfer = Transfer(c.train, c.positions, c.augment, c.views, self.device, c.workers)
         self.cast = Cast(self.student, self.teacher, self.task, own, transfer)
-        self.outline = method.preview(self.cast) if method.preview else []
-        phases = list(method.plan(self.cast))
+        with about_method(s.method):
+            self.outline = method.preview(self.cast) if method.preview else []
+            phases = method(self.cast)
+        if is_outside(s.method):
+            self.origin |= {"code of the method": source_digest(method.plan)}
         unknown = set(s.phases) - {phase.name for phase in phases}
         if unknown:
             names = ", ".join(phase.name for phase in phases)
@@ -138,7 +142,7 @@ class Production:
 
     def _check_without_labels(self, data: Data) -> None:
         s = self.settings
-        if METHODS[s.method].labels == "needed":
+        if find_method(s.method).labels == "needed":
             able = " or ".join(repr(name) for name, method in METHODS.items() if method.labels != "needed")
             raise UserError(
                 f"method {s.method!r} needs labels, which the data {s.data!r} does not have; expected a folder for "
@@ -170,7 +174,7 @@ class Production:
 
     def _corpus(self) -> Corpus:
         s, data = self.settings, self.data
-        reading = METHODS[s.method].labels
+        reading = find_method(s.method).labels
         labels = None if reading == "unread" else data.train.labels
         positions = choose(
             labels,
@@ -190,7 +194,7 @@ class Production:
             positions, kept_out = hold_out(positions, labels, share, s.seed)
             if len(kept_out):
                 held = (data.train, kept_out)
-            elif s.validation is None and METHODS[s.method].defaults.get("select"):  # nobody asked for it
+            elif s.validation is None and find_method(s.method).defaults.get("select"):  # nobody asked for it
                 logging.getLogger("protege").info(
                     "%d samples leave none to hold out: each phase keeps its last state rather than its best.", count
                 )
@@ -230,7 +234,7 @@ class Production:
         if s.augment is not None:
             augment = self.given_augment or Augment.parse(s.augment)
         check_augment(augment, data.task, data.train.shape)
-        if augment.mixes and self.task.labelled and METHODS[s.method].labels == "needed":
+        if augment.mixes and self.task.labelled and find_method(s.method).labels == "needed":
             able = " or ".join(repr(name) for name, method in METHODS.items() if method.labels != "needed")
             raise UserError(
                 f"augment = '{augment}' mixes images, which then have no single true class, and method {s.method!r} "
@@ -254,6 +258,9 @@ class Production:
                 self._check_student(found[1]["student"])
             teacher, before = (begun["teacher"], begun["student"]["before"]) if begun else self._measured_before()
             self.runner.check()
+            if is_outside(self.settings.method):
+                with about_method(self.settings.method):
+                    self.runner.rehearse()
             s = self.settings
             student = {"spec": s.student, **sizes(self.student, self.data, self.device), "before": before}
             cast = cast_of(s, self.data, self.runner, teacher, student, self.outline)
@@ -386,7 +393,7 @@ class Production:
         if self.teacher is None:
             return None
         listen = partial(refuse_chance_level, self.teacher, str(self.settings.teacher), self.runner)
-        method, corpus = METHODS[self.settings.method], self.runner.corpus
+        method, corpus = find_method(self.settings.method), self.runner.corpus
         judged = self.data.labelled or not self.task.labelled
         if judged and method.labels != "unread" and self.settings.method != "none":
             listen(self.data.train, corpus.positions)

@@ -1,4 +1,4 @@
-"""Whether a phase can take its smallest batch, tried before anything is trained.
+"""Whether a phase's step works, and with its smallest batch, tried before anything is trained.
 
 A normalisation behind global pooling cannot learn from one sample, whose variance it would divide by; which networks
 have one, their own forward pass tells.
@@ -6,14 +6,16 @@ have one, their own forward pass tells.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from itertools import count
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data import CLEAN, batches
-from ..errors import UserError, told
+from ..errors import UserError, shown, told
 from ..models.placing import place
 from ..signals.cache import widened
 from ..torch_utils import as_it_was
@@ -41,30 +43,56 @@ def refuse_lone_samples(
     batch_size = plan.lengths(settings)[0]
     if smallest_piece(samples, batch_size, world, settings.accumulate) > 1:
         return
-    alone = plan.corpus.positions[:1]
-    batch = next(batches(plan.corpus.train, [alone], CLEAN, plan.corpus.augment, device=device))
+    try:
+        with torch.no_grad():
+            _step(phase, plan, plan.corpus.positions[:1], device, autocast)
+    except UserError:
+        raise
+    except Exception as error:
+        enough = (n for n in count(batch_size + 1) if smallest_piece(samples, n, world, settings.accumulate) > 1)
+        remedy = (
+            f"set batch_size = {next(enough)}" if samples > 2 * world * settings.accumulate else "give more samples"
+        )
+        raise UserError(
+            f"phase {phase.name!r} has batches of one sample (batch_size = {batch_size}), with which its network "
+            f"cannot learn ({told(error)}); expected at least two in each: {remedy}."
+        ) from error
+
+
+def refuse_failing_step(
+    phase: Fit, plan: Plan, device: torch.device, autocast: Callable[[], AbstractContextManager]
+) -> None:
+    """Raise what the step of a phase raises, and `UserError` where it returns no loss to minimise."""
+    batch_size = plan.lengths(plan.settings_of(phase))[0]
+    losses = _step(phase, plan, plan.corpus.positions[:batch_size], device, autocast)
+    scalars = isinstance(losses, Mapping) and all(isinstance(v, Tensor) and not v.dim() for v in losses.values())
+    if not scalars or "loss" not in losses or not losses["loss"].requires_grad:
+        raise UserError(
+            f"the step of phase {phase.name!r} returns {shown(losses)}; expected a dict of scalar tensors in which "
+            "'loss' depends on what learns: correct it."
+        )
+
+
+def _step(
+    phase: Fit,
+    plan: Plan,
+    positions: Tensor,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
+) -> Any:
+    """What a step gives on these samples; weights, buffers, modes and random numbers stay as they are."""
+    batch = next(batches(plan.corpus.train, [positions], CLEAN, plan.corpus.augment, device=device))
     place(phase.trainee, device)
-    with as_it_was(phase.trainee), torch.no_grad(), autocast():
+    with as_it_was(phase.trainee), autocast():
         for source in phase.sources:
             place(source.network, device)
-            fields = source.compute(batch.inputs)
+            with torch.no_grad():
+                fields = source.compute(batch.inputs)
             batch.signals[source.name] = {name: widened(value) for name, value in fields.items()}
         learning = {id(p) for n, p in phase.trainee.named_parameters() if p.requires_grad and phase.learns(n)}
         phase.trainee.train()
         for module in phase.trainee.modules():
-            own = list(module.parameters())
-            if own and not any(id(p) in learning for p in own):
+            parameters = list(module.parameters())
+            if parameters and not any(id(p) in learning for p in parameters):
                 module.eval()
-        try:
-            phase.step(phase.trainee, batch)
-        except UserError:
-            raise
-        except Exception as error:
-            enough = (n for n in count(batch_size + 1) if smallest_piece(samples, n, world, settings.accumulate) > 1)
-            remedy = (
-                f"set batch_size = {next(enough)}" if samples > 2 * world * settings.accumulate else "give more samples"
-            )
-            raise UserError(
-                f"phase {phase.name!r} has batches of one sample (batch_size = {batch_size}), with which its network "
-                f"cannot learn ({told(error)}); expected at least two in each: {remedy}."
-            ) from error
+        return phase.step(phase.trainee, batch)

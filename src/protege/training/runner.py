@@ -30,7 +30,7 @@ from .phase import Fit, Phase
 from .plan import Plan
 from .precision import autocast_for
 from .progress import Display
-from .rehearsal import refuse_lone_samples
+from .rehearsal import refuse_failing_step, refuse_lone_samples
 from .running import Running, mix, restore_random, seed_everything, share_buffers
 from .schedule import MovingAverage, factor, make_optimizer
 from .state import Memory, State
@@ -87,6 +87,12 @@ class Runner:
                         self._feed(source, *part)
                     tried.add(asked)
             refuse_lone_samples(phase, self.plan, self.world, self.device, self.autocast)
+
+    def rehearse(self) -> None:
+        """Try a step of each fit phase, as of a method that nobody has tested; raises what it raises."""
+        for phase in self.plan.phases:
+            if isinstance(phase, Fit):
+                refuse_failing_step(phase, self.plan, self.device, self.autocast)
 
     def disk(self) -> dict[str, int]:
         """About how many bytes a run takes at most: ``signals`` in caches, and ``checkpoints`` (two, and one more while

@@ -1,0 +1,202 @@
+"""A method from outside the package, by every door: its name, the object itself, recipes, studies, entry points."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+from safetensors.torch import load_file
+
+import protege
+from protege import UserError
+from protege.methods import Fit, Logits, Method, MethodSettings, named
+from protege.run.study import run_study
+
+PLUGIN = '''
+"""DIST (Huang et al. 2022, section 3.2): Pearson correlation between and within classes."""
+
+import torch.nn.functional as F
+from pydantic import Field
+
+from protege.methods import Fit, Logits, Method, MethodSettings
+
+
+class Settings(MethodSettings):
+    inter: float = Field(1.0, ge=0, description="weight of the distance between classes")
+    intra: float = Field(1.0, ge=0, description="weight of the distance within classes")
+
+
+def distance(a, b):
+    a, b = (v - v.mean(1, keepdim=True) for v in (a, b))
+    return 1 - F.cosine_similarity(a, b, dim=1).mean()
+
+
+def plan(cast):
+    s = cast.settings
+
+    def step(student, batch):
+        rows, truth, weights = cast.rows(student(batch.inputs), batch)
+        teacher, student = batch.signals["teacher"]["logits"].softmax(1), rows.softmax(1)
+        dist = s.inter * distance(student, teacher) + s.intra * distance(student.T, teacher.T)
+        return {"loss": cast.task_loss(rows, truth, weights) + dist, "dist": dist}
+
+    return [Fit("dist", cast.student, step, cast.asked(Logits()))]
+
+
+dist = Method(plan, Settings, defaults={"warmup": 0.0})
+
+
+def make():
+    return dist
+
+
+def faulty(cast):
+    return [Fit("x", cast.student, lambda student, batch: student(batch.nothing), cast.asked(Logits()))]
+
+
+def lossless(cast):
+    return [Fit("x", cast.student, lambda student, batch: {"loss": 3.0}, cast.asked(Logits()))]
+
+
+def empty(cast):
+    return []
+
+
+def two(student, teacher):
+    return []
+'''
+RUN = {"student": "zoo:cnn_tiny", "data": "digits", "epochs": 2, "batch_size": 128}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, digits_teacher) -> Path:
+    """A folder with a plugin of its own name, in which everything is run; module names are not used twice."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(digits_teacher, "teacher")
+    name = f"plugin_{abs(hash(str(tmp_path)))}"
+    Path(f"{name}.py").write_text(PLUGIN)
+    return Path(name)
+
+
+def weights(out: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(out) / "student" / "model.safetensors")
+
+
+def assert_same(first: str, second: str) -> None:
+    ours, theirs = weights(first), weights(second)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def command(*words: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "protege", *words], capture_output=True, text=True, env=environment)
+
+
+def test_every_door_leads_to_the_same_student(here):
+    method = f"{here}:dist"
+    result = protege.distill("teacher", **RUN, method=method, intra=2.0, out="name")
+    assert result.result["method"] == method
+    assert [phase["name"] for phase in result.result["phases"]] == ["dist"]
+    module = sys.modules[str(here)]
+    protege.distill("teacher", **RUN, method=module.dist, intra=2.0, out="object")
+    protege.distill("teacher", **RUN, method=f"{here}:make", intra=2.0, out="made")
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in {**RUN, "method": method}.items()]
+    by_command = command("distill", "--teacher=teacher", *options, "--set", "intra=2.0", "--out=command")
+    assert by_command.returncode == 0, by_command.stderr
+    Path("recipe.toml").write_text(tomli_w.dumps({**RUN, "teacher": "teacher", "method": method, "intra": 2.0}))
+    protege.distill(recipe="recipe.toml", out="recipe")
+    Path("study.toml").write_text(
+        tomli_w.dumps(
+            {
+                "name": "own",
+                "seeds": [0],
+                "recipe": {**RUN, "teacher": "teacher", "method": method},
+                "grid": {"intra": [2.0, 0.0]},
+            }
+        )
+    )
+    study = run_study(Path("study.toml"), Path("study"))
+    assert {run["status"] for run in study["runs"]} == {"done"}
+    in_study = next(path for path in Path("study/runs").iterdir() if "intra-2" in path.name)
+    for other in ("object", "made", "command", "recipe", str(in_study)):
+        assert_same("name", other)
+    other = next(path for path in Path("study/runs").iterdir() if "intra-0" in path.name)
+    assert any(not torch.equal(value, weights(str(other))[key]) for key, value in weights("name").items())
+
+
+def test_a_run_goes_on_with_it_in_another_process_unless_its_code_has_changed(here):
+    settings = {"teacher": "teacher", **RUN, "method": f"{here}:dist", "checkpoint_seconds": 0.0}
+    protege.distill(**settings, out="whole")
+    for name in ("cut", "changed"):
+        shutil.copytree("whole", name)
+        (Path(name) / "result.json").unlink()
+        shutil.rmtree(Path(name) / "student")
+        last = max(Path(name).glob("checkpoint/*.json"))  # of the end; the one before it is within the run
+        last.with_suffix(".pt").unlink()
+        last.unlink()
+    assert command("distill", "--resume", "--out=cut").returncode == 0
+    assert_same("whole", "cut")
+    plugin = Path(f"{here}.py")
+    plugin.write_text(plugin.read_text().replace("return 1 -", "return 2 -"))
+    refused = command("distill", "--resume", "--out=changed")
+    assert refused.returncode == 2
+    assert "another code of the method" in refused.stderr
+
+
+def test_one_given_in_python_alone(here):
+    def plan(cast):
+        def step(student, batch):
+            rows, truth, weights = cast.rows(student(batch.inputs), batch)
+            return {"loss": cast.task_loss(rows, truth, weights)}
+
+        return [Fit("mine", cast.student, step, cast.asked(Logits()))]
+
+    for method in (plan, Method(plan, MethodSettings)):
+        result = protege.distill("teacher", **RUN, method=method, out="mine", overwrite=True)
+        assert result.result["method"].startswith("python:")
+    again = command("distill", "--resume", "--out=mine")
+    assert again.returncode in (0, 2)  # it is finished
+    with pytest.raises(UserError, match="given in Python"):
+        protege.distill("teacher", **RUN, method="python:nobody", out="other")
+
+
+def test_one_that_an_installed_package_offers(here, monkeypatch):
+    protege.distill("teacher", **RUN, method=f"{here}:dist", out="name")
+    monkeypatch.setattr(named, "offered", lambda: {"dist": EntryPoint("dist", f"{here}:dist", "protege.methods")})
+    protege.distill("teacher", **RUN, method="dist", out="offered")
+    assert_same("name", "offered")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "said"),
+    [
+        ("faulty", "fails with AttributeError"),
+        ("lossless", "a dict of scalar tensors"),
+        ("empty", "expected a list of Fit and Solve"),
+        ("two", "or a plan"),
+        ("Settings", "expected a protege.methods.Method"),
+        ("nothing", "has no 'nothing'"),
+    ],
+)
+def test_faulty_ones_are_one_sentence_before_anything_is_written(attribute, said, here):
+    with pytest.raises(UserError, match=said):
+        protege.distill("teacher", **RUN, method=f"{here}:{attribute}", out="run")
+    assert not Path("run").exists()
+
+
+def test_a_setting_that_every_run_has_is_refused():
+    class Settings(MethodSettings):
+        epochs: int = 3
+
+    with pytest.raises(UserError, match="rename it"):
+        protege.preview("zoo:cnn_tiny", **RUN, method=Method(lambda cast: [], Settings))
+    with pytest.raises(UserError, match="derived from"):
+        Method(lambda cast: [], dict)
