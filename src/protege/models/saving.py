@@ -25,8 +25,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..errors import told
 from ..outputs import logits_in
 from ..surgery import rebuild, record
-from ..surgery.laws import close
-from ..surgery.widening.copies import leaves
+from ..surgery.laws import close, tensors_in
 from ..torch_utils import copy_network, device_of, plain_names, seeded, untouched, unwrapped
 from . import sources, storage
 from .description import Check
@@ -204,7 +203,7 @@ def _difference(model: Model, again: nn.Module, probes: Probes) -> str:
     for ready, wanted in probes:
         try:
             with seeded():
-                found = leaves(logits_in(again(ready)), Tensor)
+                found = tensors_in(logits_in(again(ready)))
         except Exception as error:
             return f"an error where this one runs ({told(error)})"
         if not close(found, wanted):
@@ -225,7 +224,7 @@ def _probes(model: Model) -> list[tuple[Tensor, list[Tensor]]]:
                 ready = model.prepared(_noise(shape, count, values, model))
                 ready = ready * scale if ready.is_floating_point() else ready
                 with seeded():
-                    outputs = leaves(logits_in(model.network(ready)), Tensor)
+                    outputs = tensors_in(logits_in(model.network(ready)))
             except Exception:  # of a size that it does not take, or of a single sample
                 continue
             if outputs:
