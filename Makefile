@@ -3,7 +3,7 @@ VENV := .venv
 ADAPTERS := .venv-adapters
 BIN := $(VENV)/bin
 
-.PHONY: demo test kill fuzz test-adapters lint types check clean
+.PHONY: demo test kill fuzz house test-adapters lint types check clean
 
 # The environment is made once and again whenever its description changes.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ kill: $(VENV)/.dev
 # that reproduces it.
 fuzz: $(VENV)/.dev
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-3600} $(BIN)/python -m pytest tests/test_fuzz.py
+
+# docs/house.svg: the rooms of src/protege and which imports which.
+house:
+	$(PYTHON) tools/house.py
 
 # torchvision, which timm needs, breaks other imports where it does not fit torch: its tests have their own environment.
 $(ADAPTERS)/.ready: pyproject.toml constraints.txt

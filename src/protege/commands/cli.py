@@ -24,7 +24,7 @@ from ..methods import METHODS
 from ..methods.method import MethodSettings
 from ..models.trust import commanded
 from ..run.recipe import Recipe, merge, parse_sets, read_toml
-from ..run.synonyms import COMMAND_NAMES, SETTING_NAMES
+from ..synonyms import COMMAND_NAMES, SETTING_NAMES
 from ..training.progress import console
 from ..version import __version__
 from .flags import InFlags, in_flags

@@ -1,21 +1,18 @@
 """Reading a teacher before using it: measures, a verdict, and what to do (Tang et al. 2020, arXiv 2002.03532).
 
 `rows` reads a network once over samples, `relations` and `measure` sum up, `verdict` judges and `recommend` advises,
-both as pure functions of the measurements; `run` puts them together as `protege.diagnose`.
+both as pure functions of the measurements; `run/diagnose.py` puts them together as `protege.diagnose`.
 """
 
-from ..run.diagnose import Diagnosis, diagnose
 from .recommend import Facts, Recommendation, facts_about, kinship, recommend
 from .verdict import Finding, at_chance, causes_of_chance, judge, primary
 
 __all__ = [
-    "Diagnosis",
     "Facts",
     "Finding",
     "Recommendation",
     "at_chance",
     "causes_of_chance",
-    "diagnose",
     "facts_about",
     "judge",
     "kinship",
