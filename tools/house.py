@@ -84,12 +84,10 @@ def picture() -> str:
     shapes = []
     for room, other in arrows():
         (x, y), (to_x, to_y) = corners[room], corners[other]
-        begin, end = (x + WIDTH / 2, y + HEIGHT), (to_x + WIDTH / 2, to_y - 4)
-        middle = (begin[1] + end[1]) / 2
-        shapes.append(
-            f'<path d="M{begin[0]:g},{begin[1]:g} C{begin[0]:g},{middle:g} {end[0]:g},{middle:g} {end[0]:g},{end[1]:g}" '
-            'marker-end="url(#head)"/>'
-        )
+        x, y, to_x, to_y = x + WIDTH / 2, y + HEIGHT, to_x + WIDTH / 2, to_y - 4
+        middle = (y + to_y) / 2
+        curve = f"M{x:g},{y:g} C{x:g},{middle:g} {to_x:g},{middle:g} {to_x:g},{to_y:g}"
+        shapes.append(f'<path d="{curve}" marker-end="url(#head)"/>')
     for floor in FLOORS:
         for room, what in floor.items():
             x, y = corners[room]

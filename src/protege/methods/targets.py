@@ -18,8 +18,8 @@ from .. import losses
 from ..errors import UserError, nearest, told
 from ..lookup import find_callable, place_of
 from ..losses import divergence, true_probability
-from ..synonyms import VALUE_NAMES
 from ..signals import Logits, Signal, Source, TopK
+from ..synonyms import VALUE_NAMES
 from .method import Cast
 from .relations import class_relations
 

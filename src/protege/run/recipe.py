@@ -19,8 +19,8 @@ from ..files import read_text, write_text
 from ..methods import METHODS, Method, MethodSettings, find_method, is_method, offered
 from ..methods.targets import TARGETS
 from ..settings import Settings
-from ..training import FitSettings
 from ..synonyms import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
+from ..training import FitSettings
 
 _PART = re.compile(r'(?:"[^"]*"|[^".])+')  # of a dotted key; a part may be quoted: variants."kd, T=0.5".lr
 _KEY = re.compile(r'((?:"[^"]*"|[^"=])*)(=?)(.*)', re.DOTALL)
