@@ -29,7 +29,7 @@ class Series:
 @dataclass(frozen=True)
 class Axis:
     """A horizontal axis: its title, its ends where they are not the data's, what its ticks are called, and what the
-    places of points are called (else by their number), by the name ``said``."""
+    places of points are called (else by their number), under the title ``point``."""
 
     title: str = "epoch"
     ends: tuple[float, float] | None = None
@@ -37,7 +37,7 @@ class Axis:
     ticks: Mapping[float, str] | None = None
     places: Mapping[float, str] = field(default_factory=dict)
     whole: bool = True
-    said: str = ""
+    point: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,13 @@ def line_chart(
     (from, to, name) behind the lines. A ``loss`` starts at zero where that costs little, or is drawn on a log axis
     where it ranges over more than ``fold``. ``steps`` draws each value up to the next x.
     """
-    series, x = [one for one in series if any(one.segments)], x or Axis()
+    series, x = [line for line in series if any(line.segments)], x or Axis()
     rows: dict[tuple[int, float], dict[str, Any]] = {}  # by segment and place: s0, s1 … values, h0 … half widths
     ys = [*y_range, *([level[0]] if level else [])]
-    for n, one in enumerate(series):
-        for g, segment in enumerate(one.segments):
+    for n, line in enumerate(series):
+        for g, segment in enumerate(line.segments):
             for point in (point for point in segment if math.isfinite(point[1])):
-                half = one.interval.get(point)
+                half = line.interval.get(point)
                 ys += [point[1] - (half or 0), point[1] + (half or 0)]
                 row = rows.setdefault((g, point[0]), {"x": rounded(point[0]), "g": g})
                 row |= {f"s{n}": rounded(point[1])} | ({} if half is None else {f"h{n}": rounded(half)})
@@ -102,19 +102,19 @@ def line_chart(
     low, high = x.ends or (min(place for _, place in rows), max(place for _, place in rows))
     low, high = (low, high) if low < high else (low - 1, high + 1)
     log = loss and min(ys) > 0 and max(ys) / min(ys) > fold
-    keys = [Key(f"s{n}", one.label, one.colour, one.dashed) for n, one in enumerate(series)]
+    keys = [Key(f"s{n}", line.label, line.colour, line.dashed) for n, line in enumerate(series)]
     keys += [Key("level", level[1], "c1", True)] if level else []
     inside = [(max(a, low), min(b, high), name) for a, b, name in bands]
     inside = [band for band in inside if band[0] < band[1]]
     ticks = x.ticks and [(rounded(at), label) for at, label in x.ticks.items()]
     data = {
-        "x": {"title": x.title, "said": x.said or x.title, "log": x.log, "ticks": ticks, "whole": x.whole}
+        "x": {"title": x.title, "point": x.point or x.title, "log": x.log, "ticks": ticks, "whole": x.whole}
         | {"domain": [rounded(low), rounded(high)]},
         "series": [
             # a segment of one point is no line
-            {"label": one.label, "colour": one.colour, "dashed": one.dashed}
-            | {"marks": one.marks or any(len(segment) == 1 for segment in one.segments)}
-            for one in series
+            {"label": line.label, "colour": line.colour, "dashed": line.dashed}
+            | {"marks": line.marks or any(len(segment) == 1 for segment in line.segments)}
+            for line in series
         ],
         "rows": list(rows.values()),
         "log": log,
@@ -127,8 +127,8 @@ def line_chart(
         "height": height,
         "steps": steps,
     }
-    told = {(key.colour, key.dashed) for key in keys}  # lines that look alike need no legend
-    return Chart("lines", title, data, note + (" Log scale." if log else ""), keys if len(told) > 1 else ())
+    looks = {(key.colour, key.dashed) for key in keys}  # lines that look alike need no legend
+    return Chart("lines", title, data, note + (" Log scale." if log else ""), keys if len(looks) > 1 else ())
 
 
 def rounded(value: float) -> float:

@@ -150,7 +150,7 @@ def ordered_losses(run: Run, timeline: Timeline) -> Chart | None:
         "Loss of each phase, in order",
         [Series("training", lines["train"], "c0"), Series(judged, lines["eval"], "c2", dashed=True)],
         note="Rings mark the epochs that were kept.",
-        x=Axis(title, (0.0, float(len(ticks))), ticks={} if crowded else ticks, places=places, said="epoch"),
+        x=Axis(title, (0.0, float(len(ticks))), ticks={} if crowded else ticks, places=places, point="epoch"),
         best=best,
         bands=bands,
         loss=True,

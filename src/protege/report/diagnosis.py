@@ -30,15 +30,13 @@ def write_diagnosis_report(folder: Path) -> Path:
         "diagnosis.html",
         title=f"{diagnosis['data']['name']} · protege diagnosis",
         headline=headline(diagnosis),
-        marks=marks(diagnosis),
-        findings=[{**finding, "tone": TONES[finding["status"]]} for finding in diagnosis["verdicts"]],
-        reasons=diagnosis["recommendation"]["reasons"],
+        diagnosis=diagnosis,
+        tones=TONES,
         command=command(diagnosis),
         cards=[card(diagnosis, role) for role in ("teacher", "student") if diagnosis[role]],
         charts=charts(diagnosis),
         maps=maps(diagnosis),
         related=related(diagnosis["relations"]),
-        order=order(diagnosis),
     )
 
 
@@ -63,18 +61,6 @@ def listed(titles: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def marks(diagnosis: dict[str, Any]) -> list[str]:
-    data, teacher, settings = diagnosis["data"], diagnosis["teacher"], diagnosis["settings"]
-    return [
-        f"data {data['name']}",
-        f"{words.count(diagnosis['classes'])} classes",
-        f"transfer set of {words.count(data['transfer_samples'])} samples",
-        f"{words.count(teacher['transfer']['rows'])} rows read",
-        f"T = {settings['temperature']:g}, λ = {settings['weight']:g} asked for",
-        f"{words.count(teacher['test']['rows'])} unseen rows" if teacher["test"] else "",
-    ]
-
-
 def command(diagnosis: dict[str, Any]) -> str:
     """The recommended distillation as a command line, with placeholders for what only the user knows."""
     specs = {role: (diagnosis[role] or {}).get("spec") for role in ("teacher", "student")}
@@ -86,8 +72,8 @@ def command(diagnosis: dict[str, Any]) -> str:
     options |= diagnosis["recommendation"]["settings"]
     settings = diagnosis["settings"]
     options |= {key: settings[key] for key in ("fraction", "samples", "image_size", "seed") if settings.get(key)}
-    said = (f"--{key.replace('_', '-')} {words.short(value)}" for key, value in options.items())
-    return f"protege distill {' '.join(said)} --out DIR"
+    given = (f"--{key.replace('_', '-')} {words.short(value)}" for key, value in options.items())
+    return f"protege distill {' '.join(given)} --out DIR"
 
 
 def card(diagnosis: dict[str, Any], role: str) -> Card:
@@ -110,15 +96,6 @@ def card(diagnosis: dict[str, Any], role: str) -> Card:
         metric, value = "perplexity", math.exp(min(reading["nll"], 700.0))
     shown = words.metric_value(metric, value)
     return Card("teacher" if role == "teacher" else "after", title, network["spec"], f"{metric} {where}", shown, facts)
-
-
-def order(diagnosis: dict[str, Any]) -> str:
-    relations = diagnosis["relations"]
-    grouped, alike = "by superclass, which the lines divide", "so that like classes are neighbours"
-    total, shown = diagnosis["classes"], len(relations["names"])
-    part = f" The {shown} most frequent of {words.count(total)} classes." if shown < total else ""
-    how = grouped if relations["superclasses"] else alike
-    return f"Cosines of class vectors, {how}. All maps share one scale; the diagonal is left out.{part}"
 
 
 def related(relations: dict[str, Any]) -> list[tuple[str, str]]:

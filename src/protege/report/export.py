@@ -32,28 +32,24 @@ def write_export_report(folder: Path) -> Path:
         "export.html",
         title=f"{export.get('to', 'export')} · protege export",
         headline=headline(export, networks, metric),
-        metric=words.metric_name(metric),
-        rows=[row(network, networks[0], metric) for network in networks],
+        metric=metric,
+        networks=networks,
+        roles=ROLES,
+        cells=[cells(network, networks[0]) for network in networks],
         notes=notes(export),
     )
 
 
-def row(network: dict[str, Any], first: dict[str, Any], metric: str) -> dict[str, Any]:
-    """Cells of one network; sizes and times with their share of the first network's."""
-    cells = []
+def cells(network: dict[str, Any], first: dict[str, Any]) -> list[tuple[str, str]]:
+    """Sizes and times of one network, with their share of the first network's."""
+    texts = []
     for key, say in COLUMNS.items():
         value, reference = network.get(key), first.get(key)
         text, share = say(value) if is_number(value) else "—", ""
         if network is not first and is_number(value) and is_number(reference) and reference > 0:
             share = words.rough_share(value / reference)
-        cells.append((text, share))
-    role = str(network.get("role", ""))
-    return {
-        "role": ROLES.get(role, role),
-        "spec": str(network.get("spec") or ""),
-        "cells": cells,
-        "metric": words.metric_value(metric, numbers(network.get("metrics")).get(metric)),
-    }
+        texts.append((text, share))
+    return texts
 
 
 def headline(export: dict[str, Any], networks: list[dict[str, Any]], metric: str) -> str:

@@ -37,14 +37,14 @@ def guessed(metric: str, part: Mapping[str, Any]) -> float | None:
 
 def learned(part: Mapping[str, Any]) -> bool | None:
     """Whether a network does better than the guess; None where that cannot be told."""
-    found = numbers(part.get("metrics"))
-    guess = {name: value for name in found if (value := guessed(name, part)) is not None}
+    metrics = numbers(part.get("metrics"))
+    guess = {name: value for name in metrics if (value := guessed(name, part)) is not None}
     if not guess or guess.get("balanced_accuracy") == 1:
         return None
     if "balanced_accuracy" not in guess:  # words
-        return found["nll"] < 0.99 * guess["nll"]
+        return metrics["nll"] < 0.99 * guess["nll"]
     right = "pixel_accuracy" if "pixel_accuracy" in guess else "accuracy"
-    return found[right] > guess[right] or found["balanced_accuracy"] > blind(part["chance"]["classes"])
+    return metrics[right] > guess[right] or metrics["balanced_accuracy"] > blind(part["chance"]["classes"])
 
 
 def guesser(metric: str) -> str:
@@ -78,13 +78,13 @@ def collapse(part: Mapping[str, Any], names: Sequence[str], who: str = "the stud
 
 def verdict(part: Mapping[str, Any], metric: str, names: Sequence[str], who: str = "the student") -> str:
     """What must be said beside a metric that is no better than the guess; "" where there is nothing to add."""
-    found, said = numbers(part.get("metrics")), []
+    metrics, sentences = numbers(part.get("metrics")), []
     if text := collapse(part, names, who):
-        said.append(text)
+        sentences.append(text)
     if learned(part) is False:
         alone = told_guess(metric, part, words.metric_value).partition(": ")[2]
-        said.append(f"That is no better than guessing: {guesser(metric)} has {alone}.")
-    elif metric == "accuracy" and learned(part) and found[metric] <= (guess := guessed(metric, part) or 0.0):
-        balanced = words.share(found["balanced_accuracy"])
-        said.append(f"The commonest class alone has {words.share(guess)}; the mean over classes is {balanced}.")
-    return " ".join(said)
+        sentences.append(f"That is no better than guessing: {guesser(metric)} has {alone}.")
+    elif metric == "accuracy" and learned(part) and metrics[metric] <= (guess := guessed(metric, part) or 0.0):
+        balanced = words.share(metrics["balanced_accuracy"])
+        sentences.append(f"The commonest class alone has {words.share(guess)}; the mean over classes is {balanced}.")
+    return " ".join(sentences)

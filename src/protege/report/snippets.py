@@ -19,7 +19,7 @@ def snippets(run: Run) -> list[tuple[str, str]]:
     """Title and text of each piece of code: Python, and a command where one can name both the student and the data."""
     place = (run.folder.resolve() / "student").as_posix()
     config = _config(run.folder / "student")
-    own = config.get("model", "") is None
+    in_python = config.get("model", "") is None  # built there, and named by no spec
     data = str(run.recipe.get("data") or run.part("data").get("name") or "")
     measured = set(numbers(run.part("student").get("metrics"))) - {"agreement"}  # which no labels were needed for
     size = run.recipe.get("image_size")
@@ -28,7 +28,7 @@ def snippets(run: Run) -> list[tuple[str, str]]:
         return [("Python", python)]
     if data.startswith("python:"):
         python += "\n# and protege.evaluate(student, data) measures it on a Dataset like the run's"
-    elif own:
+    elif in_python:
         more = f", image_size={size}" if is_number(size) else ""
         python += f"\nprint(protege.evaluate(student, {_text(data)}{more}))"
     else:

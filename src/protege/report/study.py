@@ -12,7 +12,7 @@ from .guess import learned
 from .page import write_page
 from .read import is_number, numbers, read_json, table
 from .study_figures import Colours, against, curves, gains, numeric_columns, strips
-from .table import Row, Study, say, setting_text, study_markdown
+from .table import Study, say, setting_text, study_markdown
 
 
 def write_study_report(folder: Path) -> Path:
@@ -21,32 +21,23 @@ def write_study_report(folder: Path) -> Path:
     Raises UserError when study.json is missing or damaged, or the report cannot be written.
     """
     folder = Path(folder)
-    record = read_json(folder / "study.json")
-    study, colours = Study(record), Colours(Study(record))
-    metric, name = study.metric, str(record.get("name") or folder.name)
-    done, waiting = sum(int(row.number("runs") or 0) for row in study.rows), list(filter(is_waiting, study.runs))
-    planned = int(record.get("planned") or 0)
+    study = Study(read_json(folder / "study.json"))
+    colours, record = Colours(study), study.record
+    waiting, planned = list(filter(is_waiting, study.runs)), int(record.get("planned") or 0)
     lines = [gains(study, colours), *(against(study, column, colours) for column in numeric_columns(study))]
+    name = str(record.get("name") or folder.name)
     return write_page(
         folder,
         "study.html",
         title=f"{name} · protege study",
         name=name,
+        study=study,
         headline=headline(study),
-        marks=[
-            words.plural(len(study.rows), "setting"),
-            words.plural(done, "run") if done >= planned else f"{done} of {words.plural(planned, 'run')}",
-            f"baseline {say(study.baseline)}" if study.baseline else "",
-            study.guess(),
-        ],
+        done=sum(int(row.number("runs") or 0) for row in study.rows),
+        planned=planned,
         teacher=teacher_text(study),
-        columns=study.columns,
-        metric=words.metric_name(metric),
-        points=words.is_fraction(metric),
-        heads=[words.metric_name(m) + (", %" if words.is_fraction(m) else "") for m in study.metrics or [metric]],
-        begun=any(row.record.get("before") for row in study.rows),
-        judged=any(row.record.get("held_out") for row in study.rows),
-        rows=[table_row(study, row) for row in study.rows],
+        say=say,
+        setting_text=setting_text,
         strips=strips(study, colours),
         lines=[chart for chart in lines if chart],
         unfinished=len(study.runs) - len(waiting) < (planned or len(study.runs)),
@@ -100,22 +91,3 @@ def teacher_text(study: Study) -> str:
     parts += [f"{words.metric_value(metric, value)} {words.metric_name(metric)}"] if value is not None else []
     parts += [f"{words.size(teacher['params'])} parameters"] if is_number(teacher.get("params")) else []
     return ", ".join(part for part in parts if part)
-
-
-def table_row(study: Study, row: Row) -> dict[str, Any]:
-    first, *others = study.metrics or [study.metric]
-    delta, baseline = row.estimate(first, "difference"), study.is_baseline(row)
-    return {
-        "setting": [setting_text(row.setting.get(column)) for column in study.columns],
-        "baseline": baseline,
-        "before": row.text(first, "before", unit=False),
-        "held_out": row.text(first, "held_out", unit=False),
-        "value": row.text(first, unit=False),
-        "others": [row.text(metric, unit=False) for metric in others],
-        "difference": "baseline" if baseline else delta.difference(unit=False) if delta else "—",
-        "verdict": delta.verdict if delta and not baseline else "",
-        "runs": words.count(row.number("runs")),
-        "seconds": words.duration(row.number("seconds")),
-        "seen": words.size(row.number("student_samples_seen")),
-        "forwarded": row.teacher_samples(words.size),
-    }

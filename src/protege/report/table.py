@@ -125,6 +125,9 @@ class Study:
     def metric(self) -> str:
         return self.metrics[0] if self.metrics else "accuracy"
 
+    def has(self, part: str) -> bool:
+        return any(row.record.get(part) for row in self.rows)
+
     def is_baseline(self, row: Row) -> bool:
         return bool(self.baseline) and all(row.setting.get(key) == value for key, value in self.baseline.items())
 
@@ -170,7 +173,7 @@ def study_markdown(record: dict[str, Any]) -> str:
     baseline, the other metrics, runs, wall time, student samples seen and teacher samples forwarded."""
     study = Study(record)
     first, *others = study.metrics or [study.metric]
-    extra = [key for key in ("before", "held_out") if any(row.record.get(key) for row in study.rows)]
+    extra = [key for key in ("before", "held_out") if study.has(key)]
     head = [*study.columns, *(key.replace("_", " ") for key in extra)]
     head += [*map(words.metric_name, study.metrics[:1]), "difference", *map(words.metric_name, others)]
     head += ["runs", "time a run", "samples seen", "teacher samples"]

@@ -6,7 +6,7 @@ const soft = { fontSize: 12, color: colour("soft") };
 const shown = [{ filter: "indexof(hidden, datum.s) < 0" }];
 const quantity = (field, more) => ({ field, type: "quantitative", ...more });
 const withUnit = (unit) => (unit ? { labelExpr: `datum.label + '${unit}'` } : {});
-const said = (value, unit) =>
+const rounded = (value, unit) =>
   (unit ? value.toFixed(2) : value.toLocaleString("en-US", { maximumSignificantDigits: 5 })).replace("-", "−");
 
 const config = {
@@ -81,7 +81,7 @@ function pointed(c, x, text) {
       encoding: {
         x: { ...x, field: "a" },
         x2: { field: "b" },
-        tooltip: [{ field: "t", title: c.x.said }, ...c.series.map((one, n) => ({ field: `t${n}`, title: one.label }))],
+        tooltip: [{ field: "t", title: c.x.point }, ...c.series.map((one, n) => ({ field: `t${n}`, title: one.label }))],
       },
     },
   ];
@@ -103,7 +103,7 @@ function lines(c) {
   const strokeDash = by(c.series.map((one) => (one.dashed ? [5, 4] : [1, 0])));
   const text = (row, n) => {
     const [value, half] = [row[`s${n}`], row[`h${n}`]];
-    return value == null ? "—" : said(value, c.unit) + (half == null ? "" : ` ± ${said(half, c.unit)}`) + c.unit;
+    return value == null ? "—" : rounded(value, c.unit) + (half == null ? "" : ` ± ${rounded(half, c.unit)}`) + c.unit;
   };
   const values = c.rows.flatMap((row) => c.series.flatMap((one, n) => {
     const [value, half] = [row[`s${n}`], row[`h${n}`]];
@@ -141,7 +141,7 @@ function lines(c) {
   ];
   return {
     spec: { height: c.height, data: { values }, layer },
-    table: [[c.x.said, ...c.series.map((one) => one.label)], ...c.rows.map((r) => [r.t ?? r.x, ...names.map((s) => r[s])])],
+    table: [[c.x.point, ...c.series.map((one) => one.label)], ...c.rows.map((r) => [r.t ?? r.x, ...names.map((s) => r[s])])],
   };
 }
 
@@ -231,7 +231,7 @@ function heatmap(c) {
   const size = c.names.length;
   const values = c.values.flatMap((row, i) => row.flatMap((v, j) => (v == null ? [] : {
     i, j, i2: i + 1, j2: j + 1, middle: i + 0.5, across: j + 0.5, v,
-    row: c.names[i], column: c.names[j], t: c.texts ? c.texts[i][j] : said(v, " "),
+    row: c.names[i], column: c.names[j], t: c.texts ? c.texts[i][j] : rounded(v, " "),
     c: colour(c.truth && i !== j ? "c1" : "c0"),
   })));
   const written = c.texts && size <= 20;
