@@ -417,7 +417,7 @@ def test_runs_are_the_same_each_time_and_known_by_the_transform(tmp_path, monkey
 
     given = Augment(shift=1, transform=my_snow.rain, mixup=0.3)
     assert torch.equal(weights_of(run(tmp_path / "c", given)), first)
-    code = "import sys; from protege.commands.cli import main; sys.argv[1:] = {}; main()"
+    code = "import sys; from protege.commands.app import main; sys.argv[1:] = {}; main()"
     command = ["distill", "--resume", "--out", "a"]
     subprocess.run([sys.executable, "-c", code.format(command)], cwd=tmp_path, check=True)
     (tmp_path / "my_snow.py").write_text(RAIN.replace("0.1", "0.3"))

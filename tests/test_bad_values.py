@@ -20,12 +20,13 @@ from torch import nn
 
 import protege
 from protege import UserError
-from protege.commands.demo import demo
+from protege.commands.options import parse_sets
 from protege.data import Augment, Data, InMemory
 from protege.errors import out_of_memory
 from protege.files import read_text, usable
 from protege.methods import METHODS
-from protege.run.recipe import checked, make_recipe, parse_sets, recipe_type
+from protege.run.demo import demo
+from protege.run.recipe import checked, make_recipe, recipe_type
 from protege.run.study import run_study
 from protege.run.study_file import load_study
 from protege.tasks import TASKS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from protege.commands import demo
+from protege.run import demo
 
 
 def without_the_environment() -> str:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
 import protege
-from protege.commands.cli import app
+from protege.commands.app import program
 from protege.data import CLEAN, Augment, Batch, InMemory, load_data
 from protege.data.labels import UNLABELLED
 from protege.data.synthetic import Dials, centres
@@ -593,7 +593,7 @@ def test_the_command_prints_the_verdict(tmp_path, healthy):
         "--samples",
         "300",
     ]
-    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    done = CliRunner().invoke(program, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     assert "healthy  Over-confident teacher" in done.stdout
     assert (out / "report.html").is_file()

@@ -24,7 +24,7 @@ from PIL import Image
 from tools import Curtain
 
 import protege
-from protege.commands import cli
+from protege.commands import app
 from protege.commands.flags import in_flags
 from protege.data import load_data
 from protege.models import load_model
@@ -67,7 +67,7 @@ def call(*arguments: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["protege", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
     code = ended.value.code
     assert isinstance(code, int)
     return code
@@ -401,7 +401,7 @@ def test_refused_in_a_process_of_its_own(inputs, tmp_path):
 def test_debug_shows_where(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["protege", "report", "/nowhere", "--debug"])
     with pytest.raises(Exception, match="/nowhere"):
-        cli.main()
+        app.main()
 
 
 def test_an_error_of_the_program_is_status_1_and_one_line(monkeypatch, capsys):
@@ -508,10 +508,10 @@ def test_a_stopped_command_offers_only_what_there_is(begun, told, tmp_path, monk
     if begun:
         begin = {"event": "start", "method": "none", "task": "classification", "student": {}}
         (tmp_path / "out" / "metrics.jsonl").write_text(json.dumps(begin) + "\n")
-    monkeypatch.setattr(cli, "app", stopped)
+    monkeypatch.setattr(app.program, "main", stopped)
     monkeypatch.setattr(sys, "argv", ["protege", "train", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as exit:
-        cli.main()
+        app.main()
     assert exit.value.code == 130
     captured = capsys.readouterr()
     assert told in captured.out + captured.err
@@ -547,7 +547,7 @@ def test_only_the_command_line_names_options():
     """Sentences that Python users meet, too, name arguments; `in_flags` says them in the command line's words."""
     package = Path(protege.__file__).parent
     for path in package.rglob("*.py"):
-        if path.name.startswith(("cli", "commands_")):
+        if path.parent.name == "commands":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError":
@@ -557,7 +557,7 @@ def test_only_the_command_line_names_options():
 
 
 def test_arguments_become_options_where_the_command_has_them():
-    options = cli.COMMANDS["distill"].params
+    options = app.command("distill").params
     for text, told in {
         "lower lr=…, or set clip=1.": "lower --lr, or set --clip 1.",
         "use method='kd' (image_size=64).": "use --method kd (--image-size 64).",

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
-import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,7 +36,7 @@ from sklearn.datasets import load_digits
 from tools import Curtain
 
 import protege
-from protege.commands import cli
+from protege.commands import app
 from protege.methods import METHODS
 from protege.run.recipe import recipe_type
 from protege.run.study_file import Study
@@ -231,7 +230,7 @@ def commands(draw: st.DrawFn) -> list[str]:
     """A command line that would do something, changed by a few options of the command, or of any other."""
     name = draw(st.sampled_from(list(COMMANDS)))
     words = [name, *COMMANDS[name]]
-    own = [p for p in cli.COMMANDS[name].params if p.opts[0].startswith("--")]
+    own = [p for p in app.command(name).params if p.opts[0].startswith("--")]
     for option in draw(st.lists(st.sampled_from(own), max_size=3)) if own else ():
         flag = option.opts[0]
         if getattr(option, "is_flag", False):
@@ -337,7 +336,6 @@ def world(tmp_path_factory) -> Iterator[World]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.chdir(folder)
         made = World(folder)
-        patch.setattr(cli, "app", typer.main.get_command(cli.app).main)  # made anew with every call
         patch.setattr("sklearn.datasets.load_digits", cache(load_digits))
         exporting = import_module("protege.run.exporting")
         for owner, name in ((Runner, "run"), (Worker, "__init__"), (exporting, "_onnx"), (exporting, "_int8")):
@@ -359,7 +357,7 @@ def ends_well(world: World, words: list[str], seconds: int = 20) -> None:
     try:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
             patch.setattr(sys, "argv", ["protege", *words])
-            cli.main()
+            app.main()
     except SystemExit as ended:
         status = ended.code
     except Curtain as ended:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tools import CLASSES, Curtain, events, model, perform, plan, runner, same, weights
 from torch import nn
 
-from protege.commands import cli
+from protege.commands import app
 from protege.data import Batch
 from protege.errors import UserError
 from protege.losses import decoupled, gap_loss, kd_loss
@@ -165,7 +165,7 @@ def test_settings():
 def test_a_dry_run_prints_settings_as_they_are_typed(asked, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [*shlex.split(DRY), *asked])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert not end.value.code
     told = " ".join(capsys.readouterr().out.split())
     assert f"branches {asked[1] or 'no'}, perturbation 0.05" in told

@@ -19,9 +19,9 @@ from torch import nn
 
 import protege
 from protege import UserError
-from protege.commands.demo import demo
 from protege.files import clear_drafts, drafts, flush, is_report, is_run, is_study, whole, write_text
 from protege.report import write_report
+from protege.run.demo import demo
 from protege.run.folder import holding
 from protege.run.study import run_study
 from protege.training import checkpoint

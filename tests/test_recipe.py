@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from tools import model, plan, planned, runner
 
 import protege
-from protege.commands import cli
+from protege.commands import app
+from protege.commands.options import parse_sets
 from protege.errors import UserError, nearest
 from protege.methods import METHODS
 from protege.run.folder import resumed_settings
@@ -23,7 +23,6 @@ from protege.run.recipe import (
     Recipe,
     make_recipe,
     merge,
-    parse_sets,
     read_toml,
     recipe_type,
     size_in_bytes,
@@ -104,7 +103,7 @@ def command(*arguments: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["protege", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
     return int(ended.value.code or 0)
 
 
@@ -237,8 +236,7 @@ def test_toml_there_and_back(tmp_path):
 
 
 def test_every_key_is_an_option_of_distill():
-    group: Any = typer.main.get_command(cli.app)
-    options = {parameter.name: parameter for parameter in group.commands["distill"].params}
+    options = {parameter.name: parameter for parameter in app.command("distill").params}
     for method in METHODS:
         for key in recipe_type(method).model_fields:
             if key == "phases":  # a table: written in a file, or by --set phases.NAME.KEY=VALUE
@@ -246,9 +244,9 @@ def test_every_key_is_an_option_of_distill():
                 continue
             assert f"--{key.replace('_', '-')}" in options[key].opts
             assert options[key].help, key
-    learned = {parameter.name for parameter in group.commands["train"].params}
+    learned = {parameter.name for parameter in app.command("train").params}
     assert set(recipe_type("none").model_fields) - learned == {"teacher", "method", "cache", "cache_budget", "phases"}
-    assert "--model" in next(p for p in group.commands["train"].params if p.name == "student").opts
+    assert "--model" in next(p for p in app.command("train").params if p.name == "student").opts
 
 
 @pytest.fixture

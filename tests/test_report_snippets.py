@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import protege
-from protege.commands import cli
+from protege.commands import app
 
 
 class Own(nn.Module):
@@ -91,7 +91,7 @@ def test_what_is_printed_works(student, data, tmp_path, monkeypatch, capsys):
     for command in shell:
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         assert ended.value.code in (0, None)
     assert "Traceback" not in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tools import Curtain, events, same, surroundings
 
 import protege
-from protege.commands import cli
+from protege.commands import app
 from protege.errors import UserError
 from protege.models import Model
 from protege.report.read import read_run
@@ -434,7 +434,7 @@ def test_kill_9_of_the_command(longer, digits_teacher, tmp_path, cache_folder, d
     assert not (out / "result.json").exists()
     monkeypatch.setattr(sys, "argv", ["protege", "distill", "--out", str(out), "--resume"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 0
     assert_equal(out, longer)
 

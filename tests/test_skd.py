@@ -10,7 +10,7 @@ from tools import CLASSES, Curtain, apart, cast, model, perform, pictures, plan,
 from torch import nn
 
 import protege
-from protege.commands import cli
+from protege.commands import app
 from protege.data import InMemory
 from protege.methods import METHODS
 from protege.methods.skd import Settings
@@ -240,7 +240,7 @@ def test_inherit_may_stand_alone(words, last, monkeypatch):
     others = ["--method", "skd"]
     monkeypatch.setattr("sys.argv", ["protege", "distill", *(others + words if last else words + others)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 0
     assert (seen["inherit"], seen["method"]) == ("true", "skd")
 
@@ -401,7 +401,7 @@ def dry_run(teacher: Path, *more: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["protege", *arguments])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            app.main()
     return int(end.value.code or 0)
 
 

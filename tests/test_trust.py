@@ -14,7 +14,7 @@ from tools import surroundings
 from torch import nn
 
 import protege
-from protege.commands import cli
+from protege.commands import app
 from protege.errors import UserError
 from protege.models import load_model
 from protege.report import write_run_report
@@ -58,7 +58,7 @@ def command(*words: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["protege", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
     return ended.value.code or 0
 
 
@@ -129,7 +129,7 @@ def test_what_lies_in_a_folder_is_never_imported_because_it_is_named(tmp_path):
     naming(tmp_path / "model", "net:Net")
     for file in (tmp_path / "model").iterdir():
         file.rename(tmp_path / file.name)
-    program = "import sys; sys.path = [p for p in sys.path if p]; from protege.commands.cli import main; main()"
+    program = "import sys; sys.path = [p for p in sys.path if p]; from protege.commands.app import main; main()"
     for spec in (".", "torchvision:x", "zoo.x:y"):
         words = ["-c", program, "evaluate", "--model", spec, "--data", "digits"]
         done = subprocess.run(

@@ -10,7 +10,7 @@ import pytest
 from tools import surroundings
 
 import protege
-from protege.commands import cli
+from protege.commands import app
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,7 +19,7 @@ def test_version_is_that_of_the_metadata(monkeypatch, capsys):
     assert protege.__version__ == version("protege")
     monkeypatch.setattr(sys, "argv", ["protege", "--version"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"protege {protege.__version__}\n"
 

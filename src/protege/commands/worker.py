@@ -13,7 +13,7 @@ import threading
 import traceback
 from typing import Any
 
-from .cli import main
+from .app import main
 
 
 def _serve() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from datetime import date, time
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,8 +21,6 @@ from ..settings import Settings
 from ..synonyms import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
 from ..training import FitSettings
 
-_PART = re.compile(r'(?:"[^"]*"|[^".])+')  # of a dotted key; a part may be quoted: variants."kd, T=0.5".lr
-_KEY = re.compile(r'((?:"[^"]*"|[^"=])*)(=?)(.*)', re.DOTALL)
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
@@ -248,31 +245,6 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def write_toml(path: Path, values: Mapping[str, Any]) -> None:
     """Write settings as TOML, atomically, leaving out what is None."""
     write_text(path, tomli_w.dumps({key: value for key, value in values.items() if value is not None}))
-
-
-def parse_sets(assignments: list[str]) -> dict[str, Any]:
-    """``["lr=0.1", "phases.head.epochs=5"]`` as nested settings. Raises `UserError` where there is no ``=``."""
-    found: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = _KEY.fullmatch(assignment).groups()  # type: ignore[union-attr]
-        if not equals or not key:
-            raise UserError(f"--set {assignment!r} has no key and value; expected KEY=VALUE, such as --set lr=0.05.")
-        *parents, last = [part.strip().strip('"') for part in _PART.findall(key)] or [""]
-        table = found
-        for parent in parents:
-            table = table.setdefault(parent, {})
-            if not isinstance(table, dict):
-                raise UserError(f"--set {assignment!r} contradicts another --set; expected one value for each key.")
-        table[last] = _value(text)
-    return found
-
-
-def _value(text: str) -> Any:
-    try:
-        value = tomllib.loads(f"x = {text}")["x"]
-    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
-        return text
-    return text if isinstance(value, date | time) else value  # a folder may be called by a day
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
