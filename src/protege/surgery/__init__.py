@@ -6,7 +6,14 @@
 - `solving`: a student's layers aligned with its teacher's by least squares, absorbed into its weights.
 - `widening`: a wider network of exactly the same function, tied to the student it was made from.
 
-Functions take any module and a prepared example batch. They know no method, no task and no command.
+Functions take any module and a prepared example batch. They know no method, no task and no command. The examples in
+their docstrings are about this network:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> convolutions = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()
+    >>> network = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8 * 4 * 4, 10))
+    >>> x = torch.randn(2, 3, 8, 8)
 """
 
 from .pruning import Decoupled, Shrunk, compose, decouple, rebuild, record, shrink

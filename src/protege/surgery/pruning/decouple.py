@@ -81,6 +81,9 @@ def decouple(
     first that keep the most energy for their cost. The first convolution stays, as it has few channels to
     share kernels among, unless `layers` (names, or patterns such as "layer3.*") names it. Raises `UserError` for a
     rank or share out of range, unknown layers, and where there is nothing to decouple.
+
+    >>> decouple(network, rank=2).network[2].depthwise.weight.shape
+    torch.Size([16, 1, 3, 3])
     """
     if (rank is None) == (macs is None):
         raise UserError(f"decouple got rank = {rank!r} and macs = {macs!r}; expected one: give rank=… or macs=….")

@@ -51,7 +51,11 @@ def kept_whole(network: nn.Module) -> dict[str, list[int]]:
 
 
 def compose(first: dict[str, list[int]], second: dict[str, list[int]]) -> dict[str, list[int]]:
-    """What two shrinkings in a row kept, in the channels of the network before both."""
+    """What two shrinkings in a row kept, in the channels of the network before both.
+
+    >>> compose({"0": [0, 2, 5]}, {"0": [1, 2]})
+    {'0': [2, 5]}
+    """
     return {
         name: [first[name][channel] for channel in channels] if name in first else channels
         for name, channels in second.items()

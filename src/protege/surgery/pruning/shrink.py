@@ -48,6 +48,10 @@ def shrink(
     What is returned computes what the original does with zeros for the removed channels (`law`). Layers of which
     that cannot be made so stay whole; `Shrunk.left_out` names them and says why. Raises `UserError` for values out of
     range, unknown layers, targets out of reach, and networks without anything to prune.
+
+    >>> pruned = shrink(network, x, ratio=0.5)
+    >>> pruned.network[0].out_channels, len(pruned.kept["0"]), pruned.left_out
+    (4, 4, ())
     """
     _check(how, ratio, macs)
     copied = copy_network(network).requires_grad_(True)

@@ -29,6 +29,10 @@ def record(original: nn.Module, changed: nn.Module) -> list[Edit]:
     """The edits that give a network built like `original` the structure of `changed`; [] where nothing differs.
 
     Neither network is touched. Raises `UserError` for a change that edits cannot tell, naming the module.
+
+    >>> pruned = shrink(network, x, ratio={"2": 0.5}).network
+    >>> [(edit["module"], edit["type"]) for edit in record(network, pruned)]
+    [('2', 'Conv2d'), ('5', 'Linear')]
     """
     before, after = dict(original.named_modules()), dict(changed.named_modules())
     edits: list[Edit] = []
@@ -57,8 +61,12 @@ def rebuild(network: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module
     """Make the edits in `network`, in place, and return it. Tensors of a changed shape are left uninitialised.
 
     Edits tell sizes, not differences: making them twice changes nothing more. All weights of an edited network learn.
-    Raises `UserError` for an edit that
-    does not fit the network.
+    Raises `UserError` for an edit that does not fit the network.
+
+    >>> pruned = shrink(network, x, ratio=0.5).network
+    >>> again = rebuild(copy.deepcopy(network), record(network, pruned))
+    >>> again.load_state_dict(pruned.state_dict())
+    <All keys matched successfully>
     """
     for edit in edits:
         name, kind = _checked(network, edit)

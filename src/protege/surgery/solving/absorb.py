@@ -140,6 +140,12 @@ def absorb(
     ``intercept`` is ``[blocks·m]``. ``statistics`` are mean and variance (each ``[blocks·m]``) of the new output,
     where they are known (see `settle`). Otherwise they are carried over as if the channels were uncorrelated. Either
     way the output is exact. Raises ValueError for a q of another shape and for an intercept that has no place.
+
+    >>> layer, rows, q = nn.Linear(3, 2), torch.randn(5, 3), torch.randn(1, 2, 2)
+    >>> expected = layer(rows) @ q[0]
+    >>> absorb(layer, q)
+    >>> torch.allclose(layer(rows), expected, atol=1e-6)
+    True
     """
     if not isinstance(layer, SOLVABLE) or type(layer) not in SOLVABLE:
         raise ValueError(f"a {type(layer).__name__} cannot absorb a 1×1 layer")

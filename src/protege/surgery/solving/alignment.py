@@ -100,6 +100,11 @@ def plan_alignment(
 
     ``kept`` names, for layers of the student, the teacher's output channels they kept; without an entry it is all of
     them. Raises `UserError` where the two do not correspond and for layers that cannot take a Q.
+
+    >>> pruned = shrink(network, x, ratio=0.5)
+    >>> points = plan_alignment(Walk(pruned.network, "student", x), Walk(network, "teacher", x), pruned.kept)
+    >>> [(point.layer, point.kind) for point in points]
+    [('0', 'full'), ('2', 'full'), ('5', 'linear')]
     """
     teacher_nodes = {name: node for node in teacher.nodes if (name := teacher.name(node)) is not None}
     # where a layer's value is ready: the node of the layer, or of its norm, or what hands that on to a sum

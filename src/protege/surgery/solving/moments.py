@@ -131,6 +131,11 @@ def solve(moments: Moments, intercept: bool = True, ridge: float | None = None) 
     ``ridge`` is λ relative to the mean of a block's ``XᵀX`` diagonal (about its mean, with an intercept). None
     chooses it, and whether to change anything at all, by the error on each fold after solving on the others (of wide
     blocks on the first alone); with one fold only it is 0.01.
+
+    >>> rows, moments = torch.randn(100, 4), Moments.zeros(folds=1, blocks=1, n=4, m=4)
+    >>> moments.add(0, rows, 2 * rows - rows)  # what is missing to the double
+    >>> solve(moments, ridge=0.0).q[0].round(decimals=6).diag()
+    tensor([2., 2., 2., 2.], dtype=torch.float64)
     """
     moments = Moments(*(value.cpu() for value in vars(moments).values()))
     whole = moments.total()

@@ -70,6 +70,9 @@ def pair(
     found (`find_cuts`) and paired by level, in order, or for transformers by depth. Examples [N, …] are prepared inputs
     on the networks' devices. Raises `UserError` for names that do not exist, come twice or out of order, for outputs
     that do not match in resolution, and where nothing corresponds.
+
+    >>> [(matched.student.name, matched.teacher.name) for matched in pair(network, network, x, x, "1,3")]
+    [('1', '1'), ('3', '3')]
     """
     if stages is not None:
         named = [[name.strip() for name in item.split("=")] for item in stages.split(",")]
@@ -110,6 +113,9 @@ def find_cuts(network: nn.Module, example: Tensor) -> list[Cut]:
 
     `example` [N, …] is a prepared input. Modules whose own code cannot be traced are taken whole. Every stage
     and the head have parameters. Raises `UserError` where nothing can be seen inside the network.
+
+    >>> [(cut.name, cut.shape) for cut in find_cuts(network, x)]
+    [('1', (8, 6, 6)), ('3', (8, 4, 4))]
     """
     traced = _traced(network, example)
     nodes = traced.nodes

@@ -72,6 +72,10 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
     a row are the network, bit for bit; the network is not changed. Raises `UserError` for cuts that do not exist, are
     not called in this order or give no single tensor; for code around a cut that cannot be traced; for parameters or
     running statistics that two stages use; and where something crosses a cut that is not one tensor a sample.
+
+    >>> stages = split(network, ["1", "3"], x)
+    >>> [stage.name for stage in stages], torch.equal(Chain(stages)(x), network(x))
+    (['1', '3', 'head'], True)
     """
     modules = dict(network.named_modules(remove_duplicate=False))
     for name in cuts:
@@ -100,7 +104,11 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
 def describe(pairs: Sequence[Pair], stages: Sequence[Stage] = ()) -> list[dict[str, Any]]:
     """A row for each stage of the student, the head last: `stage`, `teacher` (module), `student_shape`,
     `teacher_shape` (of one sample), `adapter` (whether one is needed) and, if the student is cut into `stages`, their
-    `parameters`."""
+    `parameters`.
+
+    >>> [row["stage"] for row in describe(pair(network, network, x, x))]
+    ['1', '3', 'head']
+    """
     rows: list[dict[str, Any]] = []
     for number, pair in enumerate([*pairs, None]):
         size = {"parameters": sum(p.numel() for p in stages[number].parameters())} if stages else {}

@@ -19,6 +19,11 @@ def first_outputs(modules: Mapping[str, nn.Module], stop: bool = False) -> Itera
 
     Of a module that is called again it is the first call's. A tensor is copied, as what follows may change it in
     place. ``stop`` ends the block as soon as each has been called.
+
+    >>> with first_outputs({"first": network[0]}, stop=True) as outputs:
+    ...     _ = network(x)
+    >>> outputs["first"].shape
+    torch.Size([2, 8, 6, 6])
     """
     outputs: dict[str, Any] = {}
 

@@ -172,7 +172,11 @@ class _Bound(nn.Module):
 
 @torch.no_grad()
 def readout(shared: Shared) -> nn.Module:
-    """The student as it stands: a copy of its own module with parameters and buffers of its own."""
+    """The student as it stands: a copy of its own module with parameters and buffers of its own.
+
+    >>> torch.allclose(readout(share(network, 2, x))(x), network(x), atol=1e-4)
+    True
+    """
     network = copy_network(shared.plain)
     tensors = shared.projection(shared.merged())
     copied: dict[int, nn.Parameter] = {}
@@ -199,6 +203,10 @@ def share(
     """Widen a student (`widen`), add branches, and tie both together (`Shared`). The student is left as it is.
 
     Raises `UserError` as `widen` does, and for a branch that is not one of `BRANCHES`.
+
+    >>> wide_outputs, outputs = share(network, 2, x)(x)
+    >>> torch.allclose(wide_outputs, outputs, atol=1e-4)
+    True
     """
     wide, projection = widen(student, ratio, example, perturbation=perturbation)
     batch = example[torch.tensor([0, 1, 0]) % len(example)]

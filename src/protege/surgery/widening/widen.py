@@ -50,6 +50,12 @@ def widen(
 
     Raises `UserError` for a ratio that is not a whole number from 2, and for a network that cannot be widened, naming
     the module and the function.
+
+    >>> wide, projection = widen(network, 2, x)
+    >>> wide[0].out_channels, torch.allclose(wide(x), network(x), atol=1e-4)
+    (16, True)
+    >>> torch.equal(projection(dict(wide.named_parameters()))["0.weight"], network[0].weight)
+    True
     """
     if type(ratio) is not int or ratio < 2:
         raise UserError(f"ratio = {ratio!r} cannot widen a network; expected a whole number from 2: set ratio 2.")
