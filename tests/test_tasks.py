@@ -21,6 +21,7 @@ from protege.tasks import TASKS, Chance
 ATEN = torch.ops.aten
 INDEX = ATEN.index.Tensor
 ASKING = {ATEN._local_scalar_dense.default, ATEN.nonzero.default, ATEN.bincount.default, ATEN.masked_select.default}
+LABELLED = [name for name, task in TASKS.items() if task.labelled]
 CLASSIFICATION, SEGMENTATION, LANGUAGE = (TASKS[name] for name in ("classification", "segmentation", "language"))
 
 
@@ -57,7 +58,7 @@ def softmax(row: list[float]) -> list[float]:
     return [value / sum(exps) for value in exps]
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", LABELLED)
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 4), ignored=st.sampled_from([0.0, 0.4, 1.0]))
 def test_rows(task, seed, n, ignored):
@@ -70,7 +71,7 @@ def test_rows(task, seed, n, ignored):
     assert weights.tolist() == [float(task == "classification" or label != UNLABELLED) for _, label in expected]
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", LABELLED)
 def test_rows_of_other_widths(task):
     """Top-k signals and features flatten as logits do."""
     _, labels = example(task, 0)
@@ -78,7 +79,7 @@ def test_rows_of_other_widths(task):
     assert TASKS[task].rows(other, labels)[0].shape[1] == 9
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", LABELLED)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), cut=st.integers(1, 10))
 def test_metrics(task, seed, cut):
@@ -143,7 +144,7 @@ def calibration(rows: list[tuple[float, bool]]) -> float:
     return error
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", LABELLED)
 def test_metrics_without_labels(task):
     logits, labels = example(task, 0, ignored=1.0)
     metrics = TASKS[task].metrics(4)

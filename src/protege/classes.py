@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .data import CLEAN, Augment, Data, Samples, batches, choose, forward_size
-from .data.classes import GIVEN, ORDERS, SETTLED, SORTED, ordered, other_order, places
+from .data.classes import GIVEN, ORDERS, SETTLED, SORTED, VECTORS, ordered, other_order, places
 from .data.naming import numbers
 from .errors import UserError
 from .models import Model, check_fit
@@ -47,6 +47,8 @@ def in_order_of(model: Model, data: Data, must: bool = True) -> Data:
     outputs = check_fit(model, data)
     if data.task == "language":
         return data
+    if data.numbering == VECTORS:
+        return data.numbered(numbers(outputs), (), named=False)
     if model.named and len(model.classes) != outputs:
         raise UserError(
             f"the model names {len(model.classes)} classes but has {outputs} outputs; expected a name for each output."

@@ -19,9 +19,10 @@ from ..errors import UserError
 from .labels import MOST_CLASSES, UNLABELLED
 from .naming import Naming, numbers, read_naming
 
-BARE, SORTED, GIVEN, SETTLED = "bare", "sorted", "given", "settled"
+BARE, SORTED, GIVEN, SETTLED, VECTORS = "bare", "sorted", "given", "settled", "vectors"
 """How a set's classes are numbered: they are only numbers, without names; names that were sorted here, as nothing
-numbers them; the set itself numbers its names; or the user (or a teacher) has said in which order they are."""
+numbers them; the set itself numbers its names; or the user (or a teacher) has said in which order they are; or outputs
+are no classes but the values of a vector."""
 
 _BESIDE_LETTERS = re.compile(r"(?<=[^\W\d_])[\s_-]+|[\s_-]+(?=[^\W\d_])")
 _RUNS = re.compile(r"[0-9]+|[^0-9]")

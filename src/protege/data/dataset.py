@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from ..errors import UserError
 from .augment import Augment
-from .classes import BARE, GIVEN, SETTLED, SORTED, other_order
+from .classes import BARE, GIVEN, SETTLED, SORTED, VECTORS, other_order
 from .labels import UNLABELLED
 from .loader import forward_size
 from .naming import check_text
@@ -87,6 +88,13 @@ class Data:
             groups = tuple(self.superclasses[at.index(number)] for number in range(len(classes)))
         renumbered = replace(self, train=sets["train"], val=sets.get("val"), test=sets.get("test"))
         return replace(renumbered, classes=classes, superclasses=groups, numbering=SETTLED if named else BARE)
+
+    def unlabelled(self) -> Data:
+        """The same images without their labels and classes, for networks whose outputs are vectors."""
+        nothing = torch.full((len(self.classes),), UNLABELLED)
+        new = {id(samples): samples.relabelled(nothing) for samples in self.sets.values()} if self.labelled else {}
+        sets: dict[str, Any] = {split: new.get(id(samples), samples) for split, samples in self.sets.items()}
+        return replace(self, **sets, classes=(), superclasses=None, numbering=VECTORS)
 
     @property
     def labelled(self) -> bool:

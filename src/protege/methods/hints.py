@@ -22,7 +22,7 @@ from ..surgery import Pair, Tapped
 from ..training.phase import Fit
 from . import kd
 from .method import Cast
-from .stages import Apprentice, StageSettings, features, paired, said, stage, tapped
+from .stages import Apprentice, StageSettings, features, paired, said, staged, tapped
 from .teaching import TargetSettings
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
@@ -41,7 +41,7 @@ class AttentionSettings(StageSettings):
 
 def fitnets(cast: Cast) -> list[Fit]:
     """The first half of the student learns the teacher's middle features through a regressor; then the whole by KD."""
-    found = stage(cast)
+    found = staged(cast)
     middle = (len(found.pairs) - 1) // 2
     pair = found.pairs[middle]
 
@@ -73,7 +73,7 @@ def at(cast: Cast) -> list[Fit]:
 
 def fsp(cast: Cast) -> list[Fit]:
     """The whole student learns the flows between the teacher's neighbouring cuts; then the task from labels."""
-    found = stage(cast)
+    found = staged(cast)
     pairs = _maps(found.pairs, "fsp")
     if len(pairs) < 2:
         raise UserError(

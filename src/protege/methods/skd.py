@@ -27,7 +27,7 @@ from ..torch_utils import tensors_of
 from ..training.phase import Fit, Phase, Solve
 from . import kd
 from .method import Cast
-from .stages import Apprentice, Staged, StageSettings, features, frozen, live, said, stage
+from .stages import Apprentice, Staged, StageSettings, features, frozen, live, said, staged
 from .teaching import TARGET_KEYS, TargetSettings
 
 _LOG = logging.getLogger("protege")
@@ -64,7 +64,7 @@ class Settings(StageSettings, TargetSettings):
 
 def plan(cast: Cast) -> list[Phase]:
     """A phase for each stage, one for the head, and a joint one if asked for."""
-    s, found = cast.settings, stage(cast)
+    s, found = cast.settings, staged(cast)
     taken = inherited(cast, found) if s.inherit else []
     trained = set(found.stages[-1].state_dict()) <= set(taken)  # few labels would spoil it at a full rate
     gently = {"optimizer": "adamw", "lr": s.finetune_lr or FINETUNE_LR}

@@ -54,19 +54,21 @@ def paired(cast: Cast) -> list[Pair]:
     return pair(cast.student.network, cast.teacher.network, ours, theirs, cast.settings.stages)
 
 
-def stage(cast: Cast) -> Staged:
+def staged(cast: Cast) -> Staged:
     """Pair and cut the networks of a cast. Raises `UserError` where that cannot be done."""
     pairs = paired(cast)
     if not any(p.requires_grad for p in cast.student.parameters()):
         raise UserError(
             "every parameter of the student is frozen; expected some that learn: call requires_grad_(True) on them."
         )
-    stages = split(
-        cast.student.network, [p.student.name for p in pairs], cast.student.prepared(cast.transfer.example())
-    )
-    for own in stages:
-        if not any(p.requires_grad for p in own.parameters()):
-            where = f"after the cut {pairs[-1].student.name!r}" if own is stages[-1] else f"in stage {own.name!r}"
+    example = cast.student.prepared(cast.transfer.example())
+    stages = split(cast.student.network, [p.student.name for p in pairs], example)
+    if cast.settings.stages is None and len(pairs) > 1 and not list(stages[-1].parameters()):  # it ends by pooling
+        pairs = pairs[:-1]
+        stages = split(cast.student.network, [p.student.name for p in pairs], example)
+    for stage in stages:
+        if not any(p.requires_grad for p in stage.parameters()):
+            where = f"after the cut {pairs[-1].student.name!r}" if stage is stages[-1] else f"in stage {stage.name!r}"
             raise UserError(
                 f"{where} nothing is left to learn; expected parameters there that are not frozen: name other stages=…."
             )
@@ -80,7 +82,7 @@ def preview(cast: Cast) -> list[dict[str, Any]]:
 
 def preview_staged(cast: Cast) -> list[dict[str, Any]]:
     """The student's stages and how they pair up."""
-    found = stage(cast)
+    found = staged(cast)
     return describe(found.pairs, found.stages)
 
 

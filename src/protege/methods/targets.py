@@ -142,9 +142,7 @@ def knowledge(target: Any) -> Knowledge:
             f"target = {target!r} was a function given in Python, which a recipe cannot hold; expected it again: pass "
             "target= to the function."
         )
-    return from_outside(
-        find_callable(target, "target", "turns a teacher's rows into distributions", "expected a target")
-    )
+    return from_outside(find_callable(target, "target", "turns a teacher's rows into distributions"))
 
 
 def from_outside(function: Callable[..., Any]) -> Knowledge:

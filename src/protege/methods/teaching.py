@@ -21,6 +21,7 @@ from ..losses import average
 from ..losses.rows import labelled
 from ..losses.targets import HOTTEST
 from ..signals import Signal
+from ..tasks import Task
 from .method import Cast, MethodSettings
 from .targets import TARGETS, checked, knowledge, spoken
 
@@ -89,6 +90,7 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
     For `sim`, `pt_sim` and functions from outside the teacher is looked at here. Raises `UserError` for a setting that
     the target does not have, and where a target would get no labels or no classes that needs some.
     """
+    settings = on_task(settings, cast.task)
     target, chosen = knowledge(settings.target), resolved(settings, cast.task.temperature)
     _refuse_unsuited(spoken(settings.target), target.needs_labels, target.of_classes, cast)
     weight, signals = chosen.pop("weight"), target.signals(chosen)
@@ -100,6 +102,11 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
         return average(values, labelled(labels, weights) if target.needs_labels else weights)
 
     return Teaching(signals, weight, loss)
+
+
+def on_task(settings: TargetSettings, task: Task) -> TargetSettings:
+    """The settings with the target that stands on this task for the one chosen."""
+    return settings.model_copy(update={"target": task.targets.get(spoken(settings.target), settings.target)})
 
 
 def beside(advised: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

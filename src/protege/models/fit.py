@@ -60,6 +60,11 @@ def check_classes(model: Model, data: DataLike) -> None:
     found, expected = check_fit(model, data), len(data.classes)
     if not data.classes:  # images without labels
         return
+    if found != expected and not getattr(data, "labelled", True):  # the teacher's
+        raise UserError(
+            f"the model gives {found} values for each image and the teacher {expected}; expected as many, as it is to "
+            f"take the teacher's place: end it with a layer of {expected}, as zoo:NAME does by itself."
+        )
     if found != expected:
         raise UserError(
             f"the model has {found} outputs but the data has {expected} classes; "

@@ -98,7 +98,7 @@ class Model(nn.Module):
     def _rows(self, outputs: Any) -> Any:
         """Outputs of a classifier as [B, K], also of one that leaves pixels of which there is one: [B, K, 1, 1]."""
         pixels = isinstance(outputs, Tensor) and outputs.dim() > 2 and self.input.kind == "image"
-        if pixels and self.task == "classification" and outputs.shape[2:].numel() == 1:
+        if pixels and self.task != "segmentation" and outputs.shape[2:].numel() == 1:
             return outputs.flatten(1)
         return outputs
 

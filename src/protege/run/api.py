@@ -42,6 +42,7 @@ from ..training.evaluate import refuse_unfit
 from ..training.phase import Phase
 from ..training.precision import autocast_for, on_cpu, resolve_precision
 from ..training.progress import Display
+from .checks import refuse_another_task
 from .diagnose import diagnose
 from .folder import NAMES, SPECS, check_out, holding, report, resumed_settings, told_how_to_go_on
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
@@ -171,6 +172,7 @@ def evaluate(
     samples, task = samples.to(device), TASKS[loaded.task]
     autocast = autocast_for(resolve_precision(precision, device), device)
     everything = torch.arange(len(samples))
+    refuse_another_task(network, task, "model")
     refuse_unfit(network, "model", samples, everything, task, device=device, autocast=autocast)
     with Display(True) as display:
         display.say(f"{len(samples):,} samples", always=True)
@@ -236,6 +238,11 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
     """The settings, with method ``auto`` replaced by what a diagnosis recommends; what is given stays as it is."""
     if given.get("method") != "auto":
         return given
+    if (task := given.get("task")) in TASKS and not TASKS[task].labelled:
+        raise UserError(
+            f"method 'auto' goes by what a teacher says about classes, which the task {task!r} does not have; expected "
+            "a method by name: choose kd or skd."
+        )
     for key in ("teacher", "student", "data"):
         if given.get(key) is None:
             raise UserError(f"method 'auto' has no {key}; expected one to look at: add --{key}.")

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import CLEAN, Augment, Samples, batches, cache_root, choose, forward_size
+from ..data import CLEAN, Augment, Data, Samples, batches, cache_root, choose, forward_size
 from ..errors import UserError
 from ..files import write_json
 from ..models import Model
 from ..signals.feed import PROBE
 from ..signals.signals import behaviour, fingerprint
+from ..tasks import TASKS, Task
 from ..torch_utils import eval_mode
 from ..training.runner import Runner
 
@@ -73,6 +74,29 @@ def warn_if_constant(teacher: Model, spec: str, runner: Runner) -> None:
     )
 
 
+def refuse_another_task(network: Model, task: Task, who: str) -> None:
+    """Raise `UserError` where a network has learned something else about the same kind of data."""
+    if TASKS[network.task].of == task.name:
+        remedy = f", or set task={network.task!r}" if who == "teacher" else ""
+        raise UserError(
+            f"the {who} has learned the task {network.task!r}, whose outputs are no {task.name}; expected another: "
+            f"name one that was trained for {task.name}{remedy}."
+        )
+
+
+def task_of(name: str | None, data: Data, spec: str) -> Task:
+    """The task of that name, or the data's own. Raises `UserError` where the data is of another kind."""
+    fitting = [task for task in TASKS.values() if data.task in (task.name, task.of)]
+    for task in fitting:
+        if task.name == (name or data.task):
+            return task
+    others = " or ".join(task.name for task in fitting)
+    raise UserError(
+        f"task = {name!r} does not suit the data {spec!r}, which is for {data.task}; expected {others}: change task=…, "
+        "or leave it out."
+    )
+
+
 class Memo:
     """A network's test metrics, remembered by the fingerprints of network and data, so that a study pays once."""
 
@@ -82,7 +106,8 @@ class Memo:
         first = next(batches(test, [some], CLEAN, Augment(), device=runner.device))
         with eval_mode(network), torch.no_grad(), runner.autocast():
             shown = behaviour({"logits": network(first.inputs)})
-        parts = [VERSION, fingerprint(network), shown, test.fingerprint(), how]
+        judges = [fingerprint(judge) for judge in runner.task.judges]
+        parts = [VERSION, fingerprint(network), shown, test.fingerprint(), how, *judges]
         self.path = cache_root() / "evaluations" / f"{_digest(parts)}.json"
 
     def read(self) -> dict[str, Any] | None:

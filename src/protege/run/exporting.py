@@ -136,7 +136,8 @@ def _measured(
     model: Any, original: Model, exported: Any, raw: Tensor, data: Data | None, compiled: bool
 ) -> dict[str, Any]:
     """Metrics and latency of the model and of the file, and rows (``networks``) of those that it comes from."""
-    metrics = {"float": _metrics(original, data), "exported": _metrics(exported, data)}
+    judged = data if TASKS[original.task].labelled else None
+    metrics = {"float": _metrics(original, judged), "exported": _metrics(exported, judged)}
     rows = _forerunners(model, raw, data)
     networks = [original, exported, *(row["latency"] for row in rows if row["latency"])]
     times = dict(zip(map(id, networks), _latencies(networks, raw), strict=True))

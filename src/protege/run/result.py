@@ -31,7 +31,7 @@ def cast_of(
             "name": settings.data,
             "train_samples": count,
             "available_samples": available,
-            "classes": len(data.classes),
+            "classes": len(data.classes) if runner.task.labelled else 0,
             "fraction": count / available,
         },
         "teacher": teacher,

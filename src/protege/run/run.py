@@ -33,7 +33,7 @@ from ..errors import UserError
 from ..files import recorded, write_json
 from ..lookup import source_digest
 from ..methods import METHODS, Cast, Transfer, about_method, find_method, is_outside
-from ..methods.teaching import TargetSettings, resolved
+from ..methods.teaching import TargetSettings, on_task, resolved
 from ..models import Model, held_out_by, known_ranges
 from ..models.opening import open_networks
 from ..models.placing import place
@@ -50,7 +50,7 @@ from ..training.precision import on_cpu, resolve_precision
 from ..training.progress import Display
 from ..training.runner import Runner
 from ..training.state import Corpus, Memory
-from .checks import Memo, refuse_chance_level, warn_if_constant
+from .checks import Memo, refuse_another_task, refuse_chance_level, task_of, warn_if_constant
 from .folder import SPECS, check_out, clear, report
 from .origin import deciding, legacy_origin, origin_of, refuse_another
 from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
@@ -91,14 +91,22 @@ class Production:
                 ranges=known_ranges(*given.values()),
                 held_out=way,
             )
-        if not data.labelled:
+        task = task_of(s.task, data, s.data)
+        if s.teacher is None:
+            task = task.taught_by(None)
+        if not task.labelled:
+            data = data.unlabelled()
+        elif not data.labelled:
             self._check_without_labels(data)
         self.teacher, self.student, loaded = open_networks(
             given, s.teacher, s.student, data, s.seed, self.device, s.trust
         )
         val, test = (samples and samples.to(self.device) for samples in (loaded.val, loaded.test))
         data = replace(loaded, train=loaded.train.to(self.device), val=val, test=test)
-        self.data, self.task = data, TASKS[data.task].taught_by(self.teacher)
+        if self.teacher is not None:
+            refuse_another_task(self.teacher, task, "teacher")
+        self.data, self.task = data, task.taught_by(self.teacher)
+        self.student.task = task.name
         s = self.settings = suited(s, self.task.defaults)
         if getattr(s, "class_weights", None) is not None:
             self.task = self.task.weighing_classes()
@@ -175,7 +183,7 @@ class Production:
     def _corpus(self) -> Corpus:
         s, data = self.settings, self.data
         reading = find_method(s.method).labels
-        labels = None if reading == "unread" else data.train.labels
+        labels = None if reading == "unread" or not self.task.labelled else data.train.labels
         positions = choose(
             labels,
             fraction=s.fraction,
@@ -292,7 +300,7 @@ class Production:
             which = "that did not teach" if on["unseen"] else "that it learned from"
             told = f"{told.rstrip('; ')} with the teacher, on {on['samples']:,} images {which}; "
         self.display.say(f"{told}the student is in {self.out / 'student'}", always=True)
-        if warning := verdict(result["student"], TASKS[self.data.task].metric, self.data.classes):
+        if warning := verdict(result["student"], TASKS[self.task.name].metric, self.data.classes):
             self.display.say(warning, always=True)
         self.student.eval()
         return result
@@ -334,7 +342,7 @@ class Production:
         idle = own.idle(self.teacher is not None)
         settings = own.model_dump(exclude=set(idle))
         if isinstance(own, TargetSettings) and "target" not in idle:
-            settings |= resolved(own, self.task.temperature)
+            settings |= resolved(on_task(own, self.task), self.task.temperature)
         return {
             "method": self.settings.method,
             "settings": {key: value for key, value in settings.items() if value is not None},

@@ -20,6 +20,7 @@ from ..settings import public
 from ..surgery import Shrunk, Walk, compose, decouple, plan_alignment
 from ..surgery import shrink as prune
 from ..surgery.pruning import together
+from ..tasks import TASKS
 from ..torch_utils import copy_network, device_of, eval_mode
 from .api import evaluate
 from .folder import MODEL_FILES, check_out
@@ -174,7 +175,7 @@ def _fskd_refusal(original: nn.Module, shrunk: Shrunk, prepared: Tensor) -> str 
 
 def _figures(model: Model, raw: Tensor, data: Data | None) -> dict[str, Any]:
     sizes = {"params": count_parameters(model.network), "macs": count_macs(model, raw)}
-    judged = data is not None and data.test is not None and bool(data.classes)
+    judged = data is not None and data.test is not None and bool(data.classes) and TASKS[model.task].labelled
     return {**sizes, "metrics": evaluate(model, data) if judged else {}}
 
 

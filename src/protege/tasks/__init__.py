@@ -6,11 +6,12 @@ Improving Knowledge Distillation"). One file is one task; nobody else asks which
 
 from .chance import Chance
 from .classification import BINS, Classification, bin_of
+from .embeddings import Embeddings
 from .language import Language
 from .metrics import Metrics
 from .segmentation import Segmentation
 from .task import Shortfall, Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Segmentation(), Language())}
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Segmentation(), Language(), Embeddings())}
 
 __all__ = ["BINS", "TASKS", "Chance", "Metrics", "Shortfall", "Task", "bin_of"]

@@ -49,13 +49,15 @@ class Task:
 
     ``metric`` picks a best state and ``accuracy_name`` is what the share of rows guessed right is called.
     ``class_dim`` is the dimension of outputs that becomes a row's. ``defaults`` are settings that suit the task better
-    than the common ones, ``temperature`` the default T of targets that have one. ``labelled``: whether it is learned
-    and judged by labels. ``unsuited`` says for settings that have no meaning here why, as the end of a sentence.
+    than the common ones, ``temperature`` the default T of targets that have one, ``targets`` those that stand here for
+    others. ``labelled``: whether it is learned and judged by labels, else by what the teacher says. ``unsuited`` has
+    the sentence that refuses a setting without a meaning here. ``of`` is the kind of data it is a task of.
     """
 
     metric: str = "accuracy"
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     name: ClassVar[str]
+    of: ClassVar[str] = ""  # where that is not its name
     higher_is_better: ClassVar[bool] = True
     accuracy_name: ClassVar[str] = "accuracy"
     class_dim: ClassVar[int] = 1
@@ -64,6 +66,7 @@ class Task:
     named_classes: ClassVar[bool] = True  # whether a result lists what the classes are called
     tried: ClassVar[int] = 1024  # samples on which a teacher shows that it knows the task
     drawn: ClassVar[int] = 0  # samples of which there is something to look at
+    targets: ClassVar[Mapping[str, str]] = {}
     unsuited: ClassVar[Mapping[str, str]] = {}
 
     # ---- rows and their losses: tensors in, tensors out ------------------------------------------------------
@@ -134,6 +137,11 @@ class Task:
     def better(self, new: float, old: float | None) -> bool:
         """Whether ``new`` beats ``old`` in this task's metric."""
         return old is None or (new > old if self.higher_is_better else new < old)
+
+    @property
+    def judges(self) -> tuple[nn.Module, ...]:
+        """The networks that metrics depend on beside the one that is judged."""
+        return ()
 
     def shortfall(self, metrics: Mapping[str, float], details: Mapping[str, Any]) -> Shortfall | None:
         """Where a network shows no more on some samples than a count of their labels does."""
