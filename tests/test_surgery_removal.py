@@ -75,7 +75,7 @@ def test_channels_that_go_through(layer):
 
 def test_norms_over_channels_keep_what_belongs_to_each():
     """Their means are over what is left, so that the tensors are compared."""
-    for layer in (nn.LayerNorm(60), nn.LayerNorm(60, bias=False), nn.GroupNorm(1, 60)):
+    for layer in (nn.LayerNorm(60), nn.LayerNorm(60, bias=False), nn.RMSNorm(60), nn.GroupNorm(1, 60)):
         whole = network(layer)
         pruned = cut(whole, "both")
         for name, value in whole.state_dict().items():

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from protege.errors import UserError
-from protege.surgery import shrink
+from protege.surgery import rebuild, record, shrink
 from protege.surgery.layers import LAYERS
 from protege.surgery.pruning.groups import dependency_graph
 from protege.surgery.pruning.removal import CannotRemove, Site, remove
@@ -226,6 +226,26 @@ def test_norms_that_mix_channels_are_compared_over_those_that_are_left():
     shrunk = shrink(network, x, ratio=0.5)
     assert shrunk.left_out == ()
     assert len(shrunk.kept["b"]) == 6
+
+
+def test_a_norm_that_the_graph_does_not_know_is_pruned_and_saved_by_its_sizes():
+    torch.manual_seed(0)
+    network = Net(
+        lambda m, x: m.o(m.n(m.a(x.flatten(2).mT)).relu()).mean(1), a=nn.Linear(3, 60), n=nn.RMSNorm(60),
+        o=nn.Linear(60, 4),
+    ).double()  # fmt: skip
+    nn.init.normal_(network.n.weight)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    shrunk = shrink(network, x, ratio=0.5)
+    kept, part = shrunk.kept["a"], shrunk.network
+    assert len(kept) == 30
+    y = F.linear(x.flatten(2).mT, network.a.weight[kept], network.a.bias[kept])
+    y = F.rms_norm(y, (30,), network.n.weight[kept]).relu()
+    expected = F.linear(y, network.o.weight[:, kept], network.o.bias).mean(1)
+    torch.testing.assert_close(part(x), expected, rtol=0, atol=1e-12)
+    again = rebuild(copy_network(network), record(network, part))
+    again.load_state_dict(part.state_dict())
+    assert torch.equal(again(x), part(x))
 
 
 def test_weights_that_layers_share_stay_shared_or_whole():

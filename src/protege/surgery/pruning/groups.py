@@ -139,7 +139,11 @@ class _Sites:
         from torch_pruning.ops import OPTYPE
 
         if node.type == OPTYPE.PARAMETER:
-            return Site(self.graph._param_to_name[node.module], "parameter", node.pruning_dim % node.module.dim())
+            name = self.graph._param_to_name[node.module]
+            owner = name.rpartition(".")[0]
+            if isinstance(self.modules[owner], nn.RMSNorm):  # which torch-pruning does not know
+                return Site(owner, "both")
+            return Site(name, "parameter", node.pruning_dim % node.module.dim())
         if node.module not in self.names:
             return None
         name = self.names[node.module]

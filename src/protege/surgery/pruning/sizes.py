@@ -71,6 +71,7 @@ _KINDS = (
     _norm("BatchNorm", _BatchNorm, "num_features"),
     _norm("InstanceNorm", _InstanceNorm, "num_features"),
     _norm("LayerNorm", nn.LayerNorm, "normalized_shape"),
+    _norm("RMSNorm", nn.RMSNorm, "normalized_shape"),
     _norm("GroupNorm", nn.GroupNorm, "num_channels", "num_groups"),
     _norm("PReLU", nn.PReLU, "num_parameters"),
     Kind("Embedding", nn.Embedding, _EMBEDDING, {"out": _EMBEDDING[1:]}, _embedding_shapes),
