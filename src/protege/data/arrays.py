@@ -52,8 +52,11 @@ def kind_of(datasets: Mapping[str, Any], name: str, ranges: Ranges = (), everyth
         extents: dict[str, list[tuple[str, Extent]]] = {split: [] for split in datasets}
         for split, at, image in _images(datasets, name, everything=True):
             counts.add(_channels(image))
-            if isinstance(image, Image.Image) and (one := extent(image, f"item {at} of {split} {name}")) is not None:
-                extents[split].append(one)
+            if (
+                isinstance(image, Image.Image)
+                and (measured := extent(image, f"item {at} of {split} {name}")) is not None
+            ):
+                extents[split].append(measured)
         ranges = settle(name, extents, ranges)
     return ImageKind(max(counts) if counts <= {1, 3} else None, ranges, transparent, everything or deep)
 

@@ -66,8 +66,8 @@ def places(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
     """
     exact = _places(names, classes)
     if None in exact:
-        plain = [[_plain(name) for name in each] for each in (names, classes)]
-        if all(len(set(each)) == len(each) for each in plain):
+        plain = [[_plain(name) for name in listed] for listed in (names, classes)]
+        if all(len(set(listed)) == len(listed) for listed in plain):
             return _places(*plain)
     return exact
 
@@ -192,12 +192,12 @@ def common_classes(splits: Mapping[str, Sequence[RawLabels]], order: str | None 
     place: dict[str, Tensor] = {}
     if any(texts):
         numbering = GIVEN if classes else SETTLED if order else SORTED
-        by_split = [
-            {t for (s, _), own in zip(parts, texts, strict=True) if s == split for t in own} for split in labels
-        ]
-        classes = classes or ordered(union(ordered(own, "text") for own in by_split), order or "number")
-        for (split, part), own in zip(parts, texts, strict=True):
-            known = zip(own, places(own, classes), strict=True)
+        by_split: dict[str, set[str]] = {split: set() for split in dict(parts)}
+        for (split, _), names in zip(parts, texts, strict=True):
+            by_split[split].update(names)
+        classes = classes or ordered(union(ordered(names, "text") for names in by_split.values()), order or "number")
+        for (split, part), names in zip(parts, texts, strict=True):
+            known = zip(names, places(names, classes), strict=True)
             numbers_of[split] |= {text: number for text, number in known if number is not None}
             labels[split].append(_numbers(part, numbers_of[split], classes))
     else:
@@ -211,10 +211,10 @@ def common_classes(splits: Mapping[str, Sequence[RawLabels]], order: str | None 
                 place[split] = among(part.names, classes, "class names")
                 values = renumbered(values, place[split])
             labels[split].append(values)
-    joined = {split: torch.cat(each) for split, each in labels.items()}
+    joined = {split: torch.cat(chunks) for split, chunks in labels.items()}
     if not classes:
         counts = [len(part.naming.names) for _, part in parts if part.naming is not None]
-        classes = numbers(max(*counts, *(int(each.max()) + 1 for each in joined.values()), 0))
+        classes = numbers(max(*counts, *(int(numbered.max()) + 1 for numbered in joined.values()), 0))
     return CommonClasses(classes, numbering, joined, numbers_of, place)
 
 

@@ -72,8 +72,8 @@ class Data:
         labels = [samples.labels for samples in self.sets.values() if samples.labels is not None]
         if not labels:
             return list(range(len(self.classes)))
-        found = torch.cat(labels).unique()
-        return found[found != UNLABELLED].tolist()
+        shown = torch.cat(labels).unique()
+        return shown[shown != UNLABELLED].tolist()
 
     def numbered(self, classes: tuple[str, ...], place: Sequence[int | None], named: bool = True) -> Data:
         """The same data under other classes: what is its class k now is number `place[k]` of `classes`; None for a

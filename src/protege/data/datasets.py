@@ -240,10 +240,10 @@ def _opened(
         raise UserError(f"image size {image_size} cannot be had of a Dataset with masks; resize both in the Dataset.")
     items = {split: Items(dataset, f"{split} {name}", image_size, kind, masked) for split, dataset in datasets.items()}
     train = items["train"]
-    for split, each in items.items():
-        if each.shape != train.shape:
+    for split, reader in items.items():
+        if reader.shape != train.shape:
             raise UserError(
-                f"{split} {name} has images of shape {each.shape} and train {name} of {train.shape} "
+                f"{split} {name} has images of shape {reader.shape} and train {name} of {train.shape} "
                 "(channels, height, width); make them alike."
             )
     channels, height, width = train.shape
@@ -253,13 +253,13 @@ def _opened(
         raise Deviation(f"{name} may have colour where it was not looked at")
     train.placed = placed
     watch = Watch()
-    read = {split: each.read_all(watch, keep) for split, each in items.items()}
+    read = {split: reader.read_all(watch, keep) for split, reader in items.items()}
     numbering = ""
     if masked:
         classes, splits = _with_masks(items, read, name)
     else:
         classes, numbering, splits = _with_labels(items, read, name)
-    transparent = (kind.transparent, *(each.transparent for each in items.values()))
+    transparent = (kind.transparent, *(reader.transparent for reader in items.values()))
     tell_transparent(next(filter(None, transparent), None))
     return OpenedSets(splits, classes, numbering, kind.ranges, train.places)
 
@@ -288,10 +288,10 @@ def _with_labels(
         raw[split] = [RawLabels(labels, partial("of {0} sample {1} in '{name}'".format, split, name=name), naming)]
     common = common_classes(raw)
     splits: dict[str, Samples] = {}
-    for split, each in items.items():
-        each.numbers, each.place, each.labels = common.numbers[split], common.place.get(split), common.labels[split]
-        pixels = read[split][0]
-        splits[split] = Streamed(each, each.labels) if pixels is None else InMemory(pixels, each.labels)
+    for split, reader in items.items():
+        pixels, labels = read[split][0], common.labels[split]
+        reader.numbers, reader.place, reader.labels = common.numbers[split], common.place.get(split), labels
+        splits[split] = Streamed(reader, labels) if pixels is None else InMemory(pixels, labels)
     return common.classes, common.numbering, splits
 
 

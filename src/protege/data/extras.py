@@ -70,7 +70,7 @@ def read_tokenizer(folder: str) -> Tokenizer:
     """A Hugging Face tokenizer from its folder."""
     library = imported("transformers", "transformers")
     try:
-        found = library.AutoTokenizer.from_pretrained(
+        tokenizer = library.AutoTokenizer.from_pretrained(
             folder, local_files_only=Path(folder).is_dir(), trust_remote_code=False
         )
     except Exception as error:
@@ -78,12 +78,14 @@ def read_tokenizer(folder: str) -> Tokenizer:
             f"tokenizer '{folder}' cannot be opened ({told(error)}); give a folder with tokenizer.json, as "
             "save_pretrained writes it."
         ) from error
-    end = next((n for n in (found.eos_token_id, found.sep_token_id, found.bos_token_id) if n is not None), 0)
-    unknown = None if found.unk_token_id == found.eos_token_id else found.unk_token_id  # GPT-2's knows every byte
+    ends = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
+    end = next((number for number in ends if number is not None), 0)
+    unknown = tokenizer.unk_token_id
+    unknown = None if unknown == tokenizer.eos_token_id else unknown  # GPT-2's knows every byte
 
     def encode(text: str) -> list[int]:
         try:
-            numbers = found.encode(text, add_special_tokens=False)
+            numbers = tokenizer.encode(text, add_special_tokens=False)
             problem = "it has no token for some words" if None in numbers else ""
         except Exception as error:
             problem = told(error)
@@ -92,7 +94,7 @@ def read_tokenizer(folder: str) -> Tokenizer:
                 f"tokenizer '{folder}' cannot read the text ({problem}); expected one that knows all of its words, or "
                 "has a token for unknown ones."
             )
-        lost = [c for c in sorted(set(text)) if c.isalnum() and not found.encode(c, add_special_tokens=False)]
+        lost = [c for c in sorted(set(text)) if c.isalnum() and not tokenizer.encode(c, add_special_tokens=False)]
         if lost:
             _LOG.warning(
                 "tokenizer '%s' has no token for %d of the text's characters, such as '%s', and leaves out %.1f %% of "
@@ -104,4 +106,4 @@ def read_tokenizer(folder: str) -> Tokenizer:
             )
         return numbers
 
-    return Tokenizer(encode, words_of(found), end, unknown)
+    return Tokenizer(encode, words_of(tokenizer), end, unknown)

@@ -52,7 +52,7 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
 
     Links are followed, but no folder is entered twice, and none that the folder itself lies in.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     entered = {_identity(outer) for outer in (*folder.absolute().parents, *folder.resolve().parents)}
     for root, folders, names in os.walk(folder, followlinks=True):
         if (here := _identity(root)) in entered:
@@ -60,8 +60,8 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
             continue
         entered.add(here)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += (Path(root, name) for name in names if not name.startswith("."))
-    return split_files(sorted(found))
+        paths += (Path(root, name) for name in names if not name.startswith("."))
+    return split_files(sorted(paths))
 
 
 def tell_left_out(files: Sequence[Path], why: str) -> None:

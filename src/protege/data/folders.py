@@ -78,13 +78,13 @@ def image_folders(path: Path, order: str | None = None) -> Listing:
                 )
     tell_left_out(others, "no images that Pillow reads")
     tell_left_out(astray, "images that lie in no class folder")
-    names = {split: [name for name in each if name] for split, each in images.items()}
+    names = {split: [name for name in by_class if name] for split, by_class in images.items()}
     classes = ordered(union(names.values()), order or "number")
     splits: dict[str, tuple[Source, Tensor]] = {}
     for split, files in images.items():
         at = among(names[split], classes, f"class folders of {path}") if names[split] else torch.tensor([UNLABELLED])
-        labels = torch.repeat_interleave(at, torch.tensor([len(each) for each in files.values()]))
-        splits[split] = Files([image for each in files.values() for image in each]), labels
+        labels = torch.repeat_interleave(at, torch.tensor(list(map(len, files.values()))))
+        splits[split] = Files([image for paths in files.values() for image in paths]), labels
     return Listing(splits, classes, SORTED if order is None else SETTLED)
 
 
@@ -234,7 +234,7 @@ def _common_form(
         }
         ranges = settle(str(path), extents, ranges)
     ((width, height), _), *_ = Counter(sizes["train"]).most_common(1)
-    odd = sum(w * height != h * width for each in sizes.values() for w, h in each)
+    odd = sum(w * height != h * width for shapes in sizes.values() for w, h in shapes)
     if image_size is not None:
         width, height = (round(side * image_size / min(width, height)) for side in (width, height))
     if odd:

@@ -40,20 +40,20 @@ def splits_in(given: Any) -> dict[str, Any]:
     """Map-style Datasets by split ("train", "val", "test") of what is given: a Dataset, a pair of them (train, test),
     a dict of them by split; a pair of arrays (images, labels) in place of any of them."""
     if isinstance(given, Mapping):
-        found: dict[str, Any] = {}
+        splits: dict[str, Any] = {}
         for key, dataset in given.items():
             split = next((split for split, names in SPLITS.items() if str(key).lower() in names), None)
-            if split is None or split in found:
+            if split is None or split in splits:
                 raise UserError(
                     f"data is a dict with the keys {', '.join(map(repr, given))}; a Dataset each under 'train', "
                     "'validation' and 'test', or some of them, is expected."
                 )
-            found[split] = _one(dataset, f"{key} dataset")
-        if "train" not in found:
+            splits[split] = _one(dataset, f"{key} dataset")
+        if "train" not in splits:
             raise UserError(
                 f"data is a dict without 'train' ({', '.join(map(repr, given))}); add the training Dataset."
             )
-        return found
+        return splits
     if has_splits(given):
         if len(given) != 2:
             raise UserError(

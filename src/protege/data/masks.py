@@ -134,8 +134,8 @@ def mask_classes(
         values = counted[: len(classes)]
     number = {value: n for n, value in enumerate(values)}
     form = MaskForm(bytes(number.get(value, VOID) for value in range(256)), VOID if levels else 1)
-    found = {split: _plain(each, form.white) for split, each in seen.items()}
-    _check(name, found, called, classes, values, frozenset(ignored), bool(levels), options, names is None)
+    plain = {split: _plain(values, form.white) for split, values in seen.items()}
+    _check(name, plain, called, classes, values, frozenset(ignored), bool(levels), options, names is None)
     return classes, form
 
 
@@ -151,11 +151,11 @@ def _grey_levels(drawn: set[int], classes: int | None) -> tuple[int, ...]:
     number is known. Empty for class numbers, among which 255 does not count."""
     if VOID not in drawn:
         return ()
-    found = sorted((drawn | {0}) - {WHITE} if WHITE in drawn else drawn)
-    if len(found) < 2 or 1 in found or classes not in (None, len(found)):
+    levels = sorted((drawn | {0}) - {WHITE} if WHITE in drawn else drawn)
+    if len(levels) < 2 or 1 in levels or classes not in (None, len(levels)):
         return ()
-    even = (abs(value - n * VOID / (len(found) - 1)) < 1 for n, value in enumerate(found))
-    return tuple(found) if all(even) else ()
+    even = (abs(value - n * VOID / (len(levels) - 1)) < 1 for n, value in enumerate(levels))
+    return tuple(levels) if all(even) else ()
 
 
 def _check(
@@ -219,7 +219,7 @@ def _refuse_white_object(
             f"the training masks of {name} show only one class ('{shown[0]}') beside 255, which does not count; at "
             f"least two are expected: number the classes from 0, or {remedy}."
         )
-    masks = [(split, at) for split, each in seen.items() for at in range(len(each))]
+    masks = [(split, at) for split, values in seen.items() for at in range(len(values))]
     every = np.concatenate(list(seen.values()))
     by_one, by_white = every[:, 1], every[:, VOID]
     if not every[:, 2:VOID].any() and by_one.any() and by_white.any() and not (by_one & by_white).any():

@@ -38,24 +38,24 @@ def check_text(names: Iterable[str], what: str) -> None:
             ) from None
 
 
-def read_naming(found: Any, what: str) -> Naming | None:
+def read_naming(given: Any, what: str) -> Naming | None:
     """Names of any kind as `Naming`; None for an empty list."""
-    if isinstance(found, Tensor):
-        found = found.detach().cpu().numpy()
-    if isinstance(found, np.ndarray | np.generic):
-        found = found.tolist()
-    if isinstance(found, int) and not isinstance(found, bool):
-        if not 0 < found <= MOST_CLASSES:
-            raise _nonsense(found, what)
-        return Naming(numbers(found), named=False)
-    if isinstance(found, EnumMeta):
-        members: Mapping[str, Any] = found.__members__
-        found = {name: member.value for name, member in members.items()}
-    if isinstance(found, Mapping):
-        found = _from_mapping(found, what)
-    elif isinstance(found, str | bytes | set | frozenset | bool | float) or not hasattr(found, "__iter__"):
-        raise _nonsense(found, what)
-    listed = [entry.item() if isinstance(entry, Tensor | np.generic) and entry.ndim == 0 else entry for entry in found]
+    if isinstance(given, Tensor):
+        given = given.detach().cpu().numpy()
+    if isinstance(given, np.ndarray | np.generic):
+        given = given.tolist()
+    if isinstance(given, int) and not isinstance(given, bool):
+        if not 0 < given <= MOST_CLASSES:
+            raise _nonsense(given, what)
+        return Naming(numbers(given), named=False)
+    if isinstance(given, EnumMeta):
+        members: Mapping[str, Any] = given.__members__
+        given = {name: member.value for name, member in members.items()}
+    if isinstance(given, Mapping):
+        given = _from_mapping(given, what)
+    elif isinstance(given, str | bytes | set | frozenset | bool | float) or not hasattr(given, "__iter__"):
+        raise _nonsense(given, what)
+    listed = [entry.item() if isinstance(entry, Tensor | np.generic) and entry.ndim == 0 else entry for entry in given]
     if not listed:
         return None
     if [entry for entry in listed if type(entry) is int] == list(range(len(listed))):
@@ -75,26 +75,26 @@ def _text(entry: Any, what: str) -> str:
     raise UserError(f"the {what} hold {shown(entry)}, which is no name; expected text for each class.")
 
 
-def _from_mapping(found: Mapping, what: str) -> list:
+def _from_mapping(given: Mapping, what: str) -> list:
     """The names by number of {name: number} or {number: name}."""
     numbered: dict[Any, Any] = {}
-    for key, value in found.items():
+    for key, value in given.items():
         of_name = isinstance(key, str) and not (isinstance(value, str) and key.isdecimal())
         number, name = (value, key) if of_name else (key, value)
         number = number.item() if isinstance(number, Tensor | np.generic) and number.ndim == 0 else number
         number = int(number) if isinstance(number, str) and number.isdecimal() else number
         numbered[number if type(number) is int else repr(number)] = name
-    if set(numbered) != set(range(len(found))):
+    if set(numbered) != set(range(len(given))):
         raise UserError(
-            f"the {what} are {shown(found)}, which does not number {len(found)} classes from 0 to {len(found) - 1}; "
+            f"the {what} are {shown(given)}, which does not number {len(given)} classes from 0 to {len(given) - 1}; "
             "expected names in the order of their numbers, or {name: number}."
         )
-    return [numbered[number] for number in range(len(found))]
+    return [numbered[number] for number in range(len(given))]
 
 
-def _nonsense(found: Any, what: str) -> UserError:
-    kind = "has no order" if isinstance(found, set | frozenset) else "names no classes"
+def _nonsense(given: Any, what: str) -> UserError:
+    kind = "has no order" if isinstance(given, set | frozenset) else "names no classes"
     return UserError(
-        f"the {what} are {shown(found)}, which {kind}; expected a list of names in the order of their numbers, or "
+        f"the {what} are {shown(given)}, which {kind}; expected a list of names in the order of their numbers, or "
         "{name: number}."
     )

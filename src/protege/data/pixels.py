@@ -141,12 +141,12 @@ def values(image: Image.Image) -> np.ndarray:
     if raw := _halves(image):
         return _sixteen_bits(image, raw)
     signed = _signed_bytes(image)
-    found = np.asarray(image)
+    pixels = np.asarray(image)
     if signed:
-        return found.view(np.int8)
+        return pixels.view(np.int8)
     if image.format == "TIFF" and image.mode == "I" and _tag(image, 258, 32) == 32 and _tag(image, 339, 1) == 1:
-        return found.view(np.uint32)
-    return found
+        return pixels.view(np.uint32)
+    return pixels
 
 
 def _sixteen_bits(image: Any, raw: str) -> np.ndarray:
@@ -208,15 +208,15 @@ def _in_eight_bits(image: Image.Image, kind: str, ranges: Ranges) -> Image.Image
     if kind not in known:
         raise Deviation(f"has {kind} pixels of more than 8 bits")
     inverted = image.format == "TIFF" and image.mode in ("I;16", "F") and _tag(image, 262, 1) == 0
-    found = values(image)
-    pixels = quantised(found[..., :3] if found.ndim == 3 else found, *known[kind])
+    raw = values(image)
+    pixels = quantised(raw[..., :3] if raw.ndim == 3 else raw, *known[kind])
     pixels = 255 - pixels if inverted else pixels
     alpha = None
-    if found.ndim == 3 and found.shape[2] == 4:
-        alpha = found[..., 3] >> 8
+    if raw.ndim == 3 and raw.shape[2] == 4:
+        alpha = raw[..., 3] >> 8
     elif (key := image.info.get("transparency")) is not None:
-        same = found == np.asarray(key)
-        alpha = np.where(same.all(-1) if found.ndim == 3 else same, 0, 255)
+        same = raw == np.asarray(key)
+        alpha = np.where(same.all(-1) if raw.ndim == 3 else same, 0, 255)
     if alpha is not None:
         pixels = np.dstack([pixels, alpha.astype(np.uint8)])
     ready, turn = Image.fromarray(np.ascontiguousarray(pixels)), _turn(image)

@@ -73,17 +73,17 @@ def quantised(pixels: np.ndarray, black: float, white: float) -> np.ndarray:
     return levels.clip(0, 255).astype(np.uint8)
 
 
-def settle(name: str, found: Mapping[str, Sequence[tuple[str, Extent]]], known: Ranges = ()) -> Ranges:
+def settle(name: str, extents: Mapping[str, Sequence[tuple[str, Extent]]], known: Ranges = ()) -> Ranges:
     """The ranges of a set, told: those a model brings along (`known`), and else those of the training images.
 
-    `found` has for each split the kind and extent of each image of more than 8 bits.
+    `extents` has for each split the kind and extent of each image of more than 8 bits.
     """
     ranges = {kind: (black, white) for kind, black, white in known}
-    for kind in sorted({kind for images in found.values() for kind, _ in images}):
-        splits = {split: [e for k, e in images if k == kind] for split, images in found.items()}
+    for kind in sorted({kind for images in extents.values() for kind, _ in images}):
+        splits = {split: [e for k, e in images if k == kind] for split, images in extents.items()}
         whence = "as the model learned"
         if kind not in ranges:
-            whole = Extent.union(splits.get("train") or [e for each in splits.values() for e in each])
+            whole = Extent.union(splits.get("train") or [e for images in splits.values() for e in images])
             ranges[kind] = range_of(kind, whole)
             whence = f"as training images go from {whole.low:g} to {whole.high:g}"
         black, white = ranges[kind]
@@ -92,10 +92,10 @@ def settle(name: str, found: Mapping[str, Sequence[tuple[str, Extent]]], known: 
             *(name, kind, black, white, whence),
         )
         room = ROUNDING * (white - black)
-        for split, extents in splits.items():
-            if beyond := sum(e.low < black - room or e.high > white + room for e in extents):
+        for split, images in splits.items():
+            if beyond := sum(e.low < black - room or e.high > white + room for e in images):
                 _LOG.warning(
                     "%d of %d such images in %s of '%s' go beyond %g to %g and are cut off there.",
-                    *(beyond, len(extents), split, name, black, white),
+                    *(beyond, len(images), split, name, black, white),
                 )
     return tuple((kind, *ends) for kind, ends in sorted(ranges.items()))

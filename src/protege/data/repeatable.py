@@ -47,14 +47,14 @@ class Watch:
         # isinstance() would ask proxies and lazy modules for their class
         holders = compress(objects, map(not_, map(_CODE.__contains__, map(type, objects))))
         everything = [*objects, *gc.get_referents(*holders)]
-        found = {id(one): one for one in compress(everything, map(kinds.__contains__, map(type, everything)))}
+        alive = {id(value): value for value in compress(everything, map(kinds.__contains__, map(type, everything)))}
         naming = getattr(getattr(tempfile, "_name_sequence", None), "_rng", None)  # of temporary files
-        self._all = [one for one in found.values() if one is not naming]
-        self._before = [_told(one) for one in self._all]
+        self._all = [generator for generator in alive.values() if generator is not naming]
+        self._before = [_standing(generator) for generator in self._all]
 
     def moved(self) -> list[Any]:
         """The generators that have been used since."""
-        return [one for one, before in zip(self._all, self._before, strict=True) if _told(one) != before]
+        return [now for now, before in zip(self._all, self._before, strict=True) if _standing(now) != before]
 
 
 def _subclasses(kind: type) -> set[type]:
@@ -86,35 +86,35 @@ def refuse_random(read: Read, known: Read, positions: Sequence[int], where: Call
 def _depends(read: Read, at: int, generators: list[Any]) -> bool | None:
     """Whether an item depends on where generators stand, as it leaves one in another state when it finds it in another;
     None where it uses none. They stand where they stood afterwards."""
-    kept = [_state(one) for one in generators]
-    start = [_told(one) for one in generators]
+    kept = [_state(generator) for generator in generators]
+    start = [_standing(generator) for generator in generators]
     read(at)
-    end = [_told(one) for one in generators]
+    end = [_standing(generator) for generator in generators]
     if start == end:
         return None
     try:
-        for one in generators:
-            _draw(one)
+        for generator in generators:
+            _draw(generator)
         read(at)
-        return any(a != b != c for a, b, c in zip(start, end, map(_told, generators), strict=True))
+        return any(a != b != c for a, b, c in zip(start, end, map(_standing, generators), strict=True))
     finally:
-        for one, state in zip(generators, kept, strict=True):
-            _restore(one, state)
+        for generator, state in zip(generators, kept, strict=True):
+            _restore(generator, state)
 
 
 def _same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-def _state(one: Any) -> Any:
-    if isinstance(one, torch.Generator):
-        return one.get_state()
-    return one.getstate() if isinstance(one, random.Random) else one.state
+def _state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    return generator.getstate() if isinstance(generator, random.Random) else generator.state
 
 
-def _told(one: Any) -> Any:
+def _standing(generator: Any) -> Any:
     """A state by values that are equal where it is."""
-    return _values(_state(one))
+    return _values(_state(generator))
 
 
 def _values(state: Any) -> Any:
@@ -123,19 +123,19 @@ def _values(state: Any) -> Any:
     return state.tolist() if isinstance(state, Tensor | np.ndarray) else state
 
 
-def _draw(one: Any) -> None:
-    if isinstance(one, torch.Generator):
-        torch.empty((), device=one.device).uniform_(generator=one)
-    elif isinstance(one, random.Random):
-        one.random()
+def _draw(generator: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        torch.empty((), device=generator.device).uniform_(generator=generator)
+    elif isinstance(generator, random.Random):
+        generator.random()
     else:
-        one.random_raw()
+        generator.random_raw()
 
 
-def _restore(one: Any, state: Any) -> None:
-    if isinstance(one, torch.Generator):
-        one.set_state(state)
-    elif isinstance(one, random.Random):
-        one.setstate(state)
+def _restore(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
     else:
-        one.state = state
+        generator.state = state

@@ -90,10 +90,10 @@ def hold_out(index: Tensor, labels: Tensor | None, share: float, seed: int) -> t
     if not 0 < share < 1:
         raise UserError(f"held-out share {share:g} is not in (0, 1); give 0.1 to hold out a tenth.")
     index = index.cpu()
-    own = torch.zeros(len(index), dtype=torch.int64) if labels is None else labels.cpu()[index]
-    rank, of, random = _ranks(index, own, seed, _HOLD_OUT)
+    classes = torch.zeros(len(index), dtype=torch.int64) if labels is None else labels.cpu()[index]
+    rank, of, random = _ranks(index, classes, seed, _HOLD_OUT)
     key = torch.where(rank == of - 1, 2.0, (rank + 0.5) / of)
-    size = min(round(share * len(index)), len(index) - len(own.unique()))
+    size = min(round(share * len(index)), len(index) - len(classes.unique()))
     held = torch.zeros(len(index), dtype=torch.bool)
     held[_first(key, random, size)] = True
     return index[~held].sort().values, index[held].sort().values
@@ -107,10 +107,10 @@ def hold_out_by_content(places: Tensor, labels: Tensor, share: float) -> tuple[T
     a class (`labels`, int64 [N]) of two samples or more that all fall on one side, of which the nearest is moved.
     """
     held = places < share
-    for own in torch.argsort(labels, stable=True).split(labels.unique(return_counts=True)[1].tolist()):
-        if len(own) > 1 and not held[own].any():
-            held[own[places[own].argmin()]] = True
-        elif held[own].all():
-            held[own[places[own].argmax()]] = False
+    for members in torch.argsort(labels, stable=True).split(labels.unique(return_counts=True)[1].tolist()):
+        if len(members) > 1 and not held[members].any():
+            held[members[places[members].argmin()]] = True
+        elif held[members].all():
+            held[members[places[members].argmax()]] = False
     everything = torch.arange(len(labels))
     return everything[~held], everything[held]

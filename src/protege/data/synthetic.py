@@ -86,8 +86,8 @@ def centres(dials: Dials) -> np.ndarray:
     """Unit class centres, float64 [K, K + G]."""
     k, g = dials.classes, dials.superclasses
     basis, _ = np.linalg.qr(_random(dials, _CENTRES).standard_normal((k + g, k + g)))
-    groups, own = basis.T[:g], basis.T[g:]
-    return np.sqrt(dials.correlation) * groups[list(dials.superclass)] + np.sqrt(1 - dials.correlation) * own
+    groups, singles = basis.T[:g], basis.T[g:]
+    return np.sqrt(dials.correlation) * groups[list(dials.superclass)] + np.sqrt(1 - dials.correlation) * singles
 
 
 def observe(dials: Dials, points: np.ndarray) -> np.ndarray:

@@ -171,17 +171,17 @@ def _find(path: Path) -> dict[str, Path]:
         )
     if not path.is_dir():
         return {"train": path}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in sorted(p for p in path.iterdir() if p.is_file()):
         stem = file.stem if file.suffix in SUFFIXES else file.name
         for part, names in NAMES.items():
             if any(stem == name or stem.endswith(f".{name}") for name in names):
-                if part in found:
-                    raise UserError(f"'{found[part]}' and '{file}' are both the {part} text; remove one of them.")
-                found[part] = file
-    if not found.keys() & {"train", "val"}:
+                if part in files:
+                    raise UserError(f"'{files[part]}' and '{file}' are both the {part} text; remove one of them.")
+                files[part] = file
+    if not files.keys() & {"train", "val"}:
         raise UserError(f"folder '{path}' holds no text to train on; train.txt (and valid.txt, test.txt) is expected.")
-    return found
+    return files
 
 
 def _content(path: Path) -> str:
