@@ -359,6 +359,18 @@ def test_other_tasks_are_judged_by_their_own_metric(tmp_path: Path) -> None:
     assert "is 2.0 points better in mean IoU" in page.headline
 
 
+def test_a_task_that_is_not_known_here_is_judged_by_the_metric_that_it_names_first(tmp_path: Path) -> None:
+    told = result(task="embeddings", classes=None)
+    told["teacher"]["metrics"] = {"cosine": 1.0, "recall@1": 0.9}
+    told["student"] = {"params": 100, "before": {}, "metrics": {"cosine": 0.93, "recall@1": 0.805}}
+    events = [epoch(n, eval={"cosine": 0.3 * n, "recall@1": 0.25 * n}) for n in (1, 2, 3)]
+    page = Page(write_report(make_run(tmp_path / "run", told, events)))
+    assert page.headline.startswith("The student reaches a cosine of 0.930 on birds")
+    assert "80.5 %" in page.text
+    assert list(page.charts)[:1] == ["Cosine on the validation set"]
+    assert points(page.charts["Recall@1 on the validation set"]) == [(1, 25), (2, 50), (3, 75)]
+
+
 def test_missing_and_broken_figures_are_left_out(tmp_path: Path) -> None:
     told = result(classes=None, timing=None, environment=None, data={}, phases=None, seconds=None)
     told["teacher"] = {"params": None, "metrics": {}}

@@ -26,7 +26,7 @@ def per_class(network: dict[str, Any]) -> list[Any]:
 def class_change(run: Run) -> Chart | None:
     """Largest gains and losses against the teacher, else the classes by themselves."""
     after, reference = per_class(run.part("student")), per_class(run.part("teacher"))
-    measure = "IoU" if run.setting("task").startswith("segment") else "accuracy"
+    measure = "IoU" if "per_class_iou" in run.part("student") else "accuracy"
     names = class_names(run, len(after))
     if not reference or len(reference) != len(after):
         return absolute(names, after, measure)

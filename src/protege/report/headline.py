@@ -36,8 +36,12 @@ def named_value(metric: str, value: float) -> str:
     return f"a{'n' if name[0] in 'aeiouN' else ''} {name} of {words.metric_value(metric, value)}"
 
 
+def is_text(run: Run) -> bool:
+    return "perplexity" in run.measured
+
+
 def sample_noun(run: Run) -> str:
-    return "sample" if run.setting("task").startswith("lang") else "image"
+    return "sample" if is_text(run) else "image"
 
 
 def with_data(run: Run) -> str:

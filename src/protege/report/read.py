@@ -38,6 +38,13 @@ class Run:
         """A table of the result (``"teacher"``, ``"student"``, ``"data"``, …); empty when absent or null."""
         return table(self.result.get(name))
 
+    @property
+    def measured(self) -> list[str]:
+        """The metrics of the student, of its teacher, and of the epochs."""
+        parts = [self.part("student").get("metrics"), self.part("teacher").get("metrics")]
+        parts += [record.get("eval") for record in self.epochs]
+        return list(dict.fromkeys(name for part in parts for name in numbers(part)))
+
     def setting(self, name: str) -> str:
         """A name from the result, else the recipe (a string, or a table's ``spec`` or ``name``), else ``""``."""
         for source in (self.result, self.recipe):

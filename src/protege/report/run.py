@@ -7,9 +7,9 @@ from typing import Any
 
 from . import words
 from .classes import class_change, confusion
-from .curves import keys_of, run_charts, where_measured
+from .curves import run_charts, where_measured
 from .guess import told_guess
-from .headline import headline, sample_noun
+from .headline import headline, is_text, sample_noun
 from .networks import networks
 from .page import Card, write_page
 from .read import Run, is_number, numbers, phases, read_run, table
@@ -34,9 +34,7 @@ def write_run_report(folder: Path) -> Path:
     Raises UserError when the folder holds no run, a damaged result.json, or cannot be written.
     """
     run = read_run(Path(folder))
-    student, teacher = run.part("student"), run.part("teacher")
-    measured = [*numbers(student.get("metrics")), *numbers(teacher.get("metrics")), *keys_of(run.epochs, "eval")]
-    metric = words.primary_metric(measured, run.setting("task"))
+    metric = words.primary_metric(run.measured)
     scenes, layers = segmentation(run), solved(run)
     return write_page(
         run.folder,
@@ -44,7 +42,7 @@ def write_run_report(folder: Path) -> Path:
         run=run,
         title=" · ".join(filter(None, [run.setting("method"), run.part("data").get("name"), "protege run"])),
         headline=headline(run, metric),
-        marks=[*marks(run), told_guess(metric, student, words.metric_value)],
+        marks=[*marks(run), told_guess(metric, run.part("student"), words.metric_value)],
         cards=cards(run, metric),
         charts=run_charts(run, metric),
         phases=phase_rows(run, metric),
@@ -64,7 +62,7 @@ def write_run_report(folder: Path) -> Path:
 def marks(run: Run) -> list[str]:
     data, recipe = run.part("data"), run.recipe
     name, classes = data.get("name") or run.setting("data"), data.get("classes")
-    noun = "words" if run.setting("task").startswith("lang") else "classes"
+    noun = "words" if is_text(run) else "classes"
     target = recipe.get("target") if run.part("teacher") else None
     k = f" with k = {recipe['k']}" if recipe.get("k") else ""
     return [

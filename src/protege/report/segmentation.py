@@ -76,9 +76,7 @@ def hexadecimal(colour: Colour) -> str:
 
 
 def segmentation(run: Run) -> Segmentation | None:
-    """The section of a segmentation run; None for other runs, and where neither pictures nor IoUs are there."""
-    if not run.setting("task").startswith("segment"):
-        return None
+    """The section of a segmentation run; None where neither pictures nor IoUs are there."""
     names = run.result.get("classes")
     names = list(map(str, names)) if isinstance(names, list) else []
     classes = [Swatch(name, hexadecimal(c)) for name, c in zip(names, palette(len(names)), strict=True)]

@@ -115,7 +115,7 @@ class Study:
         """The measured metrics, the one that decides first. Where all classes have as many test samples, the mean over
         classes is the accuracy, and is left out."""
         names = list(dict.fromkeys(str(key) for row in self.rows for key in row.record.get("metrics") or {}))
-        first = words.primary_metric(names, str(self.record.get("task", "")))
+        first = words.primary_metric(names)
         pairs = [[row.estimate(key) for key in EVEN[:2]] for row in self.rows]
         if all(plain and mean and math.isclose(plain.mean, mean.mean) for plain, mean in pairs):
             names = [name for name in names if name not in EVEN[1:]]

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
-_FRACTIONS = {"accuracy", "top5", "top5_accuracy", "pixel_accuracy", "miou", "ece", "agreement", "f1", "macro_f1"}
+_FRACTIONS = {"top5", "ece", "agreement"}
+_PARTS_OF_FRACTIONS = ("accuracy", "iou", "f1", "recall", "precision")
 _LOWER = {"nll", "ece", "perplexity", "loss", "error", "mse", "brier"}
 _NAMES = {
     "accuracy": "accuracy",
@@ -18,22 +19,21 @@ _NAMES = {
     "perplexity": "perplexity",
     "macro_f1": "macro F1",
 }
-_PRIMARY = {"classification": "accuracy", "segmentation": "miou", "language": "perplexity"}
+_TELLING = ("miou", "perplexity")  # which tell their task, also of runs that name another metric first
 
 
-def primary_metric(names: Iterable[str], task: str = "") -> str:
-    """The metric a run is judged by: its task's own, else the first known, else the first named."""
-    present = list(names)
-    for start, metric in _PRIMARY.items():
-        if task.startswith(start) and (metric in present or not present):
-            return metric
-    known = [metric for metric in _PRIMARY.values() if metric in present]
-    return (known or present or ["accuracy"])[0]
+def primary_metric(names: Iterable[str]) -> str:
+    """The metric a run is judged by: the first named that is no loss."""
+    named = list(names)
+    present = [name for name in named if not ("loss" in name or name == "mse")] or named or ["accuracy"]
+    if "accuracy" in present and present[0] in _LOWER:
+        present.insert(0, "accuracy")
+    return next((name for name in _TELLING if name in present), present[0])
 
 
 def is_fraction(metric: str) -> bool:
     """Whether a metric lies in 0..1 and is said in percent."""
-    return metric in _FRACTIONS or metric.endswith("accuracy")
+    return metric in _FRACTIONS or any(part in metric for part in _PARTS_OF_FRACTIONS)
 
 
 def factor(metric: str) -> int:

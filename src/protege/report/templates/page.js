@@ -92,10 +92,11 @@ function lines(c) {
     scale: { ...(c.x.log ? { type: "log" } : { zero: false }), domain: c.x.domain, nice: false },
     axis: { title: c.x.title, titleAnchor: "end", grid: false, labelOverlap: true, labelFlush: false, ...ticks(c.x) },
   });
+  const labelled = { condition: { test: "datum.label", value: 1 }, value: 0 }; // of a log axis, which has many more
   const ends = c.range ? { domainMin: c.range[0], domainMax: c.range[1] } : {};
   const y = quantity("y", {
     scale: { ...(c.log ? { type: "log" } : { zero: c.zero }), nice: true, ...ends },
-    axis: { title: null, tickCount: c.height / 50, ...withUnit(c.unit) },
+    axis: { title: null, tickCount: c.height / 50, gridOpacity: labelled, tickOpacity: labelled, ...withUnit(c.unit) },
   });
   const names = c.series.map((_, n) => `s${n}`);
   const by = (range) => ({ field: "s", type: "nominal", legend: null, scale: { domain: names, range } });
