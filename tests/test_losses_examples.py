@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from protege import losses
+from protege.data import labels
 
 MODULES = ["protege.losses", *(f"protege.losses.{module.name}" for module in pkgutil.iter_modules(losses.__path__))]
 
@@ -29,4 +30,8 @@ def test_what_is_public_has_an_example(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_the_room_stands_alone(name):
     text = Path(import_module(name).__file__).read_text()
-    assert set(re.findall(r"^\s*from (\.\.\S+|protege\S*) import", text, re.MULTILINE)) <= {"..errors", "..labels"}
+    assert set(re.findall(r"^\s*from (\.\.\S+|protege\S*) import", text, re.MULTILINE)) <= {"..errors"}
+
+
+def test_rows_without_a_label_are_those_of_data():
+    assert losses.rows.UNLABELLED == labels.UNLABELLED

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.labels import UNLABELLED
 from ..errors import UserError
+
+UNLABELLED = -100  # the label of a row that has none, as torch's losses have it
 
 
 def average(values: Tensor, weights: Tensor | None = None) -> Tensor:

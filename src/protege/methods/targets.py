@@ -111,19 +111,19 @@ TARGETS: dict[str, Knowledge] = {
 # ---- one's own --------------------------------------------------------------------------------------------------
 
 
-def spoken(target: Any) -> str:
-    """A target as text: a function given in Python by its place, where it can be found there again."""
-    if isinstance(target, str):
-        return target
-    return place_of(target) or f"python:{getattr(target, '__qualname__', type(target).__qualname__)}"
+PYTHON = "python:"  # of a function that only this program has
+_given: dict[str, Callable[..., Any]] = {}
 
 
-def checked(target: Any) -> Any:
-    """A target that is in the table, or may be a function: as text where that suffices to find it again. Raises
-    `ValueError` for what is neither."""
+def name_of(target: Any) -> str:
+    """The name under which `find_target` finds a target; of a function by its place where it has one. Raises
+    `ValueError` for what is neither in the table nor looks like a function."""
     if callable(target):
-        place = spoken(target)
-        return target if place.startswith("python:") else place
+        if place := place_of(target):
+            return place
+        name = f"{PYTHON}{getattr(target, '__qualname__', type(target).__qualname__)}"
+        _given[name] = target
+        return name
     if isinstance(target, str) and (target in TARGETS or ":" in target):
         return target
     message = f"input should be {', '.join(map(repr, TARGETS))} or package.module:function"
@@ -131,18 +131,21 @@ def checked(target: Any) -> Any:
     raise ValueError(f"{message} ({hint})" if hint else message)
 
 
-def knowledge(target: Any) -> Knowledge:
-    """What a name, ``package.module:function`` or a function stands for. Raises `UserError` where there is none."""
-    if isinstance(target, str) and target in TARGETS:
-        return TARGETS[target]
-    if not isinstance(target, str):
-        return from_outside(target)
-    if target.startswith("python:"):
+def function_of(name: str) -> Callable[..., Any]:
+    """The function that a target from outside names. Raises `UserError` where there is none."""
+    if name in _given:
+        return _given[name]
+    if name.startswith(PYTHON):
         raise UserError(
-            f"target = {target!r} was a function given in Python, which a recipe cannot hold; expected it again: pass "
+            f"target = {name!r} was a function given in Python, which a recipe cannot hold; expected it again: pass "
             "target= to the function."
         )
-    return from_outside(find_callable(target, "target", "turns a teacher's rows into distributions"))
+    return find_callable(name, "target", "turns a teacher's rows into distributions", f", or use {', '.join(TARGETS)}")
+
+
+def find_target(name: str) -> Knowledge:
+    """What a name or ``package.module:function`` stands for. Raises `UserError` where there is none."""
+    return TARGETS[name] if name in TARGETS else from_outside(function_of(name))
 
 
 def from_outside(function: Callable[..., Any]) -> Knowledge:
@@ -188,7 +191,7 @@ def from_outside(function: Callable[..., Any]) -> Knowledge:
 @torch.no_grad()
 def refuse_no_distributions(function: Any, make: Callable[[], losses.Target], rows: Tensor) -> None:
     """Raise `UserError` where what is made of a teacher's rows ``[M, K]`` are no distributions."""
-    name = spoken(function)
+    name = name_of(function)
     try:
         dense = make().dense(rows.shape[1])
     except Exception as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ..data import Batch
@@ -23,11 +23,11 @@ from ..losses.targets import HOTTEST
 from ..signals import Signal
 from ..tasks import Task
 from .method import Cast, MethodSettings
-from .targets import TARGETS, checked, knowledge, spoken
+from .targets import TARGETS, find_target, name_of
 
 ALL_KEYS = frozenset(key for entry in TARGETS.values() for key in entry.settings)
 
-Target = Annotated[Any, BeforeValidator(checked), PlainSerializer(spoken)]
+Target = Annotated[str, BeforeValidator(name_of)]
 
 
 class TargetSettings(MethodSettings):
@@ -65,7 +65,7 @@ class TargetSettings(MethodSettings):
 
     def defaults(self) -> dict[str, Any]:
         """What the target's settings are where they are None."""
-        return dict(knowledge(self.target).settings)
+        return dict(find_target(self.target).settings)
 
 
 TARGET_KEYS = [key for key in TargetSettings.model_fields if key not in MethodSettings.model_fields]
@@ -91,8 +91,8 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
     the target does not have, and where a target would get no labels or no classes that needs some.
     """
     settings = on_task(settings, cast.task)
-    target, chosen = knowledge(settings.target), resolved(settings, cast.task.temperature)
-    _refuse_unsuited(spoken(settings.target), target.needs_labels, target.of_classes, cast)
+    target, chosen = find_target(settings.target), resolved(settings, cast.task.temperature)
+    _refuse_unsuited(settings.target, target.needs_labels, target.of_classes, cast)
     weight, signals = chosen.pop("weight"), target.signals(chosen)
     prepared = target.prepare(cast, chosen)
 
@@ -106,7 +106,7 @@ def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> T
 
 def on_task(settings: TargetSettings, task: Task) -> TargetSettings:
     """The settings with the target that stands on this task for the one chosen."""
-    return settings.model_copy(update={"target": task.targets.get(spoken(settings.target), settings.target)})
+    return settings.model_copy(update={"target": task.targets.get(settings.target, settings.target)})
 
 
 def beside(advised: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def beside(advised: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     fitting = [name for name, entry in TARGETS.items() if asked <= set(entry.settings)]
     first = [name for name in (advised.get("target"), *fitting) if name in fitting]
     target = given.get("target") or (first or [advised.get("target")])[0]  # where nothing fits, the refusal says so
-    others = ALL_KEYS - set(knowledge(target).settings if target in TARGETS else ())
+    others = ALL_KEYS - set(find_target(target).settings if target in TARGETS else ())
     kept = {key: value for key, value in advised.items() if key not in given and key not in others}
     return {**kept, "target": target} if "target" in kept else kept
 
@@ -130,7 +130,7 @@ def resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:
         if value is not None and key not in chosen:
             owners = ", ".join(name for name, entry in TARGETS.items() if key in entry.settings)
             raise UserError(
-                f"{key} = {value!r} does not belong to target {spoken(settings.target)!r}; expected it with target "
+                f"{key} = {value!r} does not belong to target {settings.target!r}; expected it with target "
                 f"{owners}: leave it out or change target=…."
             )
         chosen |= {key: value} if value is not None else {}

@@ -33,6 +33,7 @@ from ..errors import UserError
 from ..files import recorded, write_json
 from ..lookup import source_digest
 from ..methods import METHODS, Cast, Transfer, about_method, find_method, is_outside
+from ..methods.targets import TARGETS, function_of
 from ..methods.teaching import TargetSettings, on_task, resolved
 from ..models import Model, held_out_by, known_ranges
 from ..models.opening import open_networks
@@ -130,6 +131,8 @@ class Production:
             phases = method(self.cast)
         if is_outside(s.method):
             self.origin |= {"code of the method": source_digest(method.plan)}
+        if (target := getattr(own, "target", "kd")) not in TARGETS:
+            self.origin |= {"code of the target": source_digest(function_of(target))}
         unknown = set(s.phases) - {phase.name for phase in phases}
         if unknown:
             names = ", ".join(phase.name for phase in phases)
