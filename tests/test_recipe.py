@@ -35,6 +35,7 @@ from protege.training import Fit
 BASE = {"student": "zoo:mlp", "data": "digits", "method": "none"}
 GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its default
     "trust": True,
+    "task": "embeddings",
     "teacher": "runs/teacher",
     "student": "zoo:mlp",
     "data": "digits",
