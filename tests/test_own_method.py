@@ -108,8 +108,8 @@ def test_every_door_leads_to_the_same_student(here):
     module = sys.modules[str(here)]
     protege.distill("teacher", **RUN, method=module.dist, intra=2.0, out="object")
     protege.distill("teacher", **RUN, method=f"{here}:make", intra=2.0, out="made")
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in {**RUN, "method": method}.items()]
-    by_command = command("distill", "--teacher=teacher", *options, "--set", "intra=2.0", "--out=command")
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in {**RUN, "method": method, "intra": 2.0}.items()]
+    by_command = command("distill", "--teacher=teacher", *options, "--out=command")
     assert by_command.returncode == 0, by_command.stderr
     Path("recipe.toml").write_text(tomli_w.dumps({**RUN, "teacher": "teacher", "method": method, "intra": 2.0}))
     protege.distill(recipe="recipe.toml", out="recipe")
@@ -130,6 +130,22 @@ def test_every_door_leads_to_the_same_student(here):
         assert_same("name", other)
     other = next(path for path in Path("study/runs").iterdir() if "intra-0" in path.name)
     assert any(not torch.equal(value, weights(str(other))[key]) for key, value in weights("name").items())
+
+
+def test_help_has_its_options(here):
+    told = command("distill", "--method", f"{here}:dist", "--help")
+    assert "--intra" in told.stdout
+    assert "weight of the distance within classes" in " ".join(told.stdout.split())
+
+
+def test_the_example_of_the_page_runs(here):
+    page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    Path("mine.py").write_text(code)
+    told = command("distill", "--method=mine:method", "--share=0.7", "--teacher=teacher", "--student=zoo:cnn_tiny",
+                   "--data=digits", "--epochs=1", "--out=mine")  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert "share = 0.7" in Path("mine/recipe.toml").read_text()
 
 
 def test_a_run_goes_on_with_it_in_another_process_unless_its_code_has_changed(here):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tools import CLASSES, Curtain, apart, cast, model, perform, pictures, plan, planned, runner, same, weights
 from torch import nn
 
 import protege
@@ -21,6 +20,7 @@ from protege.tasks import TASKS
 from protege.training.journal import Journal
 from protege.training.runner import Runner
 from protege.training.schedule import default_lr
+from tools import CLASSES, Curtain, apart, cast, model, perform, pictures, plan, planned, runner, same, weights
 
 TASK = TASKS["classification"]
 

@@ -10,10 +10,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from tools import surroundings
 
 import protege
 from protege.commands import app
+from tools import surroundings
 
 SLOW = ("torch", "numpy", "accelerate", "sklearn")
 

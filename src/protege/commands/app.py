@@ -38,12 +38,14 @@ _STYLE: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pr
 
 
 @cache
-def command(name: str) -> Any:
-    """The command of this name, as click has it; None where there is none."""
+def command(name: str, words: tuple[str, ...] = ()) -> Any:
+    """The command of this name, as click has it, to be called with these words; None where there is none."""
     if name not in COMMANDS:
         return None
+    module = import_module(f".{name}", __package__)
+    function = module.command_for(words) if hasattr(module, "command_for") else module.command
     made = typer.Typer(**_STYLE)
-    made.command(name, cls=Command, help=COMMANDS[name])(import_module(f".{name}", __package__).command)
+    made.command(name, cls=Command, help=COMMANDS[name])(function)
     return typer.main.get_command(made)
 
 
@@ -55,6 +57,10 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return command(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, words = super().resolve_command(ctx, args)
+        return name, command(name, tuple(words)), words
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
@@ -95,7 +101,7 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("PROTEGE_DEBUG"))
     options: list[Any] = []
     try:
-        called = command(next(iter(arguments), ""))
+        called = command(next(iter(arguments), ""), tuple(arguments[1:]))
         options = called.params if called else []
         handler = logging.StreamHandler()
         handler.setFormatter(InFlags(options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from rich.console import Console
@@ -13,10 +14,15 @@ from ..errors import in_bytes
 from ..methods import METHODS
 from ..run.api import distill, preview
 from .options import OverwriteRun, RecipeFile, Resume, RunFolder, Sets
-from .recipe import settings_of, with_recipe_options
+from .recipe import outside_in, settings_of, with_recipe_options
 
 
-@with_recipe_options(list(METHODS))
+def command_for(words: Sequence[str]) -> Callable[..., None]:
+    """The command, with the settings of a method from outside as options where its words name one."""
+    outside = outside_in(words)
+    return with_recipe_options([*METHODS, *([outside] if outside else [])])(command)
+
+
 def command(
     recipe: RecipeFile = None,
     out: RunFolder = None,
