@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tools import CLASSES, Marked, events, perform, pictures, plan, runner
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,6 +16,7 @@ from protege.losses import cross_entropy, kd_loss
 from protege.models import Model
 from protege.models.inputs import InputSpec
 from protege.tasks import TASKS, Chance
+from tools import CLASSES, Marked, events, perform, pictures, plan, runner
 
 ATEN = torch.ops.aten
 INDEX = ATEN.index.Tensor
