@@ -8,6 +8,7 @@ const quantity = (field, more) => ({ field, type: "quantitative", ...more });
 const withUnit = (unit) => (unit ? { labelExpr: `datum.label + '${unit}'` } : {});
 const rounded = (value, unit) =>
   (unit ? value.toFixed(2) : value.toLocaleString("en-US", { maximumSignificantDigits: 5 })).replace("-", "−");
+const escaped = (title) => title.replaceAll("\\", "\\\\"); // Vega-Lite puts a tooltip's titles in quotes as they are
 
 const config = {
   background: null,
@@ -81,7 +82,10 @@ function pointed(c, x, text) {
       encoding: {
         x: { ...x, field: "a" },
         x2: { field: "b" },
-        tooltip: [{ field: "t", title: c.x.point }, ...c.series.map((one, n) => ({ field: `t${n}`, title: one.label }))],
+        tooltip: [
+          { field: "t", title: escaped(c.x.point) },
+          ...c.series.map((one, n) => ({ field: `t${n}`, title: escaped(one.label) })),
+        ],
       },
     },
   ];
@@ -271,7 +275,8 @@ function heatmap(c) {
 
 async function draw(figure) {
   const place = figure.querySelector(".plot");
-  const chart = JSON.parse(figure.querySelector("script").textContent);
+  // Vega's expressions take no line separators in a string
+  const chart = JSON.parse(figure.querySelector("script").textContent.replace(/[\u2028\u2029]/g, " "));
   const { spec, table } = { lines, strips, bars, heatmap }[chart.kind](chart);
   const autosize = { type: spec.height === "container" ? "fit" : "fit-x", contains: "padding" };
   const params = [{ name: "hidden", value: [] }];
