@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from .augment import Augment
 from .classes import SETTLED, SORTED, among, ordered, union
 from .decode import Form, Survey, extent, in_threads
 from .encoded import Files, FromSource, Listing, Source, tell_transparent
-from .files import SPLITS, images_below, split_files, tell_left_out, visible
+from .given import SPLITS
 from .labels import UNLABELLED
 from .masks import fitted_mask, mask_classes, present, read_mask
+from .pixels import open_image
 from .progress import progress
 from .ranges import Ranges, settle
 from .samples import InMemory, Samples, Streamed
@@ -29,6 +31,8 @@ from .views import CLEAN, VOID
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 _CAMVID_FILE = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_f?\d+")
 _CAMVID_VOID = 11
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""Suffixes that are believed; a file of another is looked into."""
 _LOG = logging.getLogger("protege")
 
 
@@ -86,6 +90,61 @@ def image_folders(path: Path, order: str | None = None) -> Listing:
         labels = torch.repeat_interleave(at, torch.tensor(list(map(len, files.values()))))
         splits[split] = Files([image for paths in files.values() for image in paths]), labels
     return Listing(splits, classes, SORTED if order is None else SETTLED)
+
+
+# ---- which files are images: by their suffix, or else by what is in them --------------------------------------------
+
+
+def visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def split_files(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The files among `paths` that are images, and the others."""
+    images: list[Path] = []
+    others: list[Path] = []
+    for path in paths:
+        if path.is_file():
+            (images if path.suffix.lower() in SUFFIXES or _opens(path) else others).append(path)
+        elif not path.is_dir():  # a link to nothing, say
+            others.append(path)
+    return images, others
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with open_image(path):
+            return True
+    except Exception:  # of any kind, as it may be any file
+        return False
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The images in a folder and in the folders below it, and what else lies there, each sorted; nothing hidden.
+
+    Links are followed, but no folder is entered twice, and none that the folder itself lies in.
+    """
+    paths: list[Path] = []
+    entered = {_identity(outer) for outer in (*folder.absolute().parents, *folder.resolve().parents)}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (here := _identity(root)) in entered:
+            folders.clear()
+            continue
+        entered.add(here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths += (Path(root, name) for name in names if not name.startswith("."))
+    return split_files(sorted(paths))
+
+
+def tell_left_out(files: Sequence[Path], why: str) -> None:
+    """Say how many files of a set are not read, with one of them."""
+    if files:
+        _LOG.info("%d left out, such as %s: %s.", len(files), files[0], why)
 
 
 # ---- images with masks ----------------------------------------------------------------------------------------------

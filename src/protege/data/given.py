@@ -14,9 +14,11 @@ from torch.utils.data import IterableDataset
 
 from ..errors import UserError, told
 from .classes import seems_id
-from .files import SPLITS
 from .labels import UNLABELLED
 from .repeatable import Watch
+
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""The names under which a folder, a dict or a hub set has the splits."""
 
 IMAGES = ("image", "img", "images", "pixel_values")
 LABELS = ("label", "labels", "target", "targets", "class", "fine_label", "mask", "y")

@@ -21,7 +21,7 @@ from .contents import READ
 from .decode import Named
 from .encoded import Listing, Source
 from .extras import imported
-from .files import SPLITS
+from .given import SPLITS
 from .naming import read_naming
 from .parquet import label_column, raw_labels
 from .pixels import readable

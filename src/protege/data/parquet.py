@@ -22,7 +22,7 @@ from .classes import RawLabels, common_classes
 from .contents import READ, content_of
 from .decode import Named
 from .encoded import Listing, Source
-from .files import visible
+from .folders import visible
 from .kept import KeptImages, keep_images
 from .naming import Naming, read_naming
 from .progress import progress

@@ -95,12 +95,12 @@ def _digits(wanted: Wanted) -> Data:
     labels = torch.from_numpy(digits.target)
     parts = zip(("train", "test"), hold_out(torch.arange(len(labels)), labels, 360 / len(labels), seed=0), strict=True)
     splits: dict[str, Samples] = {split: InMemory(pixels[index], labels[index]) for split, index in parts}
-    return _classification(wanted.spec, splits, tuple("0123456789"), Augment(shift=1))
+    return _images_as_data(wanted.spec, splits, tuple("0123456789"), Augment(shift=1), GIVEN)
 
 
 def _synthetic(wanted: Wanted) -> Data:
     dials = read_dials(wanted.rest, wanted.spec)
-    data = _classification(wanted.spec, synthetic(dials), class_names(dials), Augment())
+    data = _images_as_data(wanted.spec, synthetic(dials), class_names(dials), Augment(), GIVEN)
     return replace(data, superclasses=dials.superclass)
 
 
@@ -117,7 +117,7 @@ def _parquet(wanted: Wanted) -> Data:
 def _segmentation(wanted: Wanted) -> Data:
     size, limit, path = wanted.image_size, wanted.memory_limit, wanted.path
     splits, classes, ranges = segmentation_folder(path, size, limit, wanted.ranges, **wanted.options)
-    data = _scenes(wanted.spec, splits, classes, ranges)
+    data = _images_as_data(wanted.spec, splits, classes, ranges=ranges)
     return _with_test(data, wanted, lambda: training_images(path).places())
 
 
@@ -151,10 +151,7 @@ def _datasets(datasets: dict[str, Any], wanted: Wanted) -> Data:
         wanted.ranges,
         alone and wanted.held_out == BY_CONTENT,
     )
-    if opened.numbering:
-        data = _classification(wanted.spec, opened.splits, opened.classes, None, opened.numbering, opened.ranges)
-    else:
-        data = _scenes(wanted.spec, opened.splits, opened.classes, opened.ranges)
+    data = _images_as_data(wanted.spec, opened.splits, opened.classes, None, opened.numbering, opened.ranges)
     return _with_test(data, wanted, opened.places)
 
 
@@ -285,31 +282,30 @@ def _options(spec: str, rest: str, known: tuple[str, ...]) -> tuple[str, dict[st
 # ---- from samples to Data -------------------------------------------------------------------------------------------
 
 
-def _classification(
+def _images_as_data(
     name: str,
     splits: Mapping[str, Samples],
     classes: tuple[str, ...],
     augment: Augment | None = None,
-    numbering: str = GIVEN,
+    numbering: str = "",
     ranges: Ranges = (),
 ) -> Data:
+    """Data of images with labels or, where samples have none, with masks."""
     train = splits["train"]
-    augment = augment or default_augment(*train.shape[1:])
+    masked = train.labels is None
+    if augment is None:
+        half = Augment(crop=0.5, flip=True)  # of the area and more: what is small stays seen, as in CamVid's poles
+        augment = half if masked else default_augment(*train.shape[1:])
+    numbering = numbering or (BARE if classes == numbers(len(classes)) else GIVEN)
     parts = (train, splits.get("val"), splits.get("test"))
-    return Data(name, "classification", *parts, classes, augment, numbering=numbering, ranges=ranges)
-
-
-def _scenes(name: str, splits: Mapping[str, Samples], classes: tuple[str, ...], ranges: Ranges) -> Data:
-    augment = Augment(crop=0.5, flip=True)  # half the area and more: what is small stays seen, as in CamVid's poles
-    numbering = BARE if classes == numbers(len(classes)) else GIVEN
-    parts = (splits["train"], splits.get("val"), splits.get("test"))
-    return Data(name, "segmentation", *parts, classes, augment, numbering=numbering, ranges=ranges)
+    task = "segmentation" if masked else "classification"
+    return Data(name, task, *parts, classes, augment, numbering=numbering, ranges=ranges)
 
 
 def _listed(wanted: Wanted, listing: Listing) -> Data:
     scratch = wanted.scratch or cache_root()
     splits, ranges = open_images(wanted.spec, listing, wanted.image_size, wanted.memory_limit, scratch, wanted.ranges)
-    data = _classification(wanted.spec, splits, listing.classes, None, listing.numbering, ranges)
+    data = _images_as_data(wanted.spec, splits, listing.classes, None, listing.numbering, ranges)
     data = _with_test(data, wanted, listing.splits["train"][0].places)
     return replace(data, superclasses=listing.superclasses)
 
