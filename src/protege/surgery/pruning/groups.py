@@ -31,7 +31,7 @@ from ..layers import LAYERS, outputs_of
 from .decouple import decouplable
 from .removal import Site
 from .result import LeftOut
-from .sizes import channels_of, groups_of
+from .sizes import groups_of, width_of
 
 Wires = list[tuple[int, int]]  # (channel of a site, channel of the root that it goes with)
 
@@ -177,7 +177,7 @@ class _Sites:
         module = self.modules[site.name]
         if isinstance(module, nn.PReLU) and module.num_parameters == 1:
             return self.most  # one slope for all
-        return channels_of(module, site.side) or self.most  # what has none of its own cannot be cut (`removal`)
+        return width_of(module, site.side) or self.most  # what has none of its own cannot be cut (`removal`)
 
     def period(self, site: Site, channels: int) -> int:
         """After how many channels a site's groups repeat, which must lose the same places: 0 for none, 1 where that

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .sizes import LSTM, channels_of, groups_of, kind_of
+from .sizes import LSTM, groups_of, kind_of, width_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def remove(network: nn.Module, removal: Mapping[Site, Sequence[int]]) -> None:
 
 def _cut_module(module: Any, site: Site, gone: Sequence[int]) -> None:
     kind = LSTM if isinstance(module, nn.LSTM) else kind_of(module)
-    total, groups = channels_of(module, site.side), groups_of(module)
+    total, groups = width_of(module, site.side), groups_of(module)
     if kind is None or total is None:
         raise CannotRemove(f"{site.name!r} is a {type(module).__name__}, whose channels stay as they are")
     if any(isinstance(value, Tensor) for value in vars(module).values()):

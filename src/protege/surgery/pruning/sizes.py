@@ -85,7 +85,7 @@ def kind_of(module: nn.Module) -> Kind | None:
     return next((kind for kind in _KINDS if isinstance(module, kind.module)), None)
 
 
-def channels_of(module: nn.Module, side: str) -> int | None:
+def width_of(module: nn.Module, side: str) -> int | None:
     """How many channels a module has on a side; None where these are not its own to lose."""
     kind = LSTM if isinstance(module, nn.LSTM) else kind_of(module)
     value: Any = getattr(module, kind.sides[side][0]) if kind is not None and side in kind.sides else ()

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from ...errors import UserError
 from ...torch_utils import trained_by
 from ..layers import SOLVABLE
-from ..tracing.walk import Live, Walk, input_of
+from ..tracing.walk import Live, Walk, input_name
 from .absorb import blocks_of, fixed, patches
 
 WIDEST = 2400  # weights of an output, beyond which its kernel is not solved for: an eigendecomposition takes a minute
@@ -78,7 +78,7 @@ class Point:
     def rows(self, student: Live, layer: nn.Module) -> Iterator[Tensor]:
         """``[M, C]``, in parts: what is multiplied by what is sought, the student's value or what its kernel sees."""
         if self.kind == "kernel":
-            yield from patches(layer, student[input_of(self.layer)], PATCHES)
+            yield from patches(layer, student[input_name(self.layer)], PATCHES)
         else:
             yield _rows(student[self.value], self.dim)
 
@@ -90,7 +90,7 @@ class Point:
         if intercept is not None:
             value += intercept.to(value)
         student[self.value] = value.movedim(-1, self.dim)
-        student.pop(input_of(self.layer), None)
+        student.pop(input_name(self.layer), None)
 
 
 def plan_alignment(

@@ -3,6 +3,6 @@ on the way (`taps`)."""
 
 from .graph import Trace, Untraceable, trace
 from .taps import Tapped, first_outputs
-from .walk import Frontier, Live, Walk, input_of
+from .walk import Frontier, Live, Walk, input_name
 
-__all__ = ["Frontier", "Live", "Tapped", "Trace", "Untraceable", "Walk", "first_outputs", "input_of", "trace"]
+__all__ = ["Frontier", "Live", "Tapped", "Trace", "Untraceable", "Walk", "first_outputs", "input_name", "trace"]

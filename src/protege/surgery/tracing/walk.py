@@ -126,7 +126,7 @@ class Walk:
     ) -> None:
         """Run the nodes ``[start, stop)``, from and into ``live``; ``inputs`` are needed from the first node on.
 
-        The input of a ``watched`` layer lives on, under the name `input_of` gives it, until it is popped.
+        The input of a ``watched`` layer lives on, under the name `input_name` gives it, until it is popped.
         """
         self._interpreter.live, self._interpreter.args_iter = live, iter((inputs,))
         for i in range(start, stop):
@@ -185,7 +185,7 @@ class Frontier:
         return torch.load(self._file(chunk), weights_only=True)
 
 
-def input_of(layer: str) -> str:
+def input_name(layer: str) -> str:
     """Under which name the input of a watched layer lives."""
     return f"input of {layer}"
 
@@ -195,7 +195,7 @@ def _watching(layer: nn.Module, live: Live, name: str) -> Iterator[None]:
     """Keep what the layer's forward takes, behind any other hook; a copy, as what runs later may change it in place."""
 
     def watch(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        live[input_of(name)] = (*args, *kwargs.values())[0].clone()
+        live[input_name(name)] = (*args, *kwargs.values())[0].clone()
 
     handle = layer.register_forward_pre_hook(watch, with_kwargs=True)
     try:
