@@ -5,14 +5,13 @@ both as pure functions of the measurements; `run/diagnose.py` puts them together
 """
 
 from .recommend import Facts, Recommendation, facts_about, kinship, recommend
-from .verdict import Finding, at_chance, causes_of_chance, judge, primary
+from .verdict import Finding, at_chance, judge, primary
 
 __all__ = [
     "Facts",
     "Finding",
     "Recommendation",
     "at_chance",
-    "causes_of_chance",
     "facts_about",
     "judge",
     "kinship",

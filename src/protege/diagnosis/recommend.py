@@ -24,8 +24,6 @@ from .verdict import FAILING, HEALTHY, RISK, WRONG, Finding, at_chance, judge, s
 # What measured best of the settings that a method has besides the target (docs/fskd.md, docs/skd.md).
 OWN: dict[str, dict[str, Any]] = {"fskd": {"solve": "kernel"}, "skd": {"inherit": True}}
 FEW = 1000  # samples in all, up to which a solve beats a descent
-FEW_PER_CLASS = 60  # a tenth of what the usual sets have
-FEW_MASKS = 150  # labelled images for segmentation, 40 % of CamVid
 HIGHEST = 8.0  # T
 MASS = 0.99  # of the teacher's probability that the k classes of topk hold
 MANY_CLASSES = 1000  # from which caches of whole rows are large; below, whole rows teach best (docs/understanding.md)
@@ -131,11 +129,8 @@ def _suited(facts: Facts, findings: Mapping[str, Finding]) -> Iterator[tuple[str
     if facts.shrunk and (few or not facts.labelled):
         what = f"only {facts.samples} samples" if few else "no labels"
         yield "fskd", f"fskd: the student was cut out of the teacher and there are {what}; whole kernels are solved."
-    each = facts.samples / facts.classes
-    if facts.task == "classification" and facts.labelled and each <= FEW_PER_CLASS:
-        yield "skd", f"skd: {_about(each)} a class are few, and features say more of each than logits do."
-    if facts.task == "segmentation" and facts.labelled and facts.samples <= FEW_MASKS:
-        yield "skd", f"skd: {facts.samples} images are few, and features say more of each than logits do."
+    if facts.labelled and (why := TASKS[facts.task].few(facts.samples, facts.classes)):
+        yield "skd", f"skd: {why}, and features say more of each than logits do."
     gap = findings.get("gap")
     if gap and facts.labelled and gap.status in (RISK, FAILING):
         yield "gpd", "gpd: the teacher is far ahead of the student, and a dynamic teacher bridges the gap."
@@ -170,12 +165,8 @@ def _target(
     return settings, reasons
 
 
-def _about(samples: float) -> str:
-    return "1 sample" if round(samples) == 1 else f"{samples:.0f} samples"
-
-
 def _owned(seen: dict[str, Any], status: str, task: str) -> str:
-    if not seen["wrong"] or seen["wrong"]["share"] <= WRONG[0] or task == "language":  # any word may follow
+    if not seen["wrong"] or seen["wrong"]["share"] <= WRONG[0] or TASKS[task].ambiguous:
         return "as usual."
     contradicted = f"the teacher contradicts {share(seen['wrong']['share'])} of the labels"
     return f"{contradicted}, and doubts there, too." if status == HEALTHY else f"{contradicted}."

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..tasks import Chance
+from ..tasks import TASKS, Chance
 from .measure import at_temperature, crossing
 
 HEALTHY, RISK, FAILING, UNKNOWN = "healthy", "at risk", "failing", "cannot tell"
@@ -103,7 +103,7 @@ def wrong(measured: dict[str, Any]) -> Finding:
             f"It is right in {share(seen['accuracy'])} with an NLL of {seen['nll']:.2f} nats; a guess from a count of "
             f"the labels, in {share(chance.accuracy)} with {chance.nll:.2f}: that is {how}."
         )
-        advice = f"Check that {causes_of_chance(measured['task'])}."
+        advice = f"Check that {TASKS[measured['task']].suspects}."
         return Finding(name, title, FAILING, text, advice)
     rate, unowned = seen["wrong"]["share"], seen["wrong"]["unowned"]
     text = (
@@ -128,13 +128,6 @@ def wrong(measured: dict[str, Any]) -> Finding:
     return Finding(name, title, status, text, advice)
 
 
-def causes_of_chance(task: str) -> str:
-    """What to check in a teacher at chance level."""
-    if task == "language":
-        return "it was trained, on text of this kind with these words"
-    return "its order of classes, input normalisation and channel order are those it was trained with"
-
-
 def smoothed(measured: dict[str, Any]) -> Finding:
     """Whether class relations are erased, as label smoothing (or noise in the labels) erases them."""
     name, title = "smoothed", "Teacher trained with label smoothing"
@@ -155,8 +148,8 @@ def smoothed(measured: dict[str, Any]) -> Finding:
         f"{share(seen['accuracy'])} and sure to {share(seen['confidence'])}."
     )
     signs = ((understated, UNDERSTATED), (even, EVEN), (isolated, ISOLATED))
-    images = measured["task"] != "language"  # frequent words stand out by themselves
-    erased, shy = images and all(v > t[1] for v, t in signs), understated > SHY[0] and even > SHY[1]
+    sure = not TASKS[measured["task"]].ambiguous  # frequent words stand out by themselves
+    erased, shy = sure and all(v > t[1] for v, t in signs), understated > SHY[0] and even > SHY[1]
     status = _graded(erased, shy or all(v > t[0] for v, t in signs))
     if status == HEALTHY:
         return Finding(name, title, status, text)

@@ -22,7 +22,7 @@ from ..data import Augment, Data, default_workers, load_data
 from ..data.classes import SORTED
 from ..data.given import has_splits
 from ..data.spec import GIB, cache_root
-from ..diagnosis import at_chance, causes_of_chance
+from ..diagnosis import at_chance
 from ..errors import UserError
 from ..files import is_finished, is_run, usable
 from ..methods import Cast, Method, name_of
@@ -254,7 +254,7 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
     if at_chance(found.result["teacher"]["transfer"]):
         raise UserError(
             f"method auto: the teacher {given['teacher']!r} is at chance level on the transfer set; expected a trained "
-            f"teacher: check that {causes_of_chance(found.result['task'])}, or train on the labels with method='none'."
+            f"teacher: check that {TASKS[found.result['task']].suspects}, or train on the labels with method='none'."
         )
     (advice,) = broadcast_object_list([found.recommendation])  # so that all processes do the same
     own = {key: value for key, value in given.items() if value is not None and key != "method"}

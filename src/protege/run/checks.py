@@ -48,7 +48,7 @@ def refuse_chance_level(
     if metrics and (short := task.shortfall(metrics, details)):
         raise UserError(
             f"the teacher {spec!r} is at chance level on the {where} ({short.what} {short.reached:.3f}, chance "
-            f"{short.chance:.3f}); expected a trained teacher: check that {short.check}."
+            f"{short.chance:.3f}); expected a trained teacher: check that {task.suspects}."
         )
 
 

@@ -293,8 +293,7 @@ def _trained(student: dict[str, Any], teacher: dict[str, Any], task: str) -> boo
     ours, theirs = (one["test" if student["test"] else "transfer"] for one in (student, teacher))
     if ours["accuracy"] is None or theirs["accuracy"] is None:
         return False
-    chance, key = ours["chance"], "accuracy" if task == "language" else "balanced_accuracy"
-    level = chance["accuracy"] if task == "language" else 1 / chance["classes"]
+    key, level = TASKS[task].level(ours["chance"])
     return ours[key] - level > max(0.02, (theirs[key] - level) / 2)
 
 

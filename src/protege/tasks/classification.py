@@ -15,6 +15,7 @@ from .metrics import ClassMetrics, Metrics, over_processes
 from .task import Shortfall, Task
 
 BINS = 15  # of confidence, in calibration
+FEW = 60  # samples of a class, a tenth of what the usual sets have
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Classification(Task):
         if not chance.explains(metrics["accuracy"], metrics["nll"], metrics["balanced_accuracy"]):
             return None
         return Shortfall("accuracy", metrics["accuracy"], chance.accuracy)
+
+    def few(self, samples: int, classes: int) -> str:
+        each = samples / classes
+        count = "1 sample" if round(each) == 1 else f"{each:.0f} samples"
+        return f"{count} a class are few" if each <= FEW else ""
 
     def weighing_classes(self) -> Task:
         """The commonest class is not all that counts."""

@@ -34,6 +34,7 @@ class Embeddings(Task):
     accuracy_name = "cosine"
     labelled = False
     named_classes = False
+    suspects = "its input normalisation and channel order are those it was trained with"
     targets = {"kd": "vectors"}  # noqa: RUF012
     unsuited = {  # noqa: RUF012
         key: f"{key} reads labels, which the task 'embeddings' does not; expected none: leave {key} out."
@@ -73,8 +74,7 @@ class Embeddings(Task):
     def shortfall(self, metrics: Mapping[str, float], details: Mapping[str, Any]) -> Shortfall | None:
         if details["spread"] > CONSTANT:
             return None
-        check = "its input normalisation and channel order are those it was trained with"
-        return Shortfall("spread of its vectors", details["spread"], 0.0, check)
+        return Shortfall("spread of its vectors", details["spread"], 0.0)
 
     def check_values(self, network: nn.Module, inputs: Tensor, rows: Tensor, who: str) -> None:
         """Vectors may have any values."""

@@ -28,6 +28,8 @@ class Language(Task):
     higher_is_better = False
     class_dim = -1
     temperature = 1.0
+    ambiguous = True  # any word may follow
+    suspects = "it was trained, and on text of this kind with these words"
     named_classes = False  # words are the student's
     unsuited = {  # noqa: RUF012
         "class_weights": "class_weights do not suit text, whose classes are its words; expected images: leave "
@@ -58,8 +60,10 @@ class Language(Task):
         chance = Chance(**details["chance"])
         if not chance.explains(metrics["accuracy"], metrics["nll"]):
             return None
-        check = "it was trained, and on text of this kind"
-        return Shortfall("perplexity", metrics["perplexity"], math.exp(chance.nll), check)
+        return Shortfall("perplexity", metrics["perplexity"], math.exp(chance.nll))
+
+    def level(self, chance: Mapping[str, float]) -> tuple[str, float]:
+        return "accuracy", chance["accuracy"]
 
 
 class WordMetrics(ClassMetrics):

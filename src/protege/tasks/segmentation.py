@@ -16,6 +16,8 @@ from .metrics import ClassMetrics, Metrics
 from .pictures import draw_scenes
 from .task import Shortfall, Shown, Task
 
+FEW = 150  # labelled images, 40 % of CamVid
+
 
 @dataclass(frozen=True)
 class Segmentation(Task):
@@ -43,6 +45,9 @@ class Segmentation(Task):
         if classes < 2 or reached > blind(classes):
             return None
         return Shortfall("mean accuracy of the classes", reached, 1 / classes)
+
+    def few(self, samples: int, classes: int) -> str:
+        return f"{samples} images are few" if samples <= FEW else ""
 
     def pictures(self, shown: Shown, out: Path) -> None:
         draw_scenes(shown, out)

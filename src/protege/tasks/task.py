@@ -34,13 +34,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Shortfall:
-    """A network at chance level: ``what`` was measured, what it ``reached``, what ``chance`` gives, and what to
-    ``check``."""
+    """A network at chance level: ``what`` was measured, what it ``reached``, and what ``chance`` gives."""
 
     what: str
     reached: float
     chance: float
-    check: str = "its input normalisation, channel order and order of classes are those it was trained with"
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,10 @@ class Task:
     named_classes: ClassVar[bool] = True  # whether a result lists what the classes are called
     tried: ClassVar[int] = 1024  # samples on which a teacher shows that it knows the task
     drawn: ClassVar[int] = 0  # samples of which there is something to look at
+    ambiguous: ClassVar[bool] = False  # whether a label is one of several right answers
+    suspects: ClassVar[str] = (  # what to check in a network at chance level
+        "its input normalisation, channel order and order of classes are those it was trained with"
+    )
     targets: ClassVar[Mapping[str, str]] = {}
     unsuited: ClassVar[Mapping[str, str]] = {}
 
@@ -142,6 +144,14 @@ class Task:
     def judges(self) -> tuple[nn.Module, ...]:
         """The networks that metrics depend on beside the one that is judged."""
         return ()
+
+    def level(self, chance: Mapping[str, float]) -> tuple[str, float]:
+        """The metric that tells learning from guessing by a count of the labels, and its value for who guesses so."""
+        return "balanced_accuracy", 1 / chance["classes"]
+
+    def few(self, samples: int, classes: int) -> str:
+        """The reason to call this number of samples few; "" for enough."""
+        return ""
 
     def shortfall(self, metrics: Mapping[str, float], details: Mapping[str, Any]) -> Shortfall | None:
         """Where a network shows no more on some samples than a count of their labels does."""
