@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from protege.data import Augment
+from protege.data import CLEAN, Augment
 from protege.data.labels import UNLABELLED
 from protege.losses import cross_entropy, kd_loss
+from protege.methods import METHODS
+from protege.methods.targets import TARGETS
 from protege.models import Model
 from protege.models.inputs import InputSpec
 from protege.tasks import TASKS, Chance
-from tools import CLASSES, Marked, events, perform, pictures, plan, runner
+from tools import CLASSES, Marked, Net, cast, events, perform, pictures, plan, runner
 
 ATEN = torch.ops.aten
 INDEX = ATEN.index.Tensor
@@ -311,3 +313,50 @@ def test_metrics_of_a_batch_do_not_wait_for_the_device():
     with Waiting():
         metrics.update(logits, labels)
     assert metrics.sums[0] == (labels != UNLABELLED).sum()
+
+
+INPUT = InputSpec(channels=1, mean=(0.5,), std=(0.25,))
+STEPS = [
+    ("kd", {}),
+    *(("kd", {"target": target}) for target in TARGETS if target != "kd"),
+    ("gpd", {"ratio": 2}),
+    ("skd", {}),
+    ("simultaneous", {}),
+    ("at", {}),
+    ("none", {"class_weights": "balanced", "label_smoothing": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("method", "given"), STEPS)
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_a_step_is_a_function_of_tensors(method, given, task):
+    """It asks nothing of the device, forward or backward, and its shapes do not depend on which labels there are."""
+    network = Pixels if task == "segmentation" else Net
+    student, teacher = Model(network(4), INPUT, task=task), Model(network(6), INPUT, task=task)
+    marks = torch.randint(0, CLASSES, (48, 6, 6) if task == "segmentation" else (48,))
+    samples = Marked(pictures().pixels, marks) if task == "segmentation" else pictures()
+    settings = METHODS[method].settings(**given)
+    for phase in METHODS[method].plan(cast(student, teacher, TASKS[task], settings, samples)):
+        operations = []
+        for unlabelled in (slice(0, 0), slice(0, 0), slice(0, 3), slice(0, 8)):  # the first one fills what is kept
+            phase.trainee.zero_grad()
+            batch = samples.fetch(torch.arange(8), CLEAN, Augment())
+            batch.labels[unlabelled] = UNLABELLED
+            for source in phase.sources:
+                batch.signals[source.name] = source.compute(batch.inputs)
+            with Waiting(), Recorded() as recorded:
+                phase.step(phase.trainee, batch)["loss"].backward()
+            operations.append(recorded.seen)
+        assert operations[1] == operations[2] == operations[3]
+
+
+class Recorded(TorchDispatchMode):
+    """Keeps which operations ran, on which shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(f"{func} {[tuple(arg.shape) for arg in args if isinstance(arg, torch.Tensor)]}")
+        return func(*args, **(kwargs or {}))
