@@ -72,9 +72,9 @@ class Watch:
 def child(settings: dict[str, object], least: float) -> None:
     """One run, watched."""
     watch = Watch()
-    from protege.run.api import distill
-
     from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    from protege.run.api import distill
 
     register_optimizer_step_post_hook(watch.mark)
     distill(**settings)  # type: ignore[arg-type]

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import protege
 from protege.commands import app
+from protege.data import Augment, Data, InMemory
+from protege.models import load_model
+from protege.training.progress import in_words
 from tools import surroundings
 
 SLOW = ("torch", "numpy", "accelerate", "sklearn")
@@ -94,3 +101,56 @@ def test_a_command_has_the_arguments_of_its_function_and_their_defaults(name, pl
     for key in set(function) - without:
         if command[key].default is not inspect.Parameter.empty:
             assert str(command[key].default) == str(function[key].default), key
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.2, "1 s"), (41, "41 s"), (150, "2 min"), (3570, "1 h 00 min"), (12_000, "3 h 20 min")]
+)
+def test_a_remaining_time_in_words(seconds, said):
+    assert in_words(seconds) == said
+
+
+def test_a_log_has_every_evaluation_and_the_time_left_for_the_whole_run(tmp_path, capsys):
+    given = {"data": "digits", "samples": 60, "batch_size": 20, "epochs": 6, "eval_every": 2}
+    protege.train("zoo:cnn_tiny?width=2", out=tmp_path / "run", **given)
+    lines = [line for line in capsys.readouterr().err.splitlines() if re.match(r"labels epoch \d/6 ", line)]
+    evaluated = [line for line in lines if " accuracy 0." in line]
+    assert [line.split()[2] for line in evaluated] == ["2/6", "4/6", "6/6"]
+    assert all(re.search(r" · \d+ (s|min) left$", line) for line in evaluated[:-1])
+    assert "left" not in evaluated[-1]
+
+
+def test_a_resumed_run_says_where_it_goes_on(tmp_path, capsys):
+    given = {"data": "digits", "samples": 60, "batch_size": 20, "epochs": 3, "checkpoint_seconds": 0}
+    steps = iter(range(100))
+
+    def stop(*_: object) -> None:
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+
+    hook = register_optimizer_step_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        protege.train("zoo:cnn_tiny?width=2", out=tmp_path / "run", **given)
+    hook.remove()
+    capsys.readouterr()
+    protege.train(out=tmp_path / "run", resume=True)
+    assert "going on with phase labels (1 of 1) after 4 updates (1 whole epochs)\n" in capsys.readouterr().err
+
+
+def many_digits(count: int) -> tuple[InMemory, InMemory]:
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.tensor(pixels * 15).to(torch.uint8).view(-1, 8, 8, 1)
+    some = torch.arange(count) % len(images)
+    return InMemory(images[:600], torch.tensor(labels)[:600]), InMemory(images[some], torch.tensor(labels)[some])
+
+
+def test_a_fresh_student_is_tried_on_some_of_a_large_test_set_and_a_trained_one_on_all(tmp_path):
+    train, test = many_digits(1500)
+    data = Data("digits", "classification", train, None, test, tuple(map(str, range(10))), Augment())
+    given = {"epochs": 12, "precision": "fp32"}
+    fresh = protege.train("zoo:cnn_tiny", data, tmp_path / "fresh", **given).result["student"]
+    assert fresh["before_measured_on"] == {"samples": 500}
+    trained = load_model(tmp_path / "fresh" / "student").network
+    again = protege.train(trained, data, tmp_path / "again", epochs=1).result["student"]
+    assert "before_measured_on" not in again
+    assert again["before"] == fresh["metrics"], "that of all samples, as it knows more than chance"

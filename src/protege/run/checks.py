@@ -24,6 +24,7 @@ from ..training.runner import Runner
 
 logger = logging.getLogger("protege")
 AUDITION = 1024  # transfer samples that a teacher is tried on
+GLANCE = 128  # of them, on which most teachers show already what they know
 FEW = 10  # samples, of which one class is no wonder
 VERSION = 3  # of what is remembered; another one is measured anew
 
@@ -37,15 +38,20 @@ def refuse_chance_level(
     That is what a wrong normalisation, channel order or class order looks like, and it is silent elsewhere.
     """
     task = runner.task
-    count = min(len(positions), task.tried)
-    chosen = positions[choose(None, samples=count, seed=0, count=len(positions))]
-    metrics, details = runner.evaluate(teacher, samples, chosen, f"teacher on the {where}")
-    if not all(map(math.isfinite, metrics.values())):
+    tried = min(len(positions), task.tried)
+    for count in sorted({min(GLANCE, tried), tried}):
+        chosen = positions[choose(None, samples=count, seed=0, count=len(positions))]
+        metrics, details = runner.evaluate(teacher, samples, chosen, f"teacher on the {where}")
+        finite = all(map(math.isfinite, metrics.values()))
+        short = task.shortfall(metrics, details) if metrics and finite else None
+        if finite and not short:
+            return
+    if not finite:
         raise UserError(
             f"the teacher {spec!r} gives values that are not finite on the {where}; expected finite outputs: "
             "check its weights file."
         )
-    if metrics and (short := task.shortfall(metrics, details)):
+    if short:
         raise UserError(
             f"the teacher {spec!r} is at chance level on the {where} ({short.what} {short.reached:.3f}, chance "
             f"{short.chance:.3f}); expected a trained teacher: check that {task.suspects}."

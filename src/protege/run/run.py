@@ -58,6 +58,7 @@ from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
 from .result import cast_of, for_tracker, result_of, sizes
 
 DEFAULT_VIEWS = 8  # studies/views.toml
+FRESH = 500  # test samples that a student is tried on before it is taught
 MONITORED = 2000  # test samples behind the curve of a run that holds nothing out
 
 
@@ -267,13 +268,15 @@ class Production:
             if found:
                 self.check_origin(origin)
                 self._check_student(found[1]["student"])
-            teacher, before = (begun["teacher"], begun["student"]["before"]) if begun else self._measured_before()
+            teacher, untaught = (begun["teacher"], begun["student"]) if begun else self._measured_before()
+            before = untaught["before"]
             self.runner.check()
             if is_outside(self.settings.method):
                 with about_method(self.settings.method):
                     self.runner.rehearse()
             s = self.settings
-            student = {"spec": s.student, **sizes(self.student, self.data, self.device), "before": before}
+            student = {"spec": s.student, **sizes(self.student, self.data, self.device)}
+            student |= {key: untaught[key] for key in ("before", "before_measured_on") if key in untaught}
             cast = cast_of(s, self.data, self.runner, teacher, student, self.outline)
             cast["origin"] = origin or self.origin | {"settings": deciding(self._told())}
             self._open_folder(hold, resume, overwrite, cast if not begun else None)
@@ -308,7 +311,7 @@ class Production:
         self.student.eval()
         return result
 
-    def _measured_before(self) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    def _measured_before(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """Figures of teacher and student before anything is trained. Raises where they cannot be what they should."""
         s, corpus = self.settings, self.runner.corpus
         how: Any = {"device": self.device, "autocast": self.runner.autocast}
@@ -316,13 +319,25 @@ class Production:
             if network is not None:
                 refuse_unfit(network, f"{who} {spec!r}", corpus.train, corpus.positions, self.task, **how)
         teacher = self._audition()
-        before = self._figures(self.student, "student before", self.lasting)["metrics"]
-        if not all(map(math.isfinite, before.values())):
+        untaught = self._untaught()
+        if not all(map(math.isfinite, untaught["before"].values())):
             raise UserError(
                 f"the student {s.student!r} gives values that are not finite; expected finite outputs: check its "
                 "weights."
             )
-        return teacher, before
+        return teacher, untaught
+
+    def _untaught(self) -> dict[str, Any]:
+        """The student's figures before it is taught: on some of the test set where it shows there that it knows no more
+        than chance, as fresh networks do."""
+        test = self.data.test
+        few = 0 if test is None or self.lasting else max(FRESH, len(self.data.classes))
+        if test is not None and few < len(test):
+            some = choose(test.labels, samples=few, seed=0, count=len(test))
+            metrics, details = self.runner.evaluate(self.student, test, some, "student before")
+            if metrics and all(map(math.isfinite, metrics.values())) and self.task.shortfall(metrics, details):
+                return {"before": metrics, "before_measured_on": {"samples": few}}
+        return {"before": self._figures(self.student, "student before", self.lasting)["metrics"]}
 
     def check_origin(self, before: Mapping[str, Any]) -> None:
         """Raise where a run that was begun with ``before`` (its origin) was begun with others than these."""

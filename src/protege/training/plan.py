@@ -46,6 +46,11 @@ class Plan:
         steps = max(1, math.ceil(samples / batch_size))
         return batch_size, steps, settings.epochs or default_epochs(steps)
 
+    def updates(self, first: int = 0) -> int:
+        """How many updates the phases from number ``first`` on will make, if none stops early."""
+        lengths = (self.lengths(self.settings_of(p)) for p in self.phases[first:] if isinstance(p, Fit))
+        return sum(steps * epochs for _, steps, epochs in lengths)
+
     def resolved(self) -> dict[str, Any]:
         """The settings with every default that depends on the samples filled in."""
         views = getattr(self.settings, "views", None) or self.corpus.views or "all"

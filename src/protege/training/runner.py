@@ -29,7 +29,7 @@ from .judge import held_out_losses, remember_best, remember_start
 from .phase import Fit, Phase
 from .plan import Plan
 from .precision import autocast_for
-from .progress import Display
+from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
 from .running import Running, mix, restore_random, seed_everything, share_buffers
 from .schedule import MovingAverage, factor, make_optimizer
@@ -124,9 +124,10 @@ class Runner:
             self.student.load_state_dict(saved["student"])
             saved = saved if "trainee" in saved else None  # saved between two phases
         self.supply.clear()
+        state, phases = self.state, self.plan.phases
         if found:
             self.journal.cut_log()
-        state, phases = self.state, self.plan.phases
+            self.display.say(f"going on {self._place()}", always=True)
         state.origin = dict(origin or {})
         self.journal.begin_phase()
         if not found:
@@ -135,6 +136,23 @@ class Runner:
             self._run_phases(phases, saved)
         self.supply.clear()
         return state
+
+    def _place(self) -> str:
+        """Where the run stands, in words."""
+        state, phases = self.state, self.plan.phases
+        if state.phase == len(phases):
+            return "after the last phase"
+        place = f"with phase {phases[state.phase].name} ({state.phase + 1} of {len(phases)})"
+        return f"{place} after {state.updates:,} updates ({state.epoch} whole epochs)"
+
+    def _left(self) -> str:
+        """About how long the whole run will take from here on, judged by the updates made so far."""
+        state = self.state
+        made, to_come = state.past + state.updates, self.plan.updates(state.phase) - state.updates
+        if not made or not to_come:
+            return ""
+        spent = sum(phase["seconds"] for phase in state.done) + self.journal.phase_seconds()
+        return f" · {in_words(spent / made * to_come)} left"
 
     def _run_phases(self, phases: Sequence[Phase], saved: dict[str, Any] | None) -> None:
         state = self.state
@@ -298,7 +316,7 @@ class Runner:
             if self.display.due():
                 rate = (state.seen - seen) / (time.perf_counter() - fit.began)
                 loss = fit.check_finite(float(state.sums["loss"]) * self.world / state.step, state)
-                self.display.move(state.step, f"loss {loss:.3f} · {rate:,.0f} samples/s")
+                self.display.move(state.step, f"loss {loss:.3f} · {rate:,.0f} samples/s{self._left()}")
             journal.save_when_due(fit)
 
     def _end_epoch(self, fit: Running, evaluated: bool) -> None:
@@ -336,10 +354,10 @@ class Runner:
         self.journal.log(event)
         shown = {**{f"train {k}": v for k, v in means.items() if k == "loss"}, **event.get("eval", {})}
         text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
-        text += f"  {rate:,.0f} samples/s" if rate else ""
+        text += (f"  {rate:,.0f} samples/s" if rate else "") + self._left()
         self.display.say(
             f"{fit.phase.name} epoch {state.epoch}/{fit.epochs}  {text}",
-            always=state.epoch == fit.epochs,
+            always=evaluated,
         )
 
     def _evaluate_phase(self, fit: Running, network: nn.Module, target: tuple[Samples, Tensor]) -> dict[str, float]:
