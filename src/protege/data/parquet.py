@@ -56,8 +56,10 @@ def parquet_files(path: Path, label: str | None = None, order: str | None = None
     }
     superclasses = None
     if column != "coarse_label" and all(_is_integer(schemas[file], "coarse_label") for file in files["train"]):
-        coarse = torch.cat([torch.as_tensor(labels(file, "coarse_label").values) for file in files["train"]])
-        superclasses = _superclasses(coarse.long(), common.labels["train"], len(common.classes))
+        coarse = np.concatenate([np.asarray(labels(file, "coarse_label").values) for file in files["train"]])
+        superclasses = _superclasses(
+            torch.from_numpy(coarse.astype(np.int64)), common.labels["train"], len(common.classes)
+        )
     return Listing(splits, common.classes, common.numbering, superclasses)
 
 
