@@ -183,7 +183,7 @@ def test_augment_writes_what_it_read(text):
     ("text", "says"),
     [
         ("shfit=4", "did you mean 'shift'"),
-        ("rotate", "choose one of crop, flip, none"),
+        ("rotate", "choose one of crop, cutmix, flip"),
         ("shift=much", "shift=much"),
         ("flip=2", "flip=2"),
         ("shift=-1", "not in 0 to"),
