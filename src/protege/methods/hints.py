@@ -22,7 +22,7 @@ from ..surgery import Pair, Tapped
 from ..training.phase import Fit
 from . import kd
 from .method import Cast
-from .stages import Apprentice, StageSettings, features, paired, said, staged, tapped
+from .stages import Apprentice, StageSettings, features, paired, staged, tapped, teacher_feature
 from .teaching import TargetSettings
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
@@ -41,15 +41,15 @@ class AttentionSettings(StageSettings):
 
 def fitnets(cast: Cast) -> list[Fit]:
     """The first half of the student learns the teacher's middle features through a regressor; then the whole by KD."""
-    found = staged(cast)
-    middle = (len(found.pairs) - 1) // 2
-    pair = found.pairs[middle]
+    cut = staged(cast)
+    middle = (len(cut.pairs) - 1) // 2
+    pair = cut.pairs[middle]
 
     def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
         feature = cast.student.run(apprentice, batch.inputs)
-        return {"loss": hint_loss(feature, said(batch, pair))}
+        return {"loss": hint_loss(feature, teacher_feature(batch, pair))}
 
-    guided = Apprentice(cast.student, found.stages[: middle + 1], pair)
+    guided = Apprentice(cast.student, cut.stages[: middle + 1], pair)
     source = features(cast, [pair.teacher.name])
     hint = Fit("hint", guided, step, (source,), select_by="loss", reads=frozenset({"pixels"}))
     return [hint, *kd.plan(cast)]
@@ -62,9 +62,9 @@ def at(cast: Cast) -> list[Fit]:
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, outputs = trainee(batch.inputs)
         task_loss = cast.task_loss(*cast.rows(outputs, batch))
-        theirs = [said(batch, pair) for pair in pairs]
-        each = [attention_loss(a, b) for a, b in zip(ours, theirs, strict=True)]
-        loss = torch.stack(each).sum()
+        theirs = [teacher_feature(batch, pair) for pair in pairs]
+        losses = [attention_loss(a, b) for a, b in zip(ours, theirs, strict=True)]
+        loss = torch.stack(losses).sum()
         return {"loss": task_loss + cast.settings.feature_weight * loss, "task_loss": task_loss, "feature_loss": loss}
 
     plain = tapped(cast.student, pairs, adapt=False)
@@ -73,26 +73,26 @@ def at(cast: Cast) -> list[Fit]:
 
 def fsp(cast: Cast) -> list[Fit]:
     """The whole student learns the flows between the teacher's neighbouring cuts; then the task from labels."""
-    found = staged(cast)
-    pairs = _maps(found.pairs, "fsp")
+    cut = staged(cast)
+    pairs = _maps(cut.pairs, "fsp")
     if len(pairs) < 2:
         raise UserError(
-            f"method 'fsp' found one cut, {pairs[0].student.name!r}; expected two or more, as it compares what flows "
+            f"method 'fsp' cut one cut, {pairs[0].student.name!r}; expected two or more, as it compares what flows "
             "between them: name them with stages=…."
         )
 
     def flows(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, _ = trainee(batch.inputs)
-        theirs = [said(batch, pair) for pair in pairs]
-        each = [flow_loss(a, b) for a, b in zip(pairwise(ours), pairwise(theirs), strict=True)]
-        return {"loss": torch.stack(each).mean()}
+        theirs = [teacher_feature(batch, pair) for pair in pairs]
+        losses = [flow_loss(a, b) for a, b in zip(pairwise(ours), pairwise(theirs), strict=True)]
+        return {"loss": torch.stack(losses).mean()}
 
     def labels(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"loss": cast.task_loss(*cast.rows(trainee(batch.inputs), batch))}
 
     first = _whole(cast, "flow", tapped(cast.student, pairs), flows, pairs, truth=False)
     first.select_by = "loss"
-    head = {name for name, _ in found.stages[-1].named_parameters()}  # no flow reaches it
+    head = {name for name, _ in cut.stages[-1].named_parameters()}  # no flow reaches it
     first.learns = lambda name: name.removeprefix("model.") not in head
     return [first, Fit("labels", cast.student, labels, cast.asked())]
 
@@ -104,7 +104,7 @@ def simultaneous(cast: Cast) -> list[Fit]:
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, outputs = trainee(batch.inputs)
         task_loss = cast.task_loss(*cast.rows(outputs, batch))
-        theirs = [said(batch, pair) for pair in pairs]
+        theirs = [teacher_feature(batch, pair) for pair in pairs]
         loss = torch.stack([hint_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).sum()
         return {"loss": (task_loss + loss) / (len(pairs) + 1), "task_loss": task_loss, "feature_loss": loss}
 

@@ -27,7 +27,7 @@ from ..torch_utils import tensors_of
 from ..training.phase import Fit, Phase, Solve
 from . import kd
 from .method import Cast
-from .stages import Apprentice, Staged, StageSettings, features, frozen, live, said, staged
+from .stages import Apprentice, Staged, StageSettings, features, frozen, live, staged, teacher_feature
 from .teaching import TARGET_KEYS, TargetSettings
 
 _LOG = logging.getLogger("protege")
@@ -64,14 +64,14 @@ class Settings(StageSettings, TargetSettings):
 
 def plan(cast: Cast) -> list[Phase]:
     """A phase for each stage, one for the head, and a joint one if asked for."""
-    s, found = cast.settings, staged(cast)
-    taken = inherited(cast, found) if s.inherit else []
-    trained = set(found.stages[-1].state_dict()) <= set(taken)  # few labels would spoil it at a full rate
+    s, cut = cast.settings, staged(cast)
+    taken = inherited(cast, cut) if s.inherit else []
+    trained = set(cut.stages[-1].state_dict()) <= set(taken)  # few labels would spoil it at a full rate
     gently = {"optimizer": "adamw", "lr": s.finetune_lr or FINETUNE_LR}
 
     phases: list[Phase] = [Solve("inherit", partial(inherit, cast, taken), _layers(taken))] if s.inherit else []
-    phases += [_stage_phase(cast, found, i) for i in range(len(found.pairs))]
-    phases.append(_head_phase(cast, found.stages[:-1], found.stages[-1], gently if trained else {}))
+    phases += [_stage_phase(cast, cut, i) for i in range(len(cut.pairs))]
+    phases.append(_head_phase(cast, cut.stages[:-1], cut.stages[-1], gently if trained else {}))
     if s.finetune_epochs:
         joint = kd.plan(cast)[0]
         overrides = {"epochs": s.finetune_epochs, **gently}
@@ -79,18 +79,18 @@ def plan(cast: Cast) -> list[Phase]:
     return phases
 
 
-def _stage_phase(cast: Cast, found: Staged, number: int) -> Fit:
-    before, own, pair = found.stages[:number], found.stages[number], found.pairs[number]
-    targets = [pair.teacher.name for pair in found.pairs]
+def _stage_phase(cast: Cast, cut: Staged, number: int) -> Fit:
+    before, stage, pair = cut.stages[:number], cut.stages[number], cut.pairs[number]
+    targets = [pair.teacher.name for pair in cut.pairs]
 
     def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
         feature = apprentice(live(cast, batch)) if before else cast.student.run(apprentice, batch.inputs)
-        return {"loss": hint_loss(feature, said(batch, pair))}
+        return {"loss": hint_loss(feature, teacher_feature(batch, pair))}
 
-    name = f"stage {own.name}" if own.name in PHASES else own.name
+    name = f"stage {stage.name}" if stage.name in PHASES else stage.name
     sources = ([frozen(cast, before)] if before else []) + [features(cast, [pair.teacher.name], targets)]
     reads: Any = frozenset() if before else frozenset({"pixels"})
-    return Fit(name, Apprentice(cast.student, [own], pair), step, tuple(sources), select_by="loss", reads=reads)
+    return Fit(name, Apprentice(cast.student, [stage], pair), step, tuple(sources), select_by="loss", reads=reads)
 
 
 def _head_phase(cast: Cast, before: list[Stage], head: Stage, overrides: dict[str, Any]) -> Fit:
@@ -106,10 +106,10 @@ def _head_phase(cast: Cast, before: list[Stage], head: Stage, overrides: dict[st
     return fit
 
 
-def inherited(cast: Cast, found: Staged) -> list[str]:
+def inherited(cast: Cast, cut: Staged) -> list[str]:
     """What the student's stem (what stands before the module of the first cut; if nothing does, that module) and head
     can take from the teacher: the values of each layer for which it has one of that name whose shapes all agree."""
-    first, head = found.stages[0], found.stages[-1]
+    first, head = cut.stages[0], cut.stages[-1]
     before = [name for name in first.state_dict() if not name.startswith(f"network.{first.name}.")]
     ours, theirs = tensors_of(cast.student), tensors_of(cast.teacher)
     fixed = {name.rpartition(".")[0] for name, p in cast.student.named_parameters() if not p.requires_grad}

@@ -82,15 +82,15 @@ def preview(cast: Cast) -> list[dict[str, Any]]:
 
 def preview_staged(cast: Cast) -> list[dict[str, Any]]:
     """The student's stages and how they pair up."""
-    found = staged(cast)
-    return describe(found.pairs, found.stages)
+    cut = staged(cast)
+    return describe(cut.pairs, cut.stages)
 
 
-def adapter(found: Pair) -> nn.Module:
+def adapter(pair: Pair) -> nn.Module:
     """What stands between the student's features and the teacher's while a stage learns: a 1×1 layer, or nothing."""
-    if not found.adapter:
+    if not pair.adapter:
         return nn.Identity()
-    ours, theirs = found.student.shape, found.teacher.shape
+    ours, theirs = pair.student.shape, pair.teacher.shape
     at = 0 if len(ours) == 3 else -1
     return regressor(ours[at], theirs[at], maps=len(ours) == 3)
 
@@ -98,9 +98,9 @@ def adapter(found: Pair) -> nn.Module:
 class Apprentice(nn.Module):
     """Stages that learn to give a teacher's features: what is alive before them → the last one's (adapted) feature."""
 
-    def __init__(self, student: Model, stages: Sequence[Stage], found: Pair) -> None:
+    def __init__(self, student: Model, stages: Sequence[Stage], pair: Pair) -> None:
         super().__init__()
-        self.chain, self.adapter, self.layout = Chain(stages), adapter(found), student.layout
+        self.chain, self.adapter, self.layout = Chain(stages), adapter(pair), student.layout
 
     def forward(self, live: Tensor | tuple[Tensor, ...]) -> Tensor:
         return self.adapter(self.chain(live)[0])
@@ -125,20 +125,20 @@ def frozen(cast: Cast, stages: Sequence[Stage]) -> Source:
 
 def live(cast: Cast, batch: Batch) -> tuple[Tensor, ...]:
     """What `frozen` stages have left in a batch."""
-    said = batch.signals["prefix"]
-    values = tuple(said[key] for key in sorted(said, key=int))
+    fields = batch.signals["prefix"]
+    values = tuple(fields[key] for key in sorted(fields, key=int))
     return values if cast.student.layout == "channels_last" else tuple(value.contiguous() for value in values)
 
 
 def features(cast: Cast, names: Sequence[str], together: Sequence[str] = ()) -> Source:
     """The teacher as a source of the features at named modules; ``together``: all those that phases will ask for."""
-    asked, all_asked = ([Feature(name) for name in some] for some in (names, together))
+    asked, all_asked = ([Feature(name) for name in part] for part in (names, together))
     return Source("teacher", cast.teacher, asked, cast.task, together=all_asked)
 
 
-def said(batch: Batch, found: Pair) -> Tensor:
+def teacher_feature(batch: Batch, pair: Pair) -> Tensor:
     """The teacher's feature at a pair's cut, in a batch that `features` were asked for."""
-    return batch.signals["teacher"][f"feature:{found.teacher.name}"]
+    return batch.signals["teacher"][f"feature:{pair.teacher.name}"]
 
 
 def tapped(student: Model, pairs: Sequence[Pair], adapt: bool = True) -> Tapped:

@@ -32,9 +32,9 @@ class Classification(Task):
         return Shortfall("accuracy", metrics["accuracy"], chance.accuracy)
 
     def few(self, samples: int, classes: int) -> str:
-        each = samples / classes
-        count = "1 sample" if round(each) == 1 else f"{each:.0f} samples"
-        return f"{count} a class are few" if each <= FEW else ""
+        per_class = samples / classes
+        count = "1 sample" if round(per_class) == 1 else f"{per_class:.0f} samples"
+        return f"{count} a class are few" if per_class <= FEW else ""
 
     def weighing_classes(self) -> Task:
         """The commonest class is not all that counts."""

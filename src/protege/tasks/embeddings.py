@@ -125,10 +125,10 @@ class VectorMetrics(Metrics):
 
 def neighbours(vectors: Tensor) -> Tensor:
     """Which other of the directions ``[N, D]`` is nearest to each, int64 ``[N]``."""
-    found = []
+    nearest = []
     for start in range(0, len(vectors), 1000):
         cosines = vectors[start : start + 1000] @ vectors.T
         here = torch.arange(len(cosines), device=vectors.device)
         cosines[here, here + start] = -torch.inf  # itself
-        found.append(cosines.argmax(1))
-    return torch.cat(found)
+        nearest.append(cosines.argmax(1))
+    return torch.cat(nearest)
