@@ -332,7 +332,7 @@ class Production:
         than chance, as fresh networks do."""
         test = self.data.test
         few = 0 if test is None or self.lasting else max(FRESH, len(self.data.classes))
-        if test is not None and few < len(test):
+        if test is not None and 0 < few < len(test):
             some = choose(test.labels, samples=few, seed=0, count=len(test))
             metrics, details = self.runner.evaluate(self.student, test, some, "student before")
             if metrics and all(map(math.isfinite, metrics.values())) and self.task.shortfall(metrics, details):
