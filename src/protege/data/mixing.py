@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from .labels import UNLABELLED
@@ -31,6 +30,8 @@ def partners(augment: Augment, index: Tensor, view: int, count: int) -> Tensor:
 def weights(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """How much of its own each pixel keeps, int32 [B, H, W] or [B, 1, 1], and of a whole image its share, int64 [B],
     both from 0 to 256; on the CPU."""
+    from scipy.special import betaincinv  # slow to import
+
     random = draws(augment.seed, index.cpu(), view, Draw.CENTRE_RIGHT + 1)
     cuts = torch.full((len(index),), bool(augment.cutmix))
     if augment.mixup and augment.cutmix:

@@ -83,7 +83,9 @@ def cards(run: Run, metric: str) -> list[Card]:
         name = teacher.get("spec") or run.setting("teacher")
         shown.append(card("teacher", "Teacher", name, metric, taught, sizes(teacher, {})))
     if before:
-        shown.append(card("before", "Student before", spec, metric, before, sizes(student, {})))
+        some = numbers(student.get("before_measured_on")).get("samples")
+        facts = sizes(student, {}) + ([("measured on", f"{some:,.0f} test samples")] if some else [])
+        shown.append(card("before", "Student before", spec, metric, before, facts))
     if run.finished and (after or student.get("params")):
         notes = []
         for reference, against in ((before, "against before"), (taught, "against the teacher")):
