@@ -20,8 +20,8 @@ import torch
 from common import cast, device, images, network, run_epoch
 
 from protege.methods import METHODS
+from protege.models.precision import resolve_precision
 from protege.training import FitSettings
-from protege.training.precision import resolve_precision
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ from protege.data import Augment, InMemory, Samples
 from protege.methods import METHODS, Cast, Transfer
 from protege.models import InputSpec, Model
 from protege.models.placing import place
+from protege.models.precision import resolve_precision
 from protege.models.zoo import build
 from protege.tasks import TASKS
 from protege.training import FitSettings, Phase, Runner
 from protege.training.plan import Plan
-from protege.training.precision import resolve_precision
 from protege.training.progress import Display
 from protege.training.state import Corpus, Memory
 

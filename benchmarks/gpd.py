@@ -23,11 +23,11 @@ from protege.losses import cross_entropy
 from protege.methods import METHODS, Cast, Transfer
 from protege.models import InputSpec, Model
 from protege.models.placing import place
+from protege.models.precision import autocast_for, resolve_precision
 from protege.models.zoo import build
 from protege.surgery import widen
 from protege.tasks import TASKS
 from protege.training import FitSettings
-from protege.training.precision import autocast_for, resolve_precision
 from protege.training.schedule import make_optimizer
 
 

@@ -25,9 +25,9 @@ from PIL import Image, ImageOps
 from protege.data import InMemory
 from protege.methods import METHODS
 from protege.models import InputSpec, Model
+from protege.models.precision import autocast_for, resolve_precision
 from protege.models.zoo import build
 from protege.training import FitSettings
-from protege.training.precision import autocast_for, resolve_precision
 from protege.training.schedule import factor, make_optimizer
 
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)

@@ -95,7 +95,7 @@ def stored(signal: Signal, classes: int) -> int:
     """Bytes for each row in a cache of the signal."""
     with tempfile.TemporaryDirectory() as folder:
         fields = signal.fields(torch.randn(1, classes), TASK)
-        cache = SignalCache(Path(folder) / "cache", {}, fields, total=1, used=1, budget=1 << 30)
+        cache = SignalCache(Path(folder) / "cache", {}, fields, total=1, used=1, budget=1 << 30).open()
         return cache.view_bytes
 
 

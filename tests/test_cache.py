@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,11 +19,11 @@ from torch import nn
 
 from protege.data import CLEAN, batches, cache_root
 from protege.errors import UserError
-from protege.signals import Feature, Logits, SignalCache, Source, TopK
-from protege.signals import cache as caching
-from protege.signals import feed as feeding
-from protege.signals.feed import Feed
-from protege.signals.sharing import evict
+from protege.signals import Feature, Logits, SignalCache, Signals, Source, TopK, Views
+from protege.signals import rows as row_files
+from protege.signals import signals as signalling
+from protege.signals.cache import Vanished
+from protege.signals.folder import evict
 from protege.tasks import TASKS
 from protege.training import Solve
 
@@ -37,7 +36,7 @@ SAMPLES = 40
 def make(
     folder, identity=IDENTITY, fields=FIELDS, total=SAMPLES, used=SAMPLES, budget=2**30, named=None
 ) -> SignalCache:
-    return SignalCache(folder, identity, fields, total=total, used=used, budget=budget, named=named)
+    return SignalCache(folder, identity, fields, total=total, used=used, budget=budget, named=named).open()
 
 
 def values(rows: int, seed: int) -> dict[str, torch.Tensor]:
@@ -48,23 +47,17 @@ def values(rows: int, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def feed(
+def teacher_signals(
     folder=None, *, positions=None, views=2, budget=2**30, network=None, signals=None, samples=None, together=()
-) -> Feed:
+) -> Signals:
     samples = pictures() if samples is None else samples
-    return Feed(
+    positions = torch.arange(len(samples)) if positions is None else positions
+    return Signals(
         Source("teacher", network or model(seed=3), signals or [Logits()], TASK, together=together),
-        samples,
-        torch.arange(len(samples)) if positions is None else positions,
-        SHIFT,
-        views=views,
+        Views(samples, positions, SHIFT, views, torch.device("cpu")),
         budget=budget,
         folder=folder,
-        precision="fp32",
-        autocast=nullcontext,
-        device=torch.device("cpu"),
-        workers=0,
-    )
+    ).open()
 
 
 class Counting(nn.Module):
@@ -256,7 +249,7 @@ def test_scattered_rows_take_the_disk_that_was_said(tmp_path):
     """Also where a whole view is written: nothing is allocated between the rows."""
     rows = torch.arange(0, 4000, 10)
     fields = {"map": torch.zeros(len(rows), 8, 32, 32)}
-    cache = SignalCache(tmp_path / "cache", IDENTITY, fields, total=4000, used=len(rows), budget=2**40)
+    cache = SignalCache(tmp_path / "cache", IDENTITY, fields, total=4000, used=len(rows), budget=2**40).open()
     for part in rows.split(100):
         cache.write(0, part, {"map": torch.rand(len(part), 8, 32, 32)})
     cache.commit(0)
@@ -271,7 +264,7 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(caching, "open", full, raising=False)
+    monkeypatch.setattr(row_files, "open", full, raising=False)
     with pytest.raises(
         UserError, match=r"is full; expected room for \d+ (KB|bytes) a view: .*resume=True.* lower cache_budget="
     ):
@@ -281,13 +274,13 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
 # ---- from a network to a batch ----------------------------------------------------------------------------------
 
 
-def batch_of(found: Feed, view: int, index: torch.Tensor):
-    return found.samples.fetch(index, view, found.augment)
+def batch_of(found: Signals, view: int, index: torch.Tensor):
+    return found.views.samples.fetch(index, view, found.views.augment)
 
 
 @pytest.mark.parametrize("view", [CLEAN, 0, 1])
 def test_stored_and_online_signals_agree_to_half_precision(tmp_path, view):
-    stored, online = feed(tmp_path), feed(views=0)
+    stored, online = teacher_signals(tmp_path), teacher_signals(views=0)
     assert stored.fill(view) == len(pictures())
     index = torch.tensor([40, 3, 17, 8])
     a, b = batch_of(stored, view, index), batch_of(online, view, index)
@@ -298,7 +291,7 @@ def test_stored_and_online_signals_agree_to_half_precision(tmp_path, view):
 
 
 def test_views_differ_and_are_not_mixed_up(tmp_path):
-    found, index = feed(tmp_path), torch.arange(48)
+    found, index = teacher_signals(tmp_path), torch.arange(48)
     read = []
     for view in (CLEAN, 0, 1):
         found.fill(view)
@@ -311,7 +304,7 @@ def test_views_differ_and_are_not_mixed_up(tmp_path):
 
 def test_views_beyond_the_budget_are_computed_online(tmp_path):
     network, counter = counted()
-    one = feed(tmp_path, network=network, budget=48 * 10 + 10)
+    one = teacher_signals(tmp_path, network=network, budget=48 * 10 + 10)
     assert one.cache is not None
     assert one.cache.capacity == 1
     before = counter.samples
@@ -327,7 +320,7 @@ def test_views_beyond_the_budget_are_computed_online(tmp_path):
 def test_views_that_the_disk_cannot_hold_are_announced(tmp_path, monkeypatch, caplog):
     """A quarter of what is free may be taken, whatever the budget; what is not stored is said, and computed anew."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=80 * 48 * 10))
-    found = feed(tmp_path, views=1000)
+    found = teacher_signals(tmp_path, views=1000)
     count = found.cache.capacity
     assert 20 <= count < 50  # and what the folder's own few files take
     with caplog.at_level("INFO", "protege"):
@@ -337,7 +330,7 @@ def test_views_that_the_disk_cannot_hold_are_announced(tmp_path, monkeypatch, ca
 
 def test_top_k(tmp_path):
     network = model(Net(classes=7), seed=3)
-    found, index = feed(tmp_path, network=network, signals=(TopK(2, temperature=3.0),)), torch.arange(20)
+    found, index = teacher_signals(tmp_path, network=network, signals=(TopK(2, temperature=3.0),)), torch.arange(20)
     found.fill(0)
     batch = batch_of(found, 0, index)
     found.attach(batch)
@@ -366,7 +359,7 @@ def test_top_k_of_pixels_and_tokens(task, shape):
 
 def test_features_of_named_modules(tmp_path):
     network = model(seed=3)
-    found = feed(tmp_path, network=network, signals=[Feature("conv1"), Logits(), Feature("bn2")])
+    found = teacher_signals(tmp_path, network=network, signals=[Feature("conv1"), Logits(), Feature("bn2")])
     found.fill(0)
     batch = batch_of(found, 0, torch.arange(9))
     found.attach(batch)
@@ -429,9 +422,9 @@ def test_fingerprints_tell_networks_apart():
 
 
 def test_a_killed_fill_pays_for_the_rest_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(feeding, "BLOCK", 10)
+    monkeypatch.setattr(signalling, "BLOCK", 10)
     network, counter = counted()
-    found = feed(tmp_path, network=network)
+    found = teacher_signals(tmp_path, network=network)
     original, calls = found.source.compute, 0
 
     def failing(inputs):
@@ -442,11 +435,11 @@ def test_a_killed_fill_pays_for_the_rest_only(tmp_path, monkeypatch):
         return original(inputs)
 
     now = iter(range(0, 10**6, 10))
-    monkeypatch.setattr(feeding.time, "monotonic", lambda: next(now))  # each block is committed
+    monkeypatch.setattr(signalling.time, "monotonic", lambda: next(now))  # each block is committed
     found.source.compute = failing  # type: ignore[method-assign]
     with pytest.raises(Curtain):
         found.fill(0)
-    again = feed(tmp_path, network=network)
+    again = teacher_signals(tmp_path, network=network)
     before = counter.samples
     assert again.fill(0) == 18
     assert counter.samples - before == 18
@@ -455,7 +448,7 @@ def test_a_killed_fill_pays_for_the_rest_only(tmp_path, monkeypatch):
 
 def test_a_planned_block_is_forwarded_whole_whoever_completes_it(tmp_path, monkeypatch):
     """On some processors a row's last bits depend on the rows beside it."""
-    monkeypatch.setattr(feeding, "BLOCK", 10)
+    monkeypatch.setattr(signalling, "BLOCK", 10)
     forwarded: list[list[int]] = []
     original = SignalCache.write
 
@@ -468,9 +461,9 @@ def test_a_planned_block_is_forwarded_whole_whoever_completes_it(tmp_path, monke
 
     monkeypatch.setattr(SignalCache, "write", write)
     with pytest.raises(Curtain):
-        feed(tmp_path, positions=torch.arange(0, 48, 2)).fill(0)
-    assert feed(tmp_path, positions=torch.arange(19, 34)).fill(0) == 18
-    assert feed(tmp_path, positions=torch.arange(0, 48, 2)).fill(0) == 4
+        teacher_signals(tmp_path, positions=torch.arange(0, 48, 2)).fill(0)
+    assert teacher_signals(tmp_path, positions=torch.arange(19, 34)).fill(0) == 18
+    assert teacher_signals(tmp_path, positions=torch.arange(0, 48, 2)).fill(0) == 4
     assert forwarded == [
         list(range(0, 20, 2)),
         list(range(20, 40, 2)),  # the first run's, though the second needs the half of it only
@@ -481,13 +474,13 @@ def test_a_planned_block_is_forwarded_whole_whoever_completes_it(tmp_path, monke
 
 
 def test_subsets_pay_for_new_samples_only(tmp_path):
-    first = feed(tmp_path, positions=torch.arange(0, 30))
+    first = teacher_signals(tmp_path, positions=torch.arange(0, 30))
     assert first.fill(0) == 30
     read = batch_of(first, 0, torch.arange(30))
     first.attach(read)
-    second = feed(tmp_path, positions=torch.arange(20, 48))
+    second = teacher_signals(tmp_path, positions=torch.arange(20, 48))
     assert second.fill(0) == 18
-    everything = feed(tmp_path)
+    everything = teacher_signals(tmp_path)
     assert everything.fill(0) == 0
     again = batch_of(everything, 0, torch.arange(30))
     everything.attach(again)
@@ -495,16 +488,16 @@ def test_subsets_pay_for_new_samples_only(tmp_path):
 
 
 def test_processes_share_a_view(tmp_path):
-    found = feed(tmp_path)
+    found = teacher_signals(tmp_path)
     assert [found.fill(0, rank, 2) for rank in (0, 1)] == [48, 0]  # one block, and it is the first one's
-    small = feed(tmp_path)
+    small = teacher_signals(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeding, "BLOCK", 10)
+        patch.setattr(signalling, "BLOCK", 10)
         assert [small.fill(1, rank, 2) for rank in (0, 1)] == [28, 20]
     assert small.fill(1) == 0
 
 
-def slow(found: Feed) -> Feed:
+def slow(found: Signals) -> Signals:
     original = found.source.compute
 
     def compute(inputs):
@@ -517,7 +510,7 @@ def slow(found: Feed) -> Feed:
 
 def test_runs_side_by_side_pay_once_threads(tmp_path):
     counts: list[int] = []
-    both = [slow(feed(tmp_path)) for _ in range(2)]
+    both = [slow(teacher_signals(tmp_path)) for _ in range(2)]
     threads = [threading.Thread(target=lambda one=one: counts.append(one.fill(0))) for one in both]
     for thread in threads:
         thread.start()
@@ -527,7 +520,7 @@ def test_runs_side_by_side_pay_once_threads(tmp_path):
 
 
 def _fill_and_tell(folder, ready, queue) -> None:
-    found = slow(feed(folder))
+    found = slow(teacher_signals(folder))
     ready.wait()
     queue.put(found.fill(0))
 
@@ -672,8 +665,8 @@ def test_runs_make_room_side_by_side(tmp_path):
 
 
 def test_a_folder_that_the_user_named_makes_no_room_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr("protege.signals.feed.evict", lambda *_: pytest.fail("evicted"))
-    feed(tmp_path / "mine")
+    monkeypatch.setattr("protege.signals.signals.evict", lambda *_: pytest.fail("evicted"))
+    teacher_signals(tmp_path / "mine")
 
 
 @pytest.mark.parametrize("root", [{"PROTEGE_CACHE": "~/x"}, {"PROTEGE_CACHE": "", "XDG_CACHE_HOME": ""}])
@@ -689,24 +682,26 @@ def test_one_pass_remembers_what_several_phases_ask_for_where_there_is_room(tmp_
     found = {}
     for budget in (2**30, 0):
         if not budget:  # just what one of the two takes
-            budget = max(feed(tmp_path / "size", signals=[one]).cache.view_bytes for one in asked) * 2
+            budget = max(teacher_signals(tmp_path / "size", signals=[one]).cache.view_bytes for one in asked) * 2
         forwarded = []
         for number, one in enumerate(asked):
-            made = feed(tmp_path / str(budget), signals=[one], together=asked, budget=budget)
+            made = teacher_signals(tmp_path / str(budget), signals=[one], together=asked, budget=budget)
             forwarded.append(made.fill(0))
-            batch = next(batches(made.samples, [torch.arange(5)], 0, SHIFT))
+            batch = next(batches(made.views.samples, [torch.arange(5)], 0, SHIFT))
             assert made.attach(batch) == 5
             [values] = batch.signals["teacher"].values()
             found.setdefault(number, []).append(values)
-        assert forwarded == ([len(made.samples), 0] if budget == 2**30 else [len(made.samples)] * 2)
+        assert forwarded == ([len(made.views.samples), 0] if budget == 2**30 else [len(made.views.samples)] * 2)
     assert all(torch.equal(*pair) for pair in found.values())
 
 
 def test_signals_that_have_no_room_together_share_the_budget(tmp_path):
     asked = [Feature("conv2"), Logits()]
-    sizes = [feed(tmp_path / "size", signals=[one]).cache.view_bytes for one in asked]
+    sizes = [teacher_signals(tmp_path / "size", signals=[one]).cache.view_bytes for one in asked]
     budget = 40 * sum(sizes)
-    made = [feed(tmp_path / "b", views=100, signals=[one], together=asked, budget=budget).cache for one in asked]
+    made = [
+        teacher_signals(tmp_path / "b", views=100, signals=[one], together=asked, budget=budget).cache for one in asked
+    ]
     assert made[0].folder != made[1].folder
     assert 0 < sum(cache.capacity * cache.view_bytes for cache in made) <= budget
 
@@ -721,7 +716,7 @@ def learned(tmp_path, monkeypatch, name: str, delete: dict[str, int]) -> tuple[d
     student = model(seed=1)
     made = runner(student, root / "run", views=2, epochs=4, batch_size=16, eval_every=1)
     with monkeypatch.context() as patch:
-        patch.setattr(feeding, "BLOCK", 20)
+        patch.setattr(signalling, "BLOCK", 20)
         for method, count in delete.items():
             calls, original = iter(range(10**6)), getattr(SignalCache, method)
 
@@ -760,9 +755,9 @@ def test_a_cache_that_is_deleted_again_and_again_is_done_without(tmp_path, monke
         original(cache, *args)
 
     monkeypatch.setattr(SignalCache, "write", deleting)
-    one = feed(tmp_path / "cache")
+    one = teacher_signals(tmp_path / "cache")
     assert one.fill(0) == 0
-    batch = next(batches(one.samples, [torch.arange(5)], 0, SHIFT))
+    batch = next(batches(one.views.samples, [torch.arange(5)], 0, SHIFT))
     assert one.attach(batch) == 0
     assert len(batch.signals["teacher"]["logits"]) == 5
 
@@ -788,7 +783,7 @@ def test_a_cache_that_another_run_made_anew_is_not_written_into(tmp_path):
     other = make(tmp_path / "cache")
     other.write(0, index[2:], values(2, 1))
     other.commit(0)
-    with pytest.raises(caching.Vanished):
+    with pytest.raises(Vanished):
         cache.write(0, index[2:], values(2, 1))
     cache.forget(0)
     assert cache.missing(0, index).tolist() == [0, 1]

@@ -15,10 +15,10 @@ from tools import CLASSES, apart, events, surroundings
 import protege
 from protege.data import load_data
 from protege.models import load_model
+from protege.models.precision import autocast_for, resolve_precision
 from protege.run import run as production
 from protege.tasks import TASKS
 from protege.training.evaluate import evaluate
-from protege.training.precision import autocast_for, resolve_precision
 
 SETTINGS = {
     **{"student": "zoo:mlp?hidden=12", "data": "digits", "samples": 150, "views": 2, "epochs": 4, "batch_size": 32},

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_cache import feed, make, values
+from test_cache import make, teacher_signals, values
 from test_data_sets import random_images, write_parquet
 from test_held_out import folders, scenes
 from test_origin import Net, begin, pixels, teacher
@@ -111,11 +111,15 @@ def test_a_damaged_plan_is_no_plan(rows, tmp_path):
 @pytest.mark.parametrize("budget", [0, 48 * 10 + 10])
 def test_what_is_not_stored_is_rounded_like_what_is(budget, tmp_path):
     """So that a run does not depend on the disk; where each epoch has a view of its own nothing is rounded."""
-    stored, other, fresh = feed(tmp_path / "a"), feed(tmp_path / "b", budget=budget), feed(views=0)
+    stored, other, fresh = (
+        teacher_signals(tmp_path / "a"),
+        teacher_signals(tmp_path / "b", budget=budget),
+        teacher_signals(views=0),
+    )
     stored.fill(1)
     index, found = torch.arange(48), []
     for each in (stored, other, fresh):
-        batch = next(iter(protege.data.batches(each.samples, [index], 1, each.augment)))
+        batch = next(iter(protege.data.batches(each.views.samples, [index], 1, each.views.augment)))
         each.attach(batch)
         found.append(batch.signals["teacher"]["logits"])
     assert torch.equal(found[0], found[1])

@@ -9,7 +9,7 @@ from torch import nn
 
 from protege import InputSpec, Model, distill, evaluate, train
 from protege.errors import UserError
-from protege.signals.signals import weights_digest
+from protege.signals.identity import weights_digest
 from protege.torch_utils import has_own_precision, plain_parts
 
 

@@ -24,7 +24,7 @@ from protege.report.read import read_run
 from protege.report.run import time_facts
 from protege.run import api
 from protege.run import run as production
-from protege.signals import Source, cache, feed, sharing
+from protege.signals import SignalCache, Source, folder, signals
 from protege.training import checkpoint, journal
 from protege.training.journal import Journal
 from protege.training.runner import Runner
@@ -91,12 +91,12 @@ def undisturbed(tmp_path_factory, digits_teacher, dropping):
     """The run folder of each setting's run that was never killed, made once, with a cache of its own."""
     made: dict[tuple[str, int], Path] = {}
 
-    def get(name: str, blocks: int = feed.BLOCK) -> Path:
+    def get(name: str, blocks: int = signals.BLOCK) -> Path:
         if (name, blocks) not in made:
             out = tmp_path_factory.mktemp("undisturbed") / "run"
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("PROTEGE_CACHE", str(tmp_path_factory.mktemp("cache")))
-                patch.setattr(feed, "BLOCK", blocks)
+                patch.setattr(signals, "BLOCK", blocks)
                 go(name, digits_teacher, out)
             made[name, blocks] = out
         return made[name, blocks]
@@ -221,17 +221,17 @@ def test_stopped_between_two_lines(moment, undisturbed, digits_teacher, tmp_path
 FILLING = {
     "no block forwarded": (Source, "compute", 2, True),
     "a block forwarded, not written": (Source, "compute", 2, False),
-    "one block written, not marked": (cache.SignalCache, "write", 1, False),
-    "two blocks written": (cache.SignalCache, "write", 2, False),
-    "a view marked": (cache.SignalCache, "commit", 1, False),
-    "the second view": (cache.SignalCache, "write", 5, False),
+    "one block written, not marked": (SignalCache, "write", 1, False),
+    "two blocks written": (SignalCache, "write", 2, False),
+    "a view marked": (SignalCache, "commit", 1, False),
+    "the second view": (SignalCache, "write", 5, False),
 }
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Three blocks a view, so that a fill has a middle."""
-    monkeypatch.setattr(feed, "BLOCK", 25)
+    monkeypatch.setattr(signals, "BLOCK", 25)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_stopped_while_the_cache_is_written(moment, each, undisturbed, digits_te
     with pytest.MonkeyPatch.context() as patch:
         if each:
             now = iter(range(0, 10**9, 10))
-            patch.setattr(feed.time, "monotonic", lambda: next(now))
+            patch.setattr(signals.time, "monotonic", lambda: next(now))
         raise_at(patch, owner, attribute, count, before)
         interrupted("simple", digits_teacher, tmp_path / "run")
     go("simple", digits_teacher, tmp_path / "run", resume=True)
@@ -253,7 +253,7 @@ def test_stopped_while_the_cache_is_written(moment, each, undisturbed, digits_te
 def test_another_run_on_the_cache_in_between(undisturbed, digits_teacher, tmp_path, small_blocks):
     """A fill that was killed is completed as it was planned, whoever completes it."""
     with pytest.MonkeyPatch.context() as patch:
-        raise_at(patch, cache.SignalCache, "write", 2)
+        raise_at(patch, SignalCache, "write", 2)
         interrupted("simple", digits_teacher, tmp_path / "run")
     go("simple", digits_teacher, tmp_path / "other", samples=90, seed=5)
     go("simple", digits_teacher, tmp_path / "run", resume=True)
@@ -273,21 +273,19 @@ def test_stopped_while_a_cache_is_deleted(
 
     with pytest.MonkeyPatch.context() as patch:
         now = iter(range(0, 10**9, 10))
-        patch.setattr(feed.time, "monotonic", lambda: next(now))
-        raise_at(patch, cache.SignalCache, "write", 5)
+        patch.setattr(signals.time, "monotonic", lambda: next(now))
+        raise_at(patch, SignalCache, "write", 5)
         interrupted("simple", digits_teacher, tmp_path / "run")
     gc.collect()  # a killed process has nothing open
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharing.shutil, "rmtree", halfway)
-        patch.setattr(
-            sharing, "_exclusive_lock", lambda folder: os.open(os.devnull, os.O_RDONLY)
-        )  # ends with a process
+        patch.setattr(folder.shutil, "rmtree", halfway)
+        patch.setattr(folder, "_exclusive_lock", lambda folder: os.open(os.devnull, os.O_RDONLY))  # ends with a process
         with pytest.raises(Curtain):
-            sharing.evict(cache_folder, 0)
+            folder.evict(cache_folder, 0)
     go("simple", digits_teacher, tmp_path / "run", resume=True)
     assert_equal(tmp_path / "run", undisturbed("simple", blocks=25))
-    sharing.evict(cache_folder, 2**40)
-    assert not list(cache_folder.glob(f"*{sharing.GONE}"))
+    folder.evict(cache_folder, 2**40)
+    assert not list(cache_folder.glob(f"*{folder.GONE}"))
 
 
 def test_forwarded_samples_are_counted_over_a_kill(undisturbed, digits_teacher, tmp_path):
@@ -323,7 +321,7 @@ def test_resumed_with_less_disk(undisturbed, digits_teacher, tmp_path, monkeypat
         raise_at(patch, Journal, "save_when_due", 2)
         interrupted("simple", digits_teacher, tmp_path / "run")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage._replace(free=3 * 4096))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=3 * 4096))
     go("simple", digits_teacher, tmp_path / "run", resume=True)
     assert_equal(tmp_path / "run", expected)
 

@@ -7,7 +7,7 @@ from torch import nn
 from protege.errors import UserError
 from protege.losses import kd_loss
 from protege.signals import Feature, Logits, SignalCache, Source
-from protege.signals.signals import behaviour
+from protege.signals.identity import behaviour
 from protege.tasks import TASKS
 
 TASK = TASKS["classification"]
@@ -41,7 +41,9 @@ def damaged(folder, harm):
     """A cache whose file of logits was harmed after it was written, opened again."""
 
     def opened():
-        return SignalCache(folder, {"network": "a"}, {"logits": torch.ones(2, 7)}, total=9, used=9, budget=1 << 30)
+        return SignalCache(
+            folder, {"network": "a"}, {"logits": torch.ones(2, 7)}, total=9, used=9, budget=1 << 30
+        ).open()
 
     cache = opened()
     cache.write(0, torch.arange(9), {"logits": torch.ones(9, 7)})

@@ -16,7 +16,7 @@ from protege.errors import UserError
 from protege.models import InputSpec, Model
 from protege.models.unet import FACTORIES as UNETS
 from protege.models.zoo import ZOO
-from protege.signals.signals import fingerprint
+from protege.signals.identity import fingerprint
 from protege.surgery import Chain, describe, find_cuts, pair, split
 from protege.surgery.laws import close
 from protege.torch_utils import trained_by

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import random
 import re
 import sys
@@ -86,6 +87,12 @@ def is_unmade(network: nn.Module) -> bool:
     """Whether a network has lazy layers that its first input will make."""
     lazy = any(map(is_lazy, [*network.parameters(), *network.buffers()]))
     return lazy or any(hasattr(module, "_initialize_hook") for module in network.modules())  # sizes known, not yet run
+
+
+def mix(*numbers: int) -> int:
+    """A seed of 63 bits made of whole numbers, of which each one counts."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from ..methods.teaching import TARGET_KEYS, beside
 from ..models import Model, held_out_by, known_ranges, load_model
 from ..models.description import read_description
 from ..models.placing import place
+from ..models.precision import autocast_for, on_cpu, resolve_precision
 from ..models.trust import is_typed
 from ..report import write_run_report
 from ..report.guess import told_guess, verdict
@@ -40,7 +41,6 @@ from ..training.checkpoint import load_checkpoint
 from ..training.evaluate import evaluate as run_evaluation
 from ..training.evaluate import refuse_unfit
 from ..training.phase import Phase
-from ..training.precision import autocast_for, on_cpu, resolve_precision
 from ..training.progress import Display
 from .checks import refuse_another_task
 from .diagnose import diagnose

@@ -16,8 +16,8 @@ from ..data import CLEAN, Augment, Data, Samples, batches, cache_root, choose, f
 from ..errors import UserError
 from ..files import write_json
 from ..models import Model
-from ..signals.feed import PROBE
-from ..signals.signals import behaviour, fingerprint
+from ..signals.identity import behaviour, fingerprint
+from ..signals.signals import PROBE
 from ..tasks import TASKS, Task
 from ..torch_utils import eval_mode
 from ..training.runner import Runner

@@ -42,12 +42,12 @@ from ..models import (
 )
 from ..models.opening import about
 from ..models.placing import place
+from ..models.precision import autocast_for, on_cpu, resolve_precision
 from ..report.diagnosis import write_diagnosis_report
 from ..settings import public
 from ..tasks import TASKS
 from ..torch_utils import same_numbers
 from ..training.evaluate import refuse_unfit
-from ..training.precision import autocast_for, on_cpu, resolve_precision
 from ..training.progress import Display
 from .folder import check_out
 from .recipe import checked

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data import CLEAN, Augment, Data, Samples
 from ..errors import UserError
 from ..models import Model
-from ..signals.signals import behaviour, weights_digest
+from ..signals.identity import behaviour, weights_digest
 from ..torch_utils import device_of, seeded, tensors_of, untouched
 from .folder import SPECS, means_the_same
 

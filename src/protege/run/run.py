@@ -38,8 +38,10 @@ from ..methods.teaching import TargetSettings, on_task, resolved
 from ..models import Model, held_out_by, known_ranges
 from ..models.opening import open_networks
 from ..models.placing import place
+from ..models.precision import on_cpu, resolve_precision
 from ..report import write_run_report
 from ..report.guess import told_guess, verdict
+from ..signals.views import DEFAULT_VIEWS, settled
 from ..tasks import TASKS
 from ..tasks.task import Shown
 from ..torch_utils import tensors_of
@@ -47,7 +49,6 @@ from ..training.agreement import judges_of
 from ..training.checkpoint import load_checkpoint
 from ..training.evaluate import refuse_unfit
 from ..training.plan import Plan
-from ..training.precision import on_cpu, resolve_precision
 from ..training.progress import Display
 from ..training.runner import Runner
 from ..training.state import Corpus, Memory
@@ -57,7 +58,6 @@ from .origin import deciding, legacy_origin, origin_of, refuse_another
 from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
 from .result import cast_of, for_tracker, result_of, sizes
 
-DEFAULT_VIEWS = 8  # studies/views.toml
 FRESH = 500  # test samples that a student is tried on before it is taught
 MONITORED = 2000  # test samples behind the curve of a run that holds nothing out
 
@@ -223,19 +223,15 @@ class Production:
             count = len(data.test)
             some = choose(data.test.labels, samples=min(count, max(MONITORED, len(data.classes))), seed=0, count=count)
             monitor = (data.test, some)
-        views = s.views or (DEFAULT_VIEWS if s.teacher is not None else "all")
-        augment = self._augment(data).among(positions)
-        every = views == "all"
-        augment = replace(augment, seed=augment.seed or (s.seed if every else 0))
-        if not augment.changes:  # every view is the same
-            views, every = 1, False
+        asked = s.views or (DEFAULT_VIEWS if s.teacher is not None else "all")
+        augment, views = settled(self._augment(data), asked, positions, s.seed)
         return Corpus(
             data.train,
             positions,
             held,
             monitor,
             augment,
-            views=0 if every else int(views),
+            views=views,
             classes=len(data.classes),
             workers=default_workers() if s.workers is None else s.workers,
         )

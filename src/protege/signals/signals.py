@@ -1,178 +1,224 @@
-"""Signals: what a frozen network is asked for.
-
-A method asks a `Source` (a frozen network: the teacher, or a student's frozen prefix) for signals. Whether they
-come from a forward pass or from the cache is not the method's business. A signal turns outputs and tapped
-features into named fields, tensors whose first dimension is the sample.
-"""
+"""A source's signals for batches: read from the cache where the view is stored, else computed by a forward pass."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import UserError
-from ..surgery import first_outputs
-from ..tasks import Task
-from ..torch_utils import eval_mode, plain_parts
+from ..data import CLEAN, Batch, cache_root, forward_size
+from ..models.precision import autocast_for
+from .cache import SignalCache, Vanished
+from .folder import VERSION, evict
+from .identity import behaviour
+from .rows import bytes_of_view, halved, layout_of, widened
+from .source import Source
+from .views import Views
 
+logger = logging.getLogger(__name__)
 
-class Signal(Protocol):
-    """Something a frozen network can be asked for; frozen and hashable, its ``repr`` identifies it."""
-
-    @property
-    def module(self) -> str | None:
-        """Name of the module whose output it needs; None: the network's outputs."""
-
-    def fields(self, output: Tensor, task: Task) -> dict[str, Tensor]:
-        """Named tensors ``[N, …]`` made from the output of that module."""
-
-
-@dataclass(frozen=True)
-class Logits:
-    """The logits in full: field ``logits``, shaped like the network's outputs."""
-
-    module: None = field(default=None, init=False)
-
-    def fields(self, output: Tensor, task: Task) -> dict[str, Tensor]:
-        return {"logits": output}
+BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
+KEPT = 8 * 2**30  # bytes that all caches under `cache_root` may take together in any case
+ATTEMPTS = 3  # to fill a view of a cache that is deleted meanwhile
+PROBE = 64  # samples on which a network shows that it is the one whose signals are stored
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """All that the network returns, a tensor or a tuple of them: fields ``0``, ``1`` and so on."""
+class Signals:
+    """What a source says about `Views`: `attach` puts it into a batch, from a cache or by a forward pass.
 
-    module: None = field(default=None, init=False)
-
-    def fields(self, output: Any, task: Task) -> dict[str, Tensor]:
-        return {str(i): value for i, value in enumerate(output if isinstance(output, tuple) else (output,))}
-
-
-@dataclass(frozen=True)
-class TopK:
-    """The k largest probabilities at a temperature: fields ``probs`` and ``classes``, k in place of K.
-
-    All that KD-topk needs (Tang et al. 2020, section 3): the rest of the mass is spread evenly.
-    """
-
-    k: int
-    temperature: float = 1.0
-    module: None = field(default=None, init=False)
-
-    def fields(self, output: Tensor, task: Task) -> dict[str, Tensor]:
-        probs = (output.float() / self.temperature).softmax(task.class_dim)
-        count = probs.shape[task.class_dim]
-        probs, classes = probs.topk(min(self.k, count), dim=task.class_dim)
-        return {"probs": probs, "classes": classes.to(torch.int16 if count < 2**15 else torch.int32)}
-
-
-@dataclass(frozen=True)
-class Feature:
-    """The output of a named module: field ``feature:NAME``."""
-
-    module: str
-
-    def fields(self, output: Tensor, task: Task) -> dict[str, Tensor]:
-        return {f"feature:{self.module}": output}
-
-
-class Source:
-    """A frozen network and the signals asked of it.
-
-    ``network`` is called on raw inputs; ``name`` is the key under which a batch carries the fields. ``together`` are
-    signals that other phases will ask for: where there is room, one pass remembers all. ``lasting``
-    says whether other runs will want the same signals: those of a student's own frozen stages go when their phase ends.
-    Raises `UserError` when a signal names a module that the network does not have.
+    Nothing is remembered before `open`, and never where views do not come again or there is no ``budget`` (bytes).
+    ``folder`` is where the source has a cache folder for this ``part`` of the data; None takes one under `cache_root`
+    by fingerprint, where those that were not used for long make room when all take more than `KEPT` and twice the
+    budget. The network runs in ``precision``, ``bf16`` or ``fp32``.
     """
 
     def __init__(
         self,
-        name: str,
-        network: nn.Module,
-        signals: Sequence[Signal],
-        task: Task,
-        lasting: bool = True,
-        together: Sequence[Signal] = (),
+        source: Source,
+        views: Views,
+        *,
+        budget: int,
+        folder: Path | None = None,
+        part: str = "train",
+        precision: str = "fp32",
     ) -> None:
-        self.name, self.network, self.signals, self.task = name, network, tuple(signals), task
-        self.lasting = lasting
-        together = [*together, *(signal for signal in signals if signal not in together)] if together else []
-        self.remembered = Source(name, network, together, task, lasting) if together else self
-        inner = getattr(network, "network", network)  # names are those of the user's own module
-        modules = dict(inner.named_modules(remove_duplicate=False))
-        self._taps: dict[str, nn.Module] = {}
-        for signal in self.signals:
-            if signal.module is None:
-                continue
-            if signal.module not in modules:
-                raise UserError(
-                    f"the {name} has no module {signal.module!r}; expected one of its named modules, such as "
-                    f"{', '.join(list(modules)[1:6])}."
-                )
-            self._taps[signal.module] = modules[signal.module]
+        self.source, self.views, self.budget, self.folder, self.part = source, views, budget, folder, part
+        self.precision, self.autocast = precision, autocast_for(precision, views.device)
+        self.stored = source  # what a fill computes
+        self.cache: SignalCache | None = None
+        self._names = frozenset[str]()  # the source's fields
+        self._announced = False
 
-    @torch.no_grad()
-    def compute(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Fields of a batch of raw inputs, by one forward pass that stops after the last tapped module.
+    # ---- the cache ----------------------------------------------------------------------------------------------
 
-        The network runs in eval mode and its modes are as before afterwards: it may share modules with what learns.
+    def open(self) -> Signals:
+        """Find or make the cache, which knows then how many views it has room for; may be called again.
+
+        The network's weights are hashed the first time. Raises `UserError` where a folder that the user named cannot be
+        written, or holds other files or other signals.
         """
-        outputs: Any = None
-        stop = all(signal.module is not None for signal in self.signals)
-        with eval_mode(self.network), first_outputs(self._taps, stop) as heard:
-            outputs = self.network(inputs)
-        for name in self._taps:
-            if name not in heard:
-                raise UserError(
-                    f"the module {name!r} of the {self.name} is never called in a forward pass; expected one that is: "
-                    "name another."
-                )
-        fields: dict[str, Tensor] = {}
-        for signal in self.signals:
-            output = outputs if signal.module is None else heard[signal.module]
-            fields.update(signal.fields(output, self.task))
-        return fields
+        if not (self.views.count and self.budget):
+            return self
+        if self.cache is None:
+            self.cache = self._find()
+        self.cache.open()
+        if self.folder is None:
+            evict(cache_root(), max(2 * self.budget, KEPT))
+        return self
 
-    def fingerprint(self) -> str:
-        """Digest of the network's weights and input handling, and of the signals asked for."""
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr(self.signals).encode())
-        digest.update(fingerprint(self.network).encode())
-        return digest.hexdigest()
+    def bytes_at_most(self) -> int:
+        """What the source's signals, and those that are remembered with them, may take on disk."""
+        if not self.views.count:
+            return 0
+        return min(self._bytes(self._tried(self.source.remembered)), self.budget)
+
+    def _tried(self, source: Source) -> dict[str, Tensor]:
+        """The fields of a few samples."""
+        samples = self.views.samples
+        first = torch.arange(min(forward_size(samples, PROBE), len(samples)))
+        return self._forward(source, next(iter(self.views.batches([first], CLEAN))).inputs)
+
+    def _bytes(self, fields: Mapping[str, Tensor]) -> int:
+        sizes = {"total": len(self.views.samples), "used": len(self.views.positions)}
+        return self.views.count * bytes_of_view(layout_of(fields), **sizes)
+
+    def _find(self) -> SignalCache:
+        source, views, budget = self.source, self.views, self.budget
+        own = fields = self._tried(source)
+        if source.remembered is not source:
+            together = self._tried(source.remembered)
+            if (wanted := self._bytes(together)) <= budget:
+                self.stored, fields = source.remembered, together
+            else:  # then its signals share the budget
+                budget = budget * self._bytes(own) // wanted
+        self._names = frozenset(own)
+        identity = {
+            "network": self.stored.fingerprint(),
+            "outputs": behaviour(fields),
+            "data": views.samples.fingerprint(),
+            "views": views.augment.identity(),
+            "signals": repr(self.stored.signals),
+            "precision": f"{self.precision} on {views.device.type}",
+        }
+        if self.folder is None:
+            path = cache_root() / _digest([VERSION, *sorted(identity.items())])
+        else:  # of one network, and so refused to another
+            path = self.folder / f"{source.name}_{self.part}-{_digest(self.stored.signals)}"
+        return SignalCache(
+            path,
+            identity,
+            fields,
+            total=len(views.samples),
+            used=len(views.positions),
+            budget=budget,
+            named=self.folder,
+            durable=source.lasting,
+        )
+
+    def holds(self, view: int) -> bool:
+        """Whether the view is one that the cache stores."""
+        return self.cache is not None and self.cache.holds(view)
+
+    def serves(self, view: int) -> bool:
+        """Whether the cache has every signal of the view, so that nobody needs the pixels for it."""
+        return self.cache is not None and self.cache.holds(view) and self.cache.known(view, self.views.positions)
+
+    def load(self, view: int) -> None:
+        """Bring a stored view to the device, where there is room."""
+        if self.cache is not None and self.cache.holds(view):
+            self.cache.load(view, self.views.device, self._names)
+
+    def release(self) -> None:
+        """Let go of the memory that open views take."""
+        if self.cache is not None:
+            self.cache.forget()
+
+    # ---- filling it ---------------------------------------------------------------------------------------------
+
+    def fill(self, view: int, rank: int = 0, world: int = 1, progress: Callable[[int, int], None] | None = None) -> int:
+        """Store the view's missing signals; returns how many samples were forwarded for it.
+
+        Missing positions are planned in blocks, and a planned block is forwarded whole whoever completes it, so that
+        a fill that was killed and resumed stores bit for bit what an undisturbed one would have.
+        """
+        if self.cache is None or not self.cache.holds(view):
+            self._announce(view)
+            return 0
+        for _ in range(ATTEMPTS):
+            try:
+                return self._fill(self.cache, view, f"{rank}of{world}", self._mine(rank, world), progress)
+            except Vanished:  # a user or another program deleted the cache
+                self.cache.forget(view)
+        return 0  # `attach` computes what is not stored
+
+    def _mine(self, rank: int, world: int) -> Tensor:
+        positions = self.views.positions
+        return torch.cat([positions[:0], *positions.split(self._block)[rank::world]])
+
+    @property
+    def _block(self) -> int:
+        return forward_size(self.views.samples, BLOCK)
+
+    def _fill(
+        self, cache: SignalCache, view: int, part: str, mine: Tensor, progress: Callable[[int, int], None] | None
+    ) -> int:
+        done = 0
+        with cache.lock(view, part):
+            planned = cache.plan(view, part)
+            fresh = cache.missing(view, mine)
+            fresh = fresh[~torch.isin(fresh, torch.cat([mine[:0], *planned]))]
+            if len(fresh):
+                planned += fresh.split(self._block)
+                cache.set_plan(view, part, planned)
+            missing = [block for block in planned if torch.isin(block, mine).any()]
+            if missing:
+                saved = time.monotonic()
+                for batch in self.views.batches(missing, view):
+                    cache.write(view, batch.index.cpu(), self._forward(self.stored, batch.inputs))
+                    done += len(batch)
+                    if time.monotonic() - saved > 5:
+                        cache.commit(view)
+                        saved = time.monotonic()
+                    if progress:
+                        progress(done, sum(map(len, missing)))
+                cache.commit(view)
+                cache.set_plan(view, part, cache.plan(view, part))
+        return done
+
+    def _announce(self, view: int) -> None:
+        """Say once that a view is not stored though views are."""
+        if self.cache is not None and view >= 0 and not self._announced:
+            held = f"{self.cache.capacity} of {self.views.count} views of the {self.source.name}'s signals"
+            size = self.cache.view_bytes >> 20
+            logger.info("the cache holds %s (%d MB each); the others are computed anew.", held, size)
+            self._announced = True
+
+    # ---- to a batch ---------------------------------------------------------------------------------------------
+
+    def _forward(self, source: Source, inputs: Tensor) -> dict[str, Tensor]:
+        with self.autocast():
+            return source.compute(inputs)
+
+    def attach(self, batch: Batch) -> int:
+        """Put the source's fields into ``batch.signals``, as float32; returns how many rows the cache served.
+
+        Where views come again, numbers are those that a cache gives back, whatever is stored: no run depends on what
+        the disk can hold."""
+        view, index, cache = batch.view, batch.index, self.cache
+        if cache is not None and cache.holds(view) and cache.known(view, index):  # unknown: another machine's rows
+            batch.signals[self.source.name] = cache.read(view, index, self.views.device, self._names)
+            return len(batch)
+        fields = self._forward(self.source, batch.inputs)
+        if self.views.count:
+            fields = {name: halved(name, value) for name, value in fields.items()}
+        batch.signals[self.source.name] = {name: widened(value) for name, value in fields.items()}
+        return 0
 
 
-def behaviour(fields: Mapping[str, Tensor]) -> str:
-    """What a network does with some samples, coarse enough to be the same whatever the number of threads.
-
-    Weights alone do not tell two networks apart whose code differs: for each field, where each sample's largest
-    value lies, and to about 5 % how large values are.
-    """
-    told = []
-    for name, value in sorted(fields.items()):
-        rows = value.detach().double().flatten(1)
-        scale = rows.std(dim=1, correction=0).mean().clamp(min=1e-9).log() * 20
-        told.append(f"{name}{rows.argmax(1).tolist()}{round(float(scale)) if bool(scale.isfinite()) else scale}")
-    return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Digest of a network: its structure, how it wants its input, and every weight and buffer."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr(getattr(network, "input", None)).encode())
-    digest.update(repr(getattr(network, "network", network)).encode())
-    digest.update(weights_digest(network).encode())
-    return digest.hexdigest()
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Digest of every weight and buffer by name."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(network.state_dict().items()):
-        for part, told in plain_parts(value):
-            digest.update(f"{name}{told}".encode())
-            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _digest(values: object) -> str:
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ..files import LOG, flush, write_text
-from ..signals.feed import Feed
+from ..signals import Signals
 from .checkpoint import drop_old, save_checkpoint
 from .running import Running, random_state
 from .state import State
@@ -89,13 +89,13 @@ class Journal:
             flat |= {f"eval/{k}": v for k, v in event.get("eval", {}).items()}
             self.accelerator.log(flat, step=self.state.past + event["step"])
 
-    def count_remembered(self, feed: Feed, view: int, forwarded: int) -> None:
+    def count_remembered(self, signals: Signals, view: int, forwarded: int) -> None:
         """Count what was stored before this run first asked for it."""
-        if feed.cache is None or not feed.source.lasting or not feed.cache.holds(view):
+        if signals.cache is None or not signals.source.lasting or not signals.cache.holds(view):
             return
-        if (name := f"{feed.cache.folder} {view}") not in self.state.opened:
+        if (name := f"{signals.cache.folder} {view}") not in self.state.opened:
             self.state.opened.append(name)
-            self.state.remembered += max(0, len(feed.positions) - forwarded)
+            self.state.remembered += max(0, len(signals.views.positions) - forwarded)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------
 

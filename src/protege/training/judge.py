@@ -31,8 +31,8 @@ def held_out_losses(
     network.eval()
     with torch.no_grad():
         for batch in batches:
-            for feed in fit.judges:
-                feed.attach(batch)
+            for signals in fit.judges:
+                signals.attach(batch)
             with autocast():
                 losses = fit.phase.step(network, batch)
             for name, value in losses.items():

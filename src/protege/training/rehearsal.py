@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data import CLEAN, batches
 from ..errors import UserError, shown, told
 from ..models.placing import place
-from ..signals.cache import widened
+from ..signals.rows import widened
 from ..torch_utils import as_it_was
 from .phase import Fit
 from .plan import Plan

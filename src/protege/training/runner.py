@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from ..data import CLEAN, Samples, forward_size
 from ..models.placing import place
-from ..signals import Source
-from ..signals.feed import BLOCK, Feed
+from ..models.precision import autocast_for
+from ..signals import Signals, Source
+from ..signals.signals import BLOCK
+from ..signals.views import shuffled
 from ..tasks import Metrics, Task
 from ..torch_utils import tensors_of
 from .evaluate import evaluate
@@ -28,10 +30,9 @@ from .journal import Journal
 from .judge import held_out_losses, remember_best, remember_start
 from .phase import Fit, Phase
 from .plan import Plan
-from .precision import autocast_for
 from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
-from .running import Running, mix, restore_random, seed_everything, share_buffers
+from .running import Running, restore_random, seed_everything, share_buffers
 from .schedule import MovingAverage, factor, make_optimizer
 from .state import Memory, State
 from .stop import Stops
@@ -77,15 +78,12 @@ class Runner:
     def check(self) -> None:
         """Raise what the plan would raise later, before anything is trained or written elsewhere."""
         self.plan.check(self.world)
-        judged, tried = self.corpus.judged, set()
+        judged = self.corpus.judged
         for phase in (phase for phase in self.plan.phases if isinstance(phase, Fit)):
             parts = [(self.corpus.train, self.corpus.positions), *([judged] if phase.select_by and judged else [])]
             for source in phase.sources:
-                asked = (id(source.network), source.signals, len(parts))
-                if source.lasting and asked not in tried:  # opens its caches; others are what earlier phases will make
-                    for part in parts:
-                        self._feed(source, *part)
-                    tried.add(asked)
+                for part in parts if source.lasting else ():  # the others are what earlier phases will make
+                    self._signals(source, *part).open()
             refuse_lone_samples(phase, self.plan, self.world, self.device, self.autocast)
 
     def rehearse(self) -> None:
@@ -102,7 +100,8 @@ class Runner:
             for source in phase.sources if isinstance(phase, Fit) else ():
                 if source.lasting:
                     network = id(source.network)
-                    asked[network] = max(asked.get(network, 0), self.supply.bytes_of(source))
+                    signals = self._signals(source, self.corpus.train, self.corpus.positions)
+                    asked[network] = max(asked.get(network, 0), signals.bytes_at_most())
         return {"signals": sum(asked.values()), "checkpoints": 3 * self.plan.checkpoint_bytes(self.student)}
 
     def begin(self, cast: dict[str, Any]) -> None:
@@ -205,18 +204,22 @@ class Runner:
             if average is not None:
                 average.load_state_dict(saved["average"])
         wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
-        feeds = [self._feed(source, self.corpus.train, self.corpus.positions) for source in phase.sources]
+        signals = [self._signals(source, self.corpus.train, self.corpus.positions) for source in phase.sources]
         target = self.corpus.judged
-        judges = [self._feed(source, *target) for source in phase.sources] if phase.select_by and target else []
-        for number, feed in enumerate([*feeds, *judges]):
-            if feed.cache is not None:  # a resumed run stores the views it began to store, whatever the disk now has
+        judges = [self._signals(source, *target) for source in phase.sources] if phase.select_by and target else []
+        for number, known in enumerate([*signals, *judges]):
+            if (
+                known.open().cache is not None
+            ):  # a resumed run stores the views it began to store, whatever the disk now has
                 key = f"{state.phase}/{number}"
-                room = feed.cache.capacity
+                room = known.cache.capacity
                 room = min(gather_object([room])) if self.world > 1 else room
-                feed.cache.capacity = state.capacities.setdefault(key, room)
+                known.cache.capacity = state.capacities.setdefault(key, room)
         if saved:
             restore_random(saved["random"], self.rank, self.device)
-        fit = Running(phase, settings, self.student, wrapped, trainee, optimizer, average, feeds, judges, steps, epochs)
+        fit = Running(
+            phase, settings, self.student, wrapped, trainee, optimizer, average, signals, judges, steps, epochs
+        )
         every = settings.eval_every or max(1, epochs // 10)
         if phase.continues and settings.select == "best" and target and not state.updates and state.best is None:
             began = average.module if average is not None else trainee
@@ -242,13 +245,14 @@ class Runner:
             trainee.load_state_dict(network.state_dict())
         if phase.readout:
             self.student.load_state_dict(phase.readout(trainee).state_dict())
-        for feed in feeds:
-            if feed.cache is not None and feed.source.lasting:
-                state.caches.append(feed.cache.describe())
+        for known in signals:
+            if known.cache is not None and known.source.lasting:
+                state.caches.append(known.cache.describe())
         self.accelerator.wait_for_everyone()
-        for feed in [*feeds, *judges]:
-            if feed.cache is not None and not feed.source.lasting and self.accelerator.is_main_process:
-                feed.cache.remove()
+        for known in [*signals, *judges]:
+            known.release()
+            if known.cache is not None and not known.source.lasting and self.accelerator.is_main_process:
+                known.cache.remove()
         for parameter, learning in learned.items():
             parameter.requires_grad_(learning)
         self.accelerator.free_memory()
@@ -262,7 +266,7 @@ class Runner:
         journal, state, corpus = self.journal, self.state, self.corpus
         fit.clock = time.perf_counter()
         view = state.epoch % corpus.views if corpus.views else state.epoch
-        paid = sum(self._fill(feed, view, fit) for feed in fit.feeds)
+        paid = sum(self._fill(known, view, fit) for known in fit.signals)
         if paid:  # so that what was paid for stays counted
             journal.save(fit.state_dict())
         order = self._order(state.epoch, fit.steps)[state.step :]
@@ -273,14 +277,14 @@ class Runner:
         fit.began, seen = time.perf_counter(), state.seen
         fit.rows = sum(map(len, order))
         mine = [part.tensor_split(self.world)[self.rank] for part in order]
-        stream = self.supply.stream(fit.phase, corpus.train, mine, view, fit.feeds)
+        stream = self.supply.stream(fit.phase, corpus.train, mine, view, fit.signals)
         for part in order:
             clock = time.perf_counter()
             batch = next(stream)
             clock = journal.spent("data", clock)
-            for feed in fit.feeds:
-                served = feed.attach(batch)
-                if feed.source.lasting:  # the teacher's; the rows of every process
+            for known in fit.signals:
+                served = known.attach(batch)
+                if known.source.lasting:  # the teacher's; the rows of every process
                     state.served += len(part) if served else 0
                     state.forwarded += 0 if served else len(part)
             clock = journal.spent("teacher", clock)
@@ -366,8 +370,8 @@ class Runner:
             kept = fit.phase.readout(network) if fit.phase.readout else network
             return self.evaluate(kept, *target)[0]
         samples, positions = target
-        for feed in fit.judges:
-            self._fill(feed, CLEAN)
+        for known in fit.judges:
+            self._fill(known, CLEAN)
         order = list(positions.split(forward_size(samples, BLOCK)))[self.rank :: self.world]
         batches = self.supply.stream(fit.phase, samples, order, CLEAN, fit.judges)
         return held_out_losses(fit, network, batches, len(positions), self.autocast, self.world)
@@ -397,24 +401,22 @@ class Runner:
             progress=self.display.reporter(title) if title else None,
         )
 
-    def _feed(self, source: Source, samples: Samples, positions: Tensor) -> Feed:
-        return self.supply.feed(source, samples, positions, self.state.phase)
+    def _signals(self, source: Source, samples: Samples, positions: Tensor) -> Signals:
+        return self.supply.signals(source, samples, positions, self.state.phase)
 
-    def _fill(self, feed: Feed, view: int, fit: Running | None = None) -> int:
+    def _fill(self, known: Signals, view: int, fit: Running | None = None) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
         clock = time.perf_counter()
-        count = self.supply.fill(feed, view, lambda: self.journal.save_if_stopped(fit))
-        self.state.forwarded += count if feed.source.lasting else 0
-        self.journal.count_remembered(feed, view, count)
+        count = self.supply.fill(known, view, lambda: self.journal.save_if_stopped(fit))
+        self.state.forwarded += count if known.source.lasting else 0
+        self.journal.count_remembered(known, view, count)
         if count:
             seconds = time.perf_counter() - clock
-            filled = {"source": feed.source.name, "view": view, "samples": count, "seconds": seconds}
+            filled = {"source": known.source.name, "view": view, "samples": count, "seconds": seconds}
             self.journal.log({"event": "fill", **filled})
         self.journal.spent("teacher", clock)
         return count
 
     def _order(self, epoch: int, steps: int) -> list[Tensor]:
         """The epoch's batches: a permutation by (seed, phase, epoch), cut into pieces whose sizes differ by ≤ 1."""
-        generator = torch.Generator().manual_seed(mix(self.seed, self.state.phase, epoch))
-        positions = self.corpus.positions
-        return list(positions[torch.randperm(len(positions), generator=generator)].tensor_split(steps))
+        return shuffled(self.corpus.positions, steps, self.seed, self.state.phase, epoch)

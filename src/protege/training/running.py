@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..signals.feed import Feed
-from ..torch_utils import trained_by
+from ..signals import Signals
+from ..torch_utils import mix, trained_by
 from .phase import Fit, FitSettings
 from .schedule import MovingAverage
 from .state import State
@@ -31,8 +30,8 @@ class Running:
     trainee: nn.Module
     optimizer: Any
     average: MovingAverage | None
-    feeds: list[Feed]
-    judges: list[Feed]  # the same signals of the samples that the phase's own loss is evaluated on
+    signals: list[Signals]
+    judges: list[Signals]  # the same signals of the samples that the phase's own loss is evaluated on
     steps: int  # updates in an epoch
     epochs: int
     clock: float = 0.0  # when this epoch began, its fill included
@@ -76,11 +75,6 @@ class Running:
         if self.phase.readout:  # so that a run that is never resumed has left a usable student
             found["student"] = self.phase.readout(self.average.module if self.average else self.trainee).state_dict()
         return found | ({"average": self.average.state_dict()} if self.average is not None else {})
-
-
-def mix(*numbers: int) -> int:
-    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def random_state() -> dict[str, Any]:

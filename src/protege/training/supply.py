@@ -11,19 +11,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data import CLEAN, Batch, Samples, bare_batches, batches, forward_size
+from ..data import Batch, Samples, bare_batches, batches
 from ..models.placing import place
-from ..signals import Source
-from ..signals.cache import bytes_of_view, layout_of
-from ..signals.feed import PROBE, Feed
+from ..signals import Signals, Source, Views
 from .phase import Fit
-from .precision import autocast_for
 from .progress import Display
 from .state import Corpus, Memory
 
 
 class Supply:
-    """Makes feeds and batches of a corpus; signals that no other run can use lie in ``passing`` while it runs."""
+    """Makes signals and batches of a corpus; signals that no other run can use lie in ``passing`` while it runs."""
 
     def __init__(
         self,
@@ -36,41 +33,29 @@ class Supply:
     ) -> None:
         self.corpus, self.memory, self.passing, self.precision = corpus, memory, passing, precision
         self.accelerator, self.device, self.display = accelerator, accelerator.device, display
+        self._made: dict[tuple, Signals] = {}
 
-    def feed(self, source: Source, samples: Samples, positions: Tensor, phase: int) -> Feed:
-        """The way from a source to the batches of these samples, in phase number ``phase``."""
+    def signals(self, source: Source, samples: Samples, positions: Tensor, phase: int) -> Signals:
+        """What a source says about these samples, in phase number ``phase``.
+
+        Made once where other runs will want it too, so that what a check has opened is what a phase reads.
+        """
+        key = (id(source.network), source.signals, source.remembered.signals, id(samples))
+        if key in self._made:
+            return self._made[key]
         place(source.network, self.device)
-        training = samples is self.corpus.train
-        folder = self.memory.folder
-        if not source.lasting:
-            folder = self.passing / str(phase)
-        return Feed(
-            source,
-            samples,
-            positions,
-            self.corpus.augment,
-            views=self.corpus.views,
-            budget=self.memory.budget,
-            folder=folder,
-            part="train" if training else "other",
-            precision=self.precision,
-            autocast=autocast_for(self.precision, self.device),
-            device=self.device,
-            workers=self.corpus.workers,
-        )
-
-    def bytes_of(self, source: Source) -> int:
-        """The most that the signals of the training samples will take on disk, all views together."""
         corpus = self.corpus
-        if not corpus.views:
-            return 0
-        place(source.network, self.device)
-        first = torch.arange(min(forward_size(corpus.train, PROBE), len(corpus.train)))
-        example = next(iter(batches(corpus.train, [first], CLEAN, corpus.augment, device=self.device))).inputs
-        with autocast_for(self.precision, self.device)():
-            layout = layout_of(source.remembered.compute(example))
-        a_view = bytes_of_view(layout, total=len(corpus.train), used=len(corpus.positions))
-        return min(corpus.views * a_view, self.memory.budget)
+        made = Signals(
+            source,
+            Views(samples, positions, corpus.augment, corpus.views, self.device, corpus.workers),
+            budget=self.memory.budget,
+            folder=self.memory.folder if source.lasting else self.passing / str(phase),
+            part="train" if samples is corpus.train else "other",
+            precision=self.precision,
+        )
+        if source.lasting:
+            self._made[key] = made
+        return made
 
     def clear(self) -> None:
         """Delete the passing signals, also those that a killed run left behind."""
@@ -81,31 +66,31 @@ class Supply:
                 self.passing.rmdir()
         self.accelerator.wait_for_everyone()
 
-    def fill(self, feed: Feed, view: int, between: Callable[[], None]) -> int:
+    def fill(self, signals: Signals, view: int, between: Callable[[], None]) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it.
 
         ``between`` is called after each forward pass.
         """
         accelerator, world = self.accelerator, self.accelerator.num_processes
         part = f"view {view + 1}/{self.corpus.views}" if view >= 0 else "validation"
-        bar = self.display.reporter(f"{feed.source.name}: {part}")
+        bar = self.display.reporter(f"{signals.source.name}: {part}")
 
         def progress(done: int, total: int) -> None:
             bar(done, total)
             between()
 
-        count = feed.fill(view, accelerator.process_index, world, progress)
+        count = signals.fill(view, accelerator.process_index, world, progress)
         if world > 1:
             count = int(accelerator.reduce(torch.tensor(count, device=self.device), "sum"))
-        feed.load(view)  # only now, when every process has stored its share
+        signals.load(view)  # only now, when every process has stored its share
         return count
 
     def stream(
-        self, phase: Fit, samples: Samples, order: list[Tensor], view: int, feeds: list[Feed]
+        self, phase: Fit, samples: Samples, order: list[Tensor], view: int, signals: list[Signals]
     ) -> Iterator[Batch]:
         """The batches of an order, without their images where caches have all that the phase looks at."""
         augment, workers = self.corpus.augment, self.corpus.workers
         needs = {"pixels"} if samples.labels is not None else {"pixels", "labels"}
-        if not needs & phase.reads and all(feed.serves(view) for feed in feeds):
+        if not needs & phase.reads and all(known.serves(view) for known in signals):
             return bare_batches(samples, order, view, augment, device=self.device)
         return iter(batches(samples, order, view, augment, workers=workers, device=self.device))

@@ -1,0 +1,181 @@
+"""What a row is on disk: floating fields as float16, images channels-last, and a checksum by which it counts as stored.
+
+A view has a file for each field and one of checksums, all memory-mapped and sparse: a row that is never written takes
+no room. Rows are written to the files and not through the maps, for which the system may allocate what lies between.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import sync
+from .checksums import checksums, of_view
+
+logger = logging.getLogger(__name__)
+KNOWN = "known"  # the file of checksums, 0 for a row that is not stored
+PAGE = 4096
+
+Layout = Mapping[str, tuple[tuple[int, ...], str]]
+"""Of each field, the shape and the kind of number of a stored row."""
+
+
+def widened(value: Tensor) -> Tensor:
+    """Stored numbers as they are computed with: float32, int64; masks stay as they are."""
+    return value.float() if value.is_floating_point() else value if value.dtype == torch.bool else value.long()
+
+
+def halved(name: str, value: Tensor) -> Tensor:
+    """A field as it is stored. Raises `UserError` where half precision cannot hold its numbers."""
+    if not value.is_floating_point():
+        return value
+    stored = value.half()
+    if not bool(torch.isfinite(stored).all()):
+        raise UserError(
+            f"the signal {name!r} has values that are not finite in half precision; expected finite "
+            "outputs: check the network's weights and normalisation, or use views='all'."
+        )
+    return stored
+
+
+def _rows_last(value: Tensor) -> Tensor:
+    """Images with their channels last, everything else as it is."""
+    return value.movedim(1, -1) if value.dim() == 4 else value
+
+
+def layout_of(fields: Mapping[str, Tensor]) -> Layout:
+    """How the rows of a batch's fields are stored."""
+    return {
+        name: (tuple(_rows_last(value).shape[1:]), "float16" if value.is_floating_point() else str(value.dtype)[6:])
+        for name, value in fields.items()
+    }
+
+
+def bytes_of_view(layout: Layout, total: int, used: int) -> int:
+    """The most that one view of ``total`` samples takes on disk where ``used`` of them are stored: pages are whole."""
+    rows = [_bytes(*field) for field in (*layout.values(), ((), "int32"))]
+    return min(total * sum(rows), used * sum(-(-row // PAGE) + (row > 8) for row in rows) * PAGE)
+
+
+def _bytes(shape: tuple[int, ...], kind: str) -> int:
+    return int(np.prod(shape)) * np.dtype(kind).itemsize
+
+
+class Rows:
+    """The rows of one view in ``folder``, which is made where it is not there yet.
+
+    ``index`` is int64 [N], on the CPU, everywhere. What is written counts as known after `commit`, so that a kill at
+    any moment leaves no half-written row. Raises `OSError`, a `FileNotFoundError` where files were deleted or replaced
+    meanwhile, and `UserError` for files that another program has changed the size of.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, total: int) -> None:
+        self.folder, self.layout = folder, layout
+        self._files: dict[str, os.stat_result] = {}  # as they were when they were opened
+        self._pending: list[tuple[np.ndarray, np.ndarray]] = []  # rows and their checksums
+        folder.mkdir(exist_ok=True)
+        if any(not self._path(name).exists() for name in layout):  # some of it was deleted
+            self._path(KNOWN).unlink(missing_ok=True)
+        begun = self._path(KNOWN).exists()
+        self._fields = {name: torch.from_numpy(self._map(name, *layout[name], total, begun)) for name in layout}
+        self._known = self._map(KNOWN, (), "int32", total, False)
+        if begun:
+            self._forget_damaged()
+
+    def _path(self, name: str) -> Path:
+        kind = "int32" if name == KNOWN else self.layout[name][1]
+        return self.folder / f"{name.replace('/', '_')}.{kind}"
+
+    def _map(self, name: str, shape: tuple[int, ...], kind: str, total: int, begun: bool) -> np.memmap:
+        path, size = self._path(name), total * _bytes(shape, kind)
+        if begun and path.stat().st_size != size:
+            raise UserError(
+                f"the cache file {str(path)!r} is damaged (it has not its {size} bytes); expected what this program "
+                f"wrote: delete the folder {str(self.folder.parent)!r}."
+            )
+        with open(path, "ab") as file:
+            file.truncate(size)
+            self._files[name] = os.fstat(file.fileno())
+        return np.memmap(path, dtype=kind, mode="r+", shape=(total, *shape))
+
+    def _forget_damaged(self) -> None:
+        """Let rows that are not what was stored be computed anew."""
+        stored = np.flatnonzero(self._known)
+        damaged = [rows[sums != self._known[rows]] for rows, sums in of_view(stored, self._fields)]
+        if count := sum(map(len, damaged)):
+            self._known[np.concatenate(damaged)] = 0
+            logger.warning("%d rows in %s are damaged; their signals are computed anew.", count, self.folder)
+
+    def are_known(self, index: Tensor) -> Tensor:
+        """Which of these rows are stored, bool [N]."""
+        return torch.from_numpy(self._known[index.numpy()] != 0)
+
+    def write(self, index: Tensor, fields: Mapping[str, Tensor]) -> None:
+        """Store those of these rows that are not known yet."""
+        fresh = ~self.are_known(index)
+        rows = index[fresh].numpy()
+        stored = {
+            name: _rows_last(halved(name, value)).to("cpu", getattr(torch, self.layout[name][1]))[fresh]
+            for name, value in fields.items()
+        }
+        for name, value in stored.items():
+            self._put(name, rows, value.numpy())
+        self._pending.append((rows, checksums(rows, stored)))
+
+    def commit(self, durable: bool) -> None:
+        """Mark what was written as known; where that is to be ``durable``, once it has reached the disk."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        rows, sums = map(np.concatenate, zip(*pending, strict=True))
+        self._flush(self.layout, durable)
+        self._put(KNOWN, rows, sums)
+        self._flush([KNOWN], durable)
+
+    def _put(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
+        """Write rows of a field to its file, those that lie side by side at once."""
+        size = values[:1].nbytes
+        begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        with self._opened(name) as file:
+            for block in np.split(np.arange(len(rows)), begins[1:]) if size else []:
+                file.seek(int(rows[block[0]]) * size)
+                file.write(np.ascontiguousarray(values[block]).data.cast("B"))
+
+    def _flush(self, names: Collection[str], durable: bool) -> None:
+        for name in names if durable else ():
+            with self._opened(name) as file:
+                sync(file.fileno())
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
+        """A file for writing, which must be the one that is mapped."""
+        with open(self._path(name), "r+b") as file:
+            if not os.path.samestat(os.fstat(file.fileno()), self._files[name]):
+                raise FileNotFoundError
+            yield file
+
+    def read(self, index: Tensor, device: torch.device | str, names: Collection[str] | None) -> dict[str, Tensor]:
+        """Rows of the fields of these names, or of all: floating ones as float32, integer ones as int64."""
+        fields = {}
+        for name, stored in self._fields.items():
+            if names is not None and name not in names:
+                continue
+            value = stored[index.to(stored.device, non_blocking=True)].to(device, non_blocking=True)
+            fields[name] = widened(value.movedim(-1, 1) if value.dim() == 4 else value)
+        return fields
+
+    def load(self, device: torch.device, names: Collection[str]) -> None:
+        """Keep these fields on the device, where it is an accelerator with room to spare."""
+        if device.type == "cuda":
+            size = sum(self._fields[name].nbytes for name in names)
+            if size < torch.cuda.mem_get_info(device)[0] // 16:
+                self._fields |= {name: self._fields[name].to(device) for name in names}
