@@ -40,7 +40,7 @@ class Supply:
 
         Made once where other runs will want it too, so that what a check has opened is what a phase reads.
         """
-        key = (id(source.network), source.signals, source.remembered.signals, id(samples))
+        key = (id(source.network), source.signals, source.remembered.signals, id(samples), id(positions))
         if key in self._made:
             return self._made[key]
         place(source.network, self.device)
