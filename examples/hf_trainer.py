@@ -1,8 +1,8 @@
 """The `Trainer` of Hugging Face with a loss of this library and a teacher that is remembered.
 
-    pip install "protege[transformers]" && python examples/hf_trainer.py
+    python examples/hf_trainer.py
 
-Two methods are overridden: where batches come from, and what the loss is. Everything else is the Trainer's.
+Two methods are overridden: where batches come from, and what the loss is. The rest is the Trainer's.
 """
 
 import sys
@@ -30,7 +30,7 @@ class Distiller(Trainer):
         self.cache = cache
 
     def get_train_dataloader(self):
-        """Batches of the whole set; the Trainer tells the loader which epoch it is."""
+        """Batches of all samples; the Trainer says which epoch it is."""
         return self.cache.loader(self.args.train_batch_size, seed=self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -46,14 +46,8 @@ def main() -> None:
     teacher, student = protege.Model(resnet(32, 64), spec), protege.Model(resnet(8, 16), spec)
     protege.train(teacher, data, "runs/teacher", epochs=EPOCHS, overwrite=True)
 
-    args = TrainingArguments(
-        output_dir="runs/trainer",
-        num_train_epochs=EPOCHS,
-        per_device_train_batch_size=64,
-        learning_rate=3e-3,
-        save_strategy="no",
-        report_to="none",
-    )
+    settings = {"num_train_epochs": EPOCHS, "per_device_train_batch_size": 64, "learning_rate": 3e-3}
+    args = TrainingArguments("runs/trainer", save_strategy="no", report_to="none", **settings)
     Distiller(student.network, TeacherCache(teacher, data, views=4, device=args.device), args).train()
     print(protege.evaluate(student.eval(), data))
 

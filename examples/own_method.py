@@ -24,7 +24,7 @@ class Settings(MethodSettings):
 
     beta: float = Field(2.0, ge=0, description="weight of the correlation over the classes of a sample")
     gamma: float = Field(2.0, ge=0, description="weight of the correlation over the samples of a class")
-    heat: float = Field(4.0, gt=0, description="temperature of both networks")
+    heat: float = Field(1.0, gt=0, description="temperature of both networks")
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:

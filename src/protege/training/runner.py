@@ -207,14 +207,11 @@ class Runner:
         signals = [self._signals(source, self.corpus.train, self.corpus.positions) for source in phase.sources]
         target = self.corpus.judged
         judges = [self._signals(source, *target) for source in phase.sources] if phase.select_by and target else []
-        for number, known in enumerate([*signals, *judges]):
-            if (
-                known.open().cache is not None
-            ):  # a resumed run stores the views it began to store, whatever the disk now has
-                key = f"{state.phase}/{number}"
-                room = known.cache.capacity
-                room = min(gather_object([room])) if self.world > 1 else room
-                known.cache.capacity = state.capacities.setdefault(key, room)
+        for number, asked in enumerate([*signals, *judges]):
+            if (cache := asked.open().cache) is not None:
+                room = min(gather_object([cache.capacity])) if self.world > 1 else cache.capacity
+                # a resumed run stores the views it began to store, whatever the disk now has
+                cache.capacity = state.capacities.setdefault(f"{state.phase}/{number}", room)
         if saved:
             restore_random(saved["random"], self.rank, self.device)
         fit = Running(
@@ -245,14 +242,14 @@ class Runner:
             trainee.load_state_dict(network.state_dict())
         if phase.readout:
             self.student.load_state_dict(phase.readout(trainee).state_dict())
-        for known in signals:
-            if known.cache is not None and known.source.lasting:
-                state.caches.append(known.cache.describe())
+        for asked in signals:
+            if asked.cache is not None and asked.source.lasting:
+                state.caches.append(asked.cache.describe())
         self.accelerator.wait_for_everyone()
-        for known in [*signals, *judges]:
-            known.release()
-            if known.cache is not None and not known.source.lasting and self.accelerator.is_main_process:
-                known.cache.remove()
+        for asked in [*signals, *judges]:
+            asked.release()
+            if asked.cache is not None and not asked.source.lasting and self.accelerator.is_main_process:
+                asked.cache.remove()
         for parameter, learning in learned.items():
             parameter.requires_grad_(learning)
         self.accelerator.free_memory()
@@ -266,7 +263,7 @@ class Runner:
         journal, state, corpus = self.journal, self.state, self.corpus
         fit.clock = time.perf_counter()
         view = state.epoch % corpus.views if corpus.views else state.epoch
-        paid = sum(self._fill(known, view, fit) for known in fit.signals)
+        paid = sum(self._fill(asked, view, fit) for asked in fit.signals)
         if paid:  # so that what was paid for stays counted
             journal.save(fit.state_dict())
         order = self._order(state.epoch, fit.steps)[state.step :]
@@ -282,9 +279,9 @@ class Runner:
             clock = time.perf_counter()
             batch = next(stream)
             clock = journal.spent("data", clock)
-            for known in fit.signals:
-                served = known.attach(batch)
-                if known.source.lasting:  # the teacher's; the rows of every process
+            for asked in fit.signals:
+                served = asked.attach(batch)
+                if asked.source.lasting:  # the teacher's; the rows of every process
                     state.served += len(part) if served else 0
                     state.forwarded += 0 if served else len(part)
             clock = journal.spent("teacher", clock)
@@ -370,8 +367,8 @@ class Runner:
             kept = fit.phase.readout(network) if fit.phase.readout else network
             return self.evaluate(kept, *target)[0]
         samples, positions = target
-        for known in fit.judges:
-            self._fill(known, CLEAN)
+        for asked in fit.judges:
+            self._fill(asked, CLEAN)
         order = list(positions.split(forward_size(samples, BLOCK)))[self.rank :: self.world]
         batches = self.supply.stream(fit.phase, samples, order, CLEAN, fit.judges)
         return held_out_losses(fit, network, batches, len(positions), self.autocast, self.world)
@@ -404,15 +401,15 @@ class Runner:
     def _signals(self, source: Source, samples: Samples, positions: Tensor) -> Signals:
         return self.supply.signals(source, samples, positions, self.state.phase)
 
-    def _fill(self, known: Signals, view: int, fit: Running | None = None) -> int:
+    def _fill(self, asked: Signals, view: int, fit: Running | None = None) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
         clock = time.perf_counter()
-        count = self.supply.fill(known, view, lambda: self.journal.save_if_stopped(fit))
-        self.state.forwarded += count if known.source.lasting else 0
-        self.journal.count_remembered(known, view, count)
+        count = self.supply.fill(asked, view, lambda: self.journal.save_if_stopped(fit))
+        self.state.forwarded += count if asked.source.lasting else 0
+        self.journal.count_remembered(asked, view, count)
         if count:
             seconds = time.perf_counter() - clock
-            filled = {"source": known.source.name, "view": view, "samples": count, "seconds": seconds}
+            filled = {"source": asked.source.name, "view": view, "samples": count, "seconds": seconds}
             self.journal.log({"event": "fill", **filled})
         self.journal.spent("teacher", clock)
         return count
