@@ -1,10 +1,14 @@
 """Benchmarks run: one round of the smallest there is, of which no figure is believed (memory.py needs a big one)."""
 
+import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tools import surroundings
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = "--batch 4 --rounds 1"
@@ -31,3 +35,15 @@ def test_it_runs(name, options, monkeypatch, capsys):
         status = left.code
     assert status in (None, 0, 1), "1 is a target that is missed"
     assert any(letter.isdigit() for letter in capsys.readouterr().out)
+
+
+def test_the_start_of_a_run_is_taken_apart(digits_teacher, tmp_path):
+    settings = {"teacher": str(digits_teacher), "student": "zoo:cnn_tiny?width=2", "data": "digits", "samples": 20}
+    settings |= {"epochs": 1, "out": str(tmp_path / "run")}
+    command = [sys.executable, str(BENCHMARKS / "start.py"), "--child", json.dumps(settings), "0.01"]
+    done = subprocess.run(command, env=surroundings(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert " importing\n" in done.stdout
+    before, after = done.stdout.split("from there on")
+    assert "data/spec: load_data" in before
+    assert "run/api: distill" in after
