@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import cast, device, images, network, run_epoch
+from common import device, images, network, run_epoch, setup_of
 
 from protege.methods import METHODS
 from protege.models.precision import resolve_precision
@@ -41,7 +41,7 @@ def main() -> None:
         for number in range(options.rounds + 1):
             for way in ("online", "cached"):
                 student = copy.deepcopy(fresh)
-                phases = method.plan(cast("kd", student, teacher, samples))
+                phases = method.plan(setup_of("kd", student, teacher, samples))
                 where = {"views": 1, "cache": Path(cache)} if way == "cached" else {}
                 event = run_epoch(phases, student, samples, settings, **where)
                 losses[way] = event["train"]["loss"]

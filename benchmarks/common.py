@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from protege.data import Augment, InMemory, Samples
-from protege.methods import METHODS, Cast, Transfer
+from protege.methods import METHODS, Setup, TransferSet
 from protege.models import InputSpec, Model
 from protege.models.placing import place
 from protege.models.precision import resolve_precision
@@ -21,7 +21,7 @@ from protege.tasks import TASKS
 from protege.training import FitSettings, Phase, Runner
 from protege.training.plan import Plan
 from protege.training.progress import Display
-from protege.training.state import Corpus, Memory
+from protege.training.state import CacheLimits, RunData
 
 AUGMENT = Augment(shift=4, flip=True)
 
@@ -44,12 +44,14 @@ def network(name: str) -> Model:
     return Model(build(name, {"num_classes": 100}), spec)
 
 
-def cast(method: str, student: Model, teacher: Model | None, samples: Samples, views: int = 0, **settings: Any) -> Cast:
+def setup_of(
+    method: str, student: Model, teacher: Model | None, samples: Samples, views: int = 0, **settings: Any
+) -> Setup:
     """What the method's plan gets: all samples, on the device."""
     for each in filter(None, (student, teacher)):
         place(each, device())
-    transfer = Transfer(samples, torch.arange(len(samples)), AUGMENT, views, device())
-    return Cast(student, teacher, TASKS["classification"], METHODS[method].settings(**settings), transfer)
+    transfer = TransferSet(samples, torch.arange(len(samples)), AUGMENT, views, device())
+    return Setup(student, teacher, TASKS["classification"], METHODS[method].settings(**settings), transfer)
 
 
 def run(
@@ -64,13 +66,13 @@ def run(
 ) -> list[dict[str, Any]]:
     """The log of a run over all samples, without evaluation; signals are remembered where ``cache`` is a folder."""
     accelerator = Accelerator(mixed_precision="no")
-    corpus = Corpus(samples, torch.arange(len(samples)), None, None, AUGMENT, views=views, classes=100)
+    run_data = RunData(samples, torch.arange(len(samples)), None, None, AUGMENT, views=views, classes=100)
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(
             student,
             TASKS["classification"],
-            Plan(phases, settings, {}, corpus),
-            Memory(budget if cache else 0, cache),
+            Plan(phases, settings, {}, run_data),
+            CacheLimits(budget if cache else 0, cache),
             Path(folder),
             accelerator=accelerator,
             precision=resolve_precision("auto", accelerator.device),

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from common import cast, run_epoch
+from common import run_epoch, setup_of
 from PIL import Image, ImageOps
 
 from protege.data import InMemory
@@ -46,7 +46,7 @@ class Product:
         self.settings, self.samples, self.student = settings, InMemory(pixels, labels).to(device), network(name)
 
     def round(self) -> float:
-        phases = METHODS["none"].plan(cast("none", self.student, None, self.samples))
+        phases = METHODS["none"].plan(setup_of("none", self.student, None, self.samples))
         return run_epoch(phases, self.student, self.samples, self.settings)["images_per_second"]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import AUGMENT, cast, device, images, network, run
+from common import AUGMENT, device, images, network, run, setup_of
 
 from protege.data import InMemory, batches
 from protege.methods import METHODS
@@ -84,7 +84,7 @@ def settled(model: Model, samples: InMemory) -> Model:
 
 def ours(teacher: Model, student: Model, samples: InMemory, options: argparse.Namespace) -> tuple[float, list[str]]:
     """Seconds of the stage phases, caches filled from nothing, and the stages' names."""
-    phases = METHODS["skd"].plan(cast("skd", student, teacher, samples, options.views))[:-1]
+    phases = METHODS["skd"].plan(setup_of("skd", student, teacher, samples, options.views))[:-1]
     settings = FitSettings(epochs=options.epochs, batch_size=options.batch, optimizer="adamw", lr=1e-3)
     with tempfile.TemporaryDirectory() as cache:
         log = run(phases, student, samples, settings, views=options.views, cache=Path(cache))
@@ -108,7 +108,7 @@ def main() -> None:
         seconds, names = ours(settled(network(options.teacher), samples), network(options.student), samples, options)
         times["cached"].append(seconds)
         teacher, student = settled(network(options.teacher), samples), network(options.student)
-        cast("skd", student, teacher, samples)  # places both
+        setup_of("skd", student, teacher, samples)  # places both
         times["authors'"].append(authors(teacher, student, samples, names, options))
     print(
         f"skd {options.teacher} -> {options.student}, stages {', '.join(names)}, {options.images} images of "

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 import protege
-from protege.methods import Cast, Fit, Logits, Method, MethodSettings
+from protege.methods import Fit, Logits, Method, MethodSettings, Setup
 
 EPOCHS = 1 if "--tiny" in sys.argv else 20
 
@@ -33,19 +33,19 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     return 1 - torch.cosine_similarity(a, b, dim=1).mean()
 
 
-def plan(cast: Cast) -> list[Fit]:
+def plan(setup: Setup) -> list[Fit]:
     """One phase, in which the whole student learns from labels and from the teacher's logits."""
-    s = cast.settings
+    s = setup.settings
 
     def step(student, batch):
-        z, labels, weights = cast.rows(student(batch.inputs), batch)
-        v = cast.task.flat(batch.signals["teacher"]["logits"], batch.labels)
+        z, labels, weights = setup.rows(student(batch.inputs), batch)
+        v = setup.task.flat(batch.signals["teacher"]["logits"], batch.labels)
         q, p = ((x / s.heat).softmax(1) for x in (z, v))
         inter, intra = distance(q, p), distance(q.T, p.T)
-        loss = cast.task_loss(z, labels, weights) + s.heat**2 * (s.beta * inter + s.gamma * intra)
+        loss = setup.task_loss(z, labels, weights) + s.heat**2 * (s.beta * inter + s.gamma * intra)
         return {"loss": loss, "inter": inter, "intra": intra}  # all of them are in the log and the report
 
-    return [Fit("dist", cast.student, step, cast.asked(Logits()))]
+    return [Fit("dist", setup.student, step, setup.asked(Logits()))]
 
 
 dist = Method(plan, Settings)

@@ -11,7 +11,7 @@ from torch import nn
 
 from protege.data import Augment, InMemory
 from protege.errors import UserError
-from protege.methods import METHODS, Cast, Transfer, fskd
+from protege.methods import METHODS, Setup, TransferSet, fskd
 from protege.models import Model, zoo
 from protege.models.inputs import InputSpec
 from protege.models.mobilenet import InvertedResidual
@@ -250,7 +250,7 @@ def test_a_weight_of_two_layers_is_refused():
 def test_layers_too_wide_take_a_matrix(monkeypatch):
     student, kept, teacher = shrunken(norm=True)
     monkeypatch.setattr(alignment, "WIDEST", 9)  # the kernel of a layer on grey images
-    made = cast(pictures(24), student, kept, teacher, solve="kernel")
+    made = setup_of(pictures(24), student, kept, teacher, solve="kernel")
     kinds = {row["student"]: row["kind"] for row in fskd.preview(made)}
     assert kinds == {"conv1": "kernel", "conv2": "full", "fc": "kernel"}
     found = fskd.plan(made)[0].solve(lambda done, total: None)
@@ -427,13 +427,13 @@ def test_blocks_in_the_shape_of_torchvision():
 # ---- the method ---------------------------------------------------------------------------------------------------
 
 
-def cast(samples, student, kept, teacher, positions=None, augment=None, **settings):
+def setup_of(samples, student, kept, teacher, positions=None, augment=None, **settings):
     task = TASKS["classification"]
     positions = torch.arange(len(samples)) if positions is None else positions
-    transfer = Transfer(samples, positions, augment or Augment(), 1, torch.device("cpu"))
+    transfer = TransferSet(samples, positions, augment or Augment(), 1, torch.device("cpu"))
     spec = InputSpec(channels=1, mean=(0.5,), std=(0.25,))
     models = Model(student, spec, kept=kept), Model(teacher, spec)
-    return Cast(*models, task, METHODS["fskd"].settings(**settings), transfer)
+    return Setup(*models, task, METHODS["fskd"].settings(**settings), transfer)
 
 
 def shrunken(**settings):
@@ -449,7 +449,7 @@ def test_labels_are_never_read():
     pixels = pictures(20)
     for labels in (pixels.labels, torch.randint(-(2**40), 2**40, (20,)), torch.full((20,), -100), pixels.labels):
         student, kept, teacher = shrunken(norm=True)
-        phases = fskd.plan(cast(InMemory(pixels.pixels, labels), student, kept, teacher))
+        phases = fskd.plan(setup_of(InMemory(pixels.pixels, labels), student, kept, teacher))
         assert [(p.name, p.kind) for p in phases] == [("align", "solve")]
         before = weights(student)
         found = phases[0].solve(lambda done, total: None)
@@ -461,7 +461,7 @@ def test_labels_are_never_read():
 
 def test_the_fine_tune_reads_no_label_either():
     student, kept, teacher = shrunken()
-    made = cast(pictures(20), student, kept, teacher, finetune_steps=7)
+    made = setup_of(pictures(20), student, kept, teacher, finetune_steps=7)
     phases = fskd.plan(made)
     assert [p.name for p in phases] == ["align", "finetune"]
     fit = phases[1]
@@ -479,7 +479,7 @@ def test_idle_settings_are_not_ignored_but_refused(idle):
     student, kept, teacher = shrunken()
     (key,) = idle
     with pytest.raises(UserError, match=rf"{key} = .* would do nothing"):
-        fskd.plan(cast(pictures(20), student, kept, teacher, **idle))
+        fskd.plan(setup_of(pictures(20), student, kept, teacher, **idle))
     assert set(fskd.Settings(finetune_steps=1).idle(True)) == {"label_smoothing", "class_weights"}
 
 
@@ -522,7 +522,7 @@ def test_layers_that_cannot_take_a_matrix_are_named(layer, named):
             return self.fc(read[0] if isinstance(self.reads, nn.LSTM | nn.MultiheadAttention) else read)
 
     with pytest.raises(UserError, match=rf"layer {named}, which cannot absorb .*method='kd'"):
-        fskd.preview(cast(pictures(8), Reader(), {}, Reader()))
+        fskd.preview(setup_of(pictures(8), Reader(), {}, Reader()))
 
 
 class Shifting(Net):
@@ -576,7 +576,7 @@ def test_augmented_views_are_more_samples():
     results = []
     for augmented in (0, 2, 8, None):
         student, kept, teacher = shrunken()
-        made = cast(pictures(16), student, kept, teacher, augment=Augment(shift=1), augmented=augmented)
+        made = setup_of(pictures(16), student, kept, teacher, augment=Augment(shift=1), augmented=augmented)
         fskd.plan(made)[0].solve(lambda done, total: None)
         results.append(weights(student))
     assert apart(*results[:2]) > 0
@@ -589,15 +589,15 @@ def test_chunks_hold_every_view_of_every_sample_once_and_are_small(count, room, 
     """Clean samples first; all views of a sample in one fold; no more pixels at once than there is room for."""
     monkeypatch.setattr(fskd, "PIXELS", 36 * room)
     student, kept, teacher = shrunken()
-    made = cast(pictures(count), student, kept, teacher, augment=Augment(shift=1))
+    made = setup_of(pictures(count), student, kept, teacher, augment=Augment(shift=1))
     looked: list[tuple[int, list[int]]] = []
-    whole = Transfer.batches
+    whole = TransferSet.batches
 
     def watched(self, size, view, positions):
         looked.append((view, positions.tolist()))
         return whole(self, size, view, positions)
 
-    monkeypatch.setattr(Transfer, "batches", watched)
+    monkeypatch.setattr(TransferSet, "batches", watched)
     inputs, folds = fskd._chunks(made)
     assert set(folds) == set(range(min(count, fskd.FOLDS)))
     fold_of: dict[int, int] = {}
@@ -619,19 +619,19 @@ def test_chunks_hold_every_view_of_every_sample_once_and_are_small(count, room, 
 
 def test_progress_and_preview():
     student, kept, teacher = shrunken()
-    made, seen = cast(pictures(12), student, kept, teacher), []
+    made, seen = setup_of(pictures(12), student, kept, teacher), []
     fskd.plan(made)[0].solve(lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert [row["student"] for row in fskd.preview(made)] == ["conv1", "conv2", "fc"]
     assert [row["kind"] for row in fskd.preview(made)] == ["full", "full", "linear"]
-    made = cast(pictures(12), student, kept, teacher, solve="kernel")
+    made = setup_of(pictures(12), student, kept, teacher, solve="kernel")
     assert [row["kind"] for row in fskd.preview(made)] == ["kernel"] * 3
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_single_sample_is_enough_to_run(count):
     student, kept, teacher = shrunken(norm=True)
-    found = fskd.plan(cast(pictures(count), student, kept, teacher))[0].solve(lambda done, total: None)
+    found = fskd.plan(setup_of(pictures(count), student, kept, teacher))[0].solve(lambda done, total: None)
     assert found["after"] <= found["before"]
 
 
@@ -664,7 +664,7 @@ def test_control_flow_on_shapes_is_followed():
     student, kept, _ = shrunken()
     student.__class__ = Shaped
     teacher.load_state_dict(shrunken()[2].state_dict())
-    found = fskd.plan(cast(pictures(20), student, kept, teacher))[0].solve(lambda done, total: None)
+    found = fskd.plan(setup_of(pictures(20), student, kept, teacher))[0].solve(lambda done, total: None)
     assert found["after"] < found["before"]
 
 
@@ -686,7 +686,7 @@ def test_assignments_to_parts_are_followed():
     walk = Walk(teacher, "teacher", x[:2])
     with torch.no_grad():
         assert torch.equal(walk.run(x), teacher.eval()(x))
-    found = fskd.plan(cast(pictures(20), student, kept, teacher))[0].solve(lambda done, total: None)
+    found = fskd.plan(setup_of(pictures(20), student, kept, teacher))[0].solve(lambda done, total: None)
     assert found["after"] < found["before"]
 
 
@@ -709,7 +709,7 @@ def test_what_cannot_be_recovered_is_told_in_a_sentence():
     student, kept, teacher = shrunken()
 
     def told(words, *, student=student, kept=kept, teacher=teacher, samples=None, positions=None, solve=False):
-        made = cast(samples or pictures(12), student, kept, teacher, positions)
+        made = setup_of(samples or pictures(12), student, kept, teacher, positions)
         act = fskd.plan(made)[0].solve if solve else lambda report: fskd.preview(made)
         with pytest.raises(UserError, match=words) as caught:
             act(lambda done, total: None)

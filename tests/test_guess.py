@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tools import CLASSES, cast, model, pictures, plan
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -22,6 +21,7 @@ from protege.run.recipe import make_recipe
 from protege.run.study import run_study
 from protege.tasks import TASKS
 from protege.training.evaluate import evaluate as measure
+from tools import CLASSES, model, pictures, plan, setup_of
 
 SHARES = [0.9, 0.04, 0.03, 0.03]
 SPEC = InputSpec(channels=1, size=(8, 8), mean=(0.5,), std=(0.25,))
@@ -234,7 +234,7 @@ def test_every_method_that_reads_labels_weighs_them(method) -> None:
     """The labels' loss of a step, against torch's; the teacher's term is as it was."""
     own = METHODS[method].settings(class_weights="balanced")
     samples = uneven()
-    role = cast(model(), model(seed=1), TASKS["classification"], own, samples)
+    role = setup_of(model(), model(seed=1), TASKS["classification"], own, samples)
     assert role.class_weights is not None
     counts = samples.labels.bincount(minlength=CLASSES)
     expected = class_weights("balanced", counts)
@@ -249,7 +249,9 @@ def test_kd_weighs_the_labels_and_not_the_teacher() -> None:
     phases = {
         w: plan("kd", student, teacher, class_weights=w, weight=0.3) for w in (None, (3.0,) + (1.0,) * (CLASSES - 1))
     }
-    batch = next(iter(cast(student, teacher, TASKS["classification"], METHODS["kd"].settings()).transfer.batches(48)))
+    batch = next(
+        iter(setup_of(student, teacher, TASKS["classification"], METHODS["kd"].settings()).transfer.batches(48))
+    )
     batch.signals["teacher"] = {"logits": teacher(batch.inputs).detach()}
     plain, weighed = (phase[0].step(student, batch) for phase in phases.values())
     assert weighed["kd_loss"].item() == pytest.approx(plain["kd_loss"].item())
@@ -266,7 +268,7 @@ def test_weights_of_pixels_are_counted_in_their_masks() -> None:
     masks[:, 1] = 255
     network = Model(nn.Conv2d(1, 2, 1), InputSpec(channels=1))
     own = METHODS["none"].settings(class_weights="balanced")
-    role = cast(network, None, TASKS["segmentation"], own, InMemory(pictures().pixels, masks))
+    role = setup_of(network, None, TASKS["segmentation"], own, InMemory(pictures().pixels, masks))
     assert role.class_weights.tolist() == pytest.approx([30 / 24 / 2, 30 / 6 / 2])
 
 

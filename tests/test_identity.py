@@ -15,7 +15,6 @@ from test_cache import make, teacher_signals, values
 from test_data_sets import random_images, write_parquet
 from test_held_out import folders, scenes
 from test_origin import Net, begin, pixels, teacher
-from tools import same, weights
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 import protege
@@ -24,6 +23,7 @@ from protege.data import CLEAN, contents, load_data
 from protege.data.contents import content_of
 from protege.run.study import run_study
 from protege.signals.checksums import checksums, of_view
+from tools import same, weights
 
 QUICK = {"epochs": 1, "precision": "fp32", "workers": 0}
 
@@ -308,10 +308,10 @@ def test_a_pixel_of_the_same_size_and_time_makes_another_cache(limit, tmp_path):
     spec = folders(tmp_path / "images", images, labels)
     options = {**QUICK, "memory_limit": limit, "views": 1, "augment": "none"}
     protege.train("zoo:mlp?hidden=16", spec, tmp_path / "t", **{**QUICK, "epochs": 60, "lr": 0.1})
-    cast = (tmp_path / "t" / "student", "zoo:mlp?hidden=4", spec)
+    setup = (tmp_path / "t" / "student", "zoo:mlp?hidden=4", spec)
 
     def forwarded(name):
-        result = protege.distill(*cast, out=tmp_path / name, **options).result
+        result = protege.distill(*setup, out=tmp_path / name, **options).result
         return result["teacher_samples_forwarded"], len(load_data(spec).train)
 
     first, count = forwarded("first")

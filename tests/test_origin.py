@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tools import Curtain, same, weights
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import protege
 from protege import UserError
 from protege.training.journal import Journal
+from tools import Curtain, same, weights
 
 KINDS = ["unfinished", "finished"]
 
@@ -52,12 +52,12 @@ def teacher(seed: int = 1, mean: float = 0.5) -> protege.Model:
     return protege.Model(network, protege.InputSpec(channels=1, mean=(mean,), std=(0.25,)))
 
 
-def begin(kind: str, out: Path, *cast, **settings) -> None:
+def begin(kind: str, out: Path, *setup, **settings) -> None:
     """A run of two epochs, killed after its first update or not at all."""
     settings = {"epochs": 2, "batch_size": 20, "checkpoint_seconds": 0, "precision": "fp32", **settings}
     with pytest.MonkeyPatch.context() as patch:
         if kind == "finished":
-            protege.distill(*cast, out=out, **settings)
+            protege.distill(*setup, out=out, **settings)
             return
         original = Journal.save_when_due
 
@@ -67,7 +67,7 @@ def begin(kind: str, out: Path, *cast, **settings) -> None:
 
         patch.setattr(Journal, "save_when_due", killed)
         with pytest.raises(Curtain):
-            protege.distill(*cast, out=out, **settings)
+            protege.distill(*setup, out=out, **settings)
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -134,9 +134,9 @@ def folder(root: Path, *, change: tuple[str, str] | None = None) -> Path:
 def test_files_are_known_by_what_they_hold(kind, limit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = folder(tmp_path / "images")
-    cast = (None, "zoo:mlp?hidden=4", f"images:{images}")
+    setup = (None, "zoo:mlp?hidden=4", f"images:{images}")
     settings = {"method": "none", "memory_limit": limit, "workers": 0}
-    begin(kind, tmp_path / "run", *cast, **settings)
+    begin(kind, tmp_path / "run", *setup, **settings)
     one, other = images / "class0" / "00.bmp", images / "class0" / "03.bmp"
     first, second = one.read_bytes(), other.read_bytes()
     assert len(first) == len(second)

@@ -37,16 +37,16 @@ def distance(a, b):
     return 1 - F.cosine_similarity(a, b, dim=1).mean()
 
 
-def plan(cast):
-    s = cast.settings
+def plan(setup):
+    s = setup.settings
 
     def step(student, batch):
-        rows, truth, weights = cast.rows(student(batch.inputs), batch)
+        rows, truth, weights = setup.rows(student(batch.inputs), batch)
         teacher, student = batch.signals["teacher"]["logits"].softmax(1), rows.softmax(1)
         dist = s.inter * distance(student, teacher) + s.intra * distance(student.T, teacher.T)
-        return {"loss": cast.task_loss(rows, truth, weights) + dist, "dist": dist}
+        return {"loss": setup.task_loss(rows, truth, weights) + dist, "dist": dist}
 
-    return [Fit("dist", cast.student, step, cast.asked(Logits()))]
+    return [Fit("dist", setup.student, step, setup.asked(Logits()))]
 
 
 dist = Method(plan, Settings, defaults={"warmup": 0.0})
@@ -56,15 +56,15 @@ def make():
     return dist
 
 
-def faulty(cast):
-    return [Fit("x", cast.student, lambda student, batch: student(batch.nothing), cast.asked(Logits()))]
+def faulty(setup):
+    return [Fit("x", setup.student, lambda student, batch: student(batch.nothing), setup.asked(Logits()))]
 
 
-def lossless(cast):
-    return [Fit("x", cast.student, lambda student, batch: {"loss": 3.0}, cast.asked(Logits()))]
+def lossless(setup):
+    return [Fit("x", setup.student, lambda student, batch: {"loss": 3.0}, setup.asked(Logits()))]
 
 
-def empty(cast):
+def empty(setup):
     return []
 
 
@@ -171,12 +171,12 @@ def test_a_run_goes_on_with_it_in_another_process_unless_its_code_has_changed(he
 
 
 def test_one_given_in_python_alone(here):
-    def plan(cast):
+    def plan(setup):
         def step(student, batch):
-            rows, truth, weights = cast.rows(student(batch.inputs), batch)
-            return {"loss": cast.task_loss(rows, truth, weights)}
+            rows, truth, weights = setup.rows(student(batch.inputs), batch)
+            return {"loss": setup.task_loss(rows, truth, weights)}
 
-        return [Fit("mine", cast.student, step, cast.asked(Logits()))]
+        return [Fit("mine", setup.student, step, setup.asked(Logits()))]
 
     for method in (plan, Method(plan, MethodSettings)):
         result = protege.distill("teacher", **RUN, method=method, out="mine", overwrite=True)
@@ -216,6 +216,6 @@ def test_a_setting_that_every_run_has_is_refused():
         epochs: int = 3
 
     with pytest.raises(UserError, match="rename it"):
-        protege.preview("zoo:cnn_tiny", **RUN, method=Method(lambda cast: [], Settings))
+        protege.preview("zoo:cnn_tiny", **RUN, method=Method(lambda setup: [], Settings))
     with pytest.raises(UserError, match="derived from"):
-        Method(lambda cast: [], dict)
+        Method(lambda setup: [], dict)

@@ -259,7 +259,7 @@ def seen(monkeypatch) -> list[Recipe]:
         found.append(settings)
         raise UserError("stopped.")
 
-    monkeypatch.setattr("protege.run.api.Production", production)
+    monkeypatch.setattr("protege.run.api.Run", production)
     return found
 
 

@@ -20,7 +20,7 @@ from protege.tasks import TASKS
 from protege.training.journal import Journal
 from protege.training.runner import Runner
 from protege.training.schedule import default_lr
-from tools import CLASSES, Curtain, apart, cast, model, perform, pictures, plan, planned, runner, same, weights
+from tools import CLASSES, Curtain, apart, model, perform, pictures, plan, planned, runner, same, setup_of, weights
 
 TASK = TASKS["classification"]
 
@@ -58,7 +58,7 @@ def taught(kind: str, out: Path, *, method: str = "skd", samples: InMemory | Non
     samples = images(kind) if samples is None else samples
     chosen = METHODS[method]
     own = {k: settings.pop(k) for k in list(settings) if k in chosen.settings.model_fields}
-    phases = list(chosen.plan(cast(student, teacher, TASK, chosen.settings(**own), samples)))
+    phases = list(chosen.plan(setup_of(student, teacher, TASK, chosen.settings(**own), samples)))
     held = (samples, torch.arange(18, 24))
     common = {"epochs": 2, "batch_size": 6, "lr": 0.01, "optimizer": "adamw", "views": 2, "select": "best"}
     made = runner(student, out, samples=samples, positions=torch.arange(18), held=held, **{**common, **settings})
@@ -93,7 +93,7 @@ def test_earlier_stages_stay_bit_for_bit(kind, tmp_path):
 
 def test_what_a_phase_needs(tmp_path):
     student, teacher = networks("residual")
-    phases = METHODS["skd"].plan(cast(student, teacher, TASK, Settings(), images("residual")))
+    phases = METHODS["skd"].plan(setup_of(student, teacher, TASK, Settings(), images("residual")))
     assert [p.name for p in phases] == ["layer1", "layer2", "layer3", "head"]
     assert [p.select_by for p in phases] == ["loss"] * 3 + ["accuracy"]
     assert [sorted(p.reads) for p in phases] == [["pixels"], [], [], ["labels"]]
@@ -120,7 +120,7 @@ class Named(nn.Module):
 
 def test_a_stage_called_like_a_phase():
     chosen = Settings(stages="body,head")
-    phases = METHODS["skd"].plan(cast(model(Named()), model(Named(), seed=2), TASK, chosen, images("residual")))
+    phases = METHODS["skd"].plan(setup_of(model(Named()), model(Named(), seed=2), TASK, chosen, images("residual")))
     assert [phase.name for phase in phases] == ["body", "stage head", "head"]
 
 
@@ -201,7 +201,7 @@ def protege_clean():
 
 def test_inherited_stem_and_head(tmp_path):
     student, teacher = networks("residual")
-    found = METHODS["skd"].plan(cast(student, teacher, TASK, Settings(inherit=True), images("residual")))
+    found = METHODS["skd"].plan(setup_of(student, teacher, TASK, Settings(inherit=True), images("residual")))
     before = weights(student)
     found[0].solve(lambda done, total: None)
     after, theirs = weights(student), weights(teacher)
@@ -213,7 +213,7 @@ def test_inherited_stem_and_head(tmp_path):
 @pytest.mark.parametrize(("kind", "rates"), [("residual", [{"optimizer": "adamw", "lr": 2e-3}]), ("narrower", [{}])])
 def test_an_inherited_head_is_only_tuned(kind, rates):
     student, teacher = networks(kind)
-    phases = METHODS["skd"].plan(cast(student, teacher, TASK, Settings(inherit=True), images(kind)))
+    phases = METHODS["skd"].plan(setup_of(student, teacher, TASK, Settings(inherit=True), images(kind)))
     assert [phase.overrides for phase in phases if phase.name == "head"] == rates
 
 
@@ -222,7 +222,7 @@ def test_whole_layers_are_inherited_and_a_stem_of_its_own(caplog):
     student, teacher = network("cnn_small", 1, width=4), network("cnn_small", 2, width=4)
     narrow, wide = networks("narrower")
     for ours, theirs, expected in ((student, teacher, True), (narrow, wide, False)):
-        phase = METHODS["skd"].plan(cast(ours, theirs, TASK, Settings(inherit=True), images("narrower")))[0]
+        phase = METHODS["skd"].plan(setup_of(ours, theirs, TASK, Settings(inherit=True), images("narrower")))[0]
         before = weights(ours)
         copied = phase.solve(lambda done, total: None)["copied_values"]
         after, given = weights(ours), weights(theirs)
@@ -358,7 +358,7 @@ def test_a_run_is_not_resumed_with_others(teacher, tmp_path, monkeypatch):
     origin_of = production.origin_of
     for what in ("teacher", "data set"):
         other = {what: "other"}
-        monkeypatch.setattr(production, "origin_of", lambda *cast, other=other: origin_of(*cast) | other)
+        monkeypatch.setattr(production, "origin_of", lambda *setup, other=other: origin_of(*setup) | other)
         with pytest.raises(protege.UserError, match=f"resume=True found another {what} than .* was begun with"):
             protege.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
     monkeypatch.setattr(production, "origin_of", origin_of)
@@ -380,19 +380,19 @@ def test_own_defaults_give_way_to_the_user(teacher, tmp_path):
 
 
 def test_a_preview_names_what_is_inherited_and_the_disk_that_is_needed(teacher, tmp_path):
-    cast = (str(teacher), "zoo:cnn_tiny?width=3", "digits")
+    setup = (str(teacher), "zoo:cnn_tiny?width=3", "digits")
     found = protege.preview(str(teacher), str(teacher), "digits", "skd", samples=60, inherit=True, views=2)
     modules = dict(protege.load_model(str(teacher)).network.named_modules())
     (inherited,) = [phase["inherited_layers"] for phase in found["phases"] if phase["name"] == "inherit"]
     assert inherited
     assert set(inherited) <= modules.keys()
     for settings in ({"method": "skd"}, {"method": "kd"}, {"method": "kd", "optimizer": "adamw", "ema": 0.9}):
-        told = protege.preview(*cast, samples=60, views=2, **settings)["disk"]
-        result = protege.distill(*cast, samples=60, views=2, epochs=1, out=tmp_path / str(settings), **settings).result
+        told = protege.preview(*setup, samples=60, views=2, **settings)["disk"]
+        result = protege.distill(*setup, samples=60, views=2, epochs=1, out=tmp_path / str(settings), **settings).result
         kept = [path.stat().st_size for path in (tmp_path / str(settings) / "checkpoint").glob("*.pt")]
         assert result["cache"]["bytes"] <= told["signals"] + 2**16, "besides small files"
         assert max(kept) <= told["checkpoints"] / 3 + 2**16
-    assert protege.preview(*cast, "kd", samples=60, views="all")["disk"]["signals"] == 0
+    assert protege.preview(*setup, "kd", samples=60, views="all")["disk"]["signals"] == 0
 
 
 def dry_run(teacher: Path, *more: str) -> int:
@@ -534,14 +534,14 @@ def test_settings_that_would_do_nothing(method, options, expected, teacher):
 def test_maps_are_compared_where_there_are_maps(method):
     student, teacher = networks("transformer")
     with pytest.raises(protege.UserError, match="compares feature maps"):
-        METHODS[method].plan(cast(student, teacher, TASK, METHODS[method].settings(), images("transformer")))
+        METHODS[method].plan(setup_of(student, teacher, TASK, METHODS[method].settings(), images("transformer")))
 
 
 def test_a_frozen_stage_is_refused_where_its_adapter_could_learn():
     student, teacher = network("resnet8"), network("resnet8x4")
     student.network.layer2.requires_grad_(False)
     with pytest.raises(protege.UserError, match=r"in stage 'layer2' nothing is left to learn; .* not frozen"):
-        METHODS["skd"].plan(cast(student, teacher, TASK, Settings(), images("residual")))
+        METHODS["skd"].plan(setup_of(student, teacher, TASK, Settings(), images("residual")))
 
 
 @pytest.mark.parametrize("method", ["at", "simultaneous"])
@@ -567,9 +567,9 @@ def test_what_learns_as_a_whole_need_not_come_apart(method, tmp_path):
     chosen, samples = METHODS[method], images("residual")
     settings = chosen.settings(stages="parts.0,shared")
     with pytest.raises(protege.UserError, match="is used in both stages"):
-        METHODS["skd"].plan(cast(student, teacher, TASK, Settings(stages="parts.0,shared"), samples))
-    phases = list(chosen.plan(cast(student, teacher, TASK, settings, samples)))
-    assert [row["stage"] for row in chosen.preview(cast(student, teacher, TASK, settings, samples))][-1] == "head"
+        METHODS["skd"].plan(setup_of(student, teacher, TASK, Settings(stages="parts.0,shared"), samples))
+    phases = list(chosen.plan(setup_of(student, teacher, TASK, settings, samples)))
+    assert [row["stage"] for row in chosen.preview(setup_of(student, teacher, TASK, settings, samples))][-1] == "head"
     before = weights(student)
     perform(runner(student, tmp_path, samples=samples, epochs=1, batch_size=6), phases)
     after = weights(student)

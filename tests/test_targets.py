@@ -20,7 +20,7 @@ from protege.methods.teaching import TargetSettings, teaching
 from protege.models.zoo import arguments_of, build
 from protege.signals import Logits, SignalCache, TopK
 from protege.tasks import TASKS
-from tools import CLASSES, Net, cast, events, model, perform, pictures, plan, runner
+from tools import CLASSES, Net, events, model, perform, pictures, plan, runner, setup_of
 
 SEEDS = st.integers(0, 10**6)
 CLASSIFICATION = TASKS["classification"]
@@ -260,7 +260,7 @@ def test_mean_predictions():
 
 def term(target: str, task: str = "classification", teacher: nn.Module | None = None, samples=None, **given):
     settings = TargetSettings(target=target, **given)
-    return teaching(settings, cast(model(), teacher or model(seed=3), TASKS[task], settings, samples))
+    return teaching(settings, setup_of(model(), teacher or model(seed=3), TASKS[task], settings, samples))
 
 
 @pytest.mark.parametrize("task", LABELLED)

@@ -18,7 +18,7 @@ from protege.methods.targets import TARGETS
 from protege.models import Model
 from protege.models.inputs import InputSpec
 from protege.tasks import TASKS, Chance
-from tools import CLASSES, Marked, Net, cast, events, perform, pictures, plan, runner
+from tools import CLASSES, Marked, Net, events, perform, pictures, plan, runner, setup_of
 
 ATEN = torch.ops.aten
 INDEX = ATEN.index.Tensor
@@ -336,7 +336,7 @@ def test_a_step_is_a_function_of_tensors(method, given, task):
     marks = torch.randint(0, CLASSES, (48, 6, 6) if task == "segmentation" else (48,))
     samples = Marked(pictures().pixels, marks) if task == "segmentation" else pictures()
     settings = METHODS[method].settings(**given)
-    for phase in METHODS[method].plan(cast(student, teacher, TASKS[task], settings, samples)):
+    for phase in METHODS[method].plan(setup_of(student, teacher, TASKS[task], settings, samples)):
         operations = []
         for unlabelled in (slice(0, 0), slice(0, 0), slice(0, 3), slice(0, 8)):  # the first one fills what is kept
             phase.trainee.zero_grad()

@@ -183,8 +183,8 @@ def test_an_export_is_shown_beside_those_it_comes_from(tmp_path):
     teacher = model()
     teacher.save(tmp_path / "teacher")
     teacher.save(tmp_path / "run" / "student")
-    cast = {"teacher": {"spec": "os:getcwd", "params": 7, "macs": 9}, "student": {"spec": "zoo:cnn_tiny"}}
-    (tmp_path / "run" / "result.json").write_text(json.dumps(cast))
+    setup = {"teacher": {"spec": "os:getcwd", "params": 7, "macs": 9}, "student": {"spec": "zoo:cnn_tiny"}}
+    (tmp_path / "run" / "result.json").write_text(json.dumps(setup))
     raw = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     found = _forerunners(tmp_path / "run" / "student", raw, None)
     assert found == _forerunners(tmp_path / "run", raw, None), "which names the same model"

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from protege.data import Augment, Batch, InMemory
-from protege.methods import METHODS, Cast, Transfer
+from protege.methods import METHODS, Setup, TransferSet
 from protege.models import Model
 from protege.models.inputs import InputSpec
 from protege.run.recipe import make_recipe
@@ -23,7 +23,7 @@ from protege.training import Phase, Runner
 from protege.training.checkpoint import load_checkpoint
 from protege.training.plan import Plan
 from protege.training.progress import Display
-from protege.training.state import Corpus, Memory, State
+from protege.training.state import CacheLimits, RunData, State
 
 CLASSES = 3
 SHIFT = Augment(shift=1)
@@ -81,14 +81,16 @@ def model(network: nn.Module | None = None, *, seed: int = 0, **settings) -> Mod
 
 def plan(method: str, student: nn.Module, teacher: nn.Module | None, task: Task = TASKS["classification"], **settings):
     """The phases of a method."""
-    return list(METHODS[method].plan(cast(student, teacher, task, METHODS[method].settings(**settings))))
+    return list(METHODS[method].plan(setup_of(student, teacher, task, METHODS[method].settings(**settings))))
 
 
-def cast(student: nn.Module, teacher: nn.Module | None, task: Task, settings: object, samples: InMemory | None = None):
+def setup_of(
+    student: nn.Module, teacher: nn.Module | None, task: Task, settings: object, samples: InMemory | None = None
+):
     """What a method's plan gets, on small pictures."""
     samples = pictures() if samples is None else samples
-    transfer = Transfer(samples, torch.arange(len(samples)), SHIFT, 0, torch.device("cpu"))
-    return Cast(student, teacher, task, settings, transfer)  # type: ignore[arg-type]
+    transfer = TransferSet(samples, torch.arange(len(samples)), SHIFT, 0, torch.device("cpu"))
+    return Setup(student, teacher, task, settings, transfer)  # type: ignore[arg-type]
 
 
 def runner(
@@ -114,12 +116,12 @@ def runner(
     samples = pictures() if samples is None else samples
     out.mkdir(parents=True, exist_ok=True)
     positions = torch.arange(len(samples)) if positions is None else positions
-    corpus = Corpus(samples, positions, held, monitor, augment, views, classes)
+    run_data = RunData(samples, positions, held, monitor, augment, views, classes)
     return Runner(
         student,
         TASKS[task],
-        Plan((), make_recipe({"student": "-", "data": "-", "method": "none", **settings}), phases or {}, corpus),
-        Memory(budget, folder),
+        Plan((), make_recipe({"student": "-", "data": "-", "method": "none", **settings}), phases or {}, run_data),
+        CacheLimits(budget, folder),
         out,
         accelerator=Accelerator(mixed_precision="no"),
         precision="fp32",

@@ -1,6 +1,6 @@
 """The methods: each a plan of phases, each file the paper's algorithm and nothing else.
 
-A method of one's own is a function that gets a `Cast` (student, teacher, task, settings, transfer set) and returns the
+A method of one's own is a function that gets a `Setup` (student, teacher, task, settings, transfer set) and returns the
 phases to run, in a `Method` that says which settings it reads:
 
     from pydantic import Field
@@ -9,15 +9,15 @@ phases to run, in a `Method` that says which settings it reads:
     class Settings(MethodSettings):
         share: float = Field(0.5, ge=0, le=1, description="share of the loss that comes from the teacher")
 
-    def plan(cast):
-        signals = cast.asked(Logits())
+    def plan(setup):
+        signals = setup.asked(Logits())
 
         def step(student, batch):
-            rows, truth, weights = cast.rows(student(batch.inputs), batch)
+            rows, truth, weights = setup.rows(student(batch.inputs), batch)
             ...
             return {"loss": loss}
 
-        return [Fit("mine", cast.student, step, signals)]
+        return [Fit("mine", setup.student, step, signals)]
 
     mine = Method(plan, Settings)
 
@@ -26,21 +26,21 @@ It is named ``mymodule:mine`` wherever a method is named: on the command line, i
 
 from ..signals import Feature, Logits, Outputs, TopK
 from ..training.phase import Fit, Solve
-from .method import Cast, Method, MethodSettings, Transfer
+from .method import Method, MethodSettings, Setup, TransferSet
 from .named import METHODS, about_method, find_method, is_method, is_outside, name_of, offered
 
 __all__ = [
     "METHODS",
-    "Cast",
     "Feature",
     "Fit",
     "Logits",
     "Method",
     "MethodSettings",
     "Outputs",
+    "Setup",
     "Solve",
     "TopK",
-    "Transfer",
+    "TransferSet",
     "about_method",
     "find_method",
     "is_method",

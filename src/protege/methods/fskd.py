@@ -34,7 +34,7 @@ from ..surgery.solving import blocks_of, folded, has_intercept, refuse_unrelated
 from ..surgery.tracing import Live
 from ..torch_utils import eval_mode
 from ..training.phase import Fit, Phase, Solve
-from .method import Cast, MethodSettings
+from .method import MethodSettings, Setup
 
 logger = logging.getLogger(__name__)
 
@@ -235,15 +235,15 @@ def _check_finite(moments: Moments, size: float, point: Point) -> None:
     )
 
 
-def _chunks(cast: Cast) -> tuple[Inputs, list[int]]:
+def _chunks(setup: Setup) -> tuple[Inputs, list[int]]:
     """The transfer samples in chunks, and the fold of each: clean ones first, then their augmented views.
 
     A chunk is spread over all samples, so that sorted ones make like folds; all views of a sample lie in one fold.
     """
-    transfer, count = cast.transfer, len(cast.transfer.positions)
+    transfer, count = setup.transfer, len(setup.transfer.positions)
     if count == 0:
         raise UserError("there are no samples to recover the student from; expected at least one: raise samples=….")
-    augmented = cast.settings.augmented
+    augmented = setup.settings.augmented
     if augmented is None:  # they help most where samples are fewest
         augmented = min(MOST_VIEWS, ENOUGH // count - 1) if count < ENOUGH else 0
     views = range(augmented if transfer.augment.changes else 0)
@@ -256,7 +256,7 @@ def _chunks(cast: Cast) -> tuple[Inputs, list[int]]:
         group, part = divmod(chunk, parts)
         positions = transfer.positions[part::parts]
         raw = [next(iter(transfer.batches(len(positions), view, positions))).inputs for view in groups[group]]
-        return _prepared(cast.student, torch.cat(raw)), _prepared(cast.teacher, torch.cat(raw))
+        return _prepared(setup.student, torch.cat(raw)), _prepared(setup.teacher, torch.cat(raw))
 
     return inputs, [part % FOLDS for part in range(parts)] * len(groups)
 
@@ -265,42 +265,42 @@ def _prepared(model: Model, raw: Tensor) -> Tensor:
     return model.run(nn.Identity(), raw)
 
 
-def preview(cast: Cast) -> list[dict[str, Any]]:
+def preview(setup: Setup) -> list[dict[str, Any]]:
     """The alignment points, one row each: what ``--dry-run`` prints. Raises where the two do not correspond.
 
     A run calls it before `plan`.
     """
-    inputs, _ = _chunks(cast)
+    inputs, _ = _chunks(setup)
     x, y = inputs(0)
-    for model in (cast.student, cast.teacher):
-        place(model, cast.transfer.device)
-    walks = Walk(cast.student.network, "student", x[:2]), Walk(cast.teacher.network, "teacher", y[:2])
-    points = plan_alignment(*walks, cast.student.kept, cast.settings.solve == "kernel")
-    with eval_mode(cast.student, cast.teacher):
+    for model in (setup.student, setup.teacher):
+        place(model, setup.transfer.device)
+    walks = Walk(setup.student.network, "student", x[:2]), Walk(setup.teacher.network, "teacher", y[:2])
+    points = plan_alignment(*walks, setup.student.kept, setup.settings.solve == "kernel")
+    with eval_mode(setup.student, setup.teacher):
         refuse_unrelated(*walks, points, x, y)
     return [point.row() for point in points]
 
 
-def plan(cast: Cast) -> list[Phase]:
+def plan(setup: Setup) -> list[Phase]:
     """Solve layer by layer; then, if asked for, a few updates on the teacher's logits of the same samples."""
-    s = cast.settings
+    s = setup.settings
 
     def align(report: Callable[[int, int], None]) -> dict[str, Any]:
-        networks = cast.student.network, cast.teacher.network
+        networks = setup.student.network, setup.teacher.network
         settings = {"kernels": s.solve == "kernel", "ridge": s.ridge, "sweeps": s.sweeps}
-        return recover(*networks, cast.student.kept, *_chunks(cast), **settings, report=report)
+        return recover(*networks, setup.student.kept, *_chunks(setup), **settings, report=report)
 
     def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         nobody = torch.zeros_like(batch.labels)  # every row counts, and no label is read
-        z, _, weights = cast.task.rows(student(batch.inputs), nobody)
-        v = cast.task.flat(batch.signals["teacher"]["logits"], nobody)
-        return {"loss": cast.task.imitation(z, v, weights, s.temperature)}
+        z, _, weights = setup.task.rows(student(batch.inputs), nobody)
+        v = setup.task.flat(batch.signals["teacher"]["logits"], nobody)
+        return {"loss": setup.task.imitation(z, v, weights, s.temperature)}
 
     phases: list[Phase] = [Solve("align", align)]
     if s.finetune_steps:
-        size = min(64, len(cast.transfer.positions))
-        epochs = math.ceil(s.finetune_steps / math.ceil(len(cast.transfer.positions) / size))
+        size = min(64, len(setup.transfer.positions))
+        epochs = math.ceil(s.finetune_steps / math.ceil(len(setup.transfer.positions) / size))
         overrides = {"batch_size": size, "epochs": epochs, "lr": s.finetune_lr or 0.01}
-        source = Source("teacher", cast.teacher, [Logits()], cast.task)
-        phases.append(Fit("finetune", cast.student, step, sources=(source,), overrides=overrides, continues=True))
+        source = Source("teacher", setup.teacher, [Logits()], setup.task)
+        phases.append(Fit("finetune", setup.student, step, sources=(source,), overrides=overrides, continues=True))
     return phases

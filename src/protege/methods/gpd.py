@@ -27,7 +27,7 @@ from ..surgery import BRANCHES, Shared, readout, share
 from ..tasks import Task
 from ..torch_utils import device_of
 from ..training.phase import Fit
-from .method import Cast
+from .method import Setup
 from .teaching import TARGET_KEYS, TargetSettings, teaching
 
 # The authors average weights and clip gradients; the numbers are for some thousand updates rather than ImageNet.
@@ -65,10 +65,10 @@ class Settings(TargetSettings):
         return super().idle(taught) if taught else without
 
 
-def dynamic_teacher(cast: Cast) -> Shared:
+def dynamic_teacher(setup: Setup) -> Shared:
     """The student and its dynamic teacher in one set of parameters, called on raw inputs."""
-    s, student = cast.settings, cast.student
-    example = student.prepared(cast.transfer.example(2).to(device_of(student)))
+    s, student = setup.settings, setup.student
+    example = student.prepared(setup.transfer.example(2).to(device_of(student)))
     trainee = share(
         student.network, s.ratio, example, branches=s.branches, perturbation=s.perturbation, run=student.run
     )
@@ -77,8 +77,8 @@ def dynamic_teacher(cast: Cast) -> Shared:
 
 
 def plan(
-    cast: Cast,
-    build: Callable[[Cast], Any] = dynamic_teacher,
+    setup: Setup,
+    build: Callable[[Setup], Any] = dynamic_teacher,
     read: Callable[[Any], nn.Module] = readout,
 ) -> list[Fit]:
     """One phase: ``(1-w)·(task + λ·gap) + w·term`` for the student, the same without the gap for its dynamic teacher.
@@ -89,40 +89,40 @@ def plan(
     ``build`` makes what is trained, a module from raw inputs to the outputs of the dynamic teacher and of the student,
     and ``read`` takes the student's network out of it: ablations have others.
     """
-    s, student = cast.settings, cast.student
-    if not cast.task.labelled:
+    s, student = setup.settings, setup.student
+    if not setup.task.labelled:
         raise UserError(
-            f"method 'gpd' teaches by class probabilities, which the task {cast.task.name!r} does not have; expected "
+            f"method 'gpd' teaches by class probabilities, which the task {setup.task.name!r} does not have; expected "
             "another method: choose kd or skd."
         )
-    term = teaching(s, cast) if cast.teacher is not None else None
+    term = teaching(s, setup) if setup.teacher is not None else None
     weight = term.weight if term else 0.0
     if weight == 1 and s.gap_weight:
         raise UserError(
             "weight = 1 leaves nothing for the dynamic teacher, whose gap_weight is relative to the labels' share; "
             "expected less than 1: lower weight=…, or use method='kd'."
         )
-    trainee = build(cast)
+    trainee = build(setup)
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         wide, narrow = trainee(batch.inputs)
-        v, labels, weights = cast.task.rows(wide, batch.labels)
-        z = cast.task.flat(narrow, batch.labels)
+        v, labels, weights = setup.task.rows(wide, batch.labels)
+        z = setup.task.flat(narrow, batch.labels)
         gap = gap_loss(z, v, s.gap_smoothing, weights)
         losses = {"gap_loss": gap}
         total = (1 - weight) * s.gap_weight * gap
         for name, logits in (("student", z), ("dynamic", v)):
-            task_loss = cast.task_loss(logits, labels, weights)
+            task_loss = setup.task_loss(logits, labels, weights)
             total = total + (1 - weight) * task_loss
             nll = None if s.label_smoothing or s.class_weights else task_loss.detach()
-            standing = _standing(cast.task, logits, labels, weights, nll)
+            standing = _standing(setup.task, logits, labels, weights, nll)
             losses |= {f"{name}_{key}": value for key, value in standing.items()}
             if term:
                 losses[f"{name}_kd_loss"] = kd = term.loss(logits, labels, weights, batch)
                 total = total + weight * kd
         if "logits" in batch.signals.get("teacher", {}):
-            static = cast.task.flat(batch.signals["teacher"]["logits"], batch.labels)
-            standing = _standing(cast.task, static, labels, weights)
+            static = setup.task.flat(batch.signals["teacher"]["logits"], batch.labels)
+            standing = _standing(setup.task, static, labels, weights)
             losses |= {f"static_{key}": value for key, value in standing.items()}
         return {"loss": total, **losses}
 
@@ -131,7 +131,7 @@ def plan(
         found.layout = student.layout
         return found
 
-    return [Fit("gpd", trainee, step, cast.asked(*(term.signals if term else ())), readout=student_of)]
+    return [Fit("gpd", trainee, step, setup.asked(*(term.signals if term else ())), readout=student_of)]
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from ..signals import Feature
 from ..surgery import Pair, Tapped
 from ..training.phase import Fit
 from . import kd
-from .method import Cast
+from .method import Setup
 from .stages import Apprentice, StageSettings, features, paired, staged, tapped, teacher_feature
 from .teaching import TargetSettings
 
@@ -39,41 +39,41 @@ class AttentionSettings(StageSettings):
     feature_weight: float = Field(ATTENTION, ge=0, description="β/2: weight of the attention maps' term")
 
 
-def fitnets(cast: Cast) -> list[Fit]:
+def fitnets(setup: Setup) -> list[Fit]:
     """The first half of the student learns the teacher's middle features through a regressor; then the whole by KD."""
-    cut = staged(cast)
+    cut = staged(setup)
     middle = (len(cut.pairs) - 1) // 2
     pair = cut.pairs[middle]
 
     def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        feature = cast.student.run(apprentice, batch.inputs)
+        feature = setup.student.run(apprentice, batch.inputs)
         return {"loss": hint_loss(feature, teacher_feature(batch, pair))}
 
-    guided = Apprentice(cast.student, cut.stages[: middle + 1], pair)
-    source = features(cast, [pair.teacher.name])
+    guided = Apprentice(setup.student, cut.stages[: middle + 1], pair)
+    source = features(setup, [pair.teacher.name])
     hint = Fit("hint", guided, step, (source,), select_by="loss", reads=frozenset({"pixels"}))
-    return [hint, *kd.plan(cast)]
+    return [hint, *kd.plan(setup)]
 
 
-def at(cast: Cast) -> list[Fit]:
+def at(setup: Setup) -> list[Fit]:
     """``CE(y, q) + β/2·Σ_s MSE(attention maps at cut s)``."""
-    pairs = _maps(paired(cast), "at")
+    pairs = _maps(paired(setup), "at")
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, outputs = trainee(batch.inputs)
-        task_loss = cast.task_loss(*cast.rows(outputs, batch))
+        task_loss = setup.task_loss(*setup.rows(outputs, batch))
         theirs = [teacher_feature(batch, pair) for pair in pairs]
         losses = [attention_loss(a, b) for a, b in zip(ours, theirs, strict=True)]
         loss = torch.stack(losses).sum()
-        return {"loss": task_loss + cast.settings.feature_weight * loss, "task_loss": task_loss, "feature_loss": loss}
+        return {"loss": task_loss + setup.settings.feature_weight * loss, "task_loss": task_loss, "feature_loss": loss}
 
-    plain = tapped(cast.student, pairs, adapt=False)
-    return [_whole(cast, "attention", plain, step, pairs)]
+    plain = tapped(setup.student, pairs, adapt=False)
+    return [_whole(setup, "attention", plain, step, pairs)]
 
 
-def fsp(cast: Cast) -> list[Fit]:
+def fsp(setup: Setup) -> list[Fit]:
     """The whole student learns the flows between the teacher's neighbouring cuts; then the task from labels."""
-    cut = staged(cast)
+    cut = staged(setup)
     pairs = _maps(cut.pairs, "fsp")
     if len(pairs) < 2:
         raise UserError(
@@ -88,27 +88,27 @@ def fsp(cast: Cast) -> list[Fit]:
         return {"loss": torch.stack(losses).mean()}
 
     def labels(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": cast.task_loss(*cast.rows(trainee(batch.inputs), batch))}
+        return {"loss": setup.task_loss(*setup.rows(trainee(batch.inputs), batch))}
 
-    first = _whole(cast, "flow", tapped(cast.student, pairs), flows, pairs, truth=False)
+    first = _whole(setup, "flow", tapped(setup.student, pairs), flows, pairs, truth=False)
     first.select_by = "loss"
     head = {name for name, _ in cut.stages[-1].named_parameters()}  # no flow reaches it
     first.learns = lambda name: name.removeprefix("model.") not in head
-    return [first, Fit("labels", cast.student, labels, cast.asked())]
+    return [first, Fit("labels", setup.student, labels, setup.asked())]
 
 
-def simultaneous(cast: Cast) -> list[Fit]:
+def simultaneous(setup: Setup) -> list[Fit]:
     """All stage losses and the task's at once, summed and divided by their count."""
-    pairs = paired(cast)
+    pairs = paired(setup)
 
     def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ours, outputs = trainee(batch.inputs)
-        task_loss = cast.task_loss(*cast.rows(outputs, batch))
+        task_loss = setup.task_loss(*setup.rows(outputs, batch))
         theirs = [teacher_feature(batch, pair) for pair in pairs]
         loss = torch.stack([hint_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).sum()
         return {"loss": (task_loss + loss) / (len(pairs) + 1), "task_loss": task_loss, "feature_loss": loss}
 
-    whole = _whole(cast, "simultaneous", tapped(cast.student, pairs), step, pairs)
+    whole = _whole(setup, "simultaneous", tapped(setup.student, pairs), step, pairs)
     whole.parts = len(pairs) + 1
     return [whole]
 
@@ -124,7 +124,7 @@ def _maps(pairs: list[Pair], method: str) -> list[Pair]:
     return pairs
 
 
-def _whole(cast: Cast, name: str, trainee: Tapped, step: Step, pairs: list[Pair], truth: bool = True) -> Fit:
+def _whole(setup: Setup, name: str, trainee: Tapped, step: Step, pairs: list[Pair], truth: bool = True) -> Fit:
     """A phase in which the whole student learns, seen through its taps; with ``truth`` by the task's loss as well."""
-    sources = cast.asked(*(Feature(pair.teacher.name) for pair in pairs), truth=truth)
+    sources = setup.asked(*(Feature(pair.teacher.name) for pair in pairs), truth=truth)
     return Fit(name, trainee, step, sources, readout=lambda tapped: tapped.get_submodule("model"))

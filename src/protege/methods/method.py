@@ -1,4 +1,4 @@
-"""What a method is: a function from the cast to a plan of phases, and its settings."""
+"""What a method is: a function from the setup to a plan of phases, and its settings."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class MethodSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Transfer:
+class TransferSet:
     """The transfer set: the samples that a run may learn from, for methods that look at them while they plan or solve.
 
     ``positions`` are those of this run in ``samples``; ``views`` is how many augmentations each has (0: a fresh one
@@ -100,8 +100,8 @@ class Transfer:
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Who plays: what a method gets to write its plan. ``teacher`` is None only where the method does without one.
+class Setup:
+    """What a method gets to write its plan. ``teacher`` is None only where the method does without one.
 
     Raises `UserError` for a setting that would do nothing and is not at its default, so meant to do something.
     """
@@ -110,7 +110,7 @@ class Cast:
     teacher: Any  # a Model, or None
     task: Task
     settings: Any  # an instance of the method's own settings
-    transfer: Transfer
+    transfer: TransferSet
 
     def __post_init__(self) -> None:
         for key, sentence in self.task.unsuited.items():
@@ -161,16 +161,16 @@ class Method:
     reads ``labels`` are drawn without them as well; one that can do without them draws them class by class if it can.
     """
 
-    plan: Callable[[Cast], Sequence[Phase]]
+    plan: Callable[[Setup], Sequence[Phase]]
     settings: type[MethodSettings]
     needs_teacher: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    preview: Callable[[Cast], list[dict[str, Any]]] | None = None
+    preview: Callable[[Setup], list[dict[str, Any]]] | None = None
     labels: Literal["needed", "used", "unread"] = "needed"
 
-    def __call__(self, cast: Cast) -> list[Phase]:
+    def __call__(self, setup: Setup) -> list[Phase]:
         """The plan for these networks. Raises `UserError` where it is none."""
-        phases = list(self.plan(cast))
+        phases = list(self.plan(setup))
         if not phases or not all(isinstance(phase, Phase) for phase in phases):
             raise UserError(f"a plan of phases is {phases!r}; expected a list of Fit and Solve: correct it.")
         names = [phase.name for phase in phases]

@@ -41,7 +41,7 @@ def offered() -> Mapping[str, EntryPoint]:
 
 def find_method(name: str) -> Method:
     """The method of a name, or at ``package.module:name``: a `Method`, a function without arguments that returns one,
-    or a plan, which is a function of a `Cast`. Raises `UserError` where there is none; see also `is_method`."""
+    or a plan, which is a function of a `Setup`. Raises `UserError` where there is none; see also `is_method`."""
     if name in METHODS:
         return METHODS[name]
     if name in offered():
@@ -111,7 +111,7 @@ def _method(value: Any, name: str) -> Method:
     if not isinstance(made, Method):
         raise UserError(
             f"the method {name!r} is a {type(value).__name__}; expected a protege.methods.Method, a function without "
-            "arguments that returns one, or a plan(cast): name another."
+            "arguments that returns one, or a plan(setup): name another."
         )
     return made
 

@@ -6,17 +6,17 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from ..training.phase import Fit
-from .method import Cast, MethodSettings
+from .method import MethodSettings, Setup
 
 
 class Settings(MethodSettings):
     """Nothing beyond the common ones."""
 
 
-def plan(cast: Cast) -> list[Fit]:
+def plan(setup: Setup) -> list[Fit]:
     """One phase: cross-entropy with the labels."""
 
     def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": cast.task_loss(*cast.rows(student(batch.inputs), batch))}
+        return {"loss": setup.task_loss(*setup.rows(student(batch.inputs), batch))}
 
-    return [Fit("labels", cast.student, step, cast.asked())]
+    return [Fit("labels", setup.student, step, setup.asked())]

@@ -17,7 +17,7 @@ from ..losses import Relations, calibrate, true_probability
 from ..losses.relations import TABLE
 from ..signals import Feature, Logits, Source
 from ..tasks import Task
-from .method import Cast
+from .method import Setup
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ def predictions(network: nn.Module, batches: Iterable[Batch], task: Task, classe
     return total / max(count, 1), means
 
 
-def class_relations(cast: Cast, tau: float | None) -> Relations:
+def class_relations(setup: Setup, tau: float | None) -> Relations:
     """The teacher's class relations, from its logit layer or else from its mean predictions."""
-    transfer, task, teacher = cast.transfer, cast.task, cast.teacher
+    transfer, task, teacher = setup.transfer, setup.task, setup.teacher
     example = transfer.example()
     classes = Source("teacher", teacher, [Logits()], task).compute(example)["logits"].shape[task.class_dim]
     layer = logit_layer(teacher, classes, example, task)

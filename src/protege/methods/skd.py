@@ -26,7 +26,7 @@ from ..surgery import HEAD, Stage
 from ..torch_utils import tensors_of
 from ..training.phase import Fit, Phase, Solve
 from . import kd
-from .method import Cast
+from .method import Setup
 from .stages import Apprentice, Staged, StageSettings, features, frozen, live, staged, teacher_feature
 from .teaching import TARGET_KEYS, TargetSettings
 
@@ -62,57 +62,57 @@ class Settings(StageSettings, TargetSettings):
         return {} if self.finetune_epochs else dict.fromkeys([*TARGET_KEYS, *rate], why)
 
 
-def plan(cast: Cast) -> list[Phase]:
+def plan(setup: Setup) -> list[Phase]:
     """A phase for each stage, one for the head, and a joint one if asked for."""
-    s, cut = cast.settings, staged(cast)
-    taken = inherited(cast, cut) if s.inherit else []
+    s, cut = setup.settings, staged(setup)
+    taken = inherited(setup, cut) if s.inherit else []
     trained = set(cut.stages[-1].state_dict()) <= set(taken)  # few labels would spoil it at a full rate
     gently = {"optimizer": "adamw", "lr": s.finetune_lr or FINETUNE_LR}
 
-    phases: list[Phase] = [Solve("inherit", partial(inherit, cast, taken), _layers(taken))] if s.inherit else []
-    phases += [_stage_phase(cast, cut, i) for i in range(len(cut.pairs))]
-    phases.append(_head_phase(cast, cut.stages[:-1], cut.stages[-1], gently if trained else {}))
+    phases: list[Phase] = [Solve("inherit", partial(inherit, setup, taken), _layers(taken))] if s.inherit else []
+    phases += [_stage_phase(setup, cut, i) for i in range(len(cut.pairs))]
+    phases.append(_head_phase(setup, cut.stages[:-1], cut.stages[-1], gently if trained else {}))
     if s.finetune_epochs:
-        joint = kd.plan(cast)[0]
+        joint = kd.plan(setup)[0]
         overrides = {"epochs": s.finetune_epochs, **gently}
         phases.append(replace(joint, name="finetune", overrides=overrides, continues=True))
     return phases
 
 
-def _stage_phase(cast: Cast, cut: Staged, number: int) -> Fit:
+def _stage_phase(setup: Setup, cut: Staged, number: int) -> Fit:
     before, stage, pair = cut.stages[:number], cut.stages[number], cut.pairs[number]
     targets = [pair.teacher.name for pair in cut.pairs]
 
     def step(apprentice: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        feature = apprentice(live(cast, batch)) if before else cast.student.run(apprentice, batch.inputs)
+        feature = apprentice(live(setup, batch)) if before else setup.student.run(apprentice, batch.inputs)
         return {"loss": hint_loss(feature, teacher_feature(batch, pair))}
 
     name = f"stage {stage.name}" if stage.name in PHASES else stage.name
-    sources = ([frozen(cast, before)] if before else []) + [features(cast, [pair.teacher.name], targets)]
+    sources = ([frozen(setup, before)] if before else []) + [features(setup, [pair.teacher.name], targets)]
     reads: Any = frozenset() if before else frozenset({"pixels"})
-    return Fit(name, Apprentice(cast.student, [stage], pair), step, tuple(sources), select_by="loss", reads=reads)
+    return Fit(name, Apprentice(setup.student, [stage], pair), step, tuple(sources), select_by="loss", reads=reads)
 
 
-def _head_phase(cast: Cast, before: list[Stage], head: Stage, overrides: dict[str, Any]) -> Fit:
-    head.layout = cast.student.layout  # type: ignore[assignment]
+def _head_phase(setup: Setup, before: list[Stage], head: Stage, overrides: dict[str, Any]) -> Fit:
+    head.layout = setup.student.layout  # type: ignore[assignment]
 
     def step(head: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        rows = cast.rows(logits_in(head(live(cast, batch))), batch)
-        return {"loss": cast.task_loss(*rows), **cast.task.score(*rows)}
+        rows = setup.rows(logits_in(head(live(setup, batch))), batch)
+        return {"loss": setup.task_loss(*rows), **setup.task.score(*rows)}
 
-    sources = (frozen(cast, before), *cast.asked())
-    fit = Fit(HEAD, head, step, sources, overrides=overrides, select_by=cast.task.accuracy_name)
+    sources = (frozen(setup, before), *setup.asked())
+    fit = Fit(HEAD, head, step, sources, overrides=overrides, select_by=setup.task.accuracy_name)
     fit.reads, fit.continues = frozenset({"labels"}), bool(overrides)  # an inherited head has learned already
     return fit
 
 
-def inherited(cast: Cast, cut: Staged) -> list[str]:
+def inherited(setup: Setup, cut: Staged) -> list[str]:
     """What the student's stem (what stands before the module of the first cut; if nothing does, that module) and head
     can take from the teacher: the values of each layer for which it has one of that name whose shapes all agree."""
     first, head = cut.stages[0], cut.stages[-1]
     before = [name for name in first.state_dict() if not name.startswith(f"network.{first.name}.")]
-    ours, theirs = tensors_of(cast.student), tensors_of(cast.teacher)
-    fixed = {name.rpartition(".")[0] for name, p in cast.student.named_parameters() if not p.requires_grad}
+    ours, theirs = tensors_of(setup.student), tensors_of(setup.teacher)
+    fixed = {name.rpartition(".")[0] for name, p in setup.student.named_parameters() if not p.requires_grad}
     layers: dict[str, list[str]] = {}
     for name in [*(before or first.state_dict()), *head.state_dict()]:
         if name in ours and name.rpartition(".")[0] not in fixed:
@@ -133,9 +133,9 @@ def _layers(names: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.removeprefix("network.").rpartition(".")[0] for name in names))
 
 
-def inherit(cast: Cast, names: list[str], report: Any) -> dict[str, float]:
+def inherit(setup: Setup, names: list[str], report: Any) -> dict[str, float]:
     """Copy the teacher's values of these names."""
-    ours, theirs = tensors_of(cast.student), tensors_of(cast.teacher)
+    ours, theirs = tensors_of(setup.student), tensors_of(setup.teacher)
     with torch.no_grad():
         for name in names:
             ours[name].copy_(theirs[name])

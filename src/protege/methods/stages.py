@@ -18,7 +18,7 @@ from ..losses import regressor
 from ..models import Model
 from ..signals import Feature, Outputs, Source
 from ..surgery import Chain, Pair, Stage, Tapped, describe, pair, split
-from .method import Cast, MethodSettings
+from .method import MethodSettings, Setup
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
@@ -40,32 +40,32 @@ class Staged:
     stages: list[Stage]
 
 
-def paired(cast: Cast) -> list[Pair]:
-    """Where the networks of a cast correspond. Raises `UserError` where they do not."""
-    for role, model in (("student", cast.student), ("teacher", cast.teacher)):
+def paired(setup: Setup) -> list[Pair]:
+    """Where the networks of a setup correspond. Raises `UserError` where they do not."""
+    for role, model in (("student", setup.student), ("teacher", setup.teacher)):
         wrapper = type(model.network).__name__
         if inner := WRAPPERS.get(wrapper):
             raise UserError(
                 f"the {role} is wrapped in {wrapper}, which hides its stages; expected the network itself: pass its "
                 f".{inner}."
             )
-    raw = cast.transfer.example()
-    ours, theirs = cast.student.prepared(raw), cast.teacher.prepared(raw)
-    return pair(cast.student.network, cast.teacher.network, ours, theirs, cast.settings.stages)
+    raw = setup.transfer.example()
+    ours, theirs = setup.student.prepared(raw), setup.teacher.prepared(raw)
+    return pair(setup.student.network, setup.teacher.network, ours, theirs, setup.settings.stages)
 
 
-def staged(cast: Cast) -> Staged:
-    """Pair and cut the networks of a cast. Raises `UserError` where that cannot be done."""
-    pairs = paired(cast)
-    if not any(p.requires_grad for p in cast.student.parameters()):
+def staged(setup: Setup) -> Staged:
+    """Pair and cut the networks of a setup. Raises `UserError` where that cannot be done."""
+    pairs = paired(setup)
+    if not any(p.requires_grad for p in setup.student.parameters()):
         raise UserError(
             "every parameter of the student is frozen; expected some that learn: call requires_grad_(True) on them."
         )
-    example = cast.student.prepared(cast.transfer.example())
-    stages = split(cast.student.network, [p.student.name for p in pairs], example)
-    if cast.settings.stages is None and len(pairs) > 1 and not list(stages[-1].parameters()):  # it ends by pooling
+    example = setup.student.prepared(setup.transfer.example())
+    stages = split(setup.student.network, [p.student.name for p in pairs], example)
+    if setup.settings.stages is None and len(pairs) > 1 and not list(stages[-1].parameters()):  # it ends by pooling
         pairs = pairs[:-1]
-        stages = split(cast.student.network, [p.student.name for p in pairs], example)
+        stages = split(setup.student.network, [p.student.name for p in pairs], example)
     for stage in stages:
         if not any(p.requires_grad for p in stage.parameters()):
             where = f"after the cut {pairs[-1].student.name!r}" if stage is stages[-1] else f"in stage {stage.name!r}"
@@ -75,14 +75,14 @@ def staged(cast: Cast) -> Staged:
     return Staged(pairs, stages)
 
 
-def preview(cast: Cast) -> list[dict[str, Any]]:
+def preview(setup: Setup) -> list[dict[str, Any]]:
     """How the networks pair up."""
-    return describe(paired(cast))
+    return describe(paired(setup))
 
 
-def preview_staged(cast: Cast) -> list[dict[str, Any]]:
+def preview_staged(setup: Setup) -> list[dict[str, Any]]:
     """The student's stages and how they pair up."""
-    cut = staged(cast)
+    cut = staged(setup)
     return describe(cut.pairs, cut.stages)
 
 
@@ -118,22 +118,22 @@ class Prefix(nn.Module):
         return self._run(self.chain, raw)
 
 
-def frozen(cast: Cast, stages: Sequence[Stage]) -> Source:
+def frozen(setup: Setup, stages: Sequence[Stage]) -> Source:
     """A student's first stages as a source of what the next one takes; of no use to another run."""
-    return Source("prefix", Prefix(cast.student, stages), [Outputs()], cast.task, lasting=False)
+    return Source("prefix", Prefix(setup.student, stages), [Outputs()], setup.task, lasting=False)
 
 
-def live(cast: Cast, batch: Batch) -> tuple[Tensor, ...]:
+def live(setup: Setup, batch: Batch) -> tuple[Tensor, ...]:
     """What `frozen` stages have left in a batch."""
     fields = batch.signals["prefix"]
     values = tuple(fields[key] for key in sorted(fields, key=int))
-    return values if cast.student.layout == "channels_last" else tuple(value.contiguous() for value in values)
+    return values if setup.student.layout == "channels_last" else tuple(value.contiguous() for value in values)
 
 
-def features(cast: Cast, names: Sequence[str], together: Sequence[str] = ()) -> Source:
+def features(setup: Setup, names: Sequence[str], together: Sequence[str] = ()) -> Source:
     """The teacher as a source of the features at named modules; ``together``: all those that phases will ask for."""
     asked, all_asked = ([Feature(name) for name in part] for part in (names, together))
-    return Source("teacher", cast.teacher, asked, cast.task, together=all_asked)
+    return Source("teacher", setup.teacher, asked, setup.task, together=all_asked)
 
 
 def teacher_feature(batch: Batch, pair: Pair) -> Tensor:

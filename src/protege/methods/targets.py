@@ -20,13 +20,13 @@ from ..lookup import find_callable, place_of
 from ..losses import divergence, true_probability
 from ..signals import Logits, Signal, Source, TopK
 from ..synonyms import VALUE_NAMES
-from .method import Cast
+from .method import Setup
 from .relations import class_relations
 
 Fields = Mapping[str, Tensor]
 
 
-def _one_setting_each(cast: Cast, settings: dict[str, Any]) -> dict[str, Any]:
+def _one_setting_each(setup: Setup, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
@@ -46,7 +46,7 @@ class Knowledge:
     signals: Callable[[Mapping[str, Any]], tuple[Signal, ...]] = lambda settings: (Logits(),)
     needs_labels: bool = True
     of_classes: bool = True
-    prepare: Callable[[Cast, dict[str, Any]], dict[str, Any]] = _one_setting_each
+    prepare: Callable[[Setup, dict[str, Any]], dict[str, Any]] = _one_setting_each
 
 
 def _kd(z: Tensor, labels: Tensor, fields: Fields, temperature: float) -> Tensor:
@@ -84,9 +84,9 @@ def _vectors(z: Tensor, labels: Tensor, fields: Fields) -> Tensor:
     return losses.vector_loss(z, fields["logits"])
 
 
-def _related(cast: Cast, settings: dict[str, Any]) -> dict[str, Any]:
+def _related(setup: Setup, settings: dict[str, Any]) -> dict[str, Any]:
     tau = settings.pop("tau")
-    return {**settings, "relations": class_relations(cast, tau)}
+    return {**settings, "relations": class_relations(setup, tau)}
 
 
 # T is the task's. λ of kd is common in the field. DKD's are its authors' for CIFAR-100, who add the term to the labels'
@@ -177,10 +177,10 @@ def from_outside(function: Callable[..., Any]) -> Knowledge:
         temperature = settings.get("temperature", 1.0)
         return divergence(z, target_of(fields["logits"], labels, **settings), temperature) * temperature**2
 
-    def tried(cast: Cast, settings: dict[str, Any]) -> dict[str, Any]:
-        batch = next(cast.transfer.batches(4, positions=cast.transfer.positions[:4]))
-        logits = Source("teacher", cast.teacher, [Logits()], cast.task).compute(batch.inputs)["logits"].float()
-        rows, labels, _ = cast.task.rows(logits, batch.labels)
+    def tried(setup: Setup, settings: dict[str, Any]) -> dict[str, Any]:
+        batch = next(setup.transfer.batches(4, positions=setup.transfer.positions[:4]))
+        logits = Source("teacher", setup.teacher, [Logits()], setup.task).compute(batch.inputs)["logits"].float()
+        rows, labels, _ = setup.task.rows(logits, batch.labels)
         refuse_no_distributions(function, lambda: target_of(rows, labels, **settings), rows)
         return settings
 

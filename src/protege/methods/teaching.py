@@ -22,7 +22,7 @@ from ..losses.rows import labelled
 from ..losses.targets import HOTTEST
 from ..signals import Signal
 from ..tasks import Task
-from .method import Cast, MethodSettings
+from .method import MethodSettings, Setup
 from .targets import TARGETS, find_target, name_of
 
 ALL_KEYS = frozenset(key for entry in TARGETS.values() for key in entry.settings)
@@ -75,7 +75,7 @@ TARGET_KEYS = [key for key in TargetSettings.model_fields if key not in MethodSe
 class Teaching:
     """A term of a loss: the ``signals`` it wants of the teacher, λ, and the term itself.
 
-    ``loss(z, labels, weights, batch)`` takes the student's rows as `Cast.rows` gives them, ``[M, K]``, ``[M]`` and
+    ``loss(z, labels, weights, batch)`` takes the student's rows as `Setup.rows` gives them, ``[M, K]``, ``[M]`` and
     ``[M]``, and the batch with the teacher's fields; it returns a scalar, of which λ is the share.
     """
 
@@ -84,20 +84,20 @@ class Teaching:
     loss: Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
 
 
-def teaching(settings: TargetSettings, cast: Cast, source: str = "teacher") -> Teaching:
+def teaching(settings: TargetSettings, setup: Setup, source: str = "teacher") -> Teaching:
     """The term of these settings; ``source`` is the name under which batches carry the teacher's fields.
 
     For `sim`, `pt_sim` and functions from outside the teacher is looked at here. Raises `UserError` for a setting that
     the target does not have, and where a target would get no labels or no classes that needs some.
     """
-    settings = on_task(settings, cast.task)
-    target, chosen = find_target(settings.target), resolved(settings, cast.task.temperature)
-    _refuse_unsuited(settings.target, target.needs_labels, target.of_classes, cast)
+    settings = on_task(settings, setup.task)
+    target, chosen = find_target(settings.target), resolved(settings, setup.task.temperature)
+    _refuse_unsuited(settings.target, target.needs_labels, target.of_classes, setup)
     weight, signals = chosen.pop("weight"), target.signals(chosen)
-    prepared = target.prepare(cast, chosen)
+    prepared = target.prepare(setup, chosen)
 
     def loss(z: Tensor, labels: Tensor, weights: Tensor, batch: Batch) -> Tensor:
-        fields = {k: cast.task.flat(v, batch.labels) for k, v in batch.signals.get(source, {}).items()}
+        fields = {k: setup.task.flat(v, batch.labels) for k, v in batch.signals.get(source, {}).items()}
         values = target.loss(z, labels, fields, **prepared)
         return average(values, labelled(labels, weights) if target.needs_labels else weights)
 
@@ -137,8 +137,8 @@ def resolved(settings: TargetSettings, temperature: float) -> dict[str, Any]:
     return chosen
 
 
-def _refuse_unsuited(name: str, needs_labels: bool, of_classes: bool, cast: Cast) -> None:
-    task, labels, augment = cast.task, cast.transfer.samples.labels, cast.transfer.augment
+def _refuse_unsuited(name: str, needs_labels: bool, of_classes: bool, setup: Setup) -> None:
+    task, labels, augment = setup.task, setup.transfer.samples.labels, setup.transfer.augment
     if not task.labelled and (needs_labels or of_classes):
         fitting = " or ".join(key for key, entry in TARGETS.items() if not entry.needs_labels and not entry.of_classes)
         raise UserError(
@@ -150,7 +150,7 @@ def _refuse_unsuited(name: str, needs_labels: bool, of_classes: bool, cast: Cast
             f"target {name!r} needs the true class, which an image that augment = '{augment}' mixes does not have; "
             "expected kd or topk: change target=…, or leave out mixup and cutmix."
         )
-    if needs_labels and labels is not None and bool((labels[cast.transfer.positions] == UNLABELLED).all()):
+    if needs_labels and labels is not None and bool((labels[setup.transfer.positions] == UNLABELLED).all()):
         raise UserError(
             f"target {name!r} needs labels, which the data does not have; expected kd or topk: change target=…."
         )

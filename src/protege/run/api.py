@@ -25,7 +25,7 @@ from ..data.spec import GIB, cache_root
 from ..diagnosis import at_chance
 from ..errors import UserError
 from ..files import is_finished, is_run, usable
-from ..methods import Cast, Method, name_of
+from ..methods import Method, Setup, name_of
 from ..methods.teaching import TARGET_KEYS, beside
 from ..models import Model, held_out_by, known_ranges, load_model
 from ..models.description import read_description
@@ -46,7 +46,7 @@ from .checks import refuse_another_task
 from .diagnose import diagnose
 from .folder import NAMES, SPECS, check_out, holding, report, resumed_settings, told_how_to_go_on
 from .recipe import Recipe, labels_only, make_recipe, merge, read_toml, size_in_bytes
-from .run import Production
+from .run import Run
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def distill(
     teacher: str | nn.Module | None = None,
     student: str | nn.Module | None = None,
     data: Any = None,
-    method: str | Method | Callable[[Cast], Sequence[Phase]] | None = None,
+    method: str | Method | Callable[[Setup], Sequence[Phase]] | None = None,
     out: str | Path | None = None,
     *,
     recipe: str | Path | None = None,
@@ -97,7 +97,7 @@ def preview(
     teacher: str | nn.Module | None = None,
     student: str | nn.Module | None = None,
     data: Any = None,
-    method: str | Method | Callable[[Cast], Sequence[Phase]] | None = None,
+    method: str | Method | Callable[[Setup], Sequence[Phase]] | None = None,
     *,
     recipe: str | Path | None = None,
     **settings: Any,
@@ -109,7 +109,7 @@ def preview(
     """
     given = {"teacher": teacher, "student": student, "data": data, "method": method, **settings}
     read, objects = _read(given, recipe)
-    return Production(make_recipe(_chosen(read, objects)), objects, Path()).preview()
+    return Run(make_recipe(_chosen(read, objects)), objects, Path()).preview()
 
 
 @public
@@ -249,8 +249,8 @@ def _chosen(given: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
     options = {key: given[key] for key in ("fraction", "samples", "seed", "precision") if given.get(key) is not None}
     typed = make_recipe({k: v for k, v in given.items() if k in Recipe.model_fields} | {"method": "kd"})
     options = {key: getattr(typed, key) for key in options} | {"trust": typed.trust}
-    cast = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
-    found = diagnose(**cast, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit))
+    specs = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
+    found = diagnose(**specs, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit))
     if at_chance(found.result["teacher"]["transfer"]):
         raise UserError(
             f"method auto: the teacher {given['teacher']!r} is at chance level on the transfer set; expected a trained "
@@ -331,7 +331,7 @@ def _perform(
         )
     if resume and is_finished(out):
         return _finished(settings, given, objects, out)
-    production = Production(settings, objects, out, resume)
+    production = Run(settings, objects, out, resume)
     result = production.run(hold, resume=resume, overwrite=overwrite)
     return Result(production.student, result["student"]["metrics"], result, out)
 
@@ -363,7 +363,7 @@ def _finished(settings: Recipe, given: dict[str, Any], objects: dict[str, Any], 
     """What a finished run has left. Raises where it was made with others than are given, or than its recipe names."""
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     try:
-        found = Production(settings, objects, out, resume=True)
+        found = Run(settings, objects, out, resume=True)
     except UserError:
         if given.get("teacher") is not None or given.get("data") is not None or not _gone(settings, objects):
             raise

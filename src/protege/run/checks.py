@@ -61,14 +61,14 @@ def refuse_chance_level(
 @torch.no_grad()
 def warn_if_constant(teacher: Model, spec: str, runner: Runner) -> None:
     """Warn where a teacher chooses one class for all of its audition: without labels, more cannot be asked of it."""
-    corpus, count = runner.corpus, len(runner.corpus.positions)
+    run_data, count = runner.run_data, len(runner.run_data.positions)
     if count < FEW:
         return
-    some = corpus.positions[choose(None, samples=min(count, AUDITION), seed=0, count=count)]
+    some = run_data.positions[choose(None, samples=min(count, AUDITION), seed=0, count=count)]
     chosen = set()
     with eval_mode(teacher), runner.autocast():
-        order = list(some.split(forward_size(corpus.train, PROBE)))
-        for batch in batches(corpus.train, order, CLEAN, Augment(), workers=corpus.workers, device=runner.device):
+        order = list(some.split(forward_size(run_data.train, PROBE)))
+        for batch in batches(run_data.train, order, CLEAN, Augment(), workers=run_data.workers, device=runner.device):
             chosen |= set(teacher(batch.inputs).argmax(1).unique().tolist())
             if len(chosen) > 1:
                 return
@@ -103,7 +103,7 @@ def task_of(name: str | None, data: Data, spec: str) -> Task:
     )
 
 
-class Memo:
+class Measured:
     """A network's test metrics, remembered by the fingerprints of network and data, so that a study pays once."""
 
     def __init__(self, network: Model, test: Samples, runner: Runner) -> None:

@@ -29,7 +29,7 @@ from ..diagnosis.rows import TEMPERATURES, Rows, read_rows
 from ..diagnosis.verdict import UNKNOWN, Finding, judge, primary, temperature_range
 from ..errors import UserError, nearest
 from ..files import is_diagnosis, write_json
-from ..methods import METHODS, Cast, Transfer
+from ..methods import METHODS, Setup, TransferSet
 from ..methods.relations import logit_layer
 from ..models import (
     Model,
@@ -138,8 +138,8 @@ def diagnose(
             f"the data {loaded.name!r} has no labels; expected some to judge a teacher by: sort the images into a "
             "folder for each class, or distil without a diagnosis (method='fskd' or 'kd')."
         )
-    cast = {"student": student, "teacher": teacher}
-    models, loaded = _opened(cast, loaded, seed, trust)
+    specs = {"student": student, "teacher": teacher}
+    models, loaded = _opened(specs, loaded, seed, trust)
     positions = choose(
         loaded.train.labels, fraction=fraction, samples=samples, seed=seed, count=len(loaded.train), each=False
     )
@@ -150,7 +150,7 @@ def diagnose(
     settings = {"temperature": temperature, "weight": weight, "image_size": options.get("image_size")}
     settings |= {"fraction": fraction, "samples": samples, "seed": seed}
     measured = _measured(read, models, loaded, settings, stage)
-    for role, spec in cast.items():
+    for role, spec in specs.items():
         if isinstance(spec, str | Path):  # as the user named it, rather than what it was built of
             measured[role]["spec"] = str(spec)
     findings = judge(measured)
@@ -180,27 +180,27 @@ def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Sta
     method, data = METHODS[name], stage.data
     if name in ("kd", "none"):
         return None
-    transfer = Transfer(data.train, positions, data.augment, 1, stage.device)
-    cast = Cast(models["student"], models["teacher"], TASKS[data.task], method.settings.model_validate({}), transfer)
+    transfer = TransferSet(data.train, positions, data.augment, 1, stage.device)
+    setup = Setup(models["student"], models["teacher"], TASKS[data.task], method.settings.model_validate({}), transfer)
     try:
         if method.preview:
-            method.preview(cast)
-        method.plan(cast)
+            method.preview(setup)
+        method.plan(setup)
     except UserError as error:
         return str(error).split(";")[0]
     return None
 
 
-def _opened(cast: dict[str, Any], data: Data, seed: int, trust: bool) -> tuple[dict[str, Model], Data]:
+def _opened(specs: dict[str, Any], data: Data, seed: int, trust: bool) -> tuple[dict[str, Model], Data]:
     """The networks, and the data in the order of the teacher's classes."""
-    with about("teacher", cast["teacher"]):
-        teacher = load_model(cast["teacher"], data=data, trained=True, trust=trust)
+    with about("teacher", specs["teacher"]):
+        teacher = load_model(specs["teacher"], data=data, trained=True, trust=trust)
         data = in_order_of(teacher, data)
-    if cast["student"] is None:
+    if specs["student"] is None:
         return {"teacher": teacher}, data
     torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
-    with about("student", cast["student"]):
-        student = load_model(cast["student"], data=data, trust=trust)
+    with about("student", specs["student"]):
+        student = load_model(specs["student"], data=data, trust=trust)
         check_classes(student, data)
     return {"student": student, "teacher": teacher}, data
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: who plays, on what, and what came of it. These are the parts of ``result.json``."""
+"""What a run says of itself: of which networks, on what, and what came of it: the parts of ``result.json``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..version import __version__
 from .recipe import Recipe
 
 
-def cast_of(
+def beginning_of(
     settings: Recipe, data: Data, runner: Runner, teacher: Any, student: dict[str, Any], outline: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Who plays, on what: the part of the result that is known before anything is trained."""
-    count, available = len(runner.corpus.positions), len(data.train)
+    """Networks, data and settings: the part of the result that is known before anything is trained."""
+    count, available = len(runner.run_data.positions), len(data.train)
     return {
         "method": settings.method,
         "task": runner.task.name,
@@ -41,14 +41,14 @@ def cast_of(
 
 
 def result_of(
-    cast: Mapping[str, Any], runner: Runner, state: State, metrics: dict[str, float], details: dict[str, Any]
+    beginning: Mapping[str, Any], runner: Runner, state: State, metrics: dict[str, float], details: dict[str, Any]
 ) -> dict[str, Any]:
-    """What ``result.json`` holds: `cast`, and what the finished run came to."""
+    """What ``result.json`` holds: `beginning`, and what the finished run came to."""
     seconds = sum(phase["seconds"] for phase in state.done)
     return {
         "version": 1,
-        **cast,
-        "student": {**cast["student"], "metrics": metrics, **details},
+        **beginning,
+        "student": {**beginning["student"], "metrics": metrics, **details},
         "phases": state.done,
         "seconds": seconds,
         "student_samples_seen": state.seen,

@@ -32,7 +32,7 @@ from ..data.transforms import Transform
 from ..errors import UserError
 from ..files import recorded, write_json
 from ..lookup import source_digest
-from ..methods import METHODS, Cast, Transfer, about_method, find_method, is_outside
+from ..methods import METHODS, Setup, TransferSet, about_method, find_method, is_outside
 from ..methods.targets import TARGETS, function_of
 from ..methods.teaching import TargetSettings, on_task, resolved
 from ..models import Model, held_out_by, known_ranges
@@ -51,18 +51,18 @@ from ..training.evaluate import refuse_unfit
 from ..training.plan import Plan
 from ..training.progress import Display
 from ..training.runner import Runner
-from ..training.state import Corpus, Memory
-from .checks import Memo, refuse_another_task, refuse_chance_level, task_of, warn_if_constant
+from ..training.state import CacheLimits, RunData
+from .checks import Measured, refuse_another_task, refuse_chance_level, task_of, warn_if_constant
 from .folder import SPECS, check_out, clear, report
 from .origin import deciding, legacy_origin, origin_of, refuse_another
 from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
-from .result import cast_of, for_tracker, result_of, sizes
+from .result import beginning_of, for_tracker, result_of, sizes
 
 FRESH = 500  # test samples that a student is tried on before it is taught
 MONITORED = 2000  # test samples behind the curve of a run that holds nothing out
 
 
-class Production:
+class Run:
     """One run: load everything and check everything when it is made; train and write in `run`.
 
     ``objects`` holds what the caller gave in Python instead of a spec: networks and data by recipe key.
@@ -119,17 +119,17 @@ class Production:
         self.lasting = os.path.exists(os.path.expanduser(s.student))  # a fresh network is another one in every run
         self.origin = origin_of(loaded, self.teacher, self.student, self.lasting) | {"held_out": way}
         self._legacy = partial(legacy_origin, loaded, self.teacher)
-        corpus = self._corpus()
-        if isinstance(corpus.augment.transform, Transform):
-            self.origin |= {"transform": corpus.augment.transform.digest}
+        run_data = self._corpus()
+        if isinstance(run_data.augment.transform, Transform):
+            self.origin |= {"transform": run_data.augment.transform.digest}
         method = find_method(s.method)
         own = method.settings.model_validate({k: getattr(s, k) for k in method.settings.model_fields})
-        c = corpus
-        transfer = Transfer(c.train, c.positions, c.augment, c.views, self.device, c.workers)
-        self.cast = Cast(self.student, self.teacher, self.task, own, transfer)
+        c = run_data
+        transfer = TransferSet(c.train, c.positions, c.augment, c.views, self.device, c.workers)
+        self.setup = Setup(self.student, self.teacher, self.task, own, transfer)
         with about_method(s.method):
-            self.outline = method.preview(self.cast) if method.preview else []
-            phases = method(self.cast)
+            self.outline = method.preview(self.setup) if method.preview else []
+            phases = method(self.setup)
         if is_outside(s.method):
             self.origin |= {"code of the method": source_digest(method.plan)}
         if (target := getattr(own, "target", "kd")) not in TARGETS:
@@ -142,8 +142,8 @@ class Production:
         self.runner = Runner(
             self.student,
             self.task,
-            Plan(phases, self.settings, s.phases, corpus),
-            Memory(size_in_bytes(s.cache_budget), Path(s.cache).expanduser() if s.cache else None),
+            Plan(phases, self.settings, s.phases, run_data),
+            CacheLimits(size_in_bytes(s.cache_budget), Path(s.cache).expanduser() if s.cache else None),
             out,
             accelerator=self.accelerator,
             precision=self.precision,
@@ -184,7 +184,7 @@ class Production:
         # told so, as Accelerate otherwise takes torchrun's processes for one each
         return Accelerator(cpu=on_cpu(), mixed_precision="no", log_with=named, project_config=folders)
 
-    def _corpus(self) -> Corpus:
+    def _corpus(self) -> RunData:
         s, data = self.settings, self.data
         reading = find_method(s.method).labels
         labels = None if reading == "unread" or not self.task.labelled else data.train.labels
@@ -225,7 +225,7 @@ class Production:
             monitor = (data.test, some)
         asked = s.views or (DEFAULT_VIEWS if s.teacher is not None else "all")
         augment, views = settled(self._augment(data), asked, positions, s.seed)
-        return Corpus(
+        return RunData(
             data.train,
             positions,
             held,
@@ -273,18 +273,18 @@ class Production:
             s = self.settings
             student = {"spec": s.student, **sizes(self.student, self.data, self.device)}
             student |= {key: untaught[key] for key in ("before", "before_measured_on") if key in untaught}
-            cast = cast_of(s, self.data, self.runner, teacher, student, self.outline)
-            cast["origin"] = origin or self.origin | {"settings": deciding(self._told())}
-            self._open_folder(hold, resume, overwrite, cast if not begun else None)
+            beginning = beginning_of(s, self.data, self.runner, teacher, student, self.outline)
+            beginning["origin"] = origin or self.origin | {"settings": deciding(self._told())}
+            self._open_folder(hold, resume, overwrite, beginning if not begun else None)
             if teacher and teacher["metrics"]:
                 figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
                 self.display.say(f"teacher: {figures}", always=True)
-            state = self.runner.run(found, cast["origin"])
+            state = self.runner.run(found, beginning["origin"])
             after = self._test(self.student, "student after")
             if held := self._held_out():
                 after[1]["held_out"] = held
         self._check_finite(after[0])
-        result = result_of(cast, self.runner, state, *after)
+        result = result_of(beginning, self.runner, state, *after)
         if self.accelerator.is_main_process:
             self.student.held_out = self.data.held_out or self.student.held_out
             self.student.save(self.out / "student", overwrite=True)
@@ -309,12 +309,12 @@ class Production:
 
     def _measured_before(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """Figures of teacher and student before anything is trained. Raises where they cannot be what they should."""
-        s, corpus = self.settings, self.runner.corpus
+        s, run_data = self.settings, self.runner.run_data
         how: Any = {"device": self.device, "autocast": self.runner.autocast}
         for who, network, spec in (("teacher", self.teacher, s.teacher), ("student", self.student, s.student)):
             if network is not None:
-                refuse_unfit(network, f"{who} {spec!r}", corpus.train, corpus.positions, self.task, **how)
-        teacher = self._audition()
+                refuse_unfit(network, f"{who} {spec!r}", run_data.train, run_data.positions, self.task, **how)
+        teacher = self._teacher_before()
         untaught = self._untaught()
         if not all(map(math.isfinite, untaught["before"].values())):
             raise UserError(
@@ -351,7 +351,7 @@ class Production:
 
     def preview(self) -> dict[str, Any]:
         """What `run` would do: the phases with their settings, and the method's own plan for these networks."""
-        plan, own = self.runner.plan, self.cast.settings
+        plan, own = self.runner.plan, self.setup.settings
         plan.check(self.accelerator.num_processes)
         idle = own.idle(self.teacher is not None)
         settings = own.model_dump(exclude=set(idle))
@@ -360,7 +360,7 @@ class Production:
         return {
             "method": self.settings.method,
             "settings": {key: value for key, value in settings.items() if value is not None},
-            "samples": len(plan.corpus.positions),
+            "samples": len(plan.run_data.positions),
             "phases": plan.describe(),
             "plan": self.outline,
             "disk": self.runner.disk(),
@@ -388,40 +388,40 @@ class Production:
             )
 
     def _open_folder(
-        self, hold: Callable[[], None], resume: bool, overwrite: bool, cast: dict[str, Any] | None
+        self, hold: Callable[[], None], resume: bool, overwrite: bool, beginning: dict[str, Any] | None
     ) -> None:
         """The first thing written, after everything that can be wrong with the input has been checked; of a run that
-        begins now, its ``cast`` comes before all else."""
+        begins now, its ``beginning`` comes before all else."""
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             hold()
             check_out(self.out, resume=resume, overwrite=overwrite)  # another may have been quicker
             if overwrite:
                 clear(self.out, log=False)
-        if cast is not None:
-            self.runner.begin(cast)
+        if beginning is not None:
+            self.runner.begin(beginning)
         if self.accelerator.is_main_process:
             path, s = self.out / "recipe.toml", self.settings
             moved = {key: getattr(s, key) for key in (*SPECS, "trust")}
-            write_toml(path, self._told() if cast is not None else read_toml(path) | moved)
+            write_toml(path, self._told() if beginning is not None else read_toml(path) | moved)
             for write in self._remember:
                 write()
         self.accelerator.wait_for_everyone()
         if self.settings.log_with:
             self.accelerator.init_trackers("protege", config=for_tracker(self.settings))
 
-    def _audition(self) -> dict[str, Any] | None:
+    def _teacher_before(self) -> dict[str, Any] | None:
         """The teacher's size and test metrics, once it has shown that it knows the transfer set at all."""
         if self.teacher is None:
             return None
         listen = partial(refuse_chance_level, self.teacher, str(self.settings.teacher), self.runner)
-        method, corpus = find_method(self.settings.method), self.runner.corpus
+        method, run_data = find_method(self.settings.method), self.runner.run_data
         judged = self.data.labelled or not self.task.labelled
         if judged and method.labels != "unread" and self.settings.method != "none":
-            listen(self.data.train, corpus.positions)
-        elif corpus.monitor is not None:  # it teaches nothing, or labels are missing or may be anything
+            listen(self.data.train, run_data.positions)
+        elif run_data.monitor is not None:  # it teaches nothing, or labels are missing or may be anything
             try:
-                listen(*corpus.monitor, "test set")
+                listen(*run_data.monitor, "test set")
             except UserError as error:
                 logging.getLogger("protege").warning("%s", error)
         else:
@@ -434,7 +434,7 @@ class Production:
         if self.data.test is None:
             metrics, details = self._test(network, title)
             return {"metrics": metrics, **details}
-        memo = Memo(network, self.data.test, self.runner)
+        memo = Measured(network, self.data.test, self.runner)
         known = memo.read() if self.runner.world == 1 else None
         if known is None:
             metrics, details = self._test(network, title)
@@ -449,15 +449,15 @@ class Production:
             return self.runner.evaluate(network, self.data.test, title=title)
         if self.teacher is None or network is self.teacher:
             return {}, {}
-        corpus = self.runner.corpus
-        judges, unseen = judges_of(corpus.positions, len(corpus.train))
-        measured = self.task.unlabelled_metrics(corpus.classes, self.teacher, self.device)
-        metrics, details = self.runner.evaluate(network, corpus.train, judges, title, measured)
+        run_data = self.runner.run_data
+        judges, unseen = judges_of(run_data.positions, len(run_data.train))
+        measured = self.task.unlabelled_metrics(run_data.classes, self.teacher, self.device)
+        metrics, details = self.runner.evaluate(network, run_data.train, judges, title, measured)
         return metrics, {**details, "measured_on": {"samples": len(judges), "unseen": unseen}}
 
     def _held_out(self) -> dict[str, float]:
         """Metrics of the student on the samples held out of training, by which settings are to be chosen."""
-        held = self.runner.corpus.held
+        held = self.runner.run_data.held
         return {} if held is None else self.runner.evaluate(self.student, *held, title="held-out samples")[0]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from ..files import LOG, flush, write_text
 from ..signals import Signals
 from .checkpoint import drop_old, save_checkpoint
-from .running import Running, random_state
+from .in_progress import FitInProgress, random_state
 from .state import State
 from .stop import Stops
 
@@ -99,7 +99,7 @@ class Journal:
 
     # ---- checkpoints ----------------------------------------------------------------------------------------
 
-    def save_when_due(self, fit: Running, now: bool = False) -> None:
+    def save_when_due(self, fit: FitInProgress, now: bool = False) -> None:
         """Save where it is time to, then stop where that was asked for. All processes meet at an epoch's end only."""
         if self.world > 1 and self.state.step:
             return
@@ -112,7 +112,7 @@ class Journal:
             self.save(fit.state_dict())
         self.stops.heed()
 
-    def save_if_stopped(self, fit: Running | None) -> None:
+    def save_if_stopped(self, fit: FitInProgress | None) -> None:
         """Save and stop, where that was asked for, while signals are stored between two updates (``fit`` is given)."""
         if fit and self.stops.asked is not None:
             self.save(fit.state_dict())

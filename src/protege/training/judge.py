@@ -14,12 +14,12 @@ from torch import nn
 
 from ..data import Batch
 from ..tasks import Task
-from .running import Running
+from .in_progress import FitInProgress
 from .state import State
 
 
 def held_out_losses(
-    fit: Running,
+    fit: FitInProgress,
     network: nn.Module,
     batches: Iterable[Batch],
     count: int,
@@ -42,7 +42,7 @@ def held_out_losses(
     return {name: sum(one.get(name, 0.0) for one in each) for name in max(each, key=len)}
 
 
-def remember_best(state: State, fit: Running, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
+def remember_best(state: State, fit: FitInProgress, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
     """Keep the best evaluation so far (or the last, where that is what the phase keeps), and its weights."""
     value, before = metrics[fit.phase.select_by or task.metric], state.record
     better = _better(fit, task, value, before)
@@ -53,22 +53,22 @@ def remember_best(state: State, fit: Running, task: Task, network: nn.Module, me
         _keep(state, fit, task, network, metrics)
 
 
-def remember_start(state: State, fit: Running, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
+def remember_start(state: State, fit: FitInProgress, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
     """Keep the state that a phase begins with until training beats it; it is no evaluation that patience counts."""
     if all(map(math.isfinite, metrics.values())):
         _keep(state, fit, task, network, metrics)
 
 
-def _keep(state: State, fit: Running, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
+def _keep(state: State, fit: FitInProgress, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
     value, weights = metrics[fit.phase.select_by or task.metric], copy.deepcopy(network.state_dict())
     state.best = {"epoch": state.epoch, "value": value, "metrics": metrics, "state": weights}
 
 
-def _better(fit: Running, task: Task, new: float, old: float | None) -> bool:
+def _better(fit: FitInProgress, task: Task, new: float, old: float | None) -> bool:
     return (old is None or new < old) if fit.phase.select_by == "loss" else task.better(new, old)
 
 
-def _beaten_by_start(fit: Running, task: Task, metrics: dict[str, float], best: dict[str, Any]) -> bool:
+def _beaten_by_start(fit: FitInProgress, task: Task, metrics: dict[str, float], best: dict[str, Any]) -> bool:
     """Whether the state that the phase began with is better: of equals the one of the smaller loss."""
     value, (loss, first) = (
         metrics[fit.phase.select_by or task.metric],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .phase import Fit, FitSettings, Phase
 from .schedule import default_batch_size, default_epochs, default_lr
-from .state import Corpus
+from .state import RunData
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Plan:
     phases: Sequence[Phase]
     settings: FitSettings
     overrides: Mapping[str, dict[str, Any]]
-    corpus: Corpus
+    run_data: RunData
 
     def settings_of(self, phase: Fit) -> FitSettings:
         """The run's settings, over them the phase's own, over them what the user sets for this phase.
@@ -41,7 +41,7 @@ class Plan:
 
     def lengths(self, settings: FitSettings) -> tuple[int, int, int]:
         """(batch size, updates in an epoch, epochs)."""
-        samples = len(self.corpus.positions)
+        samples = len(self.run_data.positions)
         batch_size = settings.batch_size or default_batch_size(samples)
         steps = max(1, math.ceil(samples / batch_size))
         return batch_size, steps, settings.epochs or default_epochs(steps)
@@ -53,8 +53,8 @@ class Plan:
 
     def resolved(self) -> dict[str, Any]:
         """The settings with every default that depends on the samples filled in."""
-        views = getattr(self.settings, "views", None) or self.corpus.views or "all"
-        told = self.settings.model_dump() | {"views": views, "augment": str(self.corpus.augment)}
+        views = getattr(self.settings, "views", None) or self.run_data.views or "all"
+        told = self.settings.model_dump() | {"views": views, "augment": str(self.run_data.augment)}
         if not any(isinstance(phase, Fit) for phase in self.phases):
             return told
         common, phases = self._derived(self.settings), {name: dict(own) for name, own in self.overrides.items()}
@@ -105,7 +105,7 @@ class Plan:
             if not isinstance(phase, Fit):
                 continue
             settings = self.settings_of(phase)
-            if self.corpus.held is None and (settings.select == "best" or settings.patience):
+            if self.run_data.held is None and (settings.select == "best" or settings.patience):
                 asked = [f"patience = {settings.patience}"] if settings.patience else []
                 asked += ["select = best"] if settings.select == "best" else []
                 raise UserError(
@@ -113,7 +113,7 @@ class Plan:
                     "validation above 0: give a share, or turn them off with select='last' and patience=0."
                 )
             batch_size, steps, _ = self.lengths(settings)
-            if len(self.corpus.positions) // steps < world:
+            if len(self.run_data.positions) // steps < world:
                 raise UserError(
                     f"batch_size = {batch_size} gives some of the {world} processes no sample; expected at least one "
                     "for each: raise batch_size=… or start fewer processes."

@@ -39,13 +39,13 @@ def refuse_lone_samples(
 ) -> None:
     """Raise `UserError` where a phase has batches of one sample on which its step fails. Weights, buffers, modes and
     random numbers stay as they are."""
-    settings, samples = plan.settings_of(phase), len(plan.corpus.positions)
+    settings, samples = plan.settings_of(phase), len(plan.run_data.positions)
     batch_size = plan.lengths(settings)[0]
     if smallest_piece(samples, batch_size, world, settings.accumulate) > 1:
         return
     try:
         with torch.no_grad():
-            _step(phase, plan, plan.corpus.positions[:1], device, autocast)
+            _step(phase, plan, plan.run_data.positions[:1], device, autocast)
     except UserError:
         raise
     except Exception as error:
@@ -64,7 +64,7 @@ def refuse_failing_step(
 ) -> None:
     """Raise what the step of a phase raises, and `UserError` where it returns no loss to minimise."""
     batch_size = plan.lengths(plan.settings_of(phase))[0]
-    losses = _step(phase, plan, plan.corpus.positions[:batch_size], device, autocast)
+    losses = _step(phase, plan, plan.run_data.positions[:batch_size], device, autocast)
     scalars = isinstance(losses, Mapping) and all(isinstance(v, Tensor) and not v.dim() for v in losses.values())
     if not scalars or "loss" not in losses or not losses["loss"].requires_grad:
         raise UserError(
@@ -81,7 +81,7 @@ def _step(
     autocast: Callable[[], AbstractContextManager],
 ) -> Any:
     """What a step gives on these samples; weights, buffers, modes and random numbers stay as they are."""
-    batch = next(batches(plan.corpus.train, [positions], CLEAN, plan.corpus.augment, device=device))
+    batch = next(batches(plan.run_data.train, [positions], CLEAN, plan.run_data.augment, device=device))
     place(phase.trainee, device)
     with as_it_was(phase.trainee), autocast():
         for source in phase.sources:

@@ -26,17 +26,17 @@ from ..signals.views import shuffled
 from ..tasks import Metrics, Task
 from ..torch_utils import tensors_of
 from .evaluate import evaluate
+from .feeder import Feeder
+from .in_progress import FitInProgress, restore_random, seed_everything, share_buffers
 from .journal import Journal
 from .judge import held_out_losses, remember_best, remember_start
 from .phase import Fit, Phase
 from .plan import Plan
 from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
-from .running import Running, restore_random, seed_everything, share_buffers
 from .schedule import MovingAverage, factor, make_optimizer
-from .state import Memory, State
+from .state import CacheLimits, State
 from .stop import Stops
-from .supply import Supply
 
 
 class Runner:
@@ -50,7 +50,7 @@ class Runner:
         student: nn.Module,
         task: Task,
         plan: Plan,
-        memory: Memory,
+        memory: CacheLimits,
         out: Path,
         *,
         accelerator: Accelerator,
@@ -59,13 +59,13 @@ class Runner:
         checkpoint_seconds: float,
         display: Display,
     ) -> None:
-        self.student, self.task, self.plan, self.corpus, self.out = student, task, plan, plan.corpus, out
+        self.student, self.task, self.plan, self.run_data, self.out = student, task, plan, plan.run_data, out
         self.accelerator, self.device, self.seed = accelerator, accelerator.device, seed
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.precision = precision
         self.autocast = autocast_for(precision, self.device)
         self.display = display
-        self.supply = Supply(plan.corpus, memory, out / "signals", precision, accelerator, display)
+        self.feeder = Feeder(plan.run_data, memory, out / "signals", precision, accelerator, display)
         self.stops = Stops(display, self.world == 1)
         self.journal = Journal(student, out, accelerator, checkpoint_seconds, self.stops)
 
@@ -78,9 +78,9 @@ class Runner:
     def check(self) -> None:
         """Raise what the plan would raise later, before anything is trained or written elsewhere."""
         self.plan.check(self.world)
-        judged = self.corpus.judged
+        judged = self.run_data.judged
         for phase in (phase for phase in self.plan.phases if isinstance(phase, Fit)):
-            parts = [(self.corpus.train, self.corpus.positions), *([judged] if phase.select_by and judged else [])]
+            parts = [(self.run_data.train, self.run_data.positions), *([judged] if phase.select_by and judged else [])]
             for source in phase.sources:
                 for part in parts if source.lasting else ():  # the others are what earlier phases will make
                     self._signals(source, *part).open()
@@ -100,16 +100,16 @@ class Runner:
             for source in phase.sources if isinstance(phase, Fit) else ():
                 if source.lasting:
                     network = id(source.network)
-                    signals = self._signals(source, self.corpus.train, self.corpus.positions)
+                    signals = self._signals(source, self.run_data.train, self.run_data.positions)
                     asked[network] = max(asked.get(network, 0), signals.bytes_at_most())
         return {"signals": sum(asked.values()), "checkpoints": 3 * self.plan.checkpoint_bytes(self.student)}
 
-    def begin(self, cast: dict[str, Any]) -> None:
-        """Open the log with ``cast``: what is known before anything is trained, so that a report can be made meanwhile.
+    def begin(self, beginning: dict[str, Any]) -> None:
+        """Open the log with what is known before anything is trained, so that a report can be made meanwhile.
 
         This is the first thing that a run writes to its folder, which is known by it.
         """
-        self.journal.begin({"event": "start", **cast, "phases": self.plan.describe()})
+        self.journal.begin({"event": "start", **beginning, "phases": self.plan.describe()})
 
     def run(self, found: tuple[int, dict[str, Any]] | None, origin: Any = None) -> State:
         """Execute the phases in order, from the checkpoint ``found`` where there is one; returns the final state.
@@ -122,7 +122,7 @@ class Runner:
             self.journal.restore(number, saved["state"])
             self.student.load_state_dict(saved["student"])
             saved = saved if "trainee" in saved else None  # saved between two phases
-        self.supply.clear()
+        self.feeder.clear()
         state, phases = self.state, self.plan.phases
         if found:
             self.journal.cut_log()
@@ -133,7 +133,7 @@ class Runner:
             self.journal.save({})  # to go on from the weights it began with, whatever happens to a user's network
         with self.stops:
             self._run_phases(phases, saved)
-        self.supply.clear()
+        self.feeder.clear()
         return state
 
     def _place(self) -> str:
@@ -204,8 +204,8 @@ class Runner:
             if average is not None:
                 average.load_state_dict(saved["average"])
         wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
-        signals = [self._signals(source, self.corpus.train, self.corpus.positions) for source in phase.sources]
-        target = self.corpus.judged
+        signals = [self._signals(source, self.run_data.train, self.run_data.positions) for source in phase.sources]
+        target = self.run_data.judged
         judges = [self._signals(source, *target) for source in phase.sources] if phase.select_by and target else []
         for number, asked in enumerate([*signals, *judges]):
             if (cache := asked.open().cache) is not None:
@@ -214,7 +214,7 @@ class Runner:
                 cache.capacity = state.capacities.setdefault(f"{state.phase}/{number}", room)
         if saved:
             restore_random(saved["random"], self.rank, self.device)
-        fit = Running(
+        fit = FitInProgress(
             phase, settings, self.student, wrapped, trainee, optimizer, average, signals, judges, steps, epochs
         )
         every = settings.eval_every or max(1, epochs // 10)
@@ -259,10 +259,10 @@ class Runner:
             "best": {"epoch": best.get("epoch", state.epoch), **best.get("metrics", {})},
         }
 
-    def _train_epoch(self, fit: Running) -> None:
-        journal, state, corpus = self.journal, self.state, self.corpus
+    def _train_epoch(self, fit: FitInProgress) -> None:
+        journal, state, run_data = self.journal, self.state, self.run_data
         fit.clock = time.perf_counter()
-        view = state.epoch % corpus.views if corpus.views else state.epoch
+        view = state.epoch % run_data.views if run_data.views else state.epoch
         paid = sum(self._fill(asked, view, fit) for asked in fit.signals)
         if paid:  # so that what was paid for stays counted
             journal.save(fit.state_dict())
@@ -274,7 +274,7 @@ class Runner:
         fit.began, seen = time.perf_counter(), state.seen
         fit.rows = sum(map(len, order))
         mine = [part.tensor_split(self.world)[self.rank] for part in order]
-        stream = self.supply.stream(fit.phase, corpus.train, mine, view, fit.signals)
+        stream = self.feeder.stream(fit.phase, run_data.train, mine, view, fit.signals)
         for part in order:
             clock = time.perf_counter()
             batch = next(stream)
@@ -320,7 +320,7 @@ class Runner:
                 self.display.move(state.step, f"loss {loss:.3f} · {rate:,.0f} samples/s{self._left()}")
             journal.save_when_due(fit)
 
-    def _end_epoch(self, fit: Running, evaluated: bool) -> None:
+    def _end_epoch(self, fit: FitInProgress, evaluated: bool) -> None:
         state = self.state
         share_buffers(fit, self.world)
         clock = time.perf_counter()
@@ -339,7 +339,7 @@ class Runner:
             "train": means,
             "images_per_second": rate,
         }
-        target = self.corpus.judged
+        target = self.run_data.judged
         if evaluated and target is not None:
             network = fit.average.module if fit.average is not None else fit.trainee
             clock = time.perf_counter()
@@ -347,7 +347,7 @@ class Runner:
             for name, value in metrics.items():
                 fit.check_finite(value, state, name)
             self.journal.spent("evaluate", clock)
-            event["eval"], event["eval_on"] = metrics, "validation" if self.corpus.held else "test"
+            event["eval"], event["eval_on"] = metrics, "validation" if self.run_data.held else "test"
             event["eval_samples"] = len(target[1])
             if metrics:
                 remember_best(state, fit, self.task, network, metrics)
@@ -361,7 +361,9 @@ class Runner:
             always=evaluated,
         )
 
-    def _evaluate_phase(self, fit: Running, network: nn.Module, target: tuple[Samples, Tensor]) -> dict[str, float]:
+    def _evaluate_phase(
+        self, fit: FitInProgress, network: nn.Module, target: tuple[Samples, Tensor]
+    ) -> dict[str, float]:
         """Task metrics of the network that the phase would keep, or its own loss on the target samples."""
         if fit.phase.select_by is None:
             kept = fit.phase.readout(network) if fit.phase.readout else network
@@ -370,7 +372,7 @@ class Runner:
         for asked in fit.judges:
             self._fill(asked, CLEAN)
         order = list(positions.split(forward_size(samples, BLOCK)))[self.rank :: self.world]
-        batches = self.supply.stream(fit.phase, samples, order, CLEAN, fit.judges)
+        batches = self.feeder.stream(fit.phase, samples, order, CLEAN, fit.judges)
         return held_out_losses(fit, network, batches, len(positions), self.autocast, self.world)
 
     # ---- what the loop stands on ----------------------------------------------------------------------------
@@ -388,23 +390,23 @@ class Runner:
         return evaluate(
             network,
             samples,
-            metrics or self.task.metrics(self.corpus.classes, self.device),
+            metrics or self.task.metrics(self.run_data.classes, self.device),
             positions=positions,
             device=self.device,
             autocast=self.autocast,
-            workers=self.corpus.workers,
+            workers=self.run_data.workers,
             rank=self.rank,
             world=self.world,
             progress=self.display.reporter(title) if title else None,
         )
 
     def _signals(self, source: Source, samples: Samples, positions: Tensor) -> Signals:
-        return self.supply.signals(source, samples, positions, self.state.phase)
+        return self.feeder.signals(source, samples, positions, self.state.phase)
 
-    def _fill(self, asked: Signals, view: int, fit: Running | None = None) -> int:
+    def _fill(self, asked: Signals, view: int, fit: FitInProgress | None = None) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
         clock = time.perf_counter()
-        count = self.supply.fill(asked, view, lambda: self.journal.save_if_stopped(fit))
+        count = self.feeder.fill(asked, view, lambda: self.journal.save_if_stopped(fit))
         self.state.forwarded += count if asked.source.lasting else 0
         self.journal.count_remembered(asked, view, count)
         if count:
@@ -416,4 +418,4 @@ class Runner:
 
     def _order(self, epoch: int, steps: int) -> list[Tensor]:
         """The epoch's batches: a permutation by (seed, phase, epoch), cut into pieces whose sizes differ by ≤ 1."""
-        return shuffled(self.corpus.positions, steps, self.seed, self.state.phase, epoch)
+        return shuffled(self.run_data.positions, steps, self.seed, self.state.phase, epoch)

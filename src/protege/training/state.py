@@ -12,7 +12,7 @@ from ..data import Augment, Samples
 
 
 @dataclass
-class Corpus:
+class RunData:
     """The samples of a run: where training, validation and test rows lie, and how views are made.
 
     ``views``: 0 makes a fresh view each epoch, V > 0 cycles through V of them.
@@ -34,7 +34,7 @@ class Corpus:
 
 
 @dataclass
-class Memory:
+class CacheLimits:
     """The settings of the signal cache."""
 
     budget: int

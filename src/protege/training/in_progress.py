@@ -20,7 +20,7 @@ from .state import State
 
 
 @dataclass
-class Running:
+class FitInProgress:
     """A fit phase while it runs."""
 
     phase: Fit
@@ -105,7 +105,7 @@ def restore_random(randoms: list[dict[str, Any]], rank: int, device: torch.devic
             torch.cuda.set_rng_state(randoms[rank]["cuda"].cpu(), device)
 
 
-def share_buffers(fit: Running, world: int) -> None:
+def share_buffers(fit: FitInProgress, world: int) -> None:
     """Give every process the first one's buffers (BatchNorm's statistics), which checkpoints keep."""
     if world > 1:
         for network in [fit.trainee, *([fit.average.module] if fit.average else [])]:

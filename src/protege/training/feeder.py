@@ -16,22 +16,22 @@ from ..models.placing import place
 from ..signals import Signals, Source, Views
 from .phase import Fit
 from .progress import Display
-from .state import Corpus, Memory
+from .state import CacheLimits, RunData
 
 
-class Supply:
-    """Makes signals and batches of a corpus; signals that no other run can use lie in ``passing`` while it runs."""
+class Feeder:
+    """Makes signals and batches of a run; signals that no other run can use lie in ``passing`` while it runs."""
 
     def __init__(
         self,
-        corpus: Corpus,
-        memory: Memory,
+        run_data: RunData,
+        memory: CacheLimits,
         passing: Path,
         precision: str,
         accelerator: Accelerator,
         display: Display,
     ) -> None:
-        self.corpus, self.memory, self.passing, self.precision = corpus, memory, passing, precision
+        self.run_data, self.memory, self.passing, self.precision = run_data, memory, passing, precision
         self.accelerator, self.device, self.display = accelerator, accelerator.device, display
         self._made: dict[tuple, Signals] = {}
 
@@ -44,13 +44,13 @@ class Supply:
         if key in self._made:
             return self._made[key]
         place(source.network, self.device)
-        corpus = self.corpus
+        run_data = self.run_data
         made = Signals(
             source,
-            Views(samples, positions, corpus.augment, corpus.views, self.device, corpus.workers),
+            Views(samples, positions, run_data.augment, run_data.views, self.device, run_data.workers),
             budget=self.memory.budget,
             folder=self.memory.folder if source.lasting else self.passing / str(phase),
-            part="train" if samples is corpus.train else "other",
+            part="train" if samples is run_data.train else "other",
             precision=self.precision,
         )
         if source.lasting:
@@ -72,7 +72,7 @@ class Supply:
         ``between`` is called after each forward pass.
         """
         accelerator, world = self.accelerator, self.accelerator.num_processes
-        part = f"view {view + 1}/{self.corpus.views}" if view >= 0 else "validation"
+        part = f"view {view + 1}/{self.run_data.views}" if view >= 0 else "validation"
         bar = self.display.reporter(f"{signals.source.name}: {part}")
 
         def progress(done: int, total: int) -> None:
@@ -89,7 +89,7 @@ class Supply:
         self, phase: Fit, samples: Samples, order: list[Tensor], view: int, signals: list[Signals]
     ) -> Iterator[Batch]:
         """The batches of an order, without their images where caches have all that the phase looks at."""
-        augment, workers = self.corpus.augment, self.corpus.workers
+        augment, workers = self.run_data.augment, self.run_data.workers
         needs = {"pixels"} if samples.labels is not None else {"pixels", "labels"}
         if not needs & phase.reads and all(known.serves(view) for known in signals):
             return bare_batches(samples, order, view, augment, device=self.device)
