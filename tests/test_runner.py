@@ -514,7 +514,7 @@ def test_evaluation_against_a_plain_loop():
     modes = [module.training for module in network.modules()]
     before = weights(network)
     positions = torch.tensor([3, 30, 8, 9, 20])
-    found, details = evaluate(network, samples, TASK, CLASSES, positions=positions)
+    found, details = evaluate(network, samples, TASK.metrics(CLASSES), positions=positions)
     assert [module.training for module in network.modules()] == modes
     assert same(weights(network), before)
     network.eval()
@@ -532,7 +532,7 @@ def test_modes_come_back_when_an_evaluation_fails():
     network = model(drop=0.5)
     network.network.fc = nn.Linear(3, 3)
     with pytest.raises(RuntimeError):
-        evaluate(network, pictures(4), TASK, CLASSES)
+        evaluate(network, pictures(4), TASK.metrics(CLASSES))
     assert all(module.training for module in network.modules())
 
 
