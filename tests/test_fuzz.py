@@ -390,12 +390,12 @@ def fuzzed(examples: int, **given_by: Any) -> Any:
     return decorate
 
 
-@fuzzed(240, words=commands())
+@fuzzed(560, words=commands())
 def test_options(world, words):
     ends_well(world, words)
 
 
-@fuzzed(180, recipe=RECIPES, method=st.sampled_from([*METHODS, "auto", 5]), whole=st.booleans())
+@fuzzed(400, recipe=RECIPES, method=st.sampled_from([*METHODS, "auto", 5]), whole=st.booleans())
 def test_recipes(world, recipe, method, whole):
     base = {**GOOD, "method": method, "teacher": "teacher/student"} if whole else {}
     write(world, "recipe.toml", tomli_w.dumps(base | recipe).encode(errors="replace"))
@@ -472,7 +472,7 @@ def changed(config: Any, path: list[int], value: Any, drop: bool) -> Any:
     return copy
 
 
-@fuzzed(150, changes=configs())
+@fuzzed(320, changes=configs())
 def test_configs(world, changes):
     config = json.loads((world.folder / "teacher" / "student" / "config.json").read_text())
     for path, value, drop in changes:
@@ -535,7 +535,7 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     return name, {key: draw(ANY) for key in draw(st.lists(st.sampled_from(known), min_size=1, max_size=2))}
 
 
-@fuzzed(160, call=calls())
+@fuzzed(360, call=calls())
 def test_arguments(world, call):
     name, changes = call
     function, usual = CALLS[name]
