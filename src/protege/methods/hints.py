@@ -77,7 +77,7 @@ def fsp(setup: Setup) -> list[Fit]:
     pairs = _maps(cut.pairs, "fsp")
     if len(pairs) < 2:
         raise UserError(
-            f"method 'fsp' cut one cut, {pairs[0].student.name!r}; expected two or more, as it compares what flows "
+            f"method 'fsp' found one cut, {pairs[0].student.name!r}; expected two or more, as it compares what flows "
             "between them: name them with stages=…."
         )
 
