@@ -34,7 +34,7 @@ fuzz: $(VENV)/.dev
 
 # docs/house.svg: the rooms of src/protege and which imports which.
 house:
-	$(PYTHON) tools/house.py
+	$(PYTHON) docs/house.py
 
 # torchvision, which timm needs, breaks other imports where it does not fit torch: its tests have their own environment.
 $(ADAPTERS)/.ready: pyproject.toml constraints.txt
