@@ -40,7 +40,7 @@ from protege.errors import UserError
 from protege.data.labels import UNLABELLED
 from protege.tasks import TASKS
 from protege.models import zoo
-from protege.train import Solve
+from protege.training import Solve
 from protege.training.journal import Journal
 from protege.training.evaluate import evaluate
 

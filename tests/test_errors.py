@@ -216,7 +216,7 @@ CASES: dict[str, tuple[str, str]] = {
     "target as method": (f"{KD} --method dkd {OUT}", r"it is a target: use --method kd and --target dkd"),
     "target": (
         f"{KD} --target hinton {OUT}",
-        r"target = 'hinton' .*'dkd' \(did you mean 'kd'\); change it with --target",
+        r"target = 'hinton' .*'dkd'.* \(did you mean 'kd'\); change it with --target",
     ),
     "optimizer": (f"{KD} --optimizer adam {OUT}", r"optimizer = 'adam' .*did you mean 'adamw'.*--optimizer"),
     "schedule": (f"{KD} --schedule linear {OUT}", r"schedule = 'linear' .*'cosine', 'onecycle' or 'constant'; change"),

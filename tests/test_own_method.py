@@ -71,7 +71,7 @@ def empty(setup):
 def two(student, teacher):
     return []
 '''
-RUN = {"student": "zoo:cnn_tiny", "data": "digits", "epochs": 2, "batch_size": 128}
+RUN = {"student": "zoo:cnn_tiny", "data": "digits", "samples": 300, "epochs": 2, "batch_size": 100}
 
 
 @pytest.fixture

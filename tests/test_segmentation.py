@@ -206,7 +206,7 @@ def test_stage_by_stage(teacher, folder, tmp_path, monkeypatch, memory_limit):
         return outcome
 
     monkeypatch.setattr(Runner, "_fit", watched)
-    settings = {"epochs": 2, "batch_size": 4, "views": 1, "memory_limit": memory_limit, "workers": 0}
+    settings = {"epochs": 1, "batch_size": 4, "views": 1, "memory_limit": memory_limit, "workers": 0}
     settings |= {"precision": "fp32", "optimizer": "sgd", "select": "last", "patience": 0, "validation": 0}
     ends = []
     for budget in ("1GiB", "0"):

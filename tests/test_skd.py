@@ -36,10 +36,11 @@ def network(name: str, seed: int = 0, **arguments):
     return made
 
 
+SMALL = {"image_size": 16, "width": 96, "depth": 6}
 PAIRS = {
     "residual": (("resnet8", {}), ("resnet20", {})),
     "narrower": (("cnn_small", {"width": 4}), ("cnn_small", {"width": 6})),
-    "transformer": (("vit_tiny", {"image_size": 16}), ("vit_tiny", {"image_size": 16})),
+    "transformer": (("vit_tiny", SMALL), ("vit_tiny", SMALL)),
 }
 
 

@@ -89,7 +89,7 @@ MOMENTS = {
     "in the last update": (running, "factor", 12),
     "while it is evaluated": (Runner, "evaluate", 4),
     "at the end of an epoch": (Runner, "_end_epoch", 2),
-    "while signals are stored": (Source, "compute", 4),
+    "while signals are stored": (Source, "compute", 3),
 }
 
 
