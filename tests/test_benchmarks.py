@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tools import surroundings
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, planned, runner, same, weights
 from torch import nn
 
 from protege.data import CLEAN, batches, cache_root
@@ -25,7 +26,6 @@ from protege.signals.cache import Vanished
 from protege.signals.folder import evict
 from protege.tasks import TASKS
 from protege.training import Solve
-from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, planned, runner, same, weights
 
 TASK = TASKS["classification"]
 IDENTITY = {"network": "n", "data": "d", "views": "v", "signals": "s", "precision": "fp32 on cpu"}

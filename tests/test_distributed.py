@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tools import CLASSES, apart, events, surroundings
 
 import protege
 from protege.data import load_data
@@ -18,7 +19,6 @@ from protege.models.precision import autocast_for, resolve_precision
 from protege.run import run as production
 from protege.tasks import TASKS
 from protege.training.evaluate import evaluate
-from tools import CLASSES, apart, events, surroundings
 
 SETTINGS = {
     **{"student": "zoo:mlp?hidden=12", "data": "digits", "samples": 150, "views": 2, "epochs": 4, "batch_size": 32},

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from tools import Curtain
 
 import protege
 from protege.commands import app
@@ -28,7 +29,6 @@ from protege.commands.flags import in_flags
 from protege.data import load_data
 from protege.models import load_model
 from protege.run import folder as runfolder
-from tools import Curtain
 
 SMALL = "--student zoo:mlp?hidden=8 --data digits --samples 50 --batch-size 50 --epochs 1 --precision fp32"
 TRAIN = f"train {SMALL}"

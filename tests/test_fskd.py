@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tools import Net, apart, pictures, same, weights
 from torch import nn
 
 from protege.data import Augment, InMemory
@@ -19,7 +20,6 @@ from protege.surgery import Frontier, Walk, decouple, plan_alignment, shrink
 from protege.surgery.layers import SOLVABLE
 from protege.surgery.solving import alignment
 from protege.tasks import TASKS
-from tools import Net, apart, pictures, same, weights
 
 NETWORKS = {
     "vgg8": {"width": 0.125},

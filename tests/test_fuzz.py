@@ -33,6 +33,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
+from tools import Curtain
 
 import protege
 from protege.commands import app
@@ -41,7 +42,6 @@ from protege.run.recipe import recipe_type
 from protege.run.study_file import Study
 from protege.run.workers import Worker
 from protege.training import Runner
-from tools import Curtain
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
 TESTS = 7

@@ -6,6 +6,7 @@ import shlex
 import pytest
 import torch
 import torch.nn.functional as F
+from tools import CLASSES, Curtain, events, model, perform, plan, runner, same, weights
 from torch import nn
 
 from protege.commands import app
@@ -18,7 +19,6 @@ from protege.models import zoo
 from protege.models.placing import place
 from protege.surgery import readout
 from protege.tasks import TASKS
-from tools import CLASSES, Curtain, events, model, perform, plan, runner, same, weights
 
 DRY = "protege distill --method gpd --student zoo:cnn_tiny --data digits --samples 60 --dry-run"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tools import CLASSES, model, pictures, plan, setup_of
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -21,7 +22,6 @@ from protege.run.recipe import make_recipe
 from protege.run.study import run_study
 from protege.tasks import TASKS
 from protege.training.evaluate import evaluate as measure
-from tools import CLASSES, model, pictures, plan, setup_of
 
 SHARES = [0.9, 0.04, 0.03, 0.03]
 SPEC = InputSpec(channels=1, size=(8, 8), mean=(0.5,), std=(0.25,))

@@ -15,6 +15,7 @@ from test_cache import make, teacher_signals, values
 from test_data_sets import random_images, write_parquet
 from test_held_out import folders, scenes
 from test_origin import Net, begin, pixels, teacher
+from tools import same, weights
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 import protege
@@ -23,7 +24,6 @@ from protege.data import CLEAN, contents, load_data
 from protege.data.contents import content_of
 from protege.run.study import run_study
 from protege.signals.checksums import checksums, of_view
-from tools import same, weights
 
 QUICK = {"epochs": 1, "precision": "fp32", "workers": 0}
 

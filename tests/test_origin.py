@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tools import Curtain, same, weights
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import protege
 from protege import UserError
 from protege.training.journal import Journal
-from tools import Curtain, same, weights
 
 KINDS = ["unfinished", "finished"]
 

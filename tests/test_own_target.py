@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_targets import term
+from tools import CLASSES, model, pictures, plan
 
 from protege import distill, train
 from protege.data import Batch, InMemory
 from protege.data.labels import UNLABELLED
 from protege.errors import UserError
 from protege.losses import Target, topk
-from tools import CLASSES, model, pictures, plan
 
 CODE = """
 import torch

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from tools import Curtain, surroundings
 from torch import nn
 
 import protege
@@ -25,7 +26,6 @@ from protege.run.folder import holding
 from protege.run.study import run_study
 from protege.training import checkpoint
 from protege.training.journal import Journal
-from tools import Curtain, surroundings
 
 RUN = {"student": "zoo:mlp?hidden=4", "data": "digits", "samples": 20, "batch_size": 10, "epochs": 2}
 RUN |= {"checkpoint_seconds": 0, "precision": "fp32"}

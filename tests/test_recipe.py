@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools import model, plan, planned, runner
 
 import protege
 from protege.commands import app
@@ -30,7 +31,6 @@ from protege.run.recipe import (
 )
 from protege.tasks import TASKS
 from protege.training import Fit
-from tools import model, plan, planned, runner
 
 BASE = {"student": "zoo:mlp", "data": "digits", "method": "none"}
 GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its default

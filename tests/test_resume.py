@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tools import Curtain, events, same, surroundings
 
 import protege
 from protege.commands import app
@@ -28,7 +29,6 @@ from protege.signals import SignalCache, Source, folder, signals
 from protege.training import checkpoint, journal
 from protege.training.journal import Journal
 from protege.training.runner import Runner
-from tools import Curtain, events, same, surroundings
 
 DROPPING = '''
 """A user's network in which every kind of random number matters."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tools import CLASSES, Curtain, apart, model, perform, pictures, plan, planned, runner, same, setup_of, weights
 from torch import nn
 
 import protege
@@ -20,7 +21,6 @@ from protege.tasks import TASKS
 from protege.training.journal import Journal
 from protege.training.runner import Runner
 from protege.training.schedule import default_lr
-from tools import CLASSES, Curtain, apart, model, perform, pictures, plan, planned, runner, same, setup_of, weights
 
 TASK = TASKS["classification"]
 

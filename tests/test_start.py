@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from tools import surroundings
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import protege
@@ -20,7 +21,6 @@ from protege.commands import app
 from protege.data import Augment, Data, InMemory
 from protege.models import load_model
 from protege.training.progress import in_words
-from tools import surroundings
 
 SLOW = ("torch", "numpy", "accelerate", "sklearn")
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tools import CLASSES, Net, events, model, perform, pictures, plan, runner, setup_of
 from torch import nn
 
 from protege.data import Augment, Batch, InMemory
@@ -20,7 +21,6 @@ from protege.methods.teaching import TargetSettings, teaching
 from protege.models.zoo import arguments_of, build
 from protege.signals import Logits, SignalCache, TopK
 from protege.tasks import TASKS
-from tools import CLASSES, Net, events, model, perform, pictures, plan, runner, setup_of
 
 SEEDS = st.integers(0, 10**6)
 CLASSIFICATION = TASKS["classification"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tools import CLASSES, Marked, Net, events, perform, pictures, plan, runner, setup_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,7 +19,6 @@ from protege.methods.targets import TARGETS
 from protege.models import Model
 from protege.models.inputs import InputSpec
 from protege.tasks import TASKS, Chance
-from tools import CLASSES, Marked, Net, events, perform, pictures, plan, runner, setup_of
 
 ATEN = torch.ops.aten
 INDEX = ATEN.index.Tensor

@@ -10,6 +10,7 @@ import pytest
 import tomli_w
 import torch
 from test_report_snippets import printed
+from tools import surroundings
 from torch import nn
 
 import protege
@@ -19,7 +20,6 @@ from protege.models import load_model
 from protege.report import write_run_report
 from protege.run.study import run_study
 from protege.run.study_file import load_study, slug
-from tools import surroundings
 
 NETS = (
     "from pathlib import Path\nfrom torch import nn\n"

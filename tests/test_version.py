@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from tools import surroundings
 
 import protege
 from protege.commands import app
-from tools import surroundings
 
 ROOT = Path(__file__).parents[1]
 
