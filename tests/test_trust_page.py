@@ -10,7 +10,8 @@ import pytest
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "trust.md"
 PROOFS = {
-    "Code that you type (in a command, a program, a recipe that you name, a study's file) runs: `package.module:factory` is imported and called, and so are `package.module:transform` of `augment` and `package.module:function` of `target`.": [
+    "Code that you type (in a command, a program, a recipe that you name, a study's file) runs: `package.module:factory` is imported and called, and so are `package.module:name` of `method`, `package.module:transform` of `augment` and `package.module:function` of `target`.": [
+        "test_own_method.py::test_every_door_leads_to_the_same_student",
         "test_own_target.py::test_by_name_and_given_in_python_it_is_one_run",
         "test_augment.py::test_runs_are_the_same_each_time_and_known_by_the_transform",
         "test_trust.py::test_a_run_knows_what_its_recipe_names",
