@@ -21,7 +21,7 @@ demo: $(VENV)/.core
 	$(BIN)/protege demo --out runs/demo --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the longest files are not kept for the end
 
 # An hour of kills: runs of every method and studies, killed at any moment and resumed, are bit for bit what others are.
 kill: $(VENV)/.dev

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import get_args
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from protege.data import CLEAN, Augment
 from protege.data.labels import UNLABELLED
+from protege.errors import UserError
 from protege.losses import cross_entropy, kd_loss
 from protege.methods import METHODS
 from protege.methods.targets import TARGETS
 from protege.models import Model
+from protege.models.description import TaskName
 from protege.models.inputs import InputSpec
 from protege.tasks import TASKS, Chance
 
@@ -360,3 +363,10 @@ class Recorded(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.seen.append(f"{func} {[tuple(arg.shape) for arg in args if isinstance(arg, torch.Tensor)]}")
         return func(*args, **(kwargs or {}))
+
+
+def test_a_models_task_is_one_of_those_that_there_are():
+    assert set(get_args(TaskName)) == set(TASKS)
+    for task in ("", "nonsense"):
+        with pytest.raises(UserError, match="expected one of classification"):
+            Model(nn.Linear(2, 2), InputSpec(channels=1), task=task)

@@ -3,20 +3,20 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..data.labels import BY_CONTENT
 from ..data.naming import read_naming
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..files import usable
 from ..outputs import logits_in
 from ..settings import public
 from ..torch_utils import unwrapped
 from . import storage
-from .description import FORMAT
+from .description import FORMAT, TaskName
 from .inputs import InputSpec
 from .placing import is_channels_last, make_writable
 from .saving import Described, described
@@ -78,6 +78,9 @@ class Model(nn.Module):
         naming = read_naming(classes, "classes of the model")
         self.classes: tuple[str, ...] = naming.names if naming else ()
         self.named = naming is not None and naming.named and named
+        if task not in get_args(TaskName):
+            tasks = ", ".join(get_args(TaskName))
+            raise UserError(f"the task {shown(task)} of the model is unknown; expected one of {tasks}: change task=….")
         self.task = task
         self.structure = [dict(edit) for edit in structure]
         self.kept = {name: list(channels) for name, channels in (kept or {}).items()}

@@ -161,7 +161,8 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
     method = str(values.get("method", "kd"))
     kind = recipe_type(method)
     suits = kind.model_fields["optimizer"].default
-    if values.get("optimizer", suits) != suits:  # the method's rate is one for the method's optimizer
+    optimizer = values.get("optimizer", suits)
+    if isinstance(optimizer, str) and optimizer != suits:  # the method's rate is one for the method's optimizer
         values = {"lr": None, **values}
     for key in values:
         if key not in kind.model_fields:
