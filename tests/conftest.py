@@ -1,12 +1,17 @@
-"""What all tests share: a cache folder of their own, one thread, and a small teacher on digits."""
+"""What all tests share: a cache folder of their own, one thread, workers that are forks, and a small teacher on digits."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of subprocesses, too: two tests run at a time
 
 import pytest
 import torch
+from forks import ForkedWorker
+
+from protege.run import workers
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +26,21 @@ def cache_folder(tmp_path_factory, monkeypatch) -> Path:
 def one_thread() -> None:
     """Networks this small only lose by threads, and subprocesses are told the same number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> None:
+    """What is there, most of it imported modules, need not be looked through again at the end of every phase."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def forked_workers() -> Iterator[None]:
+    """Studies start forks of this process, but for the tests of what they start else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "start", ForkedWorker)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from forks import NEW_PYTHON
 from safetensors.torch import load_file
 
 from protege import distill
 from protege.data import CLEAN, Augment, choose, hold_out, load_data
 from protege.errors import UserError
 from protege.models import load_model
-from protege.run import study
+from protege.run import study, workers
 from protege.run.recipe import read_toml
 from protege.run.study import interval95, load_study, run_study
 from protege.run.workers import Worker
@@ -56,6 +57,7 @@ def performed(tmp_path_factory) -> Path:
 def test_a_worker_does_one_after_the_other_what_a_process_of_its_own_does(performed, tmp_path, monkeypatch):
     """Its second run has the bits of one that ran alone; what it is told wrong is one sentence in the log."""
     monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(workers, "start", NEW_PYTHON)
     recipe = read_toml(performed / "logs" / "variant-tuned_seed-0.toml")
     distill(**recipe, out=tmp_path / "alone")
     alone = load_file(tmp_path / "alone" / "student" / "model.safetensors")
@@ -299,6 +301,7 @@ def test_a_failed_command_is_told_by_its_own_error(tmp_path, monkeypatch):
     """Whatever is written after it, and not by that of an earlier try."""
     command, log = tmp_path / "python", tmp_path / "logs" / "a.log"
     monkeypatch.setattr(sys, "executable", str(command))
+    monkeypatch.setattr(workers, "start", NEW_PYTHON)
 
     def told(script: str) -> str:
         command.write_text(f"#!/bin/sh\nread command\n{script}\n")

@@ -16,7 +16,7 @@ from typing import Any
 from .app import main
 
 
-def _serve() -> None:
+def serve() -> None:
     """Perform the commands that come through the standard input, a line each, and answer with their statuses."""
     commands, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -61,5 +61,5 @@ def _perform(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve()
     os._exit(0)  # every command has finished: taking torch down again would only take time

@@ -42,7 +42,7 @@ class Watch:
 
     def __init__(self) -> None:
         kinds = set().union(*map(_subclasses, _KINDS)) - {random.SystemRandom}
-        objects = gc.get_objects()
+        objects = _objects()
         # torch's generators are not known to the collector, and so found only as what others refer to; type(), as
         # isinstance() would ask proxies and lazy modules for their class
         holders = compress(objects, map(not_, map(_CODE.__contains__, map(type, objects))))
@@ -55,6 +55,17 @@ class Watch:
     def moved(self) -> list[Any]:
         """The generators that have been used since."""
         return [now for now, before in zip(self._all, self._before, strict=True) if _standing(now) != before]
+
+
+def _objects() -> list[Any]:
+    """All that the collector knows, of a process that has frozen some of it as well."""
+    frozen = gc.get_freeze_count()
+    if frozen:
+        gc.unfreeze()
+    objects = gc.get_objects()
+    if frozen:
+        gc.freeze()
+    return objects
 
 
 def _subclasses(kind: type) -> set[type]:

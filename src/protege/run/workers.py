@@ -6,11 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 PROGRAM = "protege.commands.worker"
+
+
+def start(environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A process that performs the commands which it reads; Ctrl-C reaches it through this one alone."""
+    command = [sys.executable, "-P", "-m", PROGRAM]  # -P: not from the working directory
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
 class Worker:
@@ -40,10 +48,7 @@ class Worker:
         log.touch()
         begin = log.stat().st_size
         if self._process is None or self._process.poll() is not None:
-            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            # in a session of its own: Ctrl-C reaches it through the one that started it
-            command = [sys.executable, "-P", "-m", PROGRAM]  # -P: not from the working directory
-            self._process = subprocess.Popen(command, env=self._environment, start_new_session=True, **pipes)
+            self._process = start(self._environment)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(OSError):  # it ended
