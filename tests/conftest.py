@@ -1,4 +1,4 @@
-"""What all tests share: a cache folder of their own, one thread, workers that are forks, and a small teacher on digits."""
+"""What all tests share: a cache folder of their own, one thread, workers that are forks, a small teacher on digits."""
 
 import gc
 import os

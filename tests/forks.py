@@ -1,4 +1,5 @@
 """Processes that start at once: forks of this one, which has imported everything, in the place of new Pythons."""
+# ruff: noqa: SIM115
 
 from __future__ import annotations
 
@@ -6,14 +7,17 @@ import importlib
 import linecache
 import logging
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import sklearn.datasets  # noqa: F401  the first run of every fork would import both
+import torch._dynamo  # noqa: F401
 
 from protege.commands import app, worker
 from protege.run import workers
@@ -59,8 +63,10 @@ def forked(work: Callable[[], object], streams: list[Any], cwd: Path | str, envi
     try:
         for number, file in enumerate(streams):
             os.dup2(file.fileno(), number)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
+        sys.stdin = open(0, closefd=False)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         logging.root.handlers.clear()
         os.environ |= {key: str(value) for key, value in environment.items()}
         os.chdir(cwd)
@@ -93,6 +99,21 @@ def protege(*words: object, cwd: Path | str = ".", **environment: object) -> For
     return Fork(command, cwd, **environment)
 
 
+def python(code: str | Path, cwd: Path | str = ".", **environment: object) -> Fork:
+    """`python FILE`, or `python -c CODE`, ended."""
+
+    def program() -> None:
+        sys.path[0] = os.getcwd()
+        if isinstance(code, Path):
+            runpy.run_path(str(code), run_name="__main__")
+        else:
+            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+    process = Fork(program, cwd, **environment)
+    process.wait()
+    return process
+
+
 def run(*words: object, cwd: Path | str = ".", **environment: object) -> Fork:
     """`protege *words`, ended."""
     process = protege(*words, cwd=cwd, **environment)
@@ -103,7 +124,7 @@ def run(*words: object, cwd: Path | str = ".", **environment: object) -> Fork:
 class ForkedWorker:
     """What `protege.run.workers.start` starts, as a fork."""
 
-    _open: list[Any] = []  # ends of pipes that a later fork must not keep open
+    _open: ClassVar[list[Any]] = []  # ends of pipes that a later fork must not keep open
 
     def __init__(self, environment: dict[str, str]) -> None:
         (commands, stdin), (stdout, answers) = os.pipe(), os.pipe()
@@ -129,8 +150,3 @@ class ForkedWorker:
         self.returncode = os.waitstatus_to_exitcode(status)
         self.stdout.close()
         ForkedWorker._open = [file for file in ForkedWorker._open if not file.closed]
-
-
-def new_python(*words: object, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """A Python of its own, for what forks would hide: what is imported, the environment, the console script."""
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, **settings)

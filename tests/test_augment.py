@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -106,10 +107,9 @@ def test_other_processes_show_the_same(tmp_path):
         batch = samples.fetch(torch.arange(64), 2, augment)
         print(hashlib.sha256(batch.inputs.numpy().tobytes()).hexdigest(), augment.identity())
     """
-    outs = [
-        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True)
-        for _ in range(2)
-    ]
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    outs = [subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)]  # with hashes of its own
+    outs += [forks.python(textwrap.dedent(code), tmp_path)]
     assert outs[0].stdout == outs[1].stdout != "", outs[0].stderr
 
 
@@ -417,9 +417,7 @@ def test_runs_are_the_same_each_time_and_known_by_the_transform(tmp_path, monkey
 
     given = Augment(shift=1, transform=my_snow.rain, mixup=0.3)
     assert torch.equal(weights_of(run(tmp_path / "c", given)), first)
-    code = "import sys; from protege.commands.app import main; sys.argv[1:] = {}; main()"
-    command = ["distill", "--resume", "--out", "a"]
-    subprocess.run([sys.executable, "-c", code.format(command)], cwd=tmp_path, check=True)
+    assert forks.run("distill", "--resume", "--out", "a", cwd=tmp_path).returncode == 0
     (tmp_path / "my_snow.py").write_text(RAIN.replace("0.1", "0.3"))
     sys.modules.pop("my_snow")
     linecache.clearcache()

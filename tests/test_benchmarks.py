@@ -1,13 +1,11 @@
 """Benchmarks run: one round of the smallest there is, of which no figure is believed (memory.py needs a big one)."""
 
-import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
-from tools import surroundings
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = "--batch 4 --rounds 1"
@@ -39,9 +37,14 @@ def test_it_runs(name, options, monkeypatch, capsys):
 def test_the_start_of_a_run_is_taken_apart(digits_teacher, tmp_path):
     settings = {"teacher": str(digits_teacher), "student": "zoo:cnn_tiny?width=2", "data": "digits", "samples": 20}
     settings |= {"epochs": 1, "out": str(tmp_path / "run")}
-    command = [sys.executable, str(BENCHMARKS / "start.py"), "--child", json.dumps(settings), "0.01"]
-    done = subprocess.run(command, env=surroundings(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+    def child() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "protege"]:
+            del sys.modules[name]  # to be imported in its time
+        runpy.run_path(str(BENCHMARKS / "start.py"))["child"](settings, 0.01)
+
+    done = forks.Fork(child)
+    assert done.wait() == 0, done.stderr
     assert " importing\n" in done.stdout
     before, after = done.stdout.split("from there on")
     assert "data/spec: load_data" in before

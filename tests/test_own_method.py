@@ -1,12 +1,11 @@
 """A method from outside the package, by every door: its name, the object itself, recipes, studies, entry points."""
 
-import os
 import shutil
-import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import forks
 import pytest
 import tomli_w
 import torch
@@ -96,11 +95,6 @@ def assert_same(first: str, second: str) -> None:
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-def command(*words: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "protege", *words], capture_output=True, text=True, env=environment)
-
-
 def test_every_door_leads_to_the_same_student(here):
     method = f"{here}:dist"
     result = protege.distill("teacher", **RUN, method=method, intra=2.0, out="name")
@@ -110,7 +104,7 @@ def test_every_door_leads_to_the_same_student(here):
     protege.distill("teacher", **RUN, method=module.dist, intra=2.0, out="object")
     protege.distill("teacher", **RUN, method=f"{here}:make", intra=2.0, out="made")
     options = [f"--{key.replace('_', '-')}={value}" for key, value in {**RUN, "method": method, "intra": 2.0}.items()]
-    by_command = command("distill", "--teacher=teacher", *options, "--out=command")
+    by_command = forks.run("distill", "--teacher=teacher", *options, "--out=command")
     assert by_command.returncode == 0, by_command.stderr
     Path("recipe.toml").write_text(tomli_w.dumps({**RUN, "teacher": "teacher", "method": method, "intra": 2.0}))
     protege.distill(recipe="recipe.toml", out="recipe")
@@ -145,7 +139,7 @@ def test_the_example_of_the_page_runs(here):
     page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text(encoding="utf-8")
     code = page.split("```python\n")[1].split("```")[0]
     Path("mine.py").write_text(code)
-    told = command("distill", "--method=mine:method", "--share=0.7", "--teacher=teacher", "--student=zoo:cnn_tiny",
+    told = forks.run("distill", "--method=mine:method", "--share=0.7", "--teacher=teacher", "--student=zoo:cnn_tiny",
                    "--data=digits", "--epochs=1", "--out=mine")  # fmt: skip
     assert told.returncode == 0, told.stderr
     assert "share = 0.7" in Path("mine/recipe.toml").read_text()
@@ -161,11 +155,11 @@ def test_a_run_goes_on_with_it_in_another_process_unless_its_code_has_changed(he
         last = max(Path(name).glob("checkpoint/*.json"))  # of the end; the one before it is within the run
         last.with_suffix(".pt").unlink()
         last.unlink()
-    assert command("distill", "--resume", "--out=cut").returncode == 0
+    assert forks.run("distill", "--resume", "--out=cut").returncode == 0
     assert_same("whole", "cut")
     plugin = Path(f"{here}.py")
     plugin.write_text(plugin.read_text().replace("return 1 -", "return 2 -"))
-    refused = command("distill", "--resume", "--out=changed")
+    refused = forks.run("distill", "--resume", "--out=changed")
     assert refused.returncode == 2
     assert "another code of the method" in refused.stderr
 
@@ -181,7 +175,7 @@ def test_one_given_in_python_alone(here):
     for method in (plan, Method(plan, MethodSettings)):
         result = protege.distill("teacher", **RUN, method=method, out="mine", overwrite=True)
         assert result.result["method"].startswith("python:")
-    again = command("distill", "--resume", "--out=mine")
+    again = forks.run("distill", "--resume", "--out=mine")
     assert again.returncode in (0, 2)  # it is finished
     with pytest.raises(UserError, match="given in Python"):
         protege.distill("teacher", **RUN, method="python:nobody", out="other")

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import psutil
 import pytest
 import torch
@@ -360,16 +361,16 @@ def test_settings_in_utf8_are_read_where_the_encoding_is_another(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL])
 def test_a_study_that_was_ended_goes_on_at_once(number, tmp_path):
     (tmp_path / "study.toml").write_text(STUDY.replace('"epochs": 2', "").replace("epochs = 2", "epochs = 60"))
-    command = [sys.executable, "-m", "protege", "study", "study.toml", "--out", "out", "--jobs", "1"]
+    command = ["study", "study.toml", "--out", "out", "--jobs", "1"]
     run = tmp_path / "out" / "runs" / "lr-0.1_seed-0"
-    process = subprocess.Popen(command, cwd=tmp_path, env=surroundings(), stderr=subprocess.PIPE)
+    process = forks.protege(*command, cwd=tmp_path)
     while not list(run.glob("checkpoint/*3.json")):
         assert process.poll() is None
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children()
     process.send_signal(number)
-    process.communicate()
-    done = subprocess.run([*command, "--resume"], cwd=tmp_path, env=surroundings(), capture_output=True, text=True)
+    process.wait()
+    done = forks.run(*command, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "in use" not in done.stderr
     assert not psutil.wait_procs(workers, timeout=0)[1]

@@ -7,15 +7,16 @@ import multiprocessing
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from safetensors.torch import load_file
-from tools import Curtain, events, same, surroundings
+from tools import Curtain, events, same
 
 import protege
 from protege.commands import app
@@ -413,21 +414,16 @@ def newest(out: Path) -> int:
 
 
 def test_kill_9_of_the_command(longer, digits_teacher, tmp_path, cache_folder, dropping, monkeypatch):
-    out, environment = (
-        tmp_path / "run",
-        surroundings(
-            PYTHONPATH=f"{dropping}{os.pathsep}{Path(protege.__file__).parents[1]}", PROTEGE_CACHE=cache_folder
-        ),
-    )
+    out = tmp_path / "run"
+    monkeypatch.syspath_prepend(str(dropping))
     settings = {**SETTINGS["everything"], **LONGER}
     options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     options = ["distill", "--teacher", str(digits_teacher), "--method", "kd", *options, "--out", str(out)]
-    command = [sys.executable, "-m", "protege", *options]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forks.protege(*options)
     while newest(out) < 17:
         assert process.poll() is None
         time.sleep(0.001)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "result.json").exists()
     monkeypatch.setattr(sys, "argv", ["protege", "distill", "--out", str(out), "--resume"])

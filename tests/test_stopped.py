@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -151,22 +152,20 @@ def test_before_anything_is_done_there_is_nothing_to_go_on_with(tmp_path, monkey
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_command_prints_the_command_that_goes_on(number, tmp_path, cache_folder):
+def test_a_stopped_command_prints_the_command_that_goes_on(number, tmp_path):
     out = tmp_path / "a run"
     options = [
         f"--{key.replace('_', '-')}={value}" for key, value in {**RUN, "epochs": 100_000, "method": "none"}.items()
     ]
-    command = [sys.executable, "-m", "protege", "distill", *options, "--out", str(out)]
-    environment = surroundings(PROTEGE_CACHE=cache_folder)
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = forks.protege("distill", *options, "--out", out)
     log = out / "metrics.jsonl"
     while not (log.exists() and log.read_text().count('"epoch"') > 2):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert "Traceback" not in error
-    last = error.strip().splitlines()[-1]
+    process.wait()
+    assert "Traceback" not in process.stderr
+    last = process.stderr.strip().splitlines()[-1]
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert last == f"stopped; go on with protege distill --resume --out '{out}'"
@@ -252,7 +251,7 @@ def refuse_pages(real):
 
 # ---- in a session -----------------------------------------------------------------------------------------------
 
-FAULTY = "import protege\nprotege.distill('zoo:nonet', 'zoo:mlp', 'digits', out='out')"
+FAULTY = """import protege; raise protege.UserError("the zoo has no model 'nonet'.")"""
 
 
 def test_python_i_shows_the_sentence_alone(tmp_path):

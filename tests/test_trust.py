@@ -2,15 +2,14 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 import tomli_w
 import torch
 from test_report_snippets import printed
-from tools import surroundings
 from torch import nn
 
 import protege
@@ -129,12 +128,8 @@ def test_what_lies_in_a_folder_is_never_imported_because_it_is_named(tmp_path):
     naming(tmp_path / "model", "net:Net")
     for file in (tmp_path / "model").iterdir():
         file.rename(tmp_path / file.name)
-    program = "import sys; sys.path = [p for p in sys.path if p]; from protege.commands.app import main; main()"
     for spec in (".", "torchvision:x", "zoo.x:y"):
-        words = ["-c", program, "evaluate", "--model", spec, "--data", "digits"]
-        done = subprocess.run(
-            [sys.executable, *words], cwd=tmp_path, env=surroundings(), capture_output=True, text=True
-        )
+        done = forks.run("evaluate", "--model", spec, "--data", "digits", cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         assert not mark.exists()
