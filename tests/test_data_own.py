@@ -1,5 +1,6 @@
 """A user's own map-style Dataset, with images in every form that is understood."""
 
+import gc
 import random
 
 import numpy as np
@@ -363,3 +364,11 @@ def test_what_is_no_data_says_so(tmp_path):
     pixels[2, 0, 0, 0] = torch.nan
     with pytest.raises(UserError, match="item 2 of train dataset has pixels that are not finite"):
         load_data([(image, number % 2) for number, image in enumerate(pixels)])
+
+
+def test_generators_of_a_process_that_has_frozen_what_it_has_are_watched():
+    gc.freeze()
+    for draw in (random.random, np.random.random, lambda: torch.rand(1)):
+        watch = Watch()
+        draw()
+        assert len(watch.moved()) == 1

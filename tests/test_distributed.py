@@ -1,14 +1,16 @@
 """Two processes agree with one: the same weights, metrics and counts, and only the first writes."""
 
 import json
-import os
+import runpy
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tools import CLASSES, apart, events, surroundings
 
@@ -128,12 +130,16 @@ torch.save(weights(student), out / f"solved-{rank}.pt")
 '''
 
 
-def launch(arguments: list[str], **environment: object) -> None:
-    """torchrun with two processes, or all that they said."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+        return free.getsockname()[1]
+
+
+def launch(arguments: list[str], **environment: object) -> None:
+    """torchrun with two processes, or all that they said."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(free_port())]
     environment["CUDA_VISIBLE_DEVICES"] = ""
     process = subprocess.Popen([*command, *arguments], env=surroundings(**environment), stderr=subprocess.PIPE)
     try:
@@ -142,6 +148,21 @@ def launch(arguments: list[str], **environment: object) -> None:
         process.terminate()  # torchrun ends its processes
         _, said = process.communicate()
     assert process.returncode == 0, said.decode()[-4000:]
+
+
+def fork(program: Path, out: Path) -> None:
+    """Two forks of this process, each told its rank as torchrun tells it."""
+
+    def work() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        sys.argv = [str(program), str(out)]
+        runpy.run_path(str(program), run_name="__main__")
+
+    given = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    given["CUDA_VISIBLE_DEVICES"] = ""
+    ranks = [forks.Fork(work, RANK=rank, LOCAL_RANK=rank, **given) for rank in range(2)]
+    for process in ranks:
+        assert process.wait() == 0, process.stderr[-4000:]
 
 
 def test_distilling(digits_teacher, tmp_path, monkeypatch):
@@ -177,8 +198,7 @@ def test_distilling(digits_teacher, tmp_path, monkeypatch):
 
 def test_evaluating_batch_norm_and_resuming(tmp_path):
     (tmp_path / "probe.py").write_text(PROBE)
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    launch([str(tmp_path / "probe.py"), str(tmp_path)], PYTHONPATH=paths)
+    fork(tmp_path / "probe.py", tmp_path)
     mine, theirs = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
     assert mine == theirs
     from tools import model, pictures
