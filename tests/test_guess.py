@@ -17,10 +17,10 @@ from protege.data.labels import UNLABELLED
 from protege.errors import UserError
 from protege.losses import class_weights, cross_entropy
 from protege.methods import METHODS
-from protege.report.guess import guessed, learned, verdict
 from protege.run.recipe import make_recipe
 from protege.run.study import run_study
 from protege.tasks import TASKS
+from protege.tasks.guess import guesses, learned, remark
 from protege.training.evaluate import evaluate as measure
 
 SHARES = [0.9, 0.04, 0.03, 0.03]
@@ -135,11 +135,11 @@ def test_pixels_of_one_class(tmp_path) -> None:
     part = {"metrics": metrics.compute(), **metrics.details()}
     share = float((labels == 0).float().mean())
     assert part["chance"]["accuracy"] == pytest.approx(share)
-    assert guessed("pixel_accuracy", part) == pytest.approx(part["metrics"]["pixel_accuracy"])
+    assert guesses(part)["pixel_accuracy"] == pytest.approx(part["metrics"]["pixel_accuracy"])
     for name in ("miou", "balanced_accuracy", "macro_f1"):
-        assert guessed(name, part) == pytest.approx(part["metrics"][name])
+        assert guesses(part)[name] == pytest.approx(part["metrics"][name])
     assert learned(part) is False
-    text = verdict(part, "miou", ["street", "car"]).replace("\u00a0", " ")
+    text = remark(part, "miou", ["street", "car"]).replace("\u00a0", " ")
     assert text.startswith("The student says class 'street' for all pixels. That is no better than guessing")
     assert f"({100 * share:.1f} % of the pixels)" in text
 
@@ -156,10 +156,10 @@ def test_words_by_their_counts(tmp_path) -> None:
 
     metrics, details = measure(Unigram(), samples, TASKS["language"].metrics(5))
     part = {"metrics": metrics, **details}
-    assert metrics["perplexity"] == pytest.approx(guessed("perplexity", part))
-    assert metrics["accuracy"] == pytest.approx(guessed("accuracy", part))
+    assert metrics["perplexity"] == pytest.approx(guesses(part)["perplexity"])
+    assert metrics["accuracy"] == pytest.approx(guesses(part)["accuracy"])
     assert learned(part) is False
-    assert "no better than guessing: a count of the words has" in verdict(part, "perplexity", ())
+    assert "no better than guessing: a count of the words has" in remark(part, "perplexity", ())
     assert learned({**part, "metrics": {**metrics, "nll": 0.5 * metrics["nll"]}})
 
 

@@ -12,6 +12,11 @@ def test_arrows_go_down():
     assert house.upwards() == []
 
 
+def test_reports_need_folders_only():
+    assert house.imports("report") == {}
+    assert "report" not in house.imports("tasks")
+
+
 def test_every_room_is_drawn():
     rooms = {path.name for path in house.SOURCE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert rooms == set(house.floor_of)

@@ -12,6 +12,8 @@ from torch.utils.data import TensorDataset
 
 import protege
 from protege.commands import app
+from protege.models.sources import SCHEMES
+from protege.report.snippets import BUILT
 
 
 class Own(nn.Module):
@@ -87,6 +89,7 @@ def test_what_is_printed_works(student, data, tmp_path, monkeypatch, capsys):
     assert torch.equal(names["student"](raw), result.student(raw))
     assert names["logits"].shape == (1, 10)
     assert bool(shell) == (data == "digits" and student in ("zoo", "factory", "class", "pruned"))
+    assert ("trust" in python) == ("trust=True" in python) == (student in ("factory", "class", "pruned"))
     assert ("evaluate" in python) == (not shell)
     for command in shell:
         monkeypatch.setattr(sys, "argv", shlex.split(command))
@@ -94,6 +97,10 @@ def test_what_is_printed_works(student, data, tmp_path, monkeypatch, capsys):
             app.main()
         assert ended.value.code in (0, None)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_needs_no_trust_is_what_models_build():
+    assert set(BUILT) == set(SCHEMES)
 
 
 def test_a_class_whose_arguments_nothing_tells_is_named(tmp_path):

@@ -22,8 +22,8 @@ from protege.data.labels import UNLABELLED
 from protege.errors import UserError
 from protege.models import InputSpec, Model, check_classes, count_parameters, load_model, zoo
 from protege.models.unet import FACTORIES
-from protege.report.segmentation import NO_LABEL, palette
 from protege.tasks import TASKS
+from protege.tasks.pictures import NO_LABEL, palette
 from protege.tasks.task import Shown
 from protege.training.runner import Runner
 
@@ -267,6 +267,7 @@ def test_pictures(folder, tmp_path, grey):
     draw(data, tmp_path, teacher=teacher, student=student)
     assert student.training
     index = json.loads((tmp_path / "pictures" / "index.json").read_text())
+    assert index["legend"]["classes"][2] == [data.classes[2], "#{:02x}{:02x}{:02x}".format(*palette(3)[2])]
     assert [scene["position"] for scene in index["scenes"]] == [0, 5]
     for scene in index["scenes"]:
         files = {name: Image.open(tmp_path / "pictures" / file) for name, file in scene["files"].items()}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .words import plain
+from ..words import plain
 
 Point = tuple[float, float]
 COLOURS = 8  # c0 … c7

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import words
+from .. import words
 from .charts import COLOURS, Axis, Chart, Point, Series, line_chart
-from .read import Run, is_number, numbers, phases, table
+from .read import Run, is_number, numbers, table
 
 Record = dict[str, Any]
 LOSS_COLOURS = ("c0", "c2", "c3", "c5", "c6", "c7", "c4")
 STANDING = {"student": ("student", "c0"), "dynamic": ("dynamic teacher", "c2"), "static": ("static teacher", "c1")}
 RATES = {"lr": "Learning rate", "images_per_second": "Samples per second", "seconds": "Seconds an epoch"}
 MOST_PANELS = 24
-SMALL = 140  # pixels of height
+TALL, SMALL = 210, 140  # pixels of height
 
 
 class Timeline:
@@ -66,9 +67,9 @@ def where_measured(run: Run) -> str:
     return f"{names.pop()} set" if len(names) == 1 else ""
 
 
-def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
-    """One evaluated metric over all phases, with the teacher's level and each phase's best epoch."""
-    scale, series = words.factor(metric), []
+def metric_chart(run: Run, whole: Timeline, metric: str, height: int = TALL) -> Chart | None:
+    """One evaluated metric over the phases that measure it, with the teacher's level and each phase's best epoch."""
+    timeline, scale, series = measuring(whole, metric), words.factor(metric), []
     sets = dict.fromkeys(measured_on(record) for record in run.epochs if record.get("eval"))
     for where, colour in zip(sets, ("c0", "c3", "c5"), strict=False):
         label = f"student, {where}" if where else "student"
@@ -84,11 +85,11 @@ def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
             at = f"at epoch {x - timeline.start[name]:.0f}" + (f" of {name}" if len(names) > 1 else "")
             best.append((x, y, f"best: {words.metric_value(metric, y / scale)} {at}"))
     note = f"{words.capital(best[-1][2])}." if best else ""  # of the last phase, whose state the run keeps
-    kept = next((phase.get("best") for phase in phases(run) if best and phase.get("name") == names[-1]), None)
-    if isinstance(kept, dict) and kept.get("epoch") == 0 and metric in kept:
+    kept = next((table(phase.get("best")) for phase in run.phases if best and phase.get("name") == names[-1]), {})
+    if kept.get("epoch") == 0 and metric in kept:
         note = f"Kept: {words.metric_value(metric, kept[metric])}, with which {names[-1]} began."
     on = where_measured(run)
-    level = numbers(run.part("teacher").get("metrics")).get(metric)
+    level = run.metrics("teacher").get(metric)
     taught = f"teacher {words.metric_value(metric, level)}" + ("" if on == "test set" else " (test set)")
     return line_chart(
         words.capital(words.metric_name(metric)) + (f" on the {on}" if on else ""),
@@ -96,10 +97,16 @@ def metric_chart(run: Run, timeline: Timeline, metric: str) -> Chart | None:
         note=note,
         level=(scale * level, taught) if level is not None else None,
         best=best,
-        loss=words.lower_is_better(metric),
-        unit=words.unit(metric),
+        height=height,
+        **how(metric),
         **timeline.shown,
     )
+
+
+def how(metric: str) -> dict[str, Any]:
+    """How a chart of a metric is drawn: a share has no log scale."""
+    fold = math.inf if words.is_fraction(metric) else 50
+    return {"loss": words.lower_is_better(metric), "fold": fold, "unit": words.unit(metric)}
 
 
 def phase_loss_chart(timeline: Timeline, phase: str, height: int) -> Chart | None:
@@ -124,7 +131,7 @@ def ordered_losses(run: Run, timeline: Timeline) -> Chart | None:
     """
     if len(timeline.phases) < 2 or not any("loss" in numbers(record.get("eval")) for record in run.epochs):
         return None
-    known = {str(phase.get("name")): phase for phase in phases(run)}
+    known = {str(phase.get("name")): phase for phase in run.phases}
     lines: dict[str, list[list[Point]]] = {"train": [], "eval": []}
     bands, ticks, places, best = [], {}, {}, []
     for n, (name, records) in enumerate(timeline.phases.items()):
@@ -181,26 +188,27 @@ def standing_chart(run: Run, timeline: Timeline, metric: str, part: str, names: 
     ahead = {"better": "ahead of", "worse": "behind"}.get(words.verdict(metric, delta), "level with")
     amount = f"{words.amount(metric, delta)} " if delta else ""
     where = "On training samples, as they are learned from" if part == "train" else f"On the {where_measured(run)}"
-    level = numbers(run.part("teacher").get("metrics")).get(metric) if "static" not in names else None
+    level = run.metrics("teacher").get(metric) if "static" not in names else None
     label = f"static teacher {words.metric_value(metric, level)}" + (" (test set)" if part == "train" else "")
     return line_chart(
         f"The gap in {words.metric_name(metric)}",
         series,
         note=f"{where}. At the end the dynamic teacher is {amount}{ahead} the student.",
         level=(scale * level, label) if level is not None else None,
-        loss=words.lower_is_better(metric),
-        unit=words.unit(metric),
+        **how(metric),
         **timeline.shown,
     )
 
 
 @dataclass(frozen=True)
 class RunCharts:
-    """The charts of a run: its phases in order, the story, the losses of single phases, and what explains oddities."""
+    """The charts of a run: its phases in order, the story, the losses of single phases, other measures than the one
+    that it is judged by, and what explains oddities."""
 
     ordered: Chart | None
     story: list[Chart]
     phases: list[Chart]
+    measures: list[Chart]
     closer: list[Chart]
 
 
@@ -209,22 +217,21 @@ def run_charts(run: Run, primary: str) -> RunCharts:
     timeline, standing = Timeline(run.epochs), standing_keys(run)
     drawn = {f"{name}_{metric}" for metric, (_, names) in standing.items() for name in names}
     evaluated = [key for key in keys_of(run.epochs, "eval") if "loss" not in key and key != "mse" and key not in drawn]
-    evaluated.sort(key=lambda key: key != primary)
     ordered = ordered_losses(run, timeline)
     parted = [name for name in timeline.phases if not ordered or has_parts(timeline, name)]
     apart = len(parted) > 2
-    losses = present([phase_loss_chart(timeline, name, SMALL if apart else 210) for name in parted])
-    metrics = [metric_chart(run, measuring(timeline, metric), metric) for metric in evaluated]
+    losses = [phase_loss_chart(timeline, name, SMALL if apart else TALL) for name in parted]
     gaps = sorted(standing.items(), key=lambda item: item[0] != primary)
-    story = [*metrics[:1], *(standing_chart(run, timeline, metric, *where) for metric, where in gaps)]
-    story += [*([] if apart else losses), *metrics[1:]]
+    story = [metric_chart(run, timeline, primary)] if primary in evaluated else []
+    story += [*(standing_chart(run, timeline, metric, *where) for metric, where in gaps), *([] if apart else losses)]
+    measures = [metric_chart(run, timeline, metric, SMALL) for metric in evaluated if metric != primary]
     known = {*evaluated, *drawn}
     others = [key for key in keys_of(run.epochs, "train") if "loss" not in key and key not in known]
     rates = [("train", key, words.capital(key.replace("_", " ")) + ", training") for key in others]
     rates += [("", key, title) for key, title in RATES.items()]
     look: dict[str, Any] = {"y_range": [0.0], "height": SMALL, **timeline.shown}
     closer = [line_chart(title, [Series(title, timeline.read(part, key), "c4")], **look) for part, key, title in rates]
-    return RunCharts(ordered, present(story), losses if apart else [], present(closer))
+    return RunCharts(ordered, *map(present, (story, losses if apart else [], measures, closer)))
 
 
 def measuring(timeline: Timeline, metric: str) -> Timeline:

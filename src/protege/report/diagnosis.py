@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import words
+from .. import words
 from .page import Card, write_page
 from .read import read_json
 from .readings import TITLES, charts, maps, signed

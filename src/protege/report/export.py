@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import words
+from .. import words
 from .page import write_page
 from .read import is_number, numbers, read_json, records, table
 

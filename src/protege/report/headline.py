@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from . import words
-from .classes import class_names
+from typing import Any
+
+from .. import words
 from .curves import where_measured
-from .guess import NOTABLE, guessed, learned, verdict
-from .read import Run, is_number, numbers, phases, table
+from .read import Run, is_number, numbers, table
+
+NOTABLE = 0.2  # a guess so often right that a metric is read as the lead over it
 
 
 def headline(run: Run, metric: str) -> str:
     """One sentence on what the run achieved, or how far it has come."""
-    student, classes = run.part("student"), run.part("data").get("classes")
     if not run.finished:
         return unfinished(run, metric)
-    value = numbers(student.get("metrics")).get(metric)
+    student, classes = run.part("student"), run.part("data").get("classes")
+    value = run.metrics("student").get(metric)
     if value is None:
         return "The run is finished; there were no labels to measure the student by."
-    starts = {"teacher": "The student reaches", "none": "Trained on the labels alone, the student reaches"}
-    kind = "teacher" if run.part("teacher") else run.setting("method")
-    start = starts.get(kind, "Without a teacher, the student reaches")
-    text = f"{start} {named_value(metric, value)}{since_before(run, metric, value)}{with_data(run)}"
-    text += compared(run, metric, value) + "."
-    warning = verdict(student, metric, class_names(run, 0))
+    alone = "Trained on the labels alone" if run.setting("method") == "none" else "Without a teacher"
+    start = "The student" if run.part("teacher") else f"{alone}, the student"
+    text = f"{start} reaches {named_value(metric, value)}{since_before(run, metric, value)}{with_data(run)}"
+    remark = student.get("remark", "")
     if "chance" not in student and metric == "accuracy" and is_number(classes) and value * classes <= 1:
-        warning = "That is no better than guessing."
-    return f"{text} {warning}".strip() + judged_on(run)
+        remark = "That is no better than guessing."
+    return f"{text}{compared(run, metric, value)}. {remark}".strip() + judged_on(run)
 
 
 def named_value(metric: str, value: float) -> str:
@@ -34,14 +34,6 @@ def named_value(metric: str, value: float) -> str:
     if words.is_fraction(metric):
         return f"{words.metric_value(metric, value)} {name}"
     return f"a{'n' if name[0] in 'aeiouN' else ''} {name} of {words.metric_value(metric, value)}"
-
-
-def is_text(run: Run) -> bool:
-    return "perplexity" in run.measured
-
-
-def sample_noun(run: Run) -> str:
-    return "sample" if is_text(run) else "image"
 
 
 def with_data(run: Run) -> str:
@@ -53,10 +45,9 @@ def with_data(run: Run) -> str:
     used, fraction, available = data.get("train_samples"), data.get("fraction"), data.get("available_samples")
     if not is_number(used):
         return text
-    noun = sample_noun(run)
     if is_number(available) and available > used:
-        return f"{text} with {words.count(used)} of {words.plural(available, noun)}"
-    text += f" with {words.plural(used, noun)}"
+        return f"{text} with {words.count(used)} of {words.plural(available, run.noun)}"
+    text += f" with {words.plural(used, run.noun)}"
     if is_number(fraction) and fraction < 1:
         text += f" ({words.rough_share(fraction)} of the training set)"
     return text
@@ -71,20 +62,20 @@ def compared(run: Run, metric: str, value: float) -> str:
         ratio = size / of
         times = f"{words.rough_share(ratio)} of" if ratio < 1 else f"{ratio:.1f}{words.NBSP}times"
         parts.append("has as many parameters as the teacher" if ratio == 1 else f"has {times} the teacher’s parameters")
-    reference = numbers(teacher.get("metrics")).get(metric)
+    reference = run.metrics("teacher").get(metric)
     if reference is not None and (quality := against(student, metric, value, reference)):
         parts.append(quality)
     return "; it " + " and ".join(parts) if parts else ""
 
 
-def against(student: dict[str, object], metric: str, value: float, reference: float) -> str:
+def against(student: dict[str, Any], metric: str, value: float, reference: float) -> str:
     """How a metric stands to the teacher's; "" of a student that has learned nothing."""
-    name, delta, guess = words.metric_name(metric), value - reference, guessed(metric, student)
+    name, delta, guess = words.metric_name(metric), value - reference, numbers(student.get("guess")).get(metric)
     if delta == 0:
         return f"matches its {name}"
     if words.verdict(metric, delta) == "better":
         return f"is {words.amount(metric, delta)} better in {name}"
-    if learned(student) is False:
+    if student.get("learned") is False:
         return ""
     if not words.is_fraction(metric) or reference <= 0:
         side = "above" if delta > 0 else "below"
@@ -98,13 +89,14 @@ def against(student: dict[str, object], metric: str, value: float, reference: fl
 
 def since_before(run: Run, metric: str, value: float) -> str:
     """What it was before, where the student did not start from chance."""
-    before = numbers(run.part("student").get("before")).get(metric)
+    before = run.metrics("student", "before").get(metric)
     classes = run.part("data").get("classes")
     if before is None or before == value:
         return ""
-    chance = guessed(metric, run.part("student")) or (1 / classes if is_number(classes) and classes else 0.5)
+    even = 1 / classes if is_number(classes) and classes else 0.5
+    chance = run.metrics("student", "guess").get(metric) or even
     knew = metric in ("accuracy", "agreement") and before > chance + max(0.05, min(chance, (1 - chance) / 2))
-    if not knew and not any(phase.get("kind") == "solve" for phase in phases(run)):
+    if not knew and not any(phase.get("kind") == "solve" for phase in run.phases):
         return ""
     return f", {'up' if value > before else 'down'} from {words.metric_value(metric, before)},"
 
@@ -128,13 +120,9 @@ def unfinished(run: Run, metric: str) -> str:
         return f"Unfinished: {solved}."
     phase = run.epochs[-1]["phase"]
     done = sum(record["phase"] == phase for record in run.epochs)
-    planned = next((entry.get("epochs") for entry in phases(run) if entry.get("name") == phase), None)
-    epochs = (
-        f"{words.count(done)} of {words.count(planned)} epochs" if is_number(planned) else words.plural(done, "epoch")
-    )
-    measured = (numbers(record.get("eval")) for record in reversed(run.epochs))
-    value, where = next((metrics[metric] for metrics in measured if metric in metrics), None), where_measured(run)
-    text = f"Unfinished: after {epochs} of phase {phase} the student"
-    if value is None:
+    planned = next((entry.get("epochs") for entry in run.phases if entry.get("name") == phase), None)
+    of = f" of {words.plural(planned, 'epoch')}" if is_number(planned) else f" epoch{'s' if done > 1 else ''}"
+    text, where = f"Unfinished: after {words.count(done)}{of} of phase {phase} the student", where_measured(run)
+    if metric not in run.latest:
         return f"{text} has not been measured yet."
-    return f"{text} stands at {named_value(metric, value)}" + (f" on the {where}." if where else ".")
+    return f"{text} stands at {named_value(metric, run.latest[metric])}" + (f" on the {where}." if where else ".")

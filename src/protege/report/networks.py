@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import words
-from .read import Run, is_number, phases, records
+from .. import words
+from .read import Run, is_number, records
 
 WIDE, HIGH, LEAST = 46.0, 44.0, 4.0  # of the largest and the smallest block, in pixels
 MOST_BESIDE = 7  # more stages are always laid below each other
@@ -77,7 +77,7 @@ def networks(run: Run) -> Networks | None:
     method, classes = run.setting("method"), run.part("data").get("classes")
     compare, last, order = METHODS.get(method, ("paired", "", ""))
     middle = (len(rows) - 2) // 2 if method == "fitnets" else None
-    finetuned = method == "skd" and any(phase.get("name") == "finetune" for phase in phases(run))
+    finetuned = method == "skd" and any(phase.get("name") == "finetune" for phase in run.phases)
     extents = [extent(row.get(key)) for row in rows for key in ("teacher_shape", "student_shape")]
     most = tuple(max((size[n] for size in extents if size), default=1.0) for n in (0, 1))
     cuts = []

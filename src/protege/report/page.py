@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import words
 from ..errors import UserError, full_disk
 from ..files import is_report, is_study, write_text
-from . import words
 
 if TYPE_CHECKING:
     from jinja2 import Environment

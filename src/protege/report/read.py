@@ -38,12 +38,30 @@ class Run:
         """A table of the result (``"teacher"``, ``"student"``, ``"data"``, …); empty when absent or null."""
         return table(self.result.get(name))
 
+    def metrics(self, name: str, key: str = "metrics") -> dict[str, float]:
+        """The metrics of the ``"student"`` or the ``"teacher"``."""
+        return numbers(self.part(name).get(key))
+
     @property
     def measured(self) -> list[str]:
         """The metrics of the student, of its teacher, and of the epochs."""
-        parts = [self.part("student").get("metrics"), self.part("teacher").get("metrics")]
-        parts += [record.get("eval") for record in self.epochs]
-        return list(dict.fromkeys(name for part in parts for name in numbers(part)))
+        parts = [self.metrics("student"), self.metrics("teacher"), *(numbers(r.get("eval")) for r in self.epochs)]
+        return list(dict.fromkeys(name for part in parts for name in part))
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """What the student of an unfinished run was last measured at."""
+        return next((values for r in reversed(self.epochs) if (values := numbers(r.get("eval")))), {})
+
+    @property
+    def phases(self) -> list[dict[str, Any]]:
+        """The phases as the result tells them, or the start: ``name``, ``kind``, ``epochs``, ``seconds``, …"""
+        return records(self.result.get("phases"))
+
+    @property
+    def noun(self) -> str:
+        """What its samples are called."""
+        return "sample" if "perplexity" in self.measured else "image"
 
     def setting(self, name: str) -> str:
         """A name from the result, else the recipe (a string, or a table's ``spec`` or ``name``), else ``""``."""
@@ -54,11 +72,6 @@ class Run:
             if value is not None and not isinstance(value, list):
                 return str(value)
         return ""
-
-
-def phases(run: Run) -> list[dict[str, Any]]:
-    """The phases of a run as its result tells them, or its start: ``name``, ``kind``, ``epochs``, ``seconds``, …"""
-    return records(run.result.get("phases"))
 
 
 def table(value: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import words
+from .. import words
 from .charts import Axis, Chart, Point, Series, heatmap, line_chart
 
 TITLES = {

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..models.trust import names_code
-from .headline import sample_noun
 from .read import Run, is_number, numbers, read_json, table
+
+BUILT = ("zoo", "timm", "smp", "transformers")  # networks that are built without running Python that a folder names
 
 
 def snippets(run: Run) -> list[tuple[str, str]]:
@@ -33,38 +33,44 @@ def snippets(run: Run) -> list[tuple[str, str]]:
         python += f"\nprint(protege.evaluate(student, {_text(data)}{more}))"
     else:
         shell = f"protege evaluate --model {shlex.quote(place)} --data {shlex.quote(data)}"
-        shell += " --trust" if names_code(config.get("model")) else ""
+        shell += " --trust" if _names_code(config) else ""
         return [("Python", python), ("Shell", shell + (f" --image-size {size}" if is_number(size) else ""))]
     return [("Python", python)]
 
 
 def _python(run: Run, place: str, config: dict[str, Any]) -> str:
     """Loading and one call; of a network that was built in Python with that network, by its class's own name."""
-    images = sample_noun(run) == "image"
+    images = run.noun == "image"
     shape = ", ".join(map(str, [1, *_shape(run, config)]))
     example = f"torch.zeros({shape}, dtype=torch.{'uint8' if images else 'int64'})"
     comment = "raw uint8 images [N, C, H, W]" if images else "int64 tokens [N, L]"
-    lines, given = ["import torch", "", "import protege"], ", trust=True" if names_code(config.get("model")) else ""
+    lines, given = ["import torch", "", "import protege"], ", trust=True" if _names_code(config) else ""
     if config.get("model", "") is None:
         kind, call, given = str(config.get("class", "")), str(config.get("call", "")), ", network=network"
         module, _, name = kind.partition(":") if re.fullmatch(r"[\w.]+:[\w.<>]+", kind) else ("__main__", "", "")
         call = call if _is_plain(call, name) else "my_network"
         if call != "my_network" and module != "__main__" and "." not in name:
-            lines.append("# this runs code that the run's folder names: trust=True, as it were")
             lines.append(f"from {module} import {name}")
         ready = "(...)" not in call and call != "my_network"
         kind = name.rpartition(".")[2] or "network"
         lines += ["", f"network = {call}" + ("" if ready else f"  # your own {kind}, built as the student was")]
     inputs = "images" if images else "tokens"
+    mode = "  # in eval mode" + ("; trust=True runs the code that the folder names" if _names_code(config) else "")
     return "\n".join(
         [
             *lines,
             *([] if "network" in given else [""]),
-            f"student = protege.load_model({_text(place)}{given})  # in eval mode",
+            f"student = protege.load_model({_text(place)}{given}){mode}",
             f"{inputs} = {example}  # yours: {comment}",
             f"logits = student({inputs})",
         ]
     )
+
+
+def _names_code(config: dict[str, Any]) -> bool:
+    """Whether the network is built by Python that the folder names, which takes trust."""
+    name = config.get("model")
+    return isinstance(name, str) and name.partition(":")[0] not in BUILT
 
 
 def _shape(run: Run, config: dict[str, Any]) -> list[int]:
@@ -73,7 +79,7 @@ def _shape(run: Run, config: dict[str, Any]) -> list[int]:
     shape, size = check.get("shape"), spec.get("size") or [32, 32]
     if not isinstance(shape, list):
         shape = [spec.get("channels", 3), *(size if isinstance(size, list) else [])]
-        shape = shape if sample_noun(run) == "image" else [16]
+        shape = shape if run.noun == "image" else [16]
     return [size for size in shape if type(size) is int]
 
 

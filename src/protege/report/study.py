@@ -7,12 +7,11 @@ from typing import Any
 
 import tomli_w
 
-from . import words
-from .guess import learned
+from .. import words
 from .page import write_page
 from .read import is_number, numbers, read_json, table
 from .study_figures import Colours, against, curves, gains, numeric_columns, strips
-from .table import Study, say, setting_text, study_markdown
+from .table import Study, grid, say, study_markdown
 
 
 def write_study_report(folder: Path) -> Path:
@@ -36,8 +35,8 @@ def write_study_report(folder: Path) -> Path:
         done=sum(int(row.number("runs") or 0) for row in study.rows),
         planned=planned,
         teacher=teacher_text(study),
-        say=say,
-        setting_text=setting_text,
+        baseline=say(study.baseline),
+        table=grid(study, in_full=False),
         strips=strips(study, colours),
         lines=[chart for chart in lines if chart],
         unfinished=len(study.runs) - len(waiting) < (planned or len(study.runs)),
@@ -67,8 +66,7 @@ def headline(study: Study) -> str:
         over = f"over {words.plural(runs, 'run')}" if runs > 1 else "in one run"
         text = f"The best {words.metric_name(metric)}, {value.text()} {over}, comes from {say(best.setting)}"
         text += ", the baseline" if study.is_baseline(best) else ""
-        means = {name: estimate.mean for name in best.record["metrics"] if (estimate := best.estimate(name))}
-        if learned({**best.record, "metrics": means}) is False:
+        if best.record.get("learned") is False:
             text += f", and is no better than guessing ({study.guess()})"
     rivals = [row for row, _ in known if not study.is_baseline(row)]
     compared = [(row, delta) for row in rivals if (delta := row.estimate(metric, "difference"))]

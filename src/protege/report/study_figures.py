@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from . import words
+from .. import words
 from .charts import COLOURS, Axis, Chart, Series, Strip, dot_strips, line_chart
 from .curves import MOST_PANELS, SMALL, Timeline, measured_on
 from .read import is_number, numbers, read_run, table

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from . import words
-from .guess import told_guess
+from .. import words
 from .read import is_number, numbers, records, table
 
 Setting = dict[str, Any]
@@ -72,17 +71,8 @@ class Row:
         listed = [float(v) for v in values if is_number(v)] if isinstance(values, list) else []
         return Estimate(metric, known["mean"], known.get("interval95"), tuple(listed))
 
-    def text(self, metric: str, part: str = "metrics", unit: bool = True) -> str:
-        estimate = self.estimate(metric, part)
-        return estimate.text(unit) if estimate else "—"
-
     def number(self, key: str) -> float | None:
         return numbers(self.record).get(key)
-
-    def teacher_samples(self, say: Callable[[float | None], str]) -> str:
-        """How many samples the teacher was asked for, and how many of its answers were there from earlier runs."""
-        forwarded, remembered = (self.number(f"teacher_samples_{key}") for key in ("forwarded", "remembered"))
-        return f"{say(forwarded)} ({say(remembered)} remembered)" if remembered else say(forwarded)
 
 
 @dataclass(frozen=True)
@@ -125,15 +115,12 @@ class Study:
     def metric(self) -> str:
         return self.metrics[0] if self.metrics else "accuracy"
 
-    def has(self, part: str) -> bool:
-        return any(row.record.get(part) for row in self.rows)
-
     def is_baseline(self, row: Row) -> bool:
         return bool(self.baseline) and all(row.setting.get(key) == value for key, value in self.baseline.items())
 
     def guess(self) -> str:
-        """The guess that all rows have to beat, as `told_guess` has it; "" where it is not one for all."""
-        guesses = {told_guess(self.metric, row.record, words.metric_value) for row in self.rows}
+        """The guess that all rows have to beat; "" where it is not one for all."""
+        guesses = {words.guess_to_beat(self.metric, numbers(row.record.get("guess"))) for row in self.rows}
         return guesses.pop() if len(guesses) == 1 else ""
 
 
@@ -167,26 +154,59 @@ def setting_text(value: Any) -> str:
     return "—" if value is None else words.short(value)
 
 
-def study_markdown(record: dict[str, Any]) -> str:
-    """The table of a study: settings, the deciding metric before (where students begin trained), on samples held out of
-    training (where there are some) and on the test set as mean ± half the 95 % interval, its paired difference to the
-    baseline, the other metrics, runs, wall time, student samples seen and teacher samples forwarded."""
-    study = Study(record)
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table; ``tone`` is the verdict on a difference."""
+
+    text: str
+    tone: str = ""
+
+
+def grid(study: Study, in_full: bool) -> tuple[list[str], list[list[Cell]]]:
+    """The table of a study, its head and its rows: settings, the deciding metric before (where students begin trained),
+    on samples held out of training (where there are some) and on the test set as mean ± half the 95 % interval, its
+    paired difference to the baseline, the other metrics, runs, wall time, student samples seen and teacher samples
+    forwarded. ``in_full``: units stand in the cells and not in the head, and counts are exact."""
     first, *others = study.metrics or [study.metric]
-    extra = [key for key in ("before", "held_out") if study.has(key)]
-    head = [*study.columns, *(key.replace("_", " ") for key in extra)]
-    head += [*map(words.metric_name, study.metrics[:1]), "difference", *map(words.metric_name, others)]
-    head += ["runs", "time a run", "samples seen", "teacher samples"]
-    lines = [head, ["---"] * len(study.columns) + ["---:"] * (len(head) - len(study.columns))]
-    for row in study.rows:
-        cells = [setting_text(row.setting.get(column)) for column in study.columns]
-        cells += [row.text(first, key) for key in extra] + [row.text(metric) for metric in study.metrics[:1]]
+    parts = [part for part in ("before", "held_out") if any(row.record.get(part) for row in study.rows)]
+    count = words.count if in_full else words.size
+
+    def titled(metric: str) -> str:
+        return words.metric_name(metric) + (", %" if words.is_fraction(metric) and not in_full else "")
+
+    def cells(row: Row) -> Iterator[Cell]:
+        yield from (Cell(setting_text(row.setting.get(column))) for column in study.columns)
+        yield from map(value, [row.estimate(first, part) for part in (*parts, "metrics")])
         delta = row.estimate(first, "difference")
-        cells.append("baseline" if study.is_baseline(row) else delta.difference() if delta else "—")
-        cells += [row.text(metric) for metric in others]
-        cells += [words.count(row.number("runs")), words.duration(row.number("seconds"))]
-        cells += [words.count(row.number("student_samples_seen")), row.teacher_samples(words.count)]
-        lines.append(cells)
+        if study.is_baseline(row) or not delta:
+            yield Cell("baseline" if study.is_baseline(row) else "—")
+        else:
+            yield Cell(delta.difference(in_full), delta.verdict)
+        yield from map(value, [row.estimate(metric) for metric in others])
+        forwarded, remembered = (row.number(f"teacher_samples_{key}") for key in ("forwarded", "remembered"))
+        yield from map(Cell, (words.count(row.number("runs")), words.duration(row.number("seconds"))))
+        yield Cell(count(row.number("student_samples_seen")))
+        yield Cell(count(forwarded) + (f" ({count(remembered)} remembered)" if remembered else ""))
+
+    def value(estimate: Estimate | None) -> Cell:
+        return Cell(estimate.text(in_full) if estimate else "—")
+
+    head = [*(column if in_full else column.replace("_", " ") for column in study.columns)]
+    head += [*(part.replace("_", " ") for part in parts), titled(first)]
+    head += ["difference" + (", points" if words.is_fraction(first) and not in_full else ""), *map(titled, others)]
+    return [*head, "runs", "time a run", "samples seen", "teacher samples"], [list(cells(row)) for row in study.rows]
+
+
+def study_markdown(record: dict[str, Any]) -> str:
+    """The table of a study as Markdown."""
+    study = Study(record)
+    head, rows = grid(study, in_full=True)
+    settings = len(study.columns)
+    lines = [
+        head,
+        ["---"] * settings + ["---:"] * (len(head) - settings),
+        *([cell.text for cell in row] for row in rows),
+    ]
     text = "\n".join("| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines) + "\n"
     guess = words.capital(study.guess().replace(words.NBSP, " "))
     return text + (f"\n{guess}.\n" if guess else "")

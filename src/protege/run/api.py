@@ -33,15 +33,16 @@ from ..models.placing import place
 from ..models.precision import autocast_for, on_cpu, resolve_precision
 from ..models.trust import is_typed
 from ..report import write_run_report
-from ..report.guess import told_guess, verdict
 from ..settings import public
 from ..tasks import TASKS, Chance
+from ..tasks.guess import judged
 from ..torch_utils import same_numbers, unwrapped
 from ..training.checkpoint import load_checkpoint
 from ..training.evaluate import evaluate as run_evaluation
 from ..training.evaluate import refuse_unfit
 from ..training.phase import Phase
 from ..training.progress import Display
+from ..words import guess_to_beat
 from .checks import refuse_another_task
 from .diagnose import diagnose
 from .folder import NAMES, SPECS, check_out, holding, report, resumed_settings, told_how_to_go_on
@@ -190,9 +191,9 @@ def evaluate(
             f"the model gives values that are not finite on the {chosen} split; expected finite outputs: check its "
             "weights."
         )
-    metric, part = task.metric, {"metrics": metrics, **details}
-    guess = told_guess(metric, part)
-    for line in (guess and f"{metric} {guess}", verdict(part, metric, loaded.classes, "the model")):
+    seen = judged({"metrics": metrics, **details}, task.metric, loaded.classes, "the model")
+    guess = guess_to_beat(task.metric, seen.get("guess", {}), lambda _, value: f"{value:.4f}")
+    for line in (guess and f"{task.metric} {guess}", seen.get("remark")):
         if line:
             display.say(line, always=True)
     chance = Chance.of(samples.labels) if guessed and samples.labels is not None else None

@@ -10,6 +10,8 @@ import torch
 
 from ..data import CLEAN, Augment, Data, batches
 from ..models import Model, count_macs, count_parameters
+from ..tasks import TASKS
+from ..tasks.guess import judged
 from ..training.runner import Runner
 from ..training.state import State
 from ..version import __version__
@@ -44,11 +46,17 @@ def result_of(
     beginning: Mapping[str, Any], runner: Runner, state: State, metrics: dict[str, float], details: dict[str, Any]
 ) -> dict[str, Any]:
     """What ``result.json`` holds: `beginning`, and what the finished run came to."""
+    plain = TASKS.get(runner.task.name, runner.task)  # that of a run without class weights
+    measured = {"metrics": metrics, **details}
     seconds = sum(phase["seconds"] for phase in state.done)
     return {
         "version": 1,
         **beginning,
-        "student": {**beginning["student"], "metrics": metrics, **details},
+        "student": {
+            **beginning["student"],
+            **measured,
+            **judged(measured, plain.metric, beginning["classes"]),
+        },
         "phases": state.done,
         "seconds": seconds,
         "student_samples_seen": state.seen,

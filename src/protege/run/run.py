@@ -40,9 +40,7 @@ from ..models.opening import open_networks
 from ..models.placing import place
 from ..models.precision import on_cpu, resolve_precision
 from ..report import write_run_report
-from ..report.guess import told_guess, verdict
 from ..signals.views import DEFAULT_VIEWS, settled
-from ..tasks import TASKS
 from ..tasks.task import Shown
 from ..torch_utils import tensors_of
 from ..training.agreement import judges_of
@@ -52,6 +50,7 @@ from ..training.plan import Plan
 from ..training.progress import Display
 from ..training.runner import Runner
 from ..training.state import CacheLimits, RunData
+from ..words import guess_to_beat
 from .checks import Measured, refuse_another_task, refuse_chance_level, task_of, warn_if_constant
 from .folder import SPECS, check_out, clear, report
 from .origin import deciding, legacy_origin, origin_of, refuse_another
@@ -296,14 +295,15 @@ class Run:
         self.accelerator.wait_for_everyone()
         name = self.task.metric if self.task.metric in after[0] else "agreement"
         told = f"{name} {before[name]:.4f} → {after[0][name]:.4f}; " if name in after[0] and name in before else ""
-        if told and (alone := told_guess(name, result["student"])):
+        judged = result["student"]
+        if told and (alone := guess_to_beat(name, judged.get("guess", {}), lambda _, value: f"{value:.4f}")):
             told = f"{told.rstrip('; ')} ({alone}); "
         if on := after[1].get("measured_on"):
             which = "that did not teach" if on["unseen"] else "that it learned from"
             told = f"{told.rstrip('; ')} with the teacher, on {on['samples']:,} images {which}; "
         self.display.say(f"{told}the student is in {self.out / 'student'}", always=True)
-        if warning := verdict(result["student"], TASKS[self.task.name].metric, self.data.classes):
-            self.display.say(warning, always=True)
+        if judged.get("remark"):
+            self.display.say(judged["remark"], always=True)
         self.student.eval()
         return result
 

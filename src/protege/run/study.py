@@ -27,6 +27,7 @@ from ..models.storage import locate
 from ..models.trust import is_typed, names_code
 from ..report import common_teacher, study_markdown, write_study_report
 from ..settings import public
+from ..tasks.guess import guesses, learned
 from ..training.progress import Display
 from ..training.stop import Stops
 from .api import distill
@@ -342,7 +343,8 @@ def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str,
             others = [result["student"]["held_out"] for result in mine.values()]
             row["held_out"] = {name: _spread([each[name] for each in others]) for name in _shared([metrics, *others])}
         if chance := next(iter(mine.values()))["student"].get("chance"):
-            row["chance"] = chance
+            part = {"metrics": {name: value["mean"] for name, value in metrics.items()}, "chance": chance}
+            row |= {"chance": chance, "guess": guesses(part), "learned": learned(part)}
         rows.append(row)
     found = {
         "version": 1,

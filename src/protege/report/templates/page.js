@@ -5,7 +5,7 @@ const colour = (name) => `var(--${name})`;
 const soft = { fontSize: 12, color: colour("soft") };
 const shown = [{ filter: "indexof(hidden, datum.s) < 0" }];
 const quantity = (field, more) => ({ field, type: "quantitative", ...more });
-const withUnit = (unit) => (unit ? { labelExpr: `datum.label + '${unit}'` } : {});
+const withUnit = (unit) => (unit ? { labelExpr: `datum.label && datum.label + '${unit}'` } : {});
 const rounded = (value, unit) =>
   (unit ? value.toFixed(2) : value.toLocaleString("en-US", { maximumSignificantDigits: 5 })).replace("-", "−");
 const escaped = (title) => title.replaceAll("\\", "\\\\"); // Vega-Lite puts a tooltip's titles in quotes as they are
@@ -36,7 +36,15 @@ function bands(c) {
   if (!c.bands.length) return [];
   const values = c.bands.map(([a, b, name], n) => ({ x: a, b, name, odd: n % 2 }));
   const x = quantity("x");
-  const room = { expr: "scale('x', datum.b) - scale('x', datum.x) - 6" };
+  // names that have no room beside each other stand upright
+  const [low, high] = c.x.domain;
+  const narrow = `width * ${Math.min(...c.bands.map(([a, b]) => (b - a) / (high - low)))}`;
+  const fits = `${narrow} > ${7 * Math.max(...c.bands.map(([, , name]) => Math.min(name.length, 30))) + 8}`;
+  const text = (more, when) => ({
+    data: { values },
+    mark: { type: "text", align: "left", opacity: { expr: when }, ...more, ...soft },
+    encoding: { x, y: { value: more.y }, text: { field: "name" } },
+  });
   return [
     {
       data: { values: values.filter((band) => band.odd) },
@@ -44,11 +52,8 @@ function bands(c) {
       encoding: { x, x2: { field: "b" } },
     },
     { data: { values: values.slice(1) }, mark: { type: "rule", color: colour("line") }, encoding: { x } },
-    {
-      data: { values },
-      mark: { type: "text", align: "left", baseline: "bottom", dx: 4, limit: room, ...soft },
-      encoding: { x, y: { value: -5 }, text: { field: "name" }, tooltip: { field: "name" } },
-    },
+    text({ baseline: "bottom", dx: 4, y: -5, limit: 210 }, `${fits} ? 1 : 0`),
+    text({ baseline: "bottom", angle: 90, dx: 4, dy: -3, y: 0, limit: c.height - 8 }, `${fits} || ${narrow} < 12 ? 0 : 1`),
   ];
 }
 
@@ -117,7 +122,7 @@ function lines(c) {
     return { s: `s${n}`, g: row.g, x: row.x, y: value, a: value - half, b: value + half, dot: one.marks, t };
   }));
   const together = c.series.length === 1 || c.rows.some((row) => names.filter((name) => row[name] != null).length > 1);
-  const ring = { type: "point", size: 90, strokeWidth: 2.5, fill: colour("panel"), stroke: colour("c0"), opacity: 1 };
+  const ring = { type: "point", size: 90, strokeWidth: 2.5, fill: colour("panel"), stroke: colour(c.series[0].colour), opacity: 1 };
   const layer = [
     ...bands(c),
     ...level(c, "y"),
@@ -188,7 +193,7 @@ function strips(c) {
     },
   ];
   return {
-    spec: { height: { step: 48 }, data: { values }, layer },
+    spec: { height: 48 * c.rows.length, data: { values }, layer },
     table: [["setting", "mean"], ...c.rows.map((row) => [row.label, row.text])],
   };
 }
@@ -227,7 +232,7 @@ function bars(c) {
     },
   ];
   return {
-    spec: { height: { step: 20 }, data: { values }, layer },
+    spec: { height: 20 * c.rows.length, data: { values }, layer },
     table: [["name", "change", "value"], ...c.rows.map((row) => [row.name, row.figure, row.text])],
   };
 }
@@ -249,7 +254,8 @@ function heatmap(c) {
   const x = (field) => quantity(field, { scale, axis: written ? { ...axis, orient: "top", labelAngle: turned } : null });
   const y = (field) => quantity(field, { scale: { ...scale, reverse: true }, axis });
   const tooltip = ["row", "column", "t"].map((field, n) => ({ field, title: c.called[n] }));
-  const fillOpacity = quantity("v", { scale: { domain: c.bounds, range: [0, 1], clamp: true }, legend: null });
+  const shades = { domain: c.bounds, range: [0, 1], clamp: true, ...(c.truth ? { type: "sqrt" } : {}) }; // few are seen
+  const fillOpacity = quantity("v", { scale: shades, legend: null });
   const layer = [{
     mark: { type: "rect", stroke: colour("panel"), strokeWidth: written ? 2 : 0 },
     encoding: { x: x("j"), x2: { field: "j2" }, y: y("i"), y2: { field: "i2" }, fill: { field: "c", scale: null }, fillOpacity, tooltip },
@@ -261,7 +267,8 @@ function heatmap(c) {
   }
   if (written) {
     const letter = `width / ${size * 0.62 * Math.max(2, ...c.texts.flat().map((text) => text.length))}`; // its pixels
-    const strong = { test: `datum.v > ${(c.bounds[0] + c.bounds[1]) / 2 + 0.05}`, value: colour("on-strong") };
+    const half = c.truth ? 0.36 : (c.bounds[0] + c.bounds[1]) / 2 + 0.05; // from here on a cell is dark
+    const strong = { test: `datum.v > ${half}`, value: colour("on-strong") };
     layer.push({
       mark: { type: "text", fontSize: { expr: `min(12, ${letter})` }, opacity: { expr: `${letter} < 7 ? 0 : 1` } },
       encoding: { x: x("across"), y: y("middle"), text: { field: "t" }, color: { condition: strong, value: colour("text") }, tooltip },

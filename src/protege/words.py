@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
@@ -162,3 +162,14 @@ def short(value: object) -> str:
 
 def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def guess_to_beat(metric: str, guess: Mapping[str, float], say: Callable[[str, float], str] = metric_value) -> str:
+    """``guess to beat: 10.3 %``, from the metrics of who only counts the labels; "" where it is not known."""
+    return f"guess to beat: {with_pixels(metric, guess, say)}" if metric in guess else ""
+
+
+def with_pixels(metric: str, guess: Mapping[str, float], say: Callable[[str, float], str] = metric_value) -> str:
+    """A metric of who only counts the labels; to an IoU the share of the pixels that gives it."""
+    pixels = guess.get("pixel_accuracy") if metric == "miou" else None
+    return say(metric, guess[metric]) + (f" ({say('pixel_accuracy', pixels)} of the pixels)" if pixels else "")
