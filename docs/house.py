@@ -9,12 +9,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "protege"
 FLOORS = [  # from the street down to the cellar: a room imports only rooms on floors below it
     {"commands": "one file a command; alone knows flags"},
     {"run": "from settings to a folder; one file a verb"},
-    {"diagnosis": "reading a teacher"},
+    {"diagnosis": "reading a teacher", "report": "a folder as one HTML file"},
     {"methods": "one file a method: a plan of phases"},
     {"training": "phases, the one loop, checkpoints"},
     {"signals": "a teacher's outputs, computed or kept"},
     {"tasks": "rows, loss, metrics, pictures"},
-    {"losses": "functions for anybody's loop", "report": "a folder as one HTML file"},
+    {"losses": "functions for anybody's loop"},
     {"models": "networks and how they want their input"},
     {"data": "sets by name, views, batches", "surgery": "exact changes to networks"},
 ]
