@@ -20,13 +20,13 @@ PIECES, PIECE = 1024, 1 << 18  # of more than that, so many are read, each of so
 _PARTS, _PART = 16, 1 << 12  # of a large image, to give it its place
 
 
-def content_of(paths: Sequence[Path]) -> str:
-    """Digest of what files hold: of all up to `READ` bytes together; beyond that of the size and time of each, and of
-    1,024 pieces of up to 256 KiB that are evenly spread."""
+def content_of(paths: Sequence[Path], everything: bool = False) -> str:
+    """Digest of what files hold: of all up to `READ` bytes together, or of `everything`; beyond that of the size and
+    time of each, and of 1,024 pieces of up to 256 KiB that are evenly spread."""
     stats = [path.stat() for path in paths]
     sizes = [stat.st_size for stat in stats]
     digest = hashlib.sha256(repr(sizes).encode())
-    if sum(sizes) <= READ:
+    if everything or sum(sizes) <= READ:
         for path in paths:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

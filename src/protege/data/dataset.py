@@ -106,6 +106,7 @@ class Data:
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         order = torch.argsort(draws(0, torch.arange(len(self.train)), 0, 1)[:, 0], stable=True)
         count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+        self.train.load(order[:_MEASURED])
         for index in order[:_MEASURED].split(forward_size(self.train, 256)):
             values = self.train.fetch(index, CLEAN, Augment()).inputs.to("cpu", torch.float64) / 255
             count += values.numel() // values.shape[1]

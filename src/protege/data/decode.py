@@ -19,7 +19,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .pixels import Deviation, depth, is_grey, is_transparent, open_image, readable, shown, upright_size
+from .pixels import (
+    Deviation,
+    depth,
+    is_grey,
+    is_transparent,
+    open_image,
+    png_header,
+    readable,
+    seems_cut,
+    shown,
+    upright_size,
+)
 from .pixels import extent as pixel_extent
 from .ranges import Extent, Ranges
 from .views import CLEAN, boxes
@@ -68,13 +79,13 @@ class Survey:
     deep: frozenset[str] = frozenset()
     transparent: str | None = None
 
-    def add(self, data: bytes, name: str) -> tuple[Survey, tuple[int, int]]:
-        """With one more image; and its upright (width, height)."""
+    def add(self, data: bytes, name: str, pixels: bool = True) -> tuple[Survey, tuple[int, int]]:
+        """With one more image; and its upright (width, height). `pixels`: whether to look for transparent ones."""
         with readable(name):
             image = open_image(data)
             size, kind = upright_size(image, data), depth(image)
             colour = self.colour or not is_grey(image)
-            transparent = self.transparent or (name if is_transparent(image) else None)
+            transparent = self.transparent or (name if pixels and is_transparent(image) else None)
         sizes = self.sizes | {size} if len(self.sizes) < 2 else self.sizes
         return Survey(sizes, colour, self.deep if kind is None else self.deep | {kind}, transparent), size
 
@@ -96,12 +107,31 @@ class Survey:
         return Form(side, side, channels, True, ranges)
 
 
-def survey(images: Iterable[Named], known: Survey | None = None) -> Survey:
-    """What headers tell of these images, beside what is `known`."""
-    result = known or Survey()
+def survey(images: Iterable[Named]) -> Survey:
+    """What these images tell."""
+    known = Survey()
     for data, name in images:
-        result, _ = result.add(data, name)
-    return result
+        known, _ = known.add(data, name)
+    return known
+
+
+def survey_headers(images: Iterable[Named], known: Survey) -> Survey:
+    """What the headers of all these images tell beside what is `known`; those that are alike are read once."""
+    headers: set[bytes] = set()
+    for data, name in images:
+        header = png_header(data)
+        refuse_cut(data, name)
+        if header is None or header not in headers:
+            known, _ = known.add(data, name, pixels=False)
+            headers.add(header or b"")
+    return known
+
+
+def refuse_cut(data: bytes, name: str) -> None:
+    """Raise UserError where an image cannot be decoded because its end is missing; one that seems whole is believed."""
+    if seems_cut(data):
+        with readable(name):
+            open_image(data).load()
 
 
 def extent(data: bytes, name: str) -> tuple[str, Extent] | None:
@@ -178,24 +208,18 @@ def _pool(form: Form, total: int) -> Executor:
     return ProcessPoolExecutor(cpu_count(), mp_context=get_context("fork"))
 
 
-def decode_all(
-    chunks: Iterable[list[Named]], form: Form, out: np.ndarray, advance: Callable[[int], None]
-) -> str | None:
-    """Decode all chunks, in order, into `out` (uint8 [N, H, W, C]) on all processors; returns the name of one with
-    transparent pixels. `advance` hears how many were just done. Raises as `decode`."""
+def decode_all(chunks: Iterable[list[Named]], form: Form, count: int) -> Iterator[tuple[np.ndarray, str | None]]:
+    """The pixels, uint8 [M, H, W, C], of `count` images, some at a time and in their order, decoded on all processors;
+    and the name of one that has transparent pixels. Raises as `decode`."""
     images, size = chain.from_iterable(chunks), max(1, min(256, _CHUNK_BYTES // form.size))
     pending: deque[Future[tuple[np.ndarray, str | None]]] = deque()
-    start, transparent = 0, None
-    with _pool(form, len(out)) as pool:
+    with _pool(form, count) as pool:
         try:
             while True:
                 while len(pending) < 2 * (cpu_count() or 1) and (chunk := list(islice(images, size))):
                     pending.append(pool.submit(_decode_chunk, chunk, form))
                 if not pending:
-                    return transparent
-                done, first = pending.popleft().result()
-                out[start : start + len(done)] = done
-                start, transparent = start + len(done), transparent or first
-                advance(len(done))
+                    return
+                yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -1,16 +1,19 @@
 """Encoded images: where their bytes lie, and how those become samples.
 
-A `Source` knows the images of a split in order; `open_images` decodes the sources of a set into memory where that fits
-and streams them otherwise. `FromSource` is the stream: it reads and decodes one image, with its mask if it has one.
+A `Source` knows the images of a split in order; `open_images` keeps in memory what is decoded of a set where that fits
+and streams it otherwise. `FromSource` is the stream: it reads and decodes one image, with its mask if it has one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,39 +23,44 @@ from torch import Tensor
 from ..errors import UserError
 from .augment import Augment
 from .contents import content_of, place_of_bytes, places_of_files
-from .decode import SMALL, Form, Named, Survey, decode, decode_all, extent, in_threads, survey
-from .kept import keep_pixels, load_pixels
+from .decode import SMALL, Form, Named, decode, decode_all, extent, in_threads, survey, survey_headers
+from .kept import KeptPixels
 from .masks import MaskForm, fitted_mask, read_mask
 from .pixels import Deviation, readable
 from .progress import progress
 from .ranges import Extent, Ranges, settle
-from .samples import InMemory, Samples, Streamed
+from .samples import Images, InMemory, Samples, Streamed
 
 VERSION = 3  # of what decoding makes of an image
 MANY = 5000  # small images from which on decoding takes longer than a moment
+CHUNK = 256
 _SAMPLE = 256
-_CHUNK = 256
 _LOG = logging.getLogger("protege")
 
 
-class Source:
-    """Encoded images that can be read in any order. `MANY` small ones that are decoded are kept for later runs."""
+class Source(ABC):
+    """Encoded images that can be read in any order."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def read(self, position: int) -> Named:
         """An encoded image, and what it is called in a sentence."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self, index: Tensor) -> Source:
         """The images at positions `index` only."""
-        raise NotImplementedError
 
-    def chunks(self) -> Iterator[list[Named]]:
-        """All images in order."""
-        for start in range(0, len(self), _CHUNK):
-            yield [self.read(i) for i in range(start, min(start + _CHUNK, len(self)))]
+    @abstractmethod
+    def fingerprint(self, everything: bool = False) -> str:
+        """Hex digest of what the images hold: of all of them up to `READ` bytes together, or of `everything`."""
+
+    def chunks(self, positions: Sequence[int] | None = None) -> Iterator[list[Named]]:
+        """The images at sorted positions (None: all), some at a time."""
+        positions = range(len(self)) if positions is None else positions
+        for start in range(0, len(positions), CHUNK):
+            yield [self.read(at) for at in positions[start : start + CHUNK]]
 
     def sample(self) -> Iterator[Named]:
         """A few images from all over."""
@@ -65,10 +73,6 @@ class Source:
     def places(self) -> Tensor:
         """The place of each image, float64 [N], see `contents`."""
         return torch.tensor([place_of_bytes(data) for chunk in self.chunks() for data, _ in chunk], dtype=torch.float64)
-
-    def fingerprint(self) -> str:
-        """Hex digest of what the images hold: all of them up to `READ` bytes together."""
-        raise NotImplementedError
 
 
 class Files(Source):
@@ -88,8 +92,8 @@ class Files(Source):
     def part(self, index: Tensor) -> Files:
         return Files([self.paths[i] for i in index.tolist()])
 
-    def fingerprint(self) -> str:
-        return content_of(self.paths)
+    def fingerprint(self, everything: bool = False) -> str:
+        return content_of(self.paths, everything)
 
     def places(self) -> Tensor:
         return places_of_files(self.paths)
@@ -110,12 +114,8 @@ class FromSource:
 
     def read(self, position: int, augment: Augment, view: int) -> tuple[np.ndarray, np.ndarray | None]:
         data, name = self.source.read(position)
-        try:
+        with _as_refused():
             pixels, _ = decode(data, name, self.form, (augment, position, view) if self.crops else None)
-        except Deviation as error:
-            raise UserError(
-                f"{error}, unlike the images read before; convert it to the others' form, or remove it."
-            ) from error
         if self.mask_form is None:
             return pixels, None
         values = fitted_mask(read_mask(self.masks[position]), self.form.height, self.form.width)
@@ -157,57 +157,91 @@ class Listing:
 def open_images(
     name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path, ranges: Ranges = ()
 ) -> tuple[dict[str, Samples], Ranges]:
-    """The samples of each split, and the ranges of those of more than 8 bits: `ranges`, and what these leave open."""
+    """The samples of each split, and the ranges of those of more than 8 bits: `ranges`, and what these leave open.
+
+    Nothing is decoded but a few images and those of more than 8 bits. What fits into memory has the header of each
+    image looked at, unless an earlier run has done so.
+    """
     sources = {split: source for split, (source, _) in listing.splits.items()}
     total = sum(map(len, sources.values()))
     known = survey(item for source in sources.values() for item in source.sample())
-    if not known.deep and total * known.form(image_size).size <= memory_limit:
-        with suppress(Deviation):  # some image is unlike those surveyed: survey all
-            return _decoded(listing, known, known.form(image_size, ranges), scratch), ranges
-    if known.deep or not known.settled:
-        known = _survey_all(sources, known, total)
+    form = known.form(image_size, ranges)
+    fits = total * form.size <= memory_limit
+    if known.deep or not known.settled or fits:
+        kept = not known.deep and fits and (lambda source: _kept(source, form, scratch, make=False))
+        new = [source for source in sources.values() if not (kept and kept(source))]
+        with progress("surveying images", sum(map(len, new))) as advance:
+            for chunk in chain.from_iterable(source.chunks() for source in new):
+                known = survey_headers(chunk, known)
+                advance(len(chunk))
     if known.deep:
         ranges = settle(name, _extents(sources, total), ranges)
     form = known.form(image_size, ranges)
-    if total * form.size <= memory_limit:
-        return _decoded(listing, known, form, scratch), ranges
     tell_transparent(known.transparent)
+    if total * form.size <= memory_limit:
+        return {
+            split: InMemory(in_memory(source, form, scratch, quiet=known.transparent is not None), labels)
+            for split, (source, labels) in listing.splits.items()
+        }, ranges
     return {
         split: Streamed(FromSource(source.random_access(scratch), form), labels)
         for split, (source, labels) in listing.splits.items()
     }, ranges
 
 
-def _decoded(listing: Listing, known: Survey, form: Form, scratch: Path) -> dict[str, Samples]:
-    """All images in memory: many small ones from the array that an earlier run has left, mapped, so that processes
-    share it. Raises as `decode_all`."""
-    splits: dict[str, Samples] = {}
-    transparent = known.transparent
-    for split, (source, labels) in listing.splits.items():
-        shape = (len(source), form.height, form.width, form.channels)
-        lasting = len(source) >= MANY and max(form.height, form.width) <= SMALL
-        digest = hashlib.sha256(repr((VERSION, source.fingerprint(), form)).encode()).hexdigest() if lasting else ""
-        path = scratch / f"{digest[:32]}.pixels.npy"
-        pixels = load_pixels(path, shape) if lasting else None
-        if pixels is None:
-            pixels = np.empty(shape, np.uint8)
-            with progress(f"decoding {split} images", len(source)) as advance:
-                first = decode_all(source.chunks(), form, pixels, advance)
-            transparent = transparent or first
-            if lasting:
-                keep_pixels(path, pixels)
-        splits[split] = InMemory(torch.from_numpy(pixels), labels)
-    tell_transparent(transparent)
-    return splits
+def in_memory(source: Source, form: Form, scratch: Path | None = None, quiet: bool = False) -> Images:
+    """The images of a source, decoded when they are first asked for; many small ones into a file in the folder
+    `scratch`, for later runs. `quiet`: whether the user knows of transparent pixels."""
+    kept = _kept(source, form, scratch) if scratch else None
+    shape = (len(source), form.height, form.width, form.channels)
+    told = quiet
+
+    def decoded(rows: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        nonlocal told
+        if kept is not None:
+            sound = torch.from_numpy(kept.has(rows.numpy()))
+            yield rows[sound], None
+            rows = rows[~sound]
+        if not len(rows):
+            return
+        with progress("decoding images", len(rows)) as advance, _as_refused():
+            for pixels, transparent in decode_all(source.chunks(rows.tolist()), form, len(rows)):
+                now, rows = rows[: len(pixels)], rows[len(pixels) :]
+                if kept is not None:
+                    kept.add(now.numpy(), pixels)
+                if not told:
+                    tell_transparent(transparent)
+                    told = transparent is not None
+                yield now, torch.from_numpy(pixels)
+                advance(len(pixels))
+
+    return Images(
+        torch.from_numpy(np.zeros(shape, np.uint8) if kept is None else kept.pixels),
+        decoded,
+        cache(lambda: _digest(source, form)),
+    )
 
 
-def _survey_all(sources: Mapping[str, Source], known: Survey, total: int) -> Survey:
-    with progress("surveying images", total) as advance:
-        for source in sources.values():
-            for chunk in source.chunks():
-                known = survey(chunk, known)
-                advance(len(chunk))
-    return known
+def _digest(source: Source, form: Form) -> str:
+    return hashlib.sha256(repr((VERSION, source.fingerprint(everything=True), form)).encode()).hexdigest()
+
+
+def _kept(source: Source, form: Form, scratch: Path, make: bool = True) -> KeptPixels | None:
+    """The file of a source's pixels, if it is worth one."""
+    if len(source) < MANY or max(form.height, form.width) > SMALL:
+        return None
+    path = scratch / f"{_digest(source, form)[:32]}.pixels.npy"
+    return KeptPixels.open(path, (len(source), form.height, form.width, form.channels), make)
+
+
+@contextmanager
+def _as_refused() -> Iterator[None]:
+    try:
+        yield
+    except Deviation as error:
+        raise UserError(
+            f"{error}, unlike the images read before; convert it to the others' form, or remove it."
+        ) from error
 
 
 def _extents(sources: Mapping[str, Source], total: int) -> dict[str, list[tuple[str, Extent]]]:

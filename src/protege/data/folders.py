@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .augment import Augment
 from .classes import SETTLED, SORTED, among, ordered, union
-from .decode import Form, Survey, extent, in_threads
-from .encoded import Files, FromSource, Listing, Source, tell_transparent
+from .decode import Form, Survey, extent, in_threads, refuse_cut
+from .encoded import Files, FromSource, Listing, Source, in_memory, tell_transparent
 from .given import SPLITS
 from .labels import UNLABELLED
 from .masks import fitted_mask, mask_classes, present, read_mask
@@ -26,7 +24,7 @@ from .pixels import open_image
 from .progress import progress
 from .ranges import Ranges, settle
 from .samples import InMemory, Samples, Streamed
-from .views import CLEAN, VOID
+from .views import VOID
 
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 _CAMVID_FILE = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_f?\d+")
@@ -179,7 +177,7 @@ def segmentation_folder(
     anything is trained. Raises UserError for anything in the folder that cannot be used.
     """
     splits = _pairs_by_split(path)
-    form, sizes = _common_form(path, splits, image_size, ranges)
+    form, sizes, told = _common_form(path, splits, image_size, ranges)
     total = sum(map(len, splits.values()))
     kept = total * (form.size + form.height * form.width) <= memory_limit
     masks: dict[str, list[np.ndarray]] = {}
@@ -207,16 +205,8 @@ def segmentation_folder(
         if not kept:
             samples[split] = Streamed(FromSource(source, form, [mask for _, mask in pairs], mask_form), None)
             continue
-        pixels = np.empty((len(pairs), form.height, form.width, form.channels), np.uint8)
-        with progress(f"decoding {split} images", len(pairs)) as advance:
-            reader = FromSource(source, form)
-            for at, (image, _) in enumerate(
-                in_threads(partial(reader.read, augment=Augment(), view=CLEAN), range(len(pairs)))
-            ):
-                pixels[at] = image
-                advance(1)
         labels = np.stack([mask_form.classes_of(mask) for mask in masks[split]])
-        samples[split] = InMemory(torch.from_numpy(pixels), torch.from_numpy(labels))
+        samples[split] = InMemory(in_memory(source, form, quiet=told), torch.from_numpy(labels))
     return samples, named, form.ranges
 
 
@@ -276,14 +266,17 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _common_form(
     path: Path, splits: Mapping[str, Pairs], image_size: int | None, ranges: Ranges
-) -> tuple[Form, dict[str, list[tuple[int, int]]]]:
-    """What all images are brought to, and the upright (width, height) of each."""
+) -> tuple[Form, dict[str, list[tuple[int, int]]], bool]:
+    """What all images are brought to, the upright (width, height) of each, and whether the user was told of transparent
+    pixels."""
     sources = {split: Files([image for image, _ in pairs]) for split, pairs in splits.items()}
     sizes: dict[str, list[tuple[int, int]]] = {split: [] for split in splits}
     known = Survey()
     for split, source in sources.items():
         for at in range(len(source)):
-            known, size = known.add(*source.read(at))
+            image = source.read(at)
+            refuse_cut(*image)
+            known, size = known.add(*image)
             sizes[split].append(size)
     tell_transparent(known.transparent)
     if known.deep:
@@ -301,7 +294,7 @@ def _common_form(
             "%d of %d images have another shape; all are resized and centre-cropped to %d×%d pixels.",
             *(odd, sum(map(len, splits.values())), width, height),
         )
-    return Form(height, width, 3 if known.colour else 1, True, ranges), sizes
+    return Form(height, width, 3 if known.colour else 1, True, ranges), sizes, known.transparent is not None
 
 
 def _mask_of_size(image: Path, mask: Path, size: tuple[int, int]) -> np.ndarray:

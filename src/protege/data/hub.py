@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..errors import UserError, told
 from .classes import common_classes
 from .contents import READ
 from .decode import Named
-from .encoded import Listing, Source
+from .encoded import CHUNK, Listing, Source
 from .extras import imported
 from .given import SPLITS
 from .naming import read_naming
@@ -27,7 +27,6 @@ from .parquet import label_column, raw_labels
 from .pixels import readable
 from .repeatable import spread
 
-_CHUNK = 256
 _LOG = logging.getLogger("protege")
 
 
@@ -50,18 +49,19 @@ class HubRows(Source):
     def read(self, position: int) -> Named:
         return self._named(self.rows[position][self.column], position)
 
-    def chunks(self) -> Iterator[list[Named]]:
-        for start in range(0, len(self), _CHUNK):
-            images = self.rows[start : start + _CHUNK][self.column]
-            yield [self._named(image, start + at) for at, image in enumerate(images)]
+    def chunks(self, positions: Sequence[int] | None = None) -> Iterator[list[Named]]:
+        positions = range(len(self)) if positions is None else positions
+        for start in range(0, len(positions), CHUNK):
+            some = positions[start : start + CHUNK]
+            yield [self._named(image, at) for image, at in zip(self.rows[some][self.column], some, strict=True)]
 
     def part(self, index: Tensor) -> HubRows:
         return HubRows(self.rows.select(index.tolist()), self.column, self.name)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, everything: bool = False) -> str:
         size = sum(len(self.read(at)[0]) for at in spread(len(self), 64)) // min(len(self), 64)
         digest = hashlib.sha256(str(len(self)).encode())
-        for at in spread(len(self), max(64, READ // max(1, size))):
+        for at in spread(len(self), len(self) if everything else max(64, READ // max(1, size))):
             digest.update(hashlib.sha256(self.read(at)[0]).digest())
         return digest.hexdigest()
 

@@ -7,6 +7,8 @@ Both carry checksums: what is damaged is made anew, or named.
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import shutil
 import time
@@ -23,7 +25,7 @@ from ..errors import UserError
 from ..files import clear_drafts, whole
 
 UNUSED = 30 * 24 * 3600  # seconds after which goes what nobody has read
-_SUM = 4  # bytes of the checksum behind an array
+_SUM, _SUMS = 4, np.dtype("<u4")  # bytes of a checksum
 _SCHEMA = pa.schema({"image": pa.large_binary(), "crc32": pa.uint32()})
 
 
@@ -41,31 +43,67 @@ def _mark_used(path: Path) -> None:
         os.utime(path)
 
 
-def load_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The pixels that an earlier run has kept, uint8 of this shape; None where none are, or none that are sound."""
-    with suppress(OSError, ValueError, EOFError):
-        pixels = np.load(path, mmap_mode="c")
-        with path.open("rb") as file:
-            file.seek(-_SUM, os.SEEK_END)
-            known = file.read()
-        if pixels.shape == shape and pixels.dtype == np.uint8 and known == _sum_of(pixels):
-            _mark_used(path)
-            return pixels
-    return None
+class KeptPixels:
+    """Pixels that runs share, uint8 [N, H, W, C]: an array in a file, mapped, and behind it the checksum of each image.
+
+    An image that has not been decoded yet, or is damaged, is known by its checksum.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.path = path
+        self.pixels = np.load(path, mmap_mode="c")
+        self.start = path.stat().st_size - _SUM * shape[0]
+        if (self.pixels.shape, self.pixels.dtype) != (shape, np.uint8) or self.start != _start(shape):
+            raise ValueError(f"{path} has another form")
+        self._sums = np.fromfile(path, _SUMS, offset=self.start)
+        _mark_used(path)
+
+    @classmethod
+    def open(cls, path: Path, shape: tuple[int, ...], make: bool = True) -> KeptPixels | None:
+        """The file, made unless it is there; None where it cannot be, or would leave the disk little room."""
+        with suppress(OSError, ValueError, EOFError):
+            return cls(path, shape)
+        with suppress(OSError, ValueError, EOFError):  # without it the next run decodes again
+            if make:
+                _drop_unused(path.parent, "*.pixels.npy")
+                if math.prod(shape) < shutil.disk_usage(path.parent).free // 2:
+                    with whole(path) as file:
+                        file.write(_header(shape))
+                        file.truncate(_start(shape) + _SUM * shape[0])
+                    return cls(path, shape)
+        return None
+
+    def has(self, rows: np.ndarray) -> np.ndarray:
+        """Which of these images were sound in the file when it was opened, bool."""
+        return np.array([self._sums[row] and self._sums[row] == _sum_of(self.pixels[row]) for row in rows], bool)
+
+    def add(self, rows: np.ndarray, pixels: np.ndarray) -> None:
+        """Keep the pixels of some images."""
+        size = pixels[0].nbytes
+        with suppress(OSError), self.path.open("r+b") as file:
+            for values, width, start in (
+                (pixels, size, self.start - size * len(self.pixels)),
+                (np.array(list(map(_sum_of, pixels)), _SUMS), _SUM, self.start),
+            ):
+                for row, value in zip(rows.tolist(), values, strict=True):
+                    file.seek(start + row * width)
+                    file.write(value.tobytes())
+                file.flush()
 
 
-def keep_pixels(path: Path, pixels: np.ndarray) -> None:
-    """Keep pixels for later runs, unless the disk has little room."""
-    with suppress(OSError):  # without it the next run decodes again
-        _drop_unused(path.parent, "*.pixels.npy")
-        if pixels.nbytes < shutil.disk_usage(path.parent).free // 2:
-            with whole(path) as file:
-                np.save(file, pixels)
-                file.write(_sum_of(pixels))
+def _header(shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
 
 
-def _sum_of(pixels: np.ndarray) -> bytes:
-    return zlib.crc32(np.ascontiguousarray(pixels).data).to_bytes(_SUM, "little")
+def _start(shape: tuple[int, ...]) -> int:
+    """Where the checksums behind pixels of this shape begin."""
+    return len(_header(shape)) + math.prod(shape)
+
+
+def _sum_of(image: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(image).data)
 
 
 def keep_images(path: Path, chunks: Iterable[list[bytes]]) -> None:

@@ -13,6 +13,7 @@ from ..errors import UserError
 from .augment import Augment
 from .batch import Batch
 from .samples import Samples
+from .views import CLEAN
 
 
 class _Fetches(Dataset):
@@ -65,12 +66,14 @@ def batches(
 ) -> Iterator[Batch]:
     """One batch for each tensor of positions (int64 [B]) in `order`, in that order.
 
-    Sets in memory are fetched inline, on the device where they lie. Streams are decoded by `workers`
-    processes that run ahead (0: in this process). To start in the middle of an epoch give the rest of its
-    order: a batch depends on nothing but its positions, the view and `augment`. Batches end on `device` if
-    one is given. No number is drawn from torch's global generator.
+    Of sets in memory what `order` needs is decoded first; they are fetched inline, on the device where they lie.
+    Streams are decoded by `workers` processes that run ahead (0: in this process). To start in the middle of an epoch
+    give the rest of its order: a batch depends on nothing but its positions, the view and `augment`. Batches end on
+    `device` if one is given. No number is drawn from torch's global generator.
     """
     if samples.in_memory:
+        if len(order):
+            samples.load(augment.pool if augment.mixes and view != CLEAN else torch.cat([*order]))
         for positions in order:
             batch = samples.fetch(positions, view, augment)
             yield batch if device is None else batch.to(device)

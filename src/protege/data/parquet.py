@@ -8,7 +8,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,13 @@ from ..errors import UserError
 from .classes import RawLabels, common_classes
 from .contents import READ, content_of
 from .decode import Named
-from .encoded import Listing, Source
+from .encoded import CHUNK, Listing, Source
 from .folders import visible
 from .kept import KeptImages, keep_images
 from .naming import Naming, read_naming
 from .progress import progress
 
-_SAMPLE, _CHUNK, _CHUNK_BYTES = 256, 256, 16 << 20
+_SAMPLE, _CHUNK_BYTES = 256, 16 << 20
 
 
 def parquet_files(path: Path, label: str | None = None, order: str | None = None) -> Listing:
@@ -168,43 +168,71 @@ def _superclasses(coarse: Tensor, labels: Tensor, classes: int) -> tuple[int, ..
     return tuple(group.tolist()) if torch.equal(group[labels], coarse) and bool((group >= 0).all()) else None
 
 
+def _called(path: Path, row: int) -> str:
+    return f"image in row {row} of {path}"
+
+
+def _checked(data: bytes | None, row: int, path: Path) -> Named:
+    if data is None:
+        raise UserError(f"{_called(path, row)} is null; every row needs the encoded image's bytes.")
+    return data, _called(path, row)
+
+
 class Rows(Source):
     """Images in a column of Parquet files, which are read in order."""
 
     def __init__(self, paths: Sequence[Path], column: str) -> None:
         self.paths, self.column = list(paths), column
-        self.counts = [pq.read_metadata(path).num_rows for path in paths]
+        self.ends = list(accumulate(pq.read_metadata(path).num_rows for path in paths))
 
     def __len__(self) -> int:
-        return sum(self.counts)
+        return self.ends[-1]
 
-    def _read(self, path: Path, most: int = _CHUNK) -> Iterator[list[Named]]:
-        row = 0
+    def place(self, position: int) -> tuple[Path, int]:
+        """The file that an image lies in, and its row there."""
+        shard = bisect_right(self.ends, position)
+        return self.paths[shard], position - (self.ends[shard - 1] if shard else 0)
+
+    def read(self, position: int) -> Named:
+        return next(self.chunks([position]))[0]
+
+    def part(self, index: Tensor) -> Source:
+        raise TypeError("Parquet files are read in order; random_access() has parts.")
+
+    def chunks(self, positions: Sequence[int] | None = None) -> Iterator[list[Named]]:
+        wanted = np.arange(len(self)) if positions is None else np.asarray(positions)
+        for path, end, start in zip(self.paths, self.ends, [0, *self.ends], strict=False):
+            yield from self._read(path, wanted[(wanted >= start) & (wanted < end)] - start)
+
+    def _read(self, path: Path, rows: np.ndarray) -> Iterator[list[Named]]:
+        """The images in sorted rows of a file; groups of rows that hold none of them are passed over."""
+        if not len(rows):
+            return
         with _readable(path), pq.ParquetFile(path, buffer_size=1 << 20) as file:
-            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-            rows = max(1, min(most, _CHUNK_BYTES // max(1, size // max(1, file.metadata.num_rows))))
-            for batch in file.iter_batches(rows, columns=[self.column]):
-                column = batch.column(0)
-                chunk = []
-                for data in (column.field("bytes") if column.type.num_fields else column).to_pylist():
-                    name = f"image in row {row} of {path}"
-                    if data is None:
-                        raise UserError(f"{name} is null; every row needs the encoded image's bytes.")
-                    chunk.append((data, name))
-                    row += 1
-                yield chunk
-
-    def chunks(self) -> Iterator[list[Named]]:
-        for path in self.paths:
-            yield from self._read(path)
+            every = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+            sizes = np.array([group.num_rows for group in every])
+            of = np.searchsorted(sizes.cumsum(), rows, side="right")
+            groups = np.unique(of)
+            skipped = (sizes.cumsum() - sizes)[groups] - (sizes[groups].cumsum() - sizes[groups])
+            at = rows - skipped[np.searchsorted(groups, of)]  # among the rows of these groups
+            bytes_a_row = sum(group.total_byte_size for group in every) // max(1, len(self))
+            most, start = max(1, min(CHUNK, _CHUNK_BYTES // max(1, bytes_a_row))), 0
+            for batch in file.iter_batches(most, row_groups=groups.tolist(), columns=[self.column]):
+                inside = (at >= start) & (at < start + len(batch))
+                column = batch.column(0).field("bytes") if batch.column(0).type.num_fields else batch.column(0)
+                images = column.take(pa.array(at[inside] - start)).to_pylist()
+                if images:
+                    yield [_checked(data, row, path) for data, row in zip(images, rows[inside].tolist(), strict=True)]
+                start += len(batch)
 
     def sample(self) -> Iterator[Named]:
         paths = self.paths[:: -(-len(self.paths) // _SAMPLE)]
         for path in paths:
-            yield from next(self._read(path, -(-_SAMPLE // len(paths))), [])
+            rows = pq.read_metadata(path).num_rows
+            yield from chain.from_iterable(self._read(path, np.arange(min(rows, -(-_SAMPLE // len(paths))))))
 
-    def fingerprint(self) -> str:
-        return hashlib.sha256(f"{content_of(self.paths)} {self.column}".encode()).hexdigest()
+    def fingerprint(self, everything: bool = False) -> str:
+        return hashlib.sha256(f"{content_of(self.paths, everything)} {self.column}".encode()).hexdigest()
 
     def random_access(self, scratch: Path) -> Source:
         digest = self.fingerprint()
@@ -226,23 +254,20 @@ class KeptRows(Source):
     def __init__(self, kept: KeptImages, origin: Rows, digest: str, rows: np.ndarray | None = None) -> None:
         self.kept, self.origin, self.digest = kept, origin, digest
         self.rows = np.arange(len(origin)) if rows is None else rows
-        self._ends = list(accumulate(origin.counts))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def read(self, position: int) -> Named:
         row = int(self.rows[position])
-        shard = bisect_right(self._ends, row)
-        first = self._ends[shard] - self.origin.counts[shard]
-        return self.kept.read(row), f"image in row {row - first} of {self.origin.paths[shard]}"
+        return self.kept.read(row), _called(*self.origin.place(row))
 
     def part(self, index: Tensor) -> KeptRows:
         return KeptRows(self.kept, self.origin, self.digest, self.rows[index.numpy()])
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, everything: bool = False) -> str:
         sizes = self.kept.sizes()[self.rows].tolist()
-        if sum(sizes) > READ:
+        if not everything and sum(sizes) > READ:
             return hashlib.sha256(self.digest.encode() + self.rows.tobytes()).hexdigest()
         digest = hashlib.sha256(repr(sizes).encode())  # of the images alone, however the Parquet was written
         for position in range(len(self)):

@@ -33,6 +33,8 @@ _TURNS = {
 }
 _SIDEWAYS = [_TURNS[tag] for tag in (5, 6, 7, 8)]
 _TAGGED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TAGS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
 _SIXTEEN_BITS = {f"{mode};16{order}" for mode in ("RGB", "RGBA", "RGBX") for order in "LBN"}
 _PROGRAMS = ("EPS", "MPEG")  # decoded by other programs, or not at all
 GREY = ("1", "L", "LA", "La", "I", "F")
@@ -100,12 +102,27 @@ def upright_size(image: Image.Image, data: bytes | None = None) -> tuple[int, in
     """(width, height) of the upright image; ``data`` is the file, if that is at hand."""
     width, height = image.size
     late = image.format == "PNG" and width != height  # only its end tells, unless the tag is nowhere
-    if late and (data is None or any(tag in data for tag in (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type"))):
+    if late and (data is None or any(tag in data for tag in _PNG_TAGS)):
         image.load()
     if image.format == "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
         image.load()
         return image.size
     return (height, width) if _turn(image) in _SIDEWAYS else (width, height)
+
+
+def png_header(data: bytes) -> bytes | None:
+    """The header of a PNG, which decides its size and kind; None where more does, and for other images."""
+    if not data.startswith(_PNG):
+        return None
+    square = data[16:20] == data[20:24]
+    return data[8:33] if square or not any(tag in data for tag in _PNG_TAGS) else None
+
+
+def seems_cut(data: bytes) -> bool:
+    """Whether the end of a PNG or JPEG is missing, as after a download that was broken off."""
+    return (data.startswith(_PNG) and b"IEND" not in data[-12:]) or (
+        data[:2] == b"\xff\xd8" and data[-2:] != b"\xff\xd9"
+    )
 
 
 def depth(image: Image.Image) -> str | None:

@@ -1,8 +1,7 @@
 """Samples: what a set of examples offers, and the two ways in which images are kept.
 
-`InMemory` holds decoded pixels, `Streamed` reads a sample when it is fetched. Both make a batch in the same way, with
-a label for each image or, where there are masks, for each pixel. Positions always refer to the full set; a part of it
-is a tensor of positions, never a copy.
+`InMemory` holds pixels, those of files from when they are first asked for; `Streamed` reads a sample whenever it is
+fetched. Both make a batch in the same way, with a label for each image or, where there are masks, for each pixel.
 """
 
 from __future__ import annotations
@@ -10,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -53,6 +54,11 @@ class Samples(ABC):
             batch.labels = mixed_labels(batch.labels, others.labels, share)
         return batch
 
+    def load(self, index: Tensor | None = None) -> None:
+        """Have the samples at these positions (None: all) decoded now, on all processors, if they are to stay in
+        memory. Raises UserError naming an image that cannot be; one that is not loaded so is decoded when fetched."""
+        return
+
     def labels_of(self, index: Tensor, view: int, augment: Augment) -> Tensor | None:
         """The labels that `fetch` gives, without a look at the images; None where they are per pixel or token."""
         if self.labels is None or not augment.mixes or view == CLEAN:
@@ -69,12 +75,16 @@ class Samples(ABC):
         """How large a sample is to a network, in pixels."""
         return math.prod(self.shape[1:])
 
+    def fingerprint_of_pixels(self) -> str:
+        """The fingerprint that runs begun before version 0.2 know these samples by."""
+        return self.fingerprint()
+
     def fingerprint(self) -> str:
         """Hex digest of what the samples hold, in their order, with their labels; computed once.
 
-        It covers all of what lies in memory, and of what is read when it is fetched up to 256 MiB. Of larger files it
-        covers the size and time of each and 1,024 pieces of them, of a larger Dataset in Python all labels, the size
-        and time of the files that it lists, and an even choice of its images. Names and places of files do not count.
+        It covers all that is given in Python and fits into memory, and files up to 256 MiB. Of larger files it covers
+        the size and time of each and 1,024 pieces of them, of a larger Dataset in Python all labels, the size and time
+        of the files that it lists, and an even choice of its images. Names and places of files do not count.
         """
         self._digest = self._digest or self._content()
         return self._digest
@@ -101,19 +111,73 @@ def has_room(device: torch.device | str, size: int) -> bool:
     return device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 2
 
 
+class Images:
+    """Pixels as one uint8 tensor [N, H, W, C].
+
+    With `decode`, an image has its pixels once it was loaded: `decode(rows)` takes sorted rows, int64 [M], and yields
+    some of them at a time with their pixels, or with None where the tensor has these. `content` is then a digest of
+    what they will be.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        decode: Callable[[Tensor], Iterator[tuple[Tensor, Tensor | None]]] | None = None,
+        content: Callable[[], str] | None = None,
+    ) -> None:
+        self.pixels, self._decode, self.content = pixels.contiguous(), decode, content
+        self.missing = None if decode is None else torch.ones(len(pixels), dtype=torch.bool)
+
+    def load(self, rows: Tensor) -> None:
+        """Have the images at these rows (int64, on the CPU) decoded."""
+        if self.missing is None or self._decode is None:
+            return
+        wanted = rows[self.missing[rows]].unique()
+        if not len(wanted):
+            return
+        for done, pixels in self._decode(wanted):
+            if pixels is not None:
+                self.pixels[done.to(self.pixels.device)] = pixels.to(self.pixels.device)
+            self.missing[done] = False
+        if not self.missing.any():
+            self.missing = None
+
+    def part(self, rows: Tensor) -> Images:
+        """The images at some rows."""
+        content = None if self.content is None else partial(_digest_of, self.content, rows.numpy())
+        return self._copy(self.pixels[rows], rows, content)
+
+    def to(self, device: torch.device | str) -> Images:
+        pixels = self.pixels.to(device)
+        return self if pixels is self.pixels else self._copy(pixels, torch.arange(len(pixels)), self.content)
+
+    def _copy(self, pixels: Tensor, rows: Tensor, content: Callable[[], str] | None) -> Images:
+        """Another tensor of these rows, whose images that are not decoded yet are decoded here."""
+        if self.missing is None:
+            return Images(pixels, content=content)
+
+        def decode(wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            self.load(rows[wanted])
+            yield wanted, self.pixels[rows[wanted]]
+
+        copy = Images(pixels, decode, content)
+        copy.missing = self.missing[rows]
+        return copy
+
+
 class InMemory(Samples):
-    """All pixels as one uint8 tensor [N, H, W, C], with a label for each image, integers [N], or a mask, uint8
-    [N, H, W] with `VOID` where there is no label. A fetch is index arithmetic and one gather."""
+    """Images in memory, as one uint8 tensor [N, H, W, C] or as `Images`, with a label for each, integers [N], or a
+    mask, uint8 [N, H, W] with `VOID` where there is no label. A fetch is index arithmetic and one gather."""
 
     in_memory = True
 
-    def __init__(self, pixels: Tensor, labels: Tensor, *, digest: str | None = None) -> None:
-        masks = labels.ndim == 3
+    def __init__(self, pixels: Tensor | Images, labels: Tensor, *, digest: str | None = None) -> None:
+        self.images = pixels if isinstance(pixels, Images) else Images(pixels)
+        pixels, masks = self.images.pixels, labels.ndim == 3
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or len(pixels) != len(labels):
             raise ValueError("InMemory needs uint8 pixels [N, H, W, C] and as many labels.")
         if masks and (labels.dtype != torch.uint8 or labels.shape != pixels.shape[:3]):
             raise ValueError("InMemory needs masks uint8 [N, H, W].")
-        self.pixels = pixels.contiguous()
         self.masks = labels.contiguous() if masks else None
         self.labels = None if masks else labels.to("cpu", torch.int64)
         self._targets = labels if masks else labels.to(pixels.device, torch.int64)
@@ -122,33 +186,55 @@ class InMemory(Samples):
         self.shape = (channels, height, width)
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.images.pixels)
+
+    @property
+    def pixels(self) -> Tensor:
+        """All pixels, decoded."""
+        self.load()
+        return self.images.pixels
+
+    def load(self, index: Tensor | None = None) -> None:
+        self.images.load(torch.arange(len(self)) if index is None else index.cpu())
 
     def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
-        at = index.to(self.pixels.device, non_blocking=True)
-        return _batch(self.pixels, self._targets, at, at, index.cpu(), view, augment)
+        index = index.cpu()
+        self.images.load(index)
+        pixels = self.images.pixels
+        at = index.to(pixels.device, non_blocking=True)
+        return _batch(pixels, self._targets, at, at, index, view, augment)
 
     def _content(self) -> str:
+        targets = (self._targets if self.labels is None else self.labels).cpu().numpy()
+        if self.images.content is not None:
+            return _digest_of(self.images.content, targets)
+        return self.fingerprint_of_pixels()
+
+    def fingerprint_of_pixels(self) -> str:
+        """The fingerprint that these samples had before files were known by what is encoded in them: decodes all."""
         digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
         digest.update(self.pixels.cpu().numpy().data)
         digest.update((self._targets if self.labels is None else self.labels).cpu().numpy().data)
         return digest.hexdigest()
 
     def part(self, index: Tensor) -> InMemory:
-        return InMemory(self.pixels[index], self._targets[index])
+        return InMemory(self.images.part(index), self._targets[index])
 
     def relabelled(self, place: Tensor) -> InMemory:
         if self.masks is None:
-            return InMemory(self.pixels, renumbered(self._targets.cpu(), place))
+            return InMemory(self.images, renumbered(self._targets.cpu(), place))
         table = torch.full((256,), VOID, dtype=torch.uint8)
         table[: len(place)] = place.to(torch.uint8)
-        return InMemory(self.pixels, table.to(self.masks.device)[self.masks.int()])
+        return InMemory(self.images, table.to(self.masks.device)[self.masks.int()])
 
     def to(self, device: torch.device | str) -> InMemory:
-        if not has_room(device, self.pixels.nbytes + (0 if self.masks is None else self.masks.nbytes)):
-            return self
-        pixels = self.pixels.to(device)
-        return self if pixels is self.pixels else InMemory(pixels, self._targets.to(device), digest=self._digest)
+        size = self.images.pixels.nbytes + (0 if self.masks is None else self.masks.nbytes)
+        images = self.images.to(device) if has_room(device, size) else self.images
+        return self if images is self.images else InMemory(images, self._targets.to(device), digest=self._digest)
+
+
+def _digest_of(content: Callable[[], str], numbers: np.ndarray) -> str:
+    return hashlib.sha256(content().encode() + numbers.tobytes()).hexdigest()
 
 
 class Reader(Protocol):

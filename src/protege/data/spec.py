@@ -215,8 +215,8 @@ def load_data(
     images of more than 8 bits a channel training decides what is black and white, unless `ranges`, those of a model, do
     (`protege.data.ranges`).
 
-    Raises UserError for input that cannot be used. Images that stay encoded are not all decoded here, so
-    one of them that is damaged is reported when it is fetched.
+    Raises UserError for input that cannot be used. Of encoded images that fit into memory each header is checked here,
+    and that none is cut short; other damage is told when an image is decoded: by `Samples.load`, or when it is fetched.
     """
     if isinstance(spec, Data):
         return _checked(spec, image_size)

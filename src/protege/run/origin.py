@@ -19,7 +19,7 @@ from ..signals.identity import behaviour, weights_digest
 from ..torch_utils import device_of, seeded, tensors_of, untouched
 from .folder import SPECS, means_the_same
 
-VERSION = 3
+VERSION = 4
 PROBED = 8  # samples on which a network shows that it is the one
 LARGEST = 2**28  # weights; of more no copy is made for that
 FREE = frozenset(  # settings that decide how a run works, not what it comes to; and specs, for which digests stand
@@ -42,13 +42,16 @@ def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
-def legacy_origin(data: Data, teacher: Model | None) -> dict[str, str]:
-    """What version 0.1 kept: number and labels of samples (samples where labels are not listed), teacher's weights."""
+def earlier_origin(data: Data, teacher: Model | None, before: Mapping[str, Any]) -> dict[str, str]:
+    """What was kept where ``before`` was: until version 3 digests of all decoded images; by version 0.1 number and
+    labels of samples (samples where labels are not listed), and the teacher's weights."""
+    if "version" in before:
+        return _data_digests(data, pixels=True)
     sets = [samples for samples in _sets(data) if samples is not None]
     digest = hashlib.blake2b(repr([len(samples) for samples in sets]).encode(), digest_size=16)
     for samples in sets:
         labels = samples.labels
-        digest.update(samples.fingerprint().encode() if labels is None else labels.cpu().numpy().tobytes())
+        digest.update(samples.fingerprint_of_pixels().encode() if labels is None else labels.cpu().numpy().tobytes())
     found = {"data set": digest.hexdigest()}
     return found if teacher is None else found | {"teacher": weights_digest(teacher)}
 
@@ -76,9 +79,11 @@ def refuse_another(out: Path, before: Mapping[str, Any], now: Mapping[str, Any],
             )
 
 
-def _data_digests(data: Data) -> dict[str, str]:
+def _data_digests(data: Data, pixels: bool = False) -> dict[str, str]:
     """Of what the samples hold, wherever they lie, and of the names of their classes."""
-    parts = [None if samples is None else (len(samples), samples.fingerprint()) for samples in _sets(data)]
+    parts = [
+        None if s is None else (len(s), s.fingerprint_of_pixels() if pixels else s.fingerprint()) for s in _sets(data)
+    ]
     return {
         "data set": _digest([*parts, data.places] if data.places else parts),
         "list of class names": _digest(tuple(data.classes)),

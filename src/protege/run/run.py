@@ -53,7 +53,7 @@ from ..training.state import CacheLimits, RunData
 from ..words import guess_to_beat
 from .checks import Measured, refuse_another_task, refuse_chance_level, task_of, warn_if_constant
 from .folder import SPECS, check_out, clear, report
-from .origin import deciding, legacy_origin, origin_of, refuse_another
+from .origin import VERSION, deciding, earlier_origin, origin_of, refuse_another
 from .recipe import Recipe, read_toml, size_in_bytes, suited, write_toml
 from .result import beginning_of, for_tracker, result_of, sizes
 
@@ -117,7 +117,7 @@ class Run:
         self.student.check_savable()
         self.lasting = os.path.exists(os.path.expanduser(s.student))  # a fresh network is another one in every run
         self.origin = origin_of(loaded, self.teacher, self.student, self.lasting) | {"held_out": way}
-        self._legacy = partial(legacy_origin, loaded, self.teacher)
+        self._earlier_origin = partial(earlier_origin, loaded, self.teacher)
         run_data = self._corpus()
         if isinstance(run_data.augment.transform, Transform):
             self.origin |= {"transform": run_data.augment.transform.digest}
@@ -259,6 +259,7 @@ class Run:
         with self.display:
             found = load_checkpoint(self.out / "checkpoint") if resume else None
             begun = recorded(self.out) if found else {}
+            self._load_images()
             origin: dict[str, Any] = found[1]["state"].get("origin", {}) if found else {}
             if found:
                 self.check_origin(origin)
@@ -307,6 +308,15 @@ class Run:
         self.student.eval()
         return result
 
+    def _load_images(self) -> None:
+        """Have all images that this run uses decoded, so that a damaged one is named before anything is trained."""
+        run_data = self.runner.run_data
+        run_data.train.load(run_data.positions)
+        for samples, positions in filter(None, (run_data.held, run_data.monitor)):
+            samples.load(positions)
+        if self.data.test is not None:
+            self.data.test.load()
+
     def _measured_before(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """Figures of teacher and student before anything is trained. Raises where they cannot be what they should."""
         s, run_data = self.settings, self.runner.run_data
@@ -337,7 +347,7 @@ class Run:
 
     def check_origin(self, before: Mapping[str, Any]) -> None:
         """Raise where a run that was begun with ``before`` (its origin) was begun with others than these."""
-        now = self.origin if "version" in before else self._legacy()
+        now = self.origin if before.get("version") == VERSION else self.origin | self._earlier_origin(before)
         refuse_another(self.out, before, now, read_toml(self.out / "recipe.toml"))
 
     def _check_student(self, saved: Mapping[str, torch.Tensor]) -> None:
