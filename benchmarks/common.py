@@ -12,16 +12,15 @@ import torch
 from accelerate import Accelerator
 
 from protege.data import Augment, InMemory, Samples
-from protege.methods import METHODS, Setup, TransferSet
+from protege.methods import METHODS, Setup, Views
 from protege.models import InputSpec, Model
 from protege.models.placing import place
 from protege.models.precision import resolve_precision
 from protege.models.zoo import build
 from protege.tasks import TASKS
-from protege.training import FitSettings, Phase, Runner
+from protege.training import FitSettings, Loop, Phase
 from protege.training.plan import Plan
 from protege.training.progress import Display
-from protege.training.state import CacheLimits, RunData
 
 AUGMENT = Augment(shift=4, flip=True)
 
@@ -50,7 +49,7 @@ def setup_of(
     """What the method's plan gets: all samples, on the device."""
     for each in filter(None, (student, teacher)):
         place(each, device())
-    transfer = TransferSet(samples, torch.arange(len(samples)), AUGMENT, views, device())
+    transfer = Views(samples, torch.arange(len(samples)), AUGMENT, views, device())
     return Setup(student, teacher, TASKS["classification"], METHODS[method].settings(**settings), transfer)
 
 
@@ -66,22 +65,27 @@ def run(
 ) -> list[dict[str, Any]]:
     """The log of a run over all samples, without evaluation; signals are remembered where ``cache`` is a folder."""
     accelerator = Accelerator(mixed_precision="no")
-    run_data = RunData(samples, torch.arange(len(samples)), None, None, AUGMENT, views=views, classes=100)
+    train = Views(samples, torch.arange(len(samples)), AUGMENT, views, device())
     with tempfile.TemporaryDirectory() as folder:
-        runner = Runner(
+        loop = Loop(
             student,
             TASKS["classification"],
-            Plan(phases, settings, {}, run_data),
-            CacheLimits(budget if cache else 0, cache),
+            Plan(phases, settings, {}, len(samples)),
+            train,
+            None,
+            None,
             Path(folder),
+            classes=100,
+            cache=cache,
+            budget=budget if cache else 0,
             accelerator=accelerator,
             precision=resolve_precision("auto", accelerator.device),
             seed=0,
             checkpoint_seconds=1e9,
             display=Display(False),
         )
-        runner.begin({})
-        state = runner.run(None)
+        loop.begin({})
+        state = loop.run(None)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [*map(json.loads, lines), {"event": "done", "phases": state.done}]
 

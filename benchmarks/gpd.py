@@ -20,7 +20,7 @@ from torch import nn
 
 from protege.data import Augment, Batch, InMemory
 from protege.losses import cross_entropy
-from protege.methods import METHODS, Setup, TransferSet
+from protege.methods import METHODS, Setup, Views
 from protege.models import InputSpec, Model
 from protege.models.placing import place
 from protege.models.precision import autocast_for, resolve_precision
@@ -83,7 +83,7 @@ def main() -> None:
     wide, _ = widen(student.network, options.ratio, spec(inputs[:2]))
     wide = Model(wide, spec)
     chosen = {} if options.branches is None else {"branches": options.branches}
-    transfer = TransferSet(samples, torch.arange(options.batch), Augment(), 0, device)
+    transfer = Views(samples, torch.arange(options.batch), Augment(), 0, device)
     settings = METHODS["gpd"].settings(ratio=options.ratio, **chosen)
     (phase,) = METHODS["gpd"].plan(Setup(student, None, TASKS["classification"], settings, transfer))
     batch = Batch(inputs, labels, torch.arange(options.batch), 0)

@@ -289,7 +289,7 @@ def test_an_allocator_that_fails_is_told_in_a_sentence(tmp_path, monkeypatch):
     assert "memory does not suffice" in str(told)
     assert "batch_size" not in str(told)
     assert out_of_memory(RuntimeError("shapes do not fit"), trains=True) is None
-    monkeypatch.setattr("protege.run.run.Runner.run", signal)
+    monkeypatch.setattr("protege.training.loop.Loop.run", signal)
     told = refused(protege.train, out=tmp_path / "out", **GOOD)
     assert "lower batch_size=" in told
 

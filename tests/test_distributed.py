@@ -18,7 +18,7 @@ import protege
 from protege.data import load_data
 from protege.models import load_model
 from protege.models.precision import autocast_for, resolve_precision
-from protege.run import run as production
+from protege.run import run as running
 from protege.tasks import TASKS
 from protege.training.evaluate import evaluate
 
@@ -169,7 +169,7 @@ def test_distilling(digits_teacher, tmp_path, monkeypatch):
     options = [f"--{key.replace('_', '-')}={value}" for key, value in SETTINGS.items()]
     options += ["--method", "kd", "--teacher", str(digits_teacher), "--out", str(tmp_path / "two")]
     launch(["-m", "protege", "distill", *options], PROTEGE_CACHE=tmp_path / "cache")
-    monkeypatch.setattr(production, "write_run_report", lambda out: None)
+    monkeypatch.setattr(running, "write_run_report", lambda out: None)
     protege.distill(str(digits_teacher), method="kd", out=tmp_path / "one", **SETTINGS)
 
     one, two = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("one", "two"))

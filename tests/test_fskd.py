@@ -12,7 +12,7 @@ from torch import nn
 
 from protege.data import Augment, InMemory
 from protege.errors import UserError
-from protege.methods import METHODS, Setup, TransferSet, fskd
+from protege.methods import METHODS, Setup, Views, fskd
 from protege.models import Model, zoo
 from protege.models.inputs import InputSpec
 from protege.models.mobilenet import InvertedResidual
@@ -430,7 +430,7 @@ def test_blocks_in_the_shape_of_torchvision():
 def setup_of(samples, student, kept, teacher, positions=None, augment=None, **settings):
     task = TASKS["classification"]
     positions = torch.arange(len(samples)) if positions is None else positions
-    transfer = TransferSet(samples, positions, augment or Augment(), 1, torch.device("cpu"))
+    transfer = Views(samples, positions, augment or Augment(), 1, torch.device("cpu"))
     spec = InputSpec(channels=1, mean=(0.5,), std=(0.25,))
     models = Model(student, spec, kept=kept), Model(teacher, spec)
     return Setup(*models, task, METHODS["fskd"].settings(**settings), transfer)
@@ -591,13 +591,13 @@ def test_chunks_hold_every_view_of_every_sample_once_and_are_small(count, room, 
     student, kept, teacher = shrunken()
     made = setup_of(pictures(count), student, kept, teacher, augment=Augment(shift=1))
     looked: list[tuple[int, list[int]]] = []
-    whole = TransferSet.batches
+    whole = Views.batches
 
     def watched(self, size, view, positions):
         looked.append((view, positions.tolist()))
         return whole(self, size, view, positions)
 
-    monkeypatch.setattr(TransferSet, "batches", watched)
+    monkeypatch.setattr(Views, "batches", watched)
     inputs, folds = fskd._chunks(made)
     assert set(folds) == set(range(min(count, fskd.FOLDS)))
     fold_of: dict[int, int] = {}

@@ -2,7 +2,7 @@
 in a sentence and never a traceback, and where it ends with 2 it has written nothing.
 
 Options, keys and arguments are taken from the tables that the program itself reads, so that new ones are covered. Where
-a run would train, it ends before the first update (`Runner.run` is replaced), so that an example takes milliseconds.
+a run would train, it ends before the first update (`Loop.run` is replaced), so that an example takes milliseconds.
 
 ``make fuzz`` runs the same for longer (``FUZZ_SECONDS``), with other examples each time.
 """
@@ -41,7 +41,7 @@ from protege.methods import METHODS
 from protege.run.recipe import recipe_type
 from protege.run.study_file import Study
 from protege.run.workers import Worker
-from protege.training import Runner
+from protege.training import Loop
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
 TESTS = 7
@@ -338,7 +338,7 @@ def world(tmp_path_factory) -> Iterator[World]:
         made = World(folder)
         patch.setattr("sklearn.datasets.load_digits", cache(load_digits))
         exporting = import_module("protege.run.exporting")
-        for owner, name in ((Runner, "run"), (Worker, "__init__"), (exporting, "_onnx"), (exporting, "_int8")):
+        for owner, name in ((Loop, "run"), (Worker, "__init__"), (exporting, "_onnx"), (exporting, "_int8")):
             patch.setattr(owner, name, curtain)
         before = signal.signal(signal.SIGALRM, hung)
         resource.setrlimit(resource.RLIMIT_AS, (now + (4 << 30), hard))

@@ -255,11 +255,11 @@ def seen(monkeypatch) -> list[Recipe]:
     """The settings that reach a run, in place of running it."""
     found: list[Recipe] = []
 
-    def production(settings: Recipe, objects: Any, out: Path, resume: bool) -> None:
+    def prepared(settings: Recipe, objects: Any, out: Path, resume: bool) -> None:
         found.append(settings)
         raise UserError("stopped.")
 
-    monkeypatch.setattr("protege.run.api.Run", production)
+    monkeypatch.setattr("protege.run.run.prepare", prepared)
     return found
 
 
@@ -349,10 +349,10 @@ def test_what_a_phase_derives_from_its_own_settings_stays_when_the_recipe_is_rea
     student, teacher = model(seed=1), model(seed=2)
     phases = [*plan("kd", student, teacher), Fit("other", student, plan("none", student, None)[0].step)]
     first = planned(runner(student, tmp_path, phases={"kd": own}), phases).plan
-    told = {key: value for key, value in first.resolved().items() if value is not None}
-    again = replace(first, settings=make_recipe(told), overrides=told["phases"])
+    written = first.settings.model_dump(exclude_none=True) | first.defaults()
+    again = replace(first, settings=make_recipe(written), overrides=written["phases"])
     assert again.describe() == first.describe()
-    assert again.resolved() == first.resolved()
+    assert again.defaults() == first.defaults()
 
 
 def test_a_resumed_run_may_be_told_its_settings_again_in_other_words(tmp_path):

@@ -24,12 +24,12 @@ from protege.errors import UserError
 from protege.models import Model
 from protege.report.read import read_run
 from protege.report.run import time_facts
-from protege.run import api
-from protege.run import run as production
+from protege.run import finished
+from protege.run import run as running
 from protege.signals import SignalCache, Source, folder, signals
 from protege.training import checkpoint, journal
 from protege.training.journal import Journal
-from protege.training.runner import Runner
+from protege.training.loop import Loop
 
 DROPPING = '''
 """A user's network in which every kind of random number matters."""
@@ -75,7 +75,7 @@ UPDATES = {"simple": 12, "everything": 12, "fresh views": 8}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, dropping):
-    for module in (api, production):
+    for module in (finished, running):
         monkeypatch.setattr(module, "write_run_report", lambda out: None)
     monkeypatch.syspath_prepend(str(dropping))
 
@@ -195,15 +195,15 @@ def test_stopped_again_and_again(undisturbed, digits_teacher, tmp_path):
 
 
 MOMENTS = {
-    "before the first update": (Runner, "_train_epoch", 1, True),
-    "an epoch's end, before it is evaluated": (Runner, "_end_epoch", 2, True),
-    "an epoch's end, before it is saved": (Runner, "_end_epoch", 2, False),
+    "before the first update": (Loop, "_train_epoch", 1, True),
+    "an epoch's end, before it is evaluated": (Loop, "_end_epoch", 2, True),
+    "an epoch's end, before it is saved": (Loop, "_end_epoch", 2, False),
     "a line was logged, but nothing saved": (Journal, "log", 3, False),
     "the first checkpoint's weights being written": (torch, "save", 1, True),
     "a checkpoint without its checksum": (checkpoint, "write_json", 4, True),
     "a checkpoint just written": (journal, "save_checkpoint", 4, False),
-    "after the phase, before it is saved": (Runner, "_fit", 1, False),
-    "after the last phase": (Runner, "run", 1, False),
+    "after the phase, before it is saved": (Loop, "_fit", 1, False),
+    "after the last phase": (Loop, "run", 1, False),
     "the student being written": (Model, "save", 1, True),
     "the student written, the result not": (Model, "save", 1, False),
 }
@@ -292,7 +292,7 @@ def test_stopped_while_a_cache_is_deleted(
 def test_forwarded_samples_are_counted_over_a_kill(undisturbed, digits_teacher, tmp_path):
     """A view that was filled and paid for stays counted, also where the kill came before the first update."""
     with pytest.MonkeyPatch.context() as patch:
-        raise_at(patch, Runner, "_order", 1, before=True)
+        raise_at(patch, Loop, "_order", 1, before=True)
         interrupted("simple", digits_teacher, tmp_path / "run")
     go("simple", digits_teacher, tmp_path / "run", resume=True)
     mine, theirs = (json.loads((out / "result.json").read_text()) for out in (tmp_path / "run", undisturbed("simple")))

@@ -35,7 +35,7 @@ from protege.tasks import TASKS
 from protege.training import Fit, FitSettings, Solve
 from protege.training.evaluate import evaluate
 from protege.training.journal import Journal
-from protege.training.runner import Runner
+from protege.training.loop import Loop
 from protege.training.schedule import (
     MovingAverage,
     default_batch_size,
@@ -270,7 +270,7 @@ def scripted(monkeypatch, values: list[float]) -> list[dict]:
         seen.append(weights(network))
         return {"accuracy": values[len(seen) - 1]}, {}
 
-    monkeypatch.setattr(Runner, "evaluate", evaluate)
+    monkeypatch.setattr(Loop, "evaluate", evaluate)
     return seen
 
 
@@ -595,7 +595,7 @@ def test_an_epoch_without_updates_left_has_no_rate(tmp_path, monkeypatch):
         raise Curtain
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "_end_epoch", dying)
+        patch.setattr(Loop, "_end_epoch", dying)
         with pytest.raises(Curtain):
             perform(*fresh())
     perform(*fresh(), resume=True)

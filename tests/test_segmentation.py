@@ -25,7 +25,7 @@ from protege.models.unet import FACTORIES
 from protege.tasks import TASKS
 from protege.tasks.pictures import NO_LABEL, palette
 from protege.tasks.task import Shown
-from protege.training.runner import Runner
+from protege.training.loop import Loop
 
 TINY = "zoo:unet10?width=8"  # with 4 channels oneDNN 3.x of torch 2.13 corrupts its heap in a strided 1×1 convolution
 
@@ -197,7 +197,7 @@ def test_distil(teacher, folder, tmp_path, memory_limit):
 @pytest.mark.parametrize("memory_limit", ["1GiB", "1KiB"])
 def test_stage_by_stage(teacher, folder, tmp_path, monkeypatch, memory_limit):
     """Skip connections cross the cuts: earlier stages stay bit for bit, and caches give what forward passes give."""
-    fit, seen = Runner._fit, []
+    fit, seen = Loop._fit, []
 
     def watched(runner, phase, saved):
         outcome = fit(runner, phase, saved)
@@ -205,7 +205,7 @@ def test_stage_by_stage(teacher, folder, tmp_path, monkeypatch, memory_limit):
         seen.append((phase.name, own, {name: value.clone() for name, value in runner.student.state_dict().items()}))
         return outcome
 
-    monkeypatch.setattr(Runner, "_fit", watched)
+    monkeypatch.setattr(Loop, "_fit", watched)
     settings = {"epochs": 1, "batch_size": 4, "views": 1, "memory_limit": memory_limit, "workers": 0}
     settings |= {"precision": "fp32", "optimizer": "sgd", "select": "last", "patience": 0, "validation": 0}
     ends = []

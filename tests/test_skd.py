@@ -15,11 +15,11 @@ from protege.data import InMemory
 from protege.methods import METHODS
 from protege.methods.skd import Settings
 from protege.models import zoo
-from protege.run import api
-from protege.run import run as production
+from protege.run import finished, prepare
+from protege.run import run as running
 from protege.tasks import TASKS
 from protege.training.journal import Journal
-from protege.training.runner import Runner
+from protege.training.loop import Loop
 from protege.training.schedule import default_lr
 
 TASK = TASKS["classification"]
@@ -151,13 +151,13 @@ def test_pixels_are_left_alone_where_caches_have_all(tmp_path, monkeypatch):
     monkeypatch.setattr(
         InMemory, "fetch", lambda self, *a: (fetched.append(running[-1] if running else ""), original(self, *a))[1]
     )
-    epoch = Runner._train_epoch
+    epoch = Loop._train_epoch
 
     def train_epoch(self, fit):
         running.append(f"{fit.phase.name} {self.state.epoch}")
         epoch(self, fit)
 
-    monkeypatch.setattr(Runner, "_train_epoch", train_epoch)
+    monkeypatch.setattr(Loop, "_train_epoch", train_epoch)
     taught("residual", tmp_path, epochs=4, eval_every=4)
     assert "layer1 3" in fetched  # the first stage learns from images
     assert "layer2 0" in fetched  # to fill the caches
@@ -317,7 +317,7 @@ RUN = {
 
 @pytest.mark.parametrize("moment", [2, 7, 13, 19])
 def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
-    for module in (api, production):
+    for module in (finished, running):
         monkeypatch.setattr(module, "write_run_report", lambda out: None)
     protege.distill(str(teacher), out=tmp_path / "whole", **RUN)
     with pytest.MonkeyPatch.context() as patch:
@@ -356,13 +356,13 @@ def test_a_run_is_not_resumed_with_others(teacher, tmp_path, monkeypatch):
         patch.setattr(Journal, "save_when_due", hooked)
         with pytest.raises(Curtain):
             protege.distill(str(teacher), out=tmp_path / "run", **RUN)
-    origin_of = production.origin_of
+    origin_of = prepare.origin_of
     for what in ("teacher", "data set"):
         other = {what: "other"}
-        monkeypatch.setattr(production, "origin_of", lambda *setup, other=other: origin_of(*setup) | other)
+        monkeypatch.setattr(prepare, "origin_of", lambda *setup, other=other: origin_of(*setup) | other)
         with pytest.raises(protege.UserError, match=f"resume=True found another {what} than .* was begun with"):
             protege.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
-    monkeypatch.setattr(production, "origin_of", origin_of)
+    monkeypatch.setattr(prepare, "origin_of", origin_of)
     protege.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
 
 

@@ -23,8 +23,8 @@ from protege import UserError
 from protege.errors import Stopped
 from protege.models import storage
 from protege.signals import Source
-from protege.training import runner as running
-from protege.training.runner import Runner
+from protege.training import loop as running
+from protege.training.loop import Loop
 
 RUN = {
     "student": "zoo:mlp?hidden=8",
@@ -88,8 +88,8 @@ MOMENTS = {
     "in an update": (running, "factor", 5),
     "in the first update": (running, "factor", 1),
     "in the last update": (running, "factor", 12),
-    "while it is evaluated": (Runner, "evaluate", 4),
-    "at the end of an epoch": (Runner, "_end_epoch", 2),
+    "while it is evaluated": (Loop, "evaluate", 4),
+    "at the end of an epoch": (Loop, "_end_epoch", 2),
     "while signals are stored": (Source, "compute", 3),
 }
 
@@ -144,7 +144,7 @@ def test_sigterm_is_heard_too(whole, tmp_path, monkeypatch, caplog):
 
 def test_before_anything_is_done_there_is_nothing_to_go_on_with(tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
-        send(patch, signal.SIGINT, running.Runner, "evaluate", 1)
+        send(patch, signal.SIGINT, running.Loop, "evaluate", 1)
         with pytest.raises(KeyboardInterrupt) as stopped:
             go(tmp_path / "run")
     assert not isinstance(stopped.value, Stopped)

@@ -160,9 +160,9 @@ def test_a_good_teacher_of_few_samples_is_not_at_chance(tmp_path, digits_teacher
 
 
 def test_patience_counts_from_the_best_and_not_from_the_last(tmp_path, monkeypatch):
-    from protege.training import Runner
+    from protege.training import Loop
 
     scores = iter([0.9, 0.8, 0.81, 0.8, 0.81, 0.8])
-    monkeypatch.setattr(Runner, "_evaluate_phase", lambda *_: {"accuracy": next(scores)})
+    monkeypatch.setattr(Loop, "_judge", lambda *_: {"accuracy": next(scores)})
     run = protege.train("zoo:cnn_tiny", "digits", out=tmp_path / "run", epochs=6, patience=2, eval_every=1)
     assert run.result["phases"][0]["epochs"] == 3

@@ -13,17 +13,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from protege.data import Augment, Batch, InMemory
-from protege.methods import METHODS, Setup, TransferSet
+from protege.methods import METHODS, Setup
 from protege.models import Model
 from protege.models.inputs import InputSpec
 from protege.run.recipe import make_recipe
+from protege.signals import Views
 from protege.tasks import TASKS, Task
 from protege.torch_utils import admit_torchvision
-from protege.training import Phase, Runner
+from protege.training import Loop, Phase
 from protege.training.checkpoint import load_checkpoint
 from protege.training.plan import Plan
 from protege.training.progress import Display
-from protege.training.state import CacheLimits, RunData, State
+from protege.training.state import State
 
 CLASSES = 3
 SHIFT = Augment(shift=1)
@@ -89,7 +90,7 @@ def setup_of(
 ):
     """What a method's plan gets, on small pictures."""
     samples = pictures() if samples is None else samples
-    transfer = TransferSet(samples, torch.arange(len(samples)), SHIFT, 0, torch.device("cpu"))
+    transfer = Views(samples, torch.arange(len(samples)), SHIFT, 0, torch.device("cpu"))
     return Setup(student, teacher, task, settings, transfer)  # type: ignore[arg-type]
 
 
@@ -111,18 +112,24 @@ def runner(
     checkpoint_seconds: float = 1e9,
     phases: dict | None = None,
     **settings,
-) -> Runner:
-    """A runner on small pictures, in single precision."""
+) -> Loop:
+    """A loop on small pictures, in single precision."""
     samples = pictures() if samples is None else samples
     out.mkdir(parents=True, exist_ok=True)
     positions = torch.arange(len(samples)) if positions is None else positions
-    run_data = RunData(samples, positions, held, monitor, augment, views, classes)
-    return Runner(
+    train = Views(samples, positions, augment, views, torch.device("cpu"))
+    judges = [part and replace(train, samples=part[0], positions=part[1]) for part in (held, monitor)]
+    recipe = make_recipe({"student": "-", "data": "-", "method": "none", **settings})
+    return Loop(
         student,
         TASKS[task],
-        Plan((), make_recipe({"student": "-", "data": "-", "method": "none", **settings}), phases or {}, run_data),
-        CacheLimits(budget, folder),
+        Plan((), recipe, phases or {}, len(positions), held is not None),
+        train,
+        *judges,
         out,
+        classes=classes,
+        cache=folder,
+        budget=budget,
         accelerator=Accelerator(mixed_precision="no"),
         precision="fp32",
         seed=seed,
@@ -131,13 +138,13 @@ def runner(
     )
 
 
-def planned(made: Runner, phases: Sequence[Phase]) -> Runner:
-    """The runner with phases to run."""
+def planned(made: Loop, phases: Sequence[Phase]) -> Loop:
+    """The loop with phases to run."""
     made.plan = replace(made.plan, phases=phases)
     return made
 
 
-def perform(made: Runner, phases: Sequence[Phase], resume: bool = False) -> State:
+def perform(made: Loop, phases: Sequence[Phase], resume: bool = False) -> State:
     """Run phases; returns the final state."""
     found = load_checkpoint(made.out / "checkpoint") if resume else None
     planned(made, phases)

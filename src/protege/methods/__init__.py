@@ -24,9 +24,9 @@ phases to run, in a `Method` that says which settings it reads:
 It is named ``mymodule:mine`` wherever a method is named: on the command line, in recipes and studies, and in Python.
 """
 
-from ..signals import Feature, Logits, Outputs, TopK
+from ..signals import Feature, Logits, Outputs, TopK, Views
 from ..training.phase import Fit, Solve
-from .method import Method, MethodSettings, Setup, TransferSet
+from .method import Method, MethodSettings, Setup
 from .named import METHODS, about_method, find_method, is_method, is_outside, name_of, offered
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
     "Setup",
     "Solve",
     "TopK",
-    "TransferSet",
+    "Views",
     "about_method",
     "find_method",
     "is_method",

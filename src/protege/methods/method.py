@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -12,13 +12,13 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from ..data import CLEAN, Augment, Batch, Samples, batches
+from ..data import Batch
 from ..data.labels import UNLABELLED
 from ..errors import UserError
 from ..losses import class_weights
 from ..models import Model
 from ..settings import Settings
-from ..signals import Logits, Signal, Source
+from ..signals import Logits, Signal, Source, Views
 from ..tasks import Task
 from ..torch_utils import eval_mode
 from ..training.phase import Phase
@@ -61,47 +61,9 @@ class MethodSettings(Settings):
 
 
 @dataclass(frozen=True)
-class TransferSet:
-    """The transfer set: the samples that a run may learn from, for methods that look at them while they plan or solve.
-
-    ``positions`` are those of this run in ``samples``; ``views`` is how many augmentations each has (0: a fresh one
-    each epoch).
-    """
-
-    samples: Samples
-    positions: Tensor
-    augment: Augment
-    views: int
-    device: torch.device
-    workers: int = 0
-
-    def batches(self, size: int, view: int = CLEAN, positions: Tensor | None = None) -> Iterator[Batch]:
-        """The run's samples (or some of them) in order, ``size`` at a time, on the device."""
-        order = list((self.positions if positions is None else positions).split(size))
-        return batches(self.samples, order, view, self.augment, workers=self.workers, device=self.device)
-
-    def class_counts(self, classes: int) -> Tensor:
-        """How many rows of each class there are to learn from, ``[classes]`` on the device; of pixels, in at most
-        `LOOKED_AT` samples."""
-        known = self.samples.labels
-        if known is not None:
-            parts = iter([known[self.positions.to(known.device)]])
-        else:
-            step = -(-len(self.positions) // LOOKED_AT)
-            parts = (batch.labels for batch in self.batches(64, positions=self.positions[::step]))
-        counts = torch.zeros(classes, dtype=torch.int64, device=self.device)
-        for labels in parts:
-            counts += labels[labels != UNLABELLED].to(self.device).bincount(minlength=classes)
-        return counts
-
-    def example(self, count: int = 4) -> Tensor:
-        """Raw inputs of the first few samples."""
-        return next(self.batches(count, positions=self.positions[:count])).inputs
-
-
-@dataclass(frozen=True)
 class Setup:
-    """What a method gets to write its plan. ``teacher`` is None only where the method does without one.
+    """What a method gets to write its plan. ``teacher`` is None only where the method does without one; ``transfer``
+    are the samples that the run may learn from, for methods that look at them while they plan or solve.
 
     Raises `UserError` for a setting that would do nothing and is not at its default, so meant to do something.
     """
@@ -110,7 +72,7 @@ class Setup:
     teacher: Any  # a Model, or None
     task: Task
     settings: Any  # an instance of the method's own settings
-    transfer: TransferSet
+    transfer: Views
 
     def __post_init__(self) -> None:
         for key, sentence in self.task.unsuited.items():
@@ -129,7 +91,7 @@ class Setup:
             return None
         with torch.no_grad(), eval_mode(self.student):
             classes = self.student(self.transfer.example(2)).shape[self.task.class_dim]
-        return class_weights(wanted, self.transfer.class_counts(classes))
+        return class_weights(wanted, _class_counts(self.transfer, classes))
 
     def rows(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs as rows ``[M, K]``, what is true of them, and their weights ``[M]``.
@@ -184,3 +146,18 @@ class Method:
                 f"settings = {self.settings!r} of a Method; expected a class derived from "
                 "protege.methods.MethodSettings: derive it from that."
             )
+
+
+def _class_counts(transfer: Views, classes: int) -> Tensor:
+    """How many rows of each class there are to learn from, ``[classes]`` on the device; of pixels, in at most
+    `LOOKED_AT` samples."""
+    labels = transfer.samples.labels
+    if labels is not None:
+        parts = iter([labels[transfer.positions.to(labels.device)]])
+    else:
+        step = -(-len(transfer) // LOOKED_AT)
+        parts = (batch.labels for batch in transfer.batches(64, positions=transfer.positions[::step]))
+    counts = torch.zeros(classes, dtype=torch.int64, device=transfer.device)
+    for part in parts:
+        counts += part[part != UNLABELLED].to(transfer.device).bincount(minlength=classes)
+    return counts

@@ -29,7 +29,7 @@ from ..diagnosis.rows import TEMPERATURES, Rows, read_rows
 from ..diagnosis.verdict import UNKNOWN, Finding, judge, primary, temperature_range
 from ..errors import UserError, nearest
 from ..files import is_diagnosis, write_json
-from ..methods import METHODS, Setup, TransferSet
+from ..methods import METHODS, Setup
 from ..methods.relations import logit_layer
 from ..models import (
     Model,
@@ -45,6 +45,7 @@ from ..models.placing import place
 from ..models.precision import autocast_for, on_cpu, resolve_precision
 from ..report.diagnosis import write_diagnosis_report
 from ..settings import public
+from ..signals import Views
 from ..tasks import TASKS
 from ..torch_utils import same_numbers
 from ..training.evaluate import refuse_unfit
@@ -180,7 +181,7 @@ def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Sta
     method, data = METHODS[name], stage.data
     if name in ("kd", "none"):
         return None
-    transfer = TransferSet(data.train, positions, data.augment, 1, stage.device)
+    transfer = Views(data.train, positions, data.augment, 1, stage.device)
     setup = Setup(models["student"], models["teacher"], TASKS[data.task], method.settings.model_validate({}), transfer)
     try:
         if method.preview:

@@ -14,9 +14,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from ..data import cache_root
 from ..errors import Stopped, UserError, full_disk, told
 from ..files import CHECKPOINT, LOG, clear_drafts, drafts, is_draft, is_report, is_run, recorded, usable
-from .recipe import make_recipe, merge, read_toml, recipe_type
+from .recipe import Recipe, make_recipe, merge, read_toml, recipe_type
 
 LOCK = ".protege.lock"
 SPECS = ("teacher", "student", "data")
@@ -239,3 +240,48 @@ def means_the_same(old: Mapping[str, Any], key: str, value: Any) -> bool:
         return getattr(make_recipe(merge(old, {key: value})), key) == getattr(make_recipe(old), key)
     except UserError:
         return False
+
+
+def refuse_in_the_way(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: bool, overwrite: bool) -> None:
+    """Raise `UserError` where the folder of a run, those of its models, its data and its caches would hold each other's
+    files."""
+    for role in ("teacher", "student"):
+        spec = getattr(settings, role)
+        if role in objects or not spec or not os.path.exists(path := os.path.expanduser(spec)):
+            continue
+        if overwrite and Path(path).resolve().is_relative_to(out.resolve()):
+            raise UserError(
+                f"overwrite=True would replace the {role} {path!r}, which lies in out={str(out)!r}; expected "
+                "another folder for what learns from it: change out=…."
+            )
+    if "data" not in objects:
+        _refuse_among_images(out, settings.data)
+    if settings.cache is not None:
+        _refuse_cache_in(out, usable(settings.cache, "cache"), resume)
+    elif is_run(cache_root()) or cache_root().resolve() == out.resolve():
+        raise UserError(
+            f"PROTEGE_CACHE={str(cache_root())!r} is the folder of a run; expected one for caches alone: name another."
+        )
+
+
+def _refuse_among_images(out: Path, spec: str) -> None:
+    """Raise where a run's folder would be read as a class of the images that it learns from."""
+    kind, _, rest = spec.partition(":")
+    folder = usable(rest.split("?")[0], "data").resolve()
+    splits = [folder / split for split in ("train", "val", "test") if (folder / split).is_dir()]
+    around = {out.resolve(), *out.resolve().parents}
+    if kind == "images" and (out.resolve() == folder or around & {*(splits or [folder])}):
+        raise UserError(
+            f"out={str(out)!r} lies among the images of {str(folder)!r} and would be read as a class of them; "
+            "expected another place: change out=…."
+        )
+
+
+def _refuse_cache_in(out: Path, cache: Path, resume: bool) -> None:
+    """Raise where a run's folder and a cache would hold each other's files."""
+    own, folder = out.resolve(), cache.resolve()
+    inside = [own / name for name in NAMES] if resume else [own]  # older versions let it be beside those
+    if own.is_relative_to(folder) or is_run(folder) or any(map(folder.is_relative_to, inside)):
+        raise UserError(
+            f"cache={str(cache)!r} and out={str(out)!r} lie in each other; expected a folder for each: change cache=…."
+        )

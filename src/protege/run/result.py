@@ -12,59 +12,54 @@ from ..data import CLEAN, Augment, Data, batches
 from ..models import Model, count_macs, count_parameters
 from ..tasks import TASKS
 from ..tasks.guess import judged
-from ..training.runner import Runner
+from ..training.loop import Loop
 from ..training.state import State
 from ..version import __version__
+from .prepare import Run
 from .recipe import Recipe
 
 
-def beginning_of(
-    settings: Recipe, data: Data, runner: Runner, teacher: Any, student: dict[str, Any], outline: list[dict[str, Any]]
-) -> dict[str, Any]:
+def beginning_of(run: Run, teacher: Any, student: dict[str, Any]) -> dict[str, Any]:
     """Networks, data and settings: the part of the result that is known before anything is trained."""
-    count, available = len(runner.run_data.positions), len(data.train)
+    count, available = len(run.loop.train), len(run.data.train)
     return {
-        "method": settings.method,
-        "task": runner.task.name,
-        "seed": settings.seed,
-        "out": str(runner.out),
-        "classes": list(data.classes) if runner.task.named_classes else [],
+        "method": run.settings.method,
+        "task": run.task.name,
+        "seed": run.settings.seed,
+        "out": str(run.out),
+        "classes": list(run.data.classes) if run.task.named_classes else [],
         "data": {
-            "name": settings.data,
+            "name": run.settings.data,
             "train_samples": count,
             "available_samples": available,
-            "classes": len(data.classes) if runner.task.labelled else 0,
+            "classes": len(run.data.classes) if run.task.labelled else 0,
             "fraction": count / available,
         },
         "teacher": teacher,
         "student": student,
-        "plan": outline,
+        "plan": run.outline,
     }
 
 
 def result_of(
-    beginning: Mapping[str, Any], runner: Runner, state: State, metrics: dict[str, float], details: dict[str, Any]
+    beginning: Mapping[str, Any], loop: Loop, state: State, metrics: dict[str, float], details: dict[str, Any]
 ) -> dict[str, Any]:
     """What ``result.json`` holds: `beginning`, and what the finished run came to."""
-    plain = TASKS.get(runner.task.name, runner.task)  # that of a run without class weights
+    plain = TASKS.get(loop.task.name, loop.task)  # that of a run without class weights
     measured = {"metrics": metrics, **details}
     seconds = sum(phase["seconds"] for phase in state.done)
     return {
         "version": 1,
         **beginning,
-        "student": {
-            **beginning["student"],
-            **measured,
-            **judged(measured, plain.metric, beginning["classes"]),
-        },
+        "student": {**beginning["student"], **measured, **judged(measured, plain.metric, beginning["classes"])},
         "phases": state.done,
         "seconds": seconds,
         "student_samples_seen": state.seen,
         "teacher_samples_forwarded": state.forwarded,
         "teacher_samples_remembered": state.remembered,
         "timing": {**state.timing, "other": max(0.0, seconds - sum(state.timing.values()))},
-        "cache": _caches(runner.state.caches, state.served),
-        "environment": environment(runner),
+        "cache": _caches(state.caches, state.served),
+        "environment": environment(loop),
     }
 
 
@@ -83,9 +78,9 @@ def sizes(network: Model, data: Data, device: torch.device) -> dict[str, int]:
     return {"params": count_parameters(network.network), "macs": count_macs(network, raw)}
 
 
-def environment(runner: Runner) -> dict[str, Any]:
+def environment(loop: Loop) -> dict[str, Any]:
     """Where the run took place."""
-    device = runner.device
+    device = loop.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "protege": __version__,
@@ -93,8 +88,8 @@ def environment(runner: Runner) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
-        "processes": runner.world,
-        "precision": runner.precision,
+        "processes": loop.world,
+        "precision": loop.precision,
     }
 
 

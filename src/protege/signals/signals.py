@@ -81,7 +81,7 @@ class Signals:
         """The fields of a few samples."""
         samples = self.views.samples
         first = torch.arange(min(forward_size(samples, PROBE), len(samples)))
-        return self._forward(source, next(iter(self.views.batches([first], CLEAN))).inputs)
+        return self._forward(source, next(iter(self.views.ordered([first], CLEAN))).inputs)
 
     def _bytes(self, fields: Mapping[str, Tensor]) -> int:
         sizes = {"total": len(self.views.samples), "used": len(self.views.positions)}
@@ -178,7 +178,7 @@ class Signals:
             missing = [block for block in planned if torch.isin(block, mine).any()]
             if missing:
                 saved = time.monotonic()
-                for batch in self.views.batches(missing, view):
+                for batch in self.views.ordered(missing, view):
                     cache.write(view, batch.index.cpu(), self._forward(self.stored, batch.inputs))
                     done += len(batch)
                     if time.monotonic() - saved > 5:

@@ -250,7 +250,7 @@ class Loader:
         cache._fill(view)
         rank, world = _process()
         order = shuffled(views.positions, len(self), self.seed, epoch)
-        yield from map(cache._attached, views.batches([part.tensor_split(world)[rank] for part in order], view))
+        yield from map(cache._attached, views.ordered([part.tensor_split(world)[rank] for part in order], view))
 
 
 def _opened(

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..data import Augment, Batch, Samples, batches
+from ..data import CLEAN, Augment, Batch, Samples, batches
 from ..torch_utils import mix
 
 DEFAULT_VIEWS = 8  # studies/views.toml
@@ -29,13 +29,24 @@ class Views:
     device: torch.device
     workers: int = 0
 
-    def batches(self, order: Sequence[Tensor], view: int) -> Iterator[Batch]:
-        """A batch of a view for each tensor of positions."""
-        return batches(self.samples, order, view, self.augment, workers=self.workers, device=self.device)
+    def __len__(self) -> int:
+        return len(self.positions)
 
     def of_epoch(self, epoch: int) -> int:
         """The view that samples are seen in."""
         return epoch % self.count if self.count else epoch
+
+    def ordered(self, order: Sequence[Tensor], view: int) -> Iterator[Batch]:
+        """A batch of a view for each tensor of positions."""
+        return batches(self.samples, order, view, self.augment, workers=self.workers, device=self.device)
+
+    def batches(self, size: int, view: int = CLEAN, positions: Tensor | None = None) -> Iterator[Batch]:
+        """The samples (or those at some ``positions``) in their order, ``size`` at a time; as they are by default."""
+        return self.ordered((self.positions if positions is None else positions).split(size), view)
+
+    def example(self, count: int = 4) -> Tensor:
+        """Raw inputs of the first few samples."""
+        return next(self.batches(count, positions=self.positions[:count])).inputs
 
 
 def settled(augment: Augment, views: int | Literal["all"], positions: Tensor, seed: int) -> tuple[Augment, int]:

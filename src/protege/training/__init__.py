@@ -1,6 +1,6 @@
-"""Phases, and the one runner that executes them."""
+"""Phases, and the one loop that executes them."""
 
+from .loop import Loop
 from .phase import Fit, FitSettings, Phase, Solve
-from .runner import Runner
 
-__all__ = ["Fit", "FitSettings", "Phase", "Runner", "Solve"]
+__all__ = ["Fit", "FitSettings", "Loop", "Phase", "Solve"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,51 +11,54 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data import Batch, Samples, bare_batches, batches
+from ..data import Batch, bare_batches
 from ..models.placing import place
 from ..signals import Signals, Source, Views
 from .phase import Fit
 from .progress import Display
-from .state import CacheLimits, RunData
 
 
 class Feeder:
-    """Makes signals and batches of a run; signals that no other run can use lie in ``passing`` while it runs."""
+    """Makes signals and batches of a run that learns from ``train``.
+
+    Signals that other runs may use lie in ``cache`` (None: by fingerprint), within ``budget`` bytes; those that none
+    can use in ``passing``, while the run lasts.
+    """
 
     def __init__(
         self,
-        run_data: RunData,
-        memory: CacheLimits,
+        train: Views,
+        cache: Path | None,
+        budget: int,
         passing: Path,
         precision: str,
         accelerator: Accelerator,
         display: Display,
     ) -> None:
-        self.run_data, self.memory, self.passing, self.precision = run_data, memory, passing, precision
-        self.accelerator, self.device, self.display = accelerator, accelerator.device, display
-        self._made: dict[tuple, Signals] = {}
+        self.train, self.cache, self.budget, self.passing = train, cache, budget, passing
+        self.precision, self.accelerator, self.display = precision, accelerator, display
+        self._lasting: dict[tuple, Signals] = {}
 
-    def signals(self, source: Source, samples: Samples, positions: Tensor, phase: int) -> Signals:
-        """What a source says about these samples, in phase number ``phase``.
+    def signals(self, source: Source, views: Views, phase: int) -> Signals:
+        """What a source says about these views, in phase number ``phase``.
 
         Made once where other runs will want it too, so that what a check has opened is what a phase reads.
         """
-        key = (id(source.network), source.signals, source.remembered.signals, id(samples), id(positions))
-        if key in self._made:
-            return self._made[key]
-        place(source.network, self.device)
-        run_data = self.run_data
-        made = Signals(
+        key = (id(source.network), source.signals, source.remembered.signals, id(views))
+        if key in self._lasting:
+            return self._lasting[key]
+        place(source.network, self.accelerator.device)
+        signals = Signals(
             source,
-            Views(samples, positions, run_data.augment, run_data.views, self.device, run_data.workers),
-            budget=self.memory.budget,
-            folder=self.memory.folder if source.lasting else self.passing / str(phase),
-            part="train" if samples is run_data.train else "other",
+            views,
+            budget=self.budget,
+            folder=self.cache if source.lasting else self.passing / str(phase),
+            part="train" if views.samples is self.train.samples else "other",
             precision=self.precision,
         )
         if source.lasting:
-            self._made[key] = made
-        return made
+            self._lasting[key] = signals
+        return signals
 
     def clear(self) -> None:
         """Delete the passing signals, also those that a killed run left behind."""
@@ -72,7 +75,7 @@ class Feeder:
         ``between`` is called after each forward pass.
         """
         accelerator, world = self.accelerator, self.accelerator.num_processes
-        part = f"view {view + 1}/{self.run_data.views}" if view >= 0 else "validation"
+        part = f"view {view + 1}/{self.train.count}" if view >= 0 else "validation"
         bar = self.display.reporter(f"{signals.source.name}: {part}")
 
         def progress(done: int, total: int) -> None:
@@ -81,16 +84,15 @@ class Feeder:
 
         count = signals.fill(view, accelerator.process_index, world, progress)
         if world > 1:
-            count = int(accelerator.reduce(torch.tensor(count, device=self.device), "sum"))
+            count = int(accelerator.reduce(torch.tensor(count, device=accelerator.device), "sum"))
         signals.load(view)  # only now, when every process has stored its share
         return count
 
     def stream(
-        self, phase: Fit, samples: Samples, order: list[Tensor], view: int, signals: list[Signals]
+        self, phase: Fit, views: Views, order: Sequence[Tensor], view: int, signals: list[Signals]
     ) -> Iterator[Batch]:
         """The batches of an order, without their images where caches have all that the phase looks at."""
-        augment, workers = self.run_data.augment, self.run_data.workers
-        needs = {"pixels"} if samples.labels is not None else {"pixels", "labels"}
+        needs = {"pixels"} if views.samples.labels is not None else {"pixels", "labels"}
         if not needs & phase.reads and all(known.serves(view) for known in signals):
-            return bare_batches(samples, order, view, augment, device=self.device)
-        return iter(batches(samples, order, view, augment, workers=workers, device=self.device))
+            return bare_batches(views.samples, order, view, views.augment, device=views.device)
+        return views.ordered(order, view)

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .phase import Fit, FitSettings, Phase
 from .schedule import default_batch_size, default_epochs, default_lr
-from .state import RunData
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Phases with what the run sets for all of them (``settings``) and for some by name (``overrides``)."""
+    """Phases with what the run sets for all of them (``settings``) and for some by name (``overrides``), on that many
+    ``samples``; ``held_out``: whether there are others, by which a phase may be judged."""
 
     phases: Sequence[Phase]
     settings: FitSettings
     overrides: Mapping[str, dict[str, Any]]
-    run_data: RunData
+    samples: int
+    held_out: bool = False
 
     def settings_of(self, phase: Fit) -> FitSettings:
         """The run's settings, over them the phase's own, over them what the user sets for this phase.
@@ -41,9 +42,8 @@ class Plan:
 
     def lengths(self, settings: FitSettings) -> tuple[int, int, int]:
         """(batch size, updates in an epoch, epochs)."""
-        samples = len(self.run_data.positions)
-        batch_size = settings.batch_size or default_batch_size(samples)
-        steps = max(1, math.ceil(samples / batch_size))
+        batch_size = settings.batch_size or default_batch_size(self.samples)
+        steps = max(1, math.ceil(self.samples / batch_size))
         return batch_size, steps, settings.epochs or default_epochs(steps)
 
     def updates(self, first: int = 0) -> int:
@@ -51,12 +51,10 @@ class Plan:
         lengths = (self.lengths(self.settings_of(p)) for p in self.phases[first:] if isinstance(p, Fit))
         return sum(steps * epochs for _, steps, epochs in lengths)
 
-    def resolved(self) -> dict[str, Any]:
-        """The settings with every default that depends on the samples filled in."""
-        views = getattr(self.settings, "views", None) or self.run_data.views or "all"
-        told = self.settings.model_dump() | {"views": views, "augment": str(self.run_data.augment)}
+    def defaults(self) -> dict[str, Any]:
+        """The settings, those of single phases among them, that depend on the samples where they are not given."""
         if not any(isinstance(phase, Fit) for phase in self.phases):
-            return told
+            return {}
         common, phases = self._derived(self.settings), {name: dict(own) for name, own in self.overrides.items()}
         for phase in self.phases:  # what a phase derives from settings of its own must not become the common value
             if isinstance(phase, Fit):
@@ -64,7 +62,7 @@ class Plan:
                 own = self._derived(self.settings_of(phase))
                 if others := {key: value for key, value in own.items() if read[key] != value}:
                     phases[phase.name] = {**phases.get(phase.name, {}), **others}
-        return told | common | {"phases": phases}
+        return common | {"phases": phases}
 
     def _derived(self, settings: FitSettings) -> dict[str, Any]:
         """Batch size, epochs and rate, which depend on the samples and on each other where they are not given."""
@@ -105,7 +103,7 @@ class Plan:
             if not isinstance(phase, Fit):
                 continue
             settings = self.settings_of(phase)
-            if self.run_data.held is None and (settings.select == "best" or settings.patience):
+            if not self.held_out and (settings.select == "best" or settings.patience):
                 asked = [f"patience = {settings.patience}"] if settings.patience else []
                 asked += ["select = best"] if settings.select == "best" else []
                 raise UserError(
@@ -113,7 +111,7 @@ class Plan:
                     "validation above 0: give a share, or turn them off with select='last' and patience=0."
                 )
             batch_size, steps, _ = self.lengths(settings)
-            if len(self.run_data.positions) // steps < world:
+            if self.samples // steps < world:
                 raise UserError(
                     f"batch_size = {batch_size} gives some of the {world} processes no sample; expected at least one "
                     "for each: raise batch_size=… or start fewer processes."

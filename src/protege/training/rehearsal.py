@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import CLEAN, batches
+from ..data import CLEAN
 from ..errors import UserError, shown, told
 from ..models.placing import place
+from ..signals import Views
 from ..signals.rows import widened
 from ..torch_utils import as_it_was
 from .phase import Fit
@@ -35,17 +36,17 @@ def smallest_piece(samples: int, batch_size: int, world: int, accumulate: int) -
 
 
 def refuse_lone_samples(
-    phase: Fit, plan: Plan, world: int, device: torch.device, autocast: Callable[[], AbstractContextManager]
+    phase: Fit, plan: Plan, train: Views, world: int, autocast: Callable[[], AbstractContextManager]
 ) -> None:
     """Raise `UserError` where a phase has batches of one sample on which its step fails. Weights, buffers, modes and
     random numbers stay as they are."""
-    settings, samples = plan.settings_of(phase), len(plan.run_data.positions)
+    settings, samples = plan.settings_of(phase), len(train)
     batch_size = plan.lengths(settings)[0]
     if smallest_piece(samples, batch_size, world, settings.accumulate) > 1:
         return
     try:
         with torch.no_grad():
-            _step(phase, plan, plan.run_data.positions[:1], device, autocast)
+            _step(phase, train, 1, autocast)
     except UserError:
         raise
     except Exception as error:
@@ -59,12 +60,10 @@ def refuse_lone_samples(
         ) from error
 
 
-def refuse_failing_step(
-    phase: Fit, plan: Plan, device: torch.device, autocast: Callable[[], AbstractContextManager]
-) -> None:
+def refuse_failing_step(phase: Fit, plan: Plan, train: Views, autocast: Callable[[], AbstractContextManager]) -> None:
     """Raise what the step of a phase raises, and `UserError` where it returns no loss to minimise."""
     batch_size = plan.lengths(plan.settings_of(phase))[0]
-    losses = _step(phase, plan, plan.run_data.positions[:batch_size], device, autocast)
+    losses = _step(phase, train, batch_size, autocast)
     scalars = isinstance(losses, Mapping) and all(isinstance(v, Tensor) and not v.dim() for v in losses.values())
     if not scalars or "loss" not in losses or not losses["loss"].requires_grad:
         raise UserError(
@@ -73,19 +72,13 @@ def refuse_failing_step(
         )
 
 
-def _step(
-    phase: Fit,
-    plan: Plan,
-    positions: Tensor,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager],
-) -> Any:
-    """What a step gives on these samples; weights, buffers, modes and random numbers stay as they are."""
-    batch = next(batches(plan.run_data.train, [positions], CLEAN, plan.run_data.augment, device=device))
-    place(phase.trainee, device)
+def _step(phase: Fit, train: Views, count: int, autocast: Callable[[], AbstractContextManager]) -> Any:
+    """What a step gives on the first ``count`` samples; weights, buffers, modes and random numbers stay as they are."""
+    batch = next(train.ordered([train.positions[:count]], CLEAN))
+    place(phase.trainee, train.device)
     with as_it_was(phase.trainee), autocast():
         for source in phase.sources:
-            place(source.network, device)
+            place(source.network, train.device)
             with torch.no_grad():
                 fields = source.compute(batch.inputs)
             batch.signals[source.name] = {name: widened(value) for name, value in fields.items()}

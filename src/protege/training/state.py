@@ -1,44 +1,9 @@
-"""What a run works on, and all that changes while it goes on."""
+"""All that changes while a run goes on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from torch import Tensor
-
-from ..data import Augment, Samples
-
-
-@dataclass
-class RunData:
-    """The samples of a run: where training, validation and test rows lie, and how views are made.
-
-    ``views``: 0 makes a fresh view each epoch, V > 0 cycles through V of them.
-    """
-
-    train: Samples
-    positions: Tensor  # sorted positions in ``train`` that are trained on
-    held: tuple[Samples, Tensor] | None  # validation samples, if any
-    monitor: tuple[Samples, Tensor] | None  # samples of the curve where nothing is held out
-    augment: Augment
-    views: int
-    classes: int
-    workers: int = 0
-
-    @property
-    def judged(self) -> tuple[Samples, Tensor] | None:
-        """The samples that phases are judged by while they run."""
-        return self.held or self.monitor
-
-
-@dataclass
-class CacheLimits:
-    """The settings of the signal cache."""
-
-    budget: int
-    folder: Path | None = None
 
 
 @dataclass
@@ -66,3 +31,9 @@ class State:
     capacities: dict[str, int] = field(default_factory=dict)  # views that a phase's sources store, settled once
     caches: list[dict[str, Any]] = field(default_factory=list)  # those that finished phases used
     origin: dict[str, Any] = field(default_factory=dict)  # what it was begun with, which a resumed run must find
+
+    def begin_next_phase(self) -> None:
+        """Count the phase as finished."""
+        self.phase, self.past = self.phase + 1, self.past + self.updates
+        self.epoch = self.step = self.updates = self.stale = 0
+        self.best, self.record, self.sums, self.phase_seconds = None, None, {}, 0.0

@@ -1,13 +1,12 @@
-"""The one runner: executes a plan of phases, with precision, progress, validation, checkpoints and resume.
+"""The one loop: executes a plan of phases, with precision, progress, validation, checkpoints and resume.
 
-The inner loop is `Runner._train_epoch`; everything else prepares it, and `Journal` remembers it. Processes, devices and
+The inner loop is `Loop._train_epoch`; everything else prepares it, and `Journal` remembers it. Processes, devices and
 trackers are Accelerate's: a run started by ``accelerate launch`` or ``torchrun`` needs nothing more.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..data import CLEAN, Samples, forward_size
 from ..models.placing import place
 from ..models.precision import autocast_for
-from ..signals import Signals, Source
+from ..signals import Signals, Source, Views
 from ..signals.signals import BLOCK
 from ..signals.views import shuffled
 from ..tasks import Metrics, Task
@@ -30,19 +29,21 @@ from .feeder import Feeder
 from .in_progress import FitInProgress, restore_random, seed_everything, share_buffers
 from .journal import Journal
 from .judge import held_out_losses, remember_best, remember_start
-from .phase import Fit, Phase
+from .phase import Fit, Solve
 from .plan import Plan
 from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
 from .schedule import MovingAverage, factor, make_optimizer
-from .state import CacheLimits, State
+from .state import State
 from .stop import Stops
 
 
-class Runner:
+class Loop:
     """Runs phases on a student in a run folder.
 
-    Calls to `run` and `evaluate` are the same in every process of a distributed run; only the first writes.
+    They learn from ``train``, and are judged by what is ``held`` out or, where nothing is, shown on ``monitor``. The
+    teacher's signals lie in ``cache`` (None: by fingerprint) and take at most ``budget`` bytes. Calls to `run` and
+    `evaluate` are the same in every process of a distributed run; only the first writes.
     """
 
     def __init__(
@@ -50,22 +51,28 @@ class Runner:
         student: nn.Module,
         task: Task,
         plan: Plan,
-        memory: CacheLimits,
+        train: Views,
+        held: Views | None,
+        monitor: Views | None,
         out: Path,
         *,
+        classes: int,
+        cache: Path | None,
+        budget: int,
         accelerator: Accelerator,
         precision: str,
         seed: int,
         checkpoint_seconds: float,
         display: Display,
     ) -> None:
-        self.student, self.task, self.plan, self.run_data, self.out = student, task, plan, plan.run_data, out
+        self.student, self.task, self.plan, self.out, self.classes = student, task, plan, out, classes
+        self.train, self.held, self.monitor, self.judged = train, held, monitor, held or monitor
         self.accelerator, self.device, self.seed = accelerator, accelerator.device, seed
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.precision = precision
         self.autocast = autocast_for(precision, self.device)
         self.display = display
-        self.feeder = Feeder(plan.run_data, memory, out / "signals", precision, accelerator, display)
+        self.feeder = Feeder(train, cache, budget, out / "signals", precision, accelerator, display)
         self.stops = Stops(display, self.world == 1)
         self.journal = Journal(student, out, accelerator, checkpoint_seconds, self.stops)
 
@@ -78,19 +85,18 @@ class Runner:
     def check(self) -> None:
         """Raise what the plan would raise later, before anything is trained or written elsewhere."""
         self.plan.check(self.world)
-        judged = self.run_data.judged
         for phase in (phase for phase in self.plan.phases if isinstance(phase, Fit)):
-            parts = [(self.run_data.train, self.run_data.positions), *([judged] if phase.select_by and judged else [])]
+            parts = [self.train, *([self.judged] if phase.select_by and self.judged else [])]
             for source in phase.sources:
                 for part in parts if source.lasting else ():  # the others are what earlier phases will make
-                    self._signals(source, *part).open()
-            refuse_lone_samples(phase, self.plan, self.world, self.device, self.autocast)
+                    self._signals(source, part).open()
+            refuse_lone_samples(phase, self.plan, self.train, self.world, self.autocast)
 
     def rehearse(self) -> None:
         """Try a step of each fit phase, as of a method that nobody has tested; raises what it raises."""
         for phase in self.plan.phases:
             if isinstance(phase, Fit):
-                refuse_failing_step(phase, self.plan, self.device, self.autocast)
+                refuse_failing_step(phase, self.plan, self.train, self.autocast)
 
     def disk(self) -> dict[str, int]:
         """About how many bytes a run takes at most: ``signals`` in caches, and ``checkpoints`` (two, and one more while
@@ -100,7 +106,7 @@ class Runner:
             for source in phase.sources if isinstance(phase, Fit) else ():
                 if source.lasting:
                     network = id(source.network)
-                    signals = self._signals(source, self.run_data.train, self.run_data.positions)
+                    signals = self._signals(source, self.train)
                     asked[network] = max(asked.get(network, 0), signals.bytes_at_most())
         return {"signals": sum(asked.values()), "checkpoints": 3 * self.plan.checkpoint_bytes(self.student)}
 
@@ -123,7 +129,7 @@ class Runner:
             self.student.load_state_dict(saved["student"])
             saved = saved if "trainee" in saved else None  # saved between two phases
         self.feeder.clear()
-        state, phases = self.state, self.plan.phases
+        state = self.state
         if found:
             self.journal.cut_log()
             self.display.say(f"going on {self._place()}", always=True)
@@ -132,7 +138,18 @@ class Runner:
         if not found:
             self.journal.save({})  # to go on from the weights it began with, whatever happens to a user's network
         with self.stops:
-            self._run_phases(phases, saved)
+            while state.phase < len(self.plan.phases):
+                phase = self.plan.phases[state.phase]
+                self.journal.begin_phase()
+                outcome = self._fit(phase, saved) if isinstance(phase, Fit) else self._solve(phase)
+                saved = None
+                seconds = self.journal.phase_seconds()
+                state.done.append({"name": phase.name, "kind": phase.kind, **outcome, "seconds": seconds})
+                state.begin_next_phase()
+                self.journal.begin_phase()
+                self.journal.save({})
+                self.stops.heed()
+                self.stops.waiting = False
         self.feeder.clear()
         return state
 
@@ -153,37 +170,19 @@ class Runner:
         spent = sum(phase["seconds"] for phase in state.done) + self.journal.phase_seconds()
         return f" · {in_words(spent / made * to_come)} left"
 
-    def _run_phases(self, phases: Sequence[Phase], saved: dict[str, Any] | None) -> None:
-        state = self.state
-        while state.phase < len(phases):
-            phase = phases[state.phase]
-            self.journal.begin_phase()
-            if isinstance(phase, Fit):
-                outcome = self._fit(phase, saved)
-            else:
-                seed_everything(self.seed, state.phase, self.rank)
-                clock = time.perf_counter()
-                solved = phase.solve(self.display.reporter(phase.name))
-                self.journal.spent("solve", clock)
-                if self.world > 1:  # all go on from the first one's solution
-                    (solved,) = broadcast_object_list([solved])
-                    for value in tensors_of(self.student).values():
-                        torch.distributed.broadcast(value, 0)
-                for block in (blocks := solved.pop("blocks", [])):
-                    self.journal.log({"event": "block", "phase": phase.name, **block})
-                self.journal.log({"event": "solve", "phase": phase.name, "blocks": len(blocks), "values": solved})
-                outcome = {"epochs": 0, "best": solved}
-            saved = None
-            seconds = self.journal.phase_seconds()
-            state.done.append({"name": phase.name, "kind": phase.kind, **outcome, "seconds": seconds})
-            state.phase += 1
-            state.past += state.updates
-            state.epoch = state.step = state.updates = state.stale = 0
-            state.best, state.record, state.sums, state.phase_seconds = None, None, {}, 0.0
-            self.journal.begin_phase()
-            self.journal.save({})
-            self.stops.heed()
-            self.stops.waiting = False
+    def _solve(self, phase: Solve) -> dict[str, Any]:
+        seed_everything(self.seed, self.state.phase, self.rank)
+        clock = time.perf_counter()
+        solved = phase.solve(self.display.reporter(phase.name))
+        self.journal.spent("solve", clock)
+        if self.world > 1:  # all go on from the first one's solution
+            (solved,) = broadcast_object_list([solved])
+            for value in tensors_of(self.student).values():
+                torch.distributed.broadcast(value, 0)
+        for block in (blocks := solved.pop("blocks", [])):
+            self.journal.log({"event": "block", "phase": phase.name, **block})
+        self.journal.log({"event": "solve", "phase": phase.name, "blocks": len(blocks), "values": solved})
+        return {"epochs": 0, "best": solved}
 
     # ---- a fit phase ----------------------------------------------------------------------------------------
 
@@ -204,9 +203,9 @@ class Runner:
             if average is not None:
                 average.load_state_dict(saved["average"])
         wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
-        signals = [self._signals(source, self.run_data.train, self.run_data.positions) for source in phase.sources]
-        target = self.run_data.judged
-        judges = [self._signals(source, *target) for source in phase.sources] if phase.select_by and target else []
+        signals = [self._signals(source, self.train) for source in phase.sources]
+        judged = self.judged
+        judges = [self._signals(source, judged) for source in phase.sources] if phase.select_by and judged else []
         for number, asked in enumerate([*signals, *judges]):
             if (cache := asked.open().cache) is not None:
                 room = min(gather_object([cache.capacity])) if self.world > 1 else cache.capacity
@@ -218,9 +217,9 @@ class Runner:
             phase, settings, self.student, wrapped, trainee, optimizer, average, signals, judges, steps, epochs
         )
         every = settings.eval_every or max(1, epochs // 10)
-        if phase.continues and settings.select == "best" and target and not state.updates and state.best is None:
+        if phase.continues and settings.select == "best" and judged and not state.updates and state.best is None:
             began = average.module if average is not None else trainee
-            if metrics := self._evaluate_phase(fit, began, target):
+            if metrics := self._judge(fit, began, judged):
                 remember_start(state, fit, self.task, began, metrics)
 
         while state.epoch < epochs:
@@ -260,9 +259,9 @@ class Runner:
         }
 
     def _train_epoch(self, fit: FitInProgress) -> None:
-        journal, state, run_data = self.journal, self.state, self.run_data
+        journal, state = self.journal, self.state
         fit.clock = time.perf_counter()
-        view = state.epoch % run_data.views if run_data.views else state.epoch
+        view = self.train.of_epoch(state.epoch)
         paid = sum(self._fill(asked, view, fit) for asked in fit.signals)
         if paid:  # so that what was paid for stays counted
             journal.save(fit.state_dict())
@@ -274,7 +273,7 @@ class Runner:
         fit.began, seen = time.perf_counter(), state.seen
         fit.rows = sum(map(len, order))
         mine = [part.tensor_split(self.world)[self.rank] for part in order]
-        stream = self.feeder.stream(fit.phase, run_data.train, mine, view, fit.signals)
+        stream = self.feeder.stream(fit.phase, self.train, mine, view, fit.signals)
         for part in order:
             clock = time.perf_counter()
             batch = next(stream)
@@ -339,16 +338,15 @@ class Runner:
             "train": means,
             "images_per_second": rate,
         }
-        target = self.run_data.judged
-        if evaluated and target is not None:
+        if evaluated and self.judged is not None:
             network = fit.average.module if fit.average is not None else fit.trainee
             clock = time.perf_counter()
-            metrics = self._evaluate_phase(fit, network, target)
+            metrics = self._judge(fit, network, self.judged)
             for name, value in metrics.items():
                 fit.check_finite(value, state, name)
             self.journal.spent("evaluate", clock)
-            event["eval"], event["eval_on"] = metrics, "validation" if self.run_data.held else "test"
-            event["eval_samples"] = len(target[1])
+            event["eval"], event["eval_on"] = metrics, "validation" if self.held else "test"
+            event["eval_samples"] = len(self.judged)
             if metrics:
                 remember_best(state, fit, self.task, network, metrics)
         event["seconds"] = time.perf_counter() - fit.clock
@@ -361,19 +359,16 @@ class Runner:
             always=evaluated,
         )
 
-    def _evaluate_phase(
-        self, fit: FitInProgress, network: nn.Module, target: tuple[Samples, Tensor]
-    ) -> dict[str, float]:
-        """Task metrics of the network that the phase would keep, or its own loss on the target samples."""
+    def _judge(self, fit: FitInProgress, network: nn.Module, judged: Views) -> dict[str, float]:
+        """Task metrics of the network that the phase would keep, or its own loss on these samples."""
         if fit.phase.select_by is None:
             kept = fit.phase.readout(network) if fit.phase.readout else network
-            return self.evaluate(kept, *target)[0]
-        samples, positions = target
+            return self.evaluate(kept, judged.samples, judged.positions)[0]
         for asked in fit.judges:
             self._fill(asked, CLEAN)
-        order = list(positions.split(forward_size(samples, BLOCK)))[self.rank :: self.world]
-        batches = self.feeder.stream(fit.phase, samples, order, CLEAN, fit.judges)
-        return held_out_losses(fit, network, batches, len(positions), self.autocast, self.world)
+        order = judged.positions.split(forward_size(judged.samples, BLOCK))[self.rank :: self.world]
+        batches = self.feeder.stream(fit.phase, judged, order, CLEAN, fit.judges)
+        return held_out_losses(fit, network, batches, len(judged), self.autocast, self.world)
 
     # ---- what the loop stands on ----------------------------------------------------------------------------
 
@@ -390,18 +385,18 @@ class Runner:
         return evaluate(
             network,
             samples,
-            metrics or self.task.metrics(self.run_data.classes, self.device),
+            metrics or self.task.metrics(self.classes, self.device),
             positions=positions,
             device=self.device,
             autocast=self.autocast,
-            workers=self.run_data.workers,
+            workers=self.train.workers,
             rank=self.rank,
             world=self.world,
             progress=self.display.reporter(title) if title else None,
         )
 
-    def _signals(self, source: Source, samples: Samples, positions: Tensor) -> Signals:
-        return self.feeder.signals(source, samples, positions, self.state.phase)
+    def _signals(self, source: Source, views: Views) -> Signals:
+        return self.feeder.signals(source, views, self.state.phase)
 
     def _fill(self, asked: Signals, view: int, fit: FitInProgress | None = None) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
@@ -418,4 +413,4 @@ class Runner:
 
     def _order(self, epoch: int, steps: int) -> list[Tensor]:
         """The epoch's batches: a permutation by (seed, phase, epoch), cut into pieces whose sizes differ by ≤ 1."""
-        return shuffled(self.run_data.positions, steps, self.seed, self.state.phase, epoch)
+        return shuffled(self.train.positions, steps, self.seed, self.state.phase, epoch)

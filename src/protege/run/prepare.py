@@ -1,0 +1,186 @@
+"""From settings to everything that a run works with: loaded, checked and fitted to each other, nothing trained yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
+
+from ..data import Data, load_data
+from ..data.labels import BY_POSITION
+from ..data.transforms import Transform
+from ..errors import UserError
+from ..files import recorded
+from ..lookup import source_digest
+from ..methods import Method, MethodSettings, Setup, about_method, find_method, is_outside
+from ..methods.targets import TARGETS, function_of
+from ..methods.teaching import TargetSettings, on_task, resolved
+from ..models import Model, held_out_by, known_ranges
+from ..models.opening import open_networks
+from ..models.placing import place
+from ..models.precision import on_cpu, resolve_precision
+from ..tasks import Task
+from ..training.loop import Loop
+from ..training.plan import Plan
+from ..training.progress import Display
+from .checks import refuse_another_task, task_of
+from .origin import VERSION, earlier_origin, origin_of, refuse_another
+from .recipe import Recipe, read_toml, size_in_bytes, suited
+from .samples import choose_samples
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run before it begins. Its ``settings`` are complete: what a recipe leaves to the method, the task or the number
+    of samples is filled in, so that they are what the folder keeps and what the loop reads.
+
+    ``outline`` says how the method will treat the two networks, ``origin`` what a resumed run must find again;
+    ``lasting``: the student is one on disk, so the same in every run.
+    """
+
+    settings: Recipe
+    method: Method
+    method_settings: MethodSettings
+    out: Path
+    data: Data
+    task: Task
+    teacher: Model | None
+    student: Model
+    loop: Loop
+    outline: list[dict[str, Any]]
+    origin: dict[str, Any]
+    lasting: bool
+
+    def check_origin(self, before: Mapping[str, Any]) -> None:
+        """Raise where a run that was begun with ``before`` (its origin) was begun with others than these."""
+        now = self.origin
+        if before.get("version") != VERSION:
+            now = now | earlier_origin(self.data, self.teacher, before)
+        refuse_another(self.out, before, now, read_toml(self.out / "recipe.toml"))
+
+
+def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: bool = False) -> Run:
+    """Load and check everything that ``settings`` name. Raises `UserError` for the first thing wrong.
+
+    ``objects`` holds what the caller gave in Python instead of a spec: networks and data by recipe key.
+    """
+    s = settings
+    for key in ("teacher", "student", "data"):
+        if str(getattr(s, key)).startswith("python:") and key not in objects:
+            raise UserError(
+                f"the {key} of this run was given in Python ({getattr(s, key)}), which a recipe cannot hold; "
+                f"expected it again: pass {key}= to the function."
+            )
+    accelerator = _accelerator(s.log_with, out)
+    device, method = accelerator.device, find_method(s.method)
+    precision = resolve_precision(s.precision, device)
+
+    specs = {key: objects.get(key, getattr(s, key)) for key in ("teacher", "student")}
+    way = held_out_by(*specs.values())
+    if resume and (begun := recorded(out)):
+        way = begun.get("origin", {}).get("held_out", BY_POSITION)
+    with accelerator.main_process_first():  # the first may have to extract what the others then read
+        data = load_data(
+            objects.get("data", s.data),
+            image_size=s.image_size,
+            memory_limit=size_in_bytes(s.memory_limit),
+            ranges=known_ranges(*specs.values()),
+            held_out=way,
+        )
+    task = task_of(s.task, data, s.data)
+    if s.teacher is None:
+        task = task.taught_by(None)
+    if not task.labelled:
+        data = data.unlabelled()
+    teacher, student, data = open_networks(specs, s.teacher, s.student, data, s.seed, device, s.trust)
+    if teacher is not None:
+        refuse_another_task(teacher, task, "teacher")
+        place(teacher, device)
+    task, student.task = task.taught_by(teacher), task.name
+    place(student, device)
+    student.check_savable()
+    lasting = os.path.exists(os.path.expanduser(s.student))  # a fresh network is another one in every run
+    origin = origin_of(data, teacher, student, lasting) | {"held_out": way}
+    data = _on_device(data, device)
+
+    s = suited(s, task.defaults)
+    train, held, monitor, s = choose_samples(s, method, task, data, objects.get("augment"), device)
+    if isinstance(train.augment.transform, Transform):
+        origin |= {"transform": train.augment.transform.digest}
+    if getattr(s, "class_weights", None) is not None:
+        task = task.weighing_classes()
+
+    own = method.settings.model_validate({key: getattr(s, key) for key in method.settings.model_fields})
+    setup = Setup(student, teacher, task, own, train)
+    with about_method(s.method):
+        outline = method.preview(setup) if method.preview else []
+        phases = method(setup)
+    if is_outside(s.method):
+        origin |= {"code of the method": source_digest(method.plan)}
+    if (target := getattr(own, "target", "kd")) not in TARGETS:
+        origin |= {"code of the target": source_digest(function_of(target))}
+    if unknown := set(s.phases) - {phase.name for phase in phases}:
+        names = ", ".join(phase.name for phase in phases)
+        raise UserError(f"the phase {min(unknown)!r} does not exist; expected one of {names}.")
+    plan = Plan(phases, s, s.phases, len(train), held is not None)
+    s = s.model_copy(update=plan.defaults())
+    loop = Loop(
+        student,
+        task,
+        replace(plan, settings=s, overrides=s.phases),
+        train,
+        held,
+        monitor,
+        out,
+        classes=len(data.classes),
+        cache=Path(s.cache).expanduser() if s.cache else None,
+        budget=size_in_bytes(s.cache_budget),
+        accelerator=accelerator,
+        precision=precision,
+        seed=s.seed,
+        checkpoint_seconds=s.checkpoint_seconds,
+        display=Display(accelerator.is_main_process),
+    )
+    return Run(s, method, own, out, data, task, teacher, student, loop, outline, origin, lasting)
+
+
+def preview_of(run: Run) -> dict[str, Any]:
+    """What a run would do: the phases with their settings, and the method's own plan for these networks."""
+    own, plan = run.method_settings, run.loop.plan
+    plan.check(run.loop.world)
+    idle = own.idle(run.teacher is not None)
+    settings = own.model_dump(exclude=set(idle))
+    if isinstance(own, TargetSettings) and "target" not in idle:
+        settings |= resolved(on_task(own, run.task), run.task.temperature)
+    return {
+        "method": run.settings.method,
+        "settings": {key: value for key, value in settings.items() if value is not None},
+        "samples": len(run.loop.train),
+        "phases": plan.describe(),
+        "plan": run.outline,
+        "disk": run.loop.disk(),
+    }
+
+
+def _accelerator(tracker: str | None, out: Path) -> Accelerator:
+    """Processes, devices and trackers; Accelerate itself passes over a tracker that is not installed."""
+    installed = [str(getattr(t, "value", t)) for t in get_available_trackers()]
+    if tracker is not None and tracker not in [*installed, "all"]:
+        raise UserError(
+            f"log_with = {tracker!r} is no tracker that is installed here; expected one that Accelerate knows, such "
+            f"as tensorboard (installed: {', '.join(installed) or 'none'}): install it or leave it out."
+        )
+    folders = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs"))
+    # told so, as Accelerate otherwise takes torchrun's processes for one each
+    return Accelerator(cpu=on_cpu(), mixed_precision="no", log_with=tracker, project_config=folders)
+
+
+def _on_device(data: Data, device: Any) -> Data:
+    parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+    return replace(data, **{name: samples and samples.to(device) for name, samples in parts.items()})
