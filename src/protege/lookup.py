@@ -89,6 +89,34 @@ def place_of(value: Any, module: str | None = None) -> str | None:
     return f"{module}:{name}" if held is value else None
 
 
+class GivenInPython:
+    """What programs give in Python where a recipe has the name of a ``role``: by its place where it has one, else under
+    a name that serves this program alone."""
+
+    begins = "python:"
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self._values: dict[str, Any] = {}
+
+    def name(self, value: Any, place: str | None) -> str:
+        """The recipe's name for a value that `find_callable` finds at this place, or nowhere."""
+        if place:
+            return place
+        name = f"{self.begins}{getattr(value, '__qualname__', type(value).__qualname__)}"
+        self._values[name] = value
+        return name
+
+    def find(self, name: str) -> Any:
+        """The value of such a name, None for names of other kinds. Raises `UserError` in another program."""
+        if name in self._values or not name.startswith(self.begins):
+            return self._values.get(name)
+        raise UserError(
+            f"the {self.role} of this run was given in Python ({name}), which a recipe cannot hold; expected it again: "
+            f"pass {self.role}= to the function."
+        )
+
+
 def _imported(module_name: str) -> Any:
     try:
         return importlib.import_module(module_name)
@@ -97,6 +125,19 @@ def _imported(module_name: str) -> Any:
             raise
         admit_torchvision()
         return importlib.import_module(module_name)
+
+
+@contextmanager
+def blaming(what: str, outside: bool) -> Iterator[None]:
+    """Let what fails in code that is from ``outside`` the package say so."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not outside:
+            raise
+        raise UserError(f"{what} fails with {typed(error)}; correct it.") from error
 
 
 def _not_importable(name: str, role: str, otherwise: str, schemes: Sequence[str], error: BaseException) -> str:

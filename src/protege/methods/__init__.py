@@ -27,7 +27,7 @@ It is named ``mymodule:mine`` wherever a method is named: on the command line, i
 from ..signals import Feature, Logits, Outputs, TopK, Views
 from ..training.phase import Fit, Solve
 from .method import Method, MethodSettings, Setup
-from .named import METHODS, about_method, find_method, is_method, is_outside, name_of, offered
+from .named import METHODS, find_method, is_method, is_outside, name_of, offered
 
 __all__ = [
     "METHODS",
@@ -41,7 +41,6 @@ __all__ = [
     "Solve",
     "TopK",
     "Views",
-    "about_method",
     "find_method",
     "is_method",
     "is_outside",

@@ -6,14 +6,13 @@ A package offers methods by the entry points ``protege.methods``, each of which 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ..errors import UserError
-from ..lookup import find_callable, place_of, typed
+from ..lookup import GivenInPython, find_callable, place_of, typed
 from . import fskd, gpd, hints, kd, plain, skd
 from .method import Method, MethodSettings
 from .stages import StageSettings, preview, preview_staged
@@ -29,8 +28,7 @@ METHODS: dict[str, Method] = {
     "at": Method(hints.at, hints.AttentionSettings, preview=preview),
     "fsp": Method(hints.fsp, StageSettings, preview=preview_staged),
 }
-PYTHON = "python:"  # of one that only this program has
-_given: dict[str, Method] = {}
+_given = GivenInPython("method")
 
 
 @cache
@@ -46,14 +44,9 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     if name in offered():
         return find_method(offered()[name].value)
-    if name.startswith(PYTHON):
-        if name in _given:
-            return _given[name]
-        raise UserError(
-            f"the method of this run was given in Python ({name}), which a recipe cannot hold; expected it again: pass "
-            "method= to the function."
-        )
-    value = find_callable(name, "method", "makes a plan of phases", f", or use one of {', '.join(METHODS)}")
+    value = _given.find(name) or find_callable(
+        name, "method", "makes a plan of phases", f", or use one of {', '.join(METHODS)}"
+    )
     return _method(value, name)
 
 
@@ -65,29 +58,12 @@ def is_method(name: str) -> bool:
 def name_of(method: Any) -> str:
     """The name under which `find_method` finds a method that is given in Python: by its place where it has one."""
     plan = method.plan if isinstance(method, Method) else method
-    if place := place_of(method, getattr(plan, "__module__", None)):
-        return place
-    name = f"{PYTHON}{getattr(plan, '__qualname__', type(plan).__qualname__)}"
-    _given[name] = _method(method, name)
-    return name
+    return _given.name(method, place_of(method, getattr(plan, "__module__", None)))
 
 
 def is_outside(name: str) -> bool:
     """Whether the method is not one of this package."""
     return name not in METHODS
-
-
-@contextmanager
-def about_method(name: str) -> Iterator[None]:
-    """Let what fails in a method from outside say so."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if not is_outside(name):
-            raise
-        raise UserError(f"the method {name!r} fails with {typed(error)}; correct it.") from error
 
 
 def _method(value: Any, name: str) -> Method:

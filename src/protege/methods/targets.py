@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import losses
 from ..errors import UserError, nearest, told
-from ..lookup import find_callable, place_of
+from ..lookup import GivenInPython, find_callable, place_of
 from ..losses import divergence, true_probability
 from ..signals import Logits, Signal, Source, TopK
 from ..synonyms import VALUE_NAMES
@@ -111,19 +111,14 @@ TARGETS: dict[str, Knowledge] = {
 # ---- one's own --------------------------------------------------------------------------------------------------
 
 
-PYTHON = "python:"  # of a function that only this program has
-_given: dict[str, Callable[..., Any]] = {}
+_given = GivenInPython("target")
 
 
 def name_of(target: Any) -> str:
     """The name under which `find_target` finds a target; of a function by its place where it has one. Raises
     `ValueError` for what is neither in the table nor looks like a function."""
     if callable(target):
-        if place := place_of(target):
-            return place
-        name = f"{PYTHON}{getattr(target, '__qualname__', type(target).__qualname__)}"
-        _given[name] = target
-        return name
+        return _given.name(target, place_of(target))
     if isinstance(target, str) and (target in TARGETS or ":" in target):
         return target
     message = f"input should be {', '.join(map(repr, TARGETS))} or package.module:function"
@@ -133,14 +128,8 @@ def name_of(target: Any) -> str:
 
 def function_of(name: str) -> Callable[..., Any]:
     """The function that a target from outside names. Raises `UserError` where there is none."""
-    if name in _given:
-        return _given[name]
-    if name.startswith(PYTHON):
-        raise UserError(
-            f"target = {name!r} was a function given in Python, which a recipe cannot hold; expected it again: pass "
-            "target= to the function."
-        )
-    return find_callable(name, "target", "turns a teacher's rows into distributions", f", or use {', '.join(TARGETS)}")
+    otherwise = f", or use {', '.join(TARGETS)}"
+    return _given.find(name) or find_callable(name, "target", "turns a teacher's rows into distributions", otherwise)
 
 
 def find_target(name: str) -> Knowledge:

@@ -12,7 +12,7 @@ from ..data import Data, Samples, choose, forward_size
 from ..errors import UserError
 from ..models import Model
 from ..signals.signals import PROBE
-from ..tasks import TASKS, Task
+from ..tasks import TASKS, Task, find_task
 from ..torch_utils import eval_mode
 from ..training.loop import Loop
 
@@ -74,7 +74,7 @@ def warn_if_constant(teacher: Model, spec: str, loop: Loop) -> None:
 
 def refuse_another_task(network: Model, task: Task, who: str) -> None:
     """Raise `UserError` where a network has learned something else about the same kind of data."""
-    if TASKS[network.task].of == task.name:
+    if network.task in TASKS and TASKS[network.task].of == task.name:  # of one from outside its outputs must tell
         remedy = f", or set task={network.task!r}" if who == "teacher" else ""
         raise UserError(
             f"the {who} has learned the task {network.task!r}, whose outputs are no {task.name}; expected another: "
@@ -84,10 +84,10 @@ def refuse_another_task(network: Model, task: Task, who: str) -> None:
 
 def task_of(name: str | None, data: Data, spec: str) -> Task:
     """The task of that name, or the data's own. Raises `UserError` where the data is of another kind."""
+    task = find_task(name or data.task)
+    if data.task in (task.of, task.name):
+        return task
     fitting = [task for task in TASKS.values() if data.task in (task.name, task.of)]
-    for task in fitting:
-        if task.name == (name or data.task):
-            return task
     others = " or ".join(task.name for task in fitting)
     raise UserError(
         f"task = {name!r} does not suit the data {spec!r}, which is for {data.task}; expected {others}: change task=…, "

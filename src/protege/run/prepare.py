@@ -17,15 +17,15 @@ from ..data.labels import BY_POSITION
 from ..data.transforms import Transform
 from ..errors import UserError
 from ..files import recorded
-from ..lookup import source_digest
-from ..methods import Method, MethodSettings, Setup, about_method, find_method, is_outside
+from ..lookup import GivenInPython, blaming, source_digest
+from ..methods import Method, MethodSettings, Setup, find_method, is_outside
 from ..methods.targets import TARGETS, function_of
 from ..methods.teaching import TargetSettings, on_task, resolved
 from ..models import Model, held_out_by, known_ranges
 from ..models.opening import open_networks
 from ..models.placing import place
 from ..models.precision import on_cpu, resolve_precision
-from ..tasks import Task
+from ..tasks import TASKS, Task, is_own
 from ..training.loop import Loop
 from ..training.plan import Plan
 from ..training.progress import Display
@@ -72,7 +72,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     """
     s = settings
     for key in ("teacher", "student", "data"):
-        if str(getattr(s, key)).startswith("python:") and key not in objects:
+        if str(getattr(s, key)).startswith(GivenInPython.begins) and key not in objects:
             raise UserError(
                 f"the {key} of this run was given in Python ({getattr(s, key)}), which a recipe cannot hold; "
                 f"expected it again: pass {key}= to the function."
@@ -102,7 +102,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     if teacher is not None:
         refuse_another_task(teacher, task, "teacher")
         place(teacher, device)
-    task, student.task = task.taught_by(teacher), task.name
+    task, student.task = task.taught_by(teacher), task.name if task.name in TASKS else str(s.task)
     place(student, device)
     student.check_savable()
     lasting = os.path.exists(os.path.expanduser(s.student))  # a fresh network is another one in every run
@@ -118,9 +118,11 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
 
     own = method.settings.model_validate({key: getattr(s, key) for key in method.settings.model_fields})
     setup = Setup(student, teacher, task, own, train)
-    with about_method(s.method):
+    with blaming(f"the method {s.method!r}", is_outside(s.method)):
         outline = method.preview(setup) if method.preview else []
         phases = method(setup)
+    if s.task and is_own(s.task):
+        origin |= {"code of the task": source_digest(type(task))}
     if is_outside(s.method):
         origin |= {"code of the method": source_digest(method.plan)}
     if (target := getattr(own, "target", "kd")) not in TARGETS:

@@ -19,7 +19,7 @@ from ..methods import METHODS, Method, MethodSettings, find_method, is_method, o
 from ..methods.targets import TARGETS
 from ..settings import Settings
 from ..synonyms import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
-from ..tasks import TASKS
+from ..tasks import task_name
 from ..training import FitSettings
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -51,7 +51,10 @@ def _views(value: Any) -> Any:
     return value
 
 
-TaskName: Any = Literal[tuple(TASKS)]  # type: ignore[valid-type]
+def _task(value: Any) -> Any:
+    return None if value is None else task_name(value)
+
+
 Size = Annotated[str, BeforeValidator(_size)]
 Views = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(_views)]
 
@@ -62,9 +65,10 @@ class Recipe(FitSettings):
     teacher: str | None = Field(None, description="the big network: zoo:NAME, a run's student folder, module:factory")
     student: str = Field(description="the network that learns, named like a teacher")
     data: str = Field(description="digits, parquet:PATH, images:PATH, segmentation:PATH, text:PATH or synthetic:…")
-    task: TaskName | None = Field(
+    task: Annotated[str | None, BeforeValidator(_task)] = Field(
         None,
-        description="what is learned: embeddings (of images: the teacher's vectors); default: by the data",
+        description="what is learned: embeddings (the teacher's vectors of images), or package.module:name; "
+        "default: by the data",
     )
     method: str = Field(
         "kd", description=f"how to teach: {', '.join([*METHODS, *offered()])}, auto, or package.module:name"

@@ -13,9 +13,11 @@ from torch import Tensor
 from ..data import CLEAN, Augment, batches
 from ..errors import UserError
 from ..files import is_finished, is_run, recorded, write_json
-from ..methods import about_method, is_outside
+from ..lookup import blaming
+from ..methods import is_outside
 from ..models import Model
 from ..report import write_run_report
+from ..tasks import is_own
 from ..tasks.task import Shown
 from ..torch_utils import same_numbers
 from ..training.checkpoint import load_checkpoint
@@ -90,10 +92,12 @@ def begin(
         origin = checkpoint[1]["state"].get("origin", {})
         run.check_origin(origin)
         _check_student(run, checkpoint[1]["student"])
-    before = Before(begun["teacher"], begun["student"]) if begun else measure_before(run)
+    own_task, own_method = bool(s.task and is_own(s.task)), is_outside(s.method)
+    with blaming(f"the task {s.task!r}", own_task):
+        before = Before(begun["teacher"], begun["student"]) if begun else measure_before(run)
     loop.check()
-    if is_outside(s.method):
-        with about_method(s.method):
+    if own_task or own_method:
+        with blaming(f"the method {s.method!r}" if own_method else f"the task {s.task!r}", True):
             loop.rehearse()
     student = {"spec": s.student, **sizes(run.student, run.data, loop.device)}
     student |= {key: before.student[key] for key in ("before", "before_measured_on") if key in before.student}

@@ -9,9 +9,23 @@ from .classification import BINS, Classification, bin_of
 from .embeddings import Embeddings
 from .language import Language
 from .metrics import Metrics
+from .named import TASKS, find_task, is_own, task_name
 from .segmentation import Segmentation
 from .task import Shortfall, Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Segmentation(), Language(), Embeddings())}
-
-__all__ = ["BINS", "TASKS", "Chance", "Metrics", "Shortfall", "Task", "bin_of"]
+__all__ = [
+    "BINS",
+    "TASKS",
+    "Chance",
+    "Classification",
+    "Embeddings",
+    "Language",
+    "Metrics",
+    "Segmentation",
+    "Shortfall",
+    "Task",
+    "bin_of",
+    "find_task",
+    "is_own",
+    "task_name",
+]

@@ -1,0 +1,61 @@
+"""Tasks by name: those of this package, and ``package.module:name`` of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UserError, nearest, shown
+from ..lookup import GivenInPython, find_callable, place_of, typed
+from .classification import Classification
+from .embeddings import Embeddings
+from .language import Language
+from .segmentation import Segmentation
+from .task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Segmentation(), Language(), Embeddings())}
+_given = GivenInPython("task")
+
+
+def find_task(name: str) -> Task:
+    """The task of a name, or what ``package.module:name`` makes, a class derived from `Task` or a function without
+    arguments. Raises `UserError` where there is none."""
+    if name in TASKS:
+        return TASKS[name]
+    value = _given.find(name) or find_callable(name, "task", "makes a task", f", or use {', '.join(TASKS)}")
+    return _made(value, name)
+
+
+def task_name(task: Any) -> str:
+    """The name under which `find_task` finds a task: one of `TASKS`, ``package.module:name``, or that of an object
+    given in Python. Raises `ValueError` for what is none of these."""
+    for name, known in TASKS.items():
+        if task is known or task is type(known):
+            return name
+    if isinstance(task, Task) or callable(task):
+        return _given.name(task, place_of(task) if callable(task) else None)
+    if isinstance(task, str) and (task in TASKS or ":" in task):
+        return task
+    hint = nearest(str(task), TASKS, " ").strip()
+    message = f"input should be {', '.join(map(repr, TASKS))} or package.module:name"
+    raise ValueError(f"{message} ({hint})" if hint else message)
+
+
+def is_own(name: str) -> bool:
+    """Whether the task is not one of this package."""
+    return name not in TASKS
+
+
+def _made(value: Any, name: str) -> Task:
+    if not isinstance(value, Task):
+        try:
+            value = value()
+        except Exception as error:
+            raise UserError(f"the task {name!r} cannot be made with {typed(error)}; correct it.") from error
+    if not isinstance(value, Task):
+        raise UserError(
+            f"the task {name!r} makes {shown(value)}; expected a protege.tasks.Task: derive a class from that or from "
+            "one of its kinds."
+        )
+    if not isinstance(getattr(value, "name", None), str):
+        raise UserError(f"the task {name!r} has no name; expected a text: give its class a name = ….")
+    return value

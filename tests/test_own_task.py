@@ -1,0 +1,149 @@
+"""A task from outside the package, by every door: its name, the class itself, recipes, studies, resume, its student."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+from safetensors.torch import load_file
+from test_own_method import assert_same, command
+
+import protege
+from protege import UserError
+from protege.run.study import run_study
+from protege.training.loop import Loop
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text(encoding="utf-8")
+FOCAL = next(block.split("```")[0] for block in PAGE.split("```python\n") if "class Focal" in block)
+PLUGIN = (
+    FOCAL
+    + """
+
+from protege.tasks import Embeddings
+
+
+class Dots(Embeddings):
+    name = "dots"
+
+
+def make():
+    return Focal()
+
+
+def faulty():
+    class Faulty(Classification):
+        def loss(self, rows, labels, weights, smoothing=0.0, class_weights=None):
+            return rows.nothing
+
+    return Faulty()
+
+
+def other():
+    return "a task"
+
+
+class Nameless(Classification):
+    name = None
+"""
+)
+RUN = {"student": "zoo:cnn_tiny", "data": "digits", "samples": 300, "epochs": 2, "batch_size": 100}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / "cache"))
+    name = f"tasks_{abs(hash(str(tmp_path)))}"
+    Path(f"{name}.py").write_text(PLUGIN)
+    return name
+
+
+def test_every_door_leads_to_the_same_student(here):
+    task = f"{here}:Focal"
+    result = protege.train(**RUN, task=task, out="name")
+    assert result.result["task"] == "classification", "which its outputs are"
+    protege.train(**RUN, out="plain")
+    plain, focal = (load_file(Path(out) / "student" / "model.safetensors") for out in ("plain", "name"))
+    assert any(not torch.equal(plain[key], focal[key]) for key in plain), "it learns by another loss"
+    module = sys.modules[here]
+    protege.train(**RUN, task=module.Focal, out="class")
+    protege.train(**RUN, task=f"{here}:make", out="made")
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in {**RUN, "task": task}.items()]
+    by_command = command("train", *options, "--out=command")
+    assert by_command.returncode == 0, by_command.stderr
+    Path("recipe.toml").write_text(tomli_w.dumps({**RUN, "method": "none", "task": task}))
+    protege.distill(recipe="recipe.toml", out="recipe")
+    for out in ("class", "made", "command", "recipe"):
+        assert_same("name", out)
+
+
+def test_a_study_finds_it(here):
+    recipe = {**RUN, "method": "none", "task": f"{here}:Focal"}
+    Path("study.toml").write_text(tomli_w.dumps({"name": "own", "seeds": [0], "recipe": recipe, "grid": {"lr": [0.1]}}))
+    run_study(Path("study.toml"), Path("study"))
+    protege.train(**RUN, lr=0.1, task=f"{here}:Focal", out="alone")
+    (run,) = Path("study/runs").iterdir()
+    assert_same("alone", str(run))
+
+
+def test_a_run_goes_on_with_the_same_task_alone(here, monkeypatch):
+    whole = protege.train(**RUN, task=f"{here}:Focal", checkpoint_seconds=0, out="whole")
+    end_epoch = Loop._end_epoch
+
+    def killed(loop, fit, evaluated):
+        end_epoch(loop, fit, evaluated)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Loop, "_end_epoch", killed)
+        protege.train(**RUN, task=f"{here}:Focal", checkpoint_seconds=0, out="cut")
+    with pytest.raises(UserError, match="task"):
+        protege.train(task="classification", out="cut", resume=True)
+    again = protege.train(out="cut", resume=True)
+    assert again.metrics == whole.metrics
+    assert_same("whole", "cut")
+    source = Path(f"{here}.py")
+    source.write_text(source.read_text().replace("** 2", "** 3"))
+    del sys.modules[here]
+    with pytest.raises(UserError, match="another code of the task"):
+        protege.train(out="cut", resume=True)
+
+
+def test_a_task_with_a_name_of_its_own_leaves_a_student_that_loads(here):
+    encoder = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(216, 5)
+    )
+    student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+    result = protege.distill(
+        encoder, student, "digits", "kd", task=f"{here}:Dots", samples=100, epochs=2, out="vectors"
+    )
+    assert result.metrics["cosine"] > result.result["student"]["before"]["cosine"]
+    loaded = protege.load_model("vectors/student", network=student)
+    assert loaded.task == f"{here}:Dots"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("other", "makes 'a task'; expected a protege.tasks.Task"),
+        ("nothing", "has no 'nothing'"),
+        ("Nameless", "has no name; expected a text"),
+        ("faulty", "fails with AttributeError.*correct it"),
+    ],
+)
+def test_what_is_no_task_is_refused_before_anything_is_written(here, name, says):
+    with pytest.raises(UserError, match=says):
+        protege.train(**RUN, task=f"{here}:{name}", out="out")
+    assert not Path("out").exists()
+
+
+def test_a_task_for_other_data_and_an_unknown_name_are_refused(here):
+    Path(f"{here}.py").write_text(
+        PLUGIN + "\n\nfrom protege.tasks import Language\n\n\nclass Words(Language):\n    pass\n"
+    )
+    with pytest.raises(UserError, match="does not suit the data 'digits', which is for classification"):
+        protege.train(**RUN, task=f"{here}:Words", out="out")
+    with pytest.raises(UserError, match=r"input should be .*'embeddings' or package.module:name \(.*'embeddings'"):
+        protege.train(**RUN, task="embedings", out="out")
