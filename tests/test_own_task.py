@@ -3,11 +3,12 @@
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 import tomli_w
 import torch
 from safetensors.torch import load_file
-from test_own_method import assert_same, command
+from test_own_method import assert_same
 
 import protege
 from protege import UserError
@@ -71,7 +72,7 @@ def test_every_door_leads_to_the_same_student(here):
     protege.train(**RUN, task=module.Focal, out="class")
     protege.train(**RUN, task=f"{here}:make", out="made")
     options = [f"--{key.replace('_', '-')}={value}" for key, value in {**RUN, "task": task}.items()]
-    by_command = command("train", *options, "--out=command")
+    by_command = forks.run("train", *options, "--out=command")
     assert by_command.returncode == 0, by_command.stderr
     Path("recipe.toml").write_text(tomli_w.dumps({**RUN, "method": "none", "task": task}))
     protege.distill(recipe="recipe.toml", out="recipe")
