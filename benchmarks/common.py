@@ -19,7 +19,6 @@ from protege.models.precision import resolve_precision
 from protege.models.zoo import build
 from protege.tasks import TASKS
 from protege.training import FitSettings, Loop, Phase
-from protege.training.plan import Plan
 from protege.training.progress import Display
 
 AUGMENT = Augment(shift=4, flip=True)
@@ -70,7 +69,8 @@ def run(
         loop = Loop(
             student,
             TASKS["classification"],
-            Plan(phases, settings, {}, len(samples)),
+            phases,
+            settings,
             train,
             None,
             None,

@@ -22,7 +22,6 @@ from protege.tasks import TASKS, Task
 from protege.torch_utils import admit_torchvision
 from protege.training import Loop, Phase
 from protege.training.checkpoint import load_checkpoint
-from protege.training.plan import Plan
 from protege.training.progress import Display
 from protege.training.state import State
 
@@ -123,11 +122,13 @@ def runner(
     return Loop(
         student,
         TASKS[task],
-        Plan((), recipe, phases or {}, len(positions), held is not None),
+        (),
+        recipe,
         train,
         *judges,
         out,
         classes=classes,
+        overrides=phases or {},
         cache=folder,
         budget=budget,
         accelerator=Accelerator(mixed_precision="no"),

@@ -27,7 +27,7 @@ from ..models.placing import place
 from ..models.precision import on_cpu, resolve_precision
 from ..tasks import TASKS, Task, is_own
 from ..training.loop import Loop
-from ..training.plan import Plan
+from ..training.plan import defaults
 from ..training.progress import Display
 from .checks import refuse_another_task, task_of
 from .origin import VERSION, earlier_origin, origin_of, refuse_another
@@ -130,17 +130,18 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     if unknown := set(s.phases) - {phase.name for phase in phases}:
         names = ", ".join(phase.name for phase in phases)
         raise UserError(f"the phase {min(unknown)!r} does not exist; expected one of {names}.")
-    plan = Plan(phases, s, s.phases, len(train), held is not None)
-    s = s.model_copy(update=plan.defaults())
+    s = s.model_copy(update=defaults(phases, s, s.phases, len(train)))
     loop = Loop(
         student,
         task,
-        replace(plan, settings=s, overrides=s.phases),
+        phases,
+        s,
         train,
         held,
         monitor,
         out,
         classes=len(data.classes),
+        overrides=s.phases,
         cache=Path(s.cache).expanduser() if s.cache else None,
         budget=size_in_bytes(s.cache_budget),
         accelerator=accelerator,

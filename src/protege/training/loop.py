@@ -7,8 +7,10 @@ trackers are Accelerate's: a run started by ``accelerate launch`` or ``torchrun`
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ from .feeder import Feeder
 from .in_progress import FitInProgress, restore_random, seed_everything, share_buffers
 from .journal import Journal
 from .judge import held_out_losses, remember_best, remember_start
-from .phase import Fit, Solve
+from .phase import Fit, FitSettings, Phase, Solve
 from .plan import Plan
 from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
@@ -39,7 +41,7 @@ from .stop import Stops
 
 
 class Loop:
-    """Runs phases on a student in a run folder.
+    """Runs phases on a student in a run folder, with ``settings`` and, by the name of a phase, their ``overrides``.
 
     They learn from ``train``, and are judged by what is ``held`` out or, where nothing is, shown on ``monitor``. The
     teacher's signals lie in ``cache`` (None: by fingerprint) and take at most ``budget`` bytes. Calls to `run` and
@@ -50,13 +52,15 @@ class Loop:
         self,
         student: nn.Module,
         task: Task,
-        plan: Plan,
+        phases: Sequence[Phase],
+        settings: FitSettings,
         train: Views,
         held: Views | None,
         monitor: Views | None,
         out: Path,
         *,
         classes: int,
+        overrides: Mapping[str, dict[str, Any]] = MappingProxyType({}),
         cache: Path | None,
         budget: int,
         accelerator: Accelerator,
@@ -65,7 +69,8 @@ class Loop:
         checkpoint_seconds: float,
         display: Display,
     ) -> None:
-        self.student, self.task, self.plan, self.out, self.classes = student, task, plan, out, classes
+        self.student, self.task, self.out, self.classes = student, task, out, classes
+        self.plan = Plan(phases, settings, overrides, len(train), held is not None)
         self.train, self.held, self.monitor, self.judged = train, held, monitor, held or monitor
         self.accelerator, self.device, self.seed = accelerator, accelerator.device, seed
         self.rank, self.world = accelerator.process_index, accelerator.num_processes

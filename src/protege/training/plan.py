@@ -123,6 +123,13 @@ class Plan:
                 )
 
 
+def defaults(
+    phases: Sequence[Phase], settings: FitSettings, overrides: Mapping[str, dict[str, Any]], samples: int
+) -> dict[str, Any]:
+    """What a run's settings leave to the number of samples (`Plan.defaults`)."""
+    return Plan(phases, settings, overrides, samples).defaults()
+
+
 def _bytes(network: nn.Module) -> int:
     return sum(value.nbytes for value in network.state_dict().values() if isinstance(value, Tensor))
 
