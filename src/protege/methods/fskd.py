@@ -78,9 +78,11 @@ class Settings(MethodSettings):
 
     def idle(self, taught: bool) -> dict[str, str]:
         """The labels' always, those of the fine-tuning where there is none."""
-        found = dict.fromkeys(["label_smoothing", "class_weights"], "fskd reads no label; expected a method that does")
+        reasons = dict.fromkeys(
+            ["label_smoothing", "class_weights"], "fskd reads no label; expected a method that does"
+        )
         why = "nothing is fine-tuned; expected finetune_steps above 0"
-        return found | ({} if self.finetune_steps else dict.fromkeys(["finetune_lr", "temperature"], why))
+        return reasons | ({} if self.finetune_steps else dict.fromkeys(["finetune_lr", "temperature"], why))
 
 
 def recover(
@@ -111,7 +113,7 @@ def recover(
         walks = Walk(student, "student", x[:2]), Walk(teacher, "teacher", y[:2])
         points = plan_alignment(*walks, kept, kernels)
         refuse_unrelated(*walks, points, x, y)
-        found: dict[str, Any] = {"sweeps": 0, "blocks": []}
+        outcome: dict[str, Any] = {"sweeps": 0, "blocks": []}
         for sweep in range(sweeps):
             saved = copy.deepcopy(student.state_dict())
 
@@ -119,16 +121,16 @@ def recover(
                 report(base * total + done, sweeps * total)
 
             before, after, blocks = _sweep(*walks, points, inputs, folds, ridge, budget, progress)
-            found.setdefault("before", before)
+            outcome.setdefault("before", before)
             if not after < before:
                 student.load_state_dict(saved)
-                found.setdefault("after", before)
+                outcome.setdefault("after", before)
                 if sweep == 0 and before > 0:
                     logger.warning("aligning the student did not bring its outputs nearer to the teacher's: undone")
                 break
-            found["after"], found["sweeps"] = after, sweep + 1
-            found["blocks"] += [{**block, "sweep": sweep + 1} for block in blocks] if sweeps > 1 else blocks
-    return found
+            outcome["after"], outcome["sweeps"] = after, sweep + 1
+            outcome["blocks"] += [{**block, "sweep": sweep + 1} for block in blocks] if sweeps > 1 else blocks
+    return outcome
 
 
 def _sweep(
@@ -216,13 +218,13 @@ def _relative(error: float, size: float) -> float:
 
 
 def _logits(outputs: Any) -> Tensor:
-    found = logits_in(outputs)
-    if not isinstance(found, Tensor):
+    logits = logits_in(outputs)
+    if not isinstance(logits, Tensor):
         raise UserError(
             f"a network's output is a {type(outputs).__name__}; expected one tensor: wrap the network in a module that "
             "returns its logits."
         )
-    return found
+    return logits
 
 
 def _check_finite(moments: Moments, size: float, point: Point) -> None:
@@ -249,8 +251,8 @@ def _chunks(setup: Setup) -> tuple[Inputs, list[int]]:
     views = range(augmented if transfer.augment.changes else 0)
     most = max(1, PIXELS // math.prod(transfer.samples.shape[1:]))
     size = min(most, math.ceil(count / FOLDS))
-    parts, some = math.ceil(count / size), max(1, most // size)
-    groups = [(CLEAN,), *(views[first : first + some] for first in range(0, len(views), some))]
+    parts, together = math.ceil(count / size), max(1, most // size)
+    groups = [(CLEAN,), *(views[first : first + together] for first in range(0, len(views), together))]
 
     def inputs(chunk: int) -> tuple[Tensor, Tensor]:
         group, part = divmod(chunk, parts)

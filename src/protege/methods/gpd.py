@@ -127,9 +127,9 @@ def plan(
         return {"loss": total, **losses}
 
     def student_of(trainee: nn.Module) -> nn.Module:
-        found = Model(read(trainee), student.input)
-        found.layout = student.layout
-        return found
+        student_model = Model(read(trainee), student.input)
+        student_model.layout = student.layout
+        return student_model
 
     return [Fit("gpd", trainee, step, setup.asked(*(term.signals if term else ())), readout=student_of)]
 

@@ -57,10 +57,10 @@ def warn_if_constant(teacher: Model, spec: str, loop: Loop) -> None:
     train, count = loop.train, len(loop.train)
     if count < FEW:
         return
-    some = train.positions[choose(None, samples=min(count, MOST), seed=0, count=count)]
+    positions = train.positions[choose(None, samples=min(count, MOST), seed=0, count=count)]
     chosen = set()
     with eval_mode(teacher), loop.autocast():
-        for batch in train.batches(forward_size(train.samples, PROBE), positions=some):
+        for batch in train.batches(forward_size(train.samples, PROBE), positions=positions):
             chosen |= set(teacher(batch.inputs).argmax(1).unique().tolist())
             if len(chosen) > 1:
                 return
@@ -68,7 +68,7 @@ def warn_if_constant(teacher: Model, spec: str, loop: Loop) -> None:
         "the teacher %r chooses one class for all of %d images, and a student that does the same agrees with it: check "
         "that its input normalisation and channel order are those it was trained with.",
         spec,
-        len(some),
+        len(positions),
     )
 
 

@@ -48,8 +48,8 @@ def _origin(result: dict[str, Any], out: Path) -> dict[str, Any]:
     if "origin" in result:
         return result["origin"]
     with suppress(UserError):  # they are damaged
-        if found := load_checkpoint(out / "checkpoint"):
-            return found[1]["state"].get("origin", {})
+        if checkpoint := load_checkpoint(out / "checkpoint"):
+            return checkpoint[1]["state"].get("origin", {})
     return {}
 
 

@@ -279,9 +279,9 @@ def _refuse_among_images(out: Path, spec: str) -> None:
 
 def _refuse_cache_in(out: Path, cache: Path, resume: bool) -> None:
     """Raise where a run's folder and a cache would hold each other's files."""
-    own, folder = out.resolve(), cache.resolve()
-    inside = [own / name for name in NAMES] if resume else [own]  # older versions let it be beside those
-    if own.is_relative_to(folder) or is_run(folder) or any(map(folder.is_relative_to, inside)):
+    run_folder, folder = out.resolve(), cache.resolve()
+    inside = [run_folder / name for name in NAMES] if resume else [run_folder]  # older versions let it be beside those
+    if run_folder.is_relative_to(folder) or is_run(folder) or any(map(folder.is_relative_to, inside)):
         raise UserError(
             f"cache={str(cache)!r} and out={str(out)!r} lie in each other; expected a folder for each: change cache=…."
         )

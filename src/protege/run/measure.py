@@ -103,8 +103,8 @@ def _untaught(run: Run, remember: list[Callable[[], None]]) -> dict[str, Any]:
     test = run.data.test
     few = 0 if test is None or run.lasting else max(FRESH, len(run.data.classes))
     if test is not None and 0 < few < len(test):
-        some = choose(test.labels, samples=few, seed=0, count=len(test))
-        metrics, details = run.loop.evaluate(run.student, test, some, "student before")
+        positions = choose(test.labels, samples=few, seed=0, count=len(test))
+        metrics, details = run.loop.evaluate(run.student, test, positions, "student before")
         if metrics and all(map(math.isfinite, metrics.values())) and run.task.shortfall(metrics, details):
             return {"before": metrics, "before_measured_on": {"samples": few}}
     known = _known_or_measured(run, run.student, "student before", remember if run.lasting else [])
@@ -145,8 +145,8 @@ def _measured(run: Run, network: Model, title: str) -> tuple[dict[str, float], d
 def _memory(network: Model, test: Samples, loop: Loop) -> Path:
     """Where a network's test metrics are remembered, by the fingerprints of network and data."""
     how = f"{loop.precision} {loop.device.type}"
-    some = torch.arange(min(forward_size(test, PROBE), len(test)))
-    first = next(batches(test, [some], CLEAN, Augment(), device=loop.device))
+    positions = torch.arange(min(forward_size(test, PROBE), len(test)))
+    first = next(batches(test, [positions], CLEAN, Augment(), device=loop.device))
     with eval_mode(network), torch.no_grad(), loop.autocast():
         shown = behaviour({"logits": network(first.inputs)})
     judges = [fingerprint(judge) for judge in loop.task.judges]

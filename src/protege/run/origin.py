@@ -52,8 +52,8 @@ def earlier_origin(data: Data, teacher: Model | None, before: Mapping[str, Any])
     for samples in sets:
         labels = samples.labels
         digest.update(samples.fingerprint_of_pixels().encode() if labels is None else labels.cpu().numpy().tobytes())
-    found = {"data set": digest.hexdigest()}
-    return found if teacher is None else found | {"teacher": weights_digest(teacher)}
+    digests = {"data set": digest.hexdigest()}
+    return digests if teacher is None else digests | {"teacher": weights_digest(teacher)}
 
 
 def refuse_another(out: Path, before: Mapping[str, Any], now: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
@@ -136,9 +136,9 @@ def _drawn(name: str, like: Tensor) -> Tensor:
 
 def _answers(network: Model, data: Data) -> str:
     """What it answers to some samples, coarsely; nothing where it cannot."""
-    some = torch.arange(min(PROBED, len(data.train)))
+    positions = torch.arange(min(PROBED, len(data.train)))
     try:
-        raw = data.train.fetch(some, CLEAN, Augment()).inputs.to(device_of(network))
+        raw = data.train.fetch(positions, CLEAN, Augment()).inputs.to(device_of(network))
         with untouched(network), seeded():  # as some networks draw numbers in eval mode, too
             return behaviour({"outputs": network(raw)})
     except Exception:  # whatever a user's network raises is told where it is called in earnest

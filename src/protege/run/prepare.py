@@ -116,8 +116,8 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     if getattr(s, "class_weights", None) is not None:
         task = task.weighing_classes()
 
-    own = method.settings.model_validate({key: getattr(s, key) for key in method.settings.model_fields})
-    setup = Setup(student, teacher, task, own, train)
+    method_settings = method.settings.model_validate({key: getattr(s, key) for key in method.settings.model_fields})
+    setup = Setup(student, teacher, task, method_settings, train)
     with blaming(f"the method {s.method!r}", is_outside(s.method)):
         outline = method.preview(setup) if method.preview else []
         phases = method(setup)
@@ -125,7 +125,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
         origin |= {"code of the task": source_digest(type(task))}
     if is_outside(s.method):
         origin |= {"code of the method": source_digest(method.plan)}
-    if (target := getattr(own, "target", "kd")) not in TARGETS:
+    if (target := getattr(method_settings, "target", "kd")) not in TARGETS:
         origin |= {"code of the target": source_digest(function_of(target))}
     if unknown := set(s.phases) - {phase.name for phase in phases}:
         names = ", ".join(phase.name for phase in phases)
@@ -150,17 +150,17 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
         checkpoint_seconds=s.checkpoint_seconds,
         display=Display(accelerator.is_main_process),
     )
-    return Run(s, method, own, out, data, task, teacher, student, loop, outline, origin, lasting)
+    return Run(s, method, method_settings, out, data, task, teacher, student, loop, outline, origin, lasting)
 
 
 def preview_of(run: Run) -> dict[str, Any]:
     """What a run would do: the phases with their settings, and the method's own plan for these networks."""
-    own, plan = run.method_settings, run.loop.plan
+    settings_read, plan = run.method_settings, run.loop.plan
     plan.check(run.loop.world)
-    idle = own.idle(run.teacher is not None)
-    settings = own.model_dump(exclude=set(idle))
-    if isinstance(own, TargetSettings) and "target" not in idle:
-        settings |= resolved(on_task(own, run.task), run.task.temperature)
+    idle = settings_read.idle(run.teacher is not None)
+    settings = settings_read.model_dump(exclude=set(idle))
+    if isinstance(settings_read, TargetSettings) and "target" not in idle:
+        settings |= resolved(on_task(settings_read, run.task), run.task.temperature)
     return {
         "method": run.settings.method,
         "settings": {key: value for key, value in settings.items() if value is not None},

@@ -65,10 +65,10 @@ def result_of(
 
 def _caches(used: list[dict[str, Any]], served: int) -> dict[str, Any] | None:
     """The caches of all phases together: how many views they hold, and what they take on disk."""
-    each = {cache["path"]: cache for cache in used}  # as the last phase that used it has left it
-    if not each:
+    latest = {cache["path"]: cache for cache in used}  # as the last phase that used it has left it
+    if not latest:
         return None
-    room, views = sum(cache["bytes"] for cache in each.values()), max(cache["views"] for cache in each.values())
+    room, views = sum(cache["bytes"] for cache in latest.values()), max(cache["views"] for cache in latest.values())
     return {"path": used[-1]["path"], "bytes": room, "views": views, "hits": served}
 
 

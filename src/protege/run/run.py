@@ -172,8 +172,8 @@ def _summary(run: Run, result: dict[str, Any]) -> list[str]:
 
 
 def _check_student(run: Run, saved: Mapping[str, Tensor]) -> None:
-    own = run.student.state_dict()
-    if own.keys() != saved.keys() or any(own[name].shape != value.shape for name, value in saved.items()):
+    now = run.student.state_dict()
+    if now.keys() != saved.keys() or any(now[name].shape != value.shape for name, value in saved.items()):
         refuse_another(run.out, {"student": "saved"}, {"student": "own"}, {})
 
 

@@ -26,16 +26,16 @@ def checksums(rows: np.ndarray, fields: Mapping[str, Tensor]) -> np.ndarray:
 def of_view(rows: np.ndarray, fields: Mapping[str, Tensor]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Some of the ``rows`` (sorted) of a whole view's fields and their checksums, until all were named."""
     ends = np.searchsorted(rows, np.arange(CHUNK, rows.max(initial=0) + CHUNK, CHUNK))
-    for some in np.split(rows, ends):
-        if not len(some):
+    for chunk in np.split(rows, ends):
+        if not len(chunk):
             continue
-        first, last = int(some[0]), int(some[-1]) + 1
-        if 2 * len(some) >= last - first:  # a copy of these rows would cost more than to look at all
-            found = checksums(np.arange(first, last), {name: value[first:last] for name, value in fields.items()})
-            yield some, found if len(some) == len(found) else found[some - first]
+        first, last = int(chunk[0]), int(chunk[-1]) + 1
+        if 2 * len(chunk) >= last - first:  # a copy of these rows would cost more than to look at all
+            sums = checksums(np.arange(first, last), {name: value[first:last] for name, value in fields.items()})
+            yield chunk, sums if len(chunk) == len(sums) else sums[chunk - first]
         else:
-            index = torch.from_numpy(some)
-            yield some, checksums(some, {name: value[index] for name, value in fields.items()})
+            index = torch.from_numpy(chunk)
+            yield chunk, checksums(chunk, {name: value[index] for name, value in fields.items()})
 
 
 def _words(value: Tensor) -> Tensor:

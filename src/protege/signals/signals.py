@@ -89,14 +89,14 @@ class Signals:
 
     def _find(self) -> SignalCache:
         source, views, budget = self.source, self.views, self.budget
-        own = fields = self._tried(source)
+        alone = fields = self._tried(source)
         if source.remembered is not source:
             together = self._tried(source.remembered)
             if (wanted := self._bytes(together)) <= budget:
                 self.stored, fields = source.remembered, together
             else:  # then its signals share the budget
-                budget = budget * self._bytes(own) // wanted
-        self._names = frozenset(own)
+                budget = budget * self._bytes(alone) // wanted
+        self._names = frozenset(alone)
         identity = {
             "network": self.stored.fingerprint(),
             "outputs": behaviour(fields),

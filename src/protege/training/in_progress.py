@@ -71,20 +71,20 @@ class FitInProgress:
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        found = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
+        kept = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.phase.readout:  # so that a run that is never resumed has left a usable student
-            found["student"] = self.phase.readout(self.average.module if self.average else self.trainee).state_dict()
-        return found | ({"average": self.average.state_dict()} if self.average is not None else {})
+            kept["student"] = self.phase.readout(self.average.module if self.average else self.trainee).state_dict()
+        return kept | ({"average": self.average.state_dict()} if self.average is not None else {})
 
 
 def random_state() -> dict[str, Any]:
     """Where this process's random numbers stand (torch, NumPy, Python), as plain values and tensors."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     numbers = [kind, np.asarray(keys).tolist(), *rest]
-    found = {"torch": torch.get_rng_state(), "numpy": numbers, "python": random.getstate()}
+    state = {"torch": torch.get_rng_state(), "numpy": numbers, "python": random.getstate()}
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
 
 
 def seed_everything(seed: int, phase: int, rank: int) -> None:

@@ -38,8 +38,8 @@ def held_out_losses(
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * (len(batch) / count)
     mine = {name: float(value) for name, value in sums.items()}
-    each = gather_object([mine]) if world > 1 else [mine]  # a process may have had no batch
-    return {name: sum(one.get(name, 0.0) for one in each) for name in max(each, key=len)}
+    shares = gather_object([mine]) if world > 1 else [mine]  # a process may have had no batch
+    return {name: sum(share.get(name, 0.0) for share in shares) for name in max(shares, key=len)}
 
 
 def remember_best(state: State, fit: FitInProgress, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
@@ -72,7 +72,7 @@ def _beaten_by_start(fit: FitInProgress, task: Task, metrics: dict[str, float], 
     """Whether the state that the phase began with is better: of equals the one of the smaller loss."""
     value, (loss, first) = (
         metrics[fit.phase.select_by or task.metric],
-        (one.get("nll", one.get("loss", 0.0)) for one in (metrics, best["metrics"])),
+        (evaluation.get("nll", evaluation.get("loss", 0.0)) for evaluation in (metrics, best["metrics"])),
     )
     return best["epoch"] == 0 and (
         _better(fit, task, best["value"], value) or (value == best["value"] and first < loss)

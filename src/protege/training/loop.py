@@ -122,25 +122,25 @@ class Loop:
         """
         self.journal.begin({"event": "start", **beginning, "phases": self.plan.describe()})
 
-    def run(self, found: tuple[int, dict[str, Any]] | None, origin: Any = None) -> State:
-        """Execute the phases in order, from the checkpoint ``found`` where there is one; returns the final state.
+    def run(self, checkpoint: tuple[int, dict[str, Any]] | None, origin: Any = None) -> State:
+        """Execute the phases in order, from the ``checkpoint`` where there is one; returns the final state.
 
         ``origin`` has digests of what must be the same when the run is resumed, and is kept in checkpoints.
         """
         saved: dict[str, Any] | None = None
-        if found:
-            number, saved = found
+        if checkpoint:
+            number, saved = checkpoint
             self.journal.restore(number, saved["state"])
             self.student.load_state_dict(saved["student"])
             saved = saved if "trainee" in saved else None  # saved between two phases
         self.feeder.clear()
         state = self.state
-        if found:
+        if checkpoint:
             self.journal.cut_log()
             self.display.say(f"going on {self._place()}", always=True)
         state.origin = dict(origin or {})
         self.journal.begin_phase()
-        if not found:
+        if not checkpoint:
             self.journal.save({})  # to go on from the weights it began with, whatever happens to a user's network
         with self.stops:
             while state.phase < len(self.plan.phases):

@@ -31,10 +31,10 @@ class Plan:
         Rate and decay are those of an optimizer: one that the user sets for this phase alone has its own.
         """
         common = {**self.settings.model_dump(include=set(FitSettings.model_fields)), **phase.overrides}
-        own = self.overrides.get(phase.name, {})
-        if own.get("optimizer", common["optimizer"]) != common["optimizer"]:
+        changes = self.overrides.get(phase.name, {})
+        if changes.get("optimizer", common["optimizer"]) != common["optimizer"]:
             common |= {key: FitSettings.model_fields[key].default for key in ("lr", "weight_decay")}
-        settings = FitSettings.model_validate({**common, **own})
+        settings = FitSettings.model_validate({**common, **changes})
         if settings.lr is None and settings.optimizer == "sgd" and phase.parts > 1:
             lr = phase.parts * default_lr("sgd", self.lengths(settings)[0])
             settings = settings.model_copy(update={"lr": lr})
@@ -55,12 +55,12 @@ class Plan:
         """The settings, those of single phases among them, that depend on the samples where they are not given."""
         if not any(isinstance(phase, Fit) for phase in self.phases):
             return {}
-        common, phases = self._derived(self.settings), {name: dict(own) for name, own in self.overrides.items()}
+        common, phases = self._derived(self.settings), {name: dict(changes) for name, changes in self.overrides.items()}
         for phase in self.phases:  # what a phase derives from settings of its own must not become the common value
             if isinstance(phase, Fit):
                 read = {**common, **phase.overrides, **phases.get(phase.name, {})}
-                own = self._derived(self.settings_of(phase))
-                if others := {key: value for key, value in own.items() if read[key] != value}:
+                changes = self._derived(self.settings_of(phase))
+                if others := {key: value for key, value in changes.items() if read[key] != value}:
                     phases[phase.name] = {**phases.get(phase.name, {}), **others}
         return common | {"phases": phases}
 

@@ -27,12 +27,12 @@ from .plan import Plan
 def smallest_piece(samples: int, batch_size: int, world: int, accumulate: int) -> int:
     """Samples in the smallest forward pass of an epoch, as the loop cuts it."""
     steps = -(-samples // batch_size)
-    found = []
+    sizes = []
     for part in {samples // steps, -(-samples // steps)}:
         for mine in {part // world, -(-part // world)} - {0}:
             piece = -(-mine // accumulate)
-            found.append(mine - piece * (-(-mine // piece) - 1))
-    return min(found)
+            sizes.append(mine - piece * (-(-mine // piece) - 1))
+    return min(sizes)
 
 
 def refuse_lone_samples(
