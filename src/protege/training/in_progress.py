@@ -38,6 +38,11 @@ class FitInProgress:
     began: float = 0.0  # when this epoch's first update began
     rows: int = 0  # samples in this epoch's updates
 
+    @property
+    def kept(self) -> nn.Module:
+        """What is evaluated and kept: the moving average, where there is one."""
+        return self.trainee if self.average is None else self.average.module
+
     def set_modes(self) -> None:
         """Train mode where something learns; eval mode in modules whose every parameter is frozen, and in those that
         the student's own ``train()`` leaves in it, also where the trainee is only made of its parts."""
@@ -73,7 +78,7 @@ class FitInProgress:
     def state_dict(self) -> dict[str, Any]:
         kept = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.phase.readout:  # so that a run that is never resumed has left a usable student
-            kept["student"] = self.phase.readout(self.average.module if self.average else self.trainee).state_dict()
+            kept["student"] = self.phase.readout(self.kept).state_dict()
         return kept | ({"average": self.average.state_dict()} if self.average is not None else {})
 
 

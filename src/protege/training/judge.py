@@ -55,7 +55,7 @@ def remember_best(state: State, fit: FitInProgress, task: Task, network: nn.Modu
 
 def remember_start(state: State, fit: FitInProgress, task: Task, network: nn.Module, metrics: dict[str, float]) -> None:
     """Keep the state that a phase begins with until training beats it; it is no evaluation that patience counts."""
-    if all(map(math.isfinite, metrics.values())):
+    if metrics and all(map(math.isfinite, metrics.values())):
         _keep(state, fit, task, network, metrics)
 
 

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from ..data import CLEAN, Samples, forward_size
+from ..data import CLEAN, Batch, Samples, forward_size
 from ..models.placing import place
 from ..models.precision import autocast_for
 from ..signals import Signals, Source, Views
@@ -192,10 +192,33 @@ class Loop:
     # ---- a fit phase ----------------------------------------------------------------------------------------
 
     def _fit(self, phase: Fit, saved: dict[str, Any] | None) -> dict[str, Any]:
-        settings = self.plan.settings_of(phase)
-        state, trainee = self.state, phase.trainee
+        """Train until the phase ends; what it came to."""
+        state, judged, learning = self.state, self.judged, _learning(phase)
+        fit = self._begin_fit(phase, saved)
+        settings = fit.settings
+        if phase.continues and settings.select == "best" and judged and not state.updates and state.best is None:
+            remember_start(state, fit, self.task, fit.kept, self._judge(fit, fit.kept, judged))
+        every = settings.eval_every or max(1, fit.epochs // 10)
+        while state.epoch < fit.epochs:
+            self._train_epoch(fit)
+            state.epoch, state.step = state.epoch + 1, 0
+            last = state.epoch == fit.epochs
+            self._end_epoch(fit, evaluated=last or state.epoch % every == 0)
+            if settings.patience and state.stale >= settings.patience:
+                stopped = f"{phase.name}: no improvement in {settings.patience} evaluations; stopping"
+                self.display.say(stopped, always=True)
+                break
+            self.journal.save_when_due(fit, last)
+        self._end_fit(fit)
+        for parameter, learned in learning.items():
+            parameter.requires_grad_(learned)
+        best = state.best or {}
+        return {"epochs": state.epoch, "best": {"epoch": best.get("epoch", state.epoch), **best.get("metrics", {})}}
+
+    def _begin_fit(self, phase: Fit, saved: dict[str, Any] | None) -> FitInProgress:
+        """Optimizer, average and signals of a phase, as they were ``saved`` where it goes on."""
+        settings, state, trainee = self.plan.settings_of(phase), self.state, phase.trainee
         place(trainee, self.device)
-        learned = {parameter: parameter.requires_grad for parameter in trainee.parameters()}
         for name, parameter in trainee.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and phase.learns(name))
         batch_size, steps, epochs = self.plan.lengths(settings)
@@ -218,50 +241,27 @@ class Loop:
                 cache.capacity = state.capacities.setdefault(f"{state.phase}/{number}", room)
         if saved:
             restore_random(saved["random"], self.rank, self.device)
-        fit = FitInProgress(
+        return FitInProgress(
             phase, settings, self.student, wrapped, trainee, optimizer, average, signals, judges, steps, epochs
         )
-        every = settings.eval_every or max(1, epochs // 10)
-        if phase.continues and settings.select == "best" and judged and not state.updates and state.best is None:
-            began = average.module if average is not None else trainee
-            if metrics := self._judge(fit, began, judged):
-                remember_start(state, fit, self.task, began, metrics)
 
-        while state.epoch < epochs:
-            self._train_epoch(fit)
-            state.epoch, state.step = state.epoch + 1, 0
-            last = state.epoch == epochs
-            evaluated = last or state.epoch % every == 0
-            self._end_epoch(fit, evaluated)
-            if settings.patience and state.stale >= settings.patience:
-                stopped = f"{phase.name}: no improvement in {settings.patience} evaluations; stopping"
-                self.display.say(stopped, always=True)
-                break
-            self.journal.save_when_due(fit, last)
-
-        network = average.module if average is not None else trainee
-        if settings.select == "best" and state.best is not None:
-            network.load_state_dict(state.best["state"])
-        if network is not trainee:
-            trainee.load_state_dict(network.state_dict())
-        if phase.readout:
-            self.student.load_state_dict(phase.readout(trainee).state_dict())
-        for asked in signals:
+    def _end_fit(self, fit: FitInProgress) -> None:
+        """Give the student what the phase keeps, and let go of the rest."""
+        if fit.settings.select == "best" and self.state.best is not None:
+            fit.kept.load_state_dict(self.state.best["state"])
+        if fit.kept is not fit.trainee:
+            fit.trainee.load_state_dict(fit.kept.state_dict())
+        if fit.phase.readout:
+            self.student.load_state_dict(fit.phase.readout(fit.trainee).state_dict())
+        for asked in fit.signals:
             if asked.cache is not None and asked.source.lasting:
-                state.caches.append(asked.cache.describe())
+                self.state.caches.append(asked.cache.describe())
         self.accelerator.wait_for_everyone()
-        for asked in [*signals, *judges]:
+        for asked in [*fit.signals, *fit.judges]:
             asked.release()
             if asked.cache is not None and not asked.source.lasting and self.accelerator.is_main_process:
                 asked.cache.remove()
-        for parameter, learning in learned.items():
-            parameter.requires_grad_(learning)
         self.accelerator.free_memory()
-        best = state.best or {}
-        return {
-            "epochs": state.epoch,
-            "best": {"epoch": best.get("epoch", state.epoch), **best.get("metrics", {})},
-        }
 
     def _train_epoch(self, fit: FitInProgress) -> None:
         journal, state = self.journal, self.state
@@ -273,7 +273,6 @@ class Loop:
         order = self._order(state.epoch, fit.steps)[state.step :]
         fit.set_modes()
         self.stops.waiting = True  # from here on a stop is heeded where all that was done can be kept
-        total = fit.steps * fit.epochs
         self.display.start(f"{fit.phase.name} {state.epoch + 1}/{fit.epochs}", fit.steps, state.step)
         fit.began, seen = time.perf_counter(), state.seen
         fit.rows = sum(map(len, order))
@@ -289,31 +288,7 @@ class Loop:
                     state.served += len(part) if served else 0
                     state.forwarded += 0 if served else len(part)
             clock = journal.spent("teacher", clock)
-
-            scale = factor(fit.settings.schedule, fit.settings.warmup, (state.updates + 0.5) / total)
-            for group in fit.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * scale
-            pieces = batch.chunks(fit.settings.accumulate)
-            for i, piece in enumerate(pieces):
-                last = i == len(pieces) - 1
-                with nullcontext() if last else self.accelerator.no_sync(fit.wrapped):
-                    with self.autocast():
-                        losses = fit.phase.step(fit.wrapped, piece)
-                    share = len(piece) * self.world / len(part)  # an average over the rows of every process
-                    self.accelerator.backward(losses["loss"] * share)
-                for name, value in losses.items():
-                    state.sums[name] = state.sums.get(name, 0.0) + value.detach() * (share / self.world)
-            if self.world > 1 and state.step == 0:
-                fit.refuse_unreached()
-            for parameter in fit.trainee.parameters():  # not every optimizer knows an embedding's sparse ones
-                if parameter.grad is not None and parameter.grad.layout != torch.strided:
-                    parameter.grad = parameter.grad.to_dense()
-            if fit.settings.clip:
-                self.accelerator.clip_grad_norm_(fit.wrapped.parameters(), fit.settings.clip)
-            fit.optimizer.step()
-            fit.optimizer.zero_grad()
-            if fit.average is not None:
-                fit.average.update(fit.trainee)
+            self._update(fit, batch, len(part))
             state.step, state.updates = state.step + 1, state.updates + 1
             state.seen += len(part)
             journal.spent("student", clock)
@@ -323,6 +298,35 @@ class Loop:
                 loss = fit.check_finite(float(state.sums["loss"]) * self.world / state.step, state)
                 self.display.move(state.step, f"loss {loss:.3f} · {rate:,.0f} samples/s{self._left()}")
             journal.save_when_due(fit)
+
+    def _update(self, fit: FitInProgress, batch: Batch, rows: int) -> None:
+        """One step of the optimizer on this process's part of ``rows`` samples."""
+        state, settings = self.state, fit.settings
+        progress = (state.updates + 0.5) / (fit.steps * fit.epochs)
+        scale = factor(settings.schedule, settings.warmup, progress)
+        for group in fit.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * scale
+        pieces = batch.chunks(settings.accumulate)
+        for i, piece in enumerate(pieces):
+            last = i == len(pieces) - 1
+            with nullcontext() if last else self.accelerator.no_sync(fit.wrapped):
+                with self.autocast():
+                    losses = fit.phase.step(fit.wrapped, piece)
+                share = len(piece) * self.world / rows  # an average over the rows of every process
+                self.accelerator.backward(losses["loss"] * share)
+            for name, value in losses.items():
+                state.sums[name] = state.sums.get(name, 0.0) + value.detach() * (share / self.world)
+        if self.world > 1 and state.step == 0:
+            fit.refuse_unreached()
+        for parameter in fit.trainee.parameters():  # not every optimizer knows an embedding's sparse ones
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                parameter.grad = parameter.grad.to_dense()
+        if settings.clip:
+            self.accelerator.clip_grad_norm_(fit.wrapped.parameters(), settings.clip)
+        fit.optimizer.step()
+        fit.optimizer.zero_grad()
+        if fit.average is not None:
+            fit.average.update(fit.trainee)
 
     def _end_epoch(self, fit: FitInProgress, evaluated: bool) -> None:
         state = self.state
@@ -344,16 +348,15 @@ class Loop:
             "images_per_second": rate,
         }
         if evaluated and self.judged is not None:
-            network = fit.average.module if fit.average is not None else fit.trainee
             clock = time.perf_counter()
-            metrics = self._judge(fit, network, self.judged)
+            metrics = self._judge(fit, fit.kept, self.judged)
             for name, value in metrics.items():
                 fit.check_finite(value, state, name)
             self.journal.spent("evaluate", clock)
             event["eval"], event["eval_on"] = metrics, "validation" if self.held else "test"
             event["eval_samples"] = len(self.judged)
             if metrics:
-                remember_best(state, fit, self.task, network, metrics)
+                remember_best(state, fit, self.task, fit.kept, metrics)
         event["seconds"] = time.perf_counter() - fit.clock
         self.journal.log(event)
         shown = {**{f"train {k}": v for k, v in means.items() if k == "loss"}, **event.get("eval", {})}
@@ -419,3 +422,8 @@ class Loop:
     def _order(self, epoch: int, steps: int) -> list[Tensor]:
         """The epoch's batches: a permutation by (seed, phase, epoch), cut into pieces whose sizes differ by ≤ 1."""
         return shuffled(self.train.positions, steps, self.seed, self.state.phase, epoch)
+
+
+def _learning(phase: Fit) -> dict[nn.Parameter, bool]:
+    """Which of the trainee's parameters learn before the phase freezes some, so that they do again after it."""
+    return {parameter: parameter.requires_grad for parameter in phase.trainee.parameters()}
