@@ -25,7 +25,7 @@ def reading(rows: Rows) -> dict[str, Any]:
     """What a network says about a set. Measures that need labels are None where less than half the rows have one."""
     known = rows.labelled
     labelled = float(known.float().mean()) if len(rows) else 0.0
-    found: dict[str, Any] = {
+    read: dict[str, Any] = {
         "rows": len(rows),
         "labelled": labelled,
         "confidence": _mean(rows.confidence),
@@ -48,10 +48,10 @@ def reading(rows: Rows) -> dict[str, Any]:
         "reliability": [],
     }
     if labelled < 0.5:
-        return found
+        return read
     right, confidence, log_p = rows.right[known].float(), rows.confidence[known], rows.log_p[known]
     nll = -log_p
-    found |= {
+    read |= {
         "chance": asdict(chance) if (chance := Chance.of(rows.truth[known])) else None,
         "accuracy": _mean(right),
         **over_classes(rows.truth[known], rows.choice[known]),
@@ -65,8 +65,8 @@ def reading(rows: Rows) -> dict[str, Any]:
             "unowned": _mean(rows.square[known] - log_p.exp()),
         },
     }
-    found["ece"] = sum(bin["share"] * abs(bin["confidence"] - bin["accuracy"]) for bin in found["reliability"])
-    return found
+    read["ece"] = sum(bin["share"] * abs(bin["confidence"] - bin["accuracy"]) for bin in read["reliability"])
+    return read
 
 
 def _mean(values: Tensor) -> float | None:
@@ -78,7 +78,7 @@ def over_classes(truth: Tensor, choice: Tensor) -> dict[str, float | None]:
     """Recall and F1 averaged over the classes that occur in ``truth`` [M], for the classes chosen."""
     both = truth[truth == choice]
     size = int(torch.cat([truth, choice]).max()) + 1 if len(truth) else 0
-    counts, chosen, hits = (some.bincount(minlength=size).double()[:size] for some in (truth, choice, both))
+    counts, chosen, hits = (classes.bincount(minlength=size).double()[:size] for classes in (truth, choice, both))
     occurs = counts > 0
     recall, f1 = (hits / counts)[occurs], (2 * hits / (counts + chosen))[occurs]
     return {"balanced_accuracy": _mean(recall), "macro_f1": _mean(f1)}
@@ -101,8 +101,8 @@ def _spread(values: Tensor) -> dict[str, Any] | None:
 def _at(rows: Rows, n: int) -> dict[str, float | None]:
     """The targets at one temperature; ``left`` is the share of what the teacher says at T = 1."""
     even = math.log(rows.classes)
-    said = even - rows.entropy_at[:, rows.temperatures.index(1.0)].double().mean()
-    left = (even - rows.entropy_at[:, n].double().mean()) / said.clamp(min=1e-9)
+    at_one = even - rows.entropy_at[:, rows.temperatures.index(1.0)].double().mean()
+    left = (even - rows.entropy_at[:, n].double().mean()) / at_one.clamp(min=1e-9)
     return {
         "temperature": rows.temperatures[n],
         "truth": _mean(rows.truth_at[:, n]),
@@ -115,18 +115,18 @@ def _at(rows: Rows, n: int) -> dict[str, float | None]:
 def reliability(confidence: Tensor, right: Tensor) -> list[dict[str, float]]:
     """Bins of equal width over confidence: share of rows, mean confidence and accuracy; empty ones are left out."""
     place = bin_of(confidence)
-    found = []
+    bins = []
     for n in range(BINS):
         inside = place == n
         if bool(inside.any()):
-            found.append(
+            bins.append(
                 {
                     "share": float(inside.float().mean()),
                     "confidence": float(confidence[inside].double().mean()),
                     "accuracy": float(right[inside].double().mean()),
                 }
             )
-    return found
+    return bins
 
 
 def omega(log_rest: Tensor, student_log_rest: Tensor, weight: float) -> Tensor:

@@ -7,7 +7,9 @@ Distillation"; Müller, Kornblith & Hinton 2019 on smoothed teachers; Cho & Hari
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..tasks import TASKS, Chance
@@ -66,18 +68,23 @@ def share(value: float) -> str:
     return f"{100 * value:.{1 if abs(value) >= 0.01 or value == 0 else 2}f}\u00a0%"
 
 
-def _untold(name: str, title: str, seen: dict[str, Any]) -> Finding | None:
+Make = Callable[..., Finding]  # of a status, the evidence and what to do
+
+
+def _unjudged(finding: Make, seen: dict[str, Any]) -> Finding | None:
     """The finding where a reading is not worth judging."""
     if seen["rows"] < MIN_ROWS:
         text = f"Only {seen['rows']} rows were seen, and at least {MIN_ROWS} are needed."
-        return Finding(name, title, UNKNOWN, text, "Diagnose on more samples.")
-    if name != "wrong" and at_chance(seen):
-        return Finding(name, title, UNKNOWN, "It is no better than chance, and what it says means nothing yet.")
+        return finding(UNKNOWN, text, "Diagnose on more samples.")
+    if at_chance(seen):
+        return finding(UNKNOWN, "It is no better than chance, and what it says means nothing yet.")
     return None
 
 
-def _graded(failing: bool, risk: bool) -> str:
-    return FAILING if failing else RISK if risk else HEALTHY
+def _graded(finding: Make, failing: bool, risk: bool, evidence: str, advice: str) -> Finding:
+    if not failing and not risk:
+        return finding(HEALTHY, evidence)
+    return finding(FAILING if failing else RISK, evidence, advice)
 
 
 def at_chance(seen: dict[str, Any]) -> bool:
@@ -89,13 +96,11 @@ def at_chance(seen: dict[str, Any]) -> bool:
 
 def wrong(measured: dict[str, Any]) -> Finding:
     """How often the teacher errs on what it is to teach, and whether its doubt owns up to that."""
-    name, title = "wrong", "Teacher wrong on the transfer set"
+    finding = partial(Finding, "wrong", "Teacher wrong on the transfer set")
     seen, test = measured["teacher"]["transfer"], measured["teacher"]["test"]
     if seen["wrong"] is None:
         text = "The transfer set has no labels, so nobody knows how often the teacher errs on it."
-        return Finding(name, title, UNKNOWN, text, "Label a few hundred samples to find out.")
-    if untold := _untold(name, title, seen):
-        return untold
+        return finding(UNKNOWN, text, "Label a few hundred samples to find out.")
     if at_chance(seen):
         chance = Chance(**seen["chance"])
         how = "less than chance" if chance.is_above(seen["accuracy"]) else "chance"
@@ -103,8 +108,9 @@ def wrong(measured: dict[str, Any]) -> Finding:
             f"It is right in {share(seen['accuracy'])} with an NLL of {seen['nll']:.2f} nats; a guess from a count of "
             f"the labels, in {share(chance.accuracy)} with {chance.nll:.2f}: that is {how}."
         )
-        advice = f"Check that {TASKS[measured['task']].suspects}."
-        return Finding(name, title, FAILING, text, advice)
+        return finding(FAILING, text, f"Check that {TASKS[measured['task']].suspects}.")
+    if unjudged := _unjudged(finding, seen):
+        return unjudged
     rate, unowned = seen["wrong"]["share"], seen["wrong"]["unowned"]
     text = (
         f"Its first choice is not the label in {share(rate)} of the transfer set; these rows make "
@@ -118,28 +124,25 @@ def wrong(measured: dict[str, Any]) -> Finding:
     elif rate > WRONG[0]:
         text += " Its probabilities own up to that: where it errs, it doubts."
     failing = rate > WRONG[1] and (unowned > UNOWNED[1] or unlike)
-    status = _graded(failing, rate > WRONG[0] and unowned > UNOWNED[0])
-    if status == HEALTHY:
-        return Finding(name, title, status, text)
     advice = (
         "Look at the labels of these rows, and at the teacher's normalisation and class order. Give the labels more "
         "weight (lower λ), leave out the rows where teacher and label disagree, or take another teacher."
     )
-    return Finding(name, title, status, text, advice)
+    return _graded(finding, failing, rate > WRONG[0] and unowned > UNOWNED[0], text, advice)
 
 
 def smoothed(measured: dict[str, Any]) -> Finding:
     """Whether class relations are erased, as label smoothing (or noise in the labels) erases them."""
-    name, title = "smoothed", "Teacher trained with label smoothing"
+    finding = partial(Finding, "smoothed", "Teacher trained with label smoothing")
     seen = measured["teacher"]["transfer"]
     if measured["classes"] < MIN_CLASSES:
         text = f"{measured['classes']} classes have no relations to speak of; at least {MIN_CLASSES} are needed."
-        return Finding(name, title, UNKNOWN, text)
-    if untold := _untold(name, title, seen):
-        return untold
+        return finding(UNKNOWN, text)
+    if unjudged := _unjudged(finding, seen):
+        return unjudged
     if seen["isolation"] is None or seen["accuracy"] is None:
         text = "Without labels the teacher's confidence cannot be held against its accuracy."
-        return Finding(name, title, UNKNOWN, text, "Label a few hundred samples to find out.")
+        return finding(UNKNOWN, text, "Label a few hundred samples to find out.")
     understated = seen["accuracy"] - seen["confidence"]
     even, isolated = seen["others"]["mean"], seen["isolation"]
     text = (
@@ -150,9 +153,6 @@ def smoothed(measured: dict[str, Any]) -> Finding:
     signs = ((understated, UNDERSTATED), (even, EVEN), (isolated, ISOLATED))
     sure = not TASKS[measured["task"]].ambiguous  # frequent words stand out by themselves
     erased, shy = sure and all(v > t[1] for v, t in signs), understated > SHY[0] and even > SHY[1]
-    status = _graded(erased, shy or all(v > t[0] for v, t in signs))
-    if status == HEALTHY:
-        return Finding(name, title, status, text)
     advice = (
         "Class relations are mostly erased, by smoothing or by noise in the labels it learned from. "
         if erased
@@ -165,7 +165,7 @@ def smoothed(measured: dict[str, Any]) -> Finding:
     else:
         advice += "leave target sim alone, as its weights do not agree with what is left of its relations, "
     advice += "or use gpd, where a dynamic teacher grows relations of its own."
-    return Finding(name, title, status, text, advice)
+    return _graded(finding, erased, shy or all(v > t[0] for v, t in signs), text, advice)
 
 
 def weights_keep_relations(measured: dict[str, Any]) -> bool:
@@ -176,10 +176,10 @@ def weights_keep_relations(measured: dict[str, Any]) -> bool:
 
 def overconfident(measured: dict[str, Any]) -> Finding:
     """Whether the teacher says nothing but the label: then ω ≈ 1, and KD is plain cross-entropy."""
-    name, title = "overconfident", "Over-confident teacher"
+    finding = partial(Finding, "overconfident", "Over-confident teacher")
     seen, test = measured["teacher"]["transfer"], measured["teacher"]["test"]
-    if untold := _untold(name, title, seen):
-        return untold
+    if unjudged := _unjudged(finding, seen):
+        return unjudged
     text = (
         f"On the transfer set it leaves {share(seen['doubt'])} of its probability to other classes than its first "
         f"choice; {share(seen['sure'])} of the rows are above 99\u00a0%."
@@ -190,17 +190,13 @@ def overconfident(measured: dict[str, Any]) -> Finding:
         how = "more" if boast > 0 else "less"
         text += f" On unseen samples it is {share(abs(boast))} {how} confident than right."
     failing = seen["doubt"] <= DOUBT[1] and (boast is None or boast > BOAST)
-    status = _graded(failing, seen["doubt"] <= DOUBT[0])
-    if status == HEALTHY:
-        return Finding(name, title, status, text)
-    weight = measured["settings"]["weight"]
-    factor = 1 - weight * seen["rest"] / (1 - 1 / measured["classes"])
+    factor = 1 - measured["settings"]["weight"] * seen["rest"] * measured["classes"] / max(measured["classes"] - 1, 1)
     advice = (
         f"At T = 1 its targets are nearly the labels (ω starts at {factor:.2f}), and KD is nearly plain training. "
         "Raise T, keep the k largest probabilities at that T (target topk), augment the transfer set, or take an "
         "earlier checkpoint."
     )
-    return Finding(name, title, status, text, advice)
+    return _graded(finding, failing, seen["doubt"] <= DOUBT[0], text, advice)
 
 
 def temperature_range(transfer: dict[str, Any]) -> dict[str, float | None]:
@@ -218,10 +214,10 @@ def temperature_range(transfer: dict[str, Any]) -> dict[str, float | None]:
 
 def too_hot(measured: dict[str, Any]) -> Finding:
     """Whether the temperature asked for leaves anything of what the teacher knows."""
-    name, title = "temperature", "Temperature too high"
+    finding = partial(Finding, "temperature", "Temperature too high")
     seen, asked = measured["teacher"]["transfer"], measured["settings"]["temperature"]
-    if untold := _untold(name, title, seen):
-        return untold
+    if unjudged := _unjudged(finding, seen):
+        return unjudged
     at = at_temperature(seen["temperatures"], asked)
     bounds = temperature_range(seen)
     support = seen["accuracy"]
@@ -235,23 +231,20 @@ def too_hot(measured: dict[str, Any]) -> Finding:
         text += f" Up to T = {high:.1f} at least {share(LEFT[0])} is left."
     if bounds["matched"] is not None:
         text += f" Mass and accuracy are equal at T = {bounds['matched']:.1f}."
-    status = _graded(at["left"] < LEFT[1], at["left"] < LEFT[0])
-    if status == HEALTHY:
-        return Finding(name, title, status, text)
     advice = f"The targets are nearly even over the classes. Lower T to {min(high or 1.0, asked):.1f} or below."
-    return Finding(name, title, status, text, advice)
+    return _graded(finding, at["left"] < LEFT[1], at["left"] < LEFT[0], text, advice)
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.1f}" if ratio >= 0.1 else f"{ratio:.2g}"
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def gap(measured: dict[str, Any]) -> Finding:
     """Whether the teacher is too far ahead of the student."""
-    name, title = "gap", "Capacity gap"
+    finding = partial(Finding, "gap", "Capacity gap")
     teacher, student = measured["teacher"], measured["student"]
     if student is None:
-        return Finding(name, title, UNKNOWN, "No student was given to compare with.", "Name one with student=….")
+        return finding(UNKNOWN, "No student was given to compare with.", "Name one with student=….")
     ratios = [teacher[key] / student[key] for key in ("params", "macs") if student.get(key) and teacher.get(key)]
     size = (ratios[0] * ratios[-1]) ** 0.5 if ratios else 1.0
     text = f"The teacher has {_times(ratios[0])} times the student's parameters" if ratios else "Sizes are not known"
@@ -264,14 +257,12 @@ def gap(measured: dict[str, Any]) -> Finding:
             f" It is right in {share(theirs['accuracy'])}, the student as it is in {share(ours['accuracy'])} (NLL "
             f"{theirs['nll']:.2f} and {ours['nll']:.2f})."
         )
-        status = _graded(ahead > GAP[1], ahead > GAP[0])
+        failing, risk = ahead > GAP[1], ahead > GAP[0]
     else:
         text += " The student does not know half as much yet, so only sizes can be compared."
-        status = _graded(size > SIZE[1], size > SIZE[0])
-    if status == HEALTHY:
-        return Finding(name, title, status, text)
+        failing, risk = size > SIZE[1], size > SIZE[0]
     advice = (
         "Use gpd, whose dynamic teacher stays near the student, where the student can be widened; or put a teacher of "
         "middle size between them. A larger student helps too."
     )
-    return Finding(name, title, status, text, advice)
+    return _graded(finding, failing, risk, text, advice)

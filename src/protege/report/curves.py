@@ -36,7 +36,7 @@ class Timeline:
         first = [self.start[name] + self.phases[name][0][0] for name in names[:1]]
         edges = [*first, *(self.start[name] + 0.5 for name in names[1:]), at]
         bands = [(edges[n], edges[n + 1], name) for n, name in enumerate(names)]
-        title = "epoch, counted over all phases" if several else "epoch"
+        title = "epoch, all phases" if several else "epoch"
         self.shown: dict[str, Any] = {"x": Axis(title), "bands": bands if several else []}
 
     def read(self, part: str, key: str, scale: float = 1, where: str | None = None) -> list[list[Point]]:
@@ -116,7 +116,9 @@ def phase_loss_chart(timeline: Timeline, phase: str, height: int) -> Chart | Non
     names = sorted((key for key in keys_of(records, "train") if "loss" in key), key=lambda key: key != "loss")
     for n, key in enumerate(names):
         label = "total" if key == "loss" else key.removesuffix("_loss").replace("_", " ")
-        series.append(Series(label, alone.read("train", key), LOSS_COLOURS[n % len(LOSS_COLOURS)]))
+        values = alone.read("train", key)
+        if not series or values != series[0].segments:  # a part that is all of it says nothing
+            series.append(Series(label, values, LOSS_COLOURS[n % len(LOSS_COLOURS)]))
     for key in (key for key in keys_of(records, "eval") if "loss" in key or key == "mse"):
         label = f"validation {key.replace('_', ' ')}"
         series.append(Series(label, alone.read("eval", key), f"c{len(series) % COLOURS}", dashed=True))

@@ -15,7 +15,7 @@ from .. import words
 from .read import Run, is_number, records
 
 WIDE, HIGH, LEAST = 46.0, 44.0, 4.0  # of the largest and the smallest block, in pixels
-MOST_BESIDE = 7  # more stages are always laid below each other
+MOST_BESIDE = 10  # more stages are always laid below each other
 
 # method → what is compared at a cut, what the head learns from, and the order of things
 METHODS = {

@@ -60,8 +60,8 @@ def over_temperature(diagnosis: Diagnosis) -> Chart | None:
     transfer, asked = diagnosis["teacher"]["transfer"], diagnosis["settings"]["temperature"]
     rows, accuracy = transfer["temperatures"], transfer["accuracy"]
     lines = {
-        "truth": ("mass on the truth", "c1"),
         "confidence": ("largest probability", "c4"),
+        "truth": ("mass on the truth", "c1"),
         "left": ("left of what it says", "c2"),
     }
     series = [
@@ -155,7 +155,7 @@ def maps(diagnosis: Diagnosis) -> list[Chart]:
         pairs = sorted(((matrix[i][j], i, j) for i in range(len(names)) for j in range(i)), reverse=True)[:PAIRS]
         alike = "; ".join(f"{names[j]} and {names[i]}, {signed(value)}" for value, i, j in pairs)
         cells = [[None if i == j else v for j, v in enumerate(row)] for i, row in enumerate(matrix)]
-        texts = [["" if v is None else signed(v) for v in row] for row in cells]
+        texts = [["" if v is None else hundredths(v) for v in row] for row in cells]
         drawn.append(
             heatmap(
                 TITLES[key],
@@ -163,7 +163,7 @@ def maps(diagnosis: Diagnosis) -> list[Chart]:
                 names,
                 bounds=(low, high),
                 called=("class", "and", "cosine"),
-                note=f"From {signed(low)} (light) to {signed(high)} (dark). Most alike: {alike}.",
+                note=f"From {signed(low)} (faint) to {signed(high)} (strong). Most alike: {alike}.",
                 between=between,
                 texts=texts if len(names) <= MOST_WRITTEN else None,
             )
@@ -173,3 +173,8 @@ def maps(diagnosis: Diagnosis) -> list[Chart]:
 
 def signed(value: float) -> str:
     return f"{value:.2f}".replace("-", words.MINUS)
+
+
+def hundredths(value: float) -> str:
+    """A number within ±1 without its leading zero, as there is little room in a cell: ``−.24``."""
+    return signed(value).replace("0.", ".")

@@ -68,7 +68,9 @@ def marks(run: Run, metric: str) -> list[str]:
         f"method {run.setting('method')}" if run.setting("method") else "",
         f"target {target}{k}" if target != "kd" else "",  # what is taught, where that is not all
         f"data {name}" if name else "",
-        f"{words.count(classes)} {'words' if run.noun == 'sample' else 'classes'}" if is_number(classes) else "",
+        f"{words.count(classes)} {'words' if run.noun == 'sample' else 'classes'}"
+        if is_number(classes) and classes
+        else "",
         f"seed {run.setting('seed')}" if run.setting("seed") else "",
         words.guess_to_beat(metric, run.metrics("student", "guess")),
     ]

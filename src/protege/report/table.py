@@ -171,8 +171,8 @@ def grid(study: Study, in_full: bool) -> tuple[list[str], list[list[Cell]]]:
     parts = [part for part in ("before", "held_out") if any(row.record.get(part) for row in study.rows)]
     count = words.count if in_full else words.size
 
-    def titled(metric: str) -> str:
-        return words.metric_name(metric) + (", %" if words.is_fraction(metric) and not in_full else "")
+    def titled(metric: str, name: str = "", unit: str = "%") -> str:
+        return (name or words.metric_name(metric)) + (f", {unit}" if words.is_fraction(metric) and not in_full else "")
 
     def cells(row: Row) -> Iterator[Cell]:
         yield from (Cell(setting_text(row.setting.get(column))) for column in study.columns)
@@ -192,8 +192,8 @@ def grid(study: Study, in_full: bool) -> tuple[list[str], list[list[Cell]]]:
         return Cell(estimate.text(in_full) if estimate else "—")
 
     head = [*(column if in_full else column.replace("_", " ") for column in study.columns)]
-    head += [*(part.replace("_", " ") for part in parts), titled(first)]
-    head += ["difference" + (", points" if words.is_fraction(first) and not in_full else ""), *map(titled, others)]
+    head += [titled(first, part.replace("_", " ")) for part in parts]
+    head += [titled(first), titled(first, "difference", "points"), *map(titled, others)]
     return [*head, "runs", "time a run", "samples seen", "teacher samples"], [list(cells(row)) for row in study.rows]
 
 

@@ -53,7 +53,7 @@ function bands(c) {
     },
     { data: { values: values.slice(1) }, mark: { type: "rule", color: colour("line") }, encoding: { x } },
     text({ baseline: "bottom", dx: 4, y: -5, limit: 210 }, `${fits} ? 1 : 0`),
-    text({ baseline: "bottom", angle: 90, dx: 4, dy: -3, y: 0, limit: c.height - 8 }, `${fits} || ${narrow} < 12 ? 0 : 1`),
+    text({ baseline: "bottom", angle: 90, dx: 4, dy: -3, y: 0, limit: c.height - 8 }, `${fits} || ${narrow} < 14 || ${c.height} < 180 ? 0 : 1`),
   ];
 }
 
