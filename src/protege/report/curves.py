@@ -69,7 +69,8 @@ def where_measured(run: Run) -> str:
 
 def metric_chart(run: Run, whole: Timeline, metric: str, height: int = TALL) -> Chart | None:
     """One evaluated metric over the phases that measure it, with the teacher's level and each phase's best epoch."""
-    timeline, scale, series = measuring(whole, metric), words.factor(metric), []
+    timeline, scale = measuring(whole, metric), words.factor(metric)
+    series: list[Series] = []
     sets = dict.fromkeys(measured_on(record) for record in run.epochs if record.get("eval"))
     for where, colour in zip(sets, ("c0", "c3", "c5"), strict=False):
         label = f"student, {where}" if where else "student"
@@ -112,7 +113,8 @@ def how(metric: str) -> dict[str, Any]:
 def phase_loss_chart(timeline: Timeline, phase: str, height: int) -> Chart | None:
     """The loss of one phase and its parts, and the validation loss where the phase is judged by one."""
     records = [record for _, record in timeline.phases[phase]]
-    alone, series = Timeline(records), []
+    alone = Timeline(records)
+    series: list[Series] = []
     names = sorted((key for key in keys_of(records, "train") if "loss" in key), key=lambda key: key != "loss")
     for n, key in enumerate(names):
         label = "total" if key == "loss" else key.removesuffix("_loss").replace("_", " ")

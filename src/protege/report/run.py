@@ -61,16 +61,14 @@ def write_run_report(folder: Path) -> Path:
 
 def marks(run: Run, metric: str) -> list[str]:
     data, recipe = run.part("data"), run.recipe
-    name, classes = data.get("name") or run.setting("data"), data.get("classes")
+    name, classes = data.get("name") or run.setting("data"), numbers(data).get("classes")
     target = recipe.get("target", "kd") if run.part("teacher") else "kd"
     k = f" with k = {recipe['k']}" if recipe.get("k") else ""
     return [
         f"method {run.setting('method')}" if run.setting("method") else "",
         f"target {target}{k}" if target != "kd" else "",  # what is taught, where that is not all
         f"data {name}" if name else "",
-        f"{words.count(classes)} {'words' if run.noun == 'sample' else 'classes'}"
-        if is_number(classes) and classes
-        else "",
+        f"{words.count(classes)} {'words' if run.noun == 'sample' else 'classes'}" if classes else "",
         f"seed {run.setting('seed')}" if run.setting("seed") else "",
         words.guess_to_beat(metric, run.metrics("student", "guess")),
     ]
