@@ -613,6 +613,27 @@ def test_what_the_legend_switches_is_there(tmp_path: Path) -> None:
     assert page.charts[names[0]]["level"] == [pytest.approx(66.7), "teacher 66.7\u00a0% (test set)"]
 
 
+def test_shares_have_no_log_scale_and_a_part_that_is_all_of_a_loss_is_not_drawn(tmp_path: Path) -> None:
+    events = [
+        epoch(n, train={"loss": 10.0**-n, "task_loss": 10.0**-n, "kd_loss": 0.5 / n}, eval={"ece": 0.4 * 10.0**-n})
+        for n in (1, 2, 3)
+    ]
+    page = Page(write_report(make_run(tmp_path / "run", result(), events)))
+    loss, ece = page.charts["Training loss"], page.charts["ECE on the validation set"]
+    assert (loss["log"], ece["log"]) == (True, False)
+    assert [line["label"] for line in loss["series"]] == ["total", "kd"]
+
+
+def test_a_phase_is_told_by_the_metric_that_decides(tmp_path: Path) -> None:
+    told = result()
+    told["phases"][0]["best"] |= {"nll": 1.5, "ece": 0.04}
+    told["phases"].append({"name": "align", "kind": "solve", "best": {"before": 0.9, "after": 0.04, "sweeps": 2}})
+    page = Page(write_report(make_run(tmp_path / "run", told)))
+    assert "accuracy 58.0 % (epoch 5)" in page.text
+    assert "NLL 1.500 (epoch 5)" not in page.text
+    assert "error 90 % → 4.0 %, sweeps 2" in page.text
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.floats(-1e9, 1e9) | st.just(float("nan")), min_size=1, max_size=6), st.booleans())
 def test_any_values_have_a_chart(values: list[float], loss: bool) -> None:
