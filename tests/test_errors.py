@@ -244,7 +244,10 @@ CASES: dict[str, tuple[str, str]] = {
     "recipe is a folder": (f"distill {{i}}/empty {OUT}", r"/empty' is not readable as TOML .*directory"),
     "not TOML": (f"distill {{i}}/not-toml.toml {OUT}", r"not readable as TOML \(.*line 1.*mend"),
     "out in a recipe": (f"distill {{i}}/has-out.toml {OUT}", r"'out' stands in a recipe; .*--out only"),
-    "--set without =": (f"{KD} --set lr {OUT}", r"--set 'lr' has no key and value; expected KEY=VALUE"),
+    "--set without =": (
+        f"{KD} --set lr {OUT}",
+        r"--set 'lr' has no key and value; .* such as --set lr=0.05",
+    ),
     "--set without key": (f"{KD} --set =3 {OUT}", r"--set '=3' has no key and value"),
     "phase": (f"{KD} {{i}}/phase-unknown.toml {OUT}", r"the phase 'head' does not exist; expected one of kd"),
     "key of a phase": (

@@ -19,16 +19,8 @@ from protege.commands.options import parse_sets
 from protege.errors import UserError, nearest
 from protege.methods import METHODS
 from protege.run.folder import resumed_settings
-from protege.run.recipe import (
-    Recipe,
-    make_recipe,
-    merge,
-    read_toml,
-    recipe_type,
-    size_in_bytes,
-    suited,
-    write_toml,
-)
+from protege.run.recipe import Recipe, make_recipe, recipe_type, size_in_bytes, suited
+from protege.run.toml import merge, read_toml, write_toml
 from protege.tasks import TASKS
 from protege.training import Fit
 

@@ -237,7 +237,7 @@ def test_whole_layers_are_inherited_and_a_stem_of_its_own(caplog):
 @pytest.mark.parametrize("last", [False, True])
 def test_inherit_may_stand_alone(words, last, monkeypatch):
     seen: dict = {}
-    monkeypatch.setattr("protege.commands.distill.distill", lambda **settings: seen.update(settings))
+    monkeypatch.setattr("protege.run.api.distill", lambda **settings: seen.update(settings))
     others = ["--method", "skd"]
     monkeypatch.setattr("sys.argv", ["protege", "distill", *(others + words if last else words + others)])
     with pytest.raises(SystemExit) as ended:

@@ -32,9 +32,44 @@ def after(code: str) -> list[str]:
     return ast.literal_eval(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", "--wrong", "distil", "evaluate --spilt 1", "shrink --help"])
-def test_help_and_refusals_import_no_torch(words):
-    assert after(f"sys.argv[1:] = {words.split()}; from protege.commands.app import main; main()") == []
+WORDS = ["--help", "--version", "--wrong", "distil", "evaluate --spilt 1", "shrink --help"]
+WORDS += ["distill --wrong 1", "distill a.toml", "distill --set lr", "train --temperature 3", "train --epochs"]
+
+
+def test_help_and_refusals_import_no_torch():
+    """Each in a fork of a process that has imported no more than Python does."""
+    code = """
+import io, os, sys
+from contextlib import redirect_stderr, redirect_stdout
+from protege.commands.app import main
+for words in WORDS:
+    sys.stdout.flush()
+    if not os.fork():
+        sys.argv[1:], said = words.split(), io.StringIO()
+        try:
+            with redirect_stdout(said), redirect_stderr(said):
+                main()
+        except SystemExit as left:
+            status = left.code
+        slow = [name for name in SLOW if name in sys.modules]
+        print(repr([words, status, slow, "Traceback" in said.getvalue()]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    code = f"WORDS, SLOW = {WORDS!r}, {SLOW!r}\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], env=surroundings(), capture_output=True, text=True, check=True)
+    lines = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    assert lines == [[words, 0 if words.endswith(("help", "version")) else 2, [], False] for words in WORDS]
+
+
+@pytest.mark.parametrize("name", ["distill", "train"])
+def test_the_settings_that_are_read_off_their_text_are_all_that_there_are(name):
+    """Their options are known before what declares them is imported; help and a method from outside import it."""
+    read, imported = (app.command(name, words) for words in ((), ("--help",)))
+    options = [
+        sorted((option.name, option.opts, option.metavar) for option in made.params) for made in (read, imported)
+    ]
+    assert options[0] == options[1]
 
 
 def test_the_package_imports_no_torch():

@@ -16,8 +16,8 @@ from protege.data import CLEAN, Augment, choose, hold_out, load_data
 from protege.errors import UserError
 from protege.models import load_model
 from protege.run import study, workers
-from protege.run.recipe import read_toml
 from protege.run.study import interval95, load_study, run_study
+from protege.run.toml import read_toml
 from protege.run.workers import Worker
 
 PLAN = {

@@ -33,7 +33,6 @@ COMMANDS = {
     "demo": "Teach a tiny network handwritten digits, ten images a class, and show what the teacher is worth.",
     "report": "Write report.html anew from what a run or study has left so far.",
 }
-_SLOW = ("distill", "train")  # have the settings of all methods as options, which import torch
 _STYLE: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
@@ -184,7 +183,5 @@ def _remedy(wrong: str, context: Any) -> str:
         return hint
     if context.parent is None:
         return "the options of a command stand behind its name"
-    key = wrong.removeprefix("--").replace("-", "_")
-    likely = [name for name in COMMANDS if name not in _SLOW or key in SETTING_NAMES.values()]
-    owners = [name for name in likely if any(wrong in option.opts for option in command(name).params)]
+    owners = [name for name in COMMANDS if any(wrong in option.opts for option in command(name).params)]
     return f"it is one of {' and '.join(owners)}" if owners else "there is none like it"

@@ -6,21 +6,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
 from typer import Option
 
 from ..errors import in_bytes
-from ..methods import METHODS
-from ..run.api import distill, preview
 from .options import OverwriteRun, RecipeFile, Resume, RunFolder, Sets
-from .recipe import outside_in, settings_of, with_recipe_options
+from .recipe import settings_of, with_recipe_options
 
 
 def command_for(words: Sequence[str]) -> Callable[..., None]:
     """The command, with the settings of a method from outside as options where its words name one."""
-    outside = outside_in(words)
-    return with_recipe_options([*METHODS, *([outside] if outside else [])])(command)
+    return with_recipe_options(command, words)
 
 
 def command(
@@ -33,6 +28,8 @@ def command(
     **options: Any,
 ) -> None:
     settings = settings_of(recipe, options, sets)
+    from ..run.api import distill, preview
+
     if dry_run:
         _print(preview(**settings))
     else:
@@ -40,6 +37,9 @@ def command(
 
 
 def _print(planned: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     print(f"method {planned['method']} on {planned['samples']:,} samples")
     settings = {key.replace("_", " "): _cell(value) or "no" for key, value in planned["settings"].items()}
     print("with " + ", ".join(f"{key} {value}" for key, value in settings.items()))

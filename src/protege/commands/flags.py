@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-_ARGUMENT = re.compile(r"""(?<![^\s(])([a-z_]+(?:\.[\w.-]+)?)=(…|'[^']*'|"[^"]*"|\w(?:[\w.-]*\w)?)""", re.VERBOSE)
+_ARGUMENT = re.compile(r"""(?<![^\s(])(?<!--set )([a-z_]+(?:\.[\w.-]+)?)=(…|'[^']*'|"[^"]*"|\w(?:[\w.-]*\w)?)""")
 _ELSEWHERE = {"changes": "--set"}  # arguments that the command line has by another name
 
 

@@ -13,10 +13,37 @@ from typer import Argument, Option
 from typer.core import TyperCommand
 
 from ..errors import UserError
+from ..program import commanded
 
 FLAG = "[true|false]"
 _PART = re.compile(r'(?:"[^"]*"|[^".])+')  # of a dotted key; a part may be quoted: variants."kd, T=0.5".lr
 _KEY = re.compile(r'((?:"[^"]*"|[^"=])*)(=?)(.*)', re.DOTALL)
+
+
+def parse_sets(assignments: list[str] | None) -> dict[str, Any]:
+    """``["lr=0.1", "phases.head.epochs=5"]`` as nested settings. Raises `UserError` where there is no ``=``."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments or []:
+        key, equals, text = _KEY.fullmatch(assignment).groups()  # type: ignore[union-attr]
+        if not equals or not key:
+            raise UserError(f"--set {assignment!r} has no key and value; expected KEY=VALUE, such as --set lr=0.05.")
+        *parents, last = [part.strip().strip('"') for part in _PART.findall(key)] or [""]
+        table = settings
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise UserError(f"--set {assignment!r} contradicts another --set; expected one value for each key.")
+        table[last] = _value(text)
+    return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
+        return text
+    return text if isinstance(value, date | time) else value  # a folder may be called by a day
+
 
 RecipeFile = Annotated[Path | None, Argument(help="a TOML file with any of the options; options win over it")]
 Sets = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="override one key of the recipe")]
@@ -43,32 +70,5 @@ class Command(TyperCommand):
         return super().parse_args(ctx, whole)
 
     def invoke(self, ctx: Any) -> Any:
-        from ..models.trust import commanded
-
         with commanded():
             return super().invoke(ctx)
-
-
-def parse_sets(assignments: list[str] | None) -> dict[str, Any]:
-    """``["lr=0.1", "phases.head.epochs=5"]`` as nested settings. Raises `UserError` where there is no ``=``."""
-    settings: dict[str, Any] = {}
-    for assignment in assignments or []:
-        key, equals, text = _KEY.fullmatch(assignment).groups()  # type: ignore[union-attr]
-        if not equals or not key:
-            raise UserError(f"--set {assignment!r} has no key and value; expected KEY=VALUE, such as --set lr=0.05.")
-        *parents, last = [part.strip().strip('"') for part in _PART.findall(key)] or [""]
-        table = settings
-        for parent in parents:
-            table = table.setdefault(parent, {})
-            if not isinstance(table, dict):
-                raise UserError(f"--set {assignment!r} contradicts another --set; expected one value for each key.")
-        table[last] = _value(text)
-    return settings
-
-
-def _value(text: str) -> Any:
-    try:
-        value = tomllib.loads(f"x = {text}")["x"]
-    except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
-        return text
-    return text if isinstance(value, date | time) else value  # a folder may be called by a day

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..run.api import train
 from .options import OverwriteRun, RecipeFile, Resume, RunFolder, Sets
 from .recipe import settings_of, with_recipe_options
 
 
-@with_recipe_options(["none"], without=["teacher", "method", "cache", "cache_budget"], also={"student": "--model"})
+def command_for(words: Sequence[str]) -> Callable[..., None]:
+    """The command, with the settings of a run without a teacher."""
+    without = ("teacher", "method", "cache", "cache_budget")
+    return with_recipe_options(command, words, method="none", without=without, also={"student": "--model"})
+
+
 def command(
     recipe: RecipeFile = None,
     out: RunFolder = None,
@@ -18,4 +23,7 @@ def command(
     sets: Sets = None,
     **options: Any,
 ) -> None:
-    train(out=out, resume=resume, overwrite=overwrite, **settings_of(recipe, options, sets))
+    settings = settings_of(recipe, options, sets)
+    from ..run.api import train
+
+    train(out=out, resume=resume, overwrite=overwrite, **settings)

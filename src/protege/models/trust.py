@@ -8,9 +8,7 @@ this is decided before anything is imported.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UserError, shown
+from ..program import is_commanded
 from .description import CONFIG, Description
 from .sources import SCHEMES, is_source, split_query
 
@@ -25,18 +24,6 @@ FETCHING = {  # arguments that bring weights from elsewhere, which lie in the fo
     "timm": ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
     "smp": ("encoder_weights",),
 }
-
-_commanded = ContextVar("commanded", default=False)
-
-
-@contextmanager
-def commanded() -> Iterator[None]:
-    """Inside, protege is the program: what is imported is nobody's choice."""
-    before = _commanded.set(True)
-    try:
-        yield
-    finally:
-        _commanded.reset(before)
 
 
 def names_code(model: Any) -> bool:
@@ -88,7 +75,7 @@ def is_typed(description: Description, spec: str) -> bool:
 def _is_held(name: str) -> bool:
     """Whether it is a class of networks in a module that the program has imported; looked up without running anything,
     as modules may answer for names that they lack by importing more."""
-    if _commanded.get():
+    if is_commanded():
         return False
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)

@@ -11,7 +11,7 @@ from torch import nn
 from ..data import Augment
 from ..methods import name_of
 from ..torch_utils import unwrapped
-from .recipe import merge, read_toml
+from .toml import merge, read_toml
 
 
 def separate(given: Mapping[str, Any], recipe: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,8 +22,8 @@ from ..settings import public
 from ..training.progress import console
 from .api import train
 from .folder import check_out
-from .recipe import read_toml, write_toml
 from .study import run_study
+from .toml import read_toml, write_toml
 
 STUDENT = "zoo:cnn_tiny"
 MARK = "demo.toml"

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from ..data import cache_root
 from ..errors import Stopped, UserError, full_disk, told
 from ..files import CHECKPOINT, LOG, clear_drafts, drafts, is_draft, is_report, is_run, recorded, usable
-from .recipe import Recipe, make_recipe, merge, read_toml, recipe_type
+from .recipe import Recipe, make_recipe, recipe_type
+from .toml import merge, read_toml
 
 LOCK = ".protege.lock"
 SPECS = ("teacher", "student", "data")

@@ -31,8 +31,9 @@ from ..training.plan import defaults
 from ..training.progress import Display
 from .checks import refuse_another_task, task_of
 from .origin import VERSION, earlier_origin, origin_of, refuse_another
-from .recipe import Recipe, read_toml, size_in_bytes, suited
+from .recipe import Recipe, size_in_bytes, suited
 from .samples import choose_samples
+from .toml import read_toml
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from .folder import SPECS, check_out, clear, holding, refuse_in_the_way, report,
 from .measure import Before, measure_after, measure_before
 from .origin import deciding, refuse_another
 from .prepare import Run, prepare
-from .recipe import make_recipe, read_toml, write_toml
+from .recipe import make_recipe
 from .result import beginning_of, for_tracker, result_of, sizes
+from .toml import read_toml, write_toml
 
 
 @dataclass(frozen=True)

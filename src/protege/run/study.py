@@ -42,8 +42,8 @@ from .folder import (
     report,
     wait_until_free,
 )
-from .recipe import read_toml, write_toml
 from .study_file import Study, load_study, options_of, prepared_in, slug, texts_in
+from .toml import read_toml, write_toml
 from .workers import Worker
 
 REMEMBERED = "teacher_samples_remembered"

@@ -37,8 +37,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..errors import UserError, nearest, shown
 from ..report.table import say
-from .recipe import labels_only, make_recipe, merge, read_toml
+from .recipe import labels_only, make_recipe
 from .shrinking import shrink
+from .toml import merge, read_toml
 
 PREPARED = "prepared:"
 LONGEST = 200  # bytes of a folder's name: with what its log is called beside it, a file system takes 255
