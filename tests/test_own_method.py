@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import forks
@@ -181,11 +180,32 @@ def test_one_given_in_python_alone(here):
         protege.distill("teacher", **RUN, method="python:nobody", out="other")
 
 
-def test_one_that_an_installed_package_offers(here, monkeypatch):
+def test_one_that_an_installed_package_offers(here, tmp_path, monkeypatch, capsys):
+    """The package lies in a folder of the path, with the metadata that an installer writes."""
+    installed = tmp_path / "site-packages"
+    metadata = installed / "dist_of_huang-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: dist-of-huang\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[protege.methods]\nhuang = {here}_installed:dist\n")
+    (installed / f"{here}_installed.py").write_text(PLUGIN)
     protege.distill("teacher", **RUN, method=f"{here}:dist", out="name")
-    monkeypatch.setattr(named, "offered", lambda: {"dist": EntryPoint("dist", f"{here}:dist", "protege.methods")})
-    protege.distill("teacher", **RUN, method="dist", out="offered")
-    assert_same("name", "offered")
+    monkeypatch.syspath_prepend(str(installed))
+    named.offered.cache_clear()
+    try:
+        result = protege.distill("teacher", **RUN, method="huang", out="offered")
+        assert result.result["method"] == "huang"
+        assert_same("name", "offered")
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in RUN.items()]
+        by_command = forks.run("distill", "--teacher=teacher", *options, "--method=huang", "--out=command")
+        assert by_command.returncode == 0, by_command.stderr
+        assert_same("name", "command")
+        with pytest.raises(SystemExit):
+            app.program.main(["distill", "--method", "huang", "--help"], prog_name="protege")
+        assert "--intra" in capsys.readouterr().out
+        with pytest.raises(UserError, match=r"choose one of .*huang"):
+            protege.distill("teacher", **RUN, method="nonsense", out="nothing")
+    finally:
+        named.offered.cache_clear()
 
 
 @pytest.mark.parametrize(
