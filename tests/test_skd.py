@@ -36,7 +36,7 @@ def network(name: str, seed: int = 0, **arguments):
     return made
 
 
-SMALL = {"image_size": 16, "width": 96, "depth": 6}
+SMALL = {"image_size": 16, "width": 24, "depth": 3, "heads": 2}
 PAIRS = {
     "residual": (("resnet8", {}), ("resnet20", {})),
     "narrower": (("cnn_small", {"width": 4}), ("cnn_small", {"width": 6})),
@@ -315,11 +315,20 @@ RUN = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(teacher, tmp_path_factory) -> Path:
+    """A run that was never killed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROTEGE_CACHE", str(out.parent / "cache"))
+        protege.distill(str(teacher), out=out, **RUN)
+    return out
+
+
 @pytest.mark.parametrize("moment", [2, 7, 13, 19])
-def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
+def test_killed_and_resumed(moment, teacher, whole, tmp_path, monkeypatch):
     for module in (finished, running):
         monkeypatch.setattr(module, "write_run_report", lambda out: None)
-    protege.distill(str(teacher), out=tmp_path / "whole", **RUN)
     with pytest.MonkeyPatch.context() as patch:
         original, calls = Journal.save_when_due, 0
 
@@ -337,9 +346,9 @@ def test_killed_and_resumed(moment, teacher, tmp_path, monkeypatch):
         file.write_bytes(bytes(file.stat().st_size))
     protege.distill(str(teacher), out=tmp_path / "run", resume=True, **RUN)
     assert not (tmp_path / "run" / "signals").exists()
-    mine, theirs = (load_file(tmp_path / n / "student" / "model.safetensors") for n in ("run", "whole"))
+    mine, theirs = (load_file(out / "student" / "model.safetensors") for out in (tmp_path / "run", whole))
     assert same(mine, theirs)
-    mine, theirs = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("run", "whole"))
+    mine, theirs = (json.loads((out / "result.json").read_text()) for out in (tmp_path / "run", whole))
     assert [p["best"] for p in mine["phases"]] == [p["best"] for p in theirs["phases"]]
     assert mine["student"]["metrics"] == theirs["student"]["metrics"]
 

@@ -16,7 +16,8 @@ from protege.data import CLEAN, Augment, choose, hold_out, load_data
 from protege.errors import UserError
 from protege.models import load_model
 from protege.run import study, workers
-from protege.run.study import interval95, load_study, run_study
+from protege.run.study import load_study, run_study
+from protege.run.summary import interval95, summarise
 from protege.run.toml import read_toml
 from protege.run.workers import Worker
 
@@ -257,7 +258,7 @@ def test_a_baseline_is_its_row_however_its_number_is_written(tmp_path):
         (folder / "result.json").write_text(json.dumps({**result, "environment": {}}))
         out = str(folder.relative_to(tmp_path))
         runs.append({"setting": setting, "seed": seed, "out": out, "status": "done"})
-    rows = study._summarise(plan, runs, tmp_path)["rows"]
+    rows = summarise(plan, runs, tmp_path)["rows"]
     assert rows[0]["difference"]["accuracy"]["mean"] == pytest.approx(-0.1)
     assert rows[1]["difference"] is None
 

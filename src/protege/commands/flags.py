@@ -15,16 +15,16 @@ def in_flags(text: str, options: Iterable[Any]) -> str:
     """``text`` with ``name=value`` as one of a command's ``options`` (click's) where it has one of that name."""
     known = {option.name: option.opts[0] for option in options if option.opts[0].startswith("--")} | _ELSEWHERE
 
-    def told(found: re.Match[str]) -> str:
-        name, value = found.groups()
+    def in_flag(argument: re.Match[str]) -> str:
+        name, value = argument.groups()
         if "." in name:
-            return f"--set {name}={'VALUE' if value == '…' else value}" if "sets" in known else found[0]
+            return f"--set {name}={'VALUE' if value == '…' else value}" if "sets" in known else argument[0]
         if name not in known:
-            return found[0]
+            return argument[0]
         word = value[1:-1] if re.fullmatch(r"(['\"])[\w.-]+\1", value) else value
         return known[name] if value in ("…", "True") else f"{known[name]} {word}"
 
-    return _ARGUMENT.sub(told, text)
+    return _ARGUMENT.sub(in_flag, text)
 
 
 class InFlags(logging.Formatter):

@@ -44,9 +44,9 @@ def demo(out: str | Path = "runs/demo", *, resume: bool = False, overwrite: bool
         "[bold]2. Students[/bold]: a tiny network, 10 labelled images a class, five seeds, without and with the teacher"
     )
     resumed, jobs = resume and is_study(out / "study"), min(2, os.cpu_count() or 1)
-    found = run_study(out / MARK, out / "study", jobs=jobs, resume=resumed, overwrite=overwrite)
-    _tell(found, out)
-    return found
+    study = run_study(out / MARK, out / "study", jobs=jobs, resume=resumed, overwrite=overwrite)
+    _tell(study, out)
+    return study
 
 
 def is_demo(folder: Path) -> bool:
@@ -73,14 +73,14 @@ def _study(out: Path) -> dict[str, Any]:
     }
 
 
-def _tell(found: dict[str, Any], out: Path) -> None:
-    rows = {row["setting"]["method"]: row for row in found["rows"]}
+def _tell(study: dict[str, Any], out: Path) -> None:
+    rows = {row["setting"]["method"]: row for row in study["rows"]}
     student = rows["kd"]["metrics"]["accuracy"]
-    table = Table("", "accuracy", "± (95 %)", title=found["name"])
-    table.add_row("teacher", f"{found['teacher']['metrics']['accuracy']:.1%}", "")
-    for method, told in (("none", "student alone"), ("kd", "student, taught")):
+    table = Table("", "accuracy", "± (95 %)", title=study["name"])
+    table.add_row("teacher", f"{study['teacher']['metrics']['accuracy']:.1%}", "")
+    for method, title in (("none", "student alone"), ("kd", "student, taught")):
         accuracy = rows[method]["metrics"]["accuracy"]
-        table.add_row(told, f"{accuracy['mean']:.1%}", f"{accuracy['interval95']:.1%}")
+        table.add_row(title, f"{accuracy['mean']:.1%}", f"{accuracy['interval95']:.1%}")
     gain = rows["kd"]["difference"]["accuracy"]
     console.print(table)
     console.print(

@@ -107,7 +107,7 @@ def export(
                 f"the ONNX file gives outputs that differ by {difference:.1e} of the largest; expected at most "
                 f"{SAME:g}: the network has an operation that ONNX computes otherwise, so export another."
             )
-        made = sorted(work.iterdir())  # weights beyond a size have a file of their own
+        files = sorted(work.iterdir())  # weights beyond a size have a file of their own
         result: dict[str, Any] = {
             "version": 1,
             "to": to,
@@ -115,7 +115,10 @@ def export(
             "input": {"dtype": "uint8", "shape": ["batch", *raw.shape[1:]]},
             "difference": difference,
             "samples": samples if to == "int8" else None,
-            "bytes": {"float": 4 * count_parameters(original.network), "exported": sum(x.stat().st_size for x in made)},
+            "bytes": {
+                "float": 4 * count_parameters(original.network),
+                "exported": sum(x.stat().st_size for x in files),
+            },
         }
         result |= _measured(model, original, exported, raw, opened, compiled and to == "int8")
         sizes, last = _figures(original, raw), {"role": to, **_part(result, "exported")}
@@ -125,8 +128,8 @@ def export(
         file_row = {"spec": file.name, **sizes, "bytes": result["bytes"]["exported"], **last}
         result["networks"] += [student, file_row]
         write_json(out / RECORD, result)  # first: what lies beside it may be made anew
-        for each in made:
-            each.replace(out / each.name)
+        for path in files:
+            path.replace(out / path.name)
     write_export_report(out)
     logger.info("%s", _line(result, out / file.name))
     return result
@@ -171,23 +174,23 @@ def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, A
     if not isinstance(model, str | Path):
         return []
     try:
-        cast = json.loads((locate(Path(model)).parent / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((locate(Path(model)).parent / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, UserError):  # no folder, or not a run's
         return []
     rows = []
     for role, part in (("teacher", "teacher"), ("before", "student")):
-        told = cast.get(part) if isinstance(cast, dict) else None
-        if not isinstance(told, dict) or not isinstance(told.get("spec"), str):
+        recorded = result.get(part) if isinstance(result, dict) else None
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("spec"), str):
             continue
-        row: dict[str, Any] = {"role": role, "spec": told["spec"]}
+        row: dict[str, Any] = {"role": role, "spec": recorded["spec"]}
         try:
-            network = load_model(Path(told["spec"]), data=data).cpu().eval()
+            network = load_model(Path(recorded["spec"]), data=data).cpu().eval()
             data = data and in_order_of(network, data)
             row |= _figures(network, raw) | {"metrics": _metrics(network, data), "latency": network}
         except (UserError, RuntimeError):
             if role == "before":
                 continue
-            row |= {key: told[key] for key in ("params", "macs") if isinstance(told.get(key), int)}
+            row |= {key: recorded[key] for key in ("params", "macs") if isinstance(recorded.get(key), int)}
             row |= {"metrics": {}, "latency": None}
         rows.append(row)
     return rows
@@ -232,8 +235,8 @@ def _in_parts() -> Iterator[None]:
 def _operation(error: BaseException | None) -> str:
     """The operation that an exporter's error, or one that it came from, is about; "" where none is named."""
     while error is not None:
-        if found := re.search(r"op='([\w.]+)'|target=torch\.ops\.(\w+\.\w+)", str(error)):
-            return found[1] or found[2]
+        if match := re.search(r"op='([\w.]+)'|target=torch\.ops\.(\w+\.\w+)", str(error)):
+            return match[1] or match[2]
         error = error.__cause__ or error.__context__
     return ""
 
@@ -304,9 +307,7 @@ def _int8(model: Model, raw: Tensor, images: Iterator[Tensor], file: Path) -> nn
         raise UserError("no layer of the model can be quantised; expected convolutions or linear layers: use another.")
     _drop_unused(quantised)
     made = _program(quantised, raw)
-    for (
-        node
-    ) in made.graph.nodes:  # where each operation stood in the code: more bytes than the weights of a small network
+    for node in made.graph.nodes:  # where it stood in the code: more bytes than the weights of a small network
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
             node.meta.pop(key, None)
     torch.export.save(made, file)

@@ -6,7 +6,6 @@ What is run stands in a file, see `study_file`.
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,37 +15,23 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
-from scipy.special import stdtrit
 
 from ..errors import UserError, told
-from ..files import clear_drafts, is_finished, is_run, is_shrunk, is_study, recorded, write_json, write_text
+from ..files import clear_drafts, is_finished, is_run, is_shrunk, is_study, recorded
 from ..models.description import read_description
 from ..models.storage import locate
 from ..models.trust import is_typed, names_code
-from ..report import common_teacher, study_markdown, write_study_report
 from ..settings import public
-from ..tasks.guess import guesses, learned
 from ..training.progress import Display
 from ..training.stop import Stops
 from .api import distill
-from .folder import (
-    MODEL_FILES,
-    SPECS,
-    check_out,
-    clear,
-    holding,
-    present,
-    remove_empty,
-    report,
-    wait_until_free,
-)
+from .folder import MODEL_FILES, SPECS, check_out, clear, holding, present, remove_empty, wait_until_free
 from .study_file import Study, load_study, options_of, prepared_in, slug, texts_in
+from .summary import summarise
 from .toml import read_toml, write_toml
 from .workers import Worker
 
-REMEMBERED = "teacher_samples_remembered"
 FILES = ("study.json", "study.toml", "study.md", "report.html")  # the first is what only a study writes
 WORK = ("result.json", "config.json", "checkpoint")  # of these, a folder holds something that took time
 
@@ -85,7 +70,7 @@ def run_study(
         if overwrite:
             _clear(out)
         if not is_study(out):
-            _summarise(study, [], out)  # first: the folder is known by it
+            summarise(study, [], out)  # first: the folder is known by it
         write_toml(out / "study.toml", study.model_dump(exclude_none=True))
         return _perform(study, out, jobs, trust)
 
@@ -129,7 +114,7 @@ def _perform(study: Study, out: Path, jobs: int, trust: bool) -> dict[str, Any]:
     todo = study.planned()
 
     def allowed(settings: dict[str, Any]) -> dict[str, Any]:
-        return {"trust": True, **settings} if trust or _is_own(settings, study, out) else settings
+        return {"trust": True, **settings} if trust or _is_trusted(settings, study, out) else settings
 
     _check_finished([out / "runs" / slug(*work) for work in todo], trust)
     runs: list[dict[str, Any]] = []
@@ -157,9 +142,9 @@ def _perform(study: Study, out: Path, jobs: int, trust: bool) -> dict[str, Any]:
             run = {"setting": setting, "seed": seed, "out": str(folder.relative_to(out)), "status": status}
             with telling:
                 runs.append(run)
-                _summarise(study, runs, out)
+                summarise(study, runs, out)
                 bar(len(runs), len(todo))
-                display.say(f"{len(runs)}/{len(todo)} {folder.name}: {_told(folder, status)}", always=True)
+                display.say(f"{len(runs)}/{len(todo)} {folder.name}: {_outcome(folder, status)}", always=True)
 
         bar(0, len(todo))
         with ThreadPoolExecutor(jobs) as pool:
@@ -168,7 +153,7 @@ def _perform(study: Study, out: Path, jobs: int, trust: bool) -> dict[str, Any]:
             finally:  # interrupted, perhaps
                 for worker in workers:
                     worker.stop()
-    return _summarise(study, runs, out)
+    return summarise(study, runs, out)
 
 
 def _check_same(study: Study, out: Path) -> None:
@@ -232,7 +217,7 @@ def _prepare(name: str, step: Mapping[str, Any], out: Path, worker: Worker) -> P
 def _word(value: Any) -> str:
     """A value as an option of `shrink` takes it: lists and tables with commas between."""
     if isinstance(value, Mapping):
-        return ",".join(f"{key}={one}" for key, one in value.items())
+        return ",".join(f"{key}={part}" for key, part in value.items())
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -246,14 +231,14 @@ def _resolved(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
     return {key: folder(value) for key, value in settings.items()}
 
 
-def _is_own(settings: Mapping[str, Any], study: Study, out: Path) -> bool:
+def _is_trusted(settings: Mapping[str, Any], study: Study, out: Path) -> bool:
     """Whether code that the folders of these settings' models name is what the study's file names: they made it."""
-    found, typed = [], list(texts_in(study.model_dump()))
+    named, typed = [], list(texts_in(study.model_dump()))
     for value, place in zip(settings.values(), _resolved(settings, out).values(), strict=True):
         with suppress(UserError, OSError):  # no folder, or one that nothing can be built of
             if isinstance(place, str) and names_code((description := read_description(locate(Path(place)))).model):
-                found.append(value != place and any(is_typed(description, text) for text in typed))
-    return bool(found) and all(found)
+                named.append(value != place and any(is_typed(description, text) for text in typed))
+    return bool(named) and all(named)
 
 
 def _run(recipe: dict[str, Any], folder: Path, worker: Worker) -> str:
@@ -275,91 +260,8 @@ def _again(folder: Path) -> list[str]:
     return ["--resume"] if is_run(folder) else ["--overwrite"] if folder.exists() else []
 
 
-def _told(folder: Path, status: str) -> str:
+def _outcome(folder: Path, status: str) -> str:
     if status != "done":
         return status
     metrics = json.loads((folder / "result.json").read_text(encoding="utf-8"))["student"]["metrics"]
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-
-
-def interval95(values: list[float]) -> float | None:
-    """Half width of the 95 % t-interval of the mean; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(stdtrit(len(values) - 1, 0.975)) * spread
-
-
-def _shared(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that all have, in the order of the first: runs of other versions measured less."""
-    return [key for key in tables[0] if all(key in table for table in tables)]
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    return {"mean": float(np.mean(values)), "interval95": interval95(values)}
-
-
-def _summarise(study: Study, runs: list[dict[str, Any]], out: Path) -> dict[str, Any]:
-    """Write study.json, study.md and report.html from the runs that are done."""
-    settings = study.settings()
-    results: list[dict[int, dict[str, Any]]] = [{} for _ in settings]  # of each setting, by seed
-    for run in sorted(runs, key=lambda run: run["seed"]):
-        if run["status"] == "done":
-            result = json.loads((out / run["out"] / "result.json").read_text(encoding="utf-8"))
-            results[settings.index(run["setting"])][run["seed"]] = result
-    done = [result for mine in results for result in mine.values()]
-    rows: list[dict[str, Any]] = []
-    for setting, mine in zip(settings, results, strict=True):
-        if not mine:
-            continue
-        metrics = {
-            name: {**_spread(values), "values": values}
-            for name in _shared([result["student"]["metrics"] for result in done])
-            for values in [[result["student"]["metrics"][name] for result in mine.values()]]
-        }
-        rival = {**setting, **study.baseline}  # 4 is 4.0
-        theirs = results[settings.index(rival)] if rival in settings else {}
-        shared = [seed for seed in mine if seed in theirs] if study.baseline and rival != setting else []
-        difference = {
-            name: _spread([mine[s]["student"]["metrics"][name] - theirs[s]["student"]["metrics"][name] for s in shared])
-            for name in metrics
-            if shared
-        }
-        means = {
-            key: float(np.mean([result[key] for result in mine.values()]))
-            for key in ("seconds", "student_samples_seen", "teacher_samples_forwarded")
-        }
-        means[REMEMBERED] = float(np.mean([result.get(REMEMBERED, 0) for result in mine.values()]))
-        row = {"setting": setting, "runs": len(mine), "metrics": metrics, "difference": difference or None, **means}
-        if teacher := next(iter(mine.values())).get("teacher"):
-            row["teacher"] = {key: teacher[key] for key in ("spec", "params", "metrics")}
-        specs = [os.path.expanduser(result["student"]["spec"]) for result in mine.values()]
-        if all(map(os.path.exists, specs)):  # no fresh network
-            befores = [result["student"]["before"] for result in mine.values()]
-            row["before"] = {
-                name: _spread([before[name] for before in befores]) for name in _shared([metrics, *befores])
-            }
-        if all("held_out" in result["student"] for result in mine.values()):
-            others = [result["student"]["held_out"] for result in mine.values()]
-            row["held_out"] = {name: _spread([each[name] for each in others]) for name in _shared([metrics, *others])}
-        if chance := next(iter(mine.values()))["student"].get("chance"):
-            part = {"metrics": {name: value["mean"] for name, value in metrics.items()}, "chance": chance}
-            row |= {"chance": chance, "guess": guesses(part), "learned": learned(part)}
-        rows.append(row)
-    found = {
-        "version": 1,
-        "name": study.name,
-        "columns": list(settings[0]),
-        "baseline": study.baseline,
-        "plan": study.model_dump(exclude_none=True),
-        "planned": len(study.planned()),
-        "rows": rows,
-        "runs": sorted(runs, key=lambda run: run["out"]),
-        "teacher": common_teacher(rows),  # of the whole study
-        "environment": next((result["environment"] for mine in results for result in mine.values()), None),
-    }
-    write_json(out / "study.json", found)
-    failed = "".join(f"- {Path(r['out']).name}: {r['status']}\n" for r in runs if r["status"] != "done")
-    write_text(out / "study.md", study_markdown(found) + (f"\nNot done:\n\n{failed}" if failed else ""))
-    report(write_study_report, out)
-    return found

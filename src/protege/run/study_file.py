@@ -30,6 +30,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,8 +100,9 @@ class Study(BaseModel):
     def recipe_of(self, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """The recipe of one run."""
         chosen = dict(setting)
-        case, own = self.cases.get(chosen.pop("case", ""), {}), self.variants.get(chosen.pop("variant", ""), {})
-        return merge(merge(merge(merge(self.recipe, case), own), chosen), {"seed": seed})
+        case, variant = chosen.pop("case", ""), chosen.pop("variant", "")
+        tables = self.recipe, self.cases.get(case, {}), self.variants.get(variant, {}), chosen, {"seed": seed}
+        return reduce(merge, tables)
 
 
 def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> Study:
@@ -159,8 +161,8 @@ def load_study(path: str | Path, changes: Mapping[str, Any] | None = None) -> St
 
 def _named(study: Study) -> dict[str, dict[str, Any]]:
     """The tables of cases and variants, as they are called in the file."""
-    tables = {"cases": study.cases, "variants": study.variants}
-    return {f"{key}.{name}": own for key, each in tables.items() for name, own in each.items()}
+    kinds = {"cases": study.cases, "variants": study.variants}
+    return {f"{kind}.{name}": table for kind, tables in kinds.items() for name, table in tables.items()}
 
 
 def _check_step(name: str, options: Mapping[str, Any], command: str) -> None:
@@ -193,8 +195,8 @@ def texts_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    for each in inner:
-        yield from texts_in(each)
+    for part in inner:
+        yield from texts_in(part)
 
 
 def slug(setting: Mapping[str, Any], seed: int) -> str:
