@@ -22,7 +22,7 @@ from .measure import at_temperature
 from .verdict import FAILING, HEALTHY, RISK, WRONG, Finding, at_chance, judge, share, temperature_range
 
 # What measured best of the settings that a method has besides the target (docs/fskd.md, docs/skd.md).
-OWN: dict[str, dict[str, Any]] = {"fskd": {"solve": "kernel"}, "skd": {"inherit": True}}
+BEST: dict[str, dict[str, Any]] = {"fskd": {"solve": "kernel"}, "skd": {"inherit": True}}
 FEW = 1000  # samples in all, up to which a solve beats a descent
 HIGHEST = 8.0  # T
 MASS = 0.99  # of the teacher's probability that the k classes of topk hold
@@ -106,7 +106,7 @@ def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommend
     if _usual(method):
         return Recommendation(method, dict(teaching), [reason, *reasons], teaching)
     reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
-    return Recommendation(method, OWN.get(method, {}), [reason, *reasons], teaching)
+    return Recommendation(method, BEST.get(method, {}), [reason, *reasons], teaching)
 
 
 def _usual(method: str) -> TargetSettings | None:
@@ -146,8 +146,8 @@ def _target(
     usual = _usual(method)
     most = usual.defaults()["weight"] if usual else TRUST[HEALTHY]
     settings: dict[str, Any] = {"target": "kd", "weight": min(TRUST.get(wrong, TRUST[HEALTHY]), most)}
-    owned = _owned(seen, wrong, facts.task) if facts.labelled else "nothing is known against the teacher."
-    reasons = [f"λ = {settings['weight']:g}: {owned}"]
+    doubt = _doubt(seen, wrong, facts.task) if facts.labelled else "nothing is known against the teacher."
+    reasons = [f"λ = {settings['weight']:g}: {doubt}"]
     smoothed = findings["smoothed"].status
     heat, why = _temperature(seen, smoothed, TASKS[facts.task].temperature)
     settings["temperature"] = heat
@@ -165,7 +165,7 @@ def _target(
     return settings, reasons
 
 
-def _owned(seen: dict[str, Any], status: str, task: str) -> str:
+def _doubt(seen: dict[str, Any], status: str, task: str) -> str:
     if not seen["wrong"] or seen["wrong"]["share"] <= WRONG[0] or TASKS[task].ambiguous:
         return "as usual."
     contradicted = f"the teacher contradicts {share(seen['wrong']['share'])} of the labels"

@@ -37,7 +37,7 @@ class Timeline:
         edges = [*first, *(self.start[name] + 0.5 for name in names[1:]), at]
         bands = [(edges[n], edges[n + 1], name) for n, name in enumerate(names)]
         title = "epoch, all phases" if several else "epoch"
-        self.shown: dict[str, Any] = {"x": Axis(title), "bands": bands if several else []}
+        self.shown: dict[str, Any] = {"x": Axis(title, point="epoch"), "bands": bands if several else []}
 
     def read(self, part: str, key: str, scale: float = 1, where: str | None = None) -> list[list[Point]]:
         """The numbers of a ``part`` of the records (or of the records themselves), a segment for each phase; with

@@ -121,23 +121,17 @@ def sizes(model: dict[str, Any], teacher: dict[str, Any]) -> Facts:
     return facts
 
 
-def phase_rows(run: Run, metric: str) -> list[dict[str, str]]:
-    """A row for each phase: of the result, or counted from the epochs while the run is unfinished."""
+def phase_rows(run: Run, metric: str) -> list[list[str]]:
+    """Each phase's name, kind, parameters, epochs, time and what was kept: of the result, or counted from the epochs
+    while the run is unfinished."""
     learning = {str(phase.get("name")): phase.get("learning_parameters") for phase in run.planned}
     rows = []
     for phase in run.phases if run.finished else phases_so_far(run, metric):
-        name, kind = str(phase.get("name", "")), str(phase.get("kind", ""))
-        epochs, seconds = phase.get("epochs"), phase.get("seconds")
-        rows.append(
-            {
-                "name": name,
-                "kind": KINDS.get(kind, kind),
-                "learning": words.size(learning.get(name)),
-                "epochs": words.count(epochs) if is_number(epochs) and kind != "solve" else "—",
-                "seconds": words.duration(seconds) if is_number(seconds) else "—",
-                "kept": kept_text(phase.get("best"), metric) or "—",
-            }
-        )
+        name, kind, known = str(phase.get("name", "")), str(phase.get("kind", "")), numbers(phase)
+        epochs = words.count(known.get("epochs") if kind != "solve" else None)
+        kept = kept_text(phase.get("best"), metric) or "—"
+        size, time = words.size(learning.get(name)), words.duration(known.get("seconds"))
+        rows.append([name, KINDS.get(kind, kind), size, epochs, time, kept])
     return rows
 
 

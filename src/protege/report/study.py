@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
@@ -22,7 +21,8 @@ def write_study_report(folder: Path) -> Path:
     folder = Path(folder)
     study = Study(read_json(folder / "study.json"))
     colours, record = Colours(study), study.record
-    waiting, planned = list(filter(is_waiting, study.runs)), int(record.get("planned") or 0)
+    waiting = [run for run in study.runs if str(run.get("status", "done")) != "done"]
+    planned = int(record.get("planned") or 0)
     lines = [gains(study, colours), *(against(study, column, colours) for column in numeric_columns(study))]
     name = str(record.get("name") or folder.name)
     return write_page(
@@ -45,10 +45,6 @@ def write_study_report(folder: Path) -> Path:
         markdown=study_markdown(record),
         plan=tomli_w.dumps(table(record.get("plan"))),
     )
-
-
-def is_waiting(run: dict[str, Any]) -> bool:
-    return str(run.get("status", "done")) != "done"
 
 
 def headline(study: Study) -> str:

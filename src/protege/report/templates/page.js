@@ -68,13 +68,13 @@ function ticks({ ticks, domain: [low, high], whole }) {
 
 // The place nearest to the pointer, and the values of all lines there.
 function pointed(c, x, text) {
-  const rows = [...c.rows].sort((one, other) => one.x - other.x);
-  const middle = (one, other) => (c.x.log ? Math.sqrt(one.x * other.x) : (one.x + other.x) / 2);
+  const rows = [...c.rows].sort((a, b) => a.x - b.x);
+  const middle = (a, b) => (c.x.log ? Math.sqrt(a.x * b.x) : (a.x + b.x) / 2);
   const values = rows.map((row, k) => ({
     x: row.x,
     a: k ? middle(rows[k - 1], row) : c.x.domain[0],
     b: k + 1 < rows.length ? middle(row, rows[k + 1]) : c.x.domain[1],
-    t: row.t ?? row.x,
+    t: row.t ?? rounded(row.x, ""),
     ...Object.fromEntries(c.series.map((_, n) => [`t${n}`, text(row, n)])),
   }));
   const opacity = { condition: { param: "pointer", value: 0.6, empty: false }, value: 0 };
@@ -89,7 +89,7 @@ function pointed(c, x, text) {
         x2: { field: "b" },
         tooltip: [
           { field: "t", title: escaped(c.x.point) },
-          ...c.series.map((one, n) => ({ field: `t${n}`, title: escaped(one.label) })),
+          ...c.series.map((line, n) => ({ field: `t${n}`, title: escaped(line.label) })),
         ],
       },
     },
@@ -109,17 +109,17 @@ function lines(c) {
   });
   const names = c.series.map((_, n) => `s${n}`);
   const by = (range) => ({ field: "s", type: "nominal", legend: null, scale: { domain: names, range } });
-  const color = by(c.series.map((one) => colour(one.colour)));
-  const strokeDash = by(c.series.map((one) => (one.dashed ? [5, 4] : [1, 0])));
+  const color = by(c.series.map((line) => colour(line.colour)));
+  const strokeDash = by(c.series.map((line) => (line.dashed ? [5, 4] : [1, 0])));
   const text = (row, n) => {
     const [value, half] = [row[`s${n}`], row[`h${n}`]];
     return value == null ? "—" : rounded(value, c.unit) + (half == null ? "" : ` ± ${rounded(half, c.unit)}`) + c.unit;
   };
-  const values = c.rows.flatMap((row) => c.series.flatMap((one, n) => {
+  const values = c.rows.flatMap((row) => c.series.flatMap((line, n) => {
     const [value, half] = [row[`s${n}`], row[`h${n}`]];
     if (value == null) return [];
-    const t = `${one.label}${row.t ? `, ${row.t}` : ""}: ${text(row, n)}`;
-    return { s: `s${n}`, g: row.g, x: row.x, y: value, a: value - half, b: value + half, dot: one.marks, t };
+    const t = `${line.label}${row.t ? `, ${row.t}` : ""}: ${text(row, n)}`;
+    return { s: `s${n}`, g: row.g, x: row.x, y: value, a: value - half, b: value + half, dot: line.marks, t };
   }));
   const together = c.series.length === 1 || c.rows.some((row) => names.filter((name) => row[name] != null).length > 1);
   const ring = { type: "point", size: 90, strokeWidth: 2.5, fill: colour("panel"), stroke: colour(c.series[0].colour), opacity: 1 };
@@ -151,7 +151,7 @@ function lines(c) {
   ];
   return {
     spec: { height: c.height, data: { values }, layer },
-    table: [[c.x.point, ...c.series.map((one) => one.label)], ...c.rows.map((r) => [r.t ?? r.x, ...names.map((s) => r[s])])],
+    table: [[c.x.point, ...c.series.map((line) => line.label)], ...c.rows.map((r) => [r.t ?? r.x, ...names.map((s) => r[s])])],
   };
 }
 
@@ -306,8 +306,8 @@ function switches(figure, view) {
   for (const key of keys) {
     key.addEventListener("click", () => {
       key.setAttribute("aria-pressed", off(key));
-      if (keys.every(off)) keys.forEach((one) => one.setAttribute("aria-pressed", true));
-      view.signal("hidden", keys.filter(off).map((one) => one.dataset.line)).runAsync();
+      if (keys.every(off)) keys.forEach((key) => key.setAttribute("aria-pressed", true));
+      view.signal("hidden", keys.filter(off).map((key) => key.dataset.line)).runAsync();
     });
   }
 }
