@@ -9,7 +9,7 @@ import tomli_w
 from .. import words
 from .page import write_page
 from .read import is_number, numbers, read_json, table
-from .study_figures import Colours, against, curves, gains, numeric_columns, strips
+from .study_figures import against, colours_of, curves, gains, numeric_columns, strips
 from .table import Study, grid, say, study_markdown
 
 
@@ -20,7 +20,7 @@ def write_study_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     study = Study(read_json(folder / "study.json"))
-    colours, record = Colours(study), study.record
+    colours, record = colours_of(study), study.record
     waiting = [run for run in study.runs if str(run.get("status", "done")) != "done"]
     planned = int(record.get("planned") or 0)
     lines = [gains(study, colours), *(against(study, column, colours) for column in numeric_columns(study))]

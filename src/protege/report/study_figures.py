@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,19 +16,12 @@ from .table import Estimate, Setting, Study, common_teacher, say, setting_text
 AMOUNTS = ("fraction", "samples")
 
 
-class Colours:
+def colours_of(study: Study) -> Callable[[str], str]:
     """The same colour for the same thing in every figure: grey for the baseline, then in order of rows."""
-
-    def __init__(self, study: Study) -> None:
-        self.taken: dict[str, str] = {}
-        self.baseline = say(study.baseline)
-        alone = study.baseline and study.baseline.keys() <= set(numeric_columns(study))
-        self.order = ("c0",) if alone else ("c0", "c2", "c3", "c5", "c6", "c7", "c1")
-
-    def __call__(self, label: str) -> str:
-        if label == self.baseline:
-            return "c4"
-        return self.taken.setdefault(label, self.order[len(self.taken) % len(self.order)])
+    alone = study.baseline and study.baseline.keys() <= set(numeric_columns(study))
+    order = ("c0",) if alone else ("c0", "c2", "c3", "c5", "c6", "c7", "c1")
+    taken = {say(study.baseline): "c4"}
+    return lambda label: taken.setdefault(label, order[(len(taken) - 1) % len(order)])
 
 
 def compared(study: Study, setting: Setting) -> Setting:
@@ -42,11 +36,10 @@ def teacher_level(teacher: Any, metric: str) -> tuple[float, str] | None:
     return value * words.factor(metric), f"teacher {words.metric_value(metric, value)}"
 
 
-def strips(study: Study, colours: Colours) -> list[Chart]:
+def strips(study: Study, colours: Callable[[str], str]) -> list[Chart]:
     """One panel for each setting of all but the baseline's keys; in it, what is compared."""
     metric, unit = study.metric, words.unit(study.metric)
-    panels: dict[str, list[Strip]] = {}
-    rows: dict[str, list[dict[str, Any]]] = {}
+    panels: dict[str, list[tuple[Strip, dict[str, Any]]]] = {}
     for row in study.rows:
         estimate, inner = row.estimate(metric), compared(study, row.setting)
         if not estimate:
@@ -58,10 +51,12 @@ def strips(study: Study, colours: Colours) -> list[Chart]:
             low, high = max(0.0, low), min(100.0, high)
         dots = [(factor * value, words.metric_value(metric, value, 2)) for value in estimate.values]
         strip = Strip(say(inner), colours(say(inner)), estimate.text(), factor * mean, low, high, dots)
-        panels.setdefault(title, []).append(strip)
-        rows.setdefault(title, []).append(row.record)
-    levels = {title: teacher_level(common_teacher(rows[title]), metric) for title in panels}
-    return [dot_strips(words.capital(title), panel, levels[title], unit) for title, panel in panels.items()]
+        panels.setdefault(title, []).append((strip, row.record))
+    drawn = []
+    for title, pairs in panels.items():
+        level = teacher_level(common_teacher([record for _, record in pairs]), metric)
+        drawn.append(dot_strips(words.capital(title), [strip for strip, _ in pairs], level, unit))
+    return drawn
 
 
 def numeric_columns(study: Study) -> list[str]:
@@ -83,7 +78,7 @@ def line(label: str, points: list[tuple[float, Estimate]], colour: str, join: bo
     return Series(label, segments, colour, marks=True, interval=intervals)
 
 
-def against(study: Study, column: str, colours: Colours) -> Chart | None:
+def against(study: Study, column: str, colours: Callable[[str], str]) -> Chart | None:
     """The metric against a numeric column, a line for every setting of the other columns."""
     metric = study.metric
     known = [(row.setting, estimate) for row in study.rows if (estimate := row.estimate(metric))]
@@ -122,7 +117,7 @@ def against(study: Study, column: str, colours: Colours) -> Chart | None:
     )
 
 
-def gains(study: Study, colours: Colours) -> Chart | None:
+def gains(study: Study, colours: Callable[[str], str]) -> Chart | None:
     """What each setting gains over the baseline of the same case, side by side for each case."""
     metric = study.metric
     known = [(row.setting, delta) for row in study.rows if (delta := row.estimate(metric, "difference"))]
@@ -159,7 +154,7 @@ def gains(study: Study, colours: Colours) -> Chart | None:
     )
 
 
-def curves(folder: Path, study: Study, colours: Colours) -> dict[str, list[Chart]]:
+def curves(folder: Path, study: Study, colours: Callable[[str], str]) -> dict[str, list[Chart]]:
     """By the set that was measured on, a small chart for each setting with a line for every seed, all of a set on one
     vertical scale."""
     order, metric = [say(row.setting) for row in study.rows], study.metric
