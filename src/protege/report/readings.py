@@ -14,7 +14,7 @@ TITLES = {
     "student": "Student’s logit layer",
 }
 PAIRS = 5
-MOST_WRITTEN = 20  # classes up to which a map's cells say their values
+MOST_WRITTEN = 14  # classes up to which a map has room for its values
 Diagnosis = dict[str, Any]
 
 
