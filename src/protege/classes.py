@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from .data import CLEAN, Augment, Data, Samples, batches, choose, forward_size
-from .data.classes import GIVEN, ORDERS, SETTLED, SORTED, VECTORS, ordered, other_order, places
-from .data.naming import numbers
+from .data.classes import GIVEN, ORDERS, SETTLED, SORTED, VECTORS, numbers, ordered, other_order, places
 from .errors import UserError
 from .models import Model, check_fit
 from .torch_utils import device_of, eval_mode

@@ -8,7 +8,7 @@ from .batch import Batch
 from .dataset import Data, check_complete
 from .loader import bare_batches, batches, default_workers, forward_size
 from .samples import InMemory, Samples, Streamed
-from .spec import cache_root, default_augment, load_data
+from .spec import cache_root, load_data
 from .split import choose, hold_out
 from .text import Text
 from .views import CLEAN, MOST_PIXELS
@@ -29,7 +29,6 @@ __all__ = [
     "check_augment",
     "check_complete",
     "choose",
-    "default_augment",
     "default_workers",
     "forward_size",
     "hold_out",

@@ -1,25 +1,32 @@
-"""`Data`: a set's splits, its classes and what suits them."""
+"""`Data`: a set's splits, its classes and what suits them; and `Request`, from which it is made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import UserError
+from ..files import usable
 from .augment import Augment
-from .classes import BARE, GIVEN, SETTLED, SORTED, VECTORS, other_order
-from .labels import UNLABELLED
+from .classes import BARE, GIVEN, SETTLED, SORTED, VECTORS, check_text, numbers, other_order
+from .labels import BY_CONTENT, UNLABELLED
 from .loader import forward_size
-from .naming import check_text
 from .ranges import Ranges
 from .samples import Samples
-from .views import CLEAN, draws
+from .split import hold_out, hold_out_by_content
+from .views import CLEAN, SMALL, draws
 
+_HELD_OUT = 0.2
 _MEASURED = 2000
+_LOG = logging.getLogger("protege")
 
 
 @dataclass(frozen=True)
@@ -147,3 +154,92 @@ def check_complete(data: Data) -> None:
         raise UserError(
             f"data '{data.name}' has too few samples ({len(data.train)}) to hold out a test split; add some."
         )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `load_data` was asked for: a spec, what stands behind its colon, its options, and the arguments."""
+
+    spec: str
+    rest: str
+    options: dict[str, str]
+    image_size: int | None
+    memory_limit: int
+    scratch: Path
+    whole: bool
+    ranges: Ranges
+    held_out: str
+
+    @property
+    def path(self) -> Path:
+        return usable(self.rest, "data")
+
+    def data(
+        self,
+        splits: Mapping[str, Samples],
+        classes: tuple[str, ...],
+        places: Callable[[], Tensor] | None = None,
+        *,
+        augment: Augment | None = None,
+        numbering: str = "",
+        superclasses: tuple[int, ...] | None = None,
+        ranges: Ranges = (),
+    ) -> Data:
+        """Data of images with labels or, where samples have none, with masks.
+
+        Without a test split the validation split is taken, or all of training if `whole`; else a fifth of it is held
+        out, by what samples hold (`places` tells the place of each, see `contents`) or, as before version 0.2, by
+        position. `augment`: by default pad-and-crop by an eighth and flip for images up to 64 pixels, random resized
+        crop and flip for larger ones.
+        """
+        train, val, test = (splits.get(split) for split in ("train", "val", "test"))
+        assert train is not None
+        masked = train.labels is None
+        if augment is None:
+            short, long = min(train.shape[1:]), max(train.shape[1:])
+            small = not masked and long <= SMALL
+            # of masked images half of the area and more: what is small stays seen, as in CamVid's poles
+            augment = (
+                Augment(shift=short // 8, flip=True) if small else Augment(crop=0.5 if masked else 0.35, flip=True)
+            )
+        numbering = numbering or (BARE if classes == numbers(len(classes)) else GIVEN)
+        task = "segmentation" if masked else "classification"
+        data = Data(self.spec, task, train, val, test, classes, augment, superclasses, ranges, numbering)
+        if test is not None:
+            return data
+        if val is not None:
+            _LOG.info("'%s' has no test split; its validation split is used as test.", self.spec)
+            return replace(data, val=None, test=val)
+        if self.whole:
+            return replace(data, test=train)
+        if not data.labelled:
+            _LOG.info(
+                "'%s' has no labels: its %d images can teach; students are judged by agreement with the teacher.",
+                self.spec,
+                len(train),
+            )
+            return data
+        labels = (
+            torch.zeros(len(train), dtype=torch.int64) if train.labels is None else train.labels
+        )  # nothing to stratify
+        if by_content := self.held_out == BY_CONTENT:
+            assert places is not None
+            kept, held = hold_out_by_content(places(), labels, _HELD_OUT)
+        else:
+            kept, held = hold_out(torch.arange(len(train)), labels, _HELD_OUT, seed=0)
+        if not len(held):
+            _LOG.info("'%s' has no test split, and too few samples (%d) to hold one out.", self.spec, len(train))
+            return data
+        _LOG.info(
+            "'%s' has no test split; %d of %d samples, some of each class, are held out.",
+            *(self.spec, len(held), len(train)),
+        )
+        if not by_content:
+            _LOG.warning(
+                "a network given was made before held-out samples of '%s' were chosen by what they hold, and so they "
+                "are chosen by their order, as they were then: once samples are added or renamed, some may be among "
+                "them that it has learned from. Give a test split to be sure.",
+                self.spec,
+            )
+        digest = hashlib.sha256(held.numpy().tobytes()).hexdigest() if by_content else ""
+        return replace(data, train=train.part(kept), test=train.part(held), held_out=self.held_out, places=digest)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,22 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from ..errors import UserError
-from .arrays import ImageKind, image_pixels, kind_of, mask_of
 from .augment import Augment
 from .classes import RawLabels, common_classes, naming_of, renumbered
 from .contents import READ, place_of_image, places_of_files
+from .dataset import Data, Request
 from .decode import centred
 from .encoded import tell_transparent
-from .given import is_image, label_in, read_item
+from .extras import torchvision_datasets
+from .given import ImageKind, image_pixels, is_image, kind_of, label_in, mask_of, read_item, splits_in
+from .labels import BY_CONTENT
 from .masks import MaskForm, mask_classes, present
 from .pixels import Deviation
 from .progress import progress
-from .ranges import Ranges
 from .repeatable import COMPARED, Watch, refuse_random, spread
 from .samples import InMemory, Samples, Streamed
+
+_LOG = logging.getLogger("protege")
 
 
 class Items:
@@ -198,44 +201,34 @@ class Items:
         return torch.tensor([self._places[at] for at in range(len(self))], dtype=torch.float64)
 
 
-@dataclass(frozen=True)
-class OpenedSets:
-    """Samples by split, their classes and how these are numbered ("" for those of masks), the ranges of images of more
-    than 8 bits, and what tells the place of each training item."""
-
-    splits: dict[str, Samples]
-    classes: tuple[str, ...]
-    numbering: str
-    ranges: Ranges
-    places: Callable[[], Tensor]
+def python_data(given: Any, request: Request) -> Data:
+    """What is given in Python, see `given`."""
+    return dataset_data(splits_in(given), request)
 
 
-def open_datasets(
-    datasets: dict[str, Any],
-    name: str,
-    image_size: int | None,
-    memory_limit: int,
-    ranges: Ranges = (),
-    placed: bool = False,
-) -> OpenedSets:
-    """The samples of map-style Datasets by split ("train", and "val" and "test" if there).
+def torchvision_data(request: Request) -> Data:
+    """A class of torchvision.datasets that lies in a folder: "NAME:PATH"."""
+    return dataset_data(torchvision_datasets(request.rest), replace(request, whole=False))
 
-    `placed`: whether each training item will be asked for its place.
-    """
+
+def dataset_data(datasets: dict[str, Any], request: Request) -> Data:
+    """Data of map-style Datasets by split ("train", and "val" and "test" if there); if `whole`, a training Dataset
+    alone is its own test split."""
+    name = request.spec
+    if datasets["train"] is datasets.get("test"):
+        _LOG.warning("train and test %s are one and the same: what is measured on it has been learned by heart.", name)
     try:
-        return _opened(datasets, name, image_size, memory_limit, kind_of(datasets, name, ranges), placed)
+        return _opened(datasets, request, kind_of(datasets, name, request.ranges))
     except Deviation:  # some image is unlike those looked at: look at all
-        kind = kind_of(datasets, name, ranges, everything=True)
+        kind = kind_of(datasets, name, request.ranges, everything=True)
     try:
-        return _opened(datasets, name, image_size, memory_limit, kind, placed)
+        return _opened(datasets, request, kind)
     except Deviation as error:
         raise UserError(f"{error}, which it was not before; remove random transforms from the Dataset.") from error
 
 
-def _opened(
-    datasets: dict[str, Any], name: str, image_size: int | None, memory_limit: int, kind: ImageKind, placed: bool
-) -> OpenedSets:
-    masked = _has_mask(datasets["train"])
+def _opened(datasets: dict[str, Any], request: Request, kind: ImageKind) -> Data:
+    name, image_size, masked = request.spec, request.image_size, _has_mask(datasets["train"])
     if masked and image_size is not None:
         raise UserError(f"image size {image_size} cannot be had of a Dataset with masks; resize both in the Dataset.")
     items = {split: Items(dataset, f"{split} {name}", image_size, kind, masked) for split, dataset in datasets.items()}
@@ -248,10 +241,10 @@ def _opened(
             )
     channels, height, width = train.shape
     decoded = sum(map(len, items.values())) * height * width * (channels + masked)
-    keep = decoded <= memory_limit
+    keep = decoded <= request.memory_limit
     if not keep and kind.channels == 1 and not kind.everything:
         raise Deviation(f"{name} may have colour where it was not looked at")
-    train.placed = placed
+    train.placed = set(datasets) == {"train"} and not request.whole and request.held_out == BY_CONTENT
     watch = Watch()
     read = {split: reader.read_all(watch, keep) for split, reader in items.items()}
     numbering = ""
@@ -261,7 +254,7 @@ def _opened(
         classes, numbering, splits = _with_labels(items, read, name)
     transparent = (kind.transparent, *(reader.transparent for reader in items.values()))
     tell_transparent(next(filter(None, transparent), None))
-    return OpenedSets(splits, classes, numbering, kind.ranges, train.places)
+    return request.data(splits, classes, train.places, numbering=numbering, ranges=kind.ranges)
 
 
 def _with_masks(items: dict[str, Items], read: dict[str, Any], name: str) -> tuple[tuple[str, ...], dict[str, Samples]]:

@@ -19,27 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .pixels import (
-    Deviation,
-    depth,
-    is_grey,
-    is_transparent,
-    open_image,
-    png_header,
-    readable,
-    seems_cut,
-    shown,
-    upright_size,
-)
-from .pixels import extent as pixel_extent
-from .ranges import Extent, Ranges
-from .views import CLEAN, boxes
+from .pixels import Deviation, is_grey, open_image, readable, shown
+from .ranges import Ranges
+from .views import CLEAN, SMALL, boxes
 
 if TYPE_CHECKING:
     from .augment import Augment
-
-SMALL = 64
-"""Images up to this many pixels high and wide keep their size."""
 
 _MANY = 2000
 _CHUNK_BYTES = 4 << 20
@@ -64,81 +49,6 @@ class Form:
     def size(self) -> int:
         """Bytes of one decoded image."""
         return self.height * self.width * self.channels
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What is known of the images of a set after reading some headers.
-
-    `sizes`: up to two of the upright (width, height) there are. `deep`: the kinds of images with more than 8 bits a
-    channel. `transparent`: the name of one with transparent pixels.
-    """
-
-    sizes: frozenset[tuple[int, int]] = frozenset()
-    colour: bool = False
-    deep: frozenset[str] = frozenset()
-    transparent: str | None = None
-
-    def add(self, data: bytes, name: str, pixels: bool = True) -> tuple[Survey, tuple[int, int]]:
-        """With one more image; and its upright (width, height). `pixels`: whether to look for transparent ones."""
-        with readable(name):
-            image = open_image(data)
-            size, kind = upright_size(image, data), depth(image)
-            colour = self.colour or not is_grey(image)
-            transparent = self.transparent or (name if pixels and is_transparent(image) else None)
-        sizes = self.sizes | {size} if len(self.sizes) < 2 else self.sizes
-        return Survey(sizes, colour, self.deep if kind is None else self.deep | {kind}, transparent), size
-
-    @property
-    def small(self) -> bool:
-        return len(self.sizes) == 1 and max(max(s) for s in self.sizes) <= SMALL
-
-    @property
-    def settled(self) -> bool:
-        """Whether images not yet seen cannot change the form."""
-        return self.colour and not self.small
-
-    def form(self, image_size: int | None, ranges: Ranges = ()) -> Form:
-        channels = 3 if self.colour else 1
-        if image_size is None and self.small:
-            ((width, height),) = self.sizes
-            return Form(height, width, channels, False, ranges)
-        side = image_size or 224
-        return Form(side, side, channels, True, ranges)
-
-
-def survey(images: Iterable[Named]) -> Survey:
-    """What these images tell."""
-    known = Survey()
-    for data, name in images:
-        known, _ = known.add(data, name)
-    return known
-
-
-def survey_headers(images: Iterable[Named], known: Survey) -> Survey:
-    """What the headers of all these images tell beside what is `known`; those that are alike are read once."""
-    headers: set[bytes] = set()
-    for data, name in images:
-        header = png_header(data)
-        refuse_cut(data, name)
-        if header is None or header not in headers:
-            known, _ = known.add(data, name, pixels=False)
-            headers.add(header or b"")
-    return known
-
-
-def refuse_cut(data: bytes, name: str) -> None:
-    """Raise UserError where an image cannot be decoded because its end is missing; one that seems whole is believed."""
-    if seems_cut(data):
-        with readable(name):
-            open_image(data).load()
-
-
-def extent(data: bytes, name: str) -> tuple[str, Extent] | None:
-    """The `depth` of an encoded image and the extent of its pixels; None for one of 8 bits."""
-    with readable(name):
-        image = open_image(data)
-    return pixel_extent(image, name)
 
 
 def centred(

@@ -11,7 +11,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -23,19 +22,84 @@ from torch import Tensor
 from ..errors import UserError
 from .augment import Augment
 from .contents import content_of, place_of_bytes, places_of_files
-from .decode import SMALL, Form, Named, decode, decode_all, extent, in_threads, survey, survey_headers
+from .dataset import Data, Request
+from .decode import Form, Named, decode, decode_all, in_threads
 from .kept import KeptPixels
 from .masks import MaskForm, fitted_mask, read_mask
-from .pixels import Deviation, readable
+from .pixels import (
+    Deviation,
+    depth,
+    extent,
+    is_grey,
+    is_transparent,
+    open_image,
+    png_header,
+    readable,
+    seems_cut,
+    upright_size,
+)
 from .progress import progress
 from .ranges import Extent, Ranges, settle
 from .samples import Images, InMemory, Samples, Streamed
+from .views import SMALL
 
 VERSION = 3  # of what decoding makes of an image
 MANY = 5000  # small images from which on decoding takes longer than a moment
 CHUNK = 256
 _SAMPLE = 256
 _LOG = logging.getLogger("protege")
+
+
+class Survey:
+    """What is known of the images of a set by their headers.
+
+    `sizes`: up to two of the upright (width, height) there are. `deep`: the kinds of images with more than 8 bits a
+    channel. `transparent`: the name of one with transparent pixels.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: set[tuple[int, int]] = set()
+        self.colour = False
+        self.deep: set[str] = set()
+        self.transparent: str | None = None
+        self._headers: set[bytes] = set()  # of which the next one tells nothing new
+
+    def add(self, data: bytes, name: str, pixels: bool = False) -> tuple[int, int] | None:
+        """Look at one more image; returns its upright (width, height), None where its header is known. `pixels`:
+        whether to look for transparent ones. Raises UserError for what is no image, or is cut short."""
+        header = None if pixels else png_header(data)
+        cut = seems_cut(data)
+        if header in self._headers and not cut:
+            return None
+        with readable(name):
+            image = open_image(data)
+            if cut:
+                image.load()
+            size, kind = upright_size(image, data), depth(image)
+            self.colour = self.colour or not is_grey(image)
+            if pixels and self.transparent is None and is_transparent(image):
+                self.transparent = name
+        if len(self.sizes) < 2:
+            self.sizes.add(size)
+        self.deep |= {kind} if kind else set()
+        self._headers |= {header} if header else set()
+        return size
+
+    @property
+    def small(self) -> bool:
+        return len(self.sizes) == 1 and max(map(max, self.sizes)) <= SMALL
+
+    @property
+    def settled(self) -> bool:
+        """Whether images not yet seen cannot change the form."""
+        return self.colour and not self.small
+
+    def form(self, image_size: int | None, ranges: Ranges = ()) -> Form:
+        channels, side = 3 if self.colour else 1, image_size or 224
+        if image_size is None and self.small:
+            ((width, height),) = self.sizes
+            return Form(height, width, channels, False, ranges)
+        return Form(side, side, channels, True, ranges)
 
 
 class Source(ABC):
@@ -143,61 +207,52 @@ class FromSource:
         return FromSource(self.source, self.form, self.masks, mask_form)
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Encoded images with labels (int64 [N]) for each split there is, the class names and how they are numbered, and
-    each class's superclass."""
-
-    splits: dict[str, tuple[Source, Tensor]]
-    classes: tuple[str, ...]
-    numbering: str
-    superclasses: tuple[int, ...] | None = None
-
-
 def open_images(
-    name: str, listing: Listing, image_size: int | None, memory_limit: int, scratch: Path, ranges: Ranges = ()
-) -> tuple[dict[str, Samples], Ranges]:
-    """The samples of each split, and the ranges of those of more than 8 bits: `ranges`, and what these leave open.
+    request: Request,
+    images: Mapping[str, tuple[Source, Tensor]],
+    classes: tuple[str, ...],
+    numbering: str,
+    superclasses: tuple[int, ...] | None = None,
+) -> Data:
+    """Data of encoded images and their labels (int64 [N]) by split.
 
     Nothing is decoded but a few images and those of more than 8 bits. What fits into memory has the header of each
     image looked at, unless an earlier run has done so.
     """
-    sources = {split: source for split, (source, _) in listing.splits.items()}
-    total = sum(map(len, sources.values()))
-    known = survey(item for source in sources.values() for item in source.sample())
-    form = known.form(image_size, ranges)
-    fits = total * form.size <= memory_limit
-    if known.deep or not known.settled or fits:
-        kept = not known.deep and fits and (lambda source: _kept(source, form, scratch, make=False))
-        new = [source for source in sources.values() if not (kept and kept(source))]
+    sources = {split: source for split, (source, _) in images.items()}
+    survey, total = Survey(), sum(map(len, sources.values()))
+    for image in chain.from_iterable(source.sample() for source in sources.values()):
+        survey.add(*image, pixels=True)
+    form = survey.form(request.image_size, request.ranges)
+    fits = total * form.size <= request.memory_limit
+    if survey.deep or not survey.settled or fits:
+        kept = fits and not survey.deep
+        new = [source for source in sources.values() if not (kept and _kept(source, form, request.scratch, make=False))]
         with progress("surveying images", sum(map(len, new))) as advance:
             for chunk in chain.from_iterable(source.chunks() for source in new):
-                known = survey_headers(chunk, known)
+                for data, name in chunk:
+                    survey.add(data, name)
                 advance(len(chunk))
-    if known.deep:
-        ranges = settle(name, _extents(sources, total), ranges)
-    form = known.form(image_size, ranges)
-    tell_transparent(known.transparent)
-    if total * form.size <= memory_limit:
-        return {
-            split: InMemory(in_memory(source, form, scratch, quiet=known.transparent is not None), labels)
-            for split, (source, labels) in listing.splits.items()
-        }, ranges
-    return {
-        split: Streamed(FromSource(source.random_access(scratch), form), labels)
-        for split, (source, labels) in listing.splits.items()
-    }, ranges
+    ranges = settle(request.spec, _extents(sources), request.ranges) if survey.deep else request.ranges
+    form = survey.form(request.image_size, ranges)
+    tell_transparent(survey.transparent)
+    splits: dict[str, Samples] = {}
+    for split, (source, labels) in images.items():
+        if total * form.size <= request.memory_limit:
+            splits[split] = InMemory(in_memory(source, form, survey, request.scratch), labels)
+        else:
+            splits[split] = Streamed(FromSource(source.random_access(request.scratch), form), labels)
+    places = sources["train"].places
+    return request.data(splits, classes, places, numbering=numbering, superclasses=superclasses, ranges=ranges)
 
 
-def in_memory(source: Source, form: Form, scratch: Path | None = None, quiet: bool = False) -> Images:
+def in_memory(source: Source, form: Form, survey: Survey, scratch: Path | None = None) -> Images:
     """The images of a source, decoded when they are first asked for; many small ones into a file in the folder
-    `scratch`, for later runs. `quiet`: whether the user knows of transparent pixels."""
+    `scratch`, for later runs."""
     kept = _kept(source, form, scratch) if scratch else None
     shape = (len(source), form.height, form.width, form.channels)
-    told = quiet
 
     def decoded(rows: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        nonlocal told
         if kept is not None:
             sound = torch.from_numpy(kept.has(rows.numpy()))
             yield rows[sound], None
@@ -209,9 +264,9 @@ def in_memory(source: Source, form: Form, scratch: Path | None = None, quiet: bo
                 now, rows = rows[: len(pixels)], rows[len(pixels) :]
                 if kept is not None:
                     kept.add(now.numpy(), pixels)
-                if not told:
+                if survey.transparent is None:
+                    survey.transparent = transparent
                     tell_transparent(transparent)
-                    told = transparent is not None
                 yield now, torch.from_numpy(pixels)
                 advance(len(pixels))
 
@@ -244,13 +299,14 @@ def _as_refused() -> Iterator[None]:
         ) from error
 
 
-def _extents(sources: Mapping[str, Source], total: int) -> dict[str, list[tuple[str, Extent]]]:
+def _extents(sources: Mapping[str, Source]) -> dict[str, list[tuple[str, Extent]]]:
     """Kind and extent of each image of more than 8 bits: of all, so that no order or sample decides."""
-    extents: dict[str, list[tuple[str, Extent]]] = {split: [] for split in sources}
-    with progress("measuring images", total) as advance:
+    extents: dict[str, list[tuple[str, Extent]]] = {}
+    with progress("measuring images", sum(map(len, sources.values()))) as advance:
         for split, source in sources.items():
+            extents[split] = []
             for chunk in source.chunks():
-                extents[split] += filter(None, in_threads(lambda item: extent(*item), chunk))
+                extents[split] += filter(None, in_threads(lambda image: extent(*image), chunk))
                 advance(len(chunk))
     return extents
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..errors import UserError, told
 from ..torch_utils import admit_torchvision
-from .vocabulary import words_of
 
+MOST_WORDS = 2**24  # a number beyond it is a mistake in the file
 _LOG = logging.getLogger("protege")
 
 
@@ -54,6 +54,22 @@ def torchvision_datasets(rest: str) -> dict[str, Any]:
             f"torchvision's {name} cannot be opened in {path} ({told(error)}); download it "
             "there first, or pass your own Dataset to load_data."
         ) from error
+
+
+def words_of(tokenizer: Any) -> tuple[str, ...]:
+    """The tokens in the order of their numbers, added ones too. A number that no token has gets a name of its own, so
+    that each word stands at its number."""
+    numbers: dict[str, int] = tokenizer.get_vocab()
+    size = max(numbers.values(), default=-1) + 1
+    if size > MOST_WORDS:
+        raise UserError(
+            f"the tokenizer has a token of number {size - 1}; expected numbers below {MOST_WORDS}: number its "
+            "tokens anew."
+        )
+    words = [f"<no word {number}>" for number in range(size)]
+    for word, number in numbers.items():
+        words[number] = str(word)
+    return tuple(words)
 
 
 @dataclass(frozen=True)

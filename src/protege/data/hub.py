@@ -16,13 +16,14 @@ import pyarrow as pa
 from torch import Tensor
 
 from ..errors import UserError, told
-from .classes import common_classes
+from .classes import common_classes, read_naming
 from .contents import READ
+from .dataset import Data, Request
+from .datasets import dataset_data
 from .decode import Named
-from .encoded import CHUNK, Listing, Source
+from .encoded import CHUNK, Source, open_images
 from .extras import imported
 from .given import SPLITS
-from .naming import read_naming
 from .parquet import label_column, raw_labels
 from .pixels import readable
 from .repeatable import spread
@@ -80,20 +81,15 @@ class Scenes:
         return row[self.image], row[self.mask]
 
 
-def hub_set(
-    name: str,
-    label: str | None = None,
-    image: str | None = None,
-    mask: str | None = None,
-    config: str | None = None,
-    order: str | None = None,
-) -> Listing | dict[str, Scenes]:
-    """Encoded images with labels, or Datasets of images with masks, for each split of a set.
+def hub_data(request: Request) -> Data:
+    """Encoded images with labels, or images with masks, for each split of a set.
 
-    `name` may end in ``@revision`` (a branch, tag or commit), or is a local folder. `label`, `image` and `mask` are
-    columns, `config` is one of the set's configurations. Labels may be those of `parquet_files`.
+    The set's name may end in ``@revision`` (a branch, tag or commit), or is a local folder. The options `label`,
+    `image` and `mask` are columns, `config` is one of the set's configurations. Labels may be those of `parquet_files`.
     """
-    splits = _splits(name, config)
+    name, options = request.rest, request.options
+    label, image, mask = (options.get(column) for column in ("label", "image", "mask"))
+    splits = _splits(name, options.get("config"))
     where = f"hub set '{name}'"
     train = splits["train"]
     kinds = {column: type(feature).__name__ for column, feature in train.features.items()}
@@ -112,7 +108,7 @@ def hub_set(
     if label is None and mask is None and not numbered and len(others) == 1:
         mask = others[0]
     if mask is not None:
-        return {split: Scenes(rows, image, mask) for split, rows in splits.items()}
+        return dataset_data({split: Scenes(rows, image, mask) for split, rows in splits.items()}, request)
     if label is None and len(numbered) == 1:
         label = numbered[0]
     column = label_column(train.features.arrow_schema, where, label)
@@ -125,13 +121,13 @@ def hub_set(
         names = getattr(rows.features[column], "names", None)
         table = f"the {split} split of {where}"
         columns[split] = [raw_labels(values, column, table, read_naming(names, table) if names else None)]
-    common = common_classes(columns, order)
+    common = common_classes(columns, options.get("order"))
     encoded = imported("datasets", "datasets").Image(decode=False)
     sources: dict[str, tuple[Source, Tensor]] = {}
     for split in columns:
         rows = splits[split].select_columns([image]).cast_column(image, encoded)
         sources[split] = HubRows(rows, image, f"the {split} split of {where}"), common.labels[split]
-    return Listing(sources, common.classes, common.numbering)
+    return open_images(request, sources, common.classes, common.numbering)
 
 
 def _splits(name: str, config: str | None) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from .classes import numbers
 from .decode import centred
-from .naming import numbers
 from .pixels import open_image, readable, upright
 from .views import VOID
 

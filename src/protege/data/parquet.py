@@ -18,28 +18,29 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .classes import RawLabels, common_classes
+from .classes import Naming, RawLabels, common_classes, read_naming
 from .contents import READ, content_of
+from .dataset import Data, Request
 from .decode import Named
-from .encoded import CHUNK, Listing, Source
+from .encoded import CHUNK, Source, open_images
 from .folders import visible
 from .kept import KeptImages, keep_images
-from .naming import Naming, read_naming
 from .progress import progress
 
 _SAMPLE, _CHUNK_BYTES = 256, 16 << 20
 
 
-def parquet_files(path: Path, label: str | None = None, order: str | None = None) -> Listing:
-    """train*.parquet, val*.parquet and test*.parquet in `path`, or one file; the column `label` has the labels.
+def parquet_files(request: Request) -> Data:
+    """train*.parquet, val*.parquet and test*.parquet in the path, or one file; the column `label` has the labels.
 
     Class names as labels are numbered in the `order` of their numbers ("number", the default) or text as class folders
     are.
     """
+    path, options = request.path, request.options
     files = _files(path)
     schemas = {file: _schema(file) for shards in files.values() for file in shards}
     first = schemas[files["train"][0]]
-    image, column = _image_column(first, path), label_column(first, path, label)
+    image, column = _image_column(first, path), label_column(first, path, options.get("label"))
     for file, schema in schemas.items():
         for kind, name in (("image", image), ("label", column)):
             if name not in schema.names:
@@ -50,7 +51,7 @@ def parquet_files(path: Path, label: str | None = None, order: str | None = None
             values = pq.read_table(file, columns=[name]).column(0)
         return raw_labels(values, name, str(file), _class_names(schemas[file], name))
 
-    common = common_classes({split: list(map(labels, shards)) for split, shards in files.items()}, order)
+    common = common_classes({split: list(map(labels, shards)) for split, shards in files.items()}, options.get("order"))
     splits: dict[str, tuple[Source, Tensor]] = {
         split: (Rows(shards, image), common.labels[split]) for split, shards in files.items()
     }
@@ -60,7 +61,7 @@ def parquet_files(path: Path, label: str | None = None, order: str | None = None
         superclasses = _superclasses(
             torch.from_numpy(coarse.astype(np.int64)), common.labels["train"], len(common.classes)
         )
-    return Listing(splits, common.classes, common.numbering, superclasses)
+    return open_images(request, splits, common.classes, common.numbering, superclasses)
 
 
 def raw_labels(values: pa.ChunkedArray, column: str, table: str, naming: Naming | None) -> RawLabels:

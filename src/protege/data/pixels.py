@@ -182,12 +182,13 @@ def _sixteen_bits(image: Any, raw: str) -> np.ndarray:
     return upper << 8 | lower
 
 
-def extent(image: Image.Image, what: str) -> tuple[str, Extent] | None:
-    """The `depth` of an image, which is called `what`, and the extent of its pixels; None for one of 8 bits."""
-    kind = depth(image)
-    if kind is None:
-        return None
+def extent(image: Image.Image | bytes, what: str) -> tuple[str, Extent] | None:
+    """The `depth` of an image or file, which is called `what`, and the extent of its pixels; None for one of 8 bits."""
     with readable(what):
+        image = open_image(image) if isinstance(image, bytes) else image
+        kind = depth(image)
+        if kind is None:
+            return None
         pixels = values(image)
     if kind == "float" and not np.isfinite(pixels).all():
         raise not_finite(what)

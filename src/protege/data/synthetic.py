@@ -1,6 +1,7 @@
-"""Synthetic data with two dials: how much classes resemble each other, and how hard they are to tell apart.
+"""Sets that need no files: scikit-learn's digits, and synthetic data with two dials, how much classes resemble each
+other and how hard they are to tell apart.
 
-After the synthetic study of Tang et al. 2020, "Understanding and Improving Knowledge Distillation": K
+The latter after the synthetic study of Tang et al. 2020, "Understanding and Improving Knowledge Distillation": K
 classes in G superclasses have the unit centres ``c_k = √ρ·g_{s(k)} + √(1−ρ)·u_k``, all g and u orthonormal, so that
 two centres' cosine is ρ within a superclass and 0 between superclasses. A sample is ``tanh(B·tanh(A·(c + σ·n)))``, n
 standard normal, A and B random and fixed.
@@ -19,7 +20,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .augment import Augment
+from .classes import GIVEN
+from .dataset import Data, Request
 from .samples import InMemory
+from .split import hold_out
 
 _CENTRES, _MAP, _TRAIN, _TEST = range(4)  # streams of random numbers
 TEST_PER_CLASS = 100
@@ -119,3 +124,21 @@ def synthetic(dials: Dials) -> dict[str, InMemory]:
     counts = (dials.samples or 100 * dials.classes, TEST_PER_CLASS * dials.classes)
     drawn = (_draw(dials, count, stream) for count, stream in zip(counts, (_TRAIN, _TEST), strict=True))
     return {split: InMemory(*pair) for split, pair in zip(("train", "test"), drawn, strict=True)}
+
+
+def synthetic_data(request: Request) -> Data:
+    dials = read_dials(request.rest, request.spec)
+    return request.data(synthetic(dials), class_names(dials), augment=Augment(), superclasses=dials.superclass)
+
+
+def digits(request: Request) -> Data:
+    """scikit-learn's handwritten digits (Alpaydin & Kaynak 1998): 1,797 grey images of 8×8, 360 held out as
+    test."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[..., None]
+    labels = torch.from_numpy(bunch.target)
+    parts = zip(("train", "test"), hold_out(torch.arange(len(labels)), labels, 360 / len(labels), seed=0), strict=True)
+    splits = {split: InMemory(pixels[index], labels[index]) for split, index in parts}
+    return request.data(splits, tuple("0123456789"), augment=Augment(shift=1), numbering=GIVEN)

@@ -34,6 +34,7 @@ from torch import Tensor
 from ..errors import UserError
 from .augment import Augment
 from .batch import Batch
+from .dataset import Data, Request
 from .extras import read_tokenizer
 from .labels import UNLABELLED
 from .samples import Samples
@@ -95,33 +96,35 @@ class Text(Samples):
         return Text(tokens, self.words, self.end, self.length, self.context)
 
 
-def open_text(
-    path: Path, *, vocabulary: str = "", length: str = "", context: str = "", tokenizer: str = ""
-) -> tuple[dict[str, Samples], tuple[str, ...]]:
-    """The parts of a text, "train", "val" and "test", and the words of its vocabulary.
+def text_data(request: Request) -> Data:
+    """A text's parts, and the words of its vocabulary as classes.
 
-    `path` is a folder with `train`, `valid` and `test` (also `ptb.train`, `wiki.train`; `.txt`, `.tokens` or
-    nothing behind), or one file, which is cut into 80, 10 and 10 percent. `length` and `context` are numbers of words,
-    see `Text`. `vocabulary` is how many words to keep, the most frequent, or a model's folder whose words to take.
-    `tokenizer` is the folder of a Hugging Face tokenizer, whose tokens then are the words.
+    The path is a folder with `train`, `valid` and `test` (also `ptb.train`, `wiki.train`; `.txt`, `.tokens` or
+    nothing behind), or one file, which is cut into 80, 10 and 10 percent. The options `length` and `context` are
+    numbers of words, see `Text`. `vocabulary` is how many words to keep, the most frequent, or a model's folder whose
+    words to take. `tokenizer` is the folder of a Hugging Face tokenizer, whose tokens then are the words.
 
     Raises UserError for what is not there, not text, too short, or leaves no vocabulary.
     """
+    path, options = request.path, request.options
+    length, context, vocabulary, tokenizer = (
+        options.get(key, "") for key in ("length", "context", "vocabulary", "tokenizer")
+    )
     size = _whole("length", length, LENGTH, 1), _whole("context", context, CONTEXT, 0)
     if tokenizer and vocabulary:
         raise UserError(
             f"vocabulary={vocabulary} and tokenizer={tokenizer} were both given; a tokenizer has its own vocabulary, "
             "so give only one of them."
         )
-    texts = {part: _content(file) for part, file in _find(path).items()}
+    contents = {part: _content(file) for part, file in _find(path).items()}
     if tokenizer:
         cut = read_tokenizer(tokenizer)
         words, end, unknown = cut.words, cut.end, cut.unknown
-        parts = _split(path, {part: np.asarray(cut.encode(text), np.int32) for part, text in texts.items()})
+        parts = _split(path, {part: np.asarray(cut.encode(text), np.int32) for part, text in contents.items()})
     else:
         numbers: dict[str, int] = {UNKNOWN: 0, END: 1}
-        mark = _mark(path, texts["train" if "train" in texts else "val"])
-        parts = _split(path, {part: _numbered(text, numbers, mark) for part, text in texts.items()})
+        mark = _mark(path, contents["train" if "train" in contents else "val"])
+        parts = _split(path, {part: _numbered(text, numbers, mark) for part, text in contents.items()})
         parts, words = _worded(parts, numbers, vocabulary)
         end, unknown = words.index(END), words.index(UNKNOWN)
     if len(parts["train"]) < size[0]:
@@ -130,7 +133,8 @@ def open_text(
             "give more text or a smaller ?length=."
         )
     _tell_unknown(path, parts, words, end, unknown)
-    return {part: Text(torch.from_numpy(t), len(words), end, *size) for part, t in parts.items()}, words
+    texts = {part: Text(torch.from_numpy(tokens), len(words), end, *size) for part, tokens in parts.items()}
+    return Data(request.spec, "language", texts["train"], texts["val"], texts["test"], words, Augment())
 
 
 def _tell_unknown(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..lookup import find_callable, place_of, source_digest, typed
-from .arrays import ImageKind, image_pixels
+from .given import ImageKind, image_pixels
 from .pixels import Deviation
 from .views import Draw, draws
 

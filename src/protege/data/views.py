@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 CLEAN = -1
 """The view that is not augmented."""
 
+SMALL = 64
+"""Images up to this many pixels high and wide keep their size."""
+
 MOST_PIXELS = 1 << 14
 """The longest side that images are brought to, and the farthest that they are shifted."""
 

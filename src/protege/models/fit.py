@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..data.naming import numbers
+from ..data.classes import numbers
 from ..errors import UserError, told
 from ..outputs import refuse_odd
 from ..torch_utils import copy_network, device_of, has_own_precision, is_unmade, own_dtype, untouched

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from ..data.classes import numbers
 from ..data.labels import MOST_CLASSES
-from ..data.naming import numbers
 from ..errors import UserError, shown
 from ..files import usable
 from ..surgery import rebuild

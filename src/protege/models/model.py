@@ -8,8 +8,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from ..data.classes import read_naming
 from ..data.labels import BY_CONTENT
-from ..data.naming import read_naming
 from ..errors import UserError, shown
 from ..files import usable
 from ..outputs import logits_in

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.vocabulary import words_of
+from ..data.extras import words_of
 from ..errors import UserError, shown, told
 from ..torch_utils import admit_torchvision
 from .language import Reader
