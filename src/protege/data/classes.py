@@ -237,16 +237,6 @@ class RawLabels:
     where: Callable[[int], str]
     naming: Naming | None = None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.naming.names if self.naming is not None and self.naming.named else ()
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The different labels that are text, sorted."""
-        values = [] if isinstance(self.values, Tensor | np.ndarray) else self.values
-        return ordered({value for value in values if isinstance(value, str)}, "text")
-
 
 @dataclass(frozen=True)
 class CommonClasses:
@@ -270,8 +260,14 @@ def common_classes(splits: Mapping[str, Sequence[RawLabels]], order: str | None 
         if not sum(len(part.values) for part in given):
             raise UserError(f"the {split} split has no rows; give some with images.")
     parts = [(split, part) for split in sorted(splits, key=lambda s: s != "train") for part in splits[split]]
-    classes = union(filter(None, (part.names for _, part in parts)))
-    texts = [part.texts for _, part in parts]
+    named = [part.naming.names if part.naming is not None and part.naming.named else () for _, part in parts]
+    classes = union(filter(None, named))
+    texts = [
+        ()
+        if isinstance(part.values, Tensor | np.ndarray)
+        else sorted({value for value in part.values if isinstance(value, str)})
+        for _, part in parts
+    ]
     labels: dict[str, list[Tensor]] = {split: [] for split in splits}
     numbers_of: dict[str, dict[str, int]] = {split: {} for split in splits}
     place: dict[str, Tensor] = {}
@@ -289,11 +285,11 @@ def common_classes(splits: Mapping[str, Sequence[RawLabels]], order: str | None 
         if order is not None:
             raise UserError(f"order={order} is for labels that are text, but those {parts[0][1].where(0)} are numbers.")
         numbering = GIVEN if classes else BARE
-        for split, part in parts:
-            _check(np.asarray(part.values), part.where, len(part.names or classes) or None)
+        for (split, part), part_names in zip(parts, named, strict=True):
+            _check(np.asarray(part.values), part.where, len(part_names or classes) or None)
             values = torch.from_numpy(np.asarray(part.values).astype(np.int64))
-            if part.names and part.names != classes[: len(part.names)]:
-                place[split] = among(part.names, classes, "class names")
+            if part_names and part_names != classes[: len(part_names)]:
+                place[split] = among(part_names, classes, "class names")
                 values = renumbered(values, place[split])
             labels[split].append(values)
     joined = {split: torch.cat(chunks) for split, chunks in labels.items()}

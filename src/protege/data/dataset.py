@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import usable
 from .augment import Augment
 from .classes import BARE, GIVEN, SETTLED, SORTED, VECTORS, check_text, numbers, other_order
 from .labels import BY_CONTENT, UNLABELLED
@@ -158,10 +157,12 @@ def check_complete(data: Data) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """What `load_data` was asked for: a spec, what stands behind its colon, its options, and the arguments."""
+    """What `load_data` was asked for: a spec, what stands behind its colon (also as a path, if it is one), its options,
+    and the arguments."""
 
     spec: str
     rest: str
+    path: Path
     options: dict[str, str]
     image_size: int | None
     memory_limit: int
@@ -169,10 +170,6 @@ class Request:
     whole: bool
     ranges: Ranges
     held_out: str
-
-    @property
-    def path(self) -> Path:
-        return usable(self.rest, "data")
 
     def data(
         self,

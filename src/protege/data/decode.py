@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_all_start_methods, get_context
 from os import cpu_count
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from .pixels import Deviation, is_grey, open_image, readable, shown
 from .ranges import Ranges
-from .views import CLEAN, SMALL, boxes
-
-if TYPE_CHECKING:
-    from .augment import Augment
+from .views import SMALL
 
 _MANY = 2000
 _CHUNK_BYTES = 4 << 20
@@ -45,11 +43,6 @@ class Form:
     resize: bool
     ranges: Ranges = ()
 
-    @property
-    def size(self) -> int:
-        """Bytes of one decoded image."""
-        return self.height * self.width * self.channels
-
 
 def centred(
     image: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.BILINEAR
@@ -63,10 +56,14 @@ def centred(
     return image.resize((width, height), resample, box=box)
 
 
-def decode(data: bytes, name: str, form: Form, crop: tuple[Augment, int, int] | None = None) -> tuple[np.ndarray, bool]:
+Crop = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Boxes (top, left, height, width) in images of these heights and widths, and whether they are flipped: see `boxes`."""
+
+
+def decode(data: bytes, name: str, form: Form, crop: Crop | None = None) -> tuple[np.ndarray, bool]:
     """Pixels of an encoded image, uint8 [height, width, channels] of `form`, and whether some were transparent.
 
-    With `crop` = (augment, position, view), its random resized crop, cut from the full-size original.
+    With `crop` a box of it, cut from the full-size original.
     Raises UserError naming the image where it cannot be decoded, and Deviation where it is not of the form.
     """
     with readable(name):
@@ -79,10 +76,8 @@ def decode(data: bytes, name: str, form: Form, crop: tuple[Augment, int, int] | 
             raise Deviation(f"{name} {error}") from None
     if not form.resize and image.size != (form.width, form.height):
         raise Deviation(f"{name} is {image.width}×{image.height}")
-    if crop is not None and crop[2] != CLEAN and crop[0].crop:
-        augment, position, view = crop
-        sides = torch.tensor([image.height]), torch.tensor([image.width])
-        box, flip = boxes(augment, torch.tensor([position]), view, *sides)
+    if crop is not None:
+        box, flip = crop(torch.tensor([image.height]), torch.tensor([image.width]))
         top, left, height, width = box[0].tolist()
         target = (form.width, form.height)
         image = image.resize(target, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
@@ -121,7 +116,10 @@ def _pool(form: Form, total: int) -> Executor:
 def decode_all(chunks: Iterable[list[Named]], form: Form, count: int) -> Iterator[tuple[np.ndarray, str | None]]:
     """The pixels, uint8 [M, H, W, C], of `count` images, some at a time and in their order, decoded on all processors;
     and the name of one that has transparent pixels. Raises as `decode`."""
-    images, size = chain.from_iterable(chunks), max(1, min(256, _CHUNK_BYTES // form.size))
+    images, size = (
+        chain.from_iterable(chunks),
+        max(1, min(256, _CHUNK_BYTES // (form.height * form.width * form.channels))),
+    )
     pending: deque[Future[tuple[np.ndarray, str | None]]] = deque()
     with _pool(form, count) as pool:
         try:

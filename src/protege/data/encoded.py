@@ -11,7 +11,8 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from .pixels import (
 from .progress import progress
 from .ranges import Extent, Ranges, settle
 from .samples import Images, InMemory, Samples, Streamed
-from .views import SMALL
+from .views import CLEAN, SMALL, boxes
 
 VERSION = 3  # of what decoding makes of an image
 MANY = 5000  # small images from which on decoding takes longer than a moment
@@ -85,20 +86,13 @@ class Survey:
         self._headers |= {header} if header else set()
         return size
 
-    @property
-    def small(self) -> bool:
-        return len(self.sizes) == 1 and max(map(max, self.sizes)) <= SMALL
-
-    @property
-    def settled(self) -> bool:
-        """Whether images not yet seen cannot change the form."""
-        return self.colour and not self.small
-
     def form(self, image_size: int | None, ranges: Ranges = ()) -> Form:
+        """What the images are brought to: their own size where that is small and the same for all."""
         channels, side = 3 if self.colour else 1, image_size or 224
-        if image_size is None and self.small:
+        if image_size is None and len(self.sizes) == 1:
             ((width, height),) = self.sizes
-            return Form(height, width, channels, False, ranges)
+            if max(width, height) <= SMALL:
+                return Form(height, width, channels, False, ranges)
         return Form(side, side, channels, True, ranges)
 
 
@@ -178,8 +172,11 @@ class FromSource:
 
     def read(self, position: int, augment: Augment, view: int) -> tuple[np.ndarray, np.ndarray | None]:
         data, name = self.source.read(position)
+        crop = None
+        if self.crops and augment.crop and view != CLEAN:
+            crop = partial(boxes, augment, torch.tensor([position]), view)
         with _as_refused():
-            pixels, _ = decode(data, name, self.form, (augment, position, view) if self.crops else None)
+            pixels, _ = decode(data, name, self.form, crop)
         if self.mask_form is None:
             return pixels, None
         values = fitted_mask(read_mask(self.masks[position]), self.form.height, self.form.width)
@@ -220,25 +217,32 @@ def open_images(
     image looked at, unless an earlier run has done so.
     """
     sources = {split: source for split, (source, _) in images.items()}
-    survey, total = Survey(), sum(map(len, sources.values()))
+    survey, total, surveyed = Survey(), sum(map(len, sources.values())), 0
     for image in chain.from_iterable(source.sample() for source in sources.values()):
         survey.add(*image, pixels=True)
+        surveyed += 1
     form = survey.form(request.image_size, request.ranges)
-    fits = total * form.size <= request.memory_limit
-    if survey.deep or not survey.settled or fits:
-        kept = fits and not survey.deep
-        new = [source for source in sources.values() if not (kept and _kept(source, form, request.scratch, make=False))]
+    fits = total * form.height * form.width * form.channels <= request.memory_limit
+    settled = survey.colour and form.resize  # whatever those are that have not been looked at
+    if surveyed < total and (fits or survey.deep or not settled):
+        new = list(sources.values())
+        if fits and not survey.deep:
+            new = [source for source in new if _kept(source, form, request.scratch, make=False) is None]
         with progress("surveying images", sum(map(len, new))) as advance:
             for chunk in chain.from_iterable(source.chunks() for source in new):
                 for data, name in chunk:
                     survey.add(data, name)
                 advance(len(chunk))
-    ranges = settle(request.spec, _extents(sources), request.ranges) if survey.deep else request.ranges
-    form = survey.form(request.image_size, ranges)
+        form = survey.form(request.image_size, request.ranges)
+    ranges = request.ranges
+    if survey.deep:
+        ranges = settle(request.spec, _extents(sources), ranges)
+        form = replace(form, ranges=ranges)
+    fits = total * form.height * form.width * form.channels <= request.memory_limit
     tell_transparent(survey.transparent)
     splits: dict[str, Samples] = {}
     for split, (source, labels) in images.items():
-        if total * form.size <= request.memory_limit:
+        if fits:
             splits[split] = InMemory(in_memory(source, form, survey, request.scratch), labels)
         else:
             splits[split] = Streamed(FromSource(source.random_access(request.scratch), form), labels)

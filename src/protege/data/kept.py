@@ -29,14 +29,6 @@ _SUM, _SUMS = 4, np.dtype("<u4")  # bytes of a checksum
 _SCHEMA = pa.schema({"image": pa.large_binary(), "crc32": pa.uint32()})
 
 
-def cache_root() -> Path:
-    """Where caches lie: $PROTEGE_CACHE, or protege/ in $XDG_CACHE_HOME or ~/.cache."""
-    if named := os.environ.get("PROTEGE_CACHE"):
-        return Path(named).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "protege"
-
-
 def _drop_unused(folder: Path, pattern: str) -> None:
     """Make the folder; remove files of this pattern that were not used for long, and what killed processes left."""
     folder.mkdir(parents=True, exist_ok=True)

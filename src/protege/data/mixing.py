@@ -5,16 +5,12 @@ Which sample and how much of it are functions of (seed, sample, view), as all th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from .augment import Augment
 from .labels import UNLABELLED
 from .views import Draw, below, draws, uniform
-
-if TYPE_CHECKING:
-    from .augment import Augment
 
 WHOLE = 256  # a share of 1
 

@@ -38,7 +38,10 @@ def parquet_files(request: Request) -> Data:
     """
     path, options = request.path, request.options
     files = _files(path)
-    schemas = {file: _schema(file) for shards in files.values() for file in shards}
+    schemas: dict[Path, pa.Schema] = {}
+    for file in chain.from_iterable(files.values()):
+        with _readable(file):
+            schemas[file] = pq.read_schema(file)
     first = schemas[files["train"][0]]
     image, column = _image_column(first, path), label_column(first, path, options.get("label"))
     for file, schema in schemas.items():
@@ -56,7 +59,8 @@ def parquet_files(request: Request) -> Data:
         split: (Rows(shards, image), common.labels[split]) for split, shards in files.items()
     }
     superclasses = None
-    if column != "coarse_label" and all(_is_integer(schemas[file], "coarse_label") for file in files["train"]):
+    kinds = [dict(zip(schemas[file].names, schemas[file].types, strict=True)) for file in files["train"]]
+    if column != "coarse_label" and all(pa.types.is_integer(kind.get("coarse_label", pa.null())) for kind in kinds):
         coarse = np.concatenate([np.asarray(labels(file, "coarse_label").values) for file in files["train"]])
         superclasses = _superclasses(
             torch.from_numpy(coarse.astype(np.int64)), common.labels["train"], len(common.classes)
@@ -79,11 +83,6 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"data file {path} is not Parquet, or is damaged; give a readable Parquet file.") from error
-
-
-def _schema(path: Path) -> pa.Schema:
-    with _readable(path):
-        return pq.read_schema(path)
 
 
 def _files(path: Path) -> dict[str, list[Path]]:
@@ -118,10 +117,6 @@ def _image_column(schema: pa.Schema, path: Path) -> str:
     return images[0]
 
 
-def _is_integer(schema: pa.Schema, column: str) -> bool:
-    return column in schema.names and pa.types.is_integer(schema.field(column).type)
-
-
 def _holds_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # pandas' categories
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
@@ -129,7 +124,7 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 def label_column(schema: pa.Schema, path: Path | str, wanted: str | None) -> str:
     """The column of labels: the one that is `wanted`, or whose name or type tells."""
-    whole = [name for name in schema.names if _is_integer(schema, name)]
+    whole = [field.name for field in schema if pa.types.is_integer(field.type)]
     listed = ", ".join(schema.names)
     if wanted is not None and wanted not in schema.names:
         raise UserError(f"label column '{wanted}' is not in {path}; its columns are {listed}.")
@@ -169,16 +164,6 @@ def _superclasses(coarse: Tensor, labels: Tensor, classes: int) -> tuple[int, ..
     return tuple(group.tolist()) if torch.equal(group[labels], coarse) and bool((group >= 0).all()) else None
 
 
-def _called(path: Path, row: int) -> str:
-    return f"image in row {row} of {path}"
-
-
-def _checked(data: bytes | None, row: int, path: Path) -> Named:
-    if data is None:
-        raise UserError(f"{_called(path, row)} is null; every row needs the encoded image's bytes.")
-    return data, _called(path, row)
-
-
 class Rows(Source):
     """Images in a column of Parquet files, which are read in order."""
 
@@ -189,10 +174,10 @@ class Rows(Source):
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def place(self, position: int) -> tuple[Path, int]:
-        """The file that an image lies in, and its row there."""
+    def name(self, position: int) -> str:
+        """What an image is called in a sentence."""
         shard = bisect_right(self.ends, position)
-        return self.paths[shard], position - (self.ends[shard - 1] if shard else 0)
+        return f"image in row {position - (self.ends[shard - 1] if shard else 0)} of {self.paths[shard]}"
 
     def read(self, position: int) -> Named:
         return next(self.chunks([position]))[0]
@@ -222,15 +207,19 @@ class Rows(Source):
                 inside = (at >= start) & (at < start + len(batch))
                 column = batch.column(0).field("bytes") if batch.column(0).type.num_fields else batch.column(0)
                 images = column.take(pa.array(at[inside] - start)).to_pylist()
+                names = [f"image in row {row} of {path}" for row in rows[inside].tolist()]
+                if None in images:
+                    raise UserError(f"{names[images.index(None)]} is null; every row needs the encoded image's bytes.")
                 if images:
-                    yield [_checked(data, row, path) for data, row in zip(images, rows[inside].tolist(), strict=True)]
+                    yield list(zip(images, names, strict=True))
                 start += len(batch)
 
     def sample(self) -> Iterator[Named]:
-        paths = self.paths[:: -(-len(self.paths) // _SAMPLE)]
-        for path in paths:
-            rows = pq.read_metadata(path).num_rows
-            yield from chain.from_iterable(self._read(path, np.arange(min(rows, -(-_SAMPLE // len(paths))))))
+        step = -(-len(self.paths) // _SAMPLE)
+        starts, ends = [0, *self.ends[:-1]][::step], self.ends[::step]
+        rows = -(-_SAMPLE // len(starts))
+        first = (range(start, min(end, start + rows)) for start, end in zip(starts, ends, strict=True))
+        return chain.from_iterable(self.chunks([*chain.from_iterable(first)]))
 
     def fingerprint(self, everything: bool = False) -> str:
         return hashlib.sha256(f"{content_of(self.paths, everything)} {self.column}".encode()).hexdigest()
@@ -261,7 +250,7 @@ class KeptRows(Source):
 
     def read(self, position: int) -> Named:
         row = int(self.rows[position])
-        return self.kept.read(row), _called(*self.origin.place(row))
+        return self.kept.read(row), self.origin.name(row)
 
     def part(self, index: Tensor) -> KeptRows:
         return KeptRows(self.kept, self.origin, self.digest, self.rows[index.numpy()])

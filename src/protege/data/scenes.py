@@ -55,7 +55,7 @@ def segmentation_folder(request: Request) -> Data:
     splits = _pairs_by_split(path)
     form, sizes, survey = _common_form(request, splits)
     total = sum(map(len, splits.values()))
-    kept = total * (form.size + form.height * form.width) <= request.memory_limit
+    kept = total * form.height * form.width * (form.channels + 1) <= request.memory_limit
     masks: dict[str, list[np.ndarray | None]] = {}
     seen: dict[str, np.ndarray] = {}
 

@@ -14,13 +14,13 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from ..errors import UserError, shown
+from ..files import usable
 from ..settings import public
 from .classes import ORDERS, check_labels
 from .dataset import Data, Request
 from .datasets import python_data, torchvision_data
 from .folders import image_folders
 from .hub import hub_data
-from .kept import cache_root
 from .labels import BY_CONTENT
 from .parquet import parquet_files
 from .ranges import Ranges
@@ -30,6 +30,14 @@ from .text import text_data
 from .views import MOST_PIXELS
 
 GIB = 1 << 30
+
+
+def cache_root() -> Path:
+    """Where caches lie: $PROTEGE_CACHE, or protege/ in $XDG_CACHE_HOME or ~/.cache."""
+    if named := os.environ.get("PROTEGE_CACHE"):
+        return Path(named).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "protege"
 
 
 @dataclass(frozen=True)
@@ -102,16 +110,18 @@ def load_data(
         raise UserError(
             f"image size {shown(image_size)} is {wrong}; give a number of pixels, such as 224, up to {MOST_PIXELS:,}."
         )
-    request = Request("dataset", "", {}, image_size, memory_limit, scratch or cache_root(), whole, ranges, held_out)
+    request = Request(
+        "dataset", "", Path(), {}, image_size, memory_limit, scratch or cache_root(), whole, ranges, held_out
+    )
     if not isinstance(spec, str):
         return python_data(spec, request)
     scheme, colon, rest = spec.partition(":")
     if scheme not in SPECS or bool(colon) != bool(SPECS[scheme].rest):
         raise UserError(f"data '{spec}' is not known; {_hint(spec, scheme)}")
     kind, options = SPECS[scheme], {}
-    path, mark, query = rest.rpartition("?")
+    before, mark, query = rest.rpartition("?")
     if mark and "=" in query and scheme != "synthetic":
-        rest, options = path, dict(parse_qsl(query))
+        rest, options = before, dict(parse_qsl(query))
     for key in options:
         if key not in kind.options:
             known = ", ".join(kind.options) or "none"
@@ -124,7 +134,8 @@ def load_data(
         raise UserError(f"data '{spec}' names nothing behind the colon; write {scheme}:{kind.rest}.")
     if image_size is not None and kind.one_size and (scheme != "digits" or image_size != 8):
         raise UserError(f"image size {image_size} cannot be had of '{spec}', {kind.one_size}; leave it out.")
-    return kind.open(replace(request, spec=spec, rest=rest, options=options))
+    path = usable(rest, "data") if kind.rest == "PATH" else Path()
+    return kind.open(replace(request, spec=spec, rest=rest, path=path, options=options))
 
 
 def _checked(data: Data, image_size: int | None) -> Data:

@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .labels import UNLABELLED
-
-if TYPE_CHECKING:
-    from .augment import Augment
 
 CLEAN = -1
 """The view that is not augmented."""
@@ -41,6 +38,21 @@ GAMMA = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
+
+
+class Moves(Protocol):
+    """Where the pixels of views come from: what `Augment` says of it."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def shift(self) -> int: ...
+    @property
+    def flip(self) -> bool: ...
+    @property
+    def crop(self) -> float: ...
+    @property
+    def moves(self) -> bool: ...
 
 
 class Draw(IntEnum):
@@ -107,7 +119,7 @@ def reflect(position: Tensor, size: int) -> Tensor:
     return torch.minimum(position, period - position)
 
 
-def _moved(augment: Augment, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _moved(augment: Moves, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Where views made by translation and flip take their rows, int64 [B, height], and columns, [B, width], from;
     positions outside the image are not folded back."""
     rows = torch.arange(height, device=index.device).expand(len(index), height)
@@ -130,7 +142,7 @@ def pick(pixels: Tensor, at: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def boxes(
-    augment: Augment, index: Tensor, view: int, height: Tensor, width: Tensor, aspect: float = 1.0
+    augment: Moves, index: Tensor, view: int, height: Tensor, width: Tensor, aspect: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Crop boxes of random resized crops in images of the given sizes (int64 [B] each).
 
@@ -164,9 +176,7 @@ def _taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Ten
     return start[:, None] + low, start[:, None] + high, centre & 255
 
 
-def resized_crops(
-    pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment, aspect: float = 1.0
-) -> Tensor:
+def resized_crops(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Moves, aspect: float = 1.0) -> Tensor:
     """Random resized crops, uint8 [B, H, W, C], of images pixels[at] (uint8 [N, H, W, C]), by bilinear
     interpolation back to the images' own size; `aspect` as in `boxes`."""
     _, height, width, _ = pixels.shape
@@ -182,7 +192,7 @@ def resized_crops(
     return ((above * (256 - down) + under * down + (1 << 15)) >> 16).to(torch.uint8)
 
 
-def render(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment, aspect: float = 1.0) -> Tensor:
+def render(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Moves, aspect: float = 1.0) -> Tensor:
     """The view of images pixels[at], which are samples number `index`: uint8 [B, C, H, W], channels-last memory.
 
     `pixels` is uint8 [N, H, W, C]; `at` and `index` are int64 [B] on its device; `aspect` as in `boxes`.
@@ -198,7 +208,7 @@ def render(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Augmen
     return out.permute(0, 3, 1, 2)
 
 
-def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: int, augment: Augment, aspect: float = 1.0) -> Tensor:
+def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: int, augment: Moves, aspect: float = 1.0) -> Tensor:
     """The labels that belong to `render`: int64 [B, H, W] of masks[at] (uint8 [N, H, W]).
 
     A mask takes its nearest value; `UNLABELLED` are pixels that are `VOID` or come from outside the image.
@@ -220,9 +230,7 @@ def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: int, augment: A
     return picked.long().masked_fill_(void, UNLABELLED)
 
 
-def _nearest(
-    augment: Augment, index: Tensor, view: int, height: int, width: int, aspect: float
-) -> tuple[Tensor, Tensor]:
+def _nearest(augment: Moves, index: Tensor, view: int, height: int, width: int, aspect: float) -> tuple[Tensor, Tensor]:
     """The pixels nearest to the centres that a random resized crop looks at: rows [B, H], columns [B, W]."""
     size = torch.full_like(index, height), torch.full_like(index, width)
     box, flip = boxes(augment, index, view, *size, aspect)
