@@ -149,6 +149,10 @@ def test_what_is_decoded_is_the_same_in_any_order_and_part(kind, tmp_path):
     again = part.part(torch.tensor([2, 0]))
     assert torch.equal(again.pixels, whole[[1, 9]])
     assert torch.equal(part.pixels, whole[[9, 250, 1]])
+    backwards = torch.arange(COUNT).flip(0)
+    assert torch.equal(train.part(backwards).pixels, whole.flip(0))
+    assert torch.equal(train.part(backwards).labels, train.labels.flip(0))
+    assert train.part(backwards).fingerprint() != train.fingerprint()
     assert turned.labels.tolist() == (1 - train.labels).tolist()
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0)).split(32)
     for batch in batches(turned, order, CLEAN, Augment()):

@@ -26,7 +26,7 @@ from .dataset import Data, Request
 from .decode import centred
 from .encoded import tell_transparent
 from .extras import torchvision_datasets
-from .given import ImageKind, image_pixels, is_image, kind_of, label_in, mask_of, read_item, splits_in
+from .given import ImageKind, image_pixels, is_image, kind_of, label_in, mask_of, read_item
 from .labels import BY_CONTENT
 from .masks import MaskForm, mask_classes, present
 from .pixels import Deviation
@@ -199,11 +199,6 @@ class Items:
                     self.item(at)
                 advance(1)
         return torch.tensor([self._places[at] for at in range(len(self))], dtype=torch.float64)
-
-
-def python_data(given: Any, request: Request) -> Data:
-    """What is given in Python, see `given`."""
-    return dataset_data(splits_in(given), request)
 
 
 def torchvision_data(request: Request) -> Data:

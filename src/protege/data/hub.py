@@ -23,7 +23,7 @@ from .datasets import dataset_data
 from .decode import Named
 from .encoded import CHUNK, Source, open_images
 from .extras import imported
-from .given import SPLITS
+from .given import SPLITS, Arrays
 from .parquet import label_column, raw_labels
 from .pixels import readable
 from .repeatable import spread
@@ -53,8 +53,8 @@ class HubRows(Source):
     def chunks(self, positions: Sequence[int] | None = None) -> Iterator[list[Named]]:
         positions = range(len(self)) if positions is None else positions
         for start in range(0, len(positions), CHUNK):
-            some = positions[start : start + CHUNK]
-            yield [self._named(image, at) for image, at in zip(self.rows[some][self.column], some, strict=True)]
+            rows = positions[start : start + CHUNK]
+            yield [self._named(image, row) for image, row in zip(self.rows[rows][self.column], rows, strict=True)]
 
     def part(self, index: Tensor) -> HubRows:
         return HubRows(self.rows.select(index.tolist()), self.column, self.name)
@@ -65,20 +65,6 @@ class HubRows(Source):
         for at in spread(len(self), len(self) if everything else max(64, READ // max(1, size))):
             digest.update(hashlib.sha256(self.read(at)[0]).digest())
         return digest.hexdigest()
-
-
-class Scenes:
-    """Images and masks of a split as a map-style Dataset."""
-
-    def __init__(self, rows: Any, image: str, mask: str) -> None:
-        self.rows, self.image, self.mask = rows, image, mask
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, position: int) -> tuple[Any, Any]:
-        row = self.rows[position]
-        return row[self.image], row[self.mask]
 
 
 def hub_data(request: Request) -> Data:
@@ -108,7 +94,8 @@ def hub_data(request: Request) -> Data:
     if label is None and mask is None and not numbered and len(others) == 1:
         mask = others[0]
     if mask is not None:
-        return dataset_data({split: Scenes(rows, image, mask) for split, rows in splits.items()}, request)
+        pairs = {split: [rows.select_columns([c])[c] for c in (image, mask)] for split, rows in splits.items()}
+        return dataset_data({split: Arrays(*pair) for split, pair in pairs.items()}, request)
     if label is None and len(numbered) == 1:
         label = numbered[0]
     column = label_column(train.features.arrow_schema, where, label)

@@ -11,7 +11,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -142,25 +141,17 @@ class Images:
         if not self.missing.any():
             self.missing = None
 
-    def part(self, rows: Tensor) -> Images:
-        """The images at some rows."""
-        content = None if self.content is None else partial(_digest_of, self.content, rows.numpy())
-        return self._copy(self.pixels[rows], rows, content)
-
-    def to(self, device: torch.device | str) -> Images:
-        pixels = self.pixels.to(device)
-        return self if pixels is self.pixels else self._copy(pixels, torch.arange(len(pixels)), self.content)
-
-    def _copy(self, pixels: Tensor, rows: Tensor, content: Callable[[], str] | None) -> Images:
-        """Another tensor of these rows, whose images that are not decoded yet are decoded here."""
+    def on(self, device: torch.device | str, rows: Tensor) -> Images:
+        """A copy of the images at some rows on a device; those that are not decoded yet are decoded here."""
+        pixels = self.pixels[rows].to(device)
         if self.missing is None:
-            return Images(pixels, content=content)
+            return Images(pixels)
 
         def decode(wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             self.load(rows[wanted])
             yield wanted, self.pixels[rows[wanted]]
 
-        copy = Images(pixels, decode, content)
+        copy = Images(pixels, decode)
         copy.missing = self.missing[rows]
         return copy
 
@@ -171,70 +162,85 @@ class InMemory(Samples):
 
     in_memory = True
 
-    def __init__(self, pixels: Tensor | Images, labels: Tensor, *, digest: str | None = None) -> None:
+    def __init__(
+        self, pixels: Tensor | Images, labels: Tensor, *, rows: Tensor | None = None, digest: str | None = None
+    ) -> None:
+        """`rows`: those of the pixels and labels that are samples, int64 (None: all)."""
         self.images = pixels if isinstance(pixels, Images) else Images(pixels)
-        pixels, masks = self.images.pixels, labels.ndim == 3
+        pixels, masked = self.images.pixels, labels.ndim == 3
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or len(pixels) != len(labels):
             raise ValueError("InMemory needs uint8 pixels [N, H, W, C] and as many labels.")
-        if masks and (labels.dtype != torch.uint8 or labels.shape != pixels.shape[:3]):
+        if masked and (labels.dtype != torch.uint8 or labels.shape != pixels.shape[:3]):
             raise ValueError("InMemory needs masks uint8 [N, H, W].")
-        self.masks = labels.contiguous() if masks else None
-        self.labels = None if masks else labels.to("cpu", torch.int64)
-        self._targets = labels if masks else labels.to(pixels.device, torch.int64)
+        self._targets = labels.contiguous() if masked else labels.to(pixels.device, torch.int64)
+        self._rows = None if rows is None else rows.cpu()
+        self.labels = None if masked else self._of_samples(labels.to("cpu", torch.int64))
         self._digest = digest
         _, height, width, channels = pixels.shape
         self.shape = (channels, height, width)
 
     def __len__(self) -> int:
-        return len(self.images.pixels)
+        return len(self.images.pixels if self._rows is None else self._rows)
 
     @property
     def pixels(self) -> Tensor:
-        """All pixels, decoded."""
+        """The pixels of all samples, decoded."""
         self.load()
-        return self.images.pixels
+        return self._of_samples(self.images.pixels)
+
+    @property
+    def masks(self) -> Tensor | None:
+        return None if self.labels is not None else self._of_samples(self._targets)
+
+    def _of_samples(self, values: Tensor) -> Tensor:
+        return values if self._rows is None else values[self._rows.to(values.device)]
+
+    def _row_of(self, index: Tensor) -> Tensor:
+        return index if self._rows is None else self._rows[index]
 
     def load(self, index: Tensor | None = None) -> None:
-        self.images.load(torch.arange(len(self)) if index is None else index.cpu())
+        self.images.load(self._row_of(torch.arange(len(self)) if index is None else index.cpu()))
 
     def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
         index = index.cpu()
-        self.images.load(index)
-        pixels = self.images.pixels
-        at = index.to(pixels.device, non_blocking=True)
-        return _batch(pixels, self._targets, at, at, index, view, augment)
+        self.load(index)
+        device = self.images.pixels.device
+        at, number = (values.to(device, non_blocking=True) for values in (self._row_of(index), index))
+        return _batch(self.images.pixels, self._targets, at, number, index, view, augment)
 
     def _content(self) -> str:
-        targets = (self._targets if self.labels is None else self.labels).cpu().numpy()
-        if self.images.content is not None:
-            return _digest_of(self.images.content, targets)
-        return self.fingerprint_of_pixels()
+        if self.images.content is None:
+            return self.fingerprint_of_pixels()
+        rows = self._row_of(torch.arange(len(self)))
+        digest = hashlib.sha256(self.images.content().encode() + rows.numpy().tobytes())
+        digest.update(self._of_samples(self._targets).cpu().numpy().data)
+        return digest.hexdigest()
 
     def fingerprint_of_pixels(self) -> str:
         """The fingerprint that these samples had before files were known by what is encoded in them: decodes all."""
         digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
-        digest.update(self.pixels.cpu().numpy().data)
-        digest.update((self._targets if self.labels is None else self.labels).cpu().numpy().data)
+        for values in (self.pixels, self._of_samples(self._targets)):
+            digest.update(values.cpu().numpy().data)
         return digest.hexdigest()
 
     def part(self, index: Tensor) -> InMemory:
-        return InMemory(self.images.part(index), self._targets[index])
+        return InMemory(self.images, self._targets, rows=self._row_of(index.cpu()))
 
     def relabelled(self, place: Tensor) -> InMemory:
-        if self.masks is None:
-            return InMemory(self.images, renumbered(self._targets.cpu(), place))
+        if self.labels is not None:
+            return InMemory(self.images, renumbered(self._targets.cpu(), place), rows=self._rows)
         table = torch.full((256,), VOID, dtype=torch.uint8)
         table[: len(place)] = place.to(torch.uint8)
-        return InMemory(self.images, table.to(self.masks.device)[self.masks.int()])
+        masks = table.to(self._targets.device)[self._targets.int()]
+        return InMemory(self.images, masks, rows=self._rows)
 
     def to(self, device: torch.device | str) -> InMemory:
-        size = self.images.pixels.nbytes + (0 if self.masks is None else self.masks.nbytes)
-        images = self.images.to(device) if has_room(device, size) else self.images
-        return self if images is self.images else InMemory(images, self._targets.to(device), digest=self._digest)
-
-
-def _digest_of(content: Callable[[], str], numbers: np.ndarray) -> str:
-    return hashlib.sha256(content().encode() + numbers.tobytes()).hexdigest()
+        masks = 0 if self.labels is not None else len(self) * self._targets[0].nbytes
+        size = len(self) * self.images.pixels[0].nbytes + masks
+        if not has_room(device, size) or self.images.pixels.device == torch.empty(0, device=device).device:
+            return self
+        images = self.images.on(device, self._row_of(torch.arange(len(self))))
+        return InMemory(images, self._of_samples(self._targets).to(device), digest=self._digest)
 
 
 class Reader(Protocol):

@@ -18,8 +18,9 @@ from ..files import usable
 from ..settings import public
 from .classes import ORDERS, check_labels
 from .dataset import Data, Request
-from .datasets import python_data, torchvision_data
+from .datasets import dataset_data, torchvision_data
 from .folders import image_folders
+from .given import splits_in
 from .hub import hub_data
 from .labels import BY_CONTENT
 from .parquet import parquet_files
@@ -79,7 +80,7 @@ def load_data(
     `spec` is "digits", "synthetic:KEY=VALUE,…" (see `protege.data.synthetic`), "parquet:PATH" (with
     "?label=COLUMN"), "images:PATH" (a folder for each class, or images without classes; with "?order=number" or
     "?order=text" for a teacher whose outputs have no names), "segmentation:PATH" (with
-    "?classes=NAME,NAME" and "?ignore=VALUE", see `protege.data.folders`), "text:PATH" (with "?vocabulary=N",
+    "?classes=NAME,NAME" and "?ignore=VALUE", see `protege.data.scenes`), "text:PATH" (with "?vocabulary=N",
     "&length=N", "&context=N", see `protege.data.text`), "torchvision:NAME:PATH", "hub:NAME" or
     "hub:NAME@REVISION" (a set of the Hugging Face hub, or a folder that its library has saved; with "?label=COLUMN",
     "&image=COLUMN", "&mask=COLUMN", "&config=NAME"), a map-style Dataset of (image, label) or (image, mask), a pair of
@@ -114,7 +115,7 @@ def load_data(
         "dataset", "", Path(), {}, image_size, memory_limit, scratch or cache_root(), whole, ranges, held_out
     )
     if not isinstance(spec, str):
-        return python_data(spec, request)
+        return dataset_data(splits_in(spec), request)
     scheme, colon, rest = spec.partition(":")
     if scheme not in SPECS or bool(colon) != bool(SPECS[scheme].rest):
         raise UserError(f"data '{spec}' is not known; {_hint(spec, scheme)}")
