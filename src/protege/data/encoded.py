@@ -175,7 +175,7 @@ class FromSource:
         crop = None
         if self.crops and augment.crop and view != CLEAN:
             crop = partial(boxes, augment, torch.tensor([position]), view)
-        with _as_refused():
+        with _of_one_form():
             pixels, _ = decode(data, name, self.form, crop)
         if self.mask_form is None:
             return pixels, None
@@ -222,7 +222,7 @@ def open_images(
         survey.add(*image, pixels=True)
         surveyed += 1
     form = survey.form(request.image_size, request.ranges)
-    fits = total * form.height * form.width * form.channels <= request.memory_limit
+    fits = form.fits(total, request.memory_limit)
     settled = survey.colour and form.resize  # whatever those are that have not been looked at
     if surveyed < total and (fits or survey.deep or not settled):
         new = list(sources.values())
@@ -238,11 +238,10 @@ def open_images(
     if survey.deep:
         ranges = settle(request.spec, _extents(sources), ranges)
         form = replace(form, ranges=ranges)
-    fits = total * form.height * form.width * form.channels <= request.memory_limit
     tell_transparent(survey.transparent)
     splits: dict[str, Samples] = {}
     for split, (source, labels) in images.items():
-        if fits:
+        if form.fits(total, request.memory_limit):
             splits[split] = InMemory(in_memory(source, form, survey, request.scratch), labels)
         else:
             splits[split] = Streamed(FromSource(source.random_access(request.scratch), form), labels)
@@ -263,7 +262,7 @@ def in_memory(source: Source, form: Form, survey: Survey, scratch: Path | None =
             rows = rows[~sound]
         if not len(rows):
             return
-        with progress("decoding images", len(rows)) as advance, _as_refused():
+        with progress("decoding images", len(rows)) as advance, _of_one_form():
             for pixels, transparent in decode_all(source.chunks(rows.tolist()), form, len(rows)):
                 now, rows = rows[: len(pixels)], rows[len(pixels) :]
                 if kept is not None:
@@ -294,7 +293,7 @@ def _kept(source: Source, form: Form, scratch: Path, make: bool = True) -> KeptP
 
 
 @contextmanager
-def _as_refused() -> Iterator[None]:
+def _of_one_form() -> Iterator[None]:
     try:
         yield
     except Deviation as error:

@@ -213,6 +213,8 @@ class Rows(Source):
                 if images:
                     yield list(zip(images, names, strict=True))
                 start += len(batch)
+                if start > at[-1]:
+                    return
 
     def sample(self) -> Iterator[Named]:
         step = -(-len(self.paths) // _SAMPLE)
