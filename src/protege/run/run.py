@@ -69,6 +69,7 @@ def run(
             student, result = finished(settings, values, objects, out)
             return Result(student, result["student"]["metrics"], result, out)
         prepared = prepare(settings, objects, out, resume)
+        _load_images(prepared)  # first, as it shows a bar of its own
         with prepared.loop.display:
             beginning, checkpoint = begin(prepared, hold, resume, overwrite)
             state = prepared.loop.run(checkpoint, beginning["origin"])
@@ -88,7 +89,6 @@ def begin(
     checkpoint = load_checkpoint(run.out / "checkpoint") if resume else None
     begun = recorded(run.out) if checkpoint else {}
     origin: dict[str, Any] = {}
-    _load_images(run)
     if checkpoint:
         origin = checkpoint[1]["state"].get("origin", {})
         run.check_origin(origin)
