@@ -12,7 +12,7 @@ from torch import nn
 import protege
 from protege.commands import app
 from protege.data import InMemory
-from protege.methods import METHODS
+from protege.methods import METHODS, stages
 from protege.methods.skd import Settings
 from protege.models import zoo
 from protege.run import finished, prepare
@@ -584,3 +584,11 @@ def test_what_learns_as_a_whole_need_not_come_apart(method, tmp_path):
     perform(runner(student, tmp_path, samples=samples, epochs=1, batch_size=6), phases)
     after = weights(student)
     assert all(not torch.equal(after[name], before[name]) for name in ("network.stem.weight", "network.shared.weight"))
+
+
+def test_a_student_is_cut_once(monkeypatch):
+    cuts = []
+    split = stages.split
+    monkeypatch.setattr(stages, "split", lambda *given: cuts.append(given[1]) or split(*given))
+    protege.preview("zoo:resnet20", "zoo:resnet8", "digits", "skd", samples=40)
+    assert len({*map(tuple, cuts)}) == len(cuts), "no cut is made twice"

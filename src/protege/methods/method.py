@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from functools import cached_property, wraps
+from typing import Annotated, Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -23,6 +24,7 @@ from ..tasks import Task
 from ..torch_utils import eval_mode
 from ..training.phase import Phase
 
+T = TypeVar("T")
 LOOKED_AT = 2000  # samples whose masks are read to count the classes of pixels
 
 
@@ -60,7 +62,7 @@ class MethodSettings(Settings):
         return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setup:
     """What a method gets to write its plan. ``teacher`` is None only where the method does without one; ``transfer``
     are the samples that the run may learn from, for methods that look at them while they plan or solve.
@@ -112,6 +114,19 @@ class Setup:
         if truth and not self.task.labelled and Logits() not in signals:
             signals = (*signals, Logits())
         return (Source("teacher", self.teacher, signals, self.task),) if signals else ()
+
+
+def once(function: Callable[[Setup], T]) -> Callable[[Setup], T]:
+    """The function, computed once for a setup: what a preview has made is what the plan takes."""
+    known: WeakKeyDictionary[Setup, T] = WeakKeyDictionary()
+
+    @wraps(function)
+    def call(setup: Setup) -> T:
+        if setup not in known:
+            known[setup] = function(setup)
+        return known[setup]
+
+    return call
 
 
 @dataclass(frozen=True, eq=False)

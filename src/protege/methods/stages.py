@@ -18,7 +18,7 @@ from ..losses import regressor
 from ..models import Model
 from ..signals import Feature, Outputs, Source
 from ..surgery import Chain, Pair, Stage, Tapped, describe, pair, split
-from .method import MethodSettings, Setup
+from .method import MethodSettings, Setup, once
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
@@ -40,6 +40,7 @@ class Staged:
     stages: list[Stage]
 
 
+@once
 def paired(setup: Setup) -> list[Pair]:
     """Where the networks of a setup correspond. Raises `UserError` where they do not."""
     for role, model in (("student", setup.student), ("teacher", setup.teacher)):
@@ -54,6 +55,7 @@ def paired(setup: Setup) -> list[Pair]:
     return pair(setup.student.network, setup.teacher.network, ours, theirs, setup.settings.stages)
 
 
+@once
 def staged(setup: Setup) -> Staged:
     """Pair and cut the networks of a setup. Raises `UserError` where that cannot be done."""
     pairs = paired(setup)
