@@ -93,8 +93,8 @@ def test_a_run_goes_on_with_the_same_task_alone(here, monkeypatch):
     whole = protege.train(**RUN, task=f"{here}:Focal", checkpoint_seconds=0, out="whole")
     end_epoch = Loop._end_epoch
 
-    def killed(loop, fit, evaluated):
-        end_epoch(loop, fit, evaluated)
+    def killed(loop, fit, evaluate):
+        end_epoch(loop, fit, evaluate)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

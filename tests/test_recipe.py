@@ -19,7 +19,7 @@ from protege.commands.options import parse_sets
 from protege.errors import UserError, nearest
 from protege.methods import METHODS
 from protege.run.folder import resumed_settings
-from protege.run.recipe import Recipe, make_recipe, recipe_type, size_in_bytes, suited
+from protege.run.recipe import Recipe, make_recipe, recipe_type, size_in_bytes, with_task_defaults
 from protege.run.toml import merge, read_toml, write_toml
 from protege.tasks import TASKS
 from protege.training import Fit
@@ -215,10 +215,10 @@ def test_a_key_of_another_method_is_told():
 )
 def test_a_tasks_defaults_give_way_to_the_methods_and_the_users(given, expected):
     recipe = make_recipe({"teacher": "t", "student": "s", "data": "text:x", **given})
-    chosen = suited(recipe, TASKS["language"].defaults)
+    chosen = with_task_defaults(recipe, TASKS["language"].defaults)
     assert {key: getattr(chosen, key) for key in expected} == expected
-    assert suited(recipe, TASKS["classification"].defaults) == recipe
-    assert suited(chosen, TASKS["language"].defaults) == chosen  # what a run wrote is what it is resumed with
+    assert with_task_defaults(recipe, TASKS["classification"].defaults) == recipe
+    assert with_task_defaults(chosen, TASKS["language"].defaults) == chosen, "resumed as written"
 
 
 def test_toml_there_and_back(tmp_path):

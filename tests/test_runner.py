@@ -591,7 +591,7 @@ def test_an_epoch_without_updates_left_has_no_rate(tmp_path, monkeypatch):
         student = model()
         return runner(student, tmp_path, epochs=1, batch_size=16, checkpoint_seconds=0), plan("none", student, None)
 
-    def dying(self, fit, evaluated):
+    def dying(self, fit, evaluate):
         raise Curtain
 
     with monkeypatch.context() as patch:

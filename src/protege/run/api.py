@@ -13,11 +13,11 @@ from ..settings import public
 from ..torch_utils import same_numbers
 from ..training.phase import Phase
 from .arguments import separate
-from .auto import with_method
+from .choice import with_method
 from .evaluate import evaluate
 from .prepare import prepare, preview_of
 from .recipe import labels_only, make_recipe
-from .run import Result, run
+from .run import Result, perform
 
 __all__ = ["Result", "distill", "evaluate", "preview", "train"]
 
@@ -51,7 +51,7 @@ def distill(
     written.
     """
     given = {"teacher": teacher, "student": student, "data": data, "method": method, **settings}
-    return run(given, out, recipe=recipe, resume=resume, overwrite=overwrite)
+    return perform(given, out, recipe=recipe, resume=resume, overwrite=overwrite)
 
 
 @public
@@ -88,4 +88,4 @@ def train(
 ) -> Result:
     """Train ``student`` on labels only: how teachers are made. Like `distill` with method ``none``."""
     values, objects = separate({"student": student, "data": data, **settings}, recipe)
-    return run(labels_only(values | objects), out, resume=resume, overwrite=overwrite)
+    return perform(labels_only(values | objects), out, resume=resume, overwrite=overwrite)

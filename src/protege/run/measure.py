@@ -34,7 +34,7 @@ VERSION = 3  # of what is remembered; another one is measured anew
 
 
 @dataclass(frozen=True)
-class Before:
+class Baseline:
     """Figures of teacher and student before anything is trained; each of ``remember`` writes down what other runs will
     want to know, and is to be called once this one has its folder."""
 
@@ -43,7 +43,7 @@ class Before:
     remember: list[Callable[[], None]] = field(default_factory=list)
 
 
-def measure_before(run: Run) -> Before:
+def measure_baseline(run: Run) -> Baseline:
     """Raises `UserError` where a network cannot be what it should: a teacher at chance level, numbers not finite."""
     s, loop = run.settings, run.loop
     for role, network, spec in (("teacher", run.teacher, s.teacher), ("student", run.student, s.student)):
@@ -62,7 +62,7 @@ def measure_before(run: Run) -> Before:
         raise UserError(
             f"the student {s.student!r} gives values that are not finite; expected finite outputs: check its weights."
         )
-    return Before(teacher, student, remember)
+    return Baseline(teacher, student, remember)
 
 
 def measure_after(run: Run) -> tuple[dict[str, float], dict[str, Any]]:

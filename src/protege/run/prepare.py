@@ -31,7 +31,7 @@ from ..training.plan import defaults
 from ..training.progress import Display
 from .checks import refuse_another_task, task_of
 from .origin import VERSION, earlier_origin, origin_of, refuse_another
-from .recipe import Recipe, size_in_bytes, suited
+from .recipe import Recipe, size_in_bytes, with_task_defaults
 from .samples import choose_samples
 from .toml import read_toml
 
@@ -110,7 +110,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     origin = origin_of(data, teacher, student, lasting) | {"held_out": way}
     data = _on_device(data, device)
 
-    s = suited(s, task.defaults)
+    s = with_task_defaults(s, task.defaults)
     train, held, monitor, s = choose_samples(s, method, task, data, objects.get("augment"), device)
     if isinstance(train.augment.transform, Transform):
         origin |= {"transform": train.augment.transform.digest}
@@ -151,13 +151,13 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
         checkpoint_seconds=s.checkpoint_seconds,
         display=Display(accelerator.is_main_process),
     )
+    loop.plan.check(loop.world)
     return Run(s, method, method_settings, out, data, task, teacher, student, loop, outline, origin, lasting)
 
 
 def preview_of(run: Run) -> dict[str, Any]:
     """What a run would do: the phases with their settings, and the method's own plan for these networks."""
     settings_read, plan = run.method_settings, run.loop.plan
-    plan.check(run.loop.world)
     idle = settings_read.idle(run.teacher is not None)
     settings = settings_read.model_dump(exclude=set(idle))
     if isinstance(settings_read, TargetSettings) and "target" not in idle:

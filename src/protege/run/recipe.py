@@ -226,7 +226,7 @@ def _refusal(error: ValidationError, phase: str) -> UserError:
     return UserError(f"{where} = {shown(first['input'])} does not fit: {message}; change it with {where}=….")
 
 
-def suited(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
+def with_task_defaults(recipe: Recipe, defaults: Mapping[str, Any]) -> Recipe:
     """The recipe with a task's ``defaults`` for what neither the user set nor the method has a default for.
 
     An optimizer that was chosen keeps its own rate and decay.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from ..training.checkpoint import load_checkpoint
 from ..training.state import State
 from ..words import guess_to_beat
 from .arguments import separate
-from .auto import with_method
+from .choice import begun_settings, with_method
 from .finished import finished
-from .folder import SPECS, check_out, clear, holding, refuse_in_the_way, report, resumed_settings, told_how_to_go_on
-from .measure import Before, measure_after, measure_before
+from .folder import SPECS, check_out, clear, holding, refuse_in_the_way, report, told_how_to_go_on
+from .measure import Baseline, measure_after, measure_baseline
 from .origin import deciding, refuse_another
 from .prepare import Run, prepare
 from .recipe import make_recipe
@@ -46,7 +46,7 @@ class Result:
 
 
 @same_numbers()  # a run draws its own: what the caller draws next depends on no seed of ours
-def run(
+def perform(
     given: Mapping[str, Any],
     out: str | Path | None,
     *,
@@ -63,84 +63,97 @@ def run(
         if is_run(out):
             hold()  # before its checkpoint is read; a new folder is made after all has been checked
         values, objects = separate(given, recipe)
-        settings = make_recipe(_of_begun_run(out, values, objects) if resume else with_method(values, objects))
+        settings = make_recipe(begun_settings(out, values, objects) if resume else with_method(values, objects))
         refuse_in_the_way(settings, objects, out, resume, overwrite)
         if resume and is_finished(out):
             student, result = finished(settings, values, objects, out)
             return Result(student, result["student"]["metrics"], result, out)
-        prepared = prepare(settings, objects, out, resume)
-        _load_images(prepared)  # first, as it shows a bar of its own
-        with prepared.loop.display:
-            beginning, checkpoint = begin(prepared, hold, resume, overwrite)
-            state = prepared.loop.run(checkpoint, beginning["origin"])
-            result = end(prepared, beginning, state)
-        return Result(prepared.student, result["student"]["metrics"], result, out)
+        run = prepare(settings, objects, out, resume)
+        _load_images(run)  # first, as it shows a bar of its own
+        with run.loop.display:
+            checkpoint = load_checkpoint(out / "checkpoint") if resume else None
+            start = check(run, checkpoint)
+            open_folder(run, start, hold, resume, overwrite)
+            state = run.loop.run(checkpoint, start.record["origin"])
+            result = end(run, start.record, state)
+        return Result(run.student, result["student"]["metrics"], result, out)
 
 
-def begin(
-    run: Run, hold: Callable[[], None], resume: bool, overwrite: bool
-) -> tuple[dict[str, Any], tuple[int, dict[str, Any]] | None]:
-    """What is known before anything is trained (the beginning of ``result.json``), and the checkpoint to go on from.
+@dataclass(frozen=True)
+class Start:
+    """What is known before anything is trained: the ``record`` with which the log and ``result.json`` begin, and what
+    is to be remembered once there is a folder. ``fresh``: the run begins now, rather than goes on."""
 
-    Checks all that can be wrong, and then opens the folder, which is kept by ``hold``: of a run that begins now, its
-    beginning is the first thing written.
-    """
-    loop, s, main = run.loop, run.settings, run.loop.accelerator.is_main_process
-    checkpoint = load_checkpoint(run.out / "checkpoint") if resume else None
-    begun = recorded(run.out) if checkpoint else {}
-    origin: dict[str, Any] = {}
-    if checkpoint:
-        origin = checkpoint[1]["state"].get("origin", {})
+    record: dict[str, Any]
+    fresh: bool
+    remember: Sequence[Callable[[], None]] = ()
+
+
+def check(run: Run, checkpoint: tuple[int, dict[str, Any]] | None) -> Start:
+    """Try everything that can be wrong, while nothing has been written. Raises `UserError` for the first of it."""
+    loop, s = run.loop, run.settings
+    begun, origin = {}, {}
+    if checkpoint is not None:
+        begun, origin = recorded(run.out), checkpoint[1]["state"].get("origin", {})
         run.check_origin(origin)
         _check_student(run, checkpoint[1]["student"])
     own_task, own_method = bool(s.task and is_own(s.task)), is_outside(s.method)
     with blaming(f"the task {s.task!r}", own_task):
-        before = Before(begun["teacher"], begun["student"]) if begun else measure_before(run)
+        baseline = Baseline(begun["teacher"], begun["student"]) if begun else measure_baseline(run)
     loop.check()
     if own_task or own_method:
         with blaming(f"the method {s.method!r}" if own_method else f"the task {s.task!r}", True):
             loop.rehearse()
     student = {"spec": s.student, **sizes(run.student, run.data, loop.device)}
-    student |= {key: before.student[key] for key in ("before", "before_measured_on") if key in before.student}
-    beginning = beginning_of(run, before.teacher, student)
-    beginning["origin"] = origin or run.origin | {"settings": deciding(s.model_dump())}
+    student |= {key: baseline.student[key] for key in ("before", "before_measured_on") if key in baseline.student}
+    record = beginning_of(run, baseline.teacher, student)
+    record["origin"] = origin or {**run.origin, "settings": deciding(s.model_dump())}
+    return Start(record, not begun, baseline.remember)
 
+
+def open_folder(run: Run, start: Start, hold: Callable[[], None], resume: bool, overwrite: bool) -> None:
+    """Make the folder and keep it by ``hold``, which may be called again; of a run that begins now its record is the
+    first thing written, by which the folder is known."""
+    loop, s, main = run.loop, run.settings, run.loop.accelerator.is_main_process
     if main:
         run.out.mkdir(parents=True, exist_ok=True)
         hold()
         check_out(run.out, resume=resume, overwrite=overwrite)  # another may have been quicker
         if overwrite:
             clear(run.out, log=False)
-    if not begun:
-        loop.begin(beginning)
+    if start.fresh:
+        loop.begin(start.record)
     if main:
-        path = run.out / "recipe.toml"
-        moved = {key: getattr(s, key) for key in (*SPECS, "trust")}
-        write_toml(path, read_toml(path) | moved if begun else s.model_dump())
-        for write in before.remember:
+        recipe = run.out / "recipe.toml"
+        if start.fresh:
+            write_toml(recipe, s.model_dump())
+        else:  # a run that goes on keeps its recipe; where things lie may have changed
+            write_toml(recipe, {**read_toml(recipe), **{key: getattr(s, key) for key in (*SPECS, "trust")}})
+        for write in start.remember:
             write()
     loop.accelerator.wait_for_everyone()
     if s.log_with:
         loop.accelerator.init_trackers("protege", config=for_tracker(s))
-    if before.teacher and before.teacher["metrics"]:
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in before.teacher["metrics"].items())
+    teacher = start.record["teacher"]
+    if teacher and teacher["metrics"]:
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
         loop.display.say(f"teacher: {figures}", always=True)
-    return beginning, checkpoint
 
 
 def _load_images(run: Run) -> None:
     """Have all images that the run uses decoded, so that a damaged one is named before anything is trained."""
-    for views in filter(None, (run.loop.train, run.loop.held, run.loop.monitor)):
-        views.samples.load(views.positions)
+    for views in (run.loop.train, run.loop.held, run.loop.monitor):
+        if views is not None:
+            views.samples.load(views.positions)
     if run.data.test is not None:
         run.data.test.load()
 
 
-def end(run: Run, beginning: dict[str, Any], state: State) -> dict[str, Any]:
+def end(run: Run, record: dict[str, Any], state: State) -> dict[str, Any]:
     """Measure the student, save it and write ``result.json``, which is returned, and the report."""
     loop, student = run.loop, run.student
     metrics, details = measure_after(run)
-    result = result_of(beginning, loop, state, metrics, details)
+    result = result_of(record, loop, state, metrics, details)
     if loop.accelerator.is_main_process:
         student.held_out = run.data.held_out or student.held_out
         student.save(run.out / "student", overwrite=True)
@@ -173,9 +186,8 @@ def _summary(run: Run, result: dict[str, Any]) -> list[str]:
 
 
 def _check_student(run: Run, saved: Mapping[str, Tensor]) -> None:
-    now = run.student.state_dict()
-    if now.keys() != saved.keys() or any(now[name].shape != value.shape for name, value in saved.items()):
-        refuse_another(run.out, {"student": "saved"}, {"student": "own"}, {})
+    shapes, now = ({name: v.shape for name, v in state.items()} for state in (saved, run.student.state_dict()))
+    refuse_another(run.out, {"student": shapes}, {"student": now}, {})
 
 
 def _draw(run: Run) -> None:
@@ -188,19 +200,3 @@ def _draw(run: Run) -> None:
     networks = {role: network for role, network in (("teacher", run.teacher), ("student", run.student)) if network}
     shown = Shown(batch.inputs, batch.labels, positions.tolist(), networks, run.data.classes, run.loop.autocast)
     run.task.pictures(shown, run.out)
-
-
-def _of_begun_run(out: Path, given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the run that is to go on, or of one that was stopped before it began."""
-    if (out / "recipe.toml").exists():
-        chosen = {"method": None} if given.get("method") == "auto" else {}  # when the run began
-        return resumed_settings(out, {**given, **chosen})
-    given = with_method(given, objects)
-    if given.get("student") is None:
-        raise UserError(f"resume=True found no run in {str(out)!r}; expected a run's folder: name another with out=….")
-    if any(out.glob("checkpoint/*.json")):
-        raise UserError(
-            f"resume=True found no recipe.toml in {str(out)!r}; expected the one that the run was begun with: put it "
-            "back, or start anew with overwrite=True."
-        )
-    return resumed_settings(out, given)

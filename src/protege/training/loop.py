@@ -71,7 +71,7 @@ class Loop:
     ) -> None:
         self.student, self.task, self.out, self.classes = student, task, out, classes
         self.plan = Plan(phases, settings, overrides, len(train), held is not None)
-        self.train, self.held, self.monitor, self.judged = train, held, monitor, held or monitor
+        self.train, self.held, self.monitor, self.judged = train, held, monitor, monitor if held is None else held
         self.accelerator, self.device, self.seed = accelerator, accelerator.device, seed
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.precision = precision
@@ -91,7 +91,7 @@ class Loop:
         """Raise what the plan would raise later, before anything is trained or written elsewhere."""
         self.plan.check(self.world)
         for phase in (phase for phase in self.plan.phases if isinstance(phase, Fit)):
-            parts = [self.train, *([self.judged] if phase.select_by and self.judged else [])]
+            parts = [self.train, *([self.judged] if phase.select_by and self.judged is not None else [])]
             for source in phase.sources:
                 for part in parts if source.lasting else ():  # the others are what earlier phases will make
                     self._signals(source, part).open()
@@ -127,25 +127,16 @@ class Loop:
 
         ``origin`` has digests of what must be the same when the run is resumed, and is kept in checkpoints.
         """
-        saved: dict[str, Any] | None = None
-        if checkpoint:
-            number, saved = checkpoint
-            self.journal.restore(number, saved["state"])
-            self.student.load_state_dict(saved["student"])
-            saved = saved if "trainee" in saved else None  # saved between two phases
+        saved = None if checkpoint is None else self._restore(*checkpoint)
         self.feeder.clear()
         state = self.state
-        if checkpoint:
-            self.journal.cut_log()
-            self.display.say(f"going on {self._place()}", always=True)
         state.origin = dict(origin or {})
         self.journal.begin_phase()
-        if not checkpoint:
+        if checkpoint is None:
             self.journal.save({})  # to go on from the weights it began with, whatever happens to a user's network
         with self.stops:
             while state.phase < len(self.plan.phases):
                 phase = self.plan.phases[state.phase]
-                self.journal.begin_phase()
                 outcome = self._fit(phase, saved) if isinstance(phase, Fit) else self._solve(phase)
                 saved = None
                 seconds = self.journal.phase_seconds()
@@ -158,7 +149,15 @@ class Loop:
         self.feeder.clear()
         return state
 
-    def _place(self) -> str:
+    def _restore(self, number: int, content: dict[str, Any]) -> dict[str, Any] | None:
+        """Take up checkpoint ``number``; what it holds of a fit phase, None where it was saved between two phases."""
+        self.journal.restore(number, content["state"])
+        self.student.load_state_dict(content["student"])
+        self.journal.cut_log()
+        self.display.say(f"going on {self._where()}", always=True)
+        return content if "trainee" in content else None
+
+    def _where(self) -> str:
         """Where the run stands, in words."""
         state, phases = self.state, self.plan.phases
         if state.phase == len(phases):
@@ -193,17 +192,17 @@ class Loop:
 
     def _fit(self, phase: Fit, saved: dict[str, Any] | None) -> dict[str, Any]:
         """Train until the phase ends; what it came to."""
-        state, judged, learning = self.state, self.judged, _learning(phase)
+        state, learning = self.state, _requires_grad(phase)
         fit = self._begin_fit(phase, saved)
-        settings = fit.settings
-        if phase.continues and settings.select == "best" and judged and not state.updates and state.best is None:
-            remember_start(state, fit, self.task, fit.kept, self._judge(fit, fit.kept, judged))
+        settings, begins = fit.settings, not state.updates and state.best is None
+        if begins and phase.continues and settings.select == "best" and self.judged is not None:
+            remember_start(state, fit, self.task, fit.kept, self._judge(fit, fit.kept, self.judged))
         every = settings.eval_every or max(1, fit.epochs // 10)
         while state.epoch < fit.epochs:
             self._train_epoch(fit)
             state.epoch, state.step = state.epoch + 1, 0
             last = state.epoch == fit.epochs
-            self._end_epoch(fit, evaluated=last or state.epoch % every == 0)
+            self._end_epoch(fit, last or state.epoch % every == 0)
             if settings.patience and state.stale >= settings.patience:
                 stopped = f"{phase.name}: no improvement in {settings.patience} evaluations; stopping"
                 self.display.say(stopped, always=True)
@@ -232,8 +231,8 @@ class Loop:
                 average.load_state_dict(saved["average"])
         wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
         signals = [self._signals(source, self.train) for source in phase.sources]
-        judged = self.judged
-        judges = [self._signals(source, judged) for source in phase.sources] if phase.select_by and judged else []
+        judged = self.judged if phase.select_by else None
+        judges = [] if judged is None else [self._signals(source, judged) for source in phase.sources]
         for number, asked in enumerate([*signals, *judges]):
             if (cache := asked.open().cache) is not None:
                 room = min(gather_object([cache.capacity])) if self.world > 1 else cache.capacity
@@ -264,11 +263,12 @@ class Loop:
         self.accelerator.free_memory()
 
     def _train_epoch(self, fit: FitInProgress) -> None:
+        """One pass over the samples: store the signals of this view, then for each batch data, signals, update."""
         journal, state = self.journal, self.state
         fit.clock = time.perf_counter()
         view = self.train.of_epoch(state.epoch)
-        paid = sum(self._fill(asked, view, fit) for asked in fit.signals)
-        if paid:  # so that what was paid for stays counted
+        computed = sum(self._fill(asked, view, fit) for asked in fit.signals)
+        if computed:  # so that it stays counted
             journal.save(fit.state_dict())
         order = self._order(state.epoch, fit.steps)[state.step :]
         fit.set_modes()
@@ -328,7 +328,8 @@ class Loop:
         if fit.average is not None:
             fit.average.update(fit.trainee)
 
-    def _end_epoch(self, fit: FitInProgress, evaluated: bool) -> None:
+    def _end_epoch(self, fit: FitInProgress, evaluate: bool) -> None:
+        """Log the epoch's losses and, where it is time to ``evaluate``, what the phase would keep."""
         state = self.state
         share_buffers(fit, self.world)
         clock = time.perf_counter()
@@ -347,13 +348,11 @@ class Loop:
             "train": means,
             "images_per_second": rate,
         }
-        if evaluated and self.judged is not None:
-            clock = time.perf_counter()
+        if evaluate and self.judged is not None:
             metrics = self._judge(fit, fit.kept, self.judged)
             for name, value in metrics.items():
                 fit.check_finite(value, state, name)
-            self.journal.spent("evaluate", clock)
-            event["eval"], event["eval_on"] = metrics, "validation" if self.held else "test"
+            event["eval"], event["eval_on"] = metrics, "test" if self.held is None else "validation"
             event["eval_samples"] = len(self.judged)
             if metrics:
                 remember_best(state, fit, self.task, fit.kept, metrics)
@@ -364,19 +363,24 @@ class Loop:
         text += (f"  {rate:,.0f} samples/s" if rate else "") + self._left()
         self.display.say(
             f"{fit.phase.name} epoch {state.epoch}/{fit.epochs}  {text}",
-            always=evaluated,
+            always=evaluate,
         )
 
     def _judge(self, fit: FitInProgress, network: nn.Module, judged: Views) -> dict[str, float]:
         """Task metrics of the network that the phase would keep, or its own loss on these samples."""
+        if fit.phase.select_by is not None:
+            for asked in fit.judges:
+                self._fill(asked, CLEAN)
+        clock = time.perf_counter()
         if fit.phase.select_by is None:
             kept = fit.phase.readout(network) if fit.phase.readout else network
-            return self.evaluate(kept, judged.samples, judged.positions)[0]
-        for asked in fit.judges:
-            self._fill(asked, CLEAN)
-        order = judged.positions.split(forward_size(judged.samples, BLOCK))[self.rank :: self.world]
-        batches = self.feeder.stream(fit.phase, judged, order, CLEAN, fit.judges)
-        return held_out_losses(fit, network, batches, len(judged), self.autocast, self.world)
+            metrics = self.evaluate(kept, judged.samples, judged.positions)[0]
+        else:
+            order = judged.positions.split(forward_size(judged.samples, BLOCK))[self.rank :: self.world]
+            batches = self.feeder.stream(fit.phase, judged, order, CLEAN, fit.judges)
+            metrics = held_out_losses(fit, network, batches, len(judged), self.autocast, self.world)
+        self.journal.spent("evaluate", clock)
+        return metrics
 
     # ---- what the loop stands on ----------------------------------------------------------------------------
 
@@ -424,6 +428,6 @@ class Loop:
         return shuffled(self.train.positions, steps, self.seed, self.state.phase, epoch)
 
 
-def _learning(phase: Fit) -> dict[nn.Parameter, bool]:
+def _requires_grad(phase: Fit) -> dict[nn.Parameter, bool]:
     """Which of the trainee's parameters learn before the phase freezes some, so that they do again after it."""
     return {parameter: parameter.requires_grad for parameter in phase.trainee.parameters()}

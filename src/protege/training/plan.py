@@ -1,4 +1,8 @@
-"""What a plan of phases comes to before any of it runs: settings, lengths, and whether it can run at all."""
+"""What a plan of phases comes to before any of it runs: settings, lengths, and whether it can run at all.
+
+A setting of a phase is what the user sets for that phase, else what the phase itself overrides, else what the user sets
+for the run, else the method's default for all runs, else the task's, else one by the number of samples (`schedule`).
+"""
 
 from __future__ import annotations
 

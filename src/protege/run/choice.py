@@ -1,9 +1,10 @@
-"""Method ``auto``: the one that a diagnosis of the teacher recommends."""
+"""Which method and settings a run has: those of the one that goes on; for method ``auto`` what a diagnosis advises."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
@@ -13,6 +14,7 @@ from ..errors import UserError
 from ..methods.teaching import TARGET_KEYS, beside
 from ..tasks import TASKS
 from .diagnose import diagnose
+from .folder import resumed_settings
 from .recipe import Recipe, make_recipe, size_in_bytes
 
 
@@ -51,3 +53,19 @@ def with_method(given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, 
     for line in lines:
         logging.getLogger("protege").info(line)
     return {**settings, **chosen, "method": advice.method}
+
+
+def begun_settings(out: Path, given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the run that is to go on, or of one that was stopped before it began."""
+    if (out / "recipe.toml").exists():
+        chosen = {"method": None} if given.get("method") == "auto" else {}  # when the run began
+        return resumed_settings(out, {**given, **chosen})
+    given = with_method(given, objects)
+    if given.get("student") is None:
+        raise UserError(f"resume=True found no run in {str(out)!r}; expected a run's folder: name another with out=….")
+    if any(out.glob("checkpoint/*.json")):
+        raise UserError(
+            f"resume=True found no recipe.toml in {str(out)!r}; expected the one that the run was begun with: put it "
+            "back, or start anew with overwrite=True."
+        )
+    return resumed_settings(out, given)
