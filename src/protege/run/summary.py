@@ -76,7 +76,7 @@ def _row(
         for name in measured
         if seeds
     }
-    row = {
+    row: dict[str, Any] = {
         "setting": setting,
         "runs": len(results),
         "metrics": {name: {**_spread(numbers), "values": numbers} for name, numbers in measured.items()},
