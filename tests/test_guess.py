@@ -20,7 +20,7 @@ from protege.methods import METHODS
 from protege.run.recipe import make_recipe
 from protege.run.study import run_study
 from protege.tasks import TASKS
-from protege.tasks.guess import guesses, learned, remark
+from protege.tasks.guess import guesses, judged, learned, remark
 from protege.training.evaluate import evaluate as measure
 
 SHARES = [0.9, 0.04, 0.03, 0.03]
@@ -142,6 +142,20 @@ def test_pixels_of_one_class(tmp_path) -> None:
     text = remark(part, "miou", ["street", "car"]).replace("\u00a0", " ")
     assert text.startswith("The student says class 'street' for all pixels. That is no better than guessing")
     assert f"({100 * share:.1f} % of the pixels)" in text
+
+
+@pytest.mark.parametrize(
+    "kept", [(), ("nll",), ("accuracy",), ("balanced_accuracy",), ("accuracy", "nll"), ("macro_f1",)]
+)
+def test_a_task_may_have_other_metrics(kept) -> None:
+    """One from outside names what it measures; what the guess is in that, nobody knows."""
+    metrics = TASKS["classification"].metrics(4)
+    metrics.update(F.one_hot(torch.zeros(40).long(), 4).float(), torch.arange(40) % 4)
+    measured = {name: value for name, value in metrics.compute().items() if name in kept}
+    found = judged({"metrics": {"score": 0.5, **measured}, **metrics.details()}, "score", list("abcd"))
+    assert found["guess"].keys() == set(kept)
+    assert found["learned"] in (None, False)
+    assert "has" not in found["remark"]
 
 
 def test_words_by_their_counts(tmp_path) -> None:

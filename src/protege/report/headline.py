@@ -23,7 +23,7 @@ def headline(run: Run, metric: str) -> str:
     start = "The student" if run.part("teacher") else f"{alone}, the student"
     text = f"{start} reaches {named_value(metric, value)}{since_before(run, metric, value)}{with_data(run)}"
     remark = student.get("remark", "")
-    if "chance" not in student and metric == "accuracy" and is_number(classes) and value * classes <= 1:
+    if "remark" not in student and metric == "accuracy" and is_number(classes) and value * classes <= 1:
         remark = "That is no better than guessing."
     return f"{text}{compared(run, metric, value)}. {remark}".strip() + judged_on(run)
 

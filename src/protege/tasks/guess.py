@@ -50,6 +50,8 @@ def learned(part: Mapping[str, Any]) -> bool | None:
     if "balanced_accuracy" not in guess:  # words
         return metrics["nll"] < 0.99 * guess["nll"] if "nll" in guess else None
     right = "pixel_accuracy" if "pixel_accuracy" in guess else "accuracy"
+    if right not in guess:
+        return None
     return metrics[right] > guess[right] or metrics["balanced_accuracy"] > blind(part["chance"]["classes"])
 
 
@@ -58,7 +60,8 @@ def remark(part: Mapping[str, Any], metric: str, names: Sequence[str], who: str 
     metrics, guess, sentences = part["metrics"], guesses(part), [_collapse(part, names, who)]
     if learned(part) is False:
         guesser = "a count of the words" if metric == "perplexity" else "the commonest class alone"
-        sentences.append(f"That is no better than guessing: {guesser} has {words.with_pixels(metric, guess)}.")
+        alone = f": {guesser} has {words.with_pixels(metric, guess)}" if metric in guess else ""
+        sentences.append(f"That is no better than guessing{alone}.")
     elif metric == "accuracy" and learned(part) and metrics[metric] <= guess[metric]:
         alone, balanced = words.share(guess[metric]), words.share(metrics["balanced_accuracy"])
         sentences.append(f"The commonest class alone has {alone}; the mean over classes is {balanced}.")
@@ -68,8 +71,8 @@ def remark(part: Mapping[str, Any], metric: str, names: Sequence[str], who: str 
 def _collapse(part: Mapping[str, Any], names: Sequence[str], who: str) -> str:
     """A sentence on a network that says one class for (nearly) everything, where not all are of it; else ""."""
     metrics, favourite = part["metrics"], part.get("commonest_guess")
-    classes = part["chance"]["classes"]
-    if not favourite or classes < 2 or favourite["share"] < NEARLY or metrics["balanced_accuracy"] > blind(classes):
+    classes, reached = part["chance"]["classes"], metrics.get("balanced_accuracy")
+    if not favourite or reached is None or classes < 2 or favourite["share"] < NEARLY or reached > blind(classes):
         return ""
     number = favourite["class"]
     name = names[number] if number < len(names) else str(number)
