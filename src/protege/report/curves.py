@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .. import words
 from .charts import COLOURS, Axis, Chart, Point, Series, line_chart
-from .read import Run, is_number, numbers, table
+from .read import Run, is_number, numbers, seconds_of, table
 
 Record = dict[str, Any]
 LOSS_COLOURS = ("c0", "c2", "c3", "c5", "c6", "c7", "c4")
@@ -90,17 +90,26 @@ def metric_chart(run: Run, whole: Timeline, metric: str, height: int = TALL) -> 
     if kept.get("epoch") == 0 and metric in kept:
         note = f"Kept: {words.metric_value(metric, kept[metric])}, with which {names[-1]} began."
     on = where_measured(run)
-    level = run.metrics("teacher").get(metric)
-    taught = f"teacher {words.metric_value(metric, level)}" + ("" if on == "test set" else " (test set)")
+    elsewhere = "" if on == "test set" else " (test set)"
     return line_chart(
         words.capital(words.metric_name(metric)) + (f" on the {on}" if on else ""),
         series,
         note=note,
-        level=(scale * level, taught) if level is not None else None,
+        level=teacher_level(run.metrics("teacher"), metric, where=elsewhere),
         best=best,
         height=height,
         **how(metric),
         **timeline.shown,
+    )
+
+
+def teacher_level(
+    metrics: Mapping[str, float], metric: str, who: str = "teacher", where: str = ""
+) -> tuple[float, str] | None:
+    """A teacher's metric as a level in a chart, and what is written of it."""
+    value = metrics.get(metric)
+    return (
+        None if value is None else (words.factor(metric) * value, f"{who} {words.metric_value(metric, value)}{where}")
     )
 
 
@@ -140,8 +149,7 @@ def ordered_losses(run: Run, timeline: Timeline) -> Chart | None:
     bands, ticks, places, best = [], {}, {}, []
     for n, (name, records) in enumerate(timeline.phases.items()):
         phase = known.get(name, {})
-        seconds = [record["seconds"] for _, record in records if is_number(record.get("seconds"))]
-        ticks[n + 0.5] = words.duration(phase["seconds"] if is_number(phase.get("seconds")) else sum(seconds))
+        ticks[n + 0.5] = words.duration(numbers(phase).get("seconds", seconds_of(record for _, record in records)))
         bands.append((float(n), n + 1.0, name))
         for part in lines.values():
             part.append([])
@@ -192,13 +200,13 @@ def standing_chart(run: Run, timeline: Timeline, metric: str, part: str, names: 
     ahead = {"better": "ahead of", "worse": "behind"}.get(words.verdict(metric, delta), "level with")
     amount = f"{words.amount(metric, delta)} " if delta else ""
     where = "On training samples, as they are learned from" if part == "train" else f"On the {where_measured(run)}"
-    level = run.metrics("teacher").get(metric) if "static" not in names else None
-    label = f"static teacher {words.metric_value(metric, level)}" + (" (test set)" if part == "train" else "")
+    elsewhere = " (test set)" if part == "train" else ""
+    level = None if "static" in names else teacher_level(run.metrics("teacher"), metric, "static teacher", elsewhere)
     return line_chart(
         f"The gap in {words.metric_name(metric)}",
         series,
         note=f"{where}. At the end the dynamic teacher is {amount}{ahead} the student.",
-        level=(scale * level, label) if level is not None else None,
+        level=level,
         **how(metric),
         **timeline.shown,
     )

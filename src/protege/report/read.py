@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,11 @@ def records(value: Any) -> list[dict[str, Any]]:
 def numbers(values: Any) -> dict[str, float]:
     """The finite numbers of a mapping, as floats; everything else is left out."""
     return {str(key): float(value) for key, value in table(values).items() if is_number(value)}
+
+
+def seconds_of(values: Iterable[dict[str, Any]]) -> float:
+    """What records took together."""
+    return sum(numbers(record).get("seconds", 0.0) for record in values)
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from .curves import run_charts, where_measured
 from .headline import headline
 from .networks import networks
 from .page import Card, write_page
-from .read import Run, is_number, numbers, read_run
+from .read import Run, is_number, numbers, read_run, seconds_of
 from .segmentation import segmentation
 from .snippets import snippets
 from .solved import error, solved
@@ -151,10 +151,6 @@ def phases_so_far(run: Run, metric: str) -> list[dict[str, Any]]:
         kind = planned.get(name, {}).get("kind", "fit")
         done.append({"name": name, "kind": kind, "epochs": len(records), "seconds": seconds_of(records), "best": best})
     return done
-
-
-def seconds_of(records: Sequence[dict[str, Any]]) -> float:
-    return sum(record["seconds"] for record in records if is_number(record.get("seconds")))
 
 
 def kept_text(best: Any, metric: str) -> str:

@@ -8,9 +8,9 @@ import tomli_w
 
 from .. import words
 from .page import write_page
-from .read import is_number, numbers, read_json, table
+from .read import is_number, read_json, table
 from .study_figures import against, colours_of, curves, gains, numeric_columns, strips
-from .table import Study, grid, say, study_markdown
+from .table import Study, grid, metrics_of, say, study_markdown
 
 
 def write_study_report(folder: Path) -> Path:
@@ -80,7 +80,7 @@ def headline(study: Study) -> str:
 
 def teacher_text(study: Study) -> str:
     teacher, metric = table(study.record.get("teacher")), study.metric
-    value = numbers(teacher.get("metrics")).get(metric)
+    value = metrics_of(teacher).get(metric)
     parts = [str(teacher.get("spec") or "")]
     parts += [f"{words.metric_value(metric, value)} {words.metric_name(metric)}"] if value is not None else []
     parts += [f"{words.size(teacher['params'])} parameters"] if is_number(teacher.get("params")) else []

@@ -9,9 +9,9 @@ from typing import Any
 
 from .. import words
 from .charts import COLOURS, Axis, Chart, Series, Strip, dot_strips, line_chart
-from .curves import MOST_PANELS, SMALL, Timeline, measured_on
-from .read import is_number, numbers, read_run, table
-from .table import Estimate, Setting, Study, common_teacher, say, setting_text
+from .curves import MOST_PANELS, SMALL, Timeline, measured_on, teacher_level
+from .read import is_number, read_run
+from .table import Estimate, Setting, Study, common_teacher, metrics_of, say, setting_text
 
 AMOUNTS = ("fraction", "samples")
 
@@ -27,13 +27,6 @@ def colours_of(study: Study) -> Callable[[str], str]:
 def compared(study: Study, setting: Setting) -> Setting:
     """The part of a setting that is compared with the baseline; all of it where there is no baseline."""
     return {key: value for key, value in setting.items() if not study.baseline or key in study.baseline}
-
-
-def teacher_level(teacher: Any, metric: str) -> tuple[float, str] | None:
-    value = numbers(table(teacher).get("metrics")).get(metric)
-    if value is None:
-        return None
-    return value * words.factor(metric), f"teacher {words.metric_value(metric, value)}"
 
 
 def strips(study: Study, colours: Callable[[str], str]) -> list[Chart]:
@@ -54,7 +47,7 @@ def strips(study: Study, colours: Callable[[str], str]) -> list[Chart]:
         panels.setdefault(title, []).append((strip, row.record))
     drawn = []
     for title, pairs in panels.items():
-        level = teacher_level(common_teacher([record for _, record in pairs]), metric)
+        level = teacher_level(metrics_of(common_teacher([record for _, record in pairs])), metric)
         drawn.append(dot_strips(words.capital(title), [strip for strip, _ in pairs], level, unit))
     return drawn
 
@@ -99,7 +92,7 @@ def against(study: Study, column: str, colours: Callable[[str], str]) -> Chart |
     shown = list(groups.items())[:COLOURS]
     series = [line(label, sorted(points, key=lambda point: point[0]), colours(label)) for label, points in shown]
     note = f"{len(groups) - COLOURS} more settings are in the table only." if len(groups) > COLOURS else ""
-    level = teacher_level(study.record.get("teacher"), metric)
+    level = teacher_level(metrics_of(study.record.get("teacher")), metric)
     heights = [estimate.factor * estimate.mean for _, estimate in known]
     span = max(heights) - min(heights)
     if level and not min(heights) - 1.5 * span <= level[0] <= max(heights) + 1.5 * span:

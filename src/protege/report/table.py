@@ -130,15 +130,19 @@ def common_teacher(rows: Sequence[dict[str, Any]]) -> Any:
     if not teachers:
         return None
     first = teachers[0]
-    mine = numbers(first.get("metrics"))
+    mine = metrics_of(first)
 
     def same(other: dict[str, Any]) -> bool:
-        theirs = numbers(other.get("metrics"))
+        theirs = metrics_of(other)
         if any(first.get(key) != other.get(key) for key in ("spec", "params")) or mine.keys() != theirs.keys():
             return False
         return all(math.isclose(mine[key], theirs[key], rel_tol=1e-3, abs_tol=1e-3) for key in mine)
 
     return first if all(map(same, teachers)) else None
+
+
+def metrics_of(teacher: Any) -> dict[str, float]:
+    return numbers(table(teacher).get("metrics"))
 
 
 def say(setting: Setting) -> str:
