@@ -27,7 +27,8 @@ class Pictures:
 
     @property
     def train(self):
-        return SimpleNamespace(shape=self.shape)
+        labels = None if self.task == "segmentation" else torch.zeros(1, dtype=torch.int64)
+        return SimpleNamespace(shape=self.shape, labels=labels)
 
     def statistics(self):
         return self.mean, self.std

@@ -1,8 +1,9 @@
 """Rows, metrics and losses of the three tasks, against loops that are too simple to be wrong."""
 
+import json
 import math
+import sys
 from collections import Counter
-from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tools import CLASSES, Marked, Net, events, perform, pictures, plan, runner,
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from protege import evaluate, load_model
 from protege.data import CLEAN, Augment
 from protege.data.labels import UNLABELLED
 from protege.errors import UserError
@@ -19,7 +21,6 @@ from protege.losses import cross_entropy, kd_loss
 from protege.methods import METHODS
 from protege.methods.targets import TARGETS
 from protege.models import Model
-from protege.models.description import TaskName
 from protege.models.inputs import InputSpec
 from protege.tasks import TASKS, Chance
 
@@ -366,7 +367,19 @@ class Recorded(TorchDispatchMode):
 
 
 def test_a_models_task_is_one_of_those_that_there_are():
-    assert set(get_args(TaskName)) == set(TASKS)
-    for task in ("", "nonsense"):
-        with pytest.raises(UserError, match="expected one of classification"):
+    for task in ("", "two words", "a:b:c"):
+        with pytest.raises(UserError, match="is no name; expected that of a task"):
             Model(nn.Linear(2, 2), InputSpec(channels=1), task=task)
+    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), InputSpec(channels=1), task="nonsense")
+    with pytest.raises(UserError, match="'nonsense' is unknown; expected one of classification"):
+        evaluate(model, "digits")
+
+
+def test_a_folder_may_name_a_task_of_somebody_and_no_code_runs(tmp_path, monkeypatch):
+    (tmp_path / "strange_task.py").write_text("raise SystemExit('run by reading a folder')")
+    monkeypatch.chdir(tmp_path)
+    load_model("zoo:mlp?channels=1&image_size=8", num_classes=10).save(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"task": "strange_task:task"}))
+    assert load_model(tmp_path / "model").task == "strange_task:task"
+    assert "strange_task" not in sys.modules

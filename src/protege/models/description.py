@@ -18,7 +18,7 @@ CONFIG, FORMAT = "config.json", 1
 EXTRA = "_extra_state"  # as modules with a `get_extra_state` name it; of any size
 LARGEST = 2**28  # bytes of a config.json: a network's edits and kept channels may be many
 MOST_VALUES = 2**26  # in the input of a check: several of the largest images
-TaskName = Literal["classification", "segmentation", "language", "embeddings"]
+TASK = r"^[A-Za-z_][\w.]*(:[A-Za-z_][\w.]*)?$"  # a name that `protege.tasks` looks up; no code is run to read it
 OLD_PACKAGE = "understudy."  # what version 0.1 was called
 
 
@@ -60,7 +60,7 @@ class Description(_Strict):
     format: Literal[1]
     model: str | None
     arguments: Annotated[dict[str, JsonValue], AfterValidator(_counted)]
-    task: TaskName
+    task: Annotated[str, Field(pattern=TASK)]
     classes: list[str]
     input: dict[str, JsonValue]
     dtype: Literal["float32", "bfloat16"]

@@ -1,11 +1,12 @@
 """Whether a model fits the data: it is tried on an example, as training will run it."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data import Data
 from ..data.classes import numbers
 from ..errors import UserError, told
 from ..outputs import refuse_odd
@@ -13,28 +14,10 @@ from ..torch_utils import copy_network, device_of, has_own_precision, is_unmade,
 from .causal import check_causal, check_layout, samples_for
 from .language import Reader
 from .model import Model
+from .specs import has_masks, has_tokens
 
 
-class TrainingSamples(Protocol):
-    """What is asked of a training set: the shape of its inputs, (channels, height, width) or (tokens,)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-class DataLike(Protocol):
-    """What is asked of data: task, class names, image shape, and per-channel mean and std in 0..1."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def train(self) -> TrainingSamples: ...
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]: ...
-
-
-def check_fit(model: Model, data: DataLike) -> int:
+def check_fit(model: Model, data: Data) -> int:
     """How many outputs a sample the model gives on blank examples of the data. Raises `UserError` where it cannot run
     on such data, or reads it otherwise than it has learned to.
 
@@ -43,31 +26,35 @@ def check_fit(model: Model, data: DataLike) -> int:
     at their words (`protege.models.causal`). Weights, buffers and modes stay as they are; a network with lazy layers is
     initialised.
     """
-    _check_kind(model, data)
+    text = has_tokens(data)
+    if text and model.input.kind != "tokens":
+        raise UserError("the model takes images but the data is text; use a language model, such as zoo:lstm.")
+    if not text and model.input.kind == "tokens":
+        raise UserError("the model takes text but the data has images; use an image model, or data text:PATH.")
     _check_ranges(model, data)
-    if data.task == "language" and isinstance(model.network, Reader):
+    if text and isinstance(model.network, Reader):
         model.network.context = getattr(data.train, "context", 0)
-    found = output_classes(model, data)
-    if data.task == "language":
-        _check_words(model, data, found)
+    outputs = output_classes(model, data)
+    if text:
+        _check_words(model, data, outputs)
         check_causal(model, data, _scored(data))
-    return found
+    return outputs
 
 
-def check_classes(model: Model, data: DataLike) -> None:
+def check_classes(model: Model, data: Data) -> None:
     """`check_fit`, and raise `UserError` unless the model gives one output a class, and its class names (where both are
     named) are the data's in the same order. Data without classes fits any."""
-    found, expected = check_fit(model, data), len(data.classes)
+    outputs, expected = check_fit(model, data), len(data.classes)
     if not data.classes:  # images without labels
         return
-    if found != expected and not getattr(data, "labelled", True):  # the teacher's
+    if outputs != expected and not getattr(data, "labelled", True):  # the teacher's
         raise UserError(
-            f"the model gives {found} values for each image and the teacher {expected}; expected as many, as it is to "
-            f"take the teacher's place: end it with a layer of {expected}, as zoo:NAME does by itself."
+            f"the model gives {outputs} values for each image and the teacher {expected}; expected as many, as it is "
+            f"to take the teacher's place: end it with a layer of {expected}, as zoo:NAME does by itself."
         )
-    if found != expected:
+    if outputs != expected:
         raise UserError(
-            f"the model has {found} outputs but the data has {expected} classes; "
+            f"the model has {outputs} outputs but the data has {expected} classes; "
             "use a model made for this data, or data with the model's classes."
         )
     named = model.named and getattr(data, "named", data.classes != numbers(expected))
@@ -79,15 +66,15 @@ def check_classes(model: Model, data: DataLike) -> None:
         )
 
 
-def _check_kind(model: Model, data: DataLike) -> None:
-    text = data.task == "language"
-    if text and model.input.kind != "tokens":
-        raise UserError("the model takes images but the data is text; use a language model, such as zoo:lstm.")
-    if not text and model.input.kind == "tokens":
-        raise UserError("the model takes text but the data has images; use an image model, or data text:PATH.")
+def _misplaced(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
+    """The first position where two lists of class names tell different classes: a name that both have stands
+    elsewhere, or no name is in both."""
+    shared = set(ours) & set(theirs)
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((n for n, (a, b) in pairs if a != b and (not shared or a in shared or b in shared)), None)
 
 
-def _check_ranges(model: Model, data: DataLike) -> None:
+def _check_ranges(model: Model, data: Data) -> None:
     """Images of more than 8 bits must have been read as the model learned to see them."""
     taken = {kind: ends for kind, *ends in getattr(data, "ranges", ())}
     for kind, *ends in model.input.ranges:
@@ -99,14 +86,14 @@ def _check_ranges(model: Model, data: DataLike) -> None:
             )
 
 
-def _check_words(model: Model, data: DataLike, found: int) -> None:
+def _check_words(model: Model, data: Data, known: int) -> None:
     """Word numbers mean nothing under another vocabulary."""
     remedy = "open the text with the vocabulary of the model, text:PATH?vocabulary=FOLDER, or use a model made for it"
     expected = len(data.classes)
-    if found > expected:
+    if known > expected:
         remedy += f", or leave out what pads its vocabulary: return logits[..., :{expected}] from its forward"
-    if found != expected:
-        raise UserError(f"the model knows {found} words but the data's vocabulary has {expected}; {remedy}.")
+    if known != expected:
+        raise UserError(f"the model knows {known} words but the data's vocabulary has {expected}; {remedy}.")
     named = model.classes if model.named else ()
     wrong = next((n for n, (a, b) in enumerate(zip(named, data.classes, strict=False)) if a != b), None)
     if wrong is not None:
@@ -116,7 +103,7 @@ def _check_words(model: Model, data: DataLike, found: int) -> None:
         )
 
 
-def output_classes(model: Model, data: DataLike) -> int:
+def output_classes(model: Model, data: Data) -> int:
     """The size of the class dimension of the model's logits on the data's images; sets `model.layout`."""
     tokens = model.input.kind == "tokens"
     size = (data.train.shape[0], _scored(data), len(data.classes)) if tokens else ()
@@ -125,105 +112,88 @@ def output_classes(model: Model, data: DataLike) -> int:
     try:
         with untouched(model.network):
             model.autocast = model.autocast and not has_own_precision(model.network)
-            logits = model(example) if tokens else _in_its_precision(model, example)
+            logits = model(example) if tokens else _run_as_it_can(model, example)
             alone = model(example[:1]) if not tokens and isinstance(logits, Tensor) else None
     except UserError:
         raise
     except Exception as error:
         raise UserError(_failure(model, shape, error)) from error
+    name = type(logits).__name__
+    kind = f"an {name}" if name[0] in "AEIOaeio" else f"a {name}"
     if isinstance(logits, Tensor):
         refuse_odd(logits, "the model")
-    if tokens and isinstance(logits, Tensor):
-        check_layout(logits.shape, shape[0], *size)
-    if isinstance(logits, Tensor) and data.task == "classification" and logits.shape in ((2,), (2, 1)):
-        raise UserError(
-            "the model gives one number an image, as networks for two classes may; one logit a class is expected: wrap "
-            "it to return torch.cat([torch.zeros_like(z), z], 1) of what it returns as z [batch, 1]."
-        )
-    if isinstance(logits, Tensor) and logits.dim() > 1 and alone is not None and alone.shape != (1, *logits.shape[1:]):
+        kind = f"shape {list(logits.shape)}"
+        if tokens:
+            check_layout(logits.shape, shape[0], *size)
+        elif not has_masks(data) and logits.shape in ((2,), (2, 1)):
+            raise UserError(
+                "the model gives one number an image, as networks for two classes may; one logit a class is expected: "
+                "wrap it to return torch.cat([torch.zeros_like(z), z], 1) of what it returns as z [batch, 1]."
+            )
+    if not isinstance(logits, Tensor) or logits.dim() < 2:
+        raise UserError(f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits.")
+    if alone is not None and alone.shape != (1, *logits.shape[1:]):
         raise UserError(
             f"the model gives outputs of shape {list(alone.shape)} for one image where {[1, *logits.shape[1:]]} is "
             "expected; keep the batch dimension in its forward, with flatten(1) in place of squeeze()."
         )
-    if not isinstance(logits, Tensor) or logits.dim() < 2:
-        kind = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else _with_article(type(logits).__name__)
-        raise UserError(f"the model gives {kind} where one tensor of logits is expected; wrap it to return its logits.")
-    _check_positions(data, logits.shape)
+    if not tokens:
+        _check_pixels(data, list(logits.shape))
     model.shape = tuple(data.train.shape)
     return logits.shape[-1 if tokens else 1]
 
 
-def _scored(data: DataLike) -> int:
+def _scored(data: Data) -> int:
     """How many of a sample's tokens are scored: the last, behind those that are only read."""
     return data.train.shape[0] - getattr(data.train, "context", 0)
 
 
-def _check_positions(data: DataLike, shape: Sequence[int]) -> None:
-    """Images have one row of logits, or in segmentation one for each of their pixels."""
-    given, size = list(shape), list(data.train.shape[1:])
-    if data.task == "classification" and len(given) != 2:
+def _check_pixels(data: Data, shape: list[int]) -> None:
+    """Images have one row of logits or, where there are masks, one for each of their pixels."""
+    masks, size = has_masks(data), list(data.train.shape[1:])
+    if not masks and len(shape) != 2:
         raise UserError(
-            f"the model gives outputs of shape {given} where one row of logits an image is expected; use a classifier, "
+            f"the model gives outputs of shape {shape} where one row of logits an image is expected; use a classifier, "
             "or data segmentation:PATH for a network that labels pixels."
         )
-    if data.task == "segmentation" and len(given) != 4:
+    if masks and len(shape) != 4:
         raise UserError(
-            f"the model gives outputs of shape {given} where logits for each pixel, [batch, classes, height, width], "
+            f"the model gives outputs of shape {shape} where logits for each pixel, [batch, classes, height, width], "
             "are expected; use a segmentation network, such as zoo:unet18."
         )
-    if data.task == "segmentation" and given[2:] != size:
+    if masks and shape[2:] != size:
         raise UserError(
-            f"the model labels {given[2]}×{given[3]} pixels but the data's masks have {size[0]}×{size[1]}; outputs as "
+            f"the model labels {shape[2]}×{shape[3]} pixels but the data's masks have {size[0]}×{size[1]}; outputs as "
             "large as the image are expected: enlarge the logits in the model's forward, or clear its input size."
         )
 
 
-def _in_its_precision(model: Model, example: Tensor) -> Any:
-    """The outputs on the example in single precision, or in that of the weights where the network needs it."""
-    try:
-        return _in_its_layout(model, example)
-    except Exception:
-        own = own_dtype(model.network)
-        if own is None or model.dtype != torch.float32:
-            raise
-        model.dtype = own
-        try:
-            return _in_its_layout(model, example)
-        except Exception:
-            model.dtype = torch.float32
-            raise
+def _run_as_it_can(model: Model, example: Tensor) -> Any:
+    """The outputs on images channels-last and in single precision, as in training; else as the network needs them:
+    contiguous, or in the precision of its weights. The model notes which."""
+    layouts = ["channels_last", "contiguous"] if model.layout == "channels_last" else [model.layout]
+    usual, failure = (model.dtype, model.layout), None
+    while True:
+        for model.layout in layouts:
+            try:
+                if is_unmade(model):
+                    model(example)
+                return _channels_last(model, example) if model.layout == "channels_last" else model(example)
+            except Exception as error:
+                failure = error
+        other = own_dtype(model.network)
+        if other is None or model.dtype != torch.float32:
+            model.dtype, model.layout = usual
+            raise failure
+        model.dtype = other
 
 
-def _in_its_layout(model: Model, example: Tensor) -> Any:
-    """The outputs on the example, channels-last as in training, or contiguous where the network needs that."""
-    if is_unmade(model):
-        model(example)
-    if model.layout == "channels_last":
-        run = _channels_last(model)
-        try:
-            if run is not None:
-                return run(example.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))  # strides as data has them
-        except RuntimeError:  # such as a `view` of what is not contiguous
-            pass
-        model.layout = "contiguous"
-        try:
-            return model(example)
-        except Exception:
-            model.layout = "channels_last"
-            raise
-    return model(example)
-
-
-def _channels_last(model: Model) -> Callable[[Tensor], Any] | None:
-    """The model with channels-last weights, of a copy where it has such; None where it cannot be copied."""
-    dimensions = {parameter.dim() for parameter in model.parameters()}
-    if 4 not in dimensions or 5 in dimensions:  # there is nothing to convert, or torch refuses to
-        return model
-    try:
-        network = copy_network(model.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    except Exception:
-        return None
-    return lambda raw: model.run(network, raw)
+def _channels_last(model: Model, example: Tensor) -> Any:
+    """The outputs on images with the strides that data has, of a copy with such weights where it has any."""
+    network, dimensions = model.network, {parameter.dim() for parameter in model.parameters()}
+    if 4 in dimensions and 5 not in dimensions:  # of volumes torch refuses it
+        network = copy_network(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.run(network, example.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
 
 
 def _failure(model: Model, shape: Sequence[int], error: Exception) -> str:
@@ -238,15 +208,3 @@ def _failure(model: Model, shape: Sequence[int], error: Exception) -> str:
         f"the model fails on an input of shape {list(shape)} ({told(error)}); use a model for such inputs, or say "
         "which it takes with protege.Model(network, protege.InputSpec(channels=…, size=(…, …)))."
     )
-
-
-def _with_article(name: str) -> str:
-    return f"{'an' if name[:1] in 'AEIOaeio' else 'a'} {name}"
-
-
-def _misplaced(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
-    """The first position where two lists of class names tell different classes: a name that both have stands
-    elsewhere, or no name is in both."""
-    shared = set(ours) & set(theirs)
-    pairs = enumerate(zip(ours, theirs, strict=False))
-    return next((n for n, (a, b) in pairs if a != b and (not shared or a in shared or b in shared)), None)

@@ -1,9 +1,11 @@
 """A network together with how it wants its input, how to build it again, and what its outputs mean."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +18,10 @@ from ..outputs import logits_in
 from ..settings import public
 from ..torch_utils import unwrapped
 from . import storage
-from .description import FORMAT, TaskName
+from .description import FORMAT, TASK
 from .inputs import InputSpec
 from .placing import is_channels_last, make_writable
-from .saving import Described, described
+from .saving import described
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +80,11 @@ class Model(nn.Module):
         naming = read_naming(classes, "classes of the model")
         self.classes: tuple[str, ...] = naming.names if naming else ()
         self.named = naming is not None and naming.named and named
-        if task not in get_args(TaskName):
-            tasks = ", ".join(get_args(TaskName))
-            raise UserError(f"the task {shown(task)} of the model is unknown; expected one of {tasks}: change task=….")
+        if not re.fullmatch(TASK, task):
+            raise UserError(
+                f"the task {shown(task)} of the model is no name; expected that of a task, such as 'classification', "
+                "or package.module:name: change task=…."
+            )
         self.task = task
         self.structure = [dict(edit) for edit in structure]
         self.kept = {name: list(channels) for name, channels in (kept or {}).items()}
@@ -92,18 +96,13 @@ class Model(nn.Module):
 
     def run(self, network: nn.Module, raw: Tensor) -> Any:
         """`forward` through another network in the place of the own one."""
-        if self.autocast:
-            return self._rows(logits_in(network(self.prepared(raw))))
-        with torch.autocast(raw.device.type, enabled=False):
-            outputs = self._rows(logits_in(network(self.prepared(raw))))
-        return outputs.float() if isinstance(outputs, Tensor) else outputs
-
-    def _rows(self, outputs: Any) -> Any:
-        """Outputs of a classifier as [B, K], also of one that leaves pixels of which there is one: [B, K, 1, 1]."""
-        pixels = isinstance(outputs, Tensor) and outputs.dim() > 2 and self.input.kind == "image"
-        if pixels and self.task != "segmentation" and outputs.shape[2:].numel() == 1:
-            return outputs.flatten(1)
-        return outputs
+        with nullcontext() if self.autocast else torch.autocast(raw.device.type, enabled=False):
+            outputs = logits_in(network(self.prepared(raw)))
+        if not isinstance(outputs, Tensor):
+            return outputs
+        if self.input.kind == "image" and outputs.dim() > 2 and outputs.shape[2:].numel() == 1 < raw.shape[2:].numel():
+            outputs = outputs.flatten(1)  # of a classifier that leaves pixels, of which there is one: [B, K, 1, 1]
+        return outputs if self.autocast else outputs.float()
 
     def prepared(self, raw: Tensor) -> Tensor:
         """What the network itself is called on."""
@@ -123,11 +122,10 @@ class Model(nn.Module):
         """
         folder = usable(folder, "folder", "written")
         weights, extra = storage.weights_of(self.network, dtype)
-        found = described(self)
-        kind = type(self.network)
+        description, kind = described(self), type(self.network)
         config = {
             "format": FORMAT,
-            **found.source,
+            **description.source,
             "task": self.task,
             "classes": list(self.classes),
             "named": self.named,
@@ -136,16 +134,17 @@ class Model(nn.Module):
             "dtype": storage.dtype_of(weights),
             "memory": "channels_last" if is_channels_last(self.network) else "contiguous",
         }
-        config |= {key: value for key, value in self._optional(found, extra).items() if value}
-        if found.source["model"] is None:
-            config |= {"note": NOTE, "class": f"{kind.__module__}:{kind.__qualname__}", "call": found.call}
+        more = {"structure": description.structure, "kept": self.kept, "extra": extra, "check": description.check}
+        config |= {key: value for key, value in more.items() if value}
+        if description.source["model"] is None:
+            config |= {"note": NOTE, "class": f"{kind.__module__}:{kind.__qualname__}", "call": description.call}
         storage.write(folder, config, weights, overwrite)
-        if found.source["model"] is None:
+        if description.source["model"] is None:
             logger.warning(
                 "the network cannot be built again by name, as %s; load it with protege.load_model(%r, network=%s)",
-                found.why,
+                description.why,
                 str(folder),
-                found.call,
+                description.call,
             )
         return folder
 
@@ -153,17 +152,8 @@ class Model(nn.Module):
         """Raise `UserError` where the network has a state that `save` could not write."""
         storage.checked_state(self.network)
 
-    def _optional(self, found: Described, extra: Mapping[str, Any]) -> dict[str, Any]:
-        return {"structure": found.structure, "kept": self.kept, "extra": extra, "check": found.check}
-
     def __prepare_scriptable__(self) -> nn.Module:
         raise UserError(
             "TorchScript of a Model is not supported; expected torch.export: use protege.export(model, to='onnx') or "
             "torch.export.export(model, (images,)), or torch.jit.trace(model, images)."
         )
-
-
-def saved_source(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The source and structure for `config.json`, tried out; "model" is None where nothing builds the network again."""
-    found = described(model)
-    return found.source, found.structure

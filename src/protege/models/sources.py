@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import UserError, nearest
 from ..lookup import find_callable, typed
-from ..torch_utils import admit_torchvision, seeded
+from ..torch_utils import admit_torchvision
 from . import transformers_adapter, zoo
 
 SCHEMES = ("zoo", "timm", "smp", "transformers")
@@ -66,12 +66,6 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return getattr(network, "network", network) if hasattr(network, "input") else network  # one that gave a Model
 
 
-def build_without_trace(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """`build` for a network whose weights will be replaced: the caller's random numbers stay untouched."""
-    with seeded():
-        return build(name, arguments)
-
-
 def find_factory(name: str) -> Callable[..., Any]:
     """The callable at `package.module:attribute`, see `find_callable`."""
     return find_callable(name, "model", "makes a network", ", or use zoo:NAME or timm:NAME", SCHEMES)
@@ -99,11 +93,6 @@ def accepts(factory: Callable[..., Any], argument: str) -> bool:
         return False
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return argument in parameters and parameters[argument].kind in kinds
-
-
-def default_of(factory: Callable[..., Any], argument: str) -> Any:
-    """The default of an argument that a callable `accepts`; `inspect.Parameter.empty` without one."""
-    return inspect.signature(factory).parameters[argument].default
 
 
 def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -2,48 +2,54 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ..data import Data
 from ..data.labels import BY_CONTENT, BY_POSITION
 from ..errors import UserError
+from ..outputs import refuse_odd
+from ..torch_utils import copy_network, device_of, is_unmade, own_dtype, seeded, untouched
 from . import storage
-from .channels import channels_taken
 from .description import read_description
-from .fit import DataLike
 from .inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
 from .model import Model
 from .saving import SIZES
-from .sizes import fitting_size, own_sizes
 
 logger = logging.getLogger(__name__)
 
 TOKENS = InputSpec(kind="tokens", channels=1)
 DARKEST_STD = 1 / 255  # a channel without any variation is divided by one grey level, not by zero
+NAMED = re.compile(r"(img|image|input).*(size|resolution)")
+LEAST = 4  # pixels: a smaller number counts something else
+
+Size = tuple[int, int]
 
 
-def has_tokens(data: DataLike) -> bool:
-    return data.task == "language"
+def has_tokens(data: Data) -> bool:
+    """Whether samples are text; else they are images."""
+    return len(data.train.shape) == 1
 
 
-def input_for(channels: int, data: DataLike | None, size: Sequence[int] | None = None) -> InputSpec:
+def has_masks(data: Data) -> bool:
+    """Whether each pixel has a label; else each image."""
+    return not has_tokens(data) and data.train.labels is None
+
+
+def input_for(channels: int, data: Data | None, size: Sequence[int] | None = None) -> InputSpec:
     """The spec of a network without its own: the data's statistics, or ImageNet's where there is no data."""
     if data is not None and has_tokens(data):
         return TOKENS
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    if data is not None:
-        mean, std = data.statistics()
-        if size is None:
-            size = data.train.shape[1:]
-    if data is not None and data.task != "classification":
-        size = None  # outputs per pixel must keep the size of the labels
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data is None else data.statistics()
+    if data is not None:  # outputs per pixel must keep the size of the labels
+        size = None if has_masks(data) else size or data.train.shape[1:]
     mean, std = (spread(values, channels) for values in (mean, std))
     pixels = None if size is None else (size[0], size[1])
     return InputSpec(channels=channels, size=pixels, mean=mean, std=tuple(max(s, DARKEST_STD) for s in std))
@@ -58,20 +64,10 @@ def spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
     return (sum(values) / len(values),) * channels
 
 
-def channels_of(network: nn.Module, data: DataLike | None) -> int:
-    """What the network is found to take of the data; without data what its first convolution takes, else 3."""
-    if data is not None and not has_tokens(data):
-        channels, height, width = data.train.shape
-        spec_for = partial(input_for, data=data)
-        return channels_taken(network, (channels, height, width), len(data.classes), spec_for)
-    taken = (module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
-    return next(filter(None, taken), 3)
-
-
-def input_of(network: nn.Module, data: DataLike | None, trained: bool) -> InputSpec:
+def input_of(network: nn.Module, data: Data | None, trained: bool) -> InputSpec:
     """The spec of the user's own network: what it says itself, else the data's, at a size that it runs at."""
-    if found := input_from_timm(network, keep_size=True, data=data):
-        return found
+    if spec := input_from_timm(network, keep_size=True, data=data):
+        return spec
     spec = input_for(channels_of(network, data), data)
     if trained and spec.kind == "image":
         logger.info(
@@ -79,31 +75,109 @@ def input_of(network: nn.Module, data: DataLike | None, trained: bool) -> InputS
             "deviation; where it was trained otherwise, wrap it as Model(network, InputSpec(mean=…, std=…)).",
             type(network).__name__,
         )
-    if spec.size is None or not (own := own_sizes(network)):
+    if spec.size is None or not (named := sizes_named(network)):
         return spec
-    return replace(spec, size=fitting_size(network, spec.channels, [spec.size, *own]) or spec.size)
+    return replace(spec, size=fitting_size(network, spec.channels, [spec.size, *named]) or spec.size)
 
 
 def input_from_timm(
-    network: nn.Module, keep_size: bool, image_size: int | None = None, data: DataLike | None = None
+    network: nn.Module, keep_size: bool, image_size: int | None = None, data: Data | None = None
 ) -> InputSpec | None:
     """The spec in a timm network's `pretrained_cfg`, with its size where that is fixed or to be kept. A fixed one is
     that of the network as it was built, which need not be the one it was trained at."""
     config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
     if not isinstance(config, dict) or not {"mean", "std", "input_size"} <= config.keys():
         return None
-    channels = int(channels_of(network, None))
+    channels = channels_of(network, None)
     trained = int(config["input_size"][1]), int(config["input_size"][2])
-    size: tuple[int, int] | None = trained
+    size: Size | None = trained if keep_size else None
     if config.get("fixed_input_size") or image_size is not None:
         given = [(image_size, image_size)] if image_size is not None else []
         shapes = [data.train.shape[1:]] if data is not None and not has_tokens(data) else []
-        likely = [*given, *own_sizes(network), trained, *((height, width) for height, width in shapes)]
+        likely = [*given, *sizes_named(network), trained, *((height, width) for height, width in shapes)]
         size = fitting_size(network, channels, [*likely, *((side, side) for side in SIZES)]) or likely[0]
-    elif not keep_size:
-        size = None
     mean, std = (spread(config[key], channels) for key in ("mean", "std"))
     return InputSpec(channels=channels, size=size, mean=mean, std=std)
+
+
+# ---- for which size a network was made, where it is made for one: asked of itself, by trying ------------------------
+
+
+def fitting_size(network: nn.Module, channels: int, sizes: Iterable[Size]) -> Size | None:
+    """The first of the sizes that the network runs at; None where it runs at none, or may not be run yet."""
+    if is_unmade(network):  # the first size would be its size for good
+        return None
+    for size in dict.fromkeys(sizes):
+        with suppress(Exception), untouched(network), seeded():  # of whatever kind on images of another size
+            network(torch.zeros((2, channels, *size), device=device_of(network)))
+            return size
+    return None
+
+
+def sizes_named(network: nn.Module) -> list[Size]:
+    """The image sizes, (height, width), that attributes of the network's modules or of its `config` name, the outermost
+    module's first."""
+    owners = [*network.modules(), getattr(network, "config", None)]
+    return list(dict.fromkeys(size for owner in owners for size in _named_in(getattr(owner, "__dict__", {}))))
+
+
+def _named_in(values: Mapping[str, Any]) -> Iterator[Size]:
+    for name, value in values.items():
+        if NAMED.search(name):
+            pair = (
+                (value, value) if type(value) is int else tuple(value)[-2:] if isinstance(value, tuple | list) else ()
+            )
+            if len(pair) == 2 and all(type(side) is int and side >= LEAST for side in pair):
+                yield pair
+
+
+# ---- how many channels a network takes: found by running it ---------------------------------------------------------
+
+
+def channels_of(network: nn.Module, data: Data | None) -> int:
+    """How many channels a network takes: without data those of its first convolution, else 3.
+
+    Of images as many as they have are tried first, and others only where the network fails on those, or answers with
+    another number of samples: what its convolutions take, in order (grey images can be given with any number, colour as
+    grey). Of several that run, one that gives an output a class is preferred. Weights, buffers and modes stay as they
+    are; a network with lazy layers is copied.
+    """
+    taken = [module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)]
+    if data is None or has_tokens(data):
+        return next(filter(None, taken), 3)
+    shape, classes, ran = data.train.shape, len(data.classes), list[int]()
+    given = shape[0]
+    possible = [n for n in dict.fromkeys([given, *taken, 3, 1]) if n > 0 and (given in (1, n) or (given, n) == (3, 1))]
+    for channels in possible:
+        outputs = _outputs_given(network, input_for(channels, data), shape)
+        if outputs == classes or (outputs is not None and not classes):
+            return channels
+        ran += [channels] if outputs is not None else []
+    return (ran or possible)[0]
+
+
+def _outputs_given(network: nn.Module, spec: InputSpec, shape: tuple[int, ...]) -> int | None:
+    """The size of the class dimension on two blank images; None where the network fails or mixes samples."""
+    lazy = is_unmade(network)
+    raw = torch.zeros((2, *shape), dtype=torch.uint8, device=device_of(network))
+    for dtype in (torch.float32, None if lazy else own_dtype(network)):
+        if dtype is None:
+            continue
+        try:
+            model = Model(copy_network(network) if lazy else network, spec)
+            model.dtype, model.layout = dtype, "contiguous"
+            with untouched(model.network):
+                outputs = model(raw)
+            if isinstance(outputs, Tensor):
+                refuse_odd(outputs, "it")
+        except Exception:
+            continue
+        sane = isinstance(outputs, Tensor) and outputs.dim() > 1 and len(outputs) == 2
+        return outputs.shape[1] if sane else None
+    return None
+
+
+# ---- what a model says of what it has learned from ------------------------------------------------------------------
 
 
 def held_out_by(*models: Any) -> str:

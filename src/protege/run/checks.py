@@ -12,7 +12,7 @@ from ..data import Data, Samples, choose, forward_size
 from ..errors import UserError
 from ..models import Model
 from ..signals.signals import PROBE
-from ..tasks import TASKS, Task, find_task
+from ..tasks import TASKS, Task, find_task, shipped_task
 from ..torch_utils import eval_mode
 from ..training.loop import Loop
 
@@ -74,7 +74,8 @@ def warn_if_constant(teacher: Model, spec: str, loop: Loop) -> None:
 
 def refuse_another_task(network: Model, task: Task, who: str) -> None:
     """Raise `UserError` where a network has learned something else about the same kind of data."""
-    if network.task in TASKS and TASKS[network.task].of == task.name:  # of one from outside its outputs must tell
+    learned = shipped_task(network.task)
+    if learned is not None and learned.of == task.name:  # of one from outside its outputs must tell
         remedy = f", or set task={network.task!r}" if who == "teacher" else ""
         raise UserError(
             f"the {who} has learned the task {network.task!r}, whose outputs are no {task.name}; expected another: "

@@ -35,7 +35,7 @@ from ..models import Model, count_macs, count_parameters, load_model
 from ..models.storage import locate
 from ..report import write_export_report
 from ..settings import public
-from ..tasks import TASKS
+from ..tasks import TASKS, shipped_task
 from ..torch_utils import copy_network
 from ..training.evaluate import evaluate as run_evaluation
 from .folder import check_out
@@ -139,7 +139,8 @@ def _measured(
     model: Any, original: Model, exported: Any, raw: Tensor, data: Data | None, compiled: bool
 ) -> dict[str, Any]:
     """Metrics and latency of the model and of the file, and rows (``networks``) of those that it comes from."""
-    judged = data if TASKS[original.task].labelled else None
+    task = shipped_task(original.task)
+    judged = data if task is not None and task.labelled else None
     metrics = {"float": _metrics(original, judged), "exported": _metrics(exported, judged)}
     rows = _forerunners(model, raw, data)
     networks = [original, exported, *(row["latency"] for row in rows if row["latency"])]

@@ -15,12 +15,12 @@ from ..data import Data, load_data
 from ..errors import UserError, told
 from ..files import is_shrunk, write_json
 from ..models import Model, count_macs, count_parameters, held_out_by, known_ranges, load_model
-from ..models.model import saved_source
+from ..models.saving import described
 from ..settings import public
 from ..surgery import Shrunk, Walk, compose, decouple, plan_alignment
 from ..surgery import shrink as prune
 from ..surgery.pruning import together
-from ..tasks import TASKS
+from ..tasks import shipped_task
 from ..torch_utils import copy_network, device_of, eval_mode
 from .api import evaluate
 from .folder import MODEL_FILES, check_out
@@ -153,14 +153,14 @@ def _check_options(how: str, ratio: Any, rank: int | None, out: Any, dry_run: bo
 
 def _reproducible(model: Model) -> list[dict[str, Any]]:
     """The structure by which a folder will make the network again; `UserError` where that gives another one."""
-    source, structure = saved_source(model)
-    if source["model"] is None and model.source["model"] is not None:
+    how = described(model)
+    if how.source["model"] is None and model.source["model"] is not None:
         raise UserError(
             f"the shrunk {model.source['model']} is another network when it is built again from the sizes of its "
             "modules; expected the same: some number in its code follows the channels, so name other layers=…, or "
             "shrink it with protege.surgery and keep the module."
         )
-    return structure if source["model"] is not None else []
+    return how.structure if how.source["model"] is not None else []
 
 
 def _fskd_refusal(original: nn.Module, shrunk: Shrunk, prepared: Tensor) -> str | None:
@@ -175,7 +175,8 @@ def _fskd_refusal(original: nn.Module, shrunk: Shrunk, prepared: Tensor) -> str 
 
 def _figures(model: Model, raw: Tensor, data: Data | None) -> dict[str, Any]:
     sizes = {"params": count_parameters(model.network), "macs": count_macs(model, raw)}
-    judged = data is not None and data.test is not None and bool(data.classes) and TASKS[model.task].labelled
+    task = shipped_task(model.task)
+    judged = task is not None and task.labelled and data is not None and data.test is not None and bool(data.classes)
     return {**sizes, "metrics": evaluate(model, data) if judged else {}}
 
 

@@ -25,6 +25,14 @@ def find_task(name: str) -> Task:
     return _made(value, name)
 
 
+def shipped_task(name: str) -> Task | None:
+    """The task that a model says it has learned; None for ``package.module:name``, of which no code is run as a folder
+    may say so. Raises `UserError` for what is neither."""
+    if name not in TASKS and ":" not in name:
+        raise UserError(f"the model's task {shown(name)} is unknown; expected one of {', '.join(TASKS)}: change task=….")
+    return TASKS.get(name)
+
+
 def task_name(task: Any) -> str:
     """The name under which `find_task` finds a task: one of `TASKS`, ``package.module:name``, or that of an object
     given in Python. Raises `ValueError` for what is none of these."""
