@@ -8,11 +8,10 @@ the network must be given again; and it keeps a few outputs, by which a network 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import told
+from ..lookup import place_of
 from ..outputs import logits_in
 from ..surgery import rebuild, record
 from ..surgery.laws import close, tensors_in
@@ -62,8 +62,7 @@ def described(model: Model) -> Described:
     try:
         with _as_saved(model.network):
             probes = _probes(model)
-            found = _named(model, probes)
-            return dataclasses.replace(found, check=_check(model, probes))
+            return dataclasses.replace(_named(model, probes), check=_check(model, probes))
     except Exception as error:  # the weights matter more than their name
         return _unnamed(model, f"trying to build it again fails with {told(error)}")
 
@@ -75,15 +74,15 @@ def checked(model: Model, check: Check | None, rounded: bool) -> str:
     """
     if check is None:
         return ""
-    wanted = torch.tensor(check.outputs, dtype=torch.float64)
+    expected = torch.tensor(check.outputs, dtype=torch.float64)
     raw = _noise(check.shape, 1, check.values, model)
     try:
         with _as_saved(model.network), seeded(), _precisely():
-            found = _some(model(raw))
+            outputs = _some(model(raw))
     except Exception:  # such as one that runs on another device only
         return ""
     scale = max(check.scale, 1e-30)
-    off = float((found - wanted).abs().max()) / scale if found.shape == wanted.shape else math.inf
+    off = float((outputs - expected).abs().max()) / scale if outputs.shape == expected.shape else math.inf
     if off <= (0.2 if rounded else 1e-3):
         return ""
     return "outputs of another shape" if math.isinf(off) else f"outputs that are {off:.2g} of the largest away"
@@ -108,10 +107,9 @@ def _named(model: Model, probes: Probes) -> Described:
     if model.source["model"] is not None:
         why, structure = _tried(model, partial(sources.build, name, model.source["arguments"]), probes)
         return _unnamed(model, f"{name} {why}") if why else Described(dict(model.source), structure)
-    name = f"{kind.__module__}:{kind.__qualname__}"
     why, structure = _tried(model, kind, probes)
-    if not why and _can_be_imported(kind):
-        return Described({"model": name, "arguments": {}}, structure)
+    if not why and (place := place_of(kind)):
+        return Described({"model": place, "arguments": {}}, structure)
     if not why:
         return _unnamed(model, "its class cannot be imported from a file", f"{kind.__name__}()", structure)
     arguments = _arguments_of(model.network)
@@ -160,8 +158,8 @@ def _arguments_of(network: nn.Module) -> dict[str, Any]:
         parameters = inspect.signature(type(network)).parameters.values()
     except (TypeError, ValueError):
         return {}
-    own = {p.name: (vars(network)[p.name], p.default) for p in parameters if p.name in vars(network)}
-    return {key: value for key, (value, default) in own.items() if _is_plain(value) and _differ(value, default)}
+    kept = {p.name: (vars(network)[p.name], p.default) for p in parameters if p.name in vars(network)}
+    return {key: value for key, (value, default) in kept.items() if _is_plain(value) and _differ(value, default)}
 
 
 def _is_plain(value: Any) -> bool:
@@ -179,18 +177,6 @@ def _still_true(model: Model) -> list[dict[str, Any]]:
         return []
 
 
-def _can_be_imported(kind: type) -> bool:
-    if kind.__module__ == "__main__":
-        return False
-    try:
-        found: Any = importlib.import_module(kind.__module__)
-        for part in kind.__qualname__.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError):
-        return False
-    return found is kind
-
-
 def _difference(model: Model, again: nn.Module, probes: Probes) -> str:
     """In what the network built again differs from the model's own; "" where in nothing that can be seen."""
     library = str(model.source["model"]).startswith("transformers:")  # it keeps notes, such as a name or a path
@@ -200,13 +186,13 @@ def _difference(model: Model, again: nn.Module, probes: Probes) -> str:
     again.eval().to(device)
     if is_channels_last(model.network):
         channels_last(again)
-    for ready, wanted in probes:
+    for ready, expected in probes:
         try:
             with seeded():
-                found = tensors_in(logits_in(again(ready)))
+                outputs = tensors_in(logits_in(again(ready)))
         except Exception as error:
             return f"an error where this one runs ({told(error)})"
-        if not close(found, wanted):
+        if not close(outputs, expected):
             return "other outputs"
     return ""
 
@@ -214,23 +200,20 @@ def _difference(model: Model, again: nn.Module, probes: Probes) -> str:
 # ---- what networks are compared on -----------------------------------------------------------------------------------
 
 
-def _probes(model: Model) -> list[tuple[Tensor, list[Tensor]]]:
+def _probes(model: Model) -> Probes:
     """Inputs as the network takes them and its outputs, for two batch sizes and for values beyond the usual ones; none
     where no input can be found that it runs on."""
     for shape, values in _shapes(model):
-        found: list[tuple[Tensor, list[Tensor]]] = []
+        probes: list[tuple[Tensor, list[Tensor]]] = []
         for count, scale in ((3, 1), (1, 1), (2, 8)):
-            try:
+            with suppress(Exception):  # of a size that it does not take, or of a single sample
                 ready = model.prepared(_noise(shape, count, values, model))
                 ready = ready * scale if ready.is_floating_point() else ready
                 with seeded():
                     outputs = tensors_in(logits_in(model.network(ready)))
-            except Exception:  # of a size that it does not take, or of a single sample
-                continue
-            if outputs:
-                found.append((ready, outputs))
-        if found:
-            return found
+                probes += [(ready, outputs)] if outputs else []
+        if probes:
+            return probes
     return []
 
 
@@ -257,20 +240,17 @@ def _noise(shape: Sequence[int], count: int, values: int, model: Model) -> Tenso
 def _check(model: Model, probes: Probes) -> dict[str, Any] | None:
     """A few outputs of the network on one input, for the folder; None where they depend on chance or cannot be told."""
     for shape, values in _shapes(model) if probes else []:
-        try:
-            raw = _noise(shape, 1, values, model)
-            found = []
+        raw, outputs = _noise(shape, 1, values, model), []
+        with suppress(Exception):
             for seed in (1, 2):
                 with seeded(seed), _precisely():
-                    found.append(model(raw))
-        except Exception:
+                    outputs.append(model(raw))
+        if len(outputs) < 2:
             continue
-        if not isinstance(found[0], Tensor) or not torch.equal(*found):
-            return None
-        some, scale = _some(found[0]), float(found[0].abs().max())
+        scale = float(outputs[0].abs().max()) if isinstance(outputs[0], Tensor) and torch.equal(*outputs) else 0.0
         if not math.isfinite(scale) or not scale:
             return None
-        numbers = [float(f"{value:.6g}") for value in some.tolist()]
+        numbers = [float(f"{value:.6g}") for value in _some(outputs[0]).tolist()]
         return {"shape": list(shape), "values": values, "outputs": numbers, "scale": float(f"{scale:.6g}")}
     return None
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from ...errors import UserError, nearest
-from ...torch_utils import eval_mode
+from ...errors import UserError, nearest, told
+from ...torch_utils import untouched
 from ..laws import tensors_in
 from ..tracing.graph import Trace, Untraceable, trace
 from ..tracing.taps import first_outputs
@@ -54,7 +53,8 @@ class Pair:
     @property
     def adapter(self) -> bool:
         """Whether the channels differ, so that a 1×1 layer must stand between."""
-        return _channels(self.student) != _channels(self.teacher)
+        a, b = (cut.shape[0] if len(cut.shape) == 3 else cut.shape[-1] for cut in (self.student, self.teacher))
+        return a != b
 
 
 def pair(
@@ -82,9 +82,14 @@ def pair(
                     f"stages = {stages!r} cannot be read at {item!r}; expected student_module=teacher_module,… or a "
                     "name alone where both have it."
                 )
-        student_cuts = _measured(student, "student", [names[0] for names in named], student_example)
-        teacher_cuts = _measured(teacher, "teacher", [names[-1] for names in named], teacher_example)
-        pairs = [Pair(student_cuts[names[0]], teacher_cuts[names[-1]]) for names in named]
+        measured = []
+        for network, role, names, example in (
+            (student, "student", [names[0] for names in named], student_example),
+            (teacher, "teacher", [names[-1] for names in named], teacher_example),
+        ):
+            outputs = outputs_at(network, names, example, role)
+            measured.append([Cut(name, tuple(x.shape[1:]), _level(x, example)) for name, x in outputs.items()])
+        pairs = list(map(Pair, *measured))
     else:
         pairs = _corresponding(find_cuts(student, student_example), find_cuts(teacher, teacher_example))
         if not pairs:
@@ -117,7 +122,16 @@ def find_cuts(network: nn.Module, example: Tensor) -> list[Cut]:
     >>> [(cut.name, cut.shape) for cut in find_cuts(network, x)]
     [('1', (8, 6, 6)), ('3', (8, 4, 4))]
     """
-    traced = _traced(network, example)
+    openable = {
+        m for m in network.modules() if not type(m).__module__.startswith("torch.nn") or isinstance(m, nn.Sequential)
+    }
+    try:
+        traced = trace(network, example, openable & {network}, welcome=openable)
+    except Untraceable as error:
+        raise UserError(
+            f"the code of {type(network).__name__} cannot be traced to find its stages ({error.reason}); name "
+            'them as stages = "student_module=teacher_module,…" or take a method without stages.'
+        ) from error
     nodes = traced.nodes
     order = {node: number for number, node in enumerate(nodes)}
     names: dict[fx.Node, list[tuple[str, nn.Module]]] = defaultdict(list)
@@ -131,7 +145,7 @@ def find_cuts(network: nn.Module, example: Tensor) -> list[Cut]:
         if (node.op == "call_module" and any(True for _ in traced.entry.get_submodule(str(node.target)).parameters()))
         or any(n.op == "get_attr" and isinstance(traced.values[n], nn.Parameter) for n in node.all_input_nodes)
     ]
-    levels = {node: _level(traced.values[node], example) for node in nodes}
+    levels = {node: _halvings(traced.values[node], example) for node in nodes}
     ends = [
         node
         for node in sorted(names, key=order.__getitem__)
@@ -163,13 +177,22 @@ def find_cuts(network: nn.Module, example: Tensor) -> list[Cut]:
     if len(blocks) > len(runs):
         return blocks
     ended = {
-        name: _rounded(levels[node]) for node, same in names.items() for name, module in same if not _is_row(module)
+        name: _level(traced.values[node], example)
+        for node, same in names.items()
+        for name, module in same
+        if not isinstance(module, nn.Sequential)
     }
     chosen = [_last(run, ended) for run in runs]
-    result = traced.nodes[-1].args[0]
+    result = nodes[-1].args[0]
     for name, module in network.named_modules():  # a block that gives the network's outputs is the head as a whole
         inside = [cut for cut in chosen if cut.name.startswith(f"{name}.")]
-        if name and not _is_row(module) and traced.first.get(module) is result and inside and inside == chosen[1:][-1:]:
+        if (
+            name
+            and not isinstance(module, nn.Sequential)
+            and traced.first.get(module) is result
+            and inside
+            and inside == chosen[1:][-1:]
+        ):
             chosen.pop()
     return chosen
 
@@ -216,22 +239,6 @@ def _uncrossed(
     return kept
 
 
-def _is_row(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential)
-
-
-def _traced(network: nn.Module, example: Tensor) -> Trace:
-    """A trace that goes as deep as it can."""
-    openable = {m for m in network.modules() if not type(m).__module__.startswith("torch.nn") or _is_row(m)}
-    try:
-        return trace(network, example, openable & {network}, welcome=openable)
-    except Untraceable as error:
-        raise UserError(
-            f"the code of {type(network).__name__} cannot be traced to find its stages ({error.reason}); name "
-            'them as stages = "student_module=teacher_module,…" or take a method without stages.'
-        ) from error
-
-
 def _corresponding(student: Sequence[Cut], teacher: Sequence[Cut]) -> list[Pair]:
     if student and teacher and student[0].level is None and teacher[0].level is None:
         count = min(TOKEN_STAGES, len(student), len(teacher))
@@ -243,32 +250,37 @@ def _corresponding(student: Sequence[Cut], teacher: Sequence[Cut]) -> list[Pair]
     return [pair for pair in pairs if pair.student.level is not None]
 
 
-def _measured(network: nn.Module, role: str, names: Sequence[str], example: Tensor) -> dict[str, Cut]:
-    """The named cuts, seen in a plain forward pass. Raises unless they exist, once each, in this order."""
+def outputs_at(network: nn.Module, names: Sequence[str], example: Tensor, who: str) -> dict[str, Tensor]:
+    """What the named modules give in a plain forward pass. Raises `UserError` unless they exist, once each, are run in
+    this order and return a tensor; ``who`` is the network in sentences."""
     modules = dict(network.named_modules(remove_duplicate=False))
     for name in names:
         if not name or name not in modules:
-            raise UserError(f"the {role} has no module {name!r} to cut at; {nearest(name, modules)}.")
+            raise UserError(f"the {who} has no module {name!r} to cut at; {nearest(name, modules)}.")
         if names.count(name) > 1:
-            raise UserError(f"the {role}'s module {name!r} is named twice in the stages; name each once.")
-    with first_outputs({name: modules[name] for name in names}) as outputs, eval_mode(network), torch.no_grad():
-        network(example.clone())
+            raise UserError(f"the {who}'s module {name!r} is named twice in the stages; name each once.")
+    try:
+        with first_outputs({name: modules[name] for name in names}) as outputs, untouched(network):
+            network(example.clone())
+    except Exception as error:
+        raise UserError(
+            f"the {who} fails on samples of shape {list(example.shape[1:])} ({told(error)}); expected some that its "
+            "forward takes, prepared and not raw: give others."
+        ) from error
     for name in names:
         if name not in outputs:
-            raise UserError(f"the {role}'s module {name!r} is never called in a forward pass; name one that is.")
+            raise UserError(f"the {who}'s module {name!r} is never called in a forward pass; name one that is.")
         if not isinstance(outputs[name], Tensor):
-            raise UserError(f"the {role}'s module {name!r} does not return a single tensor; name one that does.")
+            raise UserError(f"the {who}'s module {name!r} does not return a single tensor; name one that does.")
     if list(outputs) != list(names):
         raise UserError(
-            f"the {role}'s stages are named in the order {', '.join(names)} but are run in the order "
+            f"the {who}'s stages are named in the order {', '.join(names)} but are run in the order "
             f"{', '.join(outputs)}; name them in that order."
         )
-    return {
-        name: Cut(name, tuple(value.shape[1:]), _rounded(_level(value, example))) for name, value in outputs.items()
-    }
+    return outputs
 
 
-def _level(value: Any, example: Tensor) -> float | None:
+def _halvings(value: Any, example: Tensor) -> float | None:
     """How often the input was halved; None for what is no map [N, C, H, W] of it, such as a pooled one or a gate."""
     if not isinstance(value, Tensor) or value.dim() != 4 or example.dim() != 4 or value.shape[2:].numel() < 2:
         return None
@@ -276,9 +288,6 @@ def _level(value: Any, example: Tensor) -> float | None:
     return (across + down) / 2 if abs(across - down) < 2 * SAME else None
 
 
-def _rounded(level: float | None) -> int | None:
-    return None if level is None else round(level)
-
-
-def _channels(cut: Cut) -> int:
-    return cut.shape[0] if len(cut.shape) == 3 else cut.shape[-1]
+def _level(value: Any, example: Tensor) -> int | None:
+    halvings = _halvings(value, example)
+    return None if halvings is None else round(halvings)

@@ -52,39 +52,27 @@ class _Division:
         self.ends = self._ends(targets)
         storages = {node: {storage(t) for t in tensors_in(value)} for node, value in self.values.items()}
         self.touched = {node: storages[node].union(*(storages[n] for n in node.all_input_nodes)) for node in self.nodes}
-        self.free = self._free()
+        changed = {place: self.index[node] for node, places in traced.writes.items() for place in places}  # at last
+        self.free: set[fx.Node] = set()
+        for node in self.nodes:
+            sources, since = node.all_input_nodes, max((changed.get(s, -1) for s in self.touched[node]), default=-1)
+            derived = sources and node.op != "output" and node not in traced.writes and since <= self.index[node]
+            if node.op == "get_attr" or (derived and all(source in self.free for source in sources)):
+                self.free.add(node)
         self.stage = self._stages()
 
     def _ends(self, targets: Sequence[nn.Module]) -> list[int]:
         """Where in the trace each cut's module returns for the first time."""
         ends: list[int] = []
         for name, module in zip(self.cuts, targets, strict=True):
-            if module not in self.traced.first:
-                raise UserError(f"the module {name!r} is never called in a forward pass; name one that is.")
-            node = self.traced.first[module]
-            if node is None or not isinstance(self.values[node], Tensor):
-                raise UserError(f"the module {name!r} does not return a single tensor; cut at one that does.")
-            if ends and self.index[node] <= ends[-1]:
+            node = self.traced.first.get(module)
+            if node is None or (ends and self.index[node] <= ends[-1]):
                 raise UserError(
-                    f"the cut {name!r} does not come after {self.cuts[len(ends) - 1]!r} in a forward pass; "
-                    "name cuts once each and in order."
+                    f"the module {name!r} gives no tensor that its code computes, once the cut before it is made; "
+                    "expected one in training and in evaluation: cut elsewhere."
                 )
             ends.append(self.index[node])
         return ends
-
-    def _free(self) -> set[fx.Node]:
-        writes = self.traced.writes
-        changed = {place: self.index[node] for node, places in writes.items() for place in places}  # the last time
-        free: set[fx.Node] = set()
-        for node in self.nodes:
-            derived = node.all_input_nodes and node.op != "output" and node not in writes
-            if node.op == "get_attr" or (
-                derived
-                and all(source in free for source in node.all_input_nodes)
-                and not any(changed.get(place, -1) > self.index[node] for place in self.touched[node])
-            ):
-                free.add(node)
-        return free
 
     def _stages(self) -> dict[fx.Node, int]:
         """The stage of each node: the first one whose end depends on it, so that all that a stage holds bears on what
@@ -173,7 +161,12 @@ class _Division:
         """The graph of a stage, of what is `live` at its ends."""
         inputs, outputs = live[stage], live[stage + 1] if stage < len(self.ends) else []
         for node in outputs:
-            self._check_crossing(node, stage)
+            value, other = self.values[node], self.other[node]
+            if not isinstance(value, Tensor) or not value.dim() or (len(value), len(other)) != self.batch:
+                raise UserError(
+                    f"what crosses the cut at {self.cuts[stage]!r} is not one tensor a sample (the value "
+                    f"{node.name!r}); expected its first dimension to be the batch: cut elsewhere."
+                )
         written = set[int]().union(*(self.traced.writes.get(node, set()) for node in self.inside(stage)))
         piece = Piece(self.traced, self._shapes(inputs), self._shapes(outputs), written)
         graph, copies = piece.graph, {node: piece.graph.placeholder(node.name) for node in inputs}
@@ -200,14 +193,6 @@ class _Division:
                 copy(node)
         graph.output(tuple(map(copy, outputs)) if outputs else map_arg(self.nodes[-1].args[0], copy))
         return piece
-
-    def _check_crossing(self, node: fx.Node, stage: int) -> None:
-        value, other = self.values[node], self.other[node]
-        if not isinstance(value, Tensor) or not value.dim() or (len(value), len(other)) != self.batch:
-            raise UserError(
-                f"what crosses the cut at {self.cuts[stage]!r} is not one tensor a sample (the value "
-                f"{node.name!r}); expected its first dimension to be the batch: cut elsewhere."
-            )
 
     def _shapes(self, nodes: Sequence[fx.Node]) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(self.values[node].shape[1:]) for node in nodes)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...errors import UserError, nearest
+from ...errors import UserError
 from ...torch_utils import as_it_was, trained_by
 from ..laws import close, other_samples, others_for, random_state
 from ..tracing.graph import ROOT, Trace, Untraceable, memory_of, set_training, storage, trace
 from ..tracing.taps import first_outputs
-from .cuts import Pair
+from .cuts import Pair, outputs_at
 from .pieces import Piece, divide
 
 HEAD = "head"
@@ -77,11 +77,9 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
     >>> [stage.name for stage in stages], torch.equal(Chain(stages)(x), network(x))
     (['1', '3', 'head'], True)
     """
+    outputs_at(network, cuts, example, "network")
     modules = dict(network.named_modules(remove_duplicate=False))
-    for name in cuts:
-        if not name or name not in modules:
-            raise UserError(f"the network has no module {name!r} to cut at; {nearest(name, modules)}.")
-    around = {modules[name] for cut in cuts for name in _parents(cut)} if cuts else set()
+    around = {modules[cut[:at]] for cut in cuts for at in (0, *(n for n, letter in enumerate(cut) if letter == "."))}
     with as_it_was(network):
         learning = around & trained_by(network)
     samples = [example, others_for(network, example)]
@@ -139,13 +137,8 @@ def _traces(
                 with torch.no_grad():
                     network(batch.clone())  # what the network counts goes on from one to the other
     except Untraceable as error:
-        if not error.place:
-            raise UserError(
-                f"the network fails on samples of shape {list(samples[0].shape[1:])} ({error.reason}); expected some "
-                "that its forward takes, prepared and not raw: give others."
-            ) from error
         raise UserError(
-            f"the network cannot be cut at {_listed(cuts)}, as the code of {error.place} cannot be traced "
+            f"the network cannot be cut at {_listed(cuts)}, as the code of {error.place or 'it'} cannot be traced "
             f"({error.reason}); cut outside of it or take a method without stages."
         ) from error
     if memory := memory_of(*traced):
@@ -162,11 +155,6 @@ def _traces(
             "or take a method without stages."
         )
     return traced
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts))]
 
 
 def _listed(cuts: Sequence[str]) -> str:
