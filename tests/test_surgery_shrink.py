@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from protege.errors import UserError
 from protege.models import count_macs, load_model
 from protege.surgery import Decoupled, compose, decouple, shrink
+from protege.surgery.counting import profile
 from protege.surgery.layers import LAYERS
-from protege.surgery.pruning.result import profile
 
 NETWORKS = {
     "vgg11?width=0.125": 16,

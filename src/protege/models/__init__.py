@@ -1,6 +1,6 @@
 """Networks: a small zoo, adapters, and models that carry how they want their input."""
 
-from .count import count_macs, count_parameters
+from ..surgery.counting import count_macs, count_parameters
 from .fit import check_classes, check_fit, output_classes
 from .inputs import InputSpec
 from .load import load_model

@@ -84,13 +84,13 @@ def check_causal(model: Any, data: Any, scored: int) -> None:
         asked = [last, first + scored // 2, last, last, max(first, last - 1), first]
         moves: list[tuple[int, Tensor]] = []
         for begin in range(0, len(asked), count):
-            changed = text.clone()
-            some = asked[begin : begin + count]
-            for row, position in enumerate(some):
-                step = begin + row + 1  # another word each time
-                changed[row, position] = _another(pool, text[row, position], places[row, position] + step)
+            changed, positions = text.clone(), asked[begin : begin + count]
+            for row, position in enumerate(positions):
+                place = places[row, position] + begin + row + 1  # another word each time
+                near = pool[torch.stack([place, place + 1]) % len(pool)]
+                changed[row, position] = near[int(near[0] == text[row, position])]
             moved = _moved(base, ask(changed)) > tolerance
-            moves += [(position - first, moved[row]) for row, position in enumerate(some)]
+            moves += [(position - first, moved[row]) for row, position in enumerate(positions)]
     _judge(moves, base.shape[1])
 
 
@@ -115,14 +115,8 @@ def _judge(moves: list[tuple[int, Tensor]], scored: int) -> None:
 def _common_words(data: Any, words: int) -> Tensor:
     """Word numbers that a text has, as a trained network may hold all that it never met for alike."""
     tokens = getattr(data.train, "tokens", None)
-    found = torch.arange(words) if tokens is None else tokens[:4096].unique().long().cpu()
-    return found if len(found) > 1 else torch.arange(max(words, 2)) % words
-
-
-def _another(pool: Tensor, word: Tensor, place: Tensor) -> Tensor:
-    """A word of the pool other than this one."""
-    found = pool[place % len(pool)]
-    return found if found != word else pool[(place + 1) % len(pool)]
+    common = torch.arange(words) if tokens is None else tokens[:4096].unique().long().cpu()
+    return common if len(common) > 1 else torch.arange(max(words, 2)) % words
 
 
 def _asking(
@@ -170,8 +164,8 @@ def _asking(
     def ask(tokens: Tensor, afresh: bool = True) -> Tensor | None:
         if afresh:
             restore()
-        found = outputs(chosen, tokens.to(text.device))[:, -scored:].float()
-        return found if bool(found.isfinite().any(2).all()) and not bool(found.isnan().any()) else None
+        logits = outputs(chosen, tokens.to(text.device))[:, -scored:].float()
+        return logits if bool(logits.isfinite().any(2).all()) and not bool(logits.isnan().any()) else None
 
     coarse = any(map(is_quantised, network.state_dict().values())) or (half and chosen is not single)
     return ask, COARSE if coarse else ROUNDING
@@ -193,7 +187,7 @@ def _repeatable(ask: Callable[..., Tensor | None], text: Tensor, base: Tensor, t
 
 def _size(outputs: Tensor) -> Tensor:
     """Root mean square of the finite logits of each output, [samples, positions]."""
-    return torch.stack([one.masked_fill(~one.isfinite(), 0).square().mean(-1).sqrt() for one in outputs])
+    return torch.stack([x.masked_fill(~x.isfinite(), 0).square().mean(-1).sqrt() for x in outputs])
 
 
 def _moved(before: Tensor, after: Tensor | None) -> Tensor:

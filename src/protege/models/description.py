@@ -100,8 +100,8 @@ def read_description(folder: Path) -> Description:
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read as JSON ({told(error)}); save the model again.") from error
     if not isinstance(values, dict) or type(values.get("format")) is not int or values["format"] != FORMAT:
-        found = shown(values.get("format") if isinstance(values, dict) else type(values).__name__)
-        raise UserError(f'{str(path)!r} has format {found} where "format": {FORMAT} is expected; save it anew.')
+        form = shown(values.get("format") if isinstance(values, dict) else type(values).__name__)
+        raise UserError(f'{str(path)!r} has format {form} where "format": {FORMAT} is expected; save it anew.')
     try:
         description = Description.model_validate(values)
         description.spec  # noqa: B018

@@ -172,7 +172,8 @@ def _run_as_it_can(model: Model, example: Tensor) -> Any:
     """The outputs on images channels-last and in single precision, as in training; else as the network needs them:
     contiguous, or in the precision of its weights. The model notes which."""
     layouts = ["channels_last", "contiguous"] if model.layout == "channels_last" else [model.layout]
-    usual, failure = (model.dtype, model.layout), None
+    usual = model.dtype, model.layout
+    failure: Any = None
     while True:
         for model.layout in layouts:
             try:

@@ -44,52 +44,38 @@ class InputSpec:
     ranges: tuple[tuple[str, float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kind, str) or self.kind not in ("image", "tokens"):
-            raise UserError(f"input kind {shown(self.kind)} is not known; use 'image' or 'tokens'.")
-        if not _whole(self.channels) or self.channels > MOST_CHANNELS:
-            raise UserError(f"input channels {shown(self.channels)} should be a whole number from 1, such as 3.")
-        if not isinstance(self.order, str) or self.order not in ("rgb", "bgr"):
-            raise UserError(f"input order {shown(self.order)} is not known; use 'rgb' or 'bgr'.")
-        if self.order == "bgr" and self.channels != 3:
-            raise UserError(f"input order 'bgr' needs 3 channels, but channels is {self.channels}; use order 'rgb'.")
-        object.__setattr__(self, "size", self._checked_size())
-        object.__setattr__(self, "mean", self._checked_numbers("mean", 0.0))
-        object.__setattr__(self, "std", self._checked_numbers("std", 1.0))
-        object.__setattr__(self, "ranges", self._checked_ranges())
-        if min(self.std) <= 0:
-            raise UserError(
-                f"input std {list(self.std)} holds a value that is not above 0; give each channel's spread."
-            )
-
-    def _checked_size(self) -> tuple[int, int] | None:
-        if self.size is None:
-            return None
-        size = tuple(self.size) if isinstance(self.size, tuple | list) else ()
-        if len(size) != 2 or not all(map(_whole, size)):
-            raise UserError(f"input size {shown(self.size)} should be [height, width] in pixels, or null for any size.")
-        return size[0], size[1]
-
-    def _checked_numbers(self, name: str, default: float) -> tuple[float, ...]:
-        values = getattr(self, name)
-        if not isinstance(values, tuple | list) or not all(map(_finite, values)):
-            raise UserError(f"input {name} {shown(values)} should be a list of finite numbers, one for each channel.")
-        if values and len(values) != self.channels:
-            raise UserError(f"input {name} has {len(values)} values for {self.channels} channels; give one for each.")
-        return tuple(float(v) for v in values) or (default,) * self.channels
-
-    def _checked_ranges(self) -> tuple[tuple[str, float, float], ...]:
-        found = []
-        if not isinstance(self.ranges, tuple | list):
-            raise UserError(f"input ranges {shown(self.ranges)} should be a list, such as [['integer', 0, 4095]].")
-        for entry in self.ranges:
-            kind, black, white = entry if isinstance(entry, tuple | list) and len(entry) == 3 else (entry, None, None)
+        channels, size, ranges = self.channels, self.size, self.ranges
+        self._require("kind", self.kind in ("image", "tokens"), "is not known; use 'image' or 'tokens'")
+        usable = _whole(channels) and channels <= MOST_CHANNELS
+        self._require("channels", usable, "should be a whole number from 1, such as 3")
+        self._require("order", self.order in ("rgb", "bgr"), "is not known; use 'rgb' or 'bgr'")
+        usable = self.order == "rgb" or channels == 3
+        self._require("order", usable, f"needs 3 channels, but channels is {channels}; use order 'rgb'")
+        usable = size is None or (_is_list(size, 2) and all(map(_whole, size)))
+        self._require("size", usable, "should be [height, width] in pixels, or null for any size")
+        for name, default in (("mean", 0.0), ("std", 1.0)):
+            values = getattr(self, name)
+            usable = _is_list(values) and all(map(_finite, values))
+            self._require(name, usable, "should be a list of finite numbers, one for each channel")
+            usable = len(values) in (0, channels)
+            self._require(name, usable, f"has {len(values)} values for {channels} channels; give one for each")
+            object.__setattr__(self, name, tuple(map(float, values)) or (default,) * channels)
+        self._require("std", min(self.std) > 0, "holds a value that is not above 0; give each channel's spread")
+        self._require("ranges", _is_list(ranges), "should be a list, such as [['integer', 0, 4095]]")
+        for entry in ranges:
+            parts: Any = entry if _is_list(entry, 3) else (None, None, None)
+            kind, black, white = parts
             if kind not in ("integer", "float") or not _finite(black) or not _finite(white) or black >= white:
                 raise UserError(
                     f"input range {shown(entry)} should be a kind, 'integer' or 'float', and its values of black and "
                     "white, such as ['integer', 0, 4095]."
                 )
-            found.append((kind, float(black), float(white)))
-        return tuple(found)
+        object.__setattr__(self, "ranges", tuple((kind, float(black), float(white)) for kind, black, white in ranges))
+        object.__setattr__(self, "size", None if size is None else tuple(size))
+
+    def _require(self, name: str, usable: bool, remedy: str) -> None:
+        if not usable:
+            raise UserError(f"input {name} {shown(getattr(self, name))} {remedy}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same spec back."""
@@ -144,7 +130,11 @@ class InputSpec:
             images = images[:, 0:1] * red + images[:, 1:2] * green + images[:, 2:3] * blue
         if self.order == "bgr" and images.shape[1] == 3:
             images = images[:, [2, 1, 0]]
-        scale, shift = _scale_and_shift(self.mean, self.std, unit, images, layout)
+        how = self.mean, self.std, unit, images.device
+        if torch.compiler.is_compiling():  # constants of the traced graph, never real tensors among traced ones
+            scale, shift = _constants(*how)
+        else:
+            scale, shift = _whole_image(*how, (images.shape[2], images.shape[3]), layout)
         return torch.addcmul(shift, images, scale).contiguous(memory_format=layout)
 
 
@@ -190,23 +180,18 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def _is_list(value: object, length: int | None = None) -> bool:
+    return isinstance(value, tuple | list) and length in (None, len(value))
+
+
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _scale_and_shift(
-    mean: tuple[float, ...], std: tuple[float, ...], unit: float, images: Tensor, layout: torch.memory_format
-) -> tuple[Tensor, Tensor]:
-    """What makes unit·x/std − mean/std one multiply-add, scale·x + shift, over images [B, C, H, W]."""
-    if torch.compiler.is_compiling():  # constants of the traced graph, never real tensors among traced ones
-        return _constants(mean, std, unit, images.device)
-    return _whole_image(mean, std, unit, images.device, images.shape[2], images.shape[3], layout)
 
 
 def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], unit: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """`scale` and `shift`, each float32 [1, C, 1, 1]."""
+    """What makes unit·x/std − mean/std one multiply-add, scale·x + shift: each float32 [1, C, 1, 1]."""
     scale = [unit / s for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     both = torch.tensor([scale, shift], dtype=torch.float32, device=device)
@@ -219,14 +204,10 @@ def _whole_image(
     std: tuple[float, ...],
     unit: float,
     device: torch.device,
-    height: int,
-    width: int,
+    size: tuple[int, int],
     layout: torch.memory_format,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The same spread over [1, C, H, W]: broadcasting channels-last pixels is ten times slower."""
     with torch.inference_mode(False):  # a constant born in inference mode could not take part in training later
-        scale, shift = (
-            constant.expand(1, -1, height, width).contiguous(memory_format=layout)
-            for constant in _constants(mean, std, unit, device)
-        )
-    return scale, shift
+        spread = (constant.expand(1, -1, *size) for constant in _constants(mean, std, unit, device))
+        return tuple(constant.contiguous(memory_format=layout) for constant in spread)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .init import kaiming
-from .resnet import SMALL_IMAGE
+from .resnet import SMALL_IMAGE, kaiming
 
 # expansion, channels, blocks, stride of the first block
 LAYOUT = (

@@ -36,20 +36,12 @@ def channels_last(network: nn.Module) -> None:
 def is_channels_last(network: nn.Module) -> bool:
     """Whether image weights lie as `channels_last` lays them. Their strides tell: a single channel or pixel lies both
     ways, but not to every kernel."""
-    return any(
-        weight.dim() == 4 and weight.numel() > 0 and weight.stride() == _pixels_first(weight) != _channels_first(weight)
-        for weight in network.parameters()
-    )
-
-
-def _pixels_first(weight: Tensor) -> tuple[int, ...]:
-    _, channels, height, width = weight.shape
-    return (height * width * channels, 1, width * channels, channels)
-
-
-def _channels_first(weight: Tensor) -> tuple[int, ...]:
-    _, channels, height, width = weight.shape
-    return (channels * height * width, height * width, width, 1)
+    for weight in network.parameters():
+        if weight.dim() == 4 and weight.numel():
+            _, c, h, w = weight.shape
+            if weight.stride() == (h * w * c, 1, w * c, c) != (c * h * w, h * w, w, 1):
+                return True
+    return False
 
 
 def make_writable(network: nn.Module) -> None:
@@ -57,8 +49,7 @@ def make_writable(network: nn.Module) -> None:
     expanded ones, whose numbers lie in one place and cannot be loaded."""
     made: dict[int, Tensor] = {}  # what was tied stays tied
     for module in network.modules():
-        own = {**module._parameters, **module._buffers}
-        for name, value in own.items():
+        for name, value in (*module._parameters.items(), *module._buffers.items()):
             if value is None or is_lazy(value) or not (value.is_inference() or _is_expanded(value)):
                 continue
             if id(value) not in made:

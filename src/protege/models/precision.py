@@ -10,8 +10,8 @@ import torch
 
 def on_cpu() -> bool:
     """Whether runs go on the processor: there is no accelerator, or only Apple's, which has no float64."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found is None or found.type == "mps"
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device is None or device.type == "mps"
 
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:

@@ -10,12 +10,24 @@ Two families from one class, with torchvision's names, so that its ImageNet weig
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
-from .init import kaiming
-
 SMALL_IMAGE = 64  # pixels; up to here a stem that shrinks images fourfold would leave too little
+
+
+def kaiming(network: nn.Module) -> None:
+    """Initial weights of ResNet and VGG (He et al. 2015, arXiv 1502.01852): of convolutions normal over the fan out, of
+    norms 1 and 0; linear layers keep torch's."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -117,45 +129,42 @@ def _stage(
     return nn.Sequential(*layers)
 
 
-def cifar_resnet(count: int, widths: tuple[int, int, int], stem_width: int) -> Callable[..., ResNet]:
-    """A factory of three-stage networks with `count` basic blocks a stage."""
-
-    def build(num_classes: int, channels: int = 3) -> ResNet:
-        return ResNet(BasicBlock, (count,) * 3, widths, stem_width, True, num_classes, channels)
-
-    return build
+def _cifar(count: int, widths: tuple[int, int, int], stem_width: int, num_classes: int, channels: int = 3) -> ResNet:
+    """Three stages of `count` basic blocks each."""
+    return ResNet(BasicBlock, (count,) * 3, widths, stem_width, True, num_classes, channels)
 
 
-def imagenet_resnet(
-    block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, int, int, int]
-) -> Callable[..., ResNet]:
-    """A factory of four-stage networks. Without a `stem` images of up to 64 pixels get the small one."""
-
-    def build(num_classes: int, channels: int = 3, image_size: int = 32, stem: str = "auto", width: int = 64) -> ResNet:
-        if stem not in ("auto", "small", "imagenet"):
-            raise ValueError(f"stem {stem!r} is not known, use 'small' or 'imagenet'")
-        if width < 1:
-            raise ValueError(f"width {width} should be at least 1")
-        small = image_size <= SMALL_IMAGE if stem == "auto" else stem == "small"
-        widths = (width, 2 * width, 4 * width, 8 * width)
-        return ResNet(block, blocks, widths, width, small, num_classes, channels)
-
-    return build
+def _imagenet(
+    block: type[BasicBlock] | type[Bottleneck],
+    blocks: tuple[int, int, int, int],
+    num_classes: int,
+    channels: int = 3,
+    image_size: int = 32,
+    stem: str = "auto",
+    width: int = 64,
+) -> ResNet:
+    """Four stages. Without a `stem` images of up to 64 pixels get the small one."""
+    if stem not in ("auto", "small", "imagenet"):
+        raise ValueError(f"stem {stem!r} is not known, use 'small' or 'imagenet'")
+    if width < 1:
+        raise ValueError(f"width {width} should be at least 1")
+    small = image_size <= SMALL_IMAGE if stem == "auto" else stem == "small"
+    return ResNet(block, blocks, (width, 2 * width, 4 * width, 8 * width), width, small, num_classes, channels)
 
 
 FACTORIES: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": cifar_resnet(1, (16, 32, 64), 16),
-    "resnet20": cifar_resnet(3, (16, 32, 64), 16),
-    "resnet32": cifar_resnet(5, (16, 32, 64), 16),
-    "resnet44": cifar_resnet(7, (16, 32, 64), 16),
-    "resnet56": cifar_resnet(9, (16, 32, 64), 16),
-    "resnet110": cifar_resnet(18, (16, 32, 64), 16),
-    "resnet8x4": cifar_resnet(1, (64, 128, 256), 32),
-    "resnet32x4": cifar_resnet(5, (64, 128, 256), 32),
-    "resnet10": imagenet_resnet(BasicBlock, (1, 1, 1, 1)),
-    "resnet14": imagenet_resnet(BasicBlock, (2, 2, 1, 1)),
-    "resnet18": imagenet_resnet(BasicBlock, (2, 2, 2, 2)),
-    "resnet26": imagenet_resnet(BasicBlock, (3, 3, 3, 3)),
-    "resnet34": imagenet_resnet(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": imagenet_resnet(Bottleneck, (3, 4, 6, 3)),
+    "resnet8": partial(_cifar, 1, (16, 32, 64), 16),
+    "resnet20": partial(_cifar, 3, (16, 32, 64), 16),
+    "resnet32": partial(_cifar, 5, (16, 32, 64), 16),
+    "resnet44": partial(_cifar, 7, (16, 32, 64), 16),
+    "resnet56": partial(_cifar, 9, (16, 32, 64), 16),
+    "resnet110": partial(_cifar, 18, (16, 32, 64), 16),
+    "resnet8x4": partial(_cifar, 1, (64, 128, 256), 32),
+    "resnet32x4": partial(_cifar, 5, (64, 128, 256), 32),
+    "resnet10": partial(_imagenet, BasicBlock, (1, 1, 1, 1)),
+    "resnet14": partial(_imagenet, BasicBlock, (2, 2, 1, 1)),
+    "resnet18": partial(_imagenet, BasicBlock, (2, 2, 2, 2)),
+    "resnet26": partial(_imagenet, BasicBlock, (3, 3, 3, 3)),
+    "resnet34": partial(_imagenet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": partial(_imagenet, Bottleneck, (3, 4, 6, 3)),
 }

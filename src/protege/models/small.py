@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .init import kaiming
+from .resnet import kaiming
 
 
 class SmallCNN(nn.Module):

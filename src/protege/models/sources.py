@@ -9,6 +9,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -107,11 +108,7 @@ def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models(), "timm.list_models() names them all")
         raise UserError(f"timm has no model {name!r}; {hint}.")
-    try:
-        return timm.create_model(name, **arguments)
-    except Exception as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(f"timm:{name} cannot be built with {given}: {typed(error)}; correct the arguments.") from error
+    return _built(f"timm:{name}", partial(timm.create_model, name), arguments, arguments)
 
 
 def build_smp(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -120,16 +117,21 @@ def build_smp(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     known = library.MODEL_ARCHITECTURES_MAPPING
     if name.lower() not in known:
         raise UserError(f"segmentation-models-pytorch has no model {name!r}; {nearest(name.lower(), known)}.")
-    own = {"encoder_weights": None, **arguments}
     options = set(inspect.signature(known[name.lower()]).parameters) - {"kwargs", "classes"} | {"num_classes"}
-    for key in own:
+    for key in arguments:
         if key not in options:  # the library takes any, and does nothing with it
             raise UserError(f"smp:{name} has no argument {key!r}; {nearest(key, options)}.")
+    given = {key: value for key, value in arguments.items() if key != "num_classes"}
+    make = partial(library.create_model, name, classes=arguments["num_classes"])
+    return _built(f"smp:{name}", make, arguments, {"encoder_weights": None, **given})
+
+
+def _built(source: str, make: Callable[..., Any], arguments: Mapping[str, Any], given: Mapping[str, Any]) -> nn.Module:
     try:
-        return library.create_model(name, classes=own.pop("num_classes"), **own)
+        return make(**given)
     except Exception as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(f"smp:{name} cannot be built with {given}: {typed(error)}; correct the arguments.") from error
+        text = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(f"{source} cannot be built with {text}: {typed(error)}; correct the arguments.") from error
 
 
 def smp_normalisation(
@@ -140,13 +142,13 @@ def smp_normalisation(
     default = inspect.signature(library.MODEL_ARCHITECTURES_MAPPING[name.lower()]).parameters["encoder_name"].default
     encoder = arguments.get("encoder_name", default)
     try:
-        found = library.encoders.get_preprocessing_params(encoder, weights)
+        used = library.encoders.get_preprocessing_params(encoder, weights)
     except Exception as error:
         raise UserError(
             f"how {weights!r} weights of {encoder!r} want their input cannot be read ({typed(error)}); check the "
             "connection, or wrap the network as Model(network, InputSpec(mean=…, std=…))."
         ) from error
-    return tuple(found["mean"]), tuple(found["std"])
+    return tuple(used["mean"]), tuple(used["std"])
 
 
 def _import_extra(scheme: str, package: str) -> Any:

@@ -58,7 +58,7 @@ def _in_json(config: Mapping[str, Any]) -> str:
     """Indented, but each list of numbers on one line: a shrunk network has thousands of them."""
     text = json.dumps(config, indent=2, ensure_ascii=False)  # in which no string has a line break
     lists = r"\[\n\s+(-?[\d.e+-]+(?:,\n\s+-?[\d.e+-]+)*)\n\s+\]"
-    return re.sub(lists, lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    return re.sub(lists, lambda match: "[" + " ".join(match[1].split()) + "]", text)
 
 
 def weights_of(network: nn.Module, dtype: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -206,12 +206,12 @@ def load(network: nn.Module, state: Mapping[str, Any]) -> None:
 
 def misfits_of(network: nn.Module, state: Mapping[str, Any]) -> list[str]:
     """What keeps `state` from being the network's: missing, unexpected, differently shaped keys."""
-    plain, own = plain_names(network), network.state_dict()
-    own = {plain[key]: value for key, value in own.items()}
-    misfits = [f"{key!r} is missing" for key in own if key not in state]
-    misfits += [f"{key!r} is unexpected" for key in state if key not in own]
+    plain = plain_names(network)
+    wanted = {plain[key]: value for key, value in network.state_dict().items()}
+    misfits = [f"{key!r} is missing" for key in wanted if key not in state]
+    misfits += [f"{key!r} is unexpected" for key in state if key not in wanted]
     return misfits + [
         f"{key!r} has shape {list(state[key].shape)} instead of {list(value.shape)}"
-        for key, value in own.items()
+        for key, value in wanted.items()
         if key in state and not key.endswith(EXTRA) and not is_lazy(value) and state[key].shape != value.shape
     ]

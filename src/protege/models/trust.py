@@ -50,17 +50,12 @@ def refuse_untrusted(folder: Path, description: Description, trust: bool) -> Non
         )
     if not names_code(name) or (_is_held(name) and not _has_text([list(arguments.values()), description.extra])):
         return
+    given = ", ".join(f"{key}={shown(value)}" for key, value in arguments.items())
+    call = f"{name}({given})" if len(given) <= 1000 else f"{name}({given[:1000]}…)"
     raise UserError(
-        f"the folder {str(folder)!r} would run {call_of(description)} to build its network, and whose code that is "
+        f"the folder {str(folder)!r} would run {call} to build its network, and whose code that is "
         "nobody has checked; expected a folder that you trust: look at that code, then allow it with trust=True."
     )
-
-
-def call_of(description: Description) -> str:
-    """The call by which a folder's network is built."""
-    given = ", ".join(f"{key}={shown(value)}" for key, value in description.arguments.items())
-    given = given if len(given) <= 1000 else f"{given[:1000]}…"
-    return f"{description.model}({given})"
 
 
 def is_typed(description: Description, spec: str) -> bool:
@@ -68,8 +63,8 @@ def is_typed(description: Description, spec: str) -> bool:
     if description.model != spec.partition("?")[0]:
         return False
     _, arguments = split_query(spec)
-    told = {key: value for key, value in description.arguments.items() if key in arguments or key != "num_classes"}
-    return told == arguments
+    named = {key: value for key, value in description.arguments.items() if key in arguments or key != "num_classes"}
+    return named == arguments
 
 
 def _is_held(name: str) -> bool:
@@ -78,10 +73,10 @@ def _is_held(name: str) -> bool:
     if is_commanded():
         return False
     module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
+    value: Any = sys.modules.get(module)
     for part in path.split("."):
-        found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
-    return isinstance(found, type) and issubclass(found, nn.Module)
+        value = vars(value).get(part) if isinstance(value, ModuleType | type) else None
+    return isinstance(value, type) and issubclass(value, nn.Module)
 
 
 def _has_text(value: Any) -> bool:

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .init import kaiming
-from .resnet import BasicBlock, ResNet
+from .resnet import BasicBlock, ResNet, kaiming
 
 
 class Decoder(nn.Module):

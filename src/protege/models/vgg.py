@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .init import kaiming
+from .resnet import kaiming
 
 LAYOUTS: dict[str, tuple[tuple[int, ...], ...]] = {
     "vgg8": ((64,), (128,), (256,), (512,), (512,)),

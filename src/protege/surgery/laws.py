@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..outputs import logits_in
 from ..torch_utils import untouched
 
 TOLERANCE = 1e-4  # of a tensor's largest value: what rounding may part in single precision
@@ -65,6 +66,11 @@ def random_state(example: Tensor) -> tuple[Any, ...]:
     states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(example.device)] if example.is_cuda else [])]
     _, keys, place, *_ = np.random.get_state(legacy=True)
     return *(state.numpy().tobytes() for state in states), random.getstate(), np.asarray(keys).tobytes(), place
+
+
+def outputs_in(value: Any) -> list[Tensor]:
+    """The tensors of what a network gives, or of the logits in it."""
+    return tensors_in(value) or tensors_in(logits_in(value))
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ..counting import profile
 from ..layers import inputs_of, outputs_of
 from .groups import Group
 from .removal import Site
-from .result import matching, profile
+from .result import matching
 
 Choice = dict[int, list[int]]
 
@@ -40,7 +41,7 @@ def by_shares(groups: Sequence[Group], shares: Mapping[int, float]) -> Choice:
     """The least important units of each group by its number, so many as make its share, never all."""
     choice = {}
     for number, share in shares.items():
-        ranked = _ranked(groups[number])
+        ranked = groups[number].scores.argsort(stable=True).tolist()
         choice[number] = [unit for rank, unit in enumerate(ranked[:-1]) if rank + 0.5 <= share * len(ranked)]
     return choice
 
@@ -92,11 +93,6 @@ def removal_of(groups: Sequence[Group], choice: Mapping[int, Sequence[int]]) -> 
     return {site: sorted(channels) for site, channels in removal.items() if channels}
 
 
-def _ranked(group: Group) -> list[int]:
-    """A group's units, the least important first."""
-    return group.scores.argsort(stable=True).tolist()
-
-
 def _order(groups: Sequence[Group], how: str, share: float) -> list[tuple[int, int]]:
     """All (group, unit) that may go, the first to go first.
 
@@ -106,7 +102,7 @@ def _order(groups: Sequence[Group], how: str, share: float) -> list[tuple[int, i
     for number, group in enumerate(groups):
         size = len(group.units)
         most = size - max(1, math.ceil(min(FLOOR, 1 - share) * size)) if how == "slim" else size - 1
-        for rank, unit in enumerate(_ranked(group)[:most]):
+        for rank, unit in enumerate(group.scores.argsort(stable=True).tolist()[:most]):
             key = float(group.scores[unit]) if how == "slim" else (rank + 0.5) / size
             order.append((key, rank / size, number, unit))
     return [(number, unit) for _, _, number, unit in sorted(order)]

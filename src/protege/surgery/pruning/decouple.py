@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...torch_utils import copy_network
-from .result import Shrunk, kept_whole, matching, profile
+from ..counting import profile
+from ..layers import let_learn
+from .result import Shrunk, kept_whole, matching
 
 
 class Decoupled(nn.Module):
@@ -106,8 +108,7 @@ def decouple(
     changed = copy_network(network)
     for name, count in ranks.items():
         changed.set_submodule(name, _pair(network.get_submodule(name), factors[name], count))
-    for parameter in changed.parameters():  # those of a frozen network must be recovered, too
-        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    let_learn(changed)
     return Shrunk(changed, kept_whole(network))
 
 

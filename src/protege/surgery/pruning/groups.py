@@ -25,8 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ...errors import UserError, told
-from ...outputs import logits_in
-from ..laws import tensors_in
+from ..laws import outputs_in
 from ..layers import LAYERS, outputs_of
 from .decouple import decouplable
 from .removal import Site
@@ -63,6 +62,9 @@ def dependency_graph(network: nn.Module, example: Tensor) -> Any:
     """torch-pruning's dependency graph of `network`; `UserError` where it cannot be traced."""
     import torch_pruning  # here, as it takes a second to import and only pruning needs it
 
+    def computed(outputs: Any) -> list[Tensor]:
+        return [tensor for tensor in outputs_in(outputs) if tensor.grad_fn is not None]
+
     # The slices that make a circular padding of a sequence are taken for slices of its channels, without an end.
     padded: list[Any] = [module for module in network.modules() if isinstance(module, _ConvNd)]
     modes = [module.padding_mode for module in padded]
@@ -72,7 +74,7 @@ def dependency_graph(network: nn.Module, example: Tensor) -> Any:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch_pruning.DependencyGraph().build_dependency(
-                network, example, forward_fn=lambda model, x: model(x), output_transform=_computed, verbose=False
+                network, example, forward_fn=lambda model, x: model(x), output_transform=computed, verbose=False
             )
     except Exception as error:
         raise UserError(
@@ -83,11 +85,6 @@ def dependency_graph(network: nn.Module, example: Tensor) -> Any:
     finally:
         for module, mode in zip(padded, modes, strict=True):
             module.padding_mode = mode
-
-
-def _computed(outputs: Any) -> list[Tensor]:
-    """The tensors in the outputs that come from the network's weights."""
-    return [t for t in tensors_in(outputs) or tensors_in(logits_in(outputs)) if t.grad_fn is not None]
 
 
 def tied_channels(graph: Any, network: nn.Module, how: str) -> tuple[list[Group], list[LeftOut]]:

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ...errors import UserError, told
-from ...outputs import logits_in
 from ...torch_utils import copy_network, eval_mode, seeded
-from ..laws import other_samples, tensors_in
+from ..laws import other_samples, outputs_in
 from ..layers import LAYERS
 from ..tracing import first_outputs
 from .removal import CannotRemove, Site, remove
@@ -102,8 +101,7 @@ def _run(network: nn.Module, x: Tensor) -> list[Tensor]:
     """The tensors of numbers in the outputs."""
     with eval_mode(network), torch.no_grad(), seeded():  # as some networks draw numbers in eval mode, too
         outputs = network(x.clone())
-    tensors = tensors_in(outputs) or tensors_in(logits_in(outputs))
-    return [tensor for tensor in tensors if tensor.is_floating_point()]
+    return [tensor for tensor in outputs_in(outputs) if tensor.is_floating_point()]
 
 
 def _gap(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

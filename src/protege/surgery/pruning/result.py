@@ -1,17 +1,12 @@
-"""What every way of shrinking shares: its result, choosing layers by name, and counting multiply-adds by layer."""
+"""What every way of shrinking shares: its result, and choosing layers by name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from ...errors import UserError, nearest
-from ...torch_utils import eval_mode
 from ..layers import LAYERS, outputs_of
 
 
@@ -75,40 +70,15 @@ def matching(patterns: Sequence[str], able: Sequence[str], network: nn.Module) -
             )
         fitting = [name for name in able if fnmatchcase(name, pattern)]
         if not fitting:
-            raise _no_such(pattern, able, dict(network.named_modules()))
+            if pattern in dict(network.named_modules()):
+                raise UserError(
+                    f"the layer {pattern!r} cannot be shrunk so (it gives the outputs, or its channels are fixed); "
+                    f"expected some of {_some(able)}: name others."
+                )
+            raise UserError(f"there is no layer {pattern!r}; {nearest(pattern, able, f'expected {_some(able)}')}.")
         chosen += [name for name in fitting if name not in chosen]
     return chosen
 
 
-def _no_such(pattern: str, able: Sequence[str], modules: Iterable[str]) -> UserError:
-    if pattern in modules:
-        return UserError(
-            f"the layer {pattern!r} cannot be shrunk so (it gives the outputs, or its channels are fixed); expected "
-            f"some of {_some(able)}: name others."
-        )
-    return UserError(f"there is no layer {pattern!r}; {nearest(pattern, able, f'expected {_some(able)}')}.")
-
-
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "none"
-
-
-def profile(network: nn.Module, example: Tensor) -> tuple[int, dict[str, int]]:
-    """Multiply-adds for one sample of the prepared `example`: of the whole network, and of each layer by name."""
-    names = {module: name for name, module in network.named_modules() if isinstance(module, LAYERS)}
-    layers: dict[str, int] = {}
-
-    def note(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        places = inputs[0].numel() // layer.in_channels if getattr(layer, "transposed", False) else None
-        places = output.numel() // outputs_of(layer) if places is None else places
-        layers[names[layer]] = layers.get(names[layer], 0) + places * layer.weight.numel()
-
-    hooks = [module.register_forward_hook(note) for module in names]
-    counter = FlopCounterMode(display=False)
-    try:
-        with eval_mode(network), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            network(example[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counter.get_total_flops() // 2, layers

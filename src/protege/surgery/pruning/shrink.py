@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...torch_utils import copy_network
+from ..layers import let_learn
 from .choose import Choice, by_layer, by_macs, by_ratio, removal_of
 from .decouple import decouplable
 from .groups import Group, dependency_graph, tied_channels
@@ -91,9 +92,7 @@ def shrink(
     removal = removal_of(groups, choice)
     changed = copy_network(network)
     remove(changed, removal)
-    for parameter in changed.parameters():
-        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-        parameter.grad = None
+    let_learn(changed)
     return Shrunk(changed, _kept(network, removal), tuple(left_out))
 
 

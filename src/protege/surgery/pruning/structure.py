@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError, shown
+from ..layers import let_learn, put
 from .decouple import Decoupled
 from .sizes import KINDS, Kind, kind_of
 
 Edit = dict[str, Any]
 
 _PAIR = ("in_channels", "out_channels", "rank", "bias")
+_TYPES = (*KINDS, "Parameter", "Attributes", "Identity", "Decoupled")
 
 
 def record(original: nn.Module, changed: nn.Module) -> list[Edit]:
@@ -44,17 +46,57 @@ def record(original: nn.Module, changed: nn.Module) -> list[Edit]:
             raise UserError(
                 f"the changed network has a module {name!r} that its source lacks; expected the same names."
             )
-        edit = _difference(name, before[name], module)
-        if edit is not None:
-            edits.append(edit)
+        edits += _edits(name, before[name], module)
         if isinstance(module, Decoupled) or type(before[name]) is not type(module):
             replaced.append(name)
-        else:
-            edits += _own_differences(name, before[name], module)
-    gone = [name for name in before if name not in after and not _inside(name, replaced)]
-    if gone:
-        raise UserError(f"the changed network lacks the module {gone[0]!r} of its source; expected the same names.")
+    lost = [name for name in before if name not in after and not _inside(name, replaced)]
+    if lost:
+        raise UserError(f"the changed network lacks the module {lost[0]!r} of its source; expected the same names.")
     return edits
+
+
+def _inside(name: str, owners: Sequence[str]) -> bool:
+    return any(name.startswith(f"{owner}.") for owner in owners)
+
+
+def _edits(name: str, before: nn.Module, after: nn.Module) -> list[Edit]:
+    """What makes one module of the other, but for the modules inside it."""
+    if isinstance(after, Decoupled) and isinstance(before, nn.Conv2d | Decoupled):
+        now = {key: getattr(after, key) for key in _PAIR}
+        same = isinstance(before, Decoupled) and all(getattr(before, key) == value for key, value in now.items())
+        return [] if same else [{"module": name, "type": "Decoupled", **now}]
+    if type(before) is not type(after):
+        if type(after) is nn.Identity and name:
+            return [{"module": name, "type": "Identity"}]
+        raise UserError(
+            f"the module {name!r} is a {type(after).__name__} where its source has a {type(before).__name__}; expected "
+            "another size of the same kind: save such a network with a factory that builds it."
+        )
+    if kind := kind_of(after):
+        now, old = _sizes_of(after, kind), _sizes_of(before, kind)
+        return [] if now == old else [{"module": name, "type": kind.name, **now}]
+    if isinstance(after, nn.modules.lazy.LazyModuleMixin):
+        return []
+    edits: list[Edit] = []
+    for key, value in after.named_parameters(recurse=False):
+        old_value = before._parameters.get(key)
+        if old_value is None:
+            raise UserError(f"the module {name!r} has a parameter {key!r} that its source lacks; expected the same.")
+        if old_value.shape != value.shape:
+            edits.append({"module": f"{name}.{key}".lstrip("."), "type": "Parameter", "shape": list(value.shape)})
+    numbers = _numbers(before)
+    values = {key: value for key, value in _numbers(after).items() if numbers.get(key, value) != value}
+    return [*edits, {"module": name, "type": "Attributes", "values": values}] if values else edits
+
+
+def _sizes_of(module: nn.Module, kind: Kind) -> Edit:
+    values = {key: getattr(module, key) for key in kind.sizes}
+    sizes = {key: [int(item) for item in v] if isinstance(v, tuple | list) else v for key, v in values.items()}
+    return sizes | ({"bias": module.bias is not None} if kind.biased else {})
+
+
+def _numbers(module: nn.Module) -> dict[str, int]:
+    return {key: value for key, value in vars(module).items() if type(value) is int}
 
 
 def rebuild(network: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module:
@@ -69,107 +111,54 @@ def rebuild(network: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module
     <All keys matched successfully>
     """
     for edit in edits:
-        name, kind = _checked(network, edit)
+        name, kind, changed = _checked(network, edit)
         if kind == "Parameter":
-            _reshape_parameter(network, name, _sizes_in(edit, "shape"))
-            continue
-        module = network.get_submodule(name)
-        if kind == "Identity":
+            put(network, name, _empty_like(changed, _sizes_in(edit, "shape")))
+        elif kind == "Identity":
             network.set_submodule(name, nn.Identity())
         elif kind == "Decoupled":
-            network.set_submodule(name, _pair_for(module, edit))
+            inputs, outputs, rank = (_sizes_in(edit, key)[0] for key in _PAIR[:3])
+            like = changed.depthwise if isinstance(changed, Decoupled) else changed
+            network.set_submodule(name, Decoupled.shaped(like, inputs, outputs, rank, edit.get("bias") is True))
         elif kind == "Attributes":
-            _set_attributes(module, edit)
+            values, known = edit.get("values"), _numbers(changed)
+            if not isinstance(values, Mapping) or any(k not in known or type(v) is not int for k, v in values.items()):
+                raise UserError(
+                    f"the edit of {name!r} has values = {shown(values)}; expected whole numbers for some of "
+                    f"{', '.join(known) or 'none'}."
+                )
+            for key, value in values.items():
+                setattr(changed, key, value)
         else:
-            _resize(module, KINDS[kind], edit)
-    if edits:  # made smaller it must be recovered, even where its source is frozen
-        for parameter in network.parameters():
-            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+            _resize(changed, KINDS[kind], edit)
+    if edits:
+        let_learn(network)
     return network
 
 
-def _inside(name: str, owners: Sequence[str]) -> bool:
-    return any(name.startswith(f"{owner}.") for owner in owners)
-
-
-def _sizes_of(module: nn.Module) -> Edit | None:
-    kind = kind_of(module)
-    if kind is None:
-        return None
-    sizes = {"type": kind.name, **{key: _plain(getattr(module, key)) for key in kind.sizes}}
-    return sizes | ({"bias": module.bias is not None} if kind.biased else {})
-
-
-def _plain(value: Any) -> Any:
-    return [int(item) for item in value] if isinstance(value, tuple | list | torch.Size) else value
-
-
-def _difference(name: str, before: nn.Module, after: nn.Module) -> Edit | None:
-    if isinstance(after, Decoupled):
-        now = {key: getattr(after, key) for key in _PAIR}
-        if isinstance(before, Decoupled) and now == {key: getattr(before, key) for key in _PAIR}:
-            return None
-        if isinstance(before, nn.Conv2d | Decoupled):
-            return {"module": name, "type": "Decoupled", **now}
-    elif type(before) is type(after):
-        sizes = _sizes_of(after)
-        if sizes is None or sizes == _sizes_of(before):
-            return None
-        return {"module": name, **sizes}
-    elif type(after) is nn.Identity and name:
-        return {"module": name, "type": "Identity"}
-    raise UserError(
-        f"the module {name!r} is a {type(after).__name__} where its source has a {type(before).__name__}; expected "
-        "another size of the same kind: save such a network with a factory that builds it."
-    )
-
-
-def _own_differences(name: str, before: nn.Module, after: nn.Module) -> list[Edit]:
-    """Parameters and whole numbers that belong to the module itself, where those do not follow from its sizes."""
-    if kind_of(after) is not None or isinstance(after, nn.modules.lazy.LazyModuleMixin):
-        return []
-    edits: list[Edit] = []
-    for key, value in after.named_parameters(recurse=False):
-        old = before._parameters.get(key)
-        if old is None:
-            raise UserError(f"the module {name!r} has a parameter {key!r} that its source lacks; expected the same.")
-        if old.shape != value.shape:
-            path = f"{name}.{key}" if name else key
-            edits.append({"module": path, "type": "Parameter", "shape": list(value.shape)})
-    values = {key: value for key, value in _numbers(after).items() if _numbers(before).get(key, value) != value}
-    return [*edits, {"module": name, "type": "Attributes", "values": values}] if values else edits
-
-
-def _numbers(module: nn.Module) -> dict[str, int]:
-    return {key: value for key, value in vars(module).items() if type(value) is int}
-
-
-def _checked(network: nn.Module, edit: Mapping[str, Any]) -> tuple[str, str]:
-    """The module (or parameter) and the type an edit names, both known to exist."""
+def _checked(network: nn.Module, edit: Mapping[str, Any]) -> tuple[str, str, Any]:
+    """The name and the type in an edit, and the module or parameter of that name, known to be of that type."""
     if not isinstance(edit, Mapping) or not isinstance(edit.get("module"), str) or "type" not in edit:
         raise UserError(f'the edit {shown(edit)} of a structure is not usable; expected "module", "type" and sizes.')
     name, kind = edit["module"], edit["type"]
-    kinds = (*KINDS, "Parameter", "Attributes", "Identity", "Decoupled")
-    if kind not in kinds:
+    if kind not in _TYPES:
         raise UserError(
-            f"the structure has an edit of the unknown type {shown(kind)}; expected one of {', '.join(kinds)}."
+            f"the structure has an edit of the unknown type {shown(kind)}; expected one of {', '.join(_TYPES)}."
         )
-    known = dict(network.named_parameters()) if kind == "Parameter" else dict(network.named_modules())
+    known: dict[str, Any] = dict(network.named_parameters() if kind == "Parameter" else network.named_modules())
     if name not in known or (name == "" and kind != "Attributes"):
         raise UserError(
             f"the structure changes {shown(name)}, which {type(network).__name__} does not have; expected edits of "
             "this network: load it with the source that it was saved with."
         )
-    if kind in KINDS and not isinstance(known[name], KINDS[kind].module):
-        raise _unlike(name, known[name], kind)
-    return name, kind
-
-
-def _unlike(name: str, module: object, kind: str) -> UserError:
-    return UserError(
-        f"the structure takes {name!r} for a {kind} but it is a {type(module).__name__}; expected edits of this "
-        "network: load it with the source that it was saved with."
-    )
+    fitting = KINDS[kind].module if kind in KINDS else (nn.Conv2d, Decoupled) if kind == "Decoupled" else object
+    if not isinstance(known[name], fitting):
+        raise UserError(
+            f"the structure takes {name!r} for a {'Conv2d' if kind == 'Decoupled' else kind} but it is a "
+            f"{type(known[name]).__name__}; expected edits of this network: load it with the source that it was saved "
+            "with."
+        )
+    return name, kind, known[name]
 
 
 def _sizes_in(edit: Mapping[str, Any], key: str) -> tuple[int, ...]:
@@ -203,28 +192,3 @@ def _empty_like(value: Tensor, shape: Sequence[int]) -> Tensor:
     # zeros, not `empty`: what is not loaded over must at least be finite
     fresh = torch.zeros(tuple(shape), dtype=value.dtype, device=value.device)
     return nn.Parameter(fresh, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else fresh
-
-
-def _reshape_parameter(network: nn.Module, name: str, shape: tuple[int, ...]) -> None:
-    owner, _, key = name.rpartition(".")
-    module = network.get_submodule(owner)
-    setattr(module, key, _empty_like(getattr(module, key), shape))
-
-
-def _set_attributes(module: nn.Module, edit: Mapping[str, Any]) -> None:
-    values, known = edit.get("values"), _numbers(module)
-    if not isinstance(values, Mapping) or any(key not in known or type(v) is not int for key, v in values.items()):
-        raise UserError(
-            f"the edit of {edit['module']!r} has values = {shown(values)}; expected whole numbers for some of "
-            f"{', '.join(known) or 'none'}."
-        )
-    for key, value in values.items():
-        setattr(module, key, value)
-
-
-def _pair_for(module: nn.Module, edit: Mapping[str, Any]) -> Decoupled:
-    if not isinstance(module, nn.Conv2d | Decoupled):
-        raise _unlike(edit["module"], module, "Conv2d")
-    inputs, outputs, rank = (_sizes_in(edit, key)[0] for key in ("in_channels", "out_channels", "rank"))
-    like = module if isinstance(module, nn.Conv2d) else module.depthwise
-    return Decoupled.shaped(like, inputs, outputs, rank, edit.get("bias") is True)

@@ -3,9 +3,8 @@
 (`absorb`)."""
 
 from .absorb import absorb, blocks_of, folded, has_intercept, settle
-from .alignment import Point, plan_alignment
+from .alignment import Point, plan_alignment, refuse_unrelated
 from .moments import Moments, Solution, solve
-from .related import refuse_unrelated
 
 __all__ = [
     "Moments",

@@ -8,6 +8,7 @@ the teacher's sum less the student's own shortcut: what went wrong earlier is pu
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,12 @@ from .absorb import blocks_of, fixed, patches
 
 WIDEST = 2400  # weights of an output, beyond which its kernel is not solved for: an eigendecomposition takes a minute
 PATCHES = 2**22  # values of a layer's unfolded input that are held at once
+SAMPLES = 64
+ROWS = 2048  # pixels or tokens of a layer that are compared
+EQUAL = 1e-3  # of a correlation: channels that say the same are each other's counterparts
+COPIED = 0.75  # the share of a copy's channels that are most like their counterparts
 
-_ADDS = (operator.add, operator.iadd, torch.add)
+_ADDS = {"call_function": (operator.add, operator.iadd, torch.add), "call_method": ("add", "add_")}
 _PASSES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _UNSUPPORTED = (
     nn.modules.conv._ConvTransposeNd,
@@ -116,7 +121,7 @@ def plan_alignment(
     for node in student.nodes:
         depth[node.name] = 1 + max((depth[other.name] for other in node.all_input_nodes), default=0)
     points = []
-    layers, left = _layers(student), dict.fromkeys(ends)
+    layers, missing = _layers(student), dict.fromkeys(ends)
     for node, name, layer in layers:
         counterpart = _counterpart(name, ends, teacher)
         if counterpart is None:
@@ -124,20 +129,14 @@ def plan_alignment(
                 f"the student's layer {name!r} has no layer of that name in the teacher; expected a student made by "
                 "shrinking this teacher: name the teacher it was made from."
             )
-        left.pop(counterpart, None)
-        if _last_in(layers, counterpart) != name:
-            continue  # an inner layer of a decoupled convolution: Q goes into the last one
-        if _frozen(layer):
-            continue
+        missing.pop(counterpart, None)
+        parts = [other for _, other, _ in layers if f"{other}.".startswith(f"{counterpart}.")]
+        if parts[-1] != name or _frozen(layer):
+            continue  # of a decoupled convolution Q goes into the layer that runs last
         value, norm, total = _end(student, node)
         end, _, their_total = ends[counterpart]
-        if norm and (_frozen(student.modules[norm]) or student.modules[norm] in held):
-            value, norm, total, end = (
-                node,
-                None,
-                None,
-                teacher_nodes[counterpart],
-            )  # it stays: what goes into it is aligned
+        if norm and (_frozen(student.modules[norm]) or student.modules[norm] in held):  # what goes into it is aligned
+            value, norm, total, end = node, None, None, teacher_nodes[counterpart]
         stop, target, shortcut = student.index[value.name] + 1, end, None
         if total is not None and their_total is not None:
             other = next(o for o in total.all_input_nodes if o is not value)
@@ -156,12 +155,16 @@ def plan_alignment(
                 f"{list(teacher.shapes[target.name])[1:]}; expected maps of one size: align networks that differ in "
                 "channels only."
             )
-        kind = _kind(layer, kernels)
+        weight: Any = layer.weight
+        groups = blocks_of(layer)
+        kind = "full" if groups == 1 else "scale" if groups == len(weight) else f"{groups} blocks"
+        kind = "linear" if isinstance(layer, nn.Linear) else kind
+        kind = "kernel" if kernels and weight[0].numel() <= WIDEST else kind
         points.append(Point(name, norm, counterpart, channels, kind, value.name, stop, target.name, shortcut, dim))
-    if left:
+    if missing:
         raise UserError(
-            f"the teacher's layer {next(iter(left))!r} has no counterpart in the student; expected a student made by "
-            "shrinking this teacher: shrink the teacher, or teach this student with method='kd' or 'skd'."
+            f"the teacher's layer {next(iter(missing))!r} has no counterpart in the student; expected a student made "
+            "by shrinking this teacher: shrink the teacher, or teach this student with method='kd' or 'skd'."
         )
     if layers and not points:
         raise UserError(
@@ -228,21 +231,14 @@ def _end(walk: Walk, node: fx.Node) -> tuple[fx.Node, str | None, fx.Node | None
     value = node
     while (user := _only_user(value)) is not None and isinstance(walk.module(user), _PASSES):
         value = user
-    user = _only_user(value)
-    if user is not None and _is_sum(user):
+    adds = user is not None and user.target in _ADDS.get(user.op, ()) and not user.kwargs
+    if user is not None and adds and len(user.all_input_nodes) == len(user.args) == 2:
         return value, norm, user
     return node, norm, None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _is_sum(node: fx.Node) -> bool:
-    called = (node.op == "call_function" and node.target in _ADDS) or (
-        node.op == "call_method" and node.target in ("add", "add_")
-    )
-    return called and len(node.all_input_nodes) == 2 and len(node.args) == 2 and not node.kwargs
 
 
 def _is_branch(walk: Walk, node: fx.Node) -> bool:
@@ -261,12 +257,6 @@ def _counterpart(name: str, layers: Mapping[str, Any], teacher: Walk) -> str | N
             return None
         name = name.rpartition(".")[0]
     return None
-
-
-def _last_in(layers: Sequence[tuple[fx.Node, str, nn.Module]], counterpart: str) -> str:
-    """Of the layers that stand for the counterpart the one that runs last."""
-    parts = [other for _, other, _ in layers if other == counterpart or other.startswith(counterpart + ".")]
-    return parts[-1]
 
 
 def _kept(
@@ -291,15 +281,49 @@ def _kept(
     return None if channels == tuple(range(whole)) else channels
 
 
-def _kind(layer: nn.Module, kernels: bool) -> str:
-    weight: Any = layer.weight
-    if kernels and weight[0].numel() <= WIDEST:
-        return "kernel"
-    if isinstance(layer, nn.Linear):
-        return "linear"
-    groups, channels = blocks_of(layer), len(layer.weight)  # type: ignore[arg-type]
-    return "full" if groups == 1 else "scale" if groups == channels else f"{groups} blocks"
-
-
 def _rows(value: Tensor, dim: int) -> Tensor:
     return value.movedim(dim, -1).flatten(0, -2)
+
+
+# ---- whether a student is a shrunken copy of its teacher, by what both make of the same samples ---------------------
+# Layers of one name and shape say nothing: a fresh network of the teacher's family has them too. In a copy, whatever
+# was cut off, trained or rounded since, many a channel is more like the channel that it was than like the others.
+
+
+@torch.no_grad()
+def refuse_unrelated(student: Walk, teacher: Walk, points: Sequence[Point], x: Tensor, y: Tensor) -> None:
+    """Raise `UserError` where no more channels than by chance, and by three deviations fewer than of a copy, are like
+    their counterparts, of all points but that of the outputs (which separately trained networks share); ``x`` and ``y``
+    are the same samples, as each takes them."""
+    needed = {name for point in points for name in (point.value, point.shortcut) if name}
+    kept: list[Live] = []
+    for walk, names, inputs in ((student, needed, x), (teacher, {point.target for point in points}, y)):
+        live: Live = {}
+        kept.append({})
+        for i, node in enumerate(walk.nodes):
+            walk.advance(live, i, i + 1, inputs[:SAMPLES].clone() if i == 0 else None)
+            if node.name in names and node.name in live:
+                kept[-1][node.name] = live[node.name].clone()
+    student_values, teacher_values = kept
+    hits, total, mean, variance = 0, 0, 0.0, 0.0
+    for point in points[:-1] or points:
+        missing, _ = point.missing(student_values, teacher_values)
+        rows = student_values[point.value].movedim(point.dim, -1).flatten(0, -2)
+        chosen = torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).long()
+        a, b = (values[chosen].double() for values in (rows, rows + missing))
+        a, b = a - a.mean(0), b - b.mean(0)
+        lengths = a.norm(dim=0), b.norm(dim=0)
+        alive = (lengths[0] > 1e-9) & (lengths[1] > 1e-9)
+        count = int(alive.sum())
+        if count < 2:
+            continue
+        alike = (a[:, alive] / lengths[0][alive]).T @ (b[:, alive] / lengths[1][alive])
+        hits += int((alike.diagonal() >= alike.amax(1) - EQUAL).sum())
+        total, mean, variance = total + count, mean + 1, variance + 1 - 1 / count
+    of_copy = COPIED * total - 3 * math.sqrt(COPIED * (1 - COPIED) * total)
+    if total and hits < of_copy and hits <= mean + 3 * math.sqrt(variance):
+        raise UserError(
+            f"the student's layers have the teacher's names but give other values ({hits} of {total} channels are most "
+            "like their counterparts, as by chance); expected a student made by shrinking this teacher: shrink the "
+            "teacher, or teach this student with method='kd' or 'skd'."
+        )

@@ -43,20 +43,12 @@ class Entry(nn.Module):
 
 
 class Untraceable(Exception):
-    """Why a network has no graph: the code at `place` (a module's type and name) cannot be recorded, for a `reason`;
-    or, without a place, the network fails on the example as it is."""
+    """Why a network has no graph: the code of a `module` at `place` (its type and name) cannot be recorded, for a
+    `reason`; or, without a place, the network fails on the example as it is."""
 
-    def __init__(self, place: str, reason: str) -> None:
+    def __init__(self, reason: str, place: str = "", module: nn.Module | None = None) -> None:
         super().__init__(reason)
-        self.place, self.reason = place, reason
-
-
-class _Unrecorded(Exception):
-    """The code of a module cannot be recorded."""
-
-    def __init__(self, module: nn.Module, reason: str) -> None:
-        super().__init__(reason)
-        self.module, self.reason = module, reason
+        self.reason, self.place, self.module = reason, place, module
 
 
 @dataclass(frozen=True)
@@ -91,8 +83,7 @@ def trace(
     `training`, opened ones, are seen as in training; norms and dropout run in eval mode. Modes, buffers and random
     numbers are left as they were. Raises `Untraceable`.
     """
-    names = {module: name for name, module in network.named_modules()}
-    closed: set[nn.Module] = set()
+    closed: set[nn.Module | None] = set()
     while True:
         with as_it_was(network):
             set_training(network, training)
@@ -100,15 +91,13 @@ def trace(
                 with torch.no_grad():
                     network(example.clone())
             except Exception as error:
-                raise Untraceable("", told(error)) from error
+                raise Untraceable(told(error)) from error
             try:
                 return _recorded(network, example, {*needed, *welcome} - closed, bool(training))
-            except _Unrecorded as error:
-                module = error.module
-                if module is network or module in needed or module not in welcome:
-                    place = type(module).__name__ + (f" {names[module]!r}" if names.get(module) else "")
-                    raise Untraceable(place, error.reason) from error
-                closed.add(module)
+            except Untraceable as error:
+                if error.module is network or error.module in needed or error.module not in welcome:
+                    raise
+                closed.add(error.module)
 
 
 def set_training(network: nn.Module, training: Collection[nn.Module]) -> None:
@@ -127,7 +116,9 @@ def _recorded(network: nn.Module, example: Tensor, opened: Collection[nn.Module]
             reason = str(error).split("\n")[0] or repr(error)
             if _SizedProxy.__name__ in reason:
                 reason = "it makes tensors of the input's sizes"
-            raise _Unrecorded(tracer.failed or network, reason) from error
+            module = tracer.failed or network
+            name = next((name for name, other in network.named_modules() if other is module), "")
+            raise Untraceable(reason, type(module).__name__ + (f" {name!r}" if name else ""), module) from error
     code = graph.python_code("self").src
     return Trace(entry, list(graph.nodes), tracer.values, tracer.writes, tracer.constants, tracer.first, code)
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from ...errors import UserError, told
 from ...torch_utils import as_it_was, eval_mode
-from ..laws import close, other_samples, others_for
+from ..laws import close, other_samples, others_for, tensors_in
 from ..layers import SOLVABLE
 from .graph import ROOT, Untraceable, trace
 
@@ -169,7 +169,7 @@ class Frontier:
 
     def put(self, chunk: int, *lives: Live) -> None:
         """Keep a chunk's values until `take` asks for them."""
-        size = sum(_bytes(value) for live in lives for value in live.values())
+        size = sum(tensor.untyped_storage().nbytes() for tensor in tensors_in(lives))
         if self.used + size <= self.budget:
             self._held[chunk] = size, lives
             self.used += size
@@ -210,9 +210,3 @@ def _opens(module: nn.Module) -> bool:
     return (
         openable and not isinstance(module, SOLVABLE) and any(isinstance(part, SOLVABLE) for part in module.modules())
     )
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.untyped_storage().nbytes()
-    return sum(map(_bytes, value)) if isinstance(value, tuple | list) else 0

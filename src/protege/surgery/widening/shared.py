@@ -24,31 +24,11 @@ from torch.func import functional_call
 from ...errors import UserError, told
 from ...outputs import logits_in
 from ...torch_utils import copy_network
+from ..layers import put
 from .copies import leaves
-from .widen import Projection, put, widen
+from .widen import Projection, widen
 
 SHARE = 0.1  # how large a branch starts, as a share of the kernel's root mean square
-
-
-def _pointwise(size: Sequence[int], kernel: Tensor) -> Tensor:
-    """1×1: the middle of the kernel."""
-    pad = [side for k in reversed(size) for side in (k // 2, k - 1 - k // 2)]
-    return F.pad(kernel, pad)
-
-
-def _average(size: Sequence[int], kernel: Tensor) -> Tensor:
-    """1×1, then an average over the window."""
-    return kernel / math.prod(size)
-
-
-def _series(size: Sequence[int], first: Tensor, second: Tensor) -> Tensor:
-    """1×1 ``[M, I]``, then k×k ``[O, M, …]``."""
-    return torch.tensordot(second, first, ([1], [0])).movedim(-1, 1)
-
-
-def _separable(size: Sequence[int], depthwise: Tensor, pointwise: Tensor) -> Tensor:
-    """Depthwise ``[1, I, …]``, then 1×1 ``[O, I, 1, …]``."""
-    return depthwise * pointwise
 
 
 def _shapes(kernel: torch.Size) -> dict[str, list[list[int]]]:
@@ -62,11 +42,15 @@ def _shapes(kernel: torch.Size) -> dict[str, list[list[int]]]:
     return shapes
 
 
-BRANCHES: dict[str, Callable[..., Tensor]] = {
-    "pointwise": _pointwise,
-    "average": _average,
-    "series": _series,
-    "separable": _separable,
+BRANCHES: dict[str, Callable[..., Tensor]] = {  # the window's size and a branch's tensors → a kernel [O, I, …]
+    # 1×1: the middle of the kernel
+    "pointwise": lambda size, x: F.pad(x, [side for k in reversed(size) for side in (k // 2, k - 1 - k // 2)]),
+    # 1×1, then an average over the window
+    "average": lambda size, x: x / math.prod(size),
+    # 1×1 [M, I], then k×k [O, M, …]
+    "series": lambda size, first, second: torch.tensordot(second, first, ([1], [0])).movedim(-1, 1),
+    # depthwise [1, I, …], then 1×1 [O, I, 1, …]
+    "separable": lambda size, depthwise, pointwise: depthwise * pointwise,
 }
 
 

@@ -30,6 +30,7 @@ from ...errors import UserError, told
 from ...outputs import logits_in
 from ...torch_utils import copy_network
 from ..laws import other_samples, random_state
+from ..layers import put
 from .copies import CallEdit, Placement, gather, leaves, spread
 from .layout import LayoutMode
 
@@ -160,17 +161,15 @@ def _grown(tensor: Tensor, placement: Placement, perturbation: float) -> Tensor:
     wide, shared = gather(tensor.detach(), placement.layout), placement.shared
     if shared is not None:
         index = placement.layout[shared].index.to(tensor.device)  # type: ignore[union-attr]
-        along = [1] * wide.dim()
-        along[shared] = -1
-        wide = wide / index.bincount()[index].view(along)
+        wide = wide / index.bincount()[index].view(_along(shared, wide.dim()))
         size = perturbation * wide.square().mean().sqrt()
         delta = torch.randn(wide.shape, dtype=torch.float64).to(wide) * size
         pinned = torch.ones_like(wide, dtype=torch.bool)  # first copies of rows and columns: the student itself
         for dim, copied in enumerate(placement.layout):
             if copied is not None:
-                shape = [1] * wide.dim()
-                shape[dim] = -1
-                pinned &= _is_first(copied.index).to(wide.device).view(shape)
+                first = torch.zeros(len(copied.index), dtype=torch.bool)
+                first[_first(copied.index)] = True
+                pinned &= first.to(wide.device).view(_along(dim, wide.dim()))
         delta.masked_fill_(pinned, 0)
         free = (~pinned).to(wide)
         zeros = torch.zeros(tensor.shape, dtype=wide.dtype, device=wide.device)
@@ -182,11 +181,9 @@ def _grown(tensor: Tensor, placement: Placement, perturbation: float) -> Tensor:
     return nn.Parameter(wide, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else wide
 
 
-def _is_first(index: Tensor) -> Tensor:
-    """Which wide positions are the first copy of their channel."""
-    first = torch.zeros(len(index), dtype=torch.bool)
-    first[_first(index)] = True
-    return first
+def _along(dim: int, dims: int) -> list[int]:
+    """The shape of a vector that lies along one of several dimensions."""
+    return [-1 if d == dim else 1 for d in range(dims)]
 
 
 def _first(index: Tensor) -> Tensor:
@@ -226,8 +223,7 @@ class _Slice:
             else:
                 positions.append((dim, _first(copies.index).to(device)))
             if placement and dim == placement.shared:
-                along = [-1 if d == dim else 1 for d in range(len(layout))]
-                scale = float(ratio) if uniform else counts.view(along).to(device)
+                scale = float(ratio) if uniform else counts.view(_along(dim, len(layout))).to(device)
         return _Slice(tuple(blocks), tuple(positions), scale)
 
     def __call__(self, wide: Tensor) -> Tensor:
@@ -250,12 +246,6 @@ def _project(slices: dict[str, _Slice], state: Mapping[str, Tensor]) -> dict[str
 def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters and buffers under every name they have."""
     return [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
-
-
-def put(network: nn.Module, name: str, tensor: Tensor) -> None:
-    """Set a parameter or buffer by its name."""
-    path, _, leaf = name.rpartition(".")
-    setattr(network.get_submodule(path), leaf, tensor)
 
 
 # ---- modules ------------------------------------------------------------------------------------------------
@@ -291,7 +281,7 @@ def _adjust(module: nn.Module, attributes: dict[str, Any], edits: dict[tuple[Cal
             module.normalized_shape = tuple(shape)
         return
     if edits:
-        module.forward = functools.partial(_edited, _Edits(edits), module.forward)  # type: ignore[method-assign]
+        module.forward = functools.partial(_Edits(edits), module.forward)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -300,13 +290,12 @@ class _Edits:
 
     calls: dict[tuple[Callable, int], CallEdit]
 
+    def __call__(self, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+        with _Editing(self):
+            return forward(*args, **kwargs)
+
     def __deepcopy__(self, memo: Any) -> _Edits:
         return self
-
-
-def _edited(edits: _Edits, forward: Callable, *args: Any, **kwargs: Any) -> Any:
-    with _Editing(edits):
-        return forward(*args, **kwargs)
 
 
 class _Editing(TorchFunctionMode):
