@@ -64,7 +64,9 @@ class UNet(nn.Module):
     `blocks`: basic blocks in each of the encoder's four stages, whose widths are 1, 2, 4 and 8 times `width`.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], num_classes: int, channels: int, width: int) -> None:
+    def __init__(self, blocks: tuple[int, int, int, int], num_classes: int, channels: int = 3, width: int = 64) -> None:
+        if width < 1:
+            raise ValueError(f"width {width} should be at least 1")
         super().__init__()
         widths = (width, 2 * width, 4 * width, 8 * width)
         encoder = ResNet(BasicBlock, blocks, widths, width, False, 1, channels)
@@ -91,17 +93,10 @@ class UNet(nn.Module):
         return self.head(y, x)
 
 
-def unet(blocks: tuple[int, int, int, int], num_classes: int, channels: int = 3, width: int = 64) -> UNet:
-    """A U-Net whose encoder has that many blocks a stage."""
-    if width < 1:
-        raise ValueError(f"width {width} should be at least 1")
-    return UNet(blocks, num_classes, channels, width)
-
-
 FACTORIES: dict[str, Callable[..., nn.Module]] = {
-    "unet10": partial(unet, (1, 1, 1, 1)),
-    "unet14": partial(unet, (2, 2, 1, 1)),
-    "unet18": partial(unet, (2, 2, 2, 2)),
-    "unet26": partial(unet, (3, 3, 3, 3)),
-    "unet34": partial(unet, (3, 4, 6, 3)),
+    "unet10": partial(UNet, (1, 1, 1, 1)),
+    "unet14": partial(UNet, (2, 2, 1, 1)),
+    "unet18": partial(UNet, (2, 2, 2, 2)),
+    "unet26": partial(UNet, (3, 3, 3, 3)),
+    "unet34": partial(UNet, (3, 4, 6, 3)),
 }
