@@ -30,7 +30,8 @@ from ..models.placing import place
 from ..outputs import logits_in
 from ..signals import Logits, Source
 from ..surgery import Frontier, Moments, Point, Walk, absorb, plan_alignment, solve
-from ..surgery.solving import blocks_of, folded, has_intercept, refuse_unrelated, settle
+from ..surgery.solving.absorb import blocks_of, folded, has_intercept, settle
+from ..surgery.solving.alignment import refuse_unrelated
 from ..surgery.tracing import Live
 from ..torch_utils import eval_mode
 from ..training.phase import Fit, Phase, Solve

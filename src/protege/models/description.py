@@ -39,12 +39,6 @@ def _counted(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _states(extra: dict[str, Any]) -> dict[str, Any]:
-    if not all(key.endswith(EXTRA) for key in extra):
-        raise ValueError(f"expected keys that end with {EXTRA}")
-    return extra
-
-
 class Check(_Strict):
     """A few `outputs` of the network on noise of this `shape`, below `values`; `scale` is the largest of all."""
 
@@ -68,7 +62,7 @@ class Description(_Strict):
     memory: Literal["contiguous", "channels_last"] = "contiguous"
     structure: list[dict[str, JsonValue]] = []
     kept: dict[str, list[Annotated[int, Field(ge=0)]]] = {}
-    extra: Annotated[dict[str, JsonValue], AfterValidator(_states)] = {}
+    extra: dict[Annotated[str, Field(pattern=f"{EXTRA}$")], JsonValue] = {}
     check: Check | None = None
     held_out: str = BY_POSITION
     digest: str | None = None

@@ -50,7 +50,10 @@ def make_writable(network: nn.Module) -> None:
     made: dict[int, Tensor] = {}  # what was tied stays tied
     for module in network.modules():
         for name, value in (*module._parameters.items(), *module._buffers.items()):
-            if value is None or is_lazy(value) or not (value.is_inference() or _is_expanded(value)):
+            if value is None or is_lazy(value):
+                continue
+            steps = zip(value.stride(), value.shape, strict=True) if value.layout == torch.strided else ()
+            if not value.is_inference() and not any(step == 0 and size > 1 for step, size in steps):
                 continue
             if id(value) not in made:
                 with torch.inference_mode(False):
@@ -58,12 +61,6 @@ def make_writable(network: nn.Module) -> None:
                     learns = isinstance(value, nn.Parameter)
                     made[id(value)] = nn.Parameter(fresh, value.requires_grad) if learns else fresh
             setattr(module, name, made[id(value)])
-
-
-def _is_expanded(value: Tensor) -> bool:
-    if value.layout != torch.strided:
-        return False
-    return any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
 
 
 _SPARED: WeakSet[nn.Module] = WeakSet()

@@ -5,7 +5,6 @@ arguments it is all that `config.json` needs to build the network again. Argumen
 `zoo:resnet18?stem=imagenet`.
 """
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +15,6 @@ from torch import nn
 
 from ..errors import UserError, nearest
 from ..lookup import find_callable, typed
-from ..torch_utils import admit_torchvision
 from . import transformers_adapter, zoo
 
 SCHEMES = ("zoo", "timm", "smp", "transformers")
@@ -104,7 +102,7 @@ def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
             f"timm:{name} got checkpoint_path={path!r}, which some versions of timm unpickle; expected a .safetensors "
             "file: convert it, or load it with weights_only in a function of your own."
         )
-    timm = _import_extra("timm", "timm")
+    timm = transformers_adapter.library("timm", "timm")
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models(), "timm.list_models() names them all")
         raise UserError(f"timm has no model {name!r}; {hint}.")
@@ -113,7 +111,7 @@ def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 def build_smp(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """A network of segmentation-models-pytorch; with fresh weights unless `encoder_weights` names others."""
-    library = _import_extra("smp", "segmentation_models_pytorch")
+    library = transformers_adapter.library("smp", "segmentation_models_pytorch")
     known = library.MODEL_ARCHITECTURES_MAPPING
     if name.lower() not in known:
         raise UserError(f"segmentation-models-pytorch has no model {name!r}; {nearest(name.lower(), known)}.")
@@ -138,7 +136,7 @@ def smp_normalisation(
     name: str, arguments: Mapping[str, Any], weights: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the images, in [0, 1], that the weights of a network's encoder were trained on."""
-    library = _import_extra("smp", "segmentation_models_pytorch")
+    library = transformers_adapter.library("smp", "segmentation_models_pytorch")
     default = inspect.signature(library.MODEL_ARCHITECTURES_MAPPING[name.lower()]).parameters["encoder_name"].default
     encoder = arguments.get("encoder_name", default)
     try:
@@ -149,23 +147,3 @@ def smp_normalisation(
             "connection, or wrap the network as Model(network, InputSpec(mean=…, std=…))."
         ) from error
     return tuple(used["mean"]), tuple(used["std"])
-
-
-def _import_extra(scheme: str, package: str) -> Any:
-    """A package of models; `UserError` where it is not installed or torchvision beneath it is broken."""
-    try:
-        admit_torchvision()
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        named = package.replace("_", "-")
-        if error.name == package:
-            remedy = f"install it with `pip install 'protege[{scheme}]'`"
-            raise UserError(
-                f"models '{scheme}:…' need the package {named}, which is not installed; {remedy}."
-            ) from error
-        raise UserError(f"{named} needs the package {error.name!r}, which is missing; install it.") from error
-    except Exception as error:
-        remedy = "reinstall torchvision from the same index as torch, so that both are CPU or both CUDA builds"
-        raise UserError(
-            f"{package} cannot be imported ({typed(error)}), mostly a torchvision unfit for torch; {remedy}."
-        ) from error

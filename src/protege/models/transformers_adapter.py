@@ -50,7 +50,7 @@ def open_causal(
     `arguments`: `pretrained`, true by default, loads the weights (safetensors only); with false they are fresh, any
     other key changes the configuration and `words` is the size of the vocabulary. Raises UserError.
     """
-    library = _library()
+    hugging_face = library("transformers", "transformers")
     changes = {key: value for key, value in arguments.items() if key != "pretrained"}
     pretrained = bool(arguments.get("pretrained", True))
     if changes and pretrained:
@@ -60,7 +60,7 @@ def open_causal(
         )
     known = OWN_CODE | ({"local_files_only": True} if Path(name).is_dir() else {})
     try:
-        config = library.AutoConfig.from_pretrained(name, **known)
+        config = hugging_face.AutoConfig.from_pretrained(name, **known)
         _refuse_kernels(config)
         for key, value in changes.items():
             if not hasattr(config, key):
@@ -69,15 +69,15 @@ def open_causal(
         if not pretrained and words is not None:
             config.vocab_size = words
         if pretrained:
-            model = library.AutoModelForCausalLM.from_pretrained(
+            model = hugging_face.AutoModelForCausalLM.from_pretrained(
                 name, config=config, dtype=torch.float32, use_safetensors=True, **known
             )
         else:
-            model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **OWN_CODE)
+            model = hugging_face.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **OWN_CODE)
         tokens: tuple[str, ...] = ()
         known_words = pretrained or words is None  # fresh weights know none, and take the data's
         if known_words and (not Path(name).is_dir() or any((Path(name) / file).exists() for file in _TOKENIZERS)):
-            tokenizer = library.AutoTokenizer.from_pretrained(name, **known)
+            tokenizer = hugging_face.AutoTokenizer.from_pretrained(name, **known)
             tokens = words_of(tokenizer)
     except UserError:
         raise
@@ -93,11 +93,11 @@ def open_causal(
 
 def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """The network of a source that `open_causal` gave, with fresh weights."""
-    library = _library()
+    hugging_face = library("transformers", "transformers")
     try:
-        config = library.AutoConfig.for_model(**arguments["config"])
+        config = hugging_face.AutoConfig.for_model(**arguments["config"])
         _refuse_kernels(config)
-        model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **OWN_CODE)
+        model = hugging_face.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **OWN_CODE)
         return CausalLM(model, int(arguments["num_classes"]))
     except UserError:
         raise
@@ -118,10 +118,17 @@ def _refuse_kernels(config: Any) -> None:
                 )
 
 
-def _library() -> Any:
+def library(scheme: str, package: str) -> Any:
+    """A package of models; `UserError` where it, or what it stands on, is missing or broken."""
     try:
         admit_torchvision()
-        return importlib.import_module("transformers")
+        return importlib.import_module(package)
     except Exception as error:
-        remedy = "install it with `pip install 'protege[transformers]'`"
-        raise UserError(f"models 'transformers:…' need the package transformers ({error}); {remedy}.") from error
+        remedy = "reinstall torchvision from the same index as torch, so that both are CPU or both CUDA builds"
+        if isinstance(error, ModuleNotFoundError):
+            ours = error.name == package
+            remedy = f"install it with `pip install 'protege[{scheme}]'`" if ours else f"install {error.name!r}"
+        raise UserError(
+            f"models '{scheme}:…' need the package {package.replace('_', '-')}, which cannot be imported "
+            f"({told(error)}); {remedy}."
+        ) from error

@@ -17,7 +17,9 @@ their docstrings are about this network:
 """
 
 from .pruning import Decoupled, Shrunk, compose, decouple, rebuild, record, shrink
-from .solving import Moments, Point, Solution, absorb, plan_alignment, solve
+from .solving.absorb import absorb
+from .solving.alignment import Point, plan_alignment
+from .solving.moments import Moments, Solution, solve
 from .stages import HEAD, Chain, Cut, Pair, Stage, describe, find_cuts, pair, split
 from .tracing import Frontier, Tapped, Walk, first_outputs
 from .widening import BRANCHES, Shared, readout, share, widen

@@ -70,7 +70,15 @@ def by_macs(
     order = _order(groups, how, 1.0)
 
     def left(count: int) -> float:
-        return 1 - sum(layers.values()) / total + _remaining(network, groups, _choice(order[:count]), layers) / total
+        lost: dict[str, list[int]] = {name: [0, 0] for name in layers}
+        for site, gone in removal_of(groups, _choice(order[:count])).items():
+            if site.name in lost:
+                lost[site.name][site.side == "in"] += len(gone)
+        remaining = 0.0
+        for name, macs in layers.items():
+            layer = network.get_submodule(name)
+            remaining += macs * (1 - lost[name][0] / outputs_of(layer)) * (1 - lost[name][1] / inputs_of(layer))
+        return 1 - sum(layers.values()) / total + remaining / total
 
     low, high = 0, len(order)
     while high - low > 1:
@@ -113,16 +121,3 @@ def _choice(units: Iterable[tuple[int, int]]) -> Choice:
     for number, unit in units:
         choice.setdefault(number, []).append(unit)
     return choice
-
-
-def _remaining(network: nn.Module, groups: Sequence[Group], choice: Choice, layers: Mapping[str, int]) -> float:
-    """Multiply-adds of the convolutions and linear layers once the units are gone."""
-    lost: dict[str, list[int]] = {name: [0, 0] for name in layers}
-    for site, gone in removal_of(groups, choice).items():
-        if site.name in lost:
-            lost[site.name][site.side == "in"] += len(gone)
-    remaining = 0.0
-    for name, macs in layers.items():
-        layer = network.get_submodule(name)
-        remaining += macs * (1 - lost[name][0] / outputs_of(layer)) * (1 - lost[name][1] / inputs_of(layer))
-    return remaining

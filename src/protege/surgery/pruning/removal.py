@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..layers import put
 from .sizes import LSTM, groups_of, kind_of, width_of
 
 
@@ -42,8 +43,13 @@ def remove(network: nn.Module, removal: Mapping[Site, Sequence[int]]) -> None:
             _cut(network.get_submodule(owner), key, site.dim, gone)
         else:
             _cut_module(network.get_submodule(site.name), site, gone)
-    for names in names_of.values():
-        _share_again(network, names)
+    for first, *others in names_of.values():  # the keys are what the parameters were
+        shared = network.get_parameter(first)
+        for name in others:
+            value = network.get_parameter(name)
+            if shared.shape != value.shape or not torch.equal(shared, value):
+                raise CannotRemove(f"{first!r} and {name!r} are one and the same, and would no longer be")
+            put(network, name, shared)
 
 
 def _cut_module(module: Any, site: Site, gone: Sequence[int]) -> None:
@@ -75,13 +81,3 @@ def _cut(module: nn.Module, key: str, dim: int, gone: Sequence[int]) -> None:
     left = torch.tensor(sorted(set(range(value.shape[dim])) - set(gone)), device=value.device)
     kept = value.index_select(dim, left)
     setattr(module, key, kept if key in module._buffers else nn.Parameter(kept))
-
-
-def _share_again(network: nn.Module, names: Sequence[str]) -> None:
-    first, *others = [(network.get_submodule(owner), key) for owner, _, key in (n.rpartition(".") for n in names)]
-    shared = getattr(*first)
-    for name, (owner, key) in zip(names[1:], others, strict=True):
-        value = getattr(owner, key)
-        if shared.shape != value.shape or not torch.equal(shared, value):
-            raise CannotRemove(f"{names[0]!r} and {name!r} are one and the same, and would no longer be")
-        setattr(owner, key, shared)

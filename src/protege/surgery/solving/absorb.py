@@ -9,6 +9,7 @@ carried through it: the norm stays, and so do all names and shapes of the state 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,11 +82,8 @@ def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     return weight.mT, constant
 
 
-def _of_norm(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _of_norm(norm: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean, variance, β and scale of a BatchNorm, in float64."""
-    assert isinstance(norm, _BatchNorm)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     gamma = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()
     beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
@@ -95,7 +93,7 @@ def _of_norm(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def settle(
     layer: nn.Module,
-    norm: nn.Module | None,
+    norm: Any,
     weight: Tensor,
     constant: Tensor,
     statistics: tuple[Tensor, Tensor],
@@ -111,9 +109,6 @@ def settle(
         if layer.bias is not None:
             layer.bias.copy_(constant)
         return
-    assert isinstance(norm, _BatchNorm)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     if layer.bias is not None:
         layer.bias.zero_()
     if norm.weight is None:  # without γ and β the statistics are all there is to set
