@@ -85,7 +85,10 @@ def failing(error):
     ("error", "told"),
     [
         (ModuleNotFoundError("No module named 'timm'", name="timm"), r"pip install 'protege\[timm\]'"),
-        (ModuleNotFoundError("No module named 'torchvision'", name="torchvision"), "timm, which cannot be imported .*; install 'torchvision'"),
+        (
+            ModuleNotFoundError("No module named 'torchvision'", name="torchvision"),
+            "timm, which cannot be imported .*; install 'torchvision'",
+        ),
         (RuntimeError("operator torchvision::nms does not exist"), "reinstall torchvision"),
     ],
 )

@@ -87,12 +87,9 @@ def read_description(folder: Path) -> Description:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it is larger than {LARGEST:,} bytes")
         values = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise UserError(
-            f"{str(path)!r} cannot be read as JSON (it is nested too deeply); save the model again."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read as JSON ({told(error)}); save the model again.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else told(error)
+        raise UserError(f"{str(path)!r} cannot be read as JSON ({why}); save the model again.") from None
     if not isinstance(values, dict) or type(values.get("format")) is not int or values["format"] != FORMAT:
         form = shown(values.get("format") if isinstance(values, dict) else type(values).__name__)
         raise UserError(f'{str(path)!r} has format {form} where "format": {FORMAT} is expected; save it anew.')

@@ -33,12 +33,7 @@ class Law:
     """Whether channels can be removed from a network without changing more than that they are gone."""
 
     def __init__(self, network: nn.Module, example: Tensor) -> None:
-        other = other_samples(example, len(example) + 1)
-        self.references = []
-        for weights in (_lively(network), network):
-            reference = _Reference.of(weights, other) or _Reference.of(weights, example)
-            if reference is not None:
-                self.references.append(reference)
+        self.references = list(filter(None, (_reference(weights, example) for weights in (_lively(network), network))))
         if not self.references:
             raise UserError(
                 f"the {type(network).__name__} gives no finite numbers on the example; expected outputs that can be "
@@ -47,54 +42,47 @@ class Law:
 
     def fault(self, removal: Removal) -> str | None:
         """Why the removal is none that the network stands, as the end of a sentence; None where all is well."""
-        return next((fault for reference in self.references if (fault := reference.fault(removal))), None)
+        return next((fault for reference in self.references if (fault := _fault(*reference, removal))), None)
 
 
-class _Reference:
-    """A network and an input, in double precision where it can be run so, and how much its outputs shake."""
-
-    def __init__(self, network: nn.Module, x: Tensor, outputs: list[Tensor]) -> None:
-        self.network, self.x = network, x
-        shaken = x * (1 + 1e-7 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x))
-        again = _run(network, shaken if x.is_floating_point() else x)
-        # some compute parts in single precision whatever they are given
-        self.tolerance = min(max(10 * _gap(again, outputs), 1e-6), 1e-3)
-
-    @classmethod
-    def of(cls, network: nn.Module, x: Tensor) -> _Reference | None:
-        """None where the network does not give finite numbers, or does not run on such input."""
-        precise = copy_network(network).double(), x.double() if x.is_floating_point() else x
-        for candidate, inputs in (precise, (network, x)):
+def _reference(network: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, float] | None:
+    """The network and an input, in double precision where it can be run so, and how much its outputs shake; None where
+    it gives no finite numbers."""
+    for x in (other_samples(example, len(example) + 1), example):
+        precise = x.double() if x.is_floating_point() else x
+        for candidate, inputs in ((copy_network(network).double(), precise), (network, x)):
             try:
                 outputs = _run(candidate, inputs)
             except Exception:
                 continue
             if outputs and all(bool(tensor.isfinite().all()) for tensor in outputs):
-                return cls(candidate, inputs, outputs)
-        return None
+                noise = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
+                again = _run(candidate, inputs * (1 + 1e-7 * noise) if inputs.is_floating_point() else inputs)
+                # some compute parts in single precision whatever they are given
+                return candidate, inputs, min(max(10 * _gap(again, outputs), 1e-6), 1e-3)
+    return None
 
-    def fault(self, removal: Removal) -> str | None:
-        """Why this network does not stand the removal."""
-        pruned = copy_network(self.network)
-        try:
-            remove(pruned, removal)
-        except CannotRemove as error:
-            return str(error)
-        except Exception as error:
-            return f"its channels cannot be removed ({told(error)})"
-        mixing = _mixing(pruned, removal)
-        try:
-            with first_outputs({name: pruned.get_submodule(name) for name in mixing}) as mixed:
-                outputs = _run(pruned, self.x)
-        except Exception as error:
-            return f"{_place(error, pruned)} counts on all of its channels ({told(error)})"
-        with _zeroed(self.network, pruned, removal, mixing, mixed) as masked:
-            expected = _run(masked, self.x)
-            if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
-                return "the outputs get another shape"
-            if _gap(outputs, expected) <= self.tolerance:
-                return None
-            return _first_apart(pruned, masked, self.x, self.tolerance)
+
+def _fault(network: nn.Module, x: Tensor, tolerance: float, removal: Removal) -> str | None:
+    """Why this network does not stand the removal."""
+    pruned = copy_network(network)
+    try:
+        remove(pruned, removal)
+    except CannotRemove as error:
+        return str(error)
+    except Exception as error:
+        return f"its channels cannot be removed ({told(error)})"
+    mixing = _mixing(pruned, removal)
+    try:
+        with first_outputs({name: pruned.get_submodule(name) for name in mixing}) as mixed:
+            outputs = _run(pruned, x)
+    except Exception as error:
+        return f"{_place(error, pruned)} counts on all of its channels ({told(error)})"
+    with _zeroed(network, pruned, removal, mixing, mixed) as masked:
+        expected = _run(masked, x)
+        if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
+            return "the outputs get another shape"
+        return None if _gap(outputs, expected) <= tolerance else _first_apart(pruned, masked, x, tolerance)
 
 
 def _run(network: nn.Module, x: Tensor) -> list[Tensor]:

@@ -168,7 +168,8 @@ class _Division:
                     f"{node.name!r}); expected its first dimension to be the batch: cut elsewhere."
                 )
         written = set[int]().union(*(self.traced.writes.get(node, set()) for node in self.inside(stage)))
-        piece = Piece(self.traced, self._shapes(inputs), self._shapes(outputs), written)
+        shapes = (tuple(tuple(self.values[node].shape[1:]) for node in nodes) for nodes in (inputs, outputs))
+        piece = Piece(self.traced, *shapes, written)
         graph, copies = piece.graph, {node: piece.graph.placeholder(node.name) for node in inputs}
         for node in inputs:
             if storage(self.values[node]) in written:  # the caller's tensor, such as a cut's feature, stays as it was
@@ -193,6 +194,3 @@ class _Division:
                 copy(node)
         graph.output(tuple(map(copy, outputs)) if outputs else map_arg(self.nodes[-1].args[0], copy))
         return piece
-
-    def _shapes(self, nodes: Sequence[fx.Node]) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(self.values[node].shape[1:]) for node in nodes)
