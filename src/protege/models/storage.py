@@ -137,37 +137,30 @@ def dtype_of(weights: Mapping[str, Tensor]) -> str:
 
 def locate(folder: Path) -> Path:
     """The folder that holds the model: itself, or `student/` in a run folder. Else `UserError`."""
-    if folder.is_file():
-        if folder.suffix in PICKLES:
-            raise UserError(f"{str(folder)!r} is a pickle file, which could run code when opened; {_convert(folder)}.")
-        raise UserError(f"{str(folder)!r} is a file; name the folder that holds {CONFIG} and {WEIGHTS}.")
-    if not folder.is_dir():
-        if folder.name == "student" and (folder.parent / "metrics.jsonl").is_file():
-            raise UserError(
-                f"there is no model in {str(folder)!r} yet, as the run is not finished; go on with it first: "
-                f"resume=True with out={str(folder.parent)!r}."
-            )
+    for place in (folder, folder / "student"):
+        if (place / CONFIG).is_file():
+            return place
+    inside = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    if pickles := [path.name for path in inside if path.is_file() and path.suffix in PICKLES]:
         raise UserError(
-            f"there is no model folder {str(folder)!r}; name a folder with {CONFIG} and {WEIGHTS}, "
-            "or use zoo:NAME, timm:NAME or package.module:factory."
+            f"{str(folder)!r} is no model folder but {'has' if folder.is_dir() else 'is'} the pickle file "
+            f"{pickles[0]!r}, which could run code when opened; "
+            f"convert it once with network.load_state_dict(torch.load({pickles[0]!r}, weights_only=True)) and "
+            "protege.models.load_model(network, data=…).save(FOLDER)."
         )
-    if (folder / CONFIG).is_file():
-        return folder
-    if (folder / "student" / CONFIG).is_file():
-        return folder / "student"
-    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
-    if pickles:
+    if folder.exists():
+        kind = "folder" if folder.is_dir() else "file"
         raise UserError(
-            f"folder {str(folder)!r} has no {CONFIG} but the pickle file {pickles[0].name!r}, "
-            f"which could run code when opened; {_convert(pickles[0])}."
+            f"{kind} {str(folder)!r} has no {CONFIG}; a model folder holds {CONFIG} and {WEIGHTS}: name such a one."
         )
-    raise UserError(f"folder {str(folder)!r} has no {CONFIG}; a model folder holds {CONFIG} and {WEIGHTS}.")
-
-
-def _convert(path: Path) -> str:
-    return (
-        f"convert it once with network.load_state_dict(torch.load({path.name!r}, weights_only=True)) "
-        "and protege.models.load_model(network, data=…).save(FOLDER)"
+    if folder.name == "student" and (folder.parent / "metrics.jsonl").is_file():
+        raise UserError(
+            f"there is no model in {str(folder)!r} yet, as the run is not finished; go on with it first: "
+            f"resume=True with out={str(folder.parent)!r}."
+        )
+    raise UserError(
+        f"there is no model folder {str(folder)!r}; name a folder with {CONFIG} and {WEIGHTS}, "
+        "or use zoo:NAME, timm:NAME or package.module:factory."
     )
 
 

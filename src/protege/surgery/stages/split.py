@@ -199,18 +199,19 @@ def _check_shared(stages: Sequence[Stage], pieces: Sequence[Sequence[Piece]]) ->
         statistics = [(name, b) for name, b in stage.named_buffers() if name.rsplit(".", 1)[-1].startswith("running_")]
         for name, value in [*stage.named_parameters(), *statistics]:
             if (first := owners.setdefault(value, stage)) is not stage:
-                raise UserError(
-                    f"{name.removeprefix(ROOT)!r} is used in both stages {first.name!r} and {stage.name!r}, so that "
-                    "they cannot learn one after the other; choose cuts that keep its uses in one stage."
-                )
+                raise _shared(name, f"both stages {first.name!r} and {stage.name!r}")
     for number, stage in enumerate(stages):  # what a later stage writes would change a frozen one
         later = set().union(*(piece.written for parts in pieces for piece in parts[number + 1 :]))
         for name, value in stage.named_buffers():
             if storage(value) in later:
-                raise UserError(
-                    f"{name.removeprefix(ROOT)!r} is used in stage {stage.name!r} and changed in a later one, so that "
-                    "they cannot learn one after the other; choose cuts that keep its uses in one stage."
-                )
+                raise _shared(name, f"stage {stage.name!r} and changed in a later one")
+
+
+def _shared(name: str, where: str) -> UserError:
+    return UserError(
+        f"{name.removeprefix(ROOT)!r} is used in {where}, so that they cannot learn one after the other; choose cuts "
+        "that keep its uses in one stage."
+    )
 
 
 def _check_composed(
