@@ -148,11 +148,10 @@ def locate(folder: Path) -> Path:
             f"convert it once with network.load_state_dict(torch.load({pickles[0]!r}, weights_only=True)) and "
             "protege.models.load_model(network, data=…).save(FOLDER)."
         )
-    if folder.exists():
-        kind = "folder" if folder.is_dir() else "file"
-        raise UserError(
-            f"{kind} {str(folder)!r} has no {CONFIG}; a model folder holds {CONFIG} and {WEIGHTS}: name such a one."
-        )
+    if folder.is_file():
+        raise UserError(f"{str(folder)!r} is a file; name the folder that holds {CONFIG} and {WEIGHTS}.")
+    if folder.is_dir():
+        raise UserError(f"folder {str(folder)!r} has no {CONFIG}; a model folder holds {CONFIG} and {WEIGHTS}.")
     if folder.name == "student" and (folder.parent / "metrics.jsonl").is_file():
         raise UserError(
             f"there is no model in {str(folder)!r} yet, as the run is not finished; go on with it first: "

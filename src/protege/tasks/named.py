@@ -29,7 +29,9 @@ def shipped_task(name: str) -> Task | None:
     """The task that a model says it has learned; None for ``package.module:name``, of which no code is run as a folder
     may say so. Raises `UserError` for what is neither."""
     if name not in TASKS and ":" not in name:
-        raise UserError(f"the model's task {shown(name)} is unknown; expected one of {', '.join(TASKS)}: change task=….")
+        raise UserError(
+            f"the model's task {shown(name)} is unknown; expected one of {', '.join(TASKS)}: change task=…."
+        )
     return TASKS.get(name)
 
 

@@ -168,8 +168,8 @@ class _Division:
                     f"{node.name!r}); expected its first dimension to be the batch: cut elsewhere."
                 )
         written = set[int]().union(*(self.traced.writes.get(node, set()) for node in self.inside(stage)))
-        shapes = (tuple(tuple(self.values[node].shape[1:]) for node in nodes) for nodes in (inputs, outputs))
-        piece = Piece(self.traced, *shapes, written)
+        taken, given = (tuple(tuple(self.values[node].shape[1:]) for node in nodes) for nodes in (inputs, outputs))
+        piece = Piece(self.traced, taken, given, written)
         graph, copies = piece.graph, {node: piece.graph.placeholder(node.name) for node in inputs}
         for node in inputs:
             if storage(self.values[node]) in written:  # the caller's tensor, such as a cut's feature, stays as it was
