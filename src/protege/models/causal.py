@@ -69,7 +69,8 @@ def check_causal(model: Any, data: Any, scored: int) -> None:
         base = ask(text)
         if base is None:
             return
-        tolerance = rounding * float(_size(base).max())
+        sizes = [x.masked_fill(~x.isfinite(), 0).square().mean(-1).sqrt() for x in base]  # of each output's logits
+        tolerance = rounding * float(torch.stack(sizes).max())
         if not _repeatable(ask, text, base, tolerance):
             return
         other = text.clone()
@@ -183,11 +184,6 @@ def _repeatable(ask: Callable[..., Tensor | None], text: Tensor, base: Tensor, t
     )
     fresh = ask(text)
     return fresh is not None and float(_moved(base, fresh).max()) <= tolerance
-
-
-def _size(outputs: Tensor) -> Tensor:
-    """Root mean square of the finite logits of each output, [samples, positions]."""
-    return torch.stack([x.masked_fill(~x.isfinite(), 0).square().mean(-1).sqrt() for x in outputs])
 
 
 def _moved(before: Tensor, after: Tensor | None) -> Tensor:

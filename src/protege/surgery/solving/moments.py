@@ -16,6 +16,7 @@ only where it is longer than what the channels in it may have lost, and an error
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,14 +74,10 @@ class Moments:
         self.dd[fold] += (dd + 2 * (sum_d * mean_d).sum(-1) + rows * (mean_d * mean_d).sum(-1)).sum()
         self.rounding[fold] += torch.finfo(x.dtype).eps * xx.diagonal(dim1=-2, dim2=-1)
 
-    def total(self, without: int | None = None) -> Moments:
-        """The sums over all folds (but one), as a single fold."""
-        keep = [fold for fold in range(len(self.rows)) if fold != without]
-        return Moments(*(value[keep].sum(0, keepdim=True) for value in vars(self).values()))
-
-    def fold(self, number: int) -> Moments:
-        """The sums of one fold."""
-        return Moments(*(value[number : number + 1] for value in vars(self).values()))
+    def total(self, folds: Sequence[int] | None = None) -> Moments:
+        """The sums over these folds, or over all, as a single one."""
+        chosen = range(len(self.rows)) if folds is None else folds
+        return Moments(*(value[list(chosen)].sum(0, keepdim=True) for value in vars(self).values()))
 
     def about(self, mean_x: Tensor, mean_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``xx``, ``xd`` and ``dd`` of the rows less these means (``[blocks, n]``, ``[.., m]``), summed over folds."""
@@ -162,9 +159,9 @@ def _held_out_choice(moments: Moments, intercept: bool) -> float | None:
     errors = torch.zeros_like(ridges)
     wide = moments.x.shape[-1] > WIDE
     for fold in range(1 if wide else len(moments.rows)):
-        rest = moments.total(without=fold)
+        rest = moments.total([other for other in range(len(moments.rows)) if other != fold])
         path = _Path(rest, *rest.means(intercept))
-        errors += path.errors(moments.fold(fold), ridges)
+        errors += path.errors(moments.total([fold]), ridges)
     best = int(errors.flip(0).argmin())  # of equals the strongest ridge
     return float(ridges[len(GRID) - best]) if errors.min() < moments.dd[: 1 if wide else None].sum() else None
 

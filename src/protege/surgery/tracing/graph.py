@@ -111,7 +111,6 @@ def _recorded(network: nn.Module, example: Tensor, opened: Collection[nn.Module]
     with torch.enable_grad(), tracer.assigning():
         try:
             graph = tracer.trace(entry)
-            tracer.refuse_stale()
         except Exception as error:
             reason = str(error).split("\n")[0] or repr(error)
             if _SizedProxy.__name__ in reason:
@@ -187,7 +186,6 @@ class _Tracer(fx.Tracer):
         self.writes: dict[fx.Node, set[int]] = {}
         self.constants: dict[fx.Node, Tensor] = {}
         self.data_dependent: set[fx.Node] = set()  # numbers and the like that depend on what is inside a tensor
-        self.replaced: dict[fx.Node, int] = {}  # nodes that give a buffer other values, and its storage
         self.proxies: dict[str, fx.Proxy] = {}  # of parameters and buffers, torch.fx's own
         self.first: dict[nn.Module, fx.Node | None] = {}
         self.failed: nn.Module | None = None
@@ -236,23 +234,10 @@ class _Tracer(fx.Tracer):
             return
         if not isinstance(new, Tensor) or (new.shape, new.dtype) != (buffer.shape, buffer.dtype):
             raise fx.proxy.TraceError(f"it replaces its buffer {name!r} by one of another shape or kind")
-        node = self.create_proxy("call_method", "copy_", (getattr(module, name), value), {}).node
-        self.replaced[node] = storage(buffer)
+        self.create_proxy("call_method", "copy_", (getattr(module, name), value), {})
         for attribute, proxy in list(self.proxies.items()):  # what is read from here on is another node
             if self.values[proxy.node] is buffer:
                 del self.proxies[attribute]
-
-    def refuse_stale(self) -> None:
-        """Raise where code goes on with what a buffer held before it was given other values: there is no copy of it."""
-        nodes = list(self.graph.nodes) if self.replaced else []
-        for at, node in enumerate(nodes):
-            for source in node.all_input_nodes:
-                since = nodes.index(source)
-                if any(
-                    since < nodes.index(change) < at and place in {storage(t) for t in tensors_in(self.values[source])}
-                    for change, place in self.replaced.items()
-                ):
-                    raise fx.proxy.TraceError("it goes on with a buffer's value from before it replaces it")
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
         if self.drawn != random_state(self.example):
