@@ -28,7 +28,7 @@ from .encoded import tell_transparent
 from .extras import torchvision_datasets
 from .given import ImageKind, image_pixels, is_image, kind_of, label_in, mask_of, read_item
 from .labels import BY_CONTENT
-from .masks import MaskForm, mask_classes, present
+from .masks import MaskForm, MaskSet, present
 from .pixels import Deviation
 from .progress import progress
 from .repeatable import COMPARED, Watch, refuse_random, spread
@@ -256,7 +256,8 @@ def _with_masks(items: dict[str, Items], read: dict[str, Any], name: str) -> tup
     naming = naming_of(items["train"].dataset, f"train {name}")
     seen = {split: values for split, (_, _, values) in read.items()}
     names = naming.names if naming else None
-    classes, form = mask_classes(name, seen, lambda split, at: f"the mask of {items[split].where(at)}", names)
+    masks = MaskSet(name, seen, lambda split, at: f"the mask of {items[split].where(at)}")
+    classes, form = masks.classes(names)
     splits: dict[str, Samples] = {}
     for split, (pixels, masks, _) in read.items():
         items[split].mask_form = form

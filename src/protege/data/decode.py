@@ -43,10 +43,6 @@ class Form:
     resize: bool
     ranges: Ranges = ()
 
-    def fits(self, count: int, limit: int) -> bool:
-        """Whether so many decoded images take at most ``limit`` bytes."""
-        return count * self.height * self.width * self.channels <= limit
-
 
 def centred(
     image: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.BILINEAR

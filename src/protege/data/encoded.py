@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 
@@ -113,6 +113,11 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self, everything: bool = False) -> str:
         """Hex digest of what the images hold: of all of them up to `READ` bytes together, or of `everything`."""
+
+    @cached_property
+    def digest(self) -> str:
+        """The fingerprint of all that the images hold."""
+        return self.fingerprint(everything=True)
 
     def chunks(self, positions: Sequence[int] | None = None) -> Iterator[list[Named]]:
         """The images at sorted positions (None: all), some at a time."""
@@ -222,7 +227,7 @@ def open_images(
         survey.add(*image, pixels=True)
         surveyed += 1
     form = survey.form(request.image_size, request.ranges)
-    fits = form.fits(total, request.memory_limit)
+    fits = total * form.height * form.width * form.channels <= request.memory_limit
     settled = survey.colour and form.resize  # whatever those are that have not been looked at
     if surveyed < total and (fits or survey.deep or not settled):
         new = list(sources.values())
@@ -234,18 +239,17 @@ def open_images(
                     survey.add(data, name)
                 advance(len(chunk))
         form = survey.form(request.image_size, request.ranges)
-    ranges = request.ranges
+        fits = total * form.height * form.width * form.channels <= request.memory_limit
     if survey.deep:
-        ranges = settle(request.spec, _extents(sources), ranges)
-        form = replace(form, ranges=ranges)
+        form = replace(form, ranges=settle(request.spec, _extents(sources), request.ranges))
     tell_transparent(survey.transparent)
     splits: dict[str, Samples] = {}
     for split, (source, labels) in images.items():
-        if form.fits(total, request.memory_limit):
+        if fits:
             splits[split] = InMemory(in_memory(source, form, survey, request.scratch), labels)
         else:
             splits[split] = Streamed(FromSource(source.random_access(request.scratch), form), labels)
-    places = sources["train"].places
+    places, ranges = sources["train"].places, form.ranges
     return request.data(splits, classes, places, numbering=numbering, superclasses=superclasses, ranges=ranges)
 
 
@@ -276,12 +280,12 @@ def in_memory(source: Source, form: Form, survey: Survey, scratch: Path | None =
     return Images(
         torch.from_numpy(np.zeros(shape, np.uint8) if kept is None else kept.pixels),
         decoded,
-        cache(lambda: _digest(source, form)),
+        partial(_digest, source, form),
     )
 
 
 def _digest(source: Source, form: Form) -> str:
-    return hashlib.sha256(repr((VERSION, source.fingerprint(everything=True), form)).encode()).hexdigest()
+    return hashlib.sha256(repr((VERSION, source.digest, form)).encode()).hexdigest()
 
 
 def _kept(source: Source, form: Form, scratch: Path, make: bool = True) -> KeptPixels | None:

@@ -102,41 +102,102 @@ def fitted_mask(values: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(centred(image, width, height, Image.Resampling.NEAREST)).astype(np.int16) * unit
 
 
-def mask_classes(
-    name: str,
-    seen: Mapping[str, np.ndarray],
-    called: Callable[[str, int], str],
-    names: Sequence[str] | None = None,
-    ignored: Collection[int] = (),
-    options: bool = False,
-) -> tuple[tuple[str, ...], MaskForm]:
-    """The classes of a set's masks, and which values they are.
+@dataclass(frozen=True)
+class MaskSet:
+    """What the masks of a set hold.
 
-    `seen`: by split, `present` of each mask. `called`: what a mask is called in a sentence. `names` are those of the
-    values, in order, that are not `ignored`; without any each value in training masks up to the greatest is a class
-    named by its number. `options`: whether the user may give both as options. Raises `UserError` where a value is no
-    class, and where training masks do not show what is to be learned.
+    `seen`: by split, `present` of each mask. `called`: what a mask is called in a sentence. `options`: whether the user
+    may name classes and values to ignore as options.
     """
-    train: Any = seen["train"].any(0)
-    levels = _grey_levels(set(np.flatnonzero(train[1:]).tolist()) - set(ignored), None if names is None else len(names))
-    values = list(levels)
-    if levels:
-        _LOG.info(
-            "the masks of %s are drawn in the grey levels %s; each is a class, 255 too.",
-            name,
-            ", ".join(map(str, levels)),
-        )
-        classes = tuple(names or numbers(len(levels)))
-    else:
-        counted = [value for value in range(VOID) if value not in ignored]
-        shown = [value for value in counted if train[value + 1] or (value == 1 and train[WHITE + 1])]
-        classes = tuple(names or (str(value) for value in counted if value <= max(shown, default=-1)))
-        values = counted[: len(classes)]
-    number = {value: n for n, value in enumerate(values)}
-    form = MaskForm(bytes(number.get(value, VOID) for value in range(256)), VOID if levels else 1)
-    plain = {split: _plain(values, form.white) for split, values in seen.items()}
-    _check(name, plain, called, classes, values, frozenset(ignored), bool(levels), options, names is None)
-    return classes, form
+
+    name: str
+    seen: Mapping[str, np.ndarray]
+    called: Callable[[str, int], str]
+    options: bool = False
+
+    def classes(
+        self, names: Sequence[str] | None = None, ignored: Collection[int] = ()
+    ) -> tuple[tuple[str, ...], MaskForm]:
+        """The classes, and which values they are.
+
+        `names` are those of the values, in order, that are not `ignored`; without any each value in training masks up
+        to the greatest is a class named by its number. Raises `UserError` where a value is no class, and where training
+        masks do not show what is to be learned.
+        """
+        train: Any = self.seen["train"].any(0)
+        drawn = set(np.flatnonzero(train[1:]).tolist()) - set(ignored)
+        values = levels = list(_grey_levels(drawn, None if names is None else len(names)))
+        if levels:
+            _LOG.info(
+                "the masks of %s are drawn in the grey levels %s; each is a class, 255 too.",
+                *(self.name, ", ".join(map(str, levels))),
+            )
+            classes = tuple(names or numbers(len(levels)))
+        else:
+            counted = [value for value in range(VOID) if value not in ignored]
+            shown = [value for value in counted if train[value + 1] or (value == 1 and train[WHITE + 1])]
+            classes = tuple(names or (str(value) for value in counted if value <= max(shown, default=-1)))
+            values = counted[: len(classes)]
+        number = {value: n for n, value in enumerate(values)}
+        form = MaskForm(bytes(number.get(value, VOID) for value in range(256)), VOID if levels else 1)
+        plain = replace(self, seen={split: _plain(masks, form.white) for split, masks in self.seen.items()})
+        plain._refuse_strangers(classes, values, ignored, bool(levels))
+        shown = [value for value in values if plain.seen["train"][:, value].any()]
+        if not levels and VOID not in ignored:
+            plain._refuse_white_object([classes[number[value]] for value in shown])
+        absent = [value for value in values if value not in shown]
+        if absent and self.options and names is None:
+            at = int(plain.seen["train"][:, values[-1]].argmax())
+            raise UserError(
+                f"{self.called('train', at)} holds the label {values[-1]}, but no training mask has {absent[0]}; "
+                "labels without gaps are expected (255 never counts): number the masks so, name all classes with "
+                f"?classes=…, or add ?ignore={values[-1]}."
+            )
+        for value in absent:
+            n = number[value]
+            _LOG.warning("no training mask of %s shows class %d ('%s').", self.name, n, classes[n])
+        return classes, form
+
+    def _refuse_strangers(
+        self, classes: Sequence[str], values: Sequence[int], ignored: Collection[int], levels: bool
+    ) -> None:
+        """Raise UserError where there are too few classes or too many, or a value is neither a class nor ignored."""
+        count = len(classes)
+        if count < 2 or len(values) < count:
+            raise UserError(
+                f"{self.name} has {count} class{'es' * (count != 1)} ({', '.join(classes[:3])}); 2 to 255 are "
+                "expected, beside what is ignored: check the masks and the class names."
+            )
+        for split, masks in self.seen.items():
+            wrong = masks & ~np.isin(np.arange(256), [*values, *ignored, VOID])
+            if wrong.any():
+                at, value = np.argwhere(wrong)[0].tolist()
+                expected = ", ".join(map(str, values)) if levels else f"{values[0]} to {values[-1]}"
+                remedy = f"or give {VOID} for none"
+                if self.options:
+                    remedy = f"name all classes with ?classes=…, or add ?ignore={value}"
+                raise UserError(
+                    f"{self.called(split, at)} holds the label {value}; {expected} is expected, as there are {count} "
+                    f"classes: correct it, {remedy}."
+                )
+
+    def _refuse_white_object(self, shown: Sequence[str]) -> None:
+        """Raise UserError where 255, which does not count, may well be an object; `shown`: the classes in training."""
+        remedy = "add ?ignore=255 if this is meant" if self.options else "give -100 instead of 255 if this is meant"
+        if len(shown) == 1 and self.seen["train"][:, VOID].any():
+            raise UserError(
+                f"the training masks of {self.name} show only one class ('{shown[0]}') beside 255, which does not "
+                f"count; at least two are expected: number the classes from 0, or {remedy}."
+            )
+        masks = [(split, at) for split, values in self.seen.items() for at in range(len(values))]
+        every = np.concatenate(list(self.seen.values()))
+        by_one, by_white = every[:, 1], every[:, VOID]
+        if not every[:, 2:VOID].any() and by_one.any() and by_white.any() and not (by_one & by_white).any():
+            raise UserError(
+                f"some masks of {self.name} mark what is not 0 by 1, such as "
+                f"{self.called(*masks[int(by_one.argmax())])}, and others by 255, such as "
+                f"{self.called(*masks[int(by_white.argmax())])}; one value is expected: make them alike, or {remedy}."
+            )
 
 
 def _plain(seen: np.ndarray, white: int) -> np.ndarray:
@@ -156,75 +217,3 @@ def _grey_levels(drawn: set[int], classes: int | None) -> tuple[int, ...]:
         return ()
     even = (abs(value - n * VOID / (len(levels) - 1)) < 1 for n, value in enumerate(levels))
     return tuple(levels) if all(even) else ()
-
-
-def _check(
-    name: str,
-    seen: Mapping[str, np.ndarray],
-    called: Callable[[str, int], str],
-    classes: Sequence[str],
-    values: Sequence[int],
-    ignored: frozenset[int],
-    levels: bool,
-    options: bool,
-    unnamed: bool,
-) -> None:
-    """Every value must be a class or ignored, and training must show what is to be learned."""
-    count = len(classes)
-    if count < 2 or len(values) < count:
-        raise UserError(
-            f"{name} has {count} class{'es' * (count != 1)} ({', '.join(classes[:3])}); 2 to 255 are expected, beside "
-            "what is ignored: check the masks and the class names."
-        )
-    known = np.isin(np.arange(256), [*values, *ignored, VOID])
-    for split, masks in seen.items():
-        wrong = masks & ~known
-        if wrong.any():
-            at, value = np.argwhere(wrong)[0].tolist()
-            expected = ", ".join(map(str, values)) if levels else f"{values[0]} to {values[-1]}"
-            remedy = (
-                f"name all classes with ?classes=…, or add ?ignore={value}" if options else f"or give {VOID} for none"
-            )
-            raise UserError(
-                f"{called(split, at)} holds the label {value}; {expected} is expected, as there are {count} classes: "
-                f"correct it, {remedy}."
-            )
-    shown: Any = seen["train"].any(0)
-    if not levels and VOID not in ignored:
-        shown_names = [class_name for class_name, value in zip(classes, values, strict=True) if shown[value]]
-        _refuse_white_object(name, shown_names, seen, called, options)
-    absent = [n for n, value in enumerate(values) if not shown[value]]
-    if absent and options and unnamed:
-        at = int(seen["train"][:, values[-1]].argmax())
-        raise UserError(
-            f"{called('train', at)} holds the label {values[-1]}, but no training mask has {values[absent[0]]}; labels "
-            "without gaps are expected (255 never counts): number the masks so, name all classes with ?classes=…, or "
-            f"add ?ignore={values[-1]}."
-        )
-    for n in absent:
-        _LOG.warning("no training mask of %s shows class %d ('%s').", name, n, classes[n])
-
-
-def _refuse_white_object(
-    name: str,
-    shown: Sequence[str],
-    seen: Mapping[str, np.ndarray],
-    called: Callable[[str, int], str],
-    options: bool,
-) -> None:
-    """Raise UserError where 255, which does not count, may well be an object; `shown` are the classes in training."""
-    remedy = "add ?ignore=255 if this is meant" if options else "give -100 instead of 255 if this is meant"
-    if len(shown) == 1 and seen["train"][:, VOID].any():
-        raise UserError(
-            f"the training masks of {name} show only one class ('{shown[0]}') beside 255, which does not count; at "
-            f"least two are expected: number the classes from 0, or {remedy}."
-        )
-    masks = [(split, at) for split, values in seen.items() for at in range(len(values))]
-    every = np.concatenate(list(seen.values()))
-    by_one, by_white = every[:, 1], every[:, VOID]
-    if not every[:, 2:VOID].any() and by_one.any() and by_white.any() and not (by_one & by_white).any():
-        raise UserError(
-            f"some masks of {name} mark what is not 0 by 1, such as {called(*masks[int(by_one.argmax())])}, and others "
-            f"by 255, such as {called(*masks[int(by_white.argmax())])}; one value is expected: make them alike, or "
-            f"{remedy}."
-        )

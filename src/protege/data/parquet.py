@@ -54,10 +54,8 @@ def parquet_files(request: Request) -> Data:
             values = pq.read_table(file, columns=[name]).column(0)
         return raw_labels(values, name, str(file), _class_names(schemas[file], name))
 
+    sources = {split: Rows(shards, image) for split, shards in files.items()}
     common = common_classes({split: list(map(labels, shards)) for split, shards in files.items()}, options.get("order"))
-    splits: dict[str, tuple[Source, Tensor]] = {
-        split: (Rows(shards, image), common.labels[split]) for split, shards in files.items()
-    }
     superclasses = None
     kinds = [dict(zip(schemas[file].names, schemas[file].types, strict=True)) for file in files["train"]]
     if column != "coarse_label" and all(pa.types.is_integer(kind.get("coarse_label", pa.null())) for kind in kinds):
@@ -65,7 +63,8 @@ def parquet_files(request: Request) -> Data:
         superclasses = _superclasses(
             torch.from_numpy(coarse.astype(np.int64)), common.labels["train"], len(common.classes)
         )
-    return open_images(request, splits, common.classes, common.numbering, superclasses)
+    images = {split: (source, common.labels[split]) for split, source in sources.items()}
+    return open_images(request, images, common.classes, common.numbering, superclasses)
 
 
 def raw_labels(values: pa.ChunkedArray, column: str, table: str, naming: Naming | None) -> RawLabels:

@@ -28,7 +28,7 @@ from .decode import Form, in_threads
 from .encoded import Files, FromSource, Survey, in_memory, tell_transparent
 from .folders import images_below, tell_left_out
 from .given import SPLITS
-from .masks import fitted_mask, mask_classes, present, read_mask
+from .masks import MaskSet, fitted_mask, present, read_mask
 from .pixels import extent
 from .progress import progress
 from .ranges import settle
@@ -71,9 +71,8 @@ def segmentation_folder(request: Request) -> Data:
                 advance(1)
             seen[split], masks[split] = np.stack([values for values, _ in read]), [mask for _, mask in read]
     names, ignored = _given_classes(path, splits["train"], seen["train"], options.get("classes"), options.get("ignore"))
-    classes, mask_form = mask_classes(
-        f"data '{path}'", seen, lambda split, at: f"mask {splits[split][at][1]}", names, ignored, options=True
-    )
+    mask_set = MaskSet(f"data '{path}'", seen, lambda split, at: f"mask {splits[split][at][1]}", options=True)
+    classes, mask_form = mask_set.classes(names, ignored)
     samples: dict[str, Samples] = {}
     sources = {split: Files([image for image, _ in pairs]) for split, pairs in splits.items()}
     for split, source in sources.items():
