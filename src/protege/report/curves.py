@@ -107,10 +107,9 @@ def teacher_level(
     metrics: Mapping[str, float], metric: str, who: str = "teacher", where: str = ""
 ) -> tuple[float, str] | None:
     """A teacher's metric as a level in a chart, and what is written of it."""
-    value = metrics.get(metric)
-    return (
-        None if value is None else (words.factor(metric) * value, f"{who} {words.metric_value(metric, value)}{where}")
-    )
+    if metric not in metrics:
+        return None
+    return words.factor(metric) * metrics[metric], f"{who} {words.metric_value(metric, metrics[metric])}{where}"
 
 
 def how(metric: str) -> dict[str, Any]:
@@ -168,7 +167,7 @@ def ordered_losses(run: Run, timeline: Timeline) -> Chart | None:
     return line_chart(
         "Loss of each phase, in order",
         [Series("training", lines["train"], "c0"), Series(judged, lines["eval"], "c2", dashed=True)],
-        note="Rings mark the epochs that were kept.",
+        note="Rings mark the epochs that were kept." if best else "",
         x=Axis(title, (0.0, float(len(ticks))), ticks={} if crowded else ticks, places=places, point="epoch"),
         best=best,
         bands=bands,

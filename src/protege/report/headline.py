@@ -123,6 +123,7 @@ def unfinished(run: Run, metric: str) -> str:
     planned = next((entry.get("epochs") for entry in run.phases if entry.get("name") == phase), None)
     of = f" of {words.plural(planned, 'epoch')}" if is_number(planned) else f" epoch{'s' if done > 1 else ''}"
     text, where = f"Unfinished: after {words.count(done)}{of} of phase {phase} the student", where_measured(run)
-    if metric not in run.latest:
+    measured = [values[metric] for record in run.epochs if metric in (values := numbers(record.get("eval")))]
+    if not measured:
         return f"{text} has not been measured yet."
-    return f"{text} stands at {named_value(metric, run.latest[metric])}" + (f" on the {where}." if where else ".")
+    return f"{text} stands at {named_value(metric, measured[-1])}" + (f" on the {where}." if where else ".")
