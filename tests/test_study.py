@@ -45,13 +45,23 @@ def write(path: Path, **changes) -> Path:
     return path
 
 
+def counted(patch: pytest.MonkeyPatch) -> list[object]:
+    """The processes that workers will have started."""
+    started: list[object] = []
+    start = workers.start
+    patch.setattr(workers, "start", lambda environment: started.append(environment) or start(environment))
+    return started
+
+
 @pytest.fixture(scope="module")
 def performed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROTEGE_CACHE", str(folder / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
+        started = counted(patch)
         run_study(write(folder / "study.toml"), folder / "out", jobs=2)
+    assert len(started) == 3, "one of all threads for what is prepared, and two for the four runs"
     return folder / "out"
 
 
@@ -277,7 +287,9 @@ def test_what_cannot_be_prepared_is_told_in_its_own_words(tmp_path, monkeypatch)
         run_study(write(tmp_path / "study.toml", prepare=steps), tmp_path / "out")
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    """In one process, which a failing run does not end."""
+    started = counted(monkeypatch)
     plan = {
         "name": "one of them cannot be",
         "seeds": [0],
@@ -289,6 +301,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     statuses = {run["setting"]["lr"]: run["status"] for run in found["runs"]}
     assert statuses[0.01] == "done"
     assert "finite" in statuses[1e30]
+    assert len(started) == 1
     assert "lr-1e+30" in (tmp_path / "out" / "study.md").read_text()
 
 
