@@ -33,10 +33,10 @@ def usable(path: Any, what: str, done: str = "read") -> Path:
     if not isinstance(path, str | os.PathLike) or isinstance(path := os.fspath(path), bytes):
         raise UserError(f"{what}={shown(path)} is a {type(path).__name__}; expected a path as text: name another.")
     try:
-        found = Path(path).expanduser()
-        if any(len(part.encode()) > NAME for part in found.parts):  # perhaps below a folder that is yet to be made
+        usable_path = Path(path).expanduser()
+        if any(len(part.encode()) > NAME for part in usable_path.parts):  # perhaps below a folder that is yet to be made
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        os.stat(found)
+        os.stat(usable_path)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError, RuntimeError) as error:
@@ -44,7 +44,7 @@ def usable(path: Any, what: str, done: str = "read") -> Path:
         raise UserError(
             f"{what}={shown(str(path))} cannot be {done} ({why}); expected another path: name one that can."
         ) from None
-    return found
+    return usable_path
 
 
 def read_text(path: Any, kind: str) -> str:
@@ -244,7 +244,7 @@ def is_report(path: Path) -> bool:
 def json_has(path: Path, *keys: str) -> bool:
     """Whether a file holds a JSON object that has these keys."""
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and found.keys() >= set(keys)
+    return isinstance(content, dict) and content.keys() >= set(keys)

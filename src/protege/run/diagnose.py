@@ -110,7 +110,7 @@ def diagnose(
         check_out(
             out, resume=None, overwrite=overwrite, owned=is_diagnosis, proof=f"{MARK} of a diagnosis", replaced=replaced
         )
-        found = diagnose(
+        diagnosis = diagnose(
             teacher,
             data,
             student=student,
@@ -124,9 +124,9 @@ def diagnose(
             **options,
         )
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / MARK, found.result)
+        write_json(out / MARK, diagnosis.result)
         write_diagnosis_report(out)
-        return Diagnosis(found.findings, found.primary, found.recommendation, found.result, out)
+        return Diagnosis(diagnosis.findings, diagnosis.primary, diagnosis.recommendation, diagnosis.result, out)
     checked(fraction=fraction, samples=samples, temperature=temperature, weight=weight, seed=seed, precision=precision)
     if teacher is None:
         raise UserError("no teacher was given; expected a model to diagnose: add teacher=….")
@@ -268,22 +268,23 @@ def _measured(
     read: dict[str, _Reading], models: dict[str, Model], data: Data, settings: dict[str, Any], stage: _Stage
 ) -> dict[str, Any]:
     """Everything that the verdict and the report read, as JSON values."""
-    found: dict[str, Any] = {"task": data.task, "classes": len(data.classes), "settings": settings}
-    found["precision"] = stage.precision
+    measured: dict[str, Any] = {"task": data.task, "classes": len(data.classes), "settings": settings}
+    measured["precision"] = stage.precision
     for role in ("teacher", "student"):
         if role not in read:
-            found[role] = None
+            measured[role] = None
             continue
-        one = read[role]
+        part = read[role]
         source = models[role].source["model"]
-        found[role] = {"spec": source or type(models[role].network).__name__, **one.sizes}
-        found[role] |= {"transfer": reading(one.transfer), "test": None if one.test is None else reading(one.test)}
-    if found["student"]:
-        found["student"]["trained"] = _trained(found["student"], found["teacher"], data.task)
+        measured[role] = {"spec": source or type(models[role].network).__name__, **part.sizes}
+        measured[role]["transfer"] = reading(part.transfer)
+        measured[role]["test"] = None if part.test is None else reading(part.test)
+    if measured["student"]:
+        measured["student"]["trained"] = _trained(measured["student"], measured["teacher"], data.task)
     student = read["student"].transfer if "student" in read else None
-    found["relations"] = _related(read, data)
-    found["rescaling"] = rescaling(read["teacher"].transfer, student, settings["weight"])
-    return found
+    measured["relations"] = _related(read, data)
+    measured["rescaling"] = rescaling(read["teacher"].transfer, student, settings["weight"])
+    return measured
 
 
 def _trained(student: dict[str, Any], teacher: dict[str, Any], task: str) -> bool:
@@ -291,7 +292,7 @@ def _trained(student: dict[str, Any], teacher: dict[str, Any], task: str) -> boo
 
     Of images that is the accuracy averaged over classes, as one that has learned nothing may say the commonest.
     """
-    ours, theirs = (one["test" if student["test"] else "transfer"] for one in (student, teacher))
+    ours, theirs = (part["test" if student["test"] else "transfer"] for part in (student, teacher))
     if ours["accuracy"] is None or theirs["accuracy"] is None:
         return False
     key, level = TASKS[task].level(ours["chance"])
@@ -303,12 +304,12 @@ def _related(read: dict[str, _Reading], data: Data) -> dict[str, Any]:
     teacher = read["teacher"].transfer
     shown = teacher.shown
     matrices: dict[str, Tensor] = {}
-    for role, one in read.items():
-        if one.weights is not None:
-            matrices["weights" if role == "teacher" else "student"] = cosines(one.weights[shown])
-    said = prediction_similarity(teacher)
-    if said is not None:
-        matrices["predictions"] = said
+    for role, part in read.items():
+        if part.weights is not None:
+            matrices["weights" if role == "teacher" else "student"] = cosines(part.weights[shown])
+    predictions = prediction_similarity(teacher)
+    if predictions is not None:
+        matrices["predictions"] = predictions
     groups = None if data.superclasses is None else [data.superclasses[int(k)] for k in shown]
     base = next((matrices[name] for name in ("weights", "predictions") if name in matrices), None)
     order = list(range(len(shown))) if base is None else class_order(base, groups)
