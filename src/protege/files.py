@@ -33,10 +33,10 @@ def usable(path: Any, what: str, done: str = "read") -> Path:
     if not isinstance(path, str | os.PathLike) or isinstance(path := os.fspath(path), bytes):
         raise UserError(f"{what}={shown(path)} is a {type(path).__name__}; expected a path as text: name another.")
     try:
-        usable_path = Path(path).expanduser()
-        if any(len(part.encode()) > NAME for part in usable_path.parts):  # perhaps below a folder that is yet to be made
+        expanded = Path(path).expanduser()
+        if any(len(part.encode()) > NAME for part in expanded.parts):  # perhaps below a folder that is yet to be made
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        os.stat(usable_path)
+        os.stat(expanded)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError, RuntimeError) as error:
@@ -44,7 +44,7 @@ def usable(path: Any, what: str, done: str = "read") -> Path:
         raise UserError(
             f"{what}={shown(str(path))} cannot be {done} ({why}); expected another path: name one that can."
         ) from None
-    return usable_path
+    return expanded
 
 
 def read_text(path: Any, kind: str) -> str:
