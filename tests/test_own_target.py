@@ -14,10 +14,15 @@ from protege.data import Batch, InMemory
 from protege.data.labels import UNLABELLED
 from protege.errors import UserError
 from protege.losses import Target, topk
+from protege.methods.targets import find_target, function_of
 
 CODE = """
 import torch
 from protege.losses import Target
+
+def powered(logits, temperature, power=2.0):
+    return (power * logits / temperature).softmax(1)
+
 
 def sharper(logits):
     return (2 * logits).softmax(1)
@@ -159,3 +164,14 @@ def test_by_name_and_given_in_python_it_is_one_run(mine, tmp_path):
 def test_it_stands_wherever_a_target_does(mine, method):
     phases = plan(method, model(), model(seed=3), target=f"{mine}:sharper")
     assert phases[-1].sources
+
+
+def test_arguments_of_a_target_stand_in_its_name(mine):
+    logits = torch.randn(6, 10)
+    for name, power in (("powered", 2.0), ("powered?power=3", 3.0)):
+        function = function_of(f"{mine}:{name}")
+        assert torch.equal(function(logits, temperature=4.0), (power * logits / 4).softmax(1))
+        knowledge = find_target(f"{mine}:{name}")
+        assert not knowledge.needs_labels, "a second argument with a default is no label"
+    with pytest.raises(UserError, match="has no argument 'pover'; did you mean 'power'"):
+        function_of(f"{mine}:powered?pover=3")

@@ -76,8 +76,11 @@ def test_every_door_leads_to_the_same_student(here):
     assert by_command.returncode == 0, by_command.stderr
     Path("recipe.toml").write_text(tomli_w.dumps({**RUN, "method": "none", "task": task}))
     protege.distill(recipe="recipe.toml", out="recipe")
-    for out in ("class", "made", "command", "recipe"):
+    protege.train(**RUN, task=f"{task}?gamma=2", out="argument")
+    for out in ("class", "made", "command", "recipe", "argument"):
         assert_same("name", out)
+    sharper = protege.train(**RUN, task=f"{task}?gamma=5", out="sharper")
+    assert sharper.result["phases"] != result.result["phases"]
 
 
 def test_a_study_finds_it(here):
@@ -107,13 +110,13 @@ def test_a_run_goes_on_with_the_same_task_alone(here, monkeypatch):
     assert again.metrics == whole.metrics
     assert_same("whole", "cut")
     source = Path(f"{here}.py")
-    source.write_text(source.read_text().replace("** 2", "** 3"))
+    source.write_text(source.read_text().replace("2.0", "3.0"))
     del sys.modules[here]
     with pytest.raises(UserError, match="another code of the task"):
         protege.train(out="cut", resume=True)
 
 
-def test_a_task_with_a_name_of_its_own(here):
+def test_a_task_with_a_name_of_its_own_leaves_a_student_that_loads(here):
     encoder = torch.nn.Sequential(
         torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(216, 5)
     )
@@ -122,6 +125,7 @@ def test_a_task_with_a_name_of_its_own(here):
         encoder, student, "digits", "kd", task=f"{here}:Dots", samples=100, epochs=2, out="vectors"
     )
     assert result.metrics["cosine"] > result.result["student"]["before"]["cosine"]
+    assert protege.load_model("vectors/student", network=student).task == f"{here}:Dots"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from dis import get_instructions
 from importlib.machinery import ModuleSpec
@@ -70,6 +70,28 @@ def find_callable(
     if not callable(value):
         raise UserError(f"{role} {name!r} names a {type(value).__name__}; name a function or class that {does}.")
     return value
+
+
+def split_query(spec: str, role: str = "model") -> tuple[str, dict[str, Any]]:
+    """`name?key=value&…` → name and arguments; values read as numbers, true, false, none or else text."""
+    name, _, query = spec.partition("?")
+    arguments: dict[str, Any] = {}
+    for item in filter(None, query.split("&")):
+        key, equals, value = item.partition("=")
+        if not key or not equals:
+            raise UserError(f"argument {item!r} of {role} {spec!r} is not of the form key=value; correct it.")
+        arguments[key] = _value(value)
+    return name, arguments
+
+
+def _value(text: str) -> Any:
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def place_of(value: Any, module: str | None = None) -> str | None:

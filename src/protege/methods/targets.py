@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .. import losses
 from ..errors import UserError, nearest, told
-from ..lookup import GivenInPython, find_callable, place_of
+from ..lookup import GivenInPython, find_callable, place_of, split_query
 from ..losses import divergence, true_probability
 from ..signals import Logits, Signal, Source, TopK
 from ..synonyms import VALUE_NAMES
@@ -128,8 +129,14 @@ def name_of(target: Any) -> str:
 
 def function_of(name: str) -> Callable[..., Any]:
     """The function that a target from outside names. Raises `UserError` where there is none."""
+    place, arguments = split_query(name, "target")
     otherwise = f", or use {', '.join(TARGETS)}"
-    return _given.find(name) or find_callable(name, "target", "turns a teacher's rows into distributions", otherwise)
+    does = "turns a teacher's rows into distributions"
+    function = _given.find(name) or find_callable(place, "target", does, otherwise)
+    known = inspect.signature(function).parameters
+    if unknown := min(set(arguments) - set(known), default=""):
+        raise UserError(f"target {name!r} has no argument {unknown!r}; {nearest(unknown, known)}.")
+    return partial(function, **arguments) if arguments else function
 
 
 def find_target(name: str) -> Knowledge:
@@ -143,6 +150,7 @@ def from_outside(function: Callable[..., Any]) -> Knowledge:
 
     One that takes a second argument by place gets the labels, int64 ``[M]``, as well: rows without a label then come
     with label 0 and are left out. One with an argument ``temperature`` gets that setting, and is taught at that T.
+    Other arguments with a default are set in its name, ``mine:sharper?power=3``.
 
         def sharper(logits, temperature):
             return (2 * logits / temperature).softmax(1)
@@ -153,7 +161,9 @@ def from_outside(function: Callable[..., Any]) -> Knowledge:
     by_place = [
         name
         for name, parameter in parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) and name != "temperature"
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and name != "temperature"
+        and (parameter.default is parameter.empty or name == "labels")
     ]
     heated = "temperature" in parameters
 

@@ -18,6 +18,7 @@ from ..data.classes import numbers
 from ..data.labels import MOST_CLASSES
 from ..errors import UserError, shown
 from ..files import usable
+from ..lookup import split_query
 from ..surgery import rebuild
 from ..torch_utils import copy_network, seeded, unwrapped
 from . import sources, storage, transformers_adapter, zoo
@@ -84,7 +85,7 @@ def load_model(
     folder = isinstance(spec, Path) or network is not None or os.path.exists(spec)
     if folder or not sources.is_source(str(spec).split("?")[0]):
         return _from_folder(usable(spec, "model"), network, trust, bare=spec if isinstance(spec, str) else "")
-    name, arguments = sources.split_query(str(spec))
+    name, arguments = split_query(str(spec))
     makers = {"zoo": _from_zoo, "timm": _from_timm, "smp": _from_smp, "transformers": _from_transformers}
     return makers.get(name.partition(":")[0], _from_factory)(_Order(name, arguments, data, num_classes, trained))
 

@@ -8,7 +8,6 @@ arguments it is all that `config.json` needs to build the network again. Argumen
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,28 +19,6 @@ from . import transformers_adapter, zoo
 
 SCHEMES = ("zoo", "timm", "smp", "transformers")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-
-
-def split_query(spec: str) -> tuple[str, dict[str, Any]]:
-    """`name?key=value&…` → name and arguments; values read as numbers, true, false, none or else text."""
-    name, _, query = spec.partition("?")
-    arguments: dict[str, Any] = {}
-    for item in filter(None, query.split("&")):
-        key, equals, value = item.partition("=")
-        if not key or not equals:
-            raise UserError(f"argument {item!r} of model {spec!r} is not of the form key=value; correct it.")
-        arguments[key] = _value(value)
-    return name, arguments
-
-
-def _value(text: str) -> Any:
-    words: dict[str, Any] = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
 
 
 def is_source(name: str) -> bool:

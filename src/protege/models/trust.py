@@ -16,9 +16,10 @@ from typing import Any
 from torch import nn
 
 from ..errors import UserError, shown
+from ..lookup import split_query
 from ..program import is_commanded
 from .description import CONFIG, Description
-from .sources import SCHEMES, is_source, split_query
+from .sources import SCHEMES, is_source
 
 FETCHING = {  # arguments that bring weights from elsewhere, which lie in the folder
     "timm": ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),

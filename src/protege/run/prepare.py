@@ -103,7 +103,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     if teacher is not None:
         refuse_another_task(teacher, task, "teacher")
         place(teacher, device)
-    task, student.task = task.taught_by(teacher), task.name if task.name in TASKS else str(s.task)
+    task, student.task = task.taught_by(teacher), task.name if task.name in TASKS else str(s.task).partition("?")[0]
     place(student, device)
     student.check_savable()
     lasting = os.path.exists(os.path.expanduser(s.student))  # a fresh network is another one in every run

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError, nearest, shown
-from ..lookup import GivenInPython, find_callable, place_of, typed
+from ..lookup import GivenInPython, find_callable, place_of, split_query, typed
 from .classification import Classification
 from .embeddings import Embeddings
 from .language import Language
@@ -17,12 +18,13 @@ _given = GivenInPython("task")
 
 
 def find_task(name: str) -> Task:
-    """The task of a name, or what ``package.module:name`` makes, a class derived from `Task` or a function without
-    arguments. Raises `UserError` where there is none."""
+    """The task of a name, or what ``package.module:name?argument=value`` makes, a class derived from `Task` or a
+    function. Raises `UserError` where there is none."""
     if name in TASKS:
         return TASKS[name]
-    value = _given.find(name) or find_callable(name, "task", "makes a task", f", or use {', '.join(TASKS)}")
-    return _made(value, name)
+    place, arguments = split_query(name, "task")
+    value = _given.find(name) or find_callable(place, "task", "makes a task", f", or use {', '.join(TASKS)}")
+    return _made(value, name, arguments)
 
 
 def shipped_task(name: str) -> Task | None:
@@ -55,10 +57,10 @@ def is_own(name: str) -> bool:
     return name not in TASKS
 
 
-def _made(value: Any, name: str) -> Task:
+def _made(value: Any, name: str, arguments: Mapping[str, Any]) -> Task:
     if not isinstance(value, Task):
         try:
-            value = value()
+            value = value(**arguments)
         except Exception as error:
             raise UserError(f"the task {name!r} cannot be made with {typed(error)}; correct it.") from error
     if not isinstance(value, Task):
