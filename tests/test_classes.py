@@ -18,10 +18,10 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 import protege
 from protege import InputSpec, Model, UserError
-from protege.classes import in_order_of, tail
 from protege.data import check_complete, load_data
 from protege.data.classes import by_number, ordered, other_order, places, union
 from protege.models import storage
+from protege.models.classes import in_order_of, tail
 
 COUNT = 12
 NUMBERS = tuple(map(str, range(COUNT)))

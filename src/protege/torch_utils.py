@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from .errors import UserError
+
 SEED = 0x5EED_0F_A_F01D  # no seed that anybody sets
 GROWING = (list, dict, set, deque, OrderedDict, defaultdict)
 
@@ -313,3 +315,35 @@ def own_dtype(network: nn.Module) -> torch.dtype | None:
 
 
 _QUANTISED = (torch.qint8, torch.quint8, torch.qint32)
+
+
+# ---- what a network's outputs are read from --------------------------------------------------------------------------
+
+
+def logits_in(outputs: Any) -> Any:
+    """The ``logits`` of outputs that are a mapping or an object with them (``out`` of a mapping, as torchvision's have
+    it), and the only tensor of those that hold one; all other outputs as they are."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    named = outputs if isinstance(outputs, Mapping) else {}
+    for name in ("logits", "out"):
+        if name in named:
+            return named[name]
+    if (logits := getattr(outputs, "logits", None)) is not None:
+        return logits
+    held = list(named.values()) if named else list(outputs) if isinstance(outputs, tuple | list) else []
+    return held[0] if len(held) == 1 and isinstance(held[0], Tensor) else outputs
+
+
+def refuse_odd(outputs: Tensor, who: str) -> None:
+    """Raise `UserError` for outputs that are no dense tensor of real numbers: meta, sparse, quantised, integers."""
+    kind = next((kind for kind in ("meta", "quantized", "nested", "mkldnn") if getattr(outputs, f"is_{kind}")), "")
+    if not kind and outputs.layout != torch.strided:
+        kind = str(outputs.layout).removeprefix("torch.")
+    if not kind and not (outputs.is_floating_point() and outputs.dtype.itemsize > 1):
+        kind = str(outputs.dtype).removeprefix("torch.")
+    if kind:
+        raise UserError(
+            f"{who} gives a tensor of kind {kind}; expected a dense one of real numbers, in training as well: wrap the "
+            "network in a module that returns such logits."
+        )

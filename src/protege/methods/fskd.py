@@ -27,13 +27,12 @@ from ..errors import UserError
 from ..losses.targets import HOTTEST
 from ..models import Model
 from ..models.placing import place
-from ..outputs import logits_in
 from ..signals import Logits, Source
 from ..surgery import Frontier, Moments, Point, Walk, absorb, plan_alignment, solve
 from ..surgery.solving.absorb import blocks_of, folded, has_intercept, settle
 from ..surgery.solving.alignment import refuse_unrelated
 from ..surgery.tracing import Live
-from ..torch_utils import eval_mode
+from ..torch_utils import eval_mode, logits_in
 from ..training.phase import Fit, Phase, Solve
 from .method import MethodSettings, Setup
 

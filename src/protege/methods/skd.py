@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from ..losses import hint_loss
-from ..outputs import logits_in
 from ..surgery import HEAD, Stage
-from ..torch_utils import tensors_of
+from ..torch_utils import logits_in, tensors_of
 from ..training.phase import Fit, Phase, Solve
 from . import kd
 from .method import Setup

@@ -9,8 +9,7 @@ from torch import Tensor
 from ..data import Data
 from ..data.classes import numbers
 from ..errors import UserError, told
-from ..outputs import refuse_odd
-from ..torch_utils import copy_network, device_of, has_own_precision, is_unmade, own_dtype, untouched
+from ..torch_utils import copy_network, device_of, has_own_precision, is_unmade, own_dtype, refuse_odd, untouched
 from .causal import check_causal, check_layout, samples_for
 from .language import Reader
 from .model import Model

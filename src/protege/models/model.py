@@ -14,9 +14,8 @@ from ..data.classes import read_naming
 from ..data.labels import BY_CONTENT
 from ..errors import UserError, shown
 from ..files import usable
-from ..outputs import logits_in
 from ..settings import public
-from ..torch_utils import unwrapped
+from ..torch_utils import logits_in, unwrapped
 from . import storage
 from .description import FORMAT, TASK
 from .inputs import InputSpec

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..classes import in_order_of
 from ..data import Data, check_complete
 from ..errors import UserError
 from ..torch_utils import is_quantised, own_dtype, plain_parts
 from . import Model, check_classes, load_model
+from .classes import in_order_of
 
 
 @contextmanager

@@ -23,10 +23,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import told
 from ..lookup import place_of
-from ..outputs import logits_in
 from ..surgery import rebuild, record
 from ..surgery.laws import close, tensors_in
-from ..torch_utils import copy_network, device_of, plain_names, seeded, untouched, unwrapped
+from ..torch_utils import copy_network, device_of, logits_in, plain_names, seeded, untouched, unwrapped
 from . import sources, storage
 from .description import Check
 from .language import Reader

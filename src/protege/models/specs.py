@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from ..data import Data
 from ..data.labels import BY_CONTENT, BY_POSITION
 from ..errors import UserError
-from ..outputs import refuse_odd
-from ..torch_utils import copy_network, device_of, is_unmade, own_dtype, seeded, untouched
+from ..torch_utils import copy_network, device_of, is_unmade, own_dtype, refuse_odd, seeded, untouched
 from . import storage
 from .description import read_description
 from .inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec

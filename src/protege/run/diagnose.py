@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..classes import in_order_of
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_workers, load_data
 from ..diagnosis.measure import reading, rescaling
 from ..diagnosis.recommend import Recommendation, facts_about, recommend
@@ -40,6 +39,7 @@ from ..models import (
     known_ranges,
     load_model,
 )
+from ..models.classes import in_order_of
 from ..models.opening import about
 from ..models.placing import place
 from ..models.precision import autocast_for, on_cpu, resolve_precision

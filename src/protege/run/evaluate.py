@@ -12,13 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..classes import in_order_of
 from ..data import Data, default_workers, load_data
 from ..data.classes import SORTED
 from ..data.given import has_splits
 from ..data.spec import GIB
 from ..errors import UserError
 from ..models import held_out_by, known_ranges, load_model
+from ..models.classes import in_order_of
 from ..models.placing import place
 from ..models.precision import autocast_for, on_cpu, resolve_precision
 from ..settings import public

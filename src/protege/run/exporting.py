@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..classes import in_order_of
 from ..data import CLEAN, Augment, Data, batches, choose
 from ..errors import UserError, told
 from ..files import drafts, is_export, write_json
 from ..models import Model, count_macs, count_parameters, load_model
+from ..models.classes import in_order_of
 from ..models.storage import locate
 from ..report import write_export_report
 from ..settings import public

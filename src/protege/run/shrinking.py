@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..classes import in_order_of
 from ..data import Data, load_data
 from ..errors import UserError, told
 from ..files import is_shrunk, write_json
 from ..models import Model, count_macs, count_parameters, held_out_by, known_ranges, load_model
+from ..models.classes import in_order_of
 from ..models.saving import described
 from ..settings import public
 from ..surgery import Shrunk, Walk, compose, decouple, plan_alignment

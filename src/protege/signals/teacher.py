@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from ..classes import in_order_of
 from ..data import Augment, Batch, Data, check_augment, default_workers, load_data
 from ..data.given import has_splits
 from ..data.progress import progress
@@ -20,6 +19,7 @@ from ..data.spec import GIB
 from ..errors import UserError, shown
 from ..files import usable
 from ..models import held_out_by, known_ranges, load_model
+from ..models.classes import in_order_of
 from ..models.opening import about
 from ..models.placing import place
 from ..models.precision import on_cpu, resolve_precision

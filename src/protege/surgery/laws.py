@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..outputs import logits_in
-from ..torch_utils import untouched
+from ..torch_utils import logits_in, untouched
 
 TOLERANCE = 1e-4  # of a tensor's largest value: what rounding may part in single precision
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.labels import UNLABELLED
 from ..errors import UserError
 from ..losses import cross_entropy, gap_loss, kd_loss
-from ..outputs import refuse_odd
+from ..torch_utils import refuse_odd
 from .metrics import Agreement, Metrics
 from .probabilities import check_rows, refuse_squashed
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...errors import UserError
-from ...outputs import logits_in
+from ...torch_utils import logits_in
 from .attempts import Attempts
 from .copies import (
     CallEdit,

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...errors import UserError, told
-from ...outputs import logits_in
-from ...torch_utils import copy_network
+from ...torch_utils import copy_network, logits_in
 from ..layers import put
 from .copies import leaves
 from .widen import Projection, widen

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...errors import UserError, told
-from ...outputs import logits_in
-from ...torch_utils import copy_network
+from ...torch_utils import copy_network, logits_in
 from ..laws import other_samples, random_state
 from ..layers import put
 from .copies import CallEdit, Placement, gather, leaves, spread

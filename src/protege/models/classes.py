@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data import CLEAN, Augment, Data, Samples, batches, choose, forward_size
-from .data.classes import GIVEN, ORDERS, SETTLED, SORTED, VECTORS, numbers, ordered, other_order, places
-from .errors import UserError
-from .models import Model, check_fit
-from .torch_utils import device_of, eval_mode
+from ..data import CLEAN, Augment, Data, Samples, batches, choose, forward_size
+from ..data.classes import GIVEN, ORDERS, SETTLED, SORTED, VECTORS, numbers, ordered, other_order, places
+from ..errors import UserError
+from ..torch_utils import device_of, eval_mode
+from . import Model, check_fit
 
 TRIED = 512  # samples that two orders are tried on
 BATCH = 256
