@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import words
 from .page import write_page
-from .read import is_number, numbers, read_json, records, table
+from .read import numbers, read_json, records, table
 
 ROLES = {"teacher": "teacher", "before": "student before", "student": "student"}
 COLUMNS: dict[str, Callable[[float], str]] = {
@@ -42,23 +42,20 @@ def write_export_report(folder: Path) -> Path:
 
 def cells(network: dict[str, Any], first: dict[str, Any]) -> list[tuple[str, str]]:
     """Sizes and times of one network, with their share of the first network's."""
-    texts = []
-    for key, say in COLUMNS.items():
-        value, reference = network.get(key), first.get(key)
-        text, share = say(value) if is_number(value) else "—", ""
-        if network is not first and is_number(value) and is_number(reference) and reference > 0:
-            share = words.rough_share(value / reference)
-        texts.append((text, share))
-    return texts
+    sizes, of = numbers(network), {} if network is first else numbers(first)
+    return [
+        (say(sizes[key]), words.rough_share(sizes[key] / of[key]) if of.get(key) else "") if key in sizes else ("—", "")
+        for key, say in COLUMNS.items()
+    ]
 
 
 def headline(export: dict[str, Any], networks: list[dict[str, Any]], metric: str) -> str:
     """What the exported file is, how large, and what it costs in accuracy."""
     kind, size = str(export.get("to", "")), numbers(networks[-1]).get("bytes") if networks else None
     text = f"The student as {'ONNX' if kind == 'onnx' else kind}" + (f" is {words.bytes_size(size)}" if size else "")
-    measured = [numbers(network.get("metrics")).get(metric) for network in networks[-2:]]
-    if len(measured) == 2 and None not in measured:
-        before, after = map(float, measured)  # type: ignore[arg-type]
+    measured = [values[metric] for network in networks[-2:] if metric in (values := numbers(network.get("metrics")))]
+    if len(measured) == 2:
+        before, after = measured
         changed = f"{words.difference(metric, after - before)} against" if after != before else "the same as"
         text += f" and reaches {words.metric_value(metric, after)} {words.metric_name(metric)}"
         text += f", {changed} the float student"
@@ -68,13 +65,13 @@ def headline(export: dict[str, Any], networks: list[dict[str, Any]], metric: str
 def notes(export: dict[str, Any]) -> list[tuple[str, str]]:
     """What else is worth knowing of the file."""
     facts = [("file", str(export.get("file", "")))]
-    shape = table(export.get("input")).get("shape")
+    shape, known = table(export.get("input")).get("shape"), numbers(export)
     if isinstance(shape, list):
         facts.append(("input", "uint8 " + "×".join(map(str, shape))))
-    if is_number(export.get("difference")):
-        facts.append(("largest difference of outputs", words.rough_share(export["difference"]) + " of the largest"))
-    if is_number(export.get("samples")):
-        facts.append(("calibrated on", words.plural(export["samples"], "image")))
+    if "difference" in known:
+        facts.append(("largest difference of outputs", words.rough_share(known["difference"]) + " of the largest"))
+    if "samples" in known:
+        facts.append(("calibrated on", words.plural(known["samples"], "image")))
     if export.get("to") == "int8":
         compiled = numbers(export.get("latency")).get("compiled") is not None
         loaded = "as it loads, in floating point; compiled=True times int8 kernels"

@@ -112,13 +112,10 @@ def card(
 
 
 def sizes(model: dict[str, Any], teacher: dict[str, Any]) -> Facts:
-    facts = []
-    for key, name in (("params", "parameters"), ("macs", "MACs")):
-        value, reference = model.get(key), teacher.get(key)
-        if is_number(value):
-            share = f" ({words.rough_share(value / reference)})" if is_number(reference) and reference else ""
-            facts.append((name, words.size(value) + share))
-    return facts
+    counts, of = numbers(model), numbers(teacher)
+    share = {key: f" ({words.rough_share(counts[key] / of[key])})" for key in counts if of.get(key)}
+    names = {"params": "parameters", "macs": "MACs"}
+    return [(name, words.size(counts[key]) + share.get(key, "")) for key, name in names.items() if key in counts]
 
 
 def phase_rows(run: Run, metric: str) -> list[list[str]]:
