@@ -58,7 +58,7 @@ def splits_in(given: Any) -> dict[str, Any]:
                     f"data is a dict with the keys {', '.join(map(repr, given))}; a Dataset each under 'train', "
                     "'validation' and 'test', or some of them, is expected."
                 )
-            splits[split] = _one(dataset, f"{key} dataset")
+            splits[split] = _dataset_in(dataset, f"{key} dataset")
         if "train" not in splits:
             raise UserError(
                 f"data is a dict without 'train' ({', '.join(map(repr, given))}); add the training Dataset."
@@ -70,8 +70,10 @@ def splits_in(given: Any) -> dict[str, Any]:
                 f"data is a tuple of {len(given)}; expected a pair (train Dataset, test Dataset), a pair of arrays "
                 "(images, labels), or a dict {'train': …, 'validation': …, 'test': …}."
             )
-        return {split: _one(part, f"{split} dataset") for split, part in zip(("train", "test"), given, strict=True)}
-    return {"train": _one(given, "train dataset")}
+        return {
+            split: _dataset_in(part, f"{split} dataset") for split, part in zip(("train", "test"), given, strict=True)
+        }
+    return {"train": _dataset_in(given, "train dataset")}
 
 
 def has_splits(given: Any) -> bool:
@@ -85,7 +87,7 @@ def _paired(given: Any) -> bool:
     return isinstance(given[0], _ARRAYS) and isinstance(given[1], (*_ARRAYS, list))
 
 
-def _one(given: Any, name: str) -> Any:
+def _dataset_in(given: Any, name: str) -> Any:
     """One set as something with len() and [i]; the items of an IterableDataset of known length are read."""
     if _paired(given):
         images, labels = given
@@ -100,7 +102,7 @@ def _one(given: Any, name: str) -> Any:
         total = None
     if isinstance(given, IterableDataset) and total is not None:
         watch = Watch()
-        items = list(_each(given, total, name))
+        items = list(_items_of(given, total, name))
         if watch.moved():
             raise UserError(
                 f"{name} draws random numbers when it is read, so that its items may come in another order each time; "
@@ -117,7 +119,7 @@ def _one(given: Any, name: str) -> Any:
     return given
 
 
-def _each(given: IterableDataset, total: int, name: str) -> Any:
+def _items_of(given: IterableDataset, total: int, name: str) -> Any:
     try:
         yield from islice(given, total)
     except UserError:
@@ -200,19 +202,19 @@ def label_in(value: Any, where: str) -> int | str:
 
 
 def _of_vector(value: np.ndarray, where: str) -> int:
-    told_as = f"{where} has the label {_short(value.tolist())}"
+    label_text = f"{where} has the label {_short(value.tolist())}"
     if not (np.issubdtype(value.dtype, np.number) or value.dtype == bool):
         raise UserError(
-            f"{told_as}; one class an image is expected, as several at once (multi-label) are not supported."
+            f"{label_text}; one class an image is expected, as several at once (multi-label) are not supported."
         )
     if not np.isin(value, (0, 1)).all():
         raise UserError(
-            f"{told_as}; one class an image is expected, as vectors of numbers (regression, soft labels) are not "
+            f"{label_text}; one class an image is expected, as vectors of numbers (regression, soft labels) are not "
             "supported."
         )
     if value.sum() != 1:
         raise UserError(
-            f"{told_as}, with {int(value.sum())} classes; one class an image is expected, as none or several at once "
+            f"{label_text}, with {int(value.sum())} classes; one class an image is expected, as none or several at once "
             "(multi-label) are not supported."
         )
     return int(value.argmax())
