@@ -15,6 +15,14 @@ from .transforms import Transform, transformed
 from .views import CLEAN, MOST_PIXELS
 
 _KINDS = {"flip": bool, "shift": int, "seed": int}  # all others are fractions
+_LIMITS = {
+    "shift": (MOST_PIXELS, "give a number of pixels"),
+    "crop": (1, "give the least share of the image, from 0 (no crop) to 1"),
+    "jitter": (1, "give a strength such as 0.4"),
+    "randaugment": (MOST_STEPS, "give one such as 9"),
+    "mixup": (1000, "give the α of Beta(α, α), such as 0.2"),
+    "cutmix": (1000, "give the α of Beta(α, α), such as 1"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,25 +60,14 @@ class Augment:
     pool: Tensor | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shift <= MOST_PIXELS:
-            raise UserError(f"augment shift={self.shift} is not in 0 to {MOST_PIXELS:,}; give a number of pixels.")
-        if not 0.0 <= self.crop <= 1.0:
-            raise UserError(f"augment crop={self.crop:g} is not a share of the image; give one from 0 (no crop) to 1.")
+        for key, (most, remedy) in _LIMITS.items():
+            if not 0 <= getattr(self, key) <= most:
+                raise UserError(f"augment {key}={getattr(self, key):g} is not in 0 to {most}; {remedy}.")
         if self.crop and self.shift:
             raise UserError(
                 f"augment 'shift={self.shift},crop={self.crop:g}' asks for both; a random resized crop "
                 "already moves the image, so give only one of them."
             )
-        if not 0.0 <= self.jitter <= 1.0:
-            raise UserError(f"augment jitter={self.jitter:g} is not in 0 to 1; give a strength such as 0.4.")
-        if not 0.0 <= self.randaugment <= MOST_STEPS:
-            raise UserError(
-                f"augment randaugment={self.randaugment:g} is not in 0 to {MOST_STEPS}; give one such as 9."
-            )
-        for key in ("mixup", "cutmix"):
-            value = getattr(self, key)
-            if not 0.0 <= value <= 1000.0:
-                raise UserError(f"augment {key}={value:g} is not in 0 to 1000; give the α of Beta(α, α), such as 0.2.")
         if self.transform is not None and not isinstance(self.transform, Transform):
             object.__setattr__(self, "transform", Transform.of(self.transform))
 

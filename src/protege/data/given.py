@@ -202,19 +202,19 @@ def label_in(value: Any, where: str) -> int | str:
 
 
 def _of_vector(value: np.ndarray, where: str) -> int:
-    label_text = f"{where} has the label {_short(value.tolist())}"
+    subject = f"{where} has the label {_short(value.tolist())}"
     if not (np.issubdtype(value.dtype, np.number) or value.dtype == bool):
         raise UserError(
-            f"{label_text}; one class an image is expected, as several at once (multi-label) are not supported."
+            f"{subject}; one class an image is expected, as several at once (multi-label) are not supported."
         )
     if not np.isin(value, (0, 1)).all():
         raise UserError(
-            f"{label_text}; one class an image is expected, as vectors of numbers (regression, soft labels) are not "
+            f"{subject}; one class an image is expected, as vectors of numbers (regression, soft labels) are not "
             "supported."
         )
     if value.sum() != 1:
         raise UserError(
-            f"{label_text}, with {int(value.sum())} classes; one class an image is expected, as none or several at once "
+            f"{subject}, with {int(value.sum())} classes; one class an image is expected, as none or several at once "
             "(multi-label) are not supported."
         )
     return int(value.argmax())
