@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import sklearn.datasets  # noqa: F401  the first run of every fork would import both
-import torch._dynamo  # noqa: F401
+import torch._dynamo  # noqa: F401  the first step of every fork would import it
 
 from protege.commands import app, worker
 from protege.run import workers

@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from protege.data import CLEAN, Augment, Data, InMemory, Streamed, batches, encoded, kept, load_data
 from protege.data.decode import centred
@@ -324,6 +325,11 @@ def test_label_column_by_name_or_for_being_the_only_one(tmp_path):
 
 def test_digits():
     data = load_data("digits")
+    pixels, labels = load_digits(return_X_y=True)
+    known = {(*row.astype(int).tolist(), int(label)) for row, label in zip(pixels, labels, strict=True)}
+    parts = [(part.pixels.flatten(1).double() * 16 / 255, part.labels) for part in (data.train, data.test)]
+    rows = [torch.cat([values.round().long(), labels[:, None]], 1) for values, labels in parts]
+    assert {tuple(row) for row in torch.cat(rows).tolist()} == known
     assert (len(data.train), len(data.test), data.val) == (1437, 360, None)
     assert data.train.shape == (1, 8, 8)
     assert data.augment == Augment(shift=1)

@@ -155,6 +155,16 @@ def test_a_log_has_every_evaluation_and_the_time_left_for_the_whole_run(tmp_path
     assert "left" not in evaluated[-1]
 
 
+def test_the_time_left_is_that_of_all_phases(tmp_path, capsys):
+    teacher = protege.train("zoo:cnn_tiny?width=4", "digits", tmp_path / "teacher", epochs=2, batch_size=16, lr=0.1)
+    capsys.readouterr()
+    given = {"samples": 40, "epochs": 1, "cache_budget": "0"}
+    done = protege.distill(teacher.student, "zoo:cnn_tiny?width=2", "digits", "skd", tmp_path / "run", **given)
+    lines = [line for line in capsys.readouterr().err.splitlines() if " epoch 1/1 " in line]
+    assert len(lines) == len(done.result["phases"]) > 1
+    assert [bool(re.search(r" · \d+ \w+ left$", line)) for line in lines] == [True] * (len(lines) - 1) + [False]
+
+
 def test_a_resumed_run_says_where_it_goes_on(tmp_path, capsys):
     given = {"data": "digits", "samples": 60, "batch_size": 20, "epochs": 3, "checkpoint_seconds": 0}
     steps = iter(range(100))
