@@ -78,17 +78,15 @@ class KeptPixels:
         return np.array([self._sums[row] and self._sums[row] == _sum_of(self.pixels[row]) for row in rows], bool)
 
     def add(self, rows: np.ndarray, pixels: np.ndarray) -> None:
-        """Keep the pixels of some images."""
-        size = pixels[0].nbytes
+        """Keep the pixels of some images, whose rows are sorted; those that follow each other are written at once."""
+        sums, size = np.array(list(map(_sum_of, pixels)), _SUMS), pixels[0].nbytes
+        runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)
         with suppress(OSError), self.path.open("r+b") as file:
-            for values, width, start in (
-                (pixels, size, self.start - size * len(self.pixels)),
-                (np.array(list(map(_sum_of, pixels)), _SUMS), _SUM, self.start),
-            ):
-                for row, value in zip(rows.tolist(), values, strict=True):
-                    file.seek(start + row * width)
-                    file.write(value.tobytes())
-                file.flush()
+            for run in runs:
+                file.seek(self.start - size * (len(self.pixels) - rows[run[0]]))
+                file.write(pixels[run].tobytes())
+                file.seek(self.start + _SUM * rows[run[0]])
+                file.write(sums[run].tobytes())
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
