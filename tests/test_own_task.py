@@ -1,5 +1,6 @@
 """A task from outside the package, by every door: its name, the class itself, recipes, studies, resume, its student."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from protege.tasks import Embeddings
 
 class Dots(Embeddings):
     name = "dots"
+
+    def loss(self, rows, truth, weights, smoothing=0.0, class_weights=None):
+        return average(-(rows * truth).sum(1), weights)
 
 
 def make():
@@ -122,9 +126,11 @@ def test_a_task_with_a_name_of_its_own_leaves_a_student_that_loads(here):
     )
     student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
     result = protege.distill(
-        encoder, student, "digits", "kd", task=f"{here}:Dots", samples=100, epochs=2, out="vectors"
+        encoder, student, "digits", "kd", task=f"{here}:Dots", samples=100, epochs=3, weight=0.0, out="vectors"
     )
     assert result.metrics["cosine"] > result.result["student"]["before"]["cosine"]
+    events = [json.loads(line) for line in Path("vectors/metrics.jsonl").read_text().splitlines()]
+    assert min(event["train"]["loss"] for event in events if "train" in event) < 0, "which only its own loss can be"
     assert protege.load_model("vectors/student", network=student).task == f"{here}:Dots"
 
 

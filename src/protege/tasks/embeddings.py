@@ -7,7 +7,7 @@ its place before an index or a classifier that was made for the teacher's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class Embeddings(Task):
                 "task = 'embeddings' has no teacher, whose vectors are what is learned; expected one: use distill with "
                 "teacher=…."
             )
-        return Embeddings(teacher=teacher)
+        return replace(self, teacher=teacher)
 
 
 class VectorMetrics(Metrics):
