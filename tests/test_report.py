@@ -242,6 +242,7 @@ def test_names_from_outside_are_only_ever_text(tmp_path: Path) -> None:
     page = Page(write_report(folder))
     nothing_is_fetched(page)
     assert page.scripts[0] == drawing(), "the library as it is"
+    assert "Redistributions of source code must retain" in page.scripts[0], "under its licences"
     assert len(page.scripts) == 2
     assert "alert" not in page.scripts[1]
     assert page.charts["What the student takes for what"]["names"][1] == "<script>alert(1)</script>"

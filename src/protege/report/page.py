@@ -42,7 +42,9 @@ class Card:
 
 @cache
 def drawing() -> str:
-    return (HERE / "vega" / "vega.js").read_text(encoding="utf-8").strip()
+    """The script that draws charts, under the licences of what it is made of: a page is a copy of it."""
+    licences, script = ((HERE / "vega" / name).read_text(encoding="utf-8").strip() for name in ("LICENSE", "vega.js"))
+    return f"/*\n{licences}\n*/\n{script}"
 
 
 @cache
