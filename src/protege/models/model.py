@@ -45,6 +45,9 @@ class Model(nn.Module):
     weights where it fails on single precision, and `autocast` whether it may run in another precision than its own, as
     quantised networks may not. `shape` is that of one raw input on which it is known to run. All are found out there.
 
+    `task` is the name of what it has learned: one of `protege.tasks`, or `package.module:name` of somebody's, of which
+    no code is run to read it.
+
     `held_out` tells how test samples were held out of what it has learned from, see `protege.data.Data`.
     """
 
