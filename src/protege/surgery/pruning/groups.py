@@ -28,9 +28,8 @@ from ...errors import UserError, told
 from ..laws import outputs_in
 from ..layers import LAYERS, outputs_of
 from .decouple import decouplable
-from .removal import Site
+from .removal import Site, groups_of, width_of
 from .result import LeftOut
-from .sizes import groups_of, width_of
 
 Wires = list[tuple[int, int]]  # (channel of a site, channel of the root that it goes with)
 

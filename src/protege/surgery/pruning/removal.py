@@ -1,21 +1,110 @@
 """Removing channels from the layers of a network, in place: what is left keeps its values and its order.
 
+The modules that can have other sizes stand in one table (`KINDS`), which serves telling what was cut (`structure`) too.
 Not by torch-pruning (1.6.1), which mixes up the order of a LayerNorm's, leaves an InstanceNorm its statistics, fails on
 transposed convolutions in groups, and makes two weights of one that layers share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..layers import put
-from .sizes import LSTM, groups_of, kind_of, width_of
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of module: its sizes by name, those that are channels on a side ("in", "out", or "both" of what has as
+    many), the shapes of its tensors, and whether it can do without a bias."""
+
+    name: str
+    module: type[nn.Module]
+    sizes: tuple[str, ...]
+    sides: Mapping[str, tuple[str, ...]]
+    shapes: Callable[[Any], Shapes]
+    biased: bool = False
+
+
+def _weighted(module: type[nn.Module], shapes: Callable[[Any], Shapes], *sizes: str) -> Kind:
+    sides = {"in": sizes[:1], "out": sizes[1:2], "both": sizes}
+    return Kind(module.__name__, module, sizes, sides, shapes, biased=True)
+
+
+def _conv_shapes(conv: Any) -> Shapes:
+    ends = (conv.in_channels, conv.out_channels)
+    first, second = ends if conv.transposed else ends[::-1]
+    return {"weight": (first, second // conv.groups, *conv.kernel_size), "bias": (conv.out_channels,)}
+
+
+def _linear_shapes(linear: Any) -> Shapes:
+    return {"weight": (linear.out_features, linear.in_features), "bias": (linear.out_features,)}
+
+
+def _norm(name: str, module: type[nn.Module], size: str, *more: str) -> Kind:
+    def shapes(norm: Any) -> Shapes:
+        value = getattr(norm, size)
+        shape = (value,) if isinstance(value, int) else tuple(value)
+        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), shape)
+
+    return Kind(name, module, (size, *more), {"both": (size,)}, shapes)
+
+
+def _embedding_shapes(embedding: Any) -> Shapes:
+    return {"weight": (embedding.num_embeddings, embedding.embedding_dim)}
+
+
+def _lstm_shapes(lstm: Any) -> Shapes:
+    first = [key for key, _ in lstm.named_parameters() if key.startswith("weight_ih_l0")]
+    return dict.fromkeys(first, (4 * lstm.hidden_size, lstm.input_size))
+
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_EMBEDDING = ("num_embeddings", "embedding_dim")
+_KINDS = (
+    *(_weighted(conv, _conv_shapes, "in_channels", "out_channels", "groups") for conv in _CONVS),
+    _weighted(nn.Linear, _linear_shapes, "in_features", "out_features"),
+    _norm("BatchNorm", _BatchNorm, "num_features"),
+    _norm("InstanceNorm", _InstanceNorm, "num_features"),
+    _norm("LayerNorm", nn.LayerNorm, "normalized_shape"),
+    _norm("RMSNorm", nn.RMSNorm, "normalized_shape"),
+    _norm("GroupNorm", nn.GroupNorm, "num_channels", "num_groups"),
+    _norm("PReLU", nn.PReLU, "num_parameters"),
+    Kind("Embedding", nn.Embedding, _EMBEDDING, {"out": _EMBEDDING[1:]}, _embedding_shapes),
+)
+KINDS = {kind.name: kind for kind in _KINDS}
+LSTM = Kind("LSTM", nn.LSTM, ("input_size",), {"in": ("input_size",)}, _lstm_shapes)  # what it reads
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """A module's kind in `KINDS`; None for one of which not all sizes are known."""
+    return next((kind for kind in _KINDS if isinstance(module, kind.module)), None)
+
+
+def width_of(module: nn.Module, side: str) -> int | None:
+    """How many channels a module has on a side; None where these are not its own to lose."""
+    kind = LSTM if isinstance(module, nn.LSTM) else kind_of(module)
+    value: Any = getattr(module, kind.sides[side][0]) if kind is not None and side in kind.sides else ()
+    return value if isinstance(value, int) else value[0] if len(value) == 1 else None
+
+
+def groups_of(module: Any) -> int:
+    """The groups that a module's channels are in, which must lose the same places; 1 for a depthwise convolution."""
+    if isinstance(module, _ConvNd):
+        return 1 if module.groups == module.out_channels == module.in_channels else module.groups
+    return module.num_groups if isinstance(module, nn.GroupNorm) else 1
+
+
+# ---- removing --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...errors import UserError, shown
 from ..layers import let_learn, put
 from .decouple import Decoupled
-from .sizes import KINDS, Kind, kind_of
+from .removal import KINDS, Kind, kind_of
 
 Edit = dict[str, Any]
 

@@ -27,7 +27,6 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import UserError
 from ...torch_utils import logits_in
-from .attempts import Attempts
 from .copies import (
     CallEdit,
     Copies,
@@ -40,7 +39,7 @@ from .copies import (
     view_groups,
     view_sizes,
 )
-from .trial import FAILURES, Known, Trial
+from .trial import FAILURES, Attempts, Known, Trial
 
 PASSES = 60  # runs of the example until the layouts agree; most networks need three
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
