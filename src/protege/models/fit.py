@@ -1,7 +1,6 @@
 """Whether a model fits the data: it is tried on an example, as training will run it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,11 +8,11 @@ from torch import Tensor
 from ..data import Data
 from ..data.classes import numbers
 from ..errors import UserError, told
-from ..torch_utils import copy_network, device_of, has_own_precision, is_unmade, own_dtype, refuse_odd, untouched
+from ..torch_utils import device_of, has_own_precision, refuse_odd, untouched
 from .causal import check_causal, check_layout, samples_for
 from .language import Reader
 from .model import Model
-from .specs import has_masks, has_tokens
+from .specs import has_masks, has_tokens, run_as_it_can
 
 
 def check_fit(model: Model, data: Data) -> int:
@@ -111,7 +110,7 @@ def output_classes(model: Model, data: Data) -> int:
     try:
         with untouched(model.network):
             model.autocast = model.autocast and not has_own_precision(model.network)
-            logits = model(example) if tokens else _run_as_it_can(model, example)
+            logits = model(example) if tokens else run_as_it_can(model, example)
             alone = model(example[:1]) if not tokens and isinstance(logits, Tensor) else None
     except UserError:
         raise
@@ -165,35 +164,6 @@ def _check_pixels(data: Data, shape: list[int]) -> None:
             f"the model labels {shape[2]}×{shape[3]} pixels but the data's masks have {size[0]}×{size[1]}; outputs as "
             "large as the image are expected: enlarge the logits in the model's forward, or clear its input size."
         )
-
-
-def _run_as_it_can(model: Model, example: Tensor) -> Any:
-    """The outputs on images channels-last and in single precision, as in training; else as the network needs them:
-    contiguous, or in the precision of its weights. The model notes which."""
-    layouts = ["channels_last", "contiguous"] if model.layout == "channels_last" else [model.layout]
-    usual = model.dtype, model.layout
-    failure: Any = None
-    while True:
-        for model.layout in layouts:
-            try:
-                if is_unmade(model):
-                    model(example)
-                return _channels_last(model, example) if model.layout == "channels_last" else model(example)
-            except Exception as error:
-                failure = error
-        other = own_dtype(model.network)
-        if other is None or model.dtype != torch.float32:
-            model.dtype, model.layout = usual
-            raise failure
-        model.dtype = other
-
-
-def _channels_last(model: Model, example: Tensor) -> Any:
-    """The outputs on images with the strides that data has, of a copy with such weights where it has any."""
-    network, dimensions = model.network, {parameter.dim() for parameter in model.parameters()}
-    if 4 in dimensions and 5 not in dimensions:  # of volumes torch refuses it
-        network = copy_network(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.run(network, example.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
 
 
 def _failure(model: Model, shape: Sequence[int], error: Exception) -> str:

@@ -157,23 +157,44 @@ def channels_of(network: nn.Module, data: Data | None) -> int:
 
 def _outputs_given(network: nn.Module, spec: InputSpec, shape: tuple[int, ...]) -> int | None:
     """The size of the class dimension on two blank images; None where the network fails or mixes samples."""
-    lazy = is_unmade(network)
     raw = torch.zeros((2, *shape), dtype=torch.uint8, device=device_of(network))
-    for dtype in (torch.float32, None if lazy else own_dtype(network)):
-        if dtype is None:
-            continue
-        try:
-            model = Model(copy_network(network) if lazy else network, spec)
-            model.dtype, model.layout = dtype, "contiguous"
-            with untouched(model.network):
-                outputs = model(raw)
-            if isinstance(outputs, Tensor):
-                refuse_odd(outputs, "it")
-        except Exception:
-            continue
-        sane = isinstance(outputs, Tensor) and outputs.dim() > 1 and len(outputs) == 2
-        return outputs.shape[1] if sane else None
-    return None
+    try:
+        model = Model(copy_network(network) if is_unmade(network) else network, spec)
+        with untouched(model.network):
+            outputs = run_as_it_can(model, raw)
+        refuse_odd(outputs, "it")
+    except Exception:
+        return None
+    return outputs.shape[1] if outputs.dim() > 1 and len(outputs) == 2 else None
+
+
+def run_as_it_can(model: Model, example: Tensor) -> Any:
+    """The outputs on images channels-last and in single precision, as in training; else as the network needs them:
+    contiguous, or in the precision of its weights. The model notes which."""
+    layouts = ["channels_last", "contiguous"] if model.layout == "channels_last" else [model.layout]
+    usual = model.dtype, model.layout
+    failure: Any = None
+    while True:
+        for model.layout in layouts:
+            try:
+                if is_unmade(model):
+                    model(example)
+                return _channels_last(model, example) if model.layout == "channels_last" else model(example)
+            except Exception as error:
+                failure = error
+        other = own_dtype(model.network)
+        if other is None or model.dtype != torch.float32:
+            model.dtype, model.layout = usual
+            raise failure
+        model.dtype = other
+
+
+def _channels_last(model: Model, example: Tensor) -> Any:
+    """The outputs on images with the strides that data has, of a copy with such weights where it has any."""
+    network, dimensions = model.network, {parameter.dim() for parameter in model.parameters()}
+    if 4 in dimensions and 5 not in dimensions:  # of volumes torch refuses it
+        network = copy_network(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.run(network, example.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
 
 
 # ---- what a model says of what it has learned from ------------------------------------------------------------------

@@ -93,7 +93,9 @@ def checked_state(network: nn.Module) -> dict[str, Any]:
         what = f"state {plain[key]!r} of the network"
         if isinstance(value, Tensor):
             if not _comes_back(plain[key], value):
-                kind = "a lazy tensor without a size" if is_lazy(value) else _described(value)
+                form = " ".join(str(part).removeprefix("torch.") for part in (value.dtype, value.layout))
+                kind = f"a {type(value).__name__} of {form} numbers" + " without data on 'meta'" * value.is_meta
+                kind = "a lazy tensor without a size" if is_lazy(value) else kind
                 raise UserError(
                     f"{what} is {kind}, which cannot be saved; expected a dense tensor of ordinary numbers: convert "
                     "it, or leave that part out of the network."
@@ -114,13 +116,6 @@ def _comes_back(key: str, value: Tensor) -> bool:
         return to_bytes({key: in_memory(written)[key]}) == written
     except Exception:  # of whatever kind: sparse, quantised, meta and subclasses all fail in their own ways
         return False
-
-
-def _described(value: Tensor) -> str:
-    kinds = [str(value.dtype).removeprefix("torch."), str(value.layout).removeprefix("torch.")]
-    name = type(value).__name__
-    where = " without data on 'meta'" if value.is_meta else ""
-    return f"a {name} of {' '.join(kinds)} numbers{where}"
 
 
 def _is_plain(value: Any) -> bool:

@@ -155,12 +155,11 @@ class _Sites:
         site = self.of(node, handler)
         if site is None:  # what flows through an operation ends in a layer or a parameter
             return None if 0 <= min(channels) <= max(channels) < self.most else _LOST
-        name = site.name.rpartition(".")[0] if site.side == "parameter" else site.name
-        owner = self.modules[name]
+        owner = self.modules[site.module]
         if isinstance(owner, nn.MultiheadAttention):
             return _HEADS
         if isinstance(owner, nn.RNNBase | nn.RNNCellBase) and not (isinstance(owner, nn.LSTM) and site.side == "in"):
-            return f"{name!r} is a {type(owner).__name__}, which cannot be pruned"
+            return f"{site.module!r} is a {type(owner).__name__}, which cannot be pruned"
         width = self.width(site)
         if not 0 <= min(channels) <= max(channels) < width:
             return f"{site.name!r} has {width} channels where {1 + max(channels)} are expected"

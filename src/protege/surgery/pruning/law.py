@@ -140,12 +140,11 @@ def _mixing(network: nn.Module, removal: Removal) -> dict[str, list[int]]:
     but parameters and a function. The others give zeros for a removed channel without regard to the rest."""
     mixing: dict[str, list[int]] = {}
     for site, gone in removal.items():
-        name = site.name.rpartition(".")[0] if site.side == "parameter" else site.name
-        module = network.get_submodule(name)
+        module = network.get_submodule(site.module)
         plain = site.side in ("both", "parameter") and not isinstance(module, (*LAYERS, nn.PReLU))
         affine = isinstance(module, _NormBase) and module.affine
-        if plain and name and not affine and not list(module.children()):
-            mixing[name] = sorted(gone)
+        if plain and site.module and not affine and not list(module.children()):
+            mixing[site.module] = sorted(gone)
     return mixing
 
 

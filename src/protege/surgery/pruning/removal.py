@@ -116,6 +116,11 @@ class Site:
     side: str  # "out", "in", "both" or "parameter"
     dim: int = 0
 
+    @property
+    def module(self) -> str:
+        """The name of the layer, or of the module that has the parameter."""
+        return self.name.rpartition(".")[0] if self.side == "parameter" else self.name
+
 
 class CannotRemove(Exception):
     """Why channels cannot be removed, as the end of a sentence."""
@@ -128,8 +133,7 @@ def remove(network: nn.Module, removal: Mapping[Site, Sequence[int]]) -> None:
         names_of.setdefault(parameter, []).append(name)
     for site, gone in removal.items():
         if site.side == "parameter":
-            owner, _, key = site.name.rpartition(".")
-            _cut(network.get_submodule(owner), key, site.dim, gone)
+            _cut(network.get_submodule(site.module), site.name.rpartition(".")[2], site.dim, gone)
         else:
             _cut_module(network.get_submodule(site.name), site, gone)
     for first, *others in names_of.values():  # the keys are what the parameters were
