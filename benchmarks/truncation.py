@@ -51,7 +51,7 @@ def on_blocks(network: LSTM, tokens: Tensor, context: int) -> float:
 def trained(tokens: Tensor, context: int | None) -> LSTM:
     """An LSTM after `EPOCHS`; `context` None carries its state over `BATCH` contiguous streams."""
     torch.manual_seed(0)
-    network = LSTM(WIDTH, 0.0, 0.1, WORDS, layers=1)
+    network = LSTM(WORDS, WIDTH, WIDTH, 1, 0.0, False, 0.1)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
 
     def update(logits: Tensor, labels: Tensor) -> None:

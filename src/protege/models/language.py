@@ -31,20 +31,9 @@ class LSTM(Reader):
     """
 
     def __init__(
-        self,
-        default_width: int,
-        default_dropout: float,
-        scale: float,
-        num_classes: int,
-        hidden: int | None = None,
-        embedding: int | None = None,
-        layers: int = 2,
-        dropout: float | None = None,
-        tied: bool = False,
+        self, num_classes: int, embedding: int, hidden: int, layers: int, dropout: float, tied: bool, scale: float
     ) -> None:
         super().__init__()
-        hidden = default_width if hidden is None else hidden
-        embedding, dropout = embedding or hidden, default_dropout if dropout is None else dropout
         self.embed = nn.Embedding(num_classes, embedding)
         self.drop = nn.Dropout(dropout)
         self.lstm = nn.LSTM(embedding, hidden, layers, dropout=dropout if layers > 1 else 0.0, batch_first=True)
@@ -88,21 +77,7 @@ class GPT(Reader):
     Pre-norm blocks, learned positions, the embedding shared with the logit layer.
     """
 
-    def __init__(
-        self,
-        default_width: int,
-        default_depth: int,
-        default_heads: int,
-        num_classes: int,
-        length: int = 256,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        dropout: float = 0.0,
-    ) -> None:
-        width, depth, heads = width or default_width, depth or default_depth, heads or default_heads
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+    def __init__(self, num_classes: int, length: int, width: int, depth: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.embed = nn.Embedding(num_classes, width)
         self.pos_embed = nn.Parameter(torch.empty(1, length, width))
@@ -110,7 +85,11 @@ class GPT(Reader):
         self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes, bias=False)
-        # GPT-2's: normal of 0.02, smaller in what adds to the shortcut, zero biases
+        self._initialise(depth)
+        self.head.weight = self.embed.weight
+
+    def _initialise(self, depth: int) -> None:
+        """GPT-2's: normal of 0.02, smaller in what adds to the shortcut, zero biases."""
         nn.init.normal_(self.pos_embed, std=0.02)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -118,17 +97,49 @@ class GPT(Reader):
                 nn.init.normal_(module.weight, std=0.02 / (2 * depth) ** 0.5 if last else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        self.head.weight = self.embed.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.drop(self.embed(tokens) + self.pos_embed[:, : tokens.shape[1]])
         return self.head(self.norm(self.blocks(x)[:, self.context :]))
 
 
+def _lstm(
+    default_width: int,
+    default_dropout: float,
+    scale: float,
+    num_classes: int,
+    hidden: int | None = None,
+    embedding: int | None = None,
+    layers: int = 2,
+    dropout: float | None = None,
+    tied: bool = False,
+) -> LSTM:
+    hidden = default_width if hidden is None else hidden
+    dropout = default_dropout if dropout is None else dropout
+    return LSTM(num_classes, embedding or hidden, hidden, layers, dropout, tied, scale)
+
+
+def _gpt(
+    default_width: int,
+    default_depth: int,
+    default_heads: int,
+    num_classes: int,
+    length: int = 256,
+    width: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+    dropout: float = 0.0,
+) -> GPT:
+    width, heads = width or default_width, heads or default_heads
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of heads {heads}")
+    return GPT(num_classes, length, width, depth or default_depth, heads, dropout)
+
+
 FACTORIES: dict[str, Callable[..., nn.Module]] = {
-    "lstm": partial(LSTM, 200, 0.0, 0.1),  # the paper's small one
-    "lstm_medium": partial(LSTM, 650, 0.5, 0.05),
-    "lstm_large": partial(LSTM, 1500, 0.65, 0.04),
-    "gpt_tiny": partial(GPT, 128, 2, 4),
-    "gpt_small": partial(GPT, 384, 6, 6),
+    "lstm": partial(_lstm, 200, 0.0, 0.1),  # the paper's small one
+    "lstm_medium": partial(_lstm, 650, 0.5, 0.05),
+    "lstm_large": partial(_lstm, 1500, 0.65, 0.04),
+    "gpt_tiny": partial(_gpt, 128, 2, 4),
+    "gpt_small": partial(_gpt, 384, 6, 6),
 }

@@ -49,16 +49,18 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Images [B, channels, H, W] → logits [B, num_classes]. `width` multiplies every layer's channels; images of up to
-    64 pixels get the small strides."""
+    """Images [B, channels, H, W] → logits [B, num_classes]. `width` multiplies every layer's channels."""
 
     def __init__(
-        self, num_classes: int, channels: int = 3, image_size: int = 32, width: float = 1.0, dropout: float = 0.0
+        self,
+        num_classes: int,
+        channels: int = 3,
+        width: float = 1.0,
+        small: bool = False,
+        dropout: float = 0.0,
     ) -> None:
-        if not width > 0:
-            raise ValueError(f"width {width} should be above 0")
         super().__init__()
-        inputs, small = _rounded(32 * width), image_size <= SMALL_IMAGE
+        inputs = _rounded(32 * width)
         layers: list[nn.Module] = [_conv_bn_relu(channels, inputs, 3, 1 if small else 2)]
         for number, (expansion, planes, blocks, stride) in enumerate(LAYOUT):
             outputs = _rounded(planes * width)
@@ -83,4 +85,13 @@ def _rounded(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-FACTORIES: dict[str, Callable[..., nn.Module]] = {"mobilenetv2": MobileNetV2}
+def mobilenetv2(
+    num_classes: int, channels: int = 3, image_size: int = 32, width: float = 1.0, dropout: float = 0.0
+) -> MobileNetV2:
+    """MobileNetV2; images of up to 64 pixels get the small strides."""
+    if not width > 0:
+        raise ValueError(f"width {width} should be above 0")
+    return MobileNetV2(num_classes, channels, width, image_size <= SMALL_IMAGE, dropout)
+
+
+FACTORIES: dict[str, Callable[..., nn.Module]] = {"mobilenetv2": mobilenetv2}

@@ -93,6 +93,7 @@ class UNet(nn.Module):
         return self.head(y, x)
 
 
+unet = UNet  # under which folders of version 0.1 may name it
 FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "unet10": partial(UNet, (1, 1, 1, 1)),
     "unet14": partial(UNet, (2, 2, 1, 1)),

@@ -25,32 +25,28 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], ...]] = {
 class VGG(nn.Module):
     """Plain stack of 3×3 convolutions. Images [B, channels, H, W] → logits [B, num_classes].
 
-    A max pooling follows each of the first blocks: as many, up to five, as leave a map of at least 2×2, so four at 32
-    pixels. `width` multiplies every layer's channels.
+    A max pooling follows each of the first `pools` blocks: by default as many, up to five, as leave a map of
+    at least 2×2, so four at 32 pixels.
     """
 
     def __init__(
         self,
-        name: str,
+        layout: tuple[tuple[int, ...], ...],
         batch_norm: bool,
+        pools: int,
         num_classes: int,
         channels: int = 3,
-        image_size: int = 32,
-        width: float = 1.0,
     ) -> None:
-        if not width > 0:
-            raise ValueError(f"width {width} should be above 0")
         super().__init__()
         layers: list[nn.Module] = []
-        for number, block in enumerate(LAYOUTS[name]):
-            for planes in block:
-                outputs = max(1, round(planes * width))
-                layers.append(nn.Conv2d(channels, outputs, 3, padding=1))
+        for number, block in enumerate(layout):
+            for width in block:
+                layers.append(nn.Conv2d(channels, width, 3, padding=1))
                 if batch_norm:
-                    layers.append(nn.BatchNorm2d(outputs))
+                    layers.append(nn.BatchNorm2d(width))
                 layers.append(nn.ReLU())
-                channels = outputs
-            if number < min(5, int(math.log2(image_size)) - 1):
+                channels = width
+            if number < pools:
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -61,6 +57,22 @@ class VGG(nn.Module):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
 
+def _build(
+    name: str,
+    batch_norm: bool,
+    num_classes: int,
+    channels: int = 3,
+    image_size: int = 32,
+    width: float = 1.0,
+) -> VGG:
+    """`width` multiplies every layer's channels."""
+    if not width > 0:
+        raise ValueError(f"width {width} should be above 0")
+    layout = tuple(tuple(max(1, round(planes * width)) for planes in block) for block in LAYOUTS[name])
+    pools = max(0, min(5, int(math.log2(image_size)) - 1))
+    return VGG(layout, batch_norm, pools, num_classes, channels)
+
+
 FACTORIES: dict[str, Callable[..., nn.Module]] = {
-    name + suffix: partial(VGG, name, suffix == "_bn") for name in LAYOUTS for suffix in ("", "_bn")
+    name + suffix: partial(_build, name, suffix == "_bn") for name in LAYOUTS for suffix in ("", "_bn")
 }

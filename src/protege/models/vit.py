@@ -72,23 +72,15 @@ class VisionTransformer(nn.Module):
 
     def __init__(
         self,
-        default_width: int,
-        default_heads: int,
         num_classes: int,
-        channels: int = 3,
-        image_size: int = 32,
-        patch_size: int | None = None,
-        width: int | None = None,
-        depth: int = 12,
-        heads: int | None = None,
+        channels: int,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
         mlp_ratio: float = 4.0,
     ) -> None:
-        patch_size = patch_size or _default_patch(image_size)
-        width, heads = width or default_width, heads or default_heads
-        if image_size % patch_size:
-            raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
         super().__init__()
         self.patch_embed = PatchEmbed(channels, width, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -96,7 +88,10 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
-        # DeiT's: truncated normal of 0.02 for linear layers and positions, zero biases
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """DeiT's: truncated normal of 0.02 for linear layers and positions, zero biases."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for module in self.modules():
@@ -116,7 +111,28 @@ def _default_patch(image_size: int) -> int:
     return next((patch for limit, patch in ((16, 2), (32, 4), (64, 8)) if image_size <= limit), 16)
 
 
+def _vit(
+    default_width: int,
+    default_heads: int,
+    num_classes: int,
+    channels: int = 3,
+    image_size: int = 32,
+    patch_size: int | None = None,
+    width: int | None = None,
+    depth: int = 12,
+    heads: int | None = None,
+    mlp_ratio: float = 4.0,
+) -> VisionTransformer:
+    patch_size = patch_size or _default_patch(image_size)
+    width, heads = width or default_width, heads or default_heads
+    if image_size % patch_size:
+        raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of heads {heads}")
+    return VisionTransformer(num_classes, channels, image_size, patch_size, width, depth, heads, mlp_ratio)
+
+
 FACTORIES: dict[str, Callable[..., nn.Module]] = {
-    "vit_tiny": partial(VisionTransformer, 192, 3),
-    "vit_small": partial(VisionTransformer, 384, 6),
+    "vit_tiny": partial(_vit, 192, 3),
+    "vit_small": partial(_vit, 384, 6),
 }
