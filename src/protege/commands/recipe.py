@@ -9,9 +9,9 @@ from __future__ import annotations
 import ast
 import inspect
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import wraps
+from functools import cache, wraps
 from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
@@ -41,7 +41,7 @@ def with_recipe_options(
     if outside or "--help" in words:
         options = _described([method] if method else [], outside)
     else:
-        options = {key: (FLAG if kind == "bool" else "VALUE", "") for key, kind in _declared(method)}
+        options = {key: (FLAG if kind == "bool" else "VALUE", "") for key, kind in _declared(method).items()}
     parameters = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
     for key, (metavar, text) in options.items():
         if key not in (*_NO_OPTION, *without):
@@ -58,15 +58,18 @@ def with_recipe_options(
     return with_options
 
 
-def _declared(method: str | None) -> Iterator[tuple[str, str]]:
+@cache
+def _declared(method: str | None) -> dict[str, str]:
     """Name and type of every field that the classes of settings declare, as they are written."""
+    fields = {}
     rest = [f"methods/{'plain' if method == 'none' else method}.py"] if method else _PACKAGE.glob("methods/*.py")
     for file in (*_COMMON, *rest):
         for node in ast.walk(ast.parse((_PACKAGE / file).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Settings") for base in node.bases):
                 for field in node.body:
                     if isinstance(field, ast.AnnAssign):
-                        yield ast.unparse(field.target), ast.unparse(field.annotation)
+                        fields[ast.unparse(field.target)] = ast.unparse(field.annotation)
+    return fields
 
 
 def _described(methods: Iterable[str], outside: str | None) -> dict[str, tuple[str, str]]:
@@ -99,8 +102,8 @@ def outside_in(words: Sequence[str]) -> str | None:
     for file in files if not names else ():
         with suppress(OSError, ValueError):  # told where it is read in earnest
             names.append(str(tomllib.loads(file.read_text(encoding="utf-8")).get("method", "kd")))
-    offered = entry_points(group="protege.methods").names
-    return names[-1] if names and (":" in names[-1] or names[-1] in offered) else None
+    outside = bool(names) and (":" in names[-1] or names[-1] in entry_points(group="protege.methods").names)
+    return names[-1] if outside else None
 
 
 def _values(option: str, words: Sequence[str]) -> list[str]:
