@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..data import CLEAN, Augment, Samples, batches, cache_root, choose, forward_size
+from ..data import CLEAN, Augment, batches, cache_root, choose, forward_size
 from ..errors import UserError
 from ..files import write_json
 from ..models import Model
@@ -24,7 +24,6 @@ from ..signals.signals import PROBE
 from ..torch_utils import eval_mode, tensors_of
 from ..training.agreement import judges_of
 from ..training.evaluate import refuse_unfit
-from ..training.loop import Loop
 from .checks import refuse_chance_level, warn_if_constant
 from .prepare import Run
 from .result import sizes
@@ -56,13 +55,25 @@ def measure_baseline(run: Run) -> Baseline:
     if run.teacher is not None:
         _try_teacher(run, run.teacher)
         size = sizes(run.teacher, run.data, loop.device)
-        teacher = {"spec": s.teacher, **size, **_known_or_measured(run, run.teacher, "teacher", remember)}
+        known = _remembered(run, _memory(run, run.teacher)) or {"metrics": {}}  # which `with_metrics` then adds
+        teacher = {"spec": s.teacher, **size, **known}
     student = _untaught(run, remember)
     if not all(map(math.isfinite, student["before"].values())):
         raise UserError(
             f"the student {s.student!r} gives values that are not finite; expected finite outputs: check its weights."
         )
     return Baseline(teacher, student, remember)
+
+
+def with_metrics(run: Run, teacher: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's figures with its test metrics, which are measured after a run, so that it begins at once, unless an
+    earlier one has remembered them."""
+    if run.teacher is None or teacher["metrics"] or run.data.test is None:
+        return teacher
+    metrics, details = _measured(run, run.teacher, "teacher")
+    if run.loop.accelerator.is_main_process:
+        _remember(_memory(run, run.teacher), {"metrics": metrics, **details})
+    return {**teacher, "metrics": metrics, **details}
 
 
 def measure_after(run: Run) -> tuple[dict[str, float], dict[str, Any]]:
@@ -113,15 +124,12 @@ def _untaught(run: Run, remember: list[Callable[[], None]]) -> dict[str, Any]:
 
 def _known_or_measured(run: Run, network: Model, title: str, remember: list[Callable[[], None]]) -> dict[str, Any]:
     """Test metrics of a network before the run, read where an earlier run has measured and remembered them."""
-    if run.data.test is None:
-        metrics, details = _measured(run, network, title)
-        return {"metrics": metrics, **details}
-    path = _memory(network, run.data.test, run.loop)
-    known = _remembered(path) if run.loop.world == 1 else None
+    path = _memory(run, network)
+    known = _remembered(run, path)
     if known is None:
         metrics, details = _measured(run, network, title)
         known = {"metrics": metrics, **details}
-        remember.append(partial(_write, path, known))
+        remember.append(partial(_remember, path, known))
     return known
 
 
@@ -142,8 +150,11 @@ def _measured(run: Run, network: Model, title: str) -> tuple[dict[str, float], d
 # ---- figures that are remembered: a study pays once ----------------------------------------------------------------
 
 
-def _memory(network: Model, test: Samples, loop: Loop) -> Path:
-    """Where a network's test metrics are remembered, by the fingerprints of network and data."""
+def _memory(run: Run, network: Model) -> Path | None:
+    """Where a network's test metrics are remembered, by what network and data hold; None without a test set."""
+    loop, test = run.loop, run.data.test
+    if test is None:
+        return None
     how = f"{loop.precision} {loop.device.type}"
     positions = torch.arange(min(forward_size(test, PROBE), len(test)))
     first = next(batches(test, [positions], CLEAN, Augment(), device=loop.device))
@@ -154,8 +165,10 @@ def _memory(network: Model, test: Samples, loop: Loop) -> Path:
     return cache_root() / "evaluations" / f"{_digest(parts)}.json"
 
 
-def _remembered(path: Path) -> dict[str, Any] | None:
-    """What was measured before; None where nothing sound is there."""
+def _remembered(run: Run, path: Path | None) -> dict[str, Any] | None:
+    """What was measured before; None where nothing sound is there, and in several processes, which might differ."""
+    if path is None or run.loop.world > 1:
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content["figures"] if content["digest"] == _digest(content["figures"]) else None
@@ -163,7 +176,9 @@ def _remembered(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write(path: Path, figures: Mapping[str, Any]) -> None:
+def _remember(path: Path | None, figures: Mapping[str, Any]) -> None:
+    if path is None:
+        return
     figures = json.loads(json.dumps(figures))
     with suppress(OSError):  # without it the next run measures again
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from .arguments import separate
 from .choice import begun_settings, with_method
 from .finished import finished
 from .folder import SPECS, check_out, clear, holding, refuse_in_the_way, report, told_how_to_go_on
-from .measure import Baseline, measure_after, measure_baseline
+from .measure import Baseline, measure_after, measure_baseline, with_metrics
 from .origin import deciding, refuse_another
 from .prepare import Run, prepare
 from .recipe import make_recipe
@@ -136,8 +136,7 @@ def open_folder(run: Run, start: Start, hold: Callable[[], None], resume: bool, 
         loop.accelerator.init_trackers("protege", config=for_tracker(s))
     teacher = start.record["teacher"]
     if teacher and teacher["metrics"]:
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in teacher["metrics"].items())
-        loop.display.say(f"teacher: {figures}", always=True)
+        loop.display.say(_figures("teacher", teacher), always=True)
 
 
 def _load_images(run: Run) -> None:
@@ -153,6 +152,9 @@ def end(run: Run, record: dict[str, Any], state: State) -> dict[str, Any]:
     """Measure the student, save it and write ``result.json``, which is returned, and the report."""
     loop, student = run.loop, run.student
     metrics, details = measure_after(run)
+    if (teacher := record["teacher"]) and (measured := with_metrics(run, teacher)) is not teacher:
+        record = {**record, "teacher": measured}
+        loop.display.say(_figures("teacher", measured), always=True)
     result = result_of(record, loop, state, metrics, details)
     if loop.accelerator.is_main_process:
         student.held_out = run.data.held_out or student.held_out
@@ -167,6 +169,10 @@ def end(run: Run, record: dict[str, Any], state: State) -> dict[str, Any]:
         loop.display.say(line, always=True)
     student.eval()
     return result
+
+
+def _figures(role: str, network: Mapping[str, Any]) -> str:
+    return f"{role}: " + "  ".join(f"{name} {value:.4f}" for name, value in network["metrics"].items())
 
 
 def _summary(run: Run, result: dict[str, Any]) -> list[str]:
