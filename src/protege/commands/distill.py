@@ -10,7 +10,7 @@ from typer import Option
 
 from ..errors import in_bytes
 from .options import OverwriteRun, RecipeFile, Resume, RunFolder, Sets
-from .recipe import settings_of, with_recipe_options
+from .recipe_options import settings_of, with_recipe_options
 
 
 def command_for(words: Sequence[str]) -> Callable[..., None]:

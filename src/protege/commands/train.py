@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .options import OverwriteRun, RecipeFile, Resume, RunFolder, Sets
-from .recipe import settings_of, with_recipe_options
+from .recipe_options import settings_of, with_recipe_options
 
 
 def command_for(words: Sequence[str]) -> Callable[..., None]:

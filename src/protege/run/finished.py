@@ -15,7 +15,7 @@ from ..models.description import read_description
 from ..models.trust import is_typed
 from ..report import write_run_report
 from ..training.checkpoint import load_checkpoint
-from .folder import SPECS, report
+from .folder import SPEC_KEYS, report
 from .prepare import prepare
 from .recipe import Recipe
 
@@ -63,4 +63,4 @@ def _gone(settings: Recipe, objects: Mapping[str, Any]) -> bool:
         path = spec.partition(":")[2].partition("?")[0] if key == "data" else "" if ":" in spec else spec
         return spec.startswith("python:") or (bool(path) and not Path(path).expanduser().exists())
 
-    return any(map(missing, SPECS))
+    return any(map(missing, SPEC_KEYS))

@@ -21,7 +21,7 @@ from .recipe import Recipe, make_recipe, recipe_type
 from .toml import merge, read_toml
 
 LOCK = ".protege.lock"
-SPECS = ("teacher", "student", "data")
+SPEC_KEYS = ("teacher", "student", "data")
 MODEL_FILES = ("config.json", "model.safetensors")
 # What `overwrite` removes of a run, beside its log: patterns of names by the folder they lie in.
 OURS = {
@@ -224,7 +224,7 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         before = old.get(key)
         if key not in recipe_type(str(old.get("method", "kd"))).model_fields:
             make_recipe(merge(old, {key: value}))  # says what is wrong with it
-        if key == "trust" or (known and key in SPECS and before is not None):
+        if key == "trust" or (known and key in SPEC_KEYS and before is not None):
             settings[key] = value
         elif before != value and not means_the_same(old, key, value):
             begun = "its default" if before is None else repr(before)

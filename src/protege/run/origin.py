@@ -17,13 +17,13 @@ from ..errors import UserError
 from ..models import Model
 from ..signals.identity import behaviour, weights_digest
 from ..torch_utils import device_of, seeded, tensors_of, untouched
-from .folder import SPECS, means_the_same
+from .folder import SPEC_KEYS, means_the_same
 
 VERSION = 4
 PROBED = 8  # samples on which a network shows that it is the one
 LARGEST = 2**28  # weights; of more no copy is made for that
 FREE = frozenset(  # settings that decide how a run works, not what it comes to; and specs, for which digests stand
-    (*SPECS, "workers", "checkpoint_seconds", "log_with", "cache", "cache_budget", "trust")
+    (*SPEC_KEYS, "workers", "checkpoint_seconds", "log_with", "cache", "cache_budget", "trust")
 )
 
 

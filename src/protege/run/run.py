@@ -26,7 +26,7 @@ from ..words import guess_to_beat
 from .arguments import separate
 from .choice import begun_settings, with_method
 from .finished import finished
-from .folder import SPECS, check_out, clear, holding, refuse_in_the_way, report, told_how_to_go_on
+from .folder import SPEC_KEYS, check_out, clear, holding, refuse_in_the_way, report, told_how_to_go_on
 from .measure import Baseline, measure_after, measure_baseline, with_metrics
 from .origin import deciding, refuse_another
 from .prepare import Run, prepare
@@ -128,7 +128,7 @@ def open_folder(run: Run, start: Start, hold: Callable[[], None], resume: bool, 
         if start.fresh:
             write_toml(recipe, s.model_dump())
         else:  # a run that goes on keeps its recipe; where things lie may have changed
-            write_toml(recipe, {**read_toml(recipe), **{key: getattr(s, key) for key in (*SPECS, "trust")}})
+            write_toml(recipe, {**read_toml(recipe), **{key: getattr(s, key) for key in (*SPEC_KEYS, "trust")}})
         for write in start.remember:
             write()
     loop.accelerator.wait_for_everyone()

@@ -26,7 +26,7 @@ from ..settings import public
 from ..training.progress import Display
 from ..training.stop import Stops
 from .api import distill
-from .folder import MODEL_FILES, SPECS, check_out, clear, holding, present, remove_empty, wait_until_free
+from .folder import MODEL_FILES, SPEC_KEYS, check_out, clear, holding, present, remove_empty, wait_until_free
 from .study_file import Study, load_study, options_of, prepared_in, slug, texts_in
 from .summary import summarise
 from .toml import read_toml, write_toml
@@ -187,7 +187,7 @@ def _check_finished(folders: Sequence[Path], trust: bool) -> None:
         if (folder / "result.json").exists() and (folder / "recipe.toml").exists():
             origin = {key: value for key, value in recorded(folder).get("origin", {}).items() if key != "settings"}
             recipe = read_toml(folder / "recipe.toml")
-            opened.setdefault(json.dumps([origin, *(recipe.get(key) for key in SPECS)], sort_keys=True), folder)
+            opened.setdefault(json.dumps([origin, *(recipe.get(key) for key in SPEC_KEYS)], sort_keys=True), folder)
     for folder in opened.values():
         distill(out=folder, resume=True, trust=trust or None)
 
