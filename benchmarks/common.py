@@ -1,4 +1,4 @@
-"""What the benchmarks share: made-up images, networks, and the runner with its log."""
+"""What the benchmarks share: made-up images, networks, and the loop of runs with its log."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def prune(teacher: nn.Module, ratio: float) -> tuple[nn.Module, dict[str, list[i
 
 
 def ours(student: nn.Module, teacher: nn.Module, kept: dict[str, list[int]], images: Tensor) -> None:
-    """The frontier sweep, in the layout that the runner gives every network and image."""
+    """The frontier sweep, in the layout that a run gives every network and image."""
     for network in (student, teacher):
         place(network, torch.device("cpu"))
     images = images.contiguous(memory_format=torch.channels_last)

@@ -1,9 +1,9 @@
-"""Images a second of the runner, of a bare hand-written loop of the same mathematics, and of the usual way.
+"""Images a second of protege's loop, of a bare hand-written loop of the same mathematics, and of the usual way.
 
     python benchmarks/loop.py                      # resnet20, batch 128
     python benchmarks/loop.py --model resnet8x4 --rounds 5 --updates 20
 
-The bare loop does what the runner does and nothing else: the same pixels augmented in memory, the same
+The bare loop does what protege's does and nothing else: the same pixels augmented in memory, the same
 precision and memory layout, the same optimiser and schedule. The usual way is a torch DataLoader with
 per-image Pillow transforms, float32, contiguous. The three take turns in one process; figures are medians
 over the rounds with their range.
@@ -40,7 +40,7 @@ def network(name: str) -> Model:
 
 
 class Product:
-    """The runner: the rate that it logs for an epoch of all images."""
+    """Protege: the rate that it logs for an epoch of all images."""
 
     def __init__(self, name: str, pixels: torch.Tensor, labels: torch.Tensor, settings: FitSettings, device) -> None:
         self.settings, self.samples, self.student = settings, InMemory(pixels, labels).to(device), network(name)
@@ -141,7 +141,7 @@ def main() -> None:
     pixels = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 100, (images,), generator=generator)
     settings = FitSettings(epochs=1, batch_size=options.batch)
-    ways = [("runner", Product), ("bare loop", Bare), ("usual way", Usual)]
+    ways = [("protege", Product), ("bare loop", Bare), ("usual way", Usual)]
     made = [(name, way(options.model, pixels, labels, settings, device)) for name, way in ways]
     rates: dict[str, list[float]] = {name: [] for name, _ in made}
     for number in range(options.rounds + 1):
@@ -156,8 +156,8 @@ def main() -> None:
     for name, values in rates.items():
         print(f"{name:10} {statistics.median(values):9,.1f} images/s   ({min(values):,.1f} to {max(values):,.1f})")
     for rival in ("bare loop", "usual way"):
-        ratios = [a / b for a, b in zip(rates["runner"], rates[rival], strict=True)]
-        print(f"runner / {rival}: {statistics.median(ratios):.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
+        ratios = [a / b for a, b in zip(rates["protege"], rates[rival], strict=True)]
+        print(f"protege / {rival}: {statistics.median(ratios):.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tools import CLASSES, SHIFT, Curtain, Net, events, model, perform, pictures, plan, planned, runner, same, weights
+from tools import CLASSES, SHIFT, Curtain, Net, events, loop, model, perform, pictures, plan, planned, same, weights
 from torch import nn
 
 from protege.data import CLEAN, batches, cache_root
@@ -545,7 +545,7 @@ def losses(out) -> list[dict]:
 
 def distilled(out, **settings):
     student, teacher = model(seed=1), model(seed=3)
-    made = runner(student, out, epochs=4, batch_size=16, **settings)
+    made = loop(student, out, epochs=4, batch_size=16, **settings)
     return perform(made, plan("kd", student, teacher)), made
 
 
@@ -588,7 +588,7 @@ def test_a_second_run_is_served(tmp_path):
 def test_another_teacher_is_refused_before_training(tmp_path):
     distilled(tmp_path / "a", views=2, folder=tmp_path / "cache")
     student = model(seed=1)
-    made = runner(student, tmp_path / "b", views=2, folder=tmp_path / "cache", epochs=1)
+    made = loop(student, tmp_path / "b", views=2, folder=tmp_path / "cache", epochs=1)
     with pytest.raises(UserError, match="not the same weights"):
         planned(made, plan("kd", student, model(seed=4))).check()
     (made,) = (tmp_path / "cache").glob("teacher_train-*/cache.json")
@@ -598,7 +598,7 @@ def test_another_teacher_is_refused_before_training(tmp_path):
 def test_another_teacher_of_a_later_phase_is_refused_before_training(tmp_path):
     distilled(tmp_path / "a", views=2, folder=tmp_path / "cache")
     student = model(seed=1)
-    made = runner(student, tmp_path / "b", views=2, folder=tmp_path / "cache", epochs=1)
+    made = loop(student, tmp_path / "b", views=2, folder=tmp_path / "cache", epochs=1)
     first = Solve("nothing", lambda report: {})
     with pytest.raises(UserError, match="not the same weights"):
         planned(made, [first, *plan("none", student, None), *plan("kd", student, model(seed=4))]).check()
@@ -714,7 +714,7 @@ def learned(tmp_path, monkeypatch, name: str, delete: dict[str, int]) -> tuple[d
     root = tmp_path / name
     monkeypatch.setenv("PROTEGE_CACHE", str(root / "cache"))
     student = model(seed=1)
-    made = runner(student, root / "run", views=2, epochs=4, batch_size=16, eval_every=1)
+    made = loop(student, root / "run", views=2, epochs=4, batch_size=16, eval_every=1)
     with monkeypatch.context() as patch:
         patch.setattr(signalling, "BLOCK", 20)
         for method, count in delete.items():

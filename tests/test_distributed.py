@@ -36,7 +36,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tools import CLASSES, Curtain, model, perform, pictures, plan, runner, same, weights
+from tools import CLASSES, Curtain, model, perform, pictures, plan, loop, same, weights
 
 from protege.errors import UserError
 from protege.data.labels import UNLABELLED
@@ -58,7 +58,7 @@ samples._device_labels = torch.tensor([UNLABELLED, 1] * 3 + [UNLABELLED])  # the
 found["unlabelled"] = evaluate(model(seed=1), samples, TASKS["classification"].metrics(CLASSES), rank=rank, world=world)
 
 student = model(norm=True)  # BatchNorm's statistics are those of the first process
-made = runner(student, out / "norm", views=1, epochs=2, batch_size=16, ema=0.5)
+made = loop(student, out / "norm", views=1, epochs=2, batch_size=16, ema=0.5)
 state = perform(made, plan("kd", student, model(seed=3)))
 found["counts"] = [state.forwarded, state.served, state.seen]
 found["metrics"] = made.evaluate(student, pictures(50, seed=9))[0]
@@ -67,7 +67,7 @@ torch.save(weights(student), out / f"weights-{rank}.pt")
 
 def dropping(name, resume=False):
     student = model(norm=True, drop=0.5)
-    made = runner(student, out / name, views=1, epochs=4, batch_size=16, ema=0.5, checkpoint_seconds=0)
+    made = loop(student, out / name, views=1, epochs=4, batch_size=16, ema=0.5, checkpoint_seconds=0)
     perform(made, plan("kd", student, model(seed=3)), resume)
     return weights(student)
 
@@ -94,7 +94,7 @@ def staged(method):
     networks = [model(zoo.build("cnn_small", {"num_classes": CLASSES, "channels": 1, "width": w})) for w in (4, 6)]
     held = (pictures(), torch.arange(32, 48))
     rest = {"positions": torch.arange(32), "held": held, "views": 2, "epochs": 3, "batch_size": 8, "select": "best"}
-    made = runner(networks[0], out / method, patience=1, eval_every=1, lr=0.05, **rest)
+    made = loop(networks[0], out / method, patience=1, eval_every=1, lr=0.05, **rest)
     state = perform(made, plan(method, *networks))
     return weights(networks[0]), [(done["epochs"], done["best"]) for done in state.done]
 
@@ -107,7 +107,7 @@ def solve(report):
 
 def growing():
     student = model(seed=rank, norm=True)  # processes that begin apart
-    made = runner(student, out / "gpd", views=1, epochs=2, batch_size=16, ema=0.5, clip=1.0)
+    made = loop(student, out / "gpd", views=1, epochs=2, batch_size=16, ema=0.5, clip=1.0)
     perform(made, plan("gpd", student, model(seed=3)))
     return weights(student)
 
@@ -118,11 +118,11 @@ for method in ("skd", "fsp"):
     torch.save(learned, out / f"{method}-{rank}.pt")
 student.network.spare = torch.nn.Linear(1, 1)  # no loss reaches it
 try:
-    perform(runner(student, out / "spare", epochs=1), plan("none", student, None))
+    perform(loop(student, out / "spare", epochs=1), plan("none", student, None))
 except UserError as error:
     found["spare"] = str(error)
 del student.network.spare
-made = runner(student, out / "solved")
+made = loop(student, out / "solved")
 state = perform(made, [Solve("shift", solve)])
 found["solved"] = state.done[0]["best"]
 torch.save(weights(student), out / f"solved-{rank}.pt")

@@ -1,4 +1,4 @@
-"""Gap preserving distillation: its objective, its phase in the runner, resume, and the student it leaves."""
+"""Gap preserving distillation: its objective, its phase in the loop, resume, and the student it leaves."""
 
 import copy
 import shlex
@@ -6,7 +6,7 @@ import shlex
 import pytest
 import torch
 import torch.nn.functional as F
-from tools import CLASSES, Curtain, events, model, perform, plan, runner, same, weights
+from tools import CLASSES, Curtain, events, loop, model, perform, plan, same, weights
 from torch import nn
 
 from protege.commands import app
@@ -76,7 +76,7 @@ def test_a_run_leaves_the_readout(tmp_path):
     before = weights(student)
     phases = plan("gpd", student, None)
     assert same(weights(student), before)
-    made = runner(student, tmp_path, epochs=3, batch_size=16, lr=0.05, ema=0.9, clip=5.0)
+    made = loop(student, tmp_path, epochs=3, batch_size=16, lr=0.05, ema=0.9, clip=5.0)
     perform(made, phases)
     kept = readout(phases[0].trainee)
     assert same(weights(student.network), weights(kept))
@@ -90,7 +90,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path):
     def fresh(folder):
         student = model(seed=1, norm=True, drop=0.2)
         settings = {"epochs": 3, "batch_size": 16, "lr": 0.05, "ema": 0.9, "checkpoint_seconds": 0}
-        return student, plan("gpd", student, None), runner(student, tmp_path / folder, **settings)
+        return student, plan("gpd", student, None), loop(student, tmp_path / folder, **settings)
 
     whole, phases, made = fresh("whole")
     perform(made, phases)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import model, plan, planned, runner
+from tools import loop, model, plan, planned
 
 import protege
 from protege.commands import app
@@ -330,7 +330,7 @@ def test_a_run_writes_a_recipe_that_runs_again(tmp_path, monkeypatch):
 def test_an_optimizer_of_one_phase_has_its_own_rate(own, expected, tmp_path):
     student = model(seed=1)
     phases = plan("kd", student, model(seed=2))
-    made = planned(runner(student, tmp_path, lr=0.7, weight_decay=0.3, phases={"kd": own}), phases).plan
+    made = planned(loop(student, tmp_path, lr=0.7, weight_decay=0.3, phases={"kd": own}), phases).plan
     settings = made.settings_of(phases[0])
     assert (settings.optimizer, settings.lr, settings.weight_decay) == expected
 
@@ -340,7 +340,7 @@ def test_what_a_phase_derives_from_its_own_settings_stays_when_the_recipe_is_rea
     """lr, epochs and batch size depend on each other; the common ones must not take the place of a phase's."""
     student, teacher = model(seed=1), model(seed=2)
     phases = [*plan("kd", student, teacher), Fit("other", student, plan("none", student, None)[0].step)]
-    first = planned(runner(student, tmp_path, phases={"kd": own}), phases).plan
+    first = planned(loop(student, tmp_path, phases={"kd": own}), phases).plan
     written = first.settings.model_dump(exclude_none=True) | first.defaults()
     again = replace(first, settings=make_recipe(written), overrides=written["phases"])
     assert again.describe() == first.describe()

@@ -199,10 +199,10 @@ def test_stage_by_stage(teacher, folder, tmp_path, monkeypatch, memory_limit):
     """Skip connections cross the cuts: earlier stages stay bit for bit, and caches give what forward passes give."""
     fit, seen = Loop._fit, []
 
-    def watched(runner, phase, saved):
-        outcome = fit(runner, phase, saved)
+    def watched(loop, phase, saved):
+        outcome = fit(loop, phase, saved)
         own = {name.split("stages.0.")[-1] for name in phase.trainee.state_dict()}
-        seen.append((phase.name, own, {name: value.clone() for name, value in runner.student.state_dict().items()}))
+        seen.append((phase.name, own, {name: value.clone() for name, value in loop.student.state_dict().items()}))
         return outcome
 
     monkeypatch.setattr(Loop, "_fit", watched)

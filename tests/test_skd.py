@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tools import CLASSES, Curtain, apart, model, perform, pictures, plan, planned, runner, same, setup_of, weights
+from tools import CLASSES, Curtain, apart, loop, model, perform, pictures, plan, planned, same, setup_of, weights
 from torch import nn
 
 import protege
@@ -62,7 +62,7 @@ def taught(kind: str, out: Path, *, method: str = "skd", samples: InMemory | Non
     phases = list(chosen.plan(setup_of(student, teacher, TASK, chosen.settings(**own), samples)))
     held = (samples, torch.arange(18, 24))
     common = {"epochs": 2, "batch_size": 6, "lr": 0.01, "optimizer": "adamw", "views": 2, "select": "best"}
-    made = runner(student, out, samples=samples, positions=torch.arange(18), held=held, **{**common, **settings})
+    made = loop(student, out, samples=samples, positions=torch.arange(18), held=held, **{**common, **settings})
     if watch:
         original = made._fit
 
@@ -471,7 +471,7 @@ def test_the_default_rate_of_a_mean_of_losses(tmp_path):
     usual = default_lr("sgd", 32)
     assert phase.parts > 2
     for own, expected in (({}, phase.parts * usual), ({"lr": 0.3}, 0.3), ({"optimizer": "adamw"}, None)):
-        made = planned(runner(student, tmp_path, **samples, **own), phases).plan
+        made = planned(loop(student, tmp_path, **samples, **own), phases).plan
         assert made.settings_of(phase).lr == expected
 
 
@@ -581,7 +581,7 @@ def test_what_learns_as_a_whole_need_not_come_apart(method, tmp_path):
     phases = list(chosen.plan(setup_of(student, teacher, TASK, settings, samples)))
     assert [row["stage"] for row in chosen.preview(setup_of(student, teacher, TASK, settings, samples))][-1] == "head"
     before = weights(student)
-    perform(runner(student, tmp_path, samples=samples, epochs=1, batch_size=6), phases)
+    perform(loop(student, tmp_path, samples=samples, epochs=1, batch_size=6), phases)
     after = weights(student)
     assert all(not torch.equal(after[name], before[name]) for name in ("network.stem.weight", "network.shared.weight"))
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tools import CLASSES, Net, events, model, perform, pictures, plan, runner, setup_of
+from tools import CLASSES, Net, events, loop, model, perform, pictures, plan, setup_of
 from torch import nn
 
 from protege.data import Augment, Batch, InMemory
@@ -386,9 +386,7 @@ def test_every_target_trains_a_student_from_the_cache(target, tmp_path):
     student, teacher = model(seed=1), model(Net(width=8), seed=2)
     extra = {"k": 2} if target == "topk" else {}
     phases = plan("kd", student, teacher, target=target, **extra)
-    made = runner(
-        student, tmp_path, views=1, epochs=4, batch_size=16, augment=Augment(), lr=0.05, folder=tmp_path / "c"
-    )
+    made = loop(student, tmp_path, views=1, epochs=4, batch_size=16, augment=Augment(), lr=0.05, folder=tmp_path / "c")
     state = perform(made, phases)
     epochs = [event["train"] for event in events(tmp_path) if event["event"] == "epoch"]
     assert epochs[-1]["kd_loss"] < epochs[0]["kd_loss"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tools import CLASSES, Marked, Net, events, perform, pictures, plan, runner, setup_of
+from tools import CLASSES, Marked, Net, events, loop, perform, pictures, plan, setup_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -249,7 +249,7 @@ class Words(nn.Module):
 
 @pytest.mark.parametrize(("task", "kind", "shape"), [("segmentation", Pixels, (6, 6)), ("language", Words, (6,))])
 def test_kd_on_pixels_and_tokens(task, kind, shape, tmp_path):
-    """The method, the cache and the runner know nothing of the task: the student comes near its teacher."""
+    """The method, the cache and the loop know nothing of the task: the student comes near its teacher."""
     samples = pictures()
     brightness = (samples.pixels.float().squeeze(-1) / 75).long().clamp(max=CLASSES - 1)
     labels = brightness if task == "segmentation" else brightness.float().mean(-1).round().long()
@@ -262,11 +262,11 @@ def test_kd_on_pixels_and_tokens(task, kind, shape, tmp_path):
     everything = (samples, torch.arange(48))
     common = {"samples": samples, "task": task, "monitor": everything, "augment": Augment(), "batch_size": 16}
     perform(
-        runner(teacher, tmp_path / "t", epochs=8, optimizer="adamw", lr=0.02, **common),
+        loop(teacher, tmp_path / "t", epochs=8, optimizer="adamw", lr=0.02, **common),
         plan("none", teacher, None, TASKS[task]),
     )
     kd = plan("kd", student, teacher, TASKS[task], weight=1.0, temperature=4.0)
-    state = perform(runner(student, tmp_path / "s", epochs=8, optimizer="adamw", lr=0.02, views=1, **common), kd)
+    state = perform(loop(student, tmp_path / "s", epochs=8, optimizer="adamw", lr=0.02, views=1, **common), kd)
     assert state.served == 8 * 48
     epochs = [event for event in events(tmp_path / "s") if event["event"] == "epoch"]
     assert epochs[-1]["train"]["kd_loss"] < 0.5 * epochs[0]["train"]["kd_loss"]

@@ -1,4 +1,4 @@
-"""Small parts that the tests of the runner, the cache and resume build with."""
+"""Small parts that the tests of the loop, the cache and resume build with."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def setup_of(
     return Setup(student, teacher, task, settings, transfer)  # type: ignore[arg-type]
 
 
-def runner(
+def loop(
     student: nn.Module,
     out: Path,
     *,

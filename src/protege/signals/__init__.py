@@ -1,6 +1,6 @@
 """The teacher as a source of signals, and the memory of them.
 
-`TeacherCache` serves any training loop; the rest is what it and the runner are made of. A `Source` is a frozen network
+`TeacherCache` serves any training loop; the rest is what it and our own are made of. A `Source` is a frozen network
 and what it is asked for, `Views` are what it is shown, and `Signals` puts what it says into batches, from a
 `SignalCache` or by a forward pass.
 """

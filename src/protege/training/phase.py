@@ -1,6 +1,6 @@
 """A method is a plan of phases: what learns, from which signals, by which objective, for how long.
 
-The runner executes them. Nothing here knows a method; a method file builds phases and nothing else.
+The loop executes them. Nothing here knows a method; a method file builds phases and nothing else.
 """
 
 from __future__ import annotations

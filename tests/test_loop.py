@@ -1,4 +1,4 @@
-"""The runner against plain loops and independent formulas."""
+"""The loop against plain loops and independent formulas."""
 
 import copy
 import json
@@ -16,12 +16,12 @@ from tools import (
     Net,
     apart,
     events,
+    loop,
     model,
     perform,
     pictures,
     plan,
     planned,
-    runner,
     same,
     surroundings,
     weights,
@@ -87,7 +87,7 @@ def test_the_rate_of_each_update(schedule, tmp_path, monkeypatch):
         original(self, fit, now)
 
     monkeypatch.setattr(Journal, "save_when_due", watch)
-    made = runner(student, tmp_path, epochs=4, batch_size=16, schedule=schedule, warmup=0.25, lr=0.3)
+    made = loop(student, tmp_path, epochs=4, batch_size=16, schedule=schedule, warmup=0.25, lr=0.3)
     perform(made, plan("none", student, None))
     assert [len(rate) for rate in rates] == [2] * 12
     for step, (weights_rate, biases_rate) in enumerate(rates):
@@ -134,7 +134,7 @@ def test_a_hand_written_loop_ends_with_the_same_weights(settings, tmp_path):
         network = {}
     student, teacher = model(**network), model(seed=9, width=8)
     mine, samples = copy.deepcopy(student), pictures(50)
-    made = runner(student, tmp_path, samples=samples, views=2, budget=0, epochs=4, batch_size=16, **settings)
+    made = loop(student, tmp_path, samples=samples, views=2, budget=0, epochs=4, batch_size=16, **settings)
     orders = [made._order(epoch, 4) for epoch in range(4)]
     start: list[torch.Tensor] = []
     phases = plan("kd", student, teacher, temperature=3.0, weight=0.7)
@@ -175,13 +175,13 @@ def test_a_hand_written_loop_ends_with_the_same_weights(settings, tmp_path):
 
 def test_the_order_of_samples(tmp_path):
     positions = torch.arange(0, 94, 2)
-    made = runner(model(), tmp_path, samples=pictures(96), positions=positions)
+    made = loop(model(), tmp_path, samples=pictures(96), positions=positions)
     for epoch in range(3):
         order = made._order(epoch, 6)
         assert sorted(torch.cat(order).tolist()) == positions.tolist()
         assert {len(part) for part in order} == {7, 8}
     assert not torch.equal(torch.cat(made._order(0, 1)), torch.cat(made._order(1, 1)))
-    again = runner(model(), tmp_path, samples=pictures(96), positions=positions, seed=1)
+    again = loop(model(), tmp_path, samples=pictures(96), positions=positions, seed=1)
     assert not torch.equal(torch.cat(made._order(0, 1)), torch.cat(again._order(0, 1)))
 
 
@@ -190,7 +190,7 @@ def test_accumulation_changes_nothing(size, tmp_path):
     found = []
     for accumulate in (1, 4):
         student = model()
-        made = runner(
+        made = loop(
             student, tmp_path / str(accumulate), samples=pictures(50), epochs=3, batch_size=size, accumulate=accumulate
         )
         perform(made, plan("none", student, None))
@@ -214,7 +214,7 @@ def test_moving_average(tmp_path, monkeypatch):
         original(self, fit, now)
 
     monkeypatch.setattr(Journal, "save_when_due", watch)
-    perform(runner(student, tmp_path, epochs=6, batch_size=16, ema=0.6), plan("none", student, None))
+    perform(loop(student, tmp_path, epochs=6, batch_size=16, ema=0.6), plan("none", student, None))
     average = {name: value.double() for name, value in seen[0].items()}
     for count, now in enumerate(seen[1:], 1):
         decay = min(0.6, (1 + count) / (10 + count))
@@ -234,7 +234,7 @@ def test_what_may_not_learn_stays_bit_for_bit(ema, tmp_path):
     before = weights(student)
     step = plan("none", student, None)[0].step
     learns = lambda name: name.startswith(("network.conv2", "network.bn2", "network.conv1"))  # noqa: E731
-    made = runner(student, tmp_path, epochs=2, batch_size=16, ema=ema, optimizer="adamw", lr=0.01)
+    made = loop(student, tmp_path, epochs=2, batch_size=16, ema=ema, optimizer="adamw", lr=0.01)
     perform(made, [Fit("part", student, step, learns=learns)])
     for name, value in student.state_dict().items():
         learning = name.startswith(("network.conv2", "network.bn2", "network.conv1.weight"))
@@ -247,12 +247,12 @@ def test_nothing_to_learn(tmp_path):
     student = model()
     step = plan("none", student, None)[0].step
     with pytest.raises(UserError, match="'part' has nothing to learn"):
-        planned(runner(student, tmp_path, epochs=1), [Fit("part", student, step, learns=lambda name: False)]).check()
+        planned(loop(student, tmp_path, epochs=1), [Fit("part", student, step, learns=lambda name: False)]).check()
 
 
 def test_a_loss_that_is_not_finite(tmp_path):
     student = model()
-    made = runner(student, tmp_path, epochs=3, batch_size=16, checkpoint_seconds=0)
+    made = loop(student, tmp_path, epochs=3, batch_size=16, checkpoint_seconds=0)
     student.network.fc.weight.data[0, 0] = float("inf")
     with pytest.raises(UserError, match=r"loss of phase 'labels' is (nan|inf) in epoch 1; .*lr="):
         perform(made, plan("none", student, None))
@@ -281,7 +281,7 @@ HELD = {"held": (pictures(12, seed=1), torch.arange(12)), "eval_every": 1, "batc
 def test_the_best_state_is_kept(ema, tmp_path, monkeypatch):
     student = model(norm=True)
     seen = scripted(monkeypatch, [0.1, 0.5, 0.2, 0.5, 0.4])
-    state = perform(runner(student, tmp_path, epochs=5, select="best", ema=ema, **HELD), plan("none", student, None))
+    state = perform(loop(student, tmp_path, epochs=5, select="best", ema=ema, **HELD), plan("none", student, None))
     assert same(weights(student), seen[1])
     assert not same(seen[1], seen[4])
     assert state.done[0]["best"] == {"epoch": 2, "accuracy": 0.5}
@@ -291,7 +291,7 @@ def test_the_best_state_is_kept(ema, tmp_path, monkeypatch):
 def test_the_last_state_is_kept(tmp_path, monkeypatch):
     student = model()
     seen = scripted(monkeypatch, [0.1, 0.5, 0.2])
-    state = perform(runner(student, tmp_path, epochs=3, **HELD), plan("none", student, None))
+    state = perform(loop(student, tmp_path, epochs=3, **HELD), plan("none", student, None))
     assert same(weights(student), seen[2])
     assert state.done[0]["best"] == {"epoch": 3, "accuracy": 0.2}
 
@@ -299,7 +299,7 @@ def test_the_last_state_is_kept(tmp_path, monkeypatch):
 def test_patience(tmp_path, monkeypatch):
     student = model()
     seen = scripted(monkeypatch, [0.1, 0.3, 0.2, 0.3, 0.9])
-    made = runner(student, tmp_path, epochs=5, select="best", patience=2, **HELD)
+    made = loop(student, tmp_path, epochs=5, select="best", patience=2, **HELD)
     state = perform(made, plan("none", student, None))
     assert len(seen) == state.done[0]["epochs"] == 4
     assert state.done[0]["best"]["epoch"] == 2
@@ -308,7 +308,7 @@ def test_patience(tmp_path, monkeypatch):
 
 def test_evaluations_now_and_then(tmp_path):
     student = model()
-    perform(runner(student, tmp_path, epochs=5, **{**HELD, "eval_every": 2}), plan("none", student, None))
+    perform(loop(student, tmp_path, epochs=5, **{**HELD, "eval_every": 2}), plan("none", student, None))
     epochs = [event for event in events(tmp_path) if event["event"] == "epoch"]
     assert [e["epoch"] for e in epochs if "eval" in e] == [2, 4, 5]
     assert {e["eval_on"] for e in epochs if "eval" in e} == {"validation"}
@@ -321,7 +321,7 @@ def test_selection_by_the_phases_own_loss(where, tmp_path):
     samples, positions = pictures(20, seed=4), torch.arange(3, 17)
     phase = plan("kd", student, teacher)[0]
     phase.select_by = "loss"
-    made = runner(
+    made = loop(
         student, tmp_path / "run", views=2, epochs=4, eval_every=1, batch_size=16, folder=tmp_path / "cache",
         **{where: (samples, positions)}, select="best", validation=0.1,
     )  # fmt: skip
@@ -368,7 +368,7 @@ def test_a_solve_between_two_fits(tmp_path):
         solve(report),
         snapshots.append(weights(student)),
     )[1]
-    made = runner(student, tmp_path, epochs=3, batch_size=16, phases={"second": {"lr": 0.01, "batch_size": 24}})
+    made = loop(student, tmp_path, epochs=3, batch_size=16, phases={"second": {"lr": 0.01, "batch_size": 24}})
     steps: list[int] = []
     made.accelerator.log = lambda values, step: steps.append(step)
     state = perform(made, phases)
@@ -392,7 +392,7 @@ def test_a_solve_between_two_fits(tmp_path):
 
 def begin(out):
     student = model(norm=True)
-    return student, runner(student, out, epochs=3, batch_size=16, checkpoint_seconds=0), three_phases(student)
+    return student, loop(student, out, epochs=3, batch_size=16, checkpoint_seconds=0), three_phases(student)
 
 
 @pytest.fixture(scope="module")
@@ -464,7 +464,7 @@ def test_a_wrapped_trainee_is_read_out(ema, tmp_path):
     step = plan("none", student, None)[0].step
     held = (pictures(30, seed=5), torch.arange(30))
     phase = Fit("wide", trainee, step, readout=read_out)
-    made = runner(student, tmp_path, epochs=3, batch_size=16, ema=ema, held=held, eval_every=1)
+    made = loop(student, tmp_path, epochs=3, batch_size=16, ema=ema, held=held, eval_every=1)
     state = perform(made, [phase])
     inputs = pictures(9, seed=2).fetch(torch.arange(9), 0, SHIFT).inputs
     torch.testing.assert_close(student(inputs), trainee(inputs), rtol=1e-4, atol=1e-5)
@@ -492,7 +492,7 @@ def test_two_sources_and_a_step_that_uses_both(tmp_path):
 
     sources = tuple(Source(name, network, [Logits()], TASK) for name, network in (("one", one), ("two", two)))
     state = perform(
-        runner(student, tmp_path, views=1, epochs=2, batch_size=16, accumulate=2),
+        loop(student, tmp_path, views=1, epochs=2, batch_size=16, accumulate=2),
         [Fit("both", student, step, sources=sources)],
     )
     assert state.forwarded == 2 * 48
@@ -538,12 +538,12 @@ def test_modes_come_back_when_an_evaluation_fails():
 
 def test_metrics_of_a_killed_epoch_are_not_logged_twice(tmp_path):
     student = model()
-    made = runner(student, tmp_path, epochs=2, batch_size=16, checkpoint_seconds=0)
+    made = loop(student, tmp_path, epochs=2, batch_size=16, checkpoint_seconds=0)
     perform(made, plan("none", student, None))
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"event": "epoch", "half a li')
     student = model()
-    perform(runner(student, tmp_path, epochs=2, batch_size=16), plan("none", student, None), resume=True)
+    perform(loop(student, tmp_path, epochs=2, batch_size=16), plan("none", student, None), resume=True)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines if "start" not in line] == ["epoch", "epoch"]
 
@@ -589,7 +589,7 @@ def test_the_moving_average_moves_a_shared_tensor_once():
 def test_an_epoch_without_updates_left_has_no_rate(tmp_path, monkeypatch):
     def fresh():
         student = model()
-        return runner(student, tmp_path, epochs=1, batch_size=16, checkpoint_seconds=0), plan("none", student, None)
+        return loop(student, tmp_path, epochs=1, batch_size=16, checkpoint_seconds=0), plan("none", student, None)
 
     def dying(self, fit, evaluate):
         raise Curtain
