@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import forks
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 import protege
 from protege import UserError
 from protege.commands import app
+from protege.lookup import source_digest
 from protege.methods import Fit, Logits, Method, MethodSettings, named
 from protege.run.study import run_study
 
@@ -233,3 +235,22 @@ def test_a_setting_that_every_run_has_is_refused():
         protege.preview("zoo:cnn_tiny", **RUN, method=Method(lambda setup: [], Settings))
     with pytest.raises(UserError, match="derived from"):
         Method(lambda setup: [], dict)
+
+
+def test_the_code_of_a_method_is_that_of_all_modules_that_it_is_made_of(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / f"parts_{abs(hash(str(tmp_path)))}"
+    package.mkdir()
+    files = {"__init__.py": "", "impl.py": "from .helper import scale\n\n\ndef plan(setup):\n    return scale\n"}
+    files |= {"helper.py": "from . import deep\nscale = 0.1\n", "deep.py": "", "apart.py": ""}
+    for name, text in files.items():
+        (package / name).write_text(text)
+    plan = import_module(f"{package.name}.impl").plan
+    before = source_digest(plan)
+    (package / "apart.py").write_text("nobody imports it = True")
+    assert source_digest(plan) == before
+    for name in ("helper.py", "deep.py"):
+        (package / name).write_text(files[name] + "\nscale = 50\n")
+        assert source_digest(plan) != before
+        (package / name).write_text(files[name])
+    assert source_digest(plan) == before

@@ -3,6 +3,7 @@ imported or run. Where an object lies and what its source is, is told here as we
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib
@@ -15,14 +16,15 @@ from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from dis import get_instructions
 from importlib.machinery import ModuleSpec
-from types import CodeType
+from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import UserError, nearest, told
+from .errors import UserError, nearest, shown, told
 from .torch_utils import admit_torchvision
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, another one in each process
@@ -68,7 +70,7 @@ def find_callable(
             raise UserError(f"module {module_name!r} has no {part!r}, named by {role} {name!r}; {hint}.")
         value = getattr(value, part)
     if not callable(value):
-        raise UserError(f"{role} {name!r} names a {type(value).__name__}; name a function or class that {does}.")
+        raise UserError(f"{role} {name!r} names {shown(value)}; name a function or class that {does}.")
     return value
 
 
@@ -92,6 +94,18 @@ def _value(text: str) -> Any:
         with suppress(ValueError):
             return kind(text)
     return text
+
+
+def refuse_unknown(function: Callable[..., Any], arguments: Mapping[str, Any], what: str) -> None:
+    """Raise `UserError` for an argument that a function does not take."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of no readable signature
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    if unknown := min(set(arguments) - set(parameters), default=""):
+        raise UserError(f"{what} has no argument {unknown!r}; {nearest(unknown, parameters)}.")
 
 
 def place_of(value: Any, module: str | None = None) -> str | None:
@@ -271,7 +285,7 @@ def _bound(code: CodeType, top: bool = True) -> Iterator[str]:
 def source_digest(function: Any, module: str = "") -> str:
     """What tells a callable from others: the source of the module (of this name, or else its own) or of itself, and
     what it holds: arguments of a partial, variables of a closure, attributes of an object."""
-    source = [_source(sys.modules[module])] if module in sys.modules else []
+    source = [_source_of_all(sys.modules[module])] if module in sys.modules else []
     return hashlib.sha256("\n".join([*source, *_told(function, set())]).encode()).hexdigest()
 
 
@@ -289,7 +303,7 @@ def _told(value: Any, seen: set[int]) -> Iterator[str]:
     elif inspect.isroutine(value) or isinstance(value, type):
         yield f"{value.__module__}:{value.__qualname__}"
         module = sys.modules.get(value.__module__)
-        yield (_source(module) if value.__module__ != "__main__" else "") or _source(value)
+        yield (_source_of_all(module) if module and value.__module__ != "__main__" else "") or _source(value)
         if inspect.isfunction(value):
             yield str(list(value.__code__.co_positions())[-1])  # of several on one line, which
             yield from _told([value.__defaults__, dict(inspect.getclosurevars(value).nonlocals)], seen)
@@ -299,6 +313,44 @@ def _told(value: Any, seen: set[int]) -> Iterator[str]:
         yield from _told([type(value), getattr(value, "__dict__", {})], seen)
     else:
         yield _ADDRESS.sub("", repr(value))
+
+
+def _source_of_all(module: ModuleType) -> str:
+    """The source of a module, and of those of its own package, or else of its folder, that it imports, and they in
+    turn: by their files, whether they have been imported yet or not."""
+    file, top = getattr(module, "__file__", None), module.__name__.partition(".")[0]
+    if not file:
+        return _source(module)
+    depth = module.__name__.count(".") + Path(file).name.startswith("__init__.")
+    root = Path(file).resolve().parents[depth]
+    installed = root.name in ("site-packages", "dist-packages")
+    sources: dict[str, str] = {}
+    waiting = [module.__name__]
+    while waiting:
+        name = waiting.pop()
+        place = root.joinpath(*name.split("."))
+        path = next((p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()), None)
+        if name in sources or path is None or (installed and name.partition(".")[0] != top):
+            continue
+        sources[name] = path.read_text(encoding="utf-8", errors="replace")
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        waiting += _imports(sources[name], package)
+    return "\n".join(sources[name] for name in sorted(sources)) or _source(module)
+
+
+def _imports(source: str, package: str) -> Iterator[str]:
+    """The names of modules that a module in ``package`` may import."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*filter(None, parts), *([node.module] if node.module else [])])
+            yield from filter(None, [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)])
 
 
 def _source(written: Any) -> str:

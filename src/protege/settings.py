@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from types import UnionType
@@ -23,6 +25,17 @@ class Settings(BaseModel):
     """Settings, each of which is checked on its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _listed(cls, value: Any, info: ValidationInfo) -> Any:
+        """A list as the command line gives it: with commas between, or as JSON."""
+        if not isinstance(value, str) or get_origin(cls.model_fields[str(info.field_name)].annotation) is not list:
+            return value
+        if value.lstrip().startswith("["):
+            with suppress(ValueError):
+                return json.loads(value)
+        return [word.strip() for word in value.split(",") if word.strip()]
 
     @field_validator("*")
     @classmethod

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..lookup import find_callable, place_of, source_digest, typed
+from ..lookup import find_callable, place_of, refuse_unknown, source_digest, split_query, typed
 from .given import ImageKind, image_pixels
 from .pixels import Deviation
 from .views import Draw, draws
@@ -47,20 +47,25 @@ class Transform:
 
     @classmethod
     def named(cls, name: str) -> Transform:
-        """The callable at `package.module:attribute`; a class is called without arguments to make one."""
+        """The callable at `package.module:attribute`; a class is called to make one, and arguments stand in the name,
+        `package.module:attribute?size=3`."""
         if name.startswith(PYTHON):
             raise UserError(
                 f"the transform of augment '{name}' was given in Python, which a recipe cannot hold; expected it "
                 "again: pass augment= to the function."
             )
-        function = find_callable(name, "augment", "takes an image and returns one")
-        if isinstance(function, type):
+        place, arguments = split_query(name, "augment")
+        function = find_callable(place, "augment", "takes an image and returns one")
+        refuse_unknown(function, arguments, f"augment {name!r}")
+        if not isinstance(function, type):
+            function = functools.partial(function, **arguments) if arguments else function
+        else:
             try:
-                function = function()
+                function = function(**arguments)
             except Exception as error:
                 raise UserError(
-                    f"augment {name!r} cannot be made with {typed(error)}; name a function, or a class without "
-                    "arguments."
+                    f"augment {name!r} cannot be made with {typed(error)}; name a function, or a class whose arguments "
+                    "have defaults or stand in the name."
                 ) from error
         return cls(name, source_digest(function, name.partition(":")[0]), function)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import losses
 from ..errors import UserError, nearest, told
-from ..lookup import GivenInPython, find_callable, place_of, split_query
+from ..lookup import GivenInPython, find_callable, place_of, refuse_unknown, split_query
 from ..losses import divergence, true_probability
 from ..signals import Logits, Signal, Source, TopK
 from ..synonyms import VALUE_NAMES
@@ -133,18 +133,16 @@ def function_of(name: str) -> Callable[..., Any]:
     otherwise = f", or use {', '.join(TARGETS)}"
     does = "turns a teacher's rows into distributions"
     function = _given.find(name) or find_callable(place, "target", does, otherwise)
-    known = inspect.signature(function).parameters
-    if unknown := min(set(arguments) - set(known), default=""):
-        raise UserError(f"target {name!r} has no argument {unknown!r}; {nearest(unknown, known)}.")
+    refuse_unknown(function, arguments, f"target {name!r}")
     return partial(function, **arguments) if arguments else function
 
 
 def find_target(name: str) -> Knowledge:
     """What a name or ``package.module:function`` stands for. Raises `UserError` where there is none."""
-    return TARGETS[name] if name in TARGETS else from_outside(function_of(name))
+    return TARGETS[name] if name in TARGETS else from_outside(function_of(name), name)
 
 
-def from_outside(function: Callable[..., Any]) -> Knowledge:
+def from_outside(function: Callable[..., Any], name: str = "") -> Knowledge:
     """A function of the teacher's logits ``[M, K]`` that returns distributions over the K classes, ``[M, K]`` or a
     `losses.Target`, as an entry of the table.
 
@@ -180,7 +178,7 @@ def from_outside(function: Callable[..., Any]) -> Knowledge:
         batch = next(setup.transfer.batches(4, positions=setup.transfer.positions[:4]))
         logits = Source("teacher", setup.teacher, [Logits()], setup.task).compute(batch.inputs)["logits"].float()
         rows, labels, _ = setup.task.rows(logits, batch.labels)
-        refuse_no_distributions(function, lambda: target_of(rows, labels, **settings), rows)
+        refuse_no_distributions(name or name_of(function), lambda: target_of(rows, labels, **settings), rows)
         return settings
 
     defaults = {"weight": 0.9, **({"temperature": None} if heated else {})}
@@ -188,9 +186,8 @@ def from_outside(function: Callable[..., Any]) -> Knowledge:
 
 
 @torch.no_grad()
-def refuse_no_distributions(function: Any, make: Callable[[], losses.Target], rows: Tensor) -> None:
+def refuse_no_distributions(name: str, make: Callable[[], losses.Target], rows: Tensor) -> None:
     """Raise `UserError` where what is made of a teacher's rows ``[M, K]`` are no distributions."""
-    name = name_of(function)
     try:
         dense = make().dense(rows.shape[1])
     except Exception as error:

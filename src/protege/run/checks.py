@@ -86,9 +86,9 @@ def refuse_another_task(network: Model, task: Task, who: str) -> None:
 def task_of(name: str | None, data: Data, spec: str) -> Task:
     """The task of that name, or the data's own. Raises `UserError` where the data is of another kind."""
     task = find_task(name or data.task)
-    if data.task in (task.of, task.name):
+    if data.task in task.kinds():
         return task
-    fitting = [task for task in TASKS.values() if data.task in (task.name, task.of)]
+    fitting = [task for task in TASKS.values() if data.task in task.kinds()]
     others = " or ".join(task.name for task in fitting)
     raise UserError(
         f"task = {name!r} does not suit the data {spec!r}, which is for {data.task}; expected {others}: change task=…, "

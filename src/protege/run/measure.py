@@ -58,6 +58,11 @@ def measure_baseline(run: Run) -> Baseline:
         known = _remembered(run, _memory(run, run.teacher)) or {"metrics": {}}  # which `with_metrics` then adds
         teacher = {"spec": s.teacher, **size, **known}
     student = _untaught(run, remember)
+    if run.data.test is not None and student["before"] and run.task.metric not in student["before"]:
+        raise UserError(
+            f"task {s.task or run.task.name!r} is judged by {run.task.metric!r}, which its metrics do not give; "
+            f"expected one of {', '.join(student['before'])}: give its class that as metric = …."
+        )
     if not all(map(math.isfinite, student["before"].values())):
         raise UserError(
             f"the student {s.student!r} gives values that are not finite; expected finite outputs: check its weights."

@@ -17,7 +17,7 @@ from .cache import SignalCache, Vanished
 from .folder import VERSION, evict
 from .identity import behaviour
 from .rows import bytes_of_view, halved, layout_of, widened
-from .source import Source
+from .source import Fields, Source
 from .views import Views
 
 logger = logging.getLogger(__name__)
@@ -211,12 +211,12 @@ class Signals:
         the disk can hold."""
         view, index, cache = batch.view, batch.index, self.cache
         if cache is not None and cache.holds(view) and cache.known(view, index):  # unknown: another machine's rows
-            batch.signals[self.source.name] = cache.read(view, index, self.views.device, self._names)
+            batch.signals[self.source.name] = Fields(cache.read(view, index, self.views.device, self._names))
             return len(batch)
         fields = self._forward(self.source, batch.inputs)
         if self.views.count:
             fields = {name: halved(name, value) for name, value in fields.items()}
-        batch.signals[self.source.name] = {name: widened(value) for name, value in fields.items()}
+        batch.signals[self.source.name] = Fields({name: widened(value) for name, value in fields.items()})
         return 0
 
 

@@ -33,6 +33,13 @@ class Signal(Protocol):
         """Named tensors ``[N, …]`` made from the output of that module."""
 
 
+class Fields(dict[str, Tensor]):
+    """What a source says about a batch, by name; one that is not there is told with those that are."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise KeyError(f"{name}; there are {', '.join(self)}")
+
+
 @dataclass(frozen=True)
 class Logits:
     """The logits in full: field ``logits``, shaped like the network's outputs."""

@@ -20,12 +20,19 @@ FEW = 60  # samples of a class, a tenth of what the usual sets have
 
 @dataclass(frozen=True)
 class Classification(Task):
+    weighed: bool = False  # whether the labels' loss has class weights: then the commonest class is not all that counts
     name = "classification"
+
+    @property
+    def metric(self) -> str:  # type: ignore[override]
+        return "balanced_accuracy" if self.weighed else "accuracy"
 
     def metrics(self, classes: int, device: torch.device | str = "cpu") -> Metrics:
         return CalibratedMetrics(self.rows, classes, device)
 
     def shortfall(self, metrics: Mapping[str, float], details: Mapping[str, Any]) -> Shortfall | None:
+        if not details.get("chance") or not {"accuracy", "nll", "balanced_accuracy"} <= metrics.keys():
+            return None  # metrics of one's own
         chance = Chance(**details["chance"])
         if not chance.explains(metrics["accuracy"], metrics["nll"], metrics["balanced_accuracy"]):
             return None
@@ -37,8 +44,7 @@ class Classification(Task):
         return f"{count} a class are few" if per_class <= FEW else ""
 
     def weighing_classes(self) -> Task:
-        """The commonest class is not all that counts."""
-        return replace(self, metric="balanced_accuracy")
+        return replace(self, weighed=True)
 
 
 class CalibratedMetrics(ClassMetrics):

@@ -27,7 +27,7 @@ CONSTANT = 1e-6  # spread of directions below which vectors do not tell images a
 
 @dataclass(frozen=True)
 class Embeddings(Task):
-    metric: str = "cosine"
+    metric = "cosine"
     teacher: Any = None  # of the run
     name = "embeddings"
     of = "classification"
@@ -72,7 +72,7 @@ class Embeddings(Task):
         return (self.teacher,)
 
     def shortfall(self, metrics: Mapping[str, float], details: Mapping[str, Any]) -> Shortfall | None:
-        if details["spread"] > CONSTANT:
+        if details.get("spread", 1.0) > CONSTANT:
             return None
         return Shortfall("spread of its vectors", details["spread"], 0.0)
 

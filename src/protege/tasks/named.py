@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError, nearest, shown
-from ..lookup import GivenInPython, find_callable, place_of, split_query, typed
+from ..lookup import GivenInPython, find_callable, place_of, refuse_unknown, split_query, typed
 from .classification import Classification
 from .embeddings import Embeddings
 from .language import Language
@@ -59,6 +59,7 @@ def is_own(name: str) -> bool:
 
 def _made(value: Any, name: str, arguments: Mapping[str, Any]) -> Task:
     if not isinstance(value, Task):
+        refuse_unknown(value, arguments, f"task {name!r}")
         try:
             value = value(**arguments)
         except Exception as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -52,9 +53,9 @@ class Task:
     the sentence that refuses a setting without a meaning here. ``of`` is the kind of data it is a task of.
     """
 
-    metric: str = "accuracy"
-    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     name: ClassVar[str]
+    metric: ClassVar[str] = "accuracy"
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     of: ClassVar[str] = ""  # where that is not its name
     higher_is_better: ClassVar[bool] = True
     accuracy_name: ClassVar[str] = "accuracy"
@@ -70,6 +71,11 @@ class Task:
     )
     targets: ClassVar[Mapping[str, str]] = {}
     unsuited: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def kinds(cls) -> set[str]:
+        """The kinds of data that it is a task of: its own, and those of the classes that it derives from."""
+        return {getattr(kind, "of", "") or getattr(kind, "name", "") for kind in cls.__mro__} - {""}
 
     # ---- rows and their losses: tensors in, tensors out ------------------------------------------------------
 

@@ -19,6 +19,7 @@ from ..errors import UserError, shown, told
 from ..models.placing import place
 from ..signals import Views
 from ..signals.rows import widened
+from ..signals.source import Fields
 from ..torch_utils import as_it_was
 from .phase import Fit
 from .plan import Plan
@@ -81,7 +82,7 @@ def _step(phase: Fit, train: Views, count: int, autocast: Callable[[], AbstractC
             place(source.network, train.device)
             with torch.no_grad():
                 fields = source.compute(batch.inputs)
-            batch.signals[source.name] = {name: widened(value) for name, value in fields.items()}
+            batch.signals[source.name] = Fields({name: widened(value) for name, value in fields.items()})
         learning = {id(p) for n, p in phase.trainee.named_parameters() if p.requires_grad and phase.learns(n)}
         phase.trainee.train()
         for module in phase.trainee.modules():
