@@ -9,6 +9,7 @@ import forks
 import pytest
 import tomli_w
 import torch
+from pydantic import Field
 from safetensors.torch import load_file
 
 import protege
@@ -254,3 +255,14 @@ def test_the_code_of_a_method_is_that_of_all_modules_that_it_is_made_of(tmp_path
         assert source_digest(plan) != before
         (package / name).write_text(files[name])
     assert source_digest(plan) == before
+
+
+def test_settings_that_are_lists_are_text_with_commas_or_json(here):
+    class Settings(MethodSettings):
+        names: list[str] = Field(default_factory=list)
+        sizes: list[int] = Field(default_factory=list)
+
+    read = Settings.model_validate({"names": "a, b", "sizes": "[1, 2]"})
+    assert (read.names, read.sizes) == (["a", "b"], [1, 2])
+    with pytest.raises(ValueError, match="valid integer"):
+        Settings.model_validate({"sizes": "1,x"})

@@ -175,3 +175,5 @@ def test_arguments_of_a_target_stand_in_its_name(mine):
         assert not knowledge.needs_labels, "a second argument with a default is no label"
     with pytest.raises(UserError, match="has no argument 'pover'; did you mean 'power'"):
         function_of(f"{mine}:powered?pover=3")
+    with pytest.raises(UserError, match="sets 'temperature', which the run gives it"):
+        function_of(f"{mine}:powered?temperature=7")

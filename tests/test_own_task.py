@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import forks
@@ -34,6 +35,38 @@ class Dots(Embeddings):
 
 def make():
     return Focal()
+
+
+class Top3:
+    def __init__(self):
+        self.right = self.count = 0
+
+    def update(self, outputs, labels, inputs=None):
+        self.right += int((outputs.topk(3, 1).indices == labels[:, None]).sum())
+        self.count += len(labels)
+
+    def compute(self):
+        return {"top3": self.right / max(1, self.count)}
+
+    def details(self):
+        return {}
+
+
+class ThreeGuesses(Classification):
+    name = "three_guesses"
+    metric = "top3"
+
+    def metrics(self, classes, device="cpu"):
+        return Top3()
+
+
+class Unmeasured(ThreeGuesses):
+    metric = "top5"
+
+
+class Late(ThreeGuesses):
+    def better(self, new, old):
+        raise ZeroDivisionError("too late")
 
 
 def faulty():
@@ -141,6 +174,8 @@ def test_a_task_with_a_name_of_its_own_leaves_a_student_that_loads(here):
         ("nothing", "has no 'nothing'"),
         ("Nameless", "has no name; expected a text"),
         ("faulty", "fails with AttributeError.*correct it"),
+        ("Focal?gama=3", "has no argument 'gama'; did you mean 'gamma'"),
+        ("Unmeasured", "is judged by 'top5', which its metrics do not give; expected one of top3"),
     ],
 )
 def test_what_is_no_task_is_refused_before_anything_is_written(here, name, says):
@@ -157,3 +192,39 @@ def test_a_task_for_other_data_and_an_unknown_name_are_refused(here):
         protege.train(**RUN, task=f"{here}:Words", out="out")
     with pytest.raises(UserError, match=r"input should be .*'embeddings' or package.module:name \(.*'embeddings'"):
         protege.train(**RUN, task="embedings", out="out")
+
+
+def test_metrics_of_ones_own_are_judged_shown_and_remembered_apart(here, digits_teacher):
+    plain = protege.distill(str(digits_teacher), method="kd", **RUN, out="plain")
+    result = protege.distill(str(digits_teacher), method="kd", **RUN, task=f"{here}:ThreeGuesses", out="three")
+    assert set(result.metrics) == {"top3"}
+    teacher, digits = protege.load_model(str(digits_teacher)), protege.load_data("digits").test
+    logits, labels = [], []
+    for batch in protege.data.batches(digits, [torch.arange(len(digits))], -1, protege.data.Augment()):
+        logits.append(teacher.eval()(batch.inputs).detach())
+        labels.append(batch.labels)
+    right = (torch.cat(logits).topk(3, 1).indices == torch.cat(labels)[:, None]).any(1).double().mean().item()
+    assert result.result["teacher"]["metrics"] == {"top3": pytest.approx(right)}
+    assert "accuracy" in plain.result["teacher"]["metrics"], "figures of other tasks are not taken for these"
+    again = protege.distill(str(digits_teacher), method="kd", **RUN, out="again")
+    assert again.result["teacher"]["metrics"] == plain.result["teacher"]["metrics"]
+
+
+def test_what_fails_late_is_one_sentence(here):
+    with pytest.raises(UserError, match=r"the task '.*:Late' fails with ZeroDivisionError: too late; correct it"):
+        protege.train(**RUN, task=f"{here}:Late", select="best", validation=0.2, out="late")
+
+
+def test_tasks_given_in_python_are_known_by_what_they_hold(here):
+    sys.path.insert(0, ".")
+    focal = import_module(here).Focal
+    protege.train(**RUN, task=focal(gamma=2.0), out="run")
+    protege.train(task=focal(gamma=2.0), out="run", resume=True)
+    with pytest.raises(UserError, match="another code of the task"):
+        protege.train(task=focal(gamma=50.0), out="run", resume=True)
+
+    class Local(import_module(here).ThreeGuesses):
+        name = "local"
+
+    protege.train(**RUN, task=Local, out="local")
+    assert protege.load_model("local/student").task == "classification", "the kind that it derives from"

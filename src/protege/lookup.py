@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import UserError, nearest, shown, told
+from .errors import UserError, nearest, out_of_memory, shown, told
 from .torch_utils import admit_torchvision
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, another one in each process
@@ -171,7 +171,7 @@ def blaming(what: str, outside: bool) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not outside:
+        if not outside or isinstance(error, OSError) or out_of_memory(error, trains=True):
             raise
         raise UserError(f"{what} fails with {typed(error)}; correct it.") from error
 

@@ -134,6 +134,12 @@ def function_of(name: str) -> Callable[..., Any]:
     does = "turns a teacher's rows into distributions"
     function = _given.find(name) or find_callable(place, "target", does, otherwise)
     refuse_unknown(function, arguments, f"target {name!r}")
+    first, *_ = inspect.signature(function).parameters
+    if taken := sorted({first, "labels", "temperature"} & set(arguments)):
+        raise UserError(
+            f"target {name!r} sets {taken[0]!r}, which the run gives it; expected other arguments in its name, and a "
+            "temperature as temperature=…: leave it out."
+        )
     return partial(function, **arguments) if arguments else function
 
 

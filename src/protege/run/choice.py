@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from ..diagnosis import at_chance
 from ..errors import UserError
 from ..methods.teaching import TARGET_KEYS, beside
-from ..tasks import TASKS
+from ..tasks import TASKS, find_task
 from .diagnose import diagnose
 from .folder import resumed_settings
 from .recipe import Recipe, make_recipe, size_in_bytes
@@ -22,16 +22,16 @@ def with_method(given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, 
     """The settings, with method ``auto`` replaced by what a diagnosis recommends; what is given stays as it is."""
     if given.get("method") != "auto":
         return given
-    if (task := given.get("task")) in TASKS and not TASKS[task].labelled:
-        raise UserError(
-            f"method 'auto' goes by what a teacher says about classes, which the task {task!r} does not have; expected "
-            "a method by name: choose kd or skd."
-        )
     for key in ("teacher", "student", "data"):
         if given.get(key) is None:
-            raise UserError(f"method 'auto' has no {key}; expected one to look at: add --{key}.")
+            raise UserError(f"method 'auto' has no {key}; expected one to look at: add {key}=….")
     options = {key: given[key] for key in ("fraction", "samples", "seed", "precision") if given.get(key) is not None}
     typed = make_recipe({k: v for k, v in given.items() if k in Recipe.model_fields} | {"method": "kd"})
+    if typed.task and not find_task(typed.task).labelled:
+        raise UserError(
+            f"method 'auto' goes by what a teacher says about classes, which the task {typed.task!r} does not have; "
+            "expected a method by name: choose kd or skd."
+        )
     options = {key: getattr(typed, key) for key in options} | {"trust": typed.trust}
     specs = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
     diagnosis = diagnose(

@@ -21,6 +21,7 @@ from ..files import write_json
 from ..models import Model
 from ..signals.identity import behaviour, fingerprint
 from ..signals.signals import PROBE
+from ..tasks import task_digest
 from ..torch_utils import eval_mode, tensors_of
 from ..training.agreement import judges_of
 from ..training.evaluate import refuse_unfit
@@ -29,7 +30,7 @@ from .prepare import Run
 from .result import sizes
 
 FRESH = 500  # test samples that a student is tried on before it is taught
-VERSION = 3  # of what is remembered; another one is measured anew
+VERSION = 4  # of what is remembered; another one is measured anew
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,13 @@ def with_metrics(run: Run, teacher: dict[str, Any]) -> dict[str, Any]:
     earlier one has remembered them."""
     if run.teacher is None or teacher["metrics"] or run.data.test is None:
         return teacher
-    metrics, details = _measured(run, run.teacher, "teacher")
-    if run.loop.accelerator.is_main_process:
-        _remember(_memory(run, run.teacher), {"metrics": metrics, **details})
-    return {**teacher, "metrics": metrics, **details}
+    path = _memory(run, run.teacher)
+    if (known := _remembered(run, path)) is None:
+        metrics, details = _measured(run, run.teacher, "teacher")
+        known = {"metrics": metrics, **details}
+        if run.loop.accelerator.is_main_process:
+            _remember(path, known)
+    return {**teacher, **known}
 
 
 def measure_after(run: Run) -> tuple[dict[str, float], dict[str, Any]]:
@@ -166,7 +170,7 @@ def _memory(run: Run, network: Model) -> Path | None:
     with eval_mode(network), torch.no_grad(), loop.autocast():
         shown = behaviour({"logits": network(first.inputs)})
     judges = [fingerprint(judge) for judge in loop.task.judges]
-    parts = [VERSION, fingerprint(network), shown, test.fingerprint(), how, *judges]
+    parts = [VERSION, fingerprint(network), shown, test.fingerprint(), how, task_digest(loop.task), *judges]
     return cache_root() / "evaluations" / f"{_digest(parts)}.json"
 
 

@@ -25,7 +25,7 @@ from ..models import Model, held_out_by, known_ranges
 from ..models.opening import open_networks
 from ..models.placing import place
 from ..models.precision import on_cpu, resolve_precision
-from ..tasks import TASKS, Task, is_own
+from ..tasks import Task, is_own, name_in_folders, task_digest
 from ..training.loop import Loop
 from ..training.plan import defaults
 from ..training.progress import Display
@@ -103,7 +103,8 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     if teacher is not None:
         refuse_another_task(teacher, task, "teacher")
         place(teacher, device)
-    task, student.task = task.taught_by(teacher), task.name if task.name in TASKS else str(s.task).partition("?")[0]
+    student.task = name_in_folders(task, s.task)
+    task, code = task.taught_by(teacher), task_digest(task)
     place(student, device)
     student.check_savable()
     lasting = os.path.exists(os.path.expanduser(s.student))  # a fresh network is another one in every run
@@ -123,7 +124,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
         outline = method.preview(setup) if method.preview else []
         phases = method(setup)
     if s.task and is_own(s.task):
-        origin |= {"code of the task": source_digest(type(task))}
+        origin |= {"code of the task": code}
     if is_outside(s.method):
         origin |= {"code of the method": source_digest(method.plan)}
     if (target := getattr(method_settings, "target", "kd")) not in TARGETS:

@@ -74,8 +74,9 @@ def perform(
             checkpoint = load_checkpoint(out / "checkpoint") if resume else None
             start = check(run, checkpoint)
             open_folder(run, start, hold, resume, overwrite)
-            state = run.loop.run(checkpoint, start.record["origin"])
-            result = end(run, start.record, state)
+            with blaming(f"the task {settings.task!r}", bool(settings.task and is_own(settings.task))):
+                state = run.loop.run(checkpoint, start.record["origin"])
+                result = end(run, start.record, state)
         return Result(run.student, result["student"]["metrics"], result, out)
 
 

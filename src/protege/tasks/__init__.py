@@ -9,7 +9,7 @@ from .classification import BINS, Classification, bin_of
 from .embeddings import Embeddings
 from .language import Language
 from .metrics import Metrics
-from .named import TASKS, find_task, is_own, shipped_task, task_name
+from .named import TASKS, find_task, is_own, name_in_folders, shipped_task, task_digest, task_name
 from .segmentation import Segmentation
 from .task import Shortfall, Task
 
@@ -27,6 +27,8 @@ __all__ = [
     "bin_of",
     "find_task",
     "is_own",
+    "name_in_folders",
     "shipped_task",
+    "task_digest",
     "task_name",
 ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from ..errors import UserError, nearest, shown
-from ..lookup import GivenInPython, find_callable, place_of, refuse_unknown, split_query, typed
+from ..lookup import GivenInPython, find_callable, place_of, refuse_unknown, source_digest, split_query, typed
 from .classification import Classification
 from .embeddings import Embeddings
 from .language import Language
@@ -50,6 +52,25 @@ def task_name(task: Any) -> str:
     hint = nearest(str(task), TASKS, " ").strip()
     message = f"input should be {', '.join(map(repr, TASKS))} or package.module:name"
     raise ValueError(f"{message} ({hint})" if hint else message)
+
+
+def task_digest(task: Task) -> str:
+    """What tells a task from others: its name, or of one's own its code and attributes; networks tell themselves."""
+    if type(task) is type(TASKS.get(task.name)):
+        return task.name
+    values = {key: value for key, value in vars(task).items() if not isinstance(value, nn.Module)}
+    return source_digest([type(task), values])
+
+
+def name_in_folders(task: Task, spec: str | None) -> str:
+    """What a student's folder says that it has learned: a task of this package, or the place of one's own; of one that
+    no module has, the kind that it derives from."""
+    if task.name in TASKS:
+        return task.name
+    if spec and not spec.startswith(GivenInPython.begins):
+        return spec.partition("?")[0]
+    names = (getattr(kind, "name", None) for kind in type(task).__mro__)
+    return next((name for name in names if name in TASKS), task.of)
 
 
 def is_own(name: str) -> bool:
