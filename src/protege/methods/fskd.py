@@ -268,7 +268,7 @@ def _prepared(model: Model, raw: Tensor) -> Tensor:
 
 
 def preview(setup: Setup) -> list[dict[str, Any]]:
-    """The alignment points, one row each: what ``--dry-run`` prints. Raises where the two do not correspond.
+    """The alignment points, one row each: what a preview prints. Raises where the two do not correspond.
 
     A run calls it before `plan`.
     """

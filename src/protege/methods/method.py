@@ -134,7 +134,7 @@ class Method:
     """A plan of phases, the settings it reads, whether it needs a teacher, and what it does with labels.
 
     ``defaults`` are fit settings that suit the method better than the common defaults. ``preview`` gives the rows of
-    the table that ``--dry-run`` prints: how the method will treat these two networks. Samples of a method that never
+    the table that a preview prints: how the method will treat these two networks. Samples of a method that never
     reads ``labels`` are drawn without them as well; one that can do without them draws them class by class if it can.
     """
 
