@@ -150,10 +150,10 @@ def _measured(run: Run, network: Model, title: str) -> tuple[dict[str, float], d
     if run.teacher is None or network is run.teacher:
         return {}, {}
     samples = loop.train.samples
-    judges, unseen = judges_of(loop.train.positions, len(samples))
+    chosen, unseen = judges_of(loop.train.positions, len(samples))
     measured = run.task.unlabelled_metrics(loop.classes, run.teacher, loop.device)
-    metrics, details = loop.evaluate(network, samples, judges, title, measured)
-    return metrics, {**details, "measured_on": {"samples": len(judges), "unseen": unseen}}
+    metrics, details = loop.evaluate(network, samples, chosen, title, measured)
+    return metrics, {**details, "measured_on": {"samples": len(chosen), "unseen": unseen}}
 
 
 # ---- figures that are remembered: a study pays once ----------------------------------------------------------------
@@ -169,8 +169,8 @@ def _memory(run: Run, network: Model) -> Path | None:
     first = next(batches(test, [positions], CLEAN, Augment(), device=loop.device))
     with eval_mode(network), torch.no_grad(), loop.autocast():
         shown = behaviour({"logits": network(first.inputs)})
-    judges = [fingerprint(judge) for judge in loop.task.judges]
-    parts = [VERSION, fingerprint(network), shown, test.fingerprint(), how, task_digest(loop.task), *judges]
+    references = [fingerprint(other) for other in loop.task.references]
+    parts = [VERSION, fingerprint(network), shown, test.fingerprint(), how, task_digest(loop.task), *references]
     return cache_root() / "evaluations" / f"{_digest(parts)}.json"
 
 

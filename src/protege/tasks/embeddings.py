@@ -68,7 +68,7 @@ class Embeddings(Task):
         return VectorMetrics(teacher, device)
 
     @property
-    def judges(self) -> tuple[nn.Module, ...]:
+    def references(self) -> tuple[nn.Module, ...]:
         return (self.teacher,)
 
     def shortfall(self, metrics: Mapping[str, float], details: Mapping[str, Any]) -> Shortfall | None:

@@ -147,7 +147,7 @@ class Task:
         return old is None or (new > old if self.higher_is_better else new < old)
 
     @property
-    def judges(self) -> tuple[nn.Module, ...]:
+    def references(self) -> tuple[nn.Module, ...]:
         """The networks that metrics depend on beside the one that is judged."""
         return ()
 

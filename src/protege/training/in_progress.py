@@ -31,7 +31,7 @@ class FitInProgress:
     optimizer: Any
     average: MovingAverage | None
     signals: list[Signals]
-    judges: list[Signals]  # the same signals of the samples that the phase's own loss is evaluated on
+    held_signals: list[Signals]  # the same signals of the samples that the phase's own loss is evaluated on
     steps: int  # updates in an epoch
     epochs: int
     clock: float = 0.0  # when this epoch began, its fill included

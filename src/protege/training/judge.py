@@ -31,7 +31,7 @@ def held_out_losses(
     network.eval()
     with torch.no_grad():
         for batch in batches:
-            for signals in fit.judges:
+            for signals in fit.held_signals:
                 signals.attach(batch)
             with autocast():
                 losses = fit.phase.step(network, batch)

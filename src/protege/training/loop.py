@@ -232,8 +232,8 @@ class Loop:
         wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
         signals = [self._signals(source, self.train) for source in phase.sources]
         judged = self.judged if phase.select_by else None
-        judges = [] if judged is None else [self._signals(source, judged) for source in phase.sources]
-        for number, asked in enumerate([*signals, *judges]):
+        held_signals = [] if judged is None else [self._signals(source, judged) for source in phase.sources]
+        for number, asked in enumerate([*signals, *held_signals]):
             if (cache := asked.open().cache) is not None:
                 room = min(gather_object([cache.capacity])) if self.world > 1 else cache.capacity
                 # a resumed run stores the views it began to store, whatever the disk now has
@@ -241,7 +241,7 @@ class Loop:
         if saved:
             restore_random(saved["random"], self.rank, self.device)
         return FitInProgress(
-            phase, settings, self.student, wrapped, trainee, optimizer, average, signals, judges, steps, epochs
+            phase, settings, self.student, wrapped, trainee, optimizer, average, signals, held_signals, steps, epochs
         )
 
     def _end_fit(self, fit: FitInProgress) -> None:
@@ -256,7 +256,7 @@ class Loop:
             if asked.cache is not None and asked.source.lasting:
                 self.state.caches.append(asked.cache.describe())
         self.accelerator.wait_for_everyone()
-        for asked in [*fit.signals, *fit.judges]:
+        for asked in [*fit.signals, *fit.held_signals]:
             asked.release()
             if asked.cache is not None and not asked.source.lasting and self.accelerator.is_main_process:
                 asked.cache.remove()
@@ -369,7 +369,7 @@ class Loop:
     def _judge(self, fit: FitInProgress, network: nn.Module, judged: Views) -> dict[str, float]:
         """Task metrics of the network that the phase would keep, or its own loss on these samples."""
         if fit.phase.select_by is not None:
-            for asked in fit.judges:
+            for asked in fit.held_signals:
                 self._fill(asked, CLEAN)
         clock = time.perf_counter()
         if fit.phase.select_by is None:
@@ -377,7 +377,7 @@ class Loop:
             metrics = self.evaluate(kept, judged.samples, judged.positions)[0]
         else:
             order = judged.positions.split(forward_size(judged.samples, BLOCK))[self.rank :: self.world]
-            batches = self.feeder.stream(fit.phase, judged, order, CLEAN, fit.judges)
+            batches = self.feeder.stream(fit.phase, judged, order, CLEAN, fit.held_signals)
             metrics = held_out_losses(fit, network, batches, len(judged), self.autocast, self.world)
         self.journal.spent("evaluate", clock)
         return metrics
