@@ -20,6 +20,33 @@ PIECES, PIECE = 1024, 1 << 18  # of more than that, so many are read, each of so
 _PARTS, _PART = 16, 1 << 12  # of a large image, to give it its place
 
 
+class Stamps:
+    """Size and time of numbered files when they were first read, so that what is read of them later is the same."""
+
+    def __init__(self, count: int) -> None:
+        self._known = np.full((count, 2), -1, np.int64)
+
+    def check(self, number: int, path: str | Path, name: str) -> None:
+        """To be called after a file was read, and before its content is hashed too; `name`: what it is called. Raises
+        UserError where it has changed since the first time."""
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise UserError(f"{name} cannot be read ({error.strerror}); restore or remove it.") from error
+        now, known = (stat.st_size, stat.st_mtime_ns), self._known[number]
+        if known[0] < 0:
+            known[:] = now
+        elif tuple(known.tolist()) != now:
+            raise UserError(
+                f"{name} has changed since the data was opened; expected the same until the end: load the data again."
+            )
+
+    def part(self, index: Tensor) -> Stamps:
+        other = Stamps(0)
+        other._known = self._known[index.numpy()]
+        return other
+
+
 def content_of(paths: Sequence[Path], everything: bool = False) -> str:
     """Digest of what files hold: of all up to `READ` bytes together, or of `everything`; beyond that of the size and
     time of each, and of 1,024 pieces of up to 256 KiB that are evenly spread."""

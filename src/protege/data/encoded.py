@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .augment import Augment
-from .contents import content_of, place_of_bytes, places_of_files
+from .contents import Stamps, content_of, place_of_bytes, places_of_files
 from .dataset import Data, Request
 from .decode import Form, Named, decode, decode_all, in_threads
 from .kept import KeptPixels
@@ -139,24 +139,42 @@ class Source(ABC):
 
 
 class Files(Source):
-    """Images in files of their own."""
+    """Images, or masks, in files of their own."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
+    def __init__(self, paths: Sequence[Path], kind: str = "image", stamps: Stamps | None = None) -> None:
+        self.paths, self.kind = list(paths), kind
+        self._stamps = stamps or Stamps(len(self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, position: int) -> Named:
-        path = self.paths[position]
-        with readable(f"image {path}"):
-            return path.read_bytes(), f"image {path}"
+        path, name = self.paths[position], self.name(position)
+        with readable(name):
+            data = path.read_bytes()
+        self.check(position)
+        return data, name
+
+    def name(self, position: int) -> str:
+        """What a file is called in a sentence."""
+        return f"{self.kind} {self.paths[position]}"
+
+    def check(self, position: int) -> None:
+        """Raise UserError where a file is not as it was when it was first read."""
+        self._stamps.check(position, self.paths[position], self.name(position))
+
+    def check_all(self) -> None:
+        for position in range(len(self)):
+            self.check(position)
 
     def part(self, index: Tensor) -> Files:
-        return Files([self.paths[i] for i in index.tolist()])
+        return Files([self.paths[i] for i in index.tolist()], self.kind, self._stamps.part(index))
 
     def fingerprint(self, everything: bool = False) -> str:
-        return content_of(self.paths, everything)
+        self.check_all()
+        digest = content_of(self.paths, everything)
+        self.check_all()
+        return digest
 
     def places(self) -> Tensor:
         return places_of_files(self.paths)
@@ -166,9 +184,9 @@ class FromSource:
     """Reads an image of a source, and its mask where there are files of `masks`."""
 
     def __init__(
-        self, source: Source, form: Form, masks: Sequence[Path] = (), mask_form: MaskForm | None = None
+        self, source: Source, form: Form, masks: Files | None = None, mask_form: MaskForm | None = None
     ) -> None:
-        self.source, self.form, self.masks, self.mask_form = source, form, list(masks), mask_form
+        self.source, self.form, self.masks, self.mask_form = source, form, masks, mask_form
         self.shape = (form.channels, form.height, form.width)
         self.crops = mask_form is None
 
@@ -182,18 +200,24 @@ class FromSource:
             crop = partial(boxes, augment, torch.tensor([position]), view)
         with _of_one_form():
             pixels, _ = decode(data, name, self.form, crop)
-        if self.mask_form is None:
+        if self.masks is None or self.mask_form is None:
             return pixels, None
-        values = fitted_mask(read_mask(self.masks[position]), self.form.height, self.form.width)
+        values = fitted_mask(read_mask(self.masks.paths[position]), self.form.height, self.form.width)
+        self.masks.check(position)
         return pixels, self.mask_form.classes_of(values)
 
     def content(self, labels: Tensor | None) -> str:
         form = self.form
-        if self.mask_form is None:
+        if self.masks is None or self.mask_form is None:
             text = f"{self.source.fingerprint()} {form}"
             return hashlib.sha256(text.encode() + (b"" if labels is None else labels.numpy().tobytes())).hexdigest()
         assert isinstance(self.source, Files)
-        files = content_of([path for pair in zip(self.source.paths, self.masks, strict=True) for path in pair])
+        pairs = self.source, self.masks
+        for part in pairs:
+            part.check_all()
+        files = content_of([path for pair in zip(*(part.paths for part in pairs), strict=True) for path in pair])
+        for part in pairs:
+            part.check_all()
         sides = f"height={form.height}, width={form.width}, channels={form.channels}, ranges={form.ranges}"
         meaning = f"table={self.mask_form.table!r}, white={self.mask_form.white}"
         return hashlib.sha256(
@@ -201,7 +225,7 @@ class FromSource:
         ).hexdigest()  # as runs begun before have
 
     def part(self, index: Tensor) -> FromSource:
-        masks = [self.masks[i] for i in index.tolist()] if self.masks else []
+        masks = self.masks and self.masks.part(index)
         return FromSource(self.source.part(index), self.form, masks, self.mask_form)
 
     def relabelled(self, place: Tensor) -> FromSource:
@@ -261,7 +285,7 @@ def in_memory(source: Source, form: Form, survey: Survey, scratch: Path | None =
 
     def decoded(rows: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         if kept is not None:
-            sound = torch.from_numpy(kept.has(rows.numpy()))
+            sound = kept.has(rows.numpy())
             yield rows[sound], None
             rows = rows[~sound]
         if not len(rows):
@@ -269,13 +293,16 @@ def in_memory(source: Source, form: Form, survey: Survey, scratch: Path | None =
         with progress("decoding images", len(rows)) as advance, _of_one_form():
             for pixels, transparent in decode_all(source.chunks(rows.tolist()), form, len(rows)):
                 now, rows = rows[: len(pixels)], rows[len(pixels) :]
-                if kept is not None:
-                    kept.add(now.numpy(), pixels)
+                advance(len(pixels))
                 if survey.transparent is None:
                     survey.transparent = transparent
                     tell_transparent(transparent)
+                if kept is not None:  # pages that stay as they are in the file show what others write there
+                    kept.add(now.numpy(), pixels)
+                    sound = kept.has(now.numpy())
+                    yield now[sound], None
+                    now, pixels = now[~sound], pixels[~sound]
                 yield now, torch.from_numpy(pixels)
-                advance(len(pixels))
 
     return Images(
         torch.from_numpy(np.zeros(shape, np.uint8) if kept is None else kept.pixels),

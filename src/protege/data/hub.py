@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError, told
 from .classes import common_classes, read_naming
-from .contents import READ
+from .contents import READ, Stamps
 from .dataset import Data, Request
 from .datasets import dataset_data
 from .decode import Named
@@ -35,7 +35,7 @@ class HubRows(Source):
     """Encoded images in a column of a split."""
 
     def __init__(self, rows: Any, column: str, name: str) -> None:
-        self.rows, self.column, self.name = rows, column, name
+        self.rows, self.column, self.name, self._stamps = rows, column, name, Stamps(len(rows))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,8 +44,12 @@ class HubRows(Source):
         name = f"image in row {row} of {self.name}"
         if image is None or (image["bytes"] is None and not image["path"]):
             raise UserError(f"{name} is null; every row needs an image.")
+        if image["bytes"]:
+            return image["bytes"], name
         with readable(name):
-            return image["bytes"] or Path(image["path"]).read_bytes(), name
+            data = Path(image["path"]).read_bytes()
+        self._stamps.check(row, image["path"], f"image {image['path']}")
+        return data, name
 
     def read(self, position: int) -> Named:
         return self._named(self.rows[position][self.column], position)

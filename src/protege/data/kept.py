@@ -55,7 +55,7 @@ class KeptPixels:
         self.start = path.stat().st_size - _SUM * shape[0]
         if (self.pixels.shape, self.pixels.dtype) != (shape, np.uint8) or self.start != _start(shape):
             raise ValueError(f"{path} has another form")
-        self._sums = np.fromfile(path, _SUMS, offset=self.start)
+        self._sums = np.memmap(path, _SUMS, "r", offset=self.start)  # what other processes write is seen here
         _mark_used(path)
 
     @classmethod
@@ -74,8 +74,9 @@ class KeptPixels:
         return None
 
     def has(self, rows: np.ndarray) -> np.ndarray:
-        """Which of these images were sound in the file when it was opened, bool."""
-        return np.array([self._sums[row] and self._sums[row] == _sum_of(self.pixels[row]) for row in rows], bool)
+        """Which of these images are sound in the file now, whoever has decoded them, bool."""
+        sums = zip(rows, self._sums[rows].tolist(), strict=True)
+        return np.array([bool(known) and known == _sum_of(self.pixels[row]) for row, known in sums], bool)
 
     def add(self, rows: np.ndarray, pixels: np.ndarray) -> None:
         """Keep the pixels of some images, whose rows are sorted; those that follow each other are written at once."""

@@ -12,8 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from .augment import Augment
 from .batch import Batch
+from .progress import progress
 from .samples import Samples
 from .views import CLEAN
+
+CHECKED = 64
 
 
 class _Fetches(Dataset):
@@ -91,6 +94,14 @@ def batches(
         if isinstance(batch, UserError):
             raise batch
         yield batch if device is None else batch.to(device)
+
+
+def refuse_damaged(samples: Samples, positions: Tensor, workers: int = 0) -> None:
+    """Decode samples (int64 [M]) of a stream and let go of them. Raises UserError naming one that cannot be."""
+    with progress("checking images", len(positions)) as advance:
+        order = positions.split(forward_size(samples, CHECKED)) if len(positions) else ()
+        for batch in batches(samples, order, CLEAN, Augment(), workers=workers):
+            advance(len(batch.index))
 
 
 def bare_batches(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .classes import Naming, RawLabels, common_classes, read_naming
-from .contents import READ, content_of
+from .contents import READ, Stamps, content_of
 from .dataset import Data, Request
 from .decode import Named
 from .encoded import CHUNK, Source, open_images
@@ -167,11 +167,20 @@ class Rows(Source):
     """Images in a column of Parquet files, which are read in order."""
 
     def __init__(self, paths: Sequence[Path], column: str) -> None:
-        self.paths, self.column = list(paths), column
+        self.paths, self.column, self._stamps = list(paths), column, Stamps(len(paths))
+        self._check_all()
         self.ends = list(accumulate(pq.read_metadata(path).num_rows for path in paths))
 
     def __len__(self) -> int:
         return self.ends[-1]
+
+    def _check(self, shard: int) -> None:
+        path = self.paths[shard]
+        self._stamps.check(shard, path, f"data file {path}")
+
+    def _check_all(self) -> None:
+        for shard in range(len(self.paths)):
+            self._check(shard)
 
     def name(self, position: int) -> str:
         """What an image is called in a sentence."""
@@ -186,8 +195,10 @@ class Rows(Source):
 
     def chunks(self, positions: Sequence[int] | None = None) -> Iterator[list[Named]]:
         wanted = np.arange(len(self)) if positions is None else np.asarray(positions)
-        for path, end, start in zip(self.paths, self.ends, [0, *self.ends], strict=False):
-            yield from self._read(path, wanted[(wanted >= start) & (wanted < end)] - start)
+        for shard, (end, start) in enumerate(zip(self.ends, [0, *self.ends], strict=False)):
+            for chunk in self._read(self.paths[shard], wanted[(wanted >= start) & (wanted < end)] - start):
+                self._check(shard)
+                yield chunk
 
     def _read(self, path: Path, rows: np.ndarray) -> Iterator[list[Named]]:
         """The images in sorted rows of a file; groups of rows that hold none of them are passed over."""
@@ -200,7 +211,7 @@ class Rows(Source):
             groups = np.unique(of)
             skipped = (sizes.cumsum() - sizes)[groups] - (sizes[groups].cumsum() - sizes[groups])
             at = rows - skipped[np.searchsorted(groups, of)]  # among the rows of these groups
-            bytes_a_row = sum(group.total_byte_size for group in every) // max(1, len(self))
+            bytes_a_row = sum(group.total_byte_size for group in every) // max(1, int(sizes.sum()))
             most, start = max(1, min(CHUNK, _CHUNK_BYTES // max(1, bytes_a_row))), 0
             for batch in file.iter_batches(most, row_groups=groups.tolist(), columns=[self.column]):
                 inside = (at >= start) & (at < start + len(batch))
@@ -223,7 +234,10 @@ class Rows(Source):
         return chain.from_iterable(self.chunks([*chain.from_iterable(first)]))
 
     def fingerprint(self, everything: bool = False) -> str:
-        return hashlib.sha256(f"{content_of(self.paths, everything)} {self.column}".encode()).hexdigest()
+        self._check_all()
+        content = content_of(self.paths, everything)
+        self._check_all()
+        return hashlib.sha256(f"{content} {self.column}".encode()).hexdigest()
 
     def random_access(self, scratch: Path) -> Source:
         digest = self.fingerprint()

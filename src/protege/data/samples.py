@@ -115,7 +115,7 @@ class Images:
 
     With `decode`, an image has its pixels once it was loaded: `decode(rows)` takes sorted rows, int64 [M], and yields
     some of them at a time with their pixels, or with None where the tensor has these. `content` is then a digest of
-    what they will be.
+    what they will be, in a set of which these are the images `of` (int64 [N]; None: all).
     """
 
     def __init__(
@@ -123,36 +123,41 @@ class Images:
         pixels: Tensor,
         decode: Callable[[Tensor], Iterator[tuple[Tensor, Tensor | None]]] | None = None,
         content: Callable[[], str] | None = None,
+        of: Tensor | None = None,
     ) -> None:
         self.pixels, self._decode, self.content = pixels.contiguous(), decode, content
+        self.of = torch.arange(len(pixels)) if of is None else of
         self.missing = None if decode is None else torch.ones(len(pixels), dtype=torch.bool)
 
     def load(self, rows: Tensor) -> None:
         """Have the images at these rows (int64, on the CPU) decoded."""
-        if self.missing is None or self._decode is None:
+        missing, decode = self.missing, self._decode  # once, as another thread may be about to finish
+        if missing is None or decode is None:
             return
-        wanted = rows[self.missing[rows]].unique()
+        wanted = rows[missing[rows]].unique()
         if not len(wanted):
             return
-        for done, pixels in self._decode(wanted):
+        for done, pixels in decode(wanted):
             if pixels is not None:
                 self.pixels[done.to(self.pixels.device)] = pixels.to(self.pixels.device)
-            self.missing[done] = False
-        if not self.missing.any():
-            self.missing = None
+            missing[done] = False
+        if not missing.any():
+            self.missing = self._decode = None  # with all that it holds
 
     def on(self, device: torch.device | str, rows: Tensor) -> Images:
         """A copy of the images at some rows on a device; those that are not decoded yet are decoded here."""
-        pixels = self.pixels[rows].to(device)
-        if self.missing is None:
-            return Images(pixels)
+        missing = self.missing
+        late = None if missing is None else missing[rows]  # before the pixels are taken, as a thread may bring more
+        pixels, of = self.pixels[rows].to(device), self.of[rows]
+        if late is None or not late.any():
+            return Images(pixels, content=self.content, of=of)
 
         def decode(wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             self.load(rows[wanted])
             yield wanted, self.pixels[rows[wanted]]
 
-        copy = Images(pixels, decode)
-        copy.missing = self.missing[rows]
+        copy = Images(pixels, decode, self.content, of)
+        copy.missing = late
         return copy
 
 
@@ -211,8 +216,8 @@ class InMemory(Samples):
     def _content(self) -> str:
         if self.images.content is None:
             return self.fingerprint_of_pixels()
-        rows = self._row_of(torch.arange(len(self)))
-        digest = hashlib.sha256(self.images.content().encode() + rows.numpy().tobytes())
+        of = self.images.of[self._row_of(torch.arange(len(self)))]
+        digest = hashlib.sha256(self.images.content().encode() + of.numpy().tobytes())
         digest.update(self._of_samples(self._targets).cpu().numpy().data)
         return digest.hexdigest()
 
@@ -239,6 +244,10 @@ class InMemory(Samples):
         size = len(self) * self.images.pixels[0].nbytes + masks
         if not has_room(device, size) or self.images.pixels.device == torch.empty(0, device=device).device:
             return self
+        return self.copied(device)
+
+    def copied(self, device: torch.device | str) -> InMemory:
+        """These samples alone, on a device; they are known as these are."""
         images = self.images.on(device, self._row_of(torch.arange(len(self))))
         return InMemory(images, self._of_samples(self._targets).to(device), digest=self._digest)
 

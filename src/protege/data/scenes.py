@@ -80,7 +80,7 @@ def segmentation_folder(request: Request) -> Data:
             labels = np.stack([mask_form.classes_of(mask) for mask in masks[split] if mask is not None])
             samples[split] = InMemory(in_memory(source, form, survey), torch.from_numpy(labels))
         else:
-            reader = FromSource(source, form, [mask for _, mask in splits[split]], mask_form)
+            reader = FromSource(source, form, Files([mask for _, mask in splits[split]], "mask"), mask_form)
             samples[split] = Streamed(reader, None)
     return request.data(samples, classes, sources["train"].places, ranges=form.ranges)
 

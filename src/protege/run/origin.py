@@ -137,8 +137,9 @@ def _drawn(name: str, like: Tensor) -> Tensor:
 def _answers(network: Model, data: Data) -> str:
     """What it answers to some samples, coarsely; nothing where it cannot."""
     positions = torch.arange(min(PROBED, len(data.train)))
+    images = data.train.fetch(positions, CLEAN, Augment()).inputs  # one that is damaged is told
     try:
-        raw = data.train.fetch(positions, CLEAN, Augment()).inputs.to(device_of(network))
+        raw = images.to(device_of(network))
         with untouched(network), seeded():  # as some networks draw numbers in eval mode, too
             return behaviour({"outputs": network(raw)})
     except Exception:  # whatever a user's network raises is told where it is called in earnest

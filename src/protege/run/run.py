@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import CLEAN, Augment, batches
+from ..data.loader import refuse_damaged
 from ..errors import UserError
 from ..files import is_finished, is_run, recorded, write_json
 from ..lookup import blaming
@@ -141,12 +142,18 @@ def open_folder(run: Run, start: Start, hold: Callable[[], None], resume: bool, 
 
 
 def _load_images(run: Run) -> None:
-    """Have all images that the run uses decoded, so that a damaged one is named before anything is trained."""
-    for views in (run.loop.train, run.loop.held, run.loop.monitor):
-        if views is not None:
-            views.samples.load(views.positions)
-    if run.data.test is not None:
-        run.data.test.load()
+    """Have all images that the run uses decoded, so that a damaged one is named before anything is trained; of a
+    stream those that networks are judged on, which may be looked at only after hours."""
+    loop, test = run.loop, run.data.test
+    parts = [(views.samples, views.positions) for views in (loop.train, loop.held) if views is not None]
+    parts += [] if test is None else [(test, torch.arange(len(test)))]  # which the monitor shows some of
+    with loop.accelerator.main_process_first():  # the others find what it has decoded
+        for samples, positions in parts:
+            samples.load(positions)
+    for samples, positions in parts[1:]:
+        if not samples.in_memory:
+            refuse_damaged(samples, positions.tensor_split(loop.world)[loop.rank], loop.train.workers)
+            loop.accelerator.wait_for_everyone()
 
 
 def end(run: Run, record: dict[str, Any], state: State) -> dict[str, Any]:
