@@ -352,7 +352,7 @@ def test_whatever_takes_an_image(function):
 )
 def test_transforms_that_cannot_be_used(function, says):
     with pytest.raises(UserError, match=says):
-        check_augment(Augment(transform=function), "classification", (3, 9, 11))
+        check_augment(Augment(transform=function), (3, 9, 11))
 
 
 def test_a_transform_that_fails_later_names_the_sample():
@@ -449,9 +449,9 @@ def test_who_needs_the_true_class_refuses_mixing(tmp_path, settings, says):
 def test_what_does_not_suit_the_data_is_refused():
     for text in ("randaugment=3", "mixup=0.2", "cutmix=1"):
         with pytest.raises(UserError, match="does not suit images with masks"):
-            check_augment(Augment.parse(text), "segmentation", (3, 8, 8))
-    check_augment(Augment.parse("jitter=0.3,flip"), "segmentation", (3, 8, 8))
+            check_augment(Augment.parse(text), (3, 8, 8), masked=True)
+    check_augment(Augment.parse("jitter=0.3,flip"), (3, 8, 8), masked=True)
     with pytest.raises(UserError, match="does not suit text"):
-        check_augment(Augment.parse("jitter=0.3"), "language", (70,))
+        check_augment(Augment.parse("jitter=0.3"), (70,))
     with pytest.raises(UserError, match="does not suit images of 4 channels"):
-        check_augment(Augment.parse("randaugment=3"), "classification", (4, 8, 8))
+        check_augment(Augment.parse("randaugment=3"), (4, 8, 8))

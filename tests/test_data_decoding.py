@@ -2,11 +2,13 @@
 
 import shutil
 import weakref
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from scenes import write_scenes
 from test_data_sets import png, random_images, write_parquet
@@ -365,3 +367,18 @@ def test_a_run_that_knew_its_data_by_pixels_goes_on(kind, tmp_path, monkeypatch)
         learn(other, tmp_path / "run", resume=True, **settings)
     again = learn(spec, tmp_path / "run", resume=True, **settings)
     assert same(weights(again.student.network), weights(whole.student.network))
+
+
+def test_of_several_processes_the_first_decodes(tmp_path, monkeypatch, decoded):
+    alone, real = [], Accelerator.main_process_first
+
+    @contextmanager
+    def first(self):
+        before = len(decoded)
+        with real(self):
+            yield
+        alone.extend(decoded[before:])
+
+    monkeypatch.setattr(Accelerator, "main_process_first", first)
+    learn(as_parquet(tmp_path / "set"), tmp_path / "run")
+    assert len(alone) >= len(decoded) - origin.PROBED > 20

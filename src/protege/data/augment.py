@@ -156,11 +156,14 @@ class Augment:
         return images
 
 
-def check_augment(augment: Augment, task: str, shape: tuple[int, ...]) -> None:
-    """Raise `UserError` where samples of a task and of this shape, (C, H, W) or (L,), cannot have such views."""
-    if task == "language" and augment.changes:
-        raise UserError(f"augment = '{augment}' does not suit text; expected none: leave it out.")
-    if task == "segmentation":
+def check_augment(augment: Augment, shape: tuple[int, ...], masked: bool = False) -> None:
+    """Raise `UserError` where samples of this shape, (C, H, W) or (L,), cannot have such views; `masked`: images with a
+    label for each pixel."""
+    if len(shape) == 1:
+        if augment.changes:
+            raise UserError(f"augment = '{augment}' does not suit text; expected none: leave it out.")
+        return
+    if masked:
         for key in ("randaugment", "transform", "mixup", "cutmix"):
             if getattr(augment, key):
                 raise UserError(

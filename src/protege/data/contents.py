@@ -26,19 +26,20 @@ class Stamps:
     def __init__(self, count: int) -> None:
         self._known = np.full((count, 2), -1, np.int64)
 
-    def check(self, number: int, path: str | Path, name: str) -> None:
-        """To be called after a file was read, and before its content is hashed too; `name`: what it is called. Raises
-        UserError where it has changed since the first time."""
+    def check(self, number: int, path: str | Path, kind: str) -> None:
+        """To be called after a file is read, and before it is hashed; `kind`: what it is. Raises UserError where it has
+        changed since the first time."""
         try:
             stat = os.stat(path)
         except OSError as error:
-            raise UserError(f"{name} cannot be read ({error.strerror}); restore or remove it.") from error
+            raise UserError(f"{kind} {path} cannot be read ({error.strerror}); restore or remove it.") from error
         now, known = (stat.st_size, stat.st_mtime_ns), self._known[number]
         if known[0] < 0:
             known[:] = now
         elif tuple(known.tolist()) != now:
             raise UserError(
-                f"{name} has changed since the data was opened; expected the same until the end: load the data again."
+                f"{kind} {path} has changed since the data was opened; expected the same until the end: load the data "
+                "again."
             )
 
     def part(self, index: Tensor) -> Stamps:

@@ -149,19 +149,16 @@ class Files(Source):
         return len(self.paths)
 
     def read(self, position: int) -> Named:
-        path, name = self.paths[position], self.name(position)
+        path = self.paths[position]
+        name = f"{self.kind} {path}"
         with readable(name):
             data = path.read_bytes()
         self.check(position)
         return data, name
 
-    def name(self, position: int) -> str:
-        """What a file is called in a sentence."""
-        return f"{self.kind} {self.paths[position]}"
-
     def check(self, position: int) -> None:
         """Raise UserError where a file is not as it was when it was first read."""
-        self._stamps.check(position, self.paths[position], self.name(position))
+        self._stamps.check(position, self.paths[position], self.kind)
 
     def check_all(self) -> None:
         for position in range(len(self)):
@@ -172,9 +169,7 @@ class Files(Source):
 
     def fingerprint(self, everything: bool = False) -> str:
         self.check_all()
-        digest = content_of(self.paths, everything)
-        self.check_all()
-        return digest
+        return content_of(self.paths, everything)
 
     def places(self) -> Tensor:
         return places_of_files(self.paths)
@@ -212,12 +207,10 @@ class FromSource:
             text = f"{self.source.fingerprint()} {form}"
             return hashlib.sha256(text.encode() + (b"" if labels is None else labels.numpy().tobytes())).hexdigest()
         assert isinstance(self.source, Files)
-        pairs = self.source, self.masks
-        for part in pairs:
-            part.check_all()
-        files = content_of([path for pair in zip(*(part.paths for part in pairs), strict=True) for path in pair])
-        for part in pairs:
-            part.check_all()
+        self.source.check_all()
+        self.masks.check_all()
+        pairs = zip(self.source.paths, self.masks.paths, strict=True)
+        files = content_of([path for pair in pairs for path in pair])
         sides = f"height={form.height}, width={form.width}, channels={form.channels}, ranges={form.ranges}"
         meaning = f"table={self.mask_form.table!r}, white={self.mask_form.white}"
         return hashlib.sha256(

@@ -48,7 +48,7 @@ class HubRows(Source):
             return image["bytes"], name
         with readable(name):
             data = Path(image["path"]).read_bytes()
-        self._stamps.check(row, image["path"], f"image {image['path']}")
+        self._stamps.check(row, image["path"], "image")
         return data, name
 
     def read(self, position: int) -> Named:

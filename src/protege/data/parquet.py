@@ -175,8 +175,7 @@ class Rows(Source):
         return self.ends[-1]
 
     def _check(self, shard: int) -> None:
-        path = self.paths[shard]
-        self._stamps.check(shard, path, f"data file {path}")
+        self._stamps.check(shard, self.paths[shard], "data file")
 
     def _check_all(self) -> None:
         for shard in range(len(self.paths)):
@@ -235,9 +234,7 @@ class Rows(Source):
 
     def fingerprint(self, everything: bool = False) -> str:
         self._check_all()
-        content = content_of(self.paths, everything)
-        self._check_all()
-        return hashlib.sha256(f"{content} {self.column}".encode()).hexdigest()
+        return hashlib.sha256(f"{content_of(self.paths, everything)} {self.column}".encode()).hexdigest()
 
     def random_access(self, scratch: Path) -> Source:
         digest = self.fingerprint()

@@ -106,7 +106,7 @@ def _augment(settings: Recipe, method: Method, task: Task, data: Data, given: Au
     augment = data.augment
     if settings.augment is not None:
         augment = given or Augment.parse(settings.augment)
-    check_augment(augment, data.task, data.train.shape)
+    check_augment(augment, data.train.shape, data.train.labels is None)
     if augment.mixes and task.labelled and method.labels == "needed":
         able = " or ".join(repr(name) for name, method in METHODS.items() if method.labels != "needed")
         raise UserError(

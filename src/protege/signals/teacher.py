@@ -168,7 +168,7 @@ class TeacherCache:
         train = self.data.train.to(device)
         positions = torch.arange(len(train))
         chosen = self.data.augment if augment is None else Augment.of(augment)
-        check_augment(chosen, self.data.task, train.shape)
+        check_augment(chosen, train.shape, train.labels is None)
         chosen, count = settled(chosen, views, positions, seed)
         self.signals = Signals(
             Source("teacher", self.teacher, signals, self.task),
