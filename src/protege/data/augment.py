@@ -62,7 +62,7 @@ class Augment:
     def __post_init__(self) -> None:
         for key, (most, remedy) in _LIMITS.items():
             if not 0 <= getattr(self, key) <= most:
-                raise UserError(f"augment {key}={getattr(self, key)} is not in 0 to {most}; {remedy}.")
+                raise UserError(f"augment {key}={getattr(self, key):.12g} is not in 0 to {most}; {remedy}.")
         if self.crop and self.shift:
             raise UserError(
                 f"augment 'shift={self.shift},crop={self.crop:g}' asks for both; a random resized crop "
