@@ -61,8 +61,9 @@ class Augment:
 
     def __post_init__(self) -> None:
         for key, (most, remedy) in _LIMITS.items():
-            if not 0 <= getattr(self, key) <= most:
-                raise UserError(f"augment {key}={getattr(self, key):.12g} is not in 0 to {most}; {remedy}.")
+            if not 0 <= (value := getattr(self, key)) <= most:
+                digits = value if isinstance(value, int) else f"{value:.12g}"
+                raise UserError(f"augment {key}={digits} is not in 0 to {most}; {remedy}.")
         if self.crop and self.shift:
             raise UserError(
                 f"augment 'shift={self.shift},crop={self.crop:g}' asks for both; a random resized crop "
