@@ -70,7 +70,8 @@ def find_callable(
             raise UserError(f"module {module_name!r} has no {part!r}, named by {role} {name!r}; {hint}.")
         value = getattr(value, part)
     if not callable(value):
-        raise UserError(f"{role} {name!r} names {shown(value)}; name a function or class that {does}.")
+        kind = type(value).__name__
+        raise UserError(f"{role} {name!r} names {shown(value)} of type {kind}; name a function or class that {does}.")
     return value
 
 
