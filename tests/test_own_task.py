@@ -23,7 +23,7 @@ PLUGIN = (
     FOCAL
     + """
 
-from protege.tasks import Embeddings
+from protege.tasks import Embeddings, Task
 
 
 class Dots(Embeddings):
@@ -79,6 +79,11 @@ def faulty():
 
 def other():
     return "a task"
+
+
+class Unfinished(Task):
+    name = "unfinished"
+    of = "classification"
 
 
 class Nameless(Classification):
@@ -172,6 +177,7 @@ def test_a_task_with_a_name_of_its_own_leaves_a_student_that_loads(here):
     [
         ("other", "makes 'a task'; expected a protege.tasks.Task"),
         ("nothing", "has no 'nothing'"),
+        ("Unfinished", "cannot be made with TypeError: .*abstract.*metrics.*shortfall"),
         ("Nameless", "has no name; expected a text"),
         ("faulty", "fails with AttributeError.*correct it"),
         ("Focal?gama=3", "has no argument 'gama'; did you mean 'gamma'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -20,16 +21,16 @@ SHOWN = 20  # classes up to which the confusion of all pairs is shown
 Rows = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-class Metrics:
+class Metrics(ABC):
     """Sums over the samples of a set."""
 
+    @abstractmethod
     def update(self, outputs: Tensor, labels: Tensor, inputs: Tensor | None = None) -> None:
         """Add a batch: outputs and labels as the network and the data give them, and the ``inputs`` they are of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self) -> dict[str, float]:
         """The metrics as fractions and natural numbers; empty where no row can be judged."""
-        raise NotImplementedError
 
     def details(self) -> dict[str, Any]:
         """After `compute`: what is worth keeping beside it."""

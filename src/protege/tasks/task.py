@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Shortfall:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """One kind of problem: classes of images, in the methods that a task may change.
 
     ``metric`` picks a best state and ``accuracy_name`` is what the share of rows guessed right is called.
@@ -134,9 +135,9 @@ class Task:
 
     # ---- judging -----------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def metrics(self, classes: int, device: torch.device | str = "cpu") -> Metrics:
         """An empty sum of this task's metrics."""
-        raise NotImplementedError
 
     def unlabelled_metrics(self, classes: int, teacher: nn.Module, device: torch.device | str = "cpu") -> Metrics:
         """What can be measured without labels: how often two networks choose the same class."""
@@ -159,9 +160,9 @@ class Task:
         """The reason to call this number of samples few; "" for enough."""
         return ""
 
+    @abstractmethod
     def shortfall(self, metrics: Mapping[str, float], details: Mapping[str, Any]) -> Shortfall | None:
         """Where a network shows no more on some samples than a count of their labels does."""
-        raise NotImplementedError
 
     # ---- checks ------------------------------------------------------------------------------------------------
 
@@ -190,5 +191,5 @@ class Task:
 
     # ---- drawing -----------------------------------------------------------------------------------------------
 
-    def pictures(self, shown: Shown, out: Path) -> None:
+    def pictures(self, shown: Shown, out: Path) -> None:  # noqa: B027  (most tasks draw nothing)
         """Write files for the report into the run folder ``out``, where there is something to look at."""
