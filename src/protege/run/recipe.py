@@ -108,6 +108,12 @@ class Recipe(FitSettings):
     trust: bool = Field(False, description="run the Python that the folder of a model names to build it")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and choice of samples")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="one compiled training step; auto: on a GPU, in phases long enough to repay it"
+    )
+    deterministic: bool = Field(
+        False, description="bit for bit the same numbers in each run on a GPU, too, where it is slower"
+    )
     cache: str | None = Field(None, description="folder of the teacher's signals; default: by fingerprint, shared")
     cache_budget: Size = Field("4GiB", description="disk that one teacher's signals may take")
     checkpoint_seconds: float = Field(60.0, ge=0, description="time between checkpoints; 0: after every update")
