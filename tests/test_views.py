@@ -6,10 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 from torch.nn.functional import pad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from protege.data import CLEAN, Augment, InMemory
-from protege.data.views import below, boxes, draws, reflect, resized_crops
+from protege.data import CLEAN, Augment, InMemory, Text
+from protege.data.rendering import Renderer
+from protege.data.views import below, boxes, draws, key_of, reflect, resized_crops
 from protege.errors import UserError
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -195,3 +199,62 @@ def test_augment_that_cannot_be_read(text, says):
     with pytest.raises(UserError) as caught:
         Augment.parse(text)
     assert says in str(caught.value)
+
+
+def masked(samples):
+    generator = torch.Generator().manual_seed(1)
+    masks = torch.randint(0, 4, samples.pixels.shape[:3], dtype=torch.uint8, generator=generator)
+    return InMemory(samples.images, masks, rows=torch.tensor([4, 2, 1, 0]))
+
+
+@pytest.mark.parametrize("make", [images, lambda: masked(images())], ids=["labels", "masks"])
+@pytest.mark.parametrize("text", ["none", "shift=3,flip", "crop=0.3,flip", "jitter=0.4", "crop=0.2,jitter=0.3,seed=7"])
+def test_one_compiled_program_makes_every_view_from_its_key(text, make):
+    samples, augment, counter = make(), Augment.parse(text), CompileCounter()
+    render = samples.renderer(augment)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda i, v: render(i, v), fullgraph=True, dynamic=False, backend=counter)
+    for view, positions in ((0, [0, 3, 1]), (1, [2, 2, 3]), (2**40, [3, 1, 0])):
+        index, key = torch.tensor(positions), torch.tensor(key_of(augment.seed, view))
+        batch = samples.fetch(index, view, augment)
+        for made in (render(index, view), render(index, key), compiled(index, key)):
+            assert torch.equal(made[0], batch.inputs)
+            assert torch.equal(made[1], batch.labels)
+            assert made[0].is_contiguous(memory_format=torch.channels_last)
+    assert counter.frame_count == 1
+
+
+class OnMeta(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, result)):
+            assert not isinstance(value, torch.Tensor) or value.device.type == "meta", func
+        return result
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("text", ["shift=3,flip", "crop=0.3,flip,jitter=0.4"])
+def test_a_view_is_made_where_its_pixels_lie(text, masks):
+    pixels = torch.empty(9, 8, 6, 3, dtype=torch.uint8, device="meta")
+    targets = torch.empty(9, 8, 6, dtype=torch.uint8, device="meta") if masks else torch.empty(9, device="meta").long()
+    rows, index = (torch.empty(n, dtype=torch.int64, device="meta") for n in (7, 4))
+    with OnMeta():
+        inputs, labels = Renderer(pixels, targets, Augment.parse(text), rows)(index, index[0])
+    assert (inputs.shape, labels.shape) == ((4, 3, 8, 6), (4, 8, 6) if masks else (4,))
+
+
+def test_what_is_made_by_the_processor_needs_the_number_of_a_view():
+    samples, index = images(), torch.arange(3)
+    for text in ("randaugment=9", "mixup=0.2", "cutmix=1"):
+        assert samples.renderer(Augment.parse(text)) is None
+    with pytest.raises(TypeError, match="number of a view"):
+        Renderer(samples.pixels, samples.labels, Augment(randaugment=9))(index, torch.tensor(0))
+
+
+def test_the_blocks_of_a_text_are_made_by_the_same_program():
+    text = Text(torch.arange(50) % 7, 7, 1, length=6, context=2)
+    index, batch = torch.tensor([8, 0]), text.fetch(torch.tensor([8, 0]), CLEAN, Augment())
+    made = torch.compile(text.renderer(Augment()), fullgraph=True, dynamic=False, backend="eager")(index, CLEAN)
+    assert torch.equal(made[0], batch.inputs)
+    assert torch.equal(made[1], batch.labels)
+    assert batch.labels[0].tolist() == [6, 0, -100, -100, -100, -100]

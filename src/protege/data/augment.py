@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import UserError, nearest
 from .colour import MOST_STEPS, jittered, randaugmented
 from .transforms import Transform, transformed
-from .views import CLEAN, MOST_PIXELS
+from .views import MOST_PIXELS, View, is_clean
 
 _KINDS = {"flip": bool, "shift": int, "seed": int}  # all others are fractions
 _LIMITS = {
@@ -132,6 +132,11 @@ class Augment:
         """Whether any view differs from the clean one."""
         return bool(self.moves or self.jitter or self.randaugment or self.transform or self.mixes)
 
+    @property
+    def on_host(self) -> bool:
+        """Whether parts of it are made on the processor, wherever the pixels lie: all but shift, crop, flip, jitter."""
+        return bool(self.randaugment or self.transform or self.mixes)
+
     def among(self, pool: Tensor) -> Augment:
         """The same, mixing in samples at these positions only: those that may be learned from."""
         return replace(self, pool=pool.cpu()) if self.mixes else self
@@ -143,13 +148,17 @@ class Augment:
         parts += [hashlib.sha256(self.pool.numpy().tobytes()).hexdigest()] if self.pool is not None else []
         return " ".join(parts)
 
-    def dressed(self, images: Tensor, index: Tensor, view: int) -> Tensor:
+    def dressed(self, images: Tensor, index: Tensor, view: View) -> Tensor:
         """Images of a view, uint8 [B, C, H, W], whose pixels lie where they should, in its colours: `jitter`,
         `randaugment` and `transform`. `index`: the positions of the samples, int64 [B]."""
-        if view == CLEAN:
+        if is_clean(view):
             return images
         if self.jitter:
             images = jittered(images, self.seed, index, view, self.jitter)
+        if isinstance(view, Tensor):
+            if self.on_host:
+                raise TypeError(f"augment '{self}' needs the number of a view, not its key.")
+            return images
         if self.randaugment:
             images = randaugmented(images, self.seed, index, view, self.randaugment)
         if isinstance(self.transform, Transform):

@@ -14,7 +14,7 @@ class Batch:
 
     `inputs`: raw uint8 [B, C, H, W] in channels-last memory, or int64 tokens [B, L].
     `labels`: int64 [B], [B, H, W] or [B, L]; `UNLABELLED` where there is none.
-    `index`: int64 [B], the samples' positions; stays on the CPU, where stored signals are looked up.
+    `index`: int64 [B], the samples' positions, where they were given: on the CPU, where stored signals are looked up.
     `view`: which augmentation the inputs are; `CLEAN` for none.
     `signals`: what teachers said about them, source name → field → tensor whose first axis is B.
     """

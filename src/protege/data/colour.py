@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from .views import Draw, below, draws
+from .views import Draw, View, below, draws
 
 MOST_STEPS = 30  # of RandAugment's strength
 _ONE = 1 << 16  # 1.0 in whole numbers
@@ -18,7 +18,7 @@ _LUMA = (19595, 38470, 7471)  # of red, green and blue, in 1/65536, as Pillow ha
 _FILL = 128
 
 
-def jittered(images: Tensor, seed: int, index: Tensor, view: int, strength: float) -> Tensor:
+def jittered(images: Tensor, seed: int, index: Tensor, view: View, strength: float) -> Tensor:
     """Images uint8 [B, C, H, W] with brightness, contrast and, in colour, saturation each times a factor from
     1 − strength to 1 + strength, in this order."""
     random = draws(seed, index, view, Draw.SATURATION + 1)[:, Draw.BRIGHTNESS :]

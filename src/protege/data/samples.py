@@ -21,7 +21,8 @@ from .augment import Augment
 from .batch import Batch
 from .classes import renumbered
 from .mixing import blend, mixed_labels, partners, weights
-from .views import CLEAN, VOID, render, render_masks
+from .rendering import Render, Renderer, rendered
+from .views import CLEAN, VOID
 
 
 class Samples(ABC):
@@ -68,6 +69,11 @@ class Samples(ABC):
     @abstractmethod
     def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
         """The samples, not mixed with others."""
+
+    def renderer(self, augment: Augment, index: Tensor | None = None) -> Render | None:
+        """What makes batches of the samples at these positions (None: all) on the device where they lie, without the
+        processor; None of streams, and with an `augment` that is made `on_host`. Raises as `load`, which it does."""
+        return None
 
     @property
     def extent(self) -> int:
@@ -179,6 +185,7 @@ class InMemory(Samples):
             raise ValueError("InMemory needs masks uint8 [N, H, W].")
         self._targets = labels.contiguous() if masked else labels.to(pixels.device, torch.int64)
         self._rows = None if rows is None else rows.cpu()
+        self._rows_there = None if rows is None else rows.to(pixels.device)
         self.labels = None if masked else self._of_samples(labels.to("cpu", torch.int64))
         self._digest = digest
         _, height, width, channels = pixels.shape
@@ -207,11 +214,19 @@ class InMemory(Samples):
         self.images.load(self._row_of(torch.arange(len(self)) if index is None else index.cpu()))
 
     def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
-        index = index.cpu()
+        if self.images.missing is not None:
+            self.load(index)
+        there = index.to(self.images.pixels.device, non_blocking=True)
+        return Batch(*self._renderer(augment)(there, view), index, view)
+
+    def _renderer(self, augment: Augment) -> Renderer:
+        return Renderer(self.images.pixels, self._targets, augment, self._rows_there)
+
+    def renderer(self, augment: Augment, index: Tensor | None = None) -> Render | None:
+        if augment.on_host:
+            return None
         self.load(index)
-        device = self.images.pixels.device
-        at, number = (values.to(device, non_blocking=True) for values in (self._row_of(index), index))
-        return _batch(self.images.pixels, self._targets, at, number, index, view, augment)
+        return self._renderer(augment)
 
     def _content(self) -> str:
         if self.images.content is None:
@@ -294,7 +309,7 @@ class Streamed(Samples):
         masks = [mask for _, mask in items if mask is not None]
         targets = torch.from_numpy(np.stack(masks)) if self.labels is None else self.labels[index]
         rest = replace(augment, crop=0.0, flip=False) if self.reader.crops and augment.crop else augment
-        return _batch(pixels, targets, torch.arange(len(index)), index, index, view, rest)
+        return Batch(*rendered(pixels, targets, torch.arange(len(index)), index, view, rest), index, view)
 
     def _content(self) -> str:
         return self.reader.content(self.labels)
@@ -305,17 +320,3 @@ class Streamed(Samples):
     def relabelled(self, place: Tensor) -> Streamed:
         labels = None if self.labels is None else renumbered(self.labels, place)
         return Streamed(self.reader.relabelled(place), labels)
-
-
-def _batch(
-    pixels: Tensor, targets: Tensor, at: Tensor, index: Tensor, positions: Tensor, view: int, augment: Augment
-) -> Batch:
-    """The view of images pixels[at] with their labels: `targets` are those of samples [N] or the masks [N, H, W].
-
-    Of a masked image crops have the shape: a scene is seldom square, and should not be squeezed.
-    """
-    aspect = 1.0 if targets.ndim == 1 else pixels.shape[2] / pixels.shape[1]
-    inputs = augment.dressed(render(pixels, at, index, view, augment, aspect), index, view)
-    if targets.ndim == 1:
-        return Batch(inputs, targets.index_select(0, at), positions, view)
-    return Batch(inputs, render_masks(targets, at, index, view, augment, aspect), positions, view)

@@ -37,7 +37,9 @@ from .batch import Batch
 from .dataset import Data, Request
 from .extras import read_tokenizer
 from .labels import UNLABELLED
+from .rendering import Render
 from .samples import Samples
+from .views import View
 
 UNKNOWN, END = "<unk>", "<eos>"
 LENGTH, CONTEXT = 35, 35
@@ -77,12 +79,17 @@ class Text(Samples):
         return max(1, self.length * self.words // 16)
 
     def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
-        start = index.to(self.tokens.device, non_blocking=True)[:, None] * self.length
+        return Batch(*self._render(index.to(self.tokens.device, non_blocking=True), view), index, view)
+
+    def _render(self, index: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        start = index[:, None] * self.length
         offset = torch.arange(self.context + self.length, device=start.device)
         inputs = self.padded[start + offset].long()
         labels = self.padded[start + offset[self.context :] + 1].long()
-        labels[start + offset[: self.length] >= len(self.tokens)] = UNLABELLED
-        return Batch(inputs, labels, index.cpu(), view)
+        return inputs, labels.masked_fill_(start + offset[: self.length] >= len(self.tokens), UNLABELLED)
+
+    def renderer(self, augment: Augment, index: Tensor | None = None) -> Render:
+        return self._render
 
     def _content(self) -> str:
         digest = hashlib.sha256(f"{self.words} {self.end} {self.length} {self.context}".encode())

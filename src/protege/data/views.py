@@ -25,6 +25,10 @@ from .labels import UNLABELLED
 CLEAN = -1
 """The view that is not augmented."""
 
+View = int | Tensor
+"""A view by its number or, never `CLEAN`, by its `key_of`, int64 [] on the device of the samples' positions. A compiled
+step takes that as it takes the positions, where each number would be another program."""
+
 SMALL = 64
 """Images up to this many pixels high and wide keep their size."""
 
@@ -77,6 +81,10 @@ def _signed(x: int) -> int:
     return x - (1 << 64) if x >> 63 else x
 
 
+def is_clean(view: View) -> bool:
+    return not isinstance(view, Tensor) and view == CLEAN
+
+
 def _shifted(x: Tensor, bits: int) -> Tensor:
     """Logical right shift: torch's own is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
@@ -89,13 +97,18 @@ def _splitmix(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 31)
 
 
-def draws(seed: int, index: Tensor, view: int, count: int) -> Tensor:
+def key_of(seed: int, view: int) -> int:
+    """What stands for a view in its random numbers: 64 bits, signed."""
+    return _signed(splitmix(splitmix(seed & _MASK) ^ (view & _MASK)))
+
+
+def draws(seed: int, index: Tensor, view: View, count: int) -> Tensor:
     """32 random bits for each of `count` draws of each sample: int64 [B, count] in 0 … 2³²−1.
 
-    Draw d of sample i is the upper half of s(s(s(s(seed) ^ view) ^ i) ^ d), s being splitmix64.
+    Draw d of sample i is the upper half of s(s(s(s(seed) ^ view) ^ i) ^ d), s being splitmix64. A key has its seed.
     """
-    key = splitmix(splitmix(seed & _MASK) ^ (view & _MASK))
-    sample = _splitmix(index ^ _signed(key))
+    key = view if isinstance(view, Tensor) else key_of(seed, view)
+    sample = _splitmix(index ^ key)
     number = torch.arange(count, device=index.device)
     return _shifted(_splitmix(sample[:, None] ^ number), 32)
 
@@ -119,7 +132,7 @@ def reflect(position: Tensor, size: int) -> Tensor:
     return torch.minimum(position, period - position)
 
 
-def _moved(augment: Moves, index: Tensor, view: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _moved(augment: Moves, index: Tensor, view: View, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Where views made by translation and flip take their rows, int64 [B, height], and columns, [B, width], from;
     positions outside the image are not folded back."""
     rows = torch.arange(height, device=index.device).expand(len(index), height)
@@ -142,7 +155,7 @@ def pick(pixels: Tensor, at: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def boxes(
-    augment: Moves, index: Tensor, view: int, height: Tensor, width: Tensor, aspect: float = 1.0
+    augment: Moves, index: Tensor, view: View, height: Tensor, width: Tensor, aspect: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Crop boxes of random resized crops in images of the given sizes (int64 [B] each).
 
@@ -176,7 +189,7 @@ def _taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Ten
     return start[:, None] + low, start[:, None] + high, centre & 255
 
 
-def resized_crops(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Moves, aspect: float = 1.0) -> Tensor:
+def resized_crops(pixels: Tensor, at: Tensor, index: Tensor, view: View, augment: Moves, aspect: float = 1.0) -> Tensor:
     """Random resized crops, uint8 [B, H, W, C], of images pixels[at] (uint8 [N, H, W, C]), by bilinear
     interpolation back to the images' own size; `aspect` as in `boxes`."""
     _, height, width, _ = pixels.shape
@@ -192,12 +205,12 @@ def resized_crops(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment:
     return ((above * (256 - down) + under * down + (1 << 15)) >> 16).to(torch.uint8)
 
 
-def render(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Moves, aspect: float = 1.0) -> Tensor:
+def render(pixels: Tensor, at: Tensor, index: Tensor, view: View, augment: Moves, aspect: float = 1.0) -> Tensor:
     """The view of images pixels[at], which are samples number `index`: uint8 [B, C, H, W], channels-last memory.
 
     `pixels` is uint8 [N, H, W, C]; `at` and `index` are int64 [B] on its device; `aspect` as in `boxes`.
     """
-    if view == CLEAN or not augment.moves:
+    if is_clean(view) or not augment.moves:
         out = pixels.index_select(0, at)
     elif augment.crop:
         out = resized_crops(pixels, at, index, view, augment, aspect)
@@ -208,14 +221,14 @@ def render(pixels: Tensor, at: Tensor, index: Tensor, view: int, augment: Moves,
     return out.permute(0, 3, 1, 2)
 
 
-def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: int, augment: Moves, aspect: float = 1.0) -> Tensor:
+def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: View, augment: Moves, aspect: float = 1.0) -> Tensor:
     """The labels that belong to `render`: int64 [B, H, W] of masks[at] (uint8 [N, H, W]).
 
     A mask takes its nearest value; `UNLABELLED` are pixels that are `VOID` or come from outside the image.
     """
     _, height, width = masks.shape
     outside = None
-    if view == CLEAN or not augment.moves:
+    if is_clean(view) or not augment.moves:
         picked = masks.index_select(0, at)
     else:
         if augment.crop:
@@ -230,7 +243,9 @@ def render_masks(masks: Tensor, at: Tensor, index: Tensor, view: int, augment: M
     return picked.long().masked_fill_(void, UNLABELLED)
 
 
-def _nearest(augment: Moves, index: Tensor, view: int, height: int, width: int, aspect: float) -> tuple[Tensor, Tensor]:
+def _nearest(
+    augment: Moves, index: Tensor, view: View, height: int, width: int, aspect: float
+) -> tuple[Tensor, Tensor]:
     """The pixels nearest to the centres that a random resized crop looks at: rows [B, H], columns [B, W]."""
     size = torch.full_like(index, height), torch.full_like(index, width)
     box, flip = boxes(augment, index, view, *size, aspect)
