@@ -10,6 +10,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -106,6 +107,22 @@ for room in protege._ROOMS:
 """
     done = subprocess.run([sys.executable, "-c", code], env=surroundings(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_only_some_data_needs_is_not_imported_for_other(tmp_path):
+    """Arrays need no pyarrow, and one run no scipy: both take their time, and a bare machine may have neither."""
+
+    def work() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "protege"]:
+            del sys.modules[name]
+        sys.modules.update(dict.fromkeys(("pyarrow", "scipy", "sklearn", "pandas")))  # to import them fails
+        import_module("protege.run.study")
+        images = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8).numpy()
+        fresh = import_module("protege").train
+        fresh("zoo:cnn_tiny?width=2", (images, torch.arange(40) % 4), tmp_path / "run", epochs=1)
+
+    done = forks.Fork(work)
+    assert done.wait() == 0, done.stderr
 
 
 def test_help_names_every_command(capsys):

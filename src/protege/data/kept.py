@@ -1,8 +1,5 @@
-"""What is made once of a user's images and kept in a scratch folder for later runs, in formats that others read too:
-decoded pixels as NumPy's .npy, mapped, and encoded images out of Parquet as an Arrow file, which gives any row at once
-(Parquet is read a group of rows at a time, of which there may be one).
-
-Both carry checksums: what is damaged is made anew, or named.
+"""Decoded pixels, made once of a user's images and kept in a scratch folder for later runs, in a format that others
+read too: NumPy's .npy, mapped. They carry checksums: what is damaged is made anew.
 """
 
 from __future__ import annotations
@@ -13,23 +10,18 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from ..errors import UserError
 from ..files import clear_drafts, whole
 
 UNUSED = 30 * 24 * 3600  # seconds after which goes what nobody has read
 _SUM, _SUMS = 4, np.dtype("<u4")  # bytes of a checksum
-_SCHEMA = pa.schema({"image": pa.large_binary(), "crc32": pa.uint32()})
 
 
-def _drop_unused(folder: Path, pattern: str) -> None:
+def drop_unused(folder: Path, pattern: str) -> None:
     """Make the folder; remove files of this pattern that were not used for long, and what killed processes left."""
     folder.mkdir(parents=True, exist_ok=True)
     clear_drafts(folder)
@@ -38,7 +30,7 @@ def _drop_unused(folder: Path, pattern: str) -> None:
             old.unlink(missing_ok=True)
 
 
-def _mark_used(path: Path) -> None:
+def mark_used(path: Path) -> None:
     with suppress(OSError):  # another user's
         os.utime(path)
 
@@ -56,7 +48,7 @@ class KeptPixels:
         if (self.pixels.shape, self.pixels.dtype) != (shape, np.uint8) or self.start != _start(shape):
             raise ValueError(f"{path} has another form")
         self._sums = np.memmap(path, _SUMS, "r", offset=self.start)  # what other processes write is seen here
-        _mark_used(path)
+        mark_used(path)
 
     @classmethod
     def open(cls, path: Path, shape: tuple[int, ...], make: bool = True) -> KeptPixels | None:
@@ -65,7 +57,7 @@ class KeptPixels:
             return cls(path, shape)
         with suppress(OSError, ValueError, EOFError):  # without it the next run decodes again
             if make:
-                _drop_unused(path.parent, "*.pixels.npy")
+                drop_unused(path.parent, "*.pixels.npy")
                 if math.prod(shape) < shutil.disk_usage(path.parent).free // 2:
                     with whole(path) as file:
                         file.write(_header(shape))
@@ -103,53 +95,3 @@ def _start(shape: tuple[int, ...]) -> int:
 
 def _sum_of(image: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(image).data)
-
-
-def keep_images(path: Path, chunks: Iterable[list[bytes]]) -> None:
-    """Keep encoded images in an Arrow file, if it is not there. Raises UserError where that cannot be written."""
-    if path.exists():
-        _mark_used(path)
-        return
-    try:
-        _drop_unused(path.parent, "*.images.arrow")
-        with whole(path) as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-            for images in chunks:
-                writer.write(pa.record_batch([images, list(map(zlib.crc32, images))], schema=_SCHEMA))
-    except OSError as error:
-        raise UserError(
-            f"scratch folder {path.parent} cannot hold the extracted images ({error.strerror or error}); "
-            "name one with room and write permission in $PROTEGE_CACHE."
-        ) from error
-
-
-class KeptImages:
-    """The encoded images of an Arrow file, mapped. Raises UserError naming the file where it is damaged."""
-
-    def __init__(self, path: Path, count: int) -> None:
-        self.path, self.count = path, count
-        try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            table.validate(full=True)
-            sound = table.schema.equals(_SCHEMA) and len(table) == count
-        except (pa.ArrowException, OSError, ValueError):
-            sound = False
-        if not sound:
-            raise self._damaged()
-        self._images, self._sums = table.column("image"), table.column("crc32").to_numpy()
-
-    def __reduce__(self) -> tuple:
-        return KeptImages, (self.path, self.count)
-
-    def _damaged(self) -> UserError:
-        return UserError(f"the extracted images {self.path} are damaged; remove this file, it is made anew.")
-
-    def read(self, row: int) -> bytes:
-        """The image of a row."""
-        data = self._images[row].as_py()
-        if data is None or zlib.crc32(data) != self._sums[row]:
-            raise self._damaged()
-        return data
-
-    def sizes(self) -> np.ndarray:
-        """Bytes of each image, int64 [N]."""
-        return pc.binary_length(self._images).to_numpy()

@@ -24,7 +24,7 @@ from .dataset import Data, Request
 from .decode import Named
 from .encoded import CHUNK, Source, open_images
 from .folders import visible
-from .kept import KeptImages, keep_images
+from .kept_encoded import KeptImages, keep_images
 from .progress import progress
 
 _SAMPLE, _CHUNK_BYTES = 256, 16 << 20

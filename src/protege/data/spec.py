@@ -21,9 +21,7 @@ from .dataset import Data, Request
 from .datasets import dataset_data, torchvision_data
 from .folders import image_folders
 from .given import splits_in
-from .hub import hub_data
 from .labels import BY_CONTENT
-from .parquet import parquet_files
 from .ranges import Ranges
 from .scenes import segmentation_folder
 from .synthetic import digits, synthetic_data
@@ -52,15 +50,27 @@ class Spec:
     one_size: str = ""
 
 
+def _parquet(request: Request) -> Data:
+    from .parquet import parquet_files  # and with it pyarrow, which no other kind of data needs
+
+    return parquet_files(request)
+
+
+def _hub(request: Request) -> Data:
+    from .hub import hub_data  # as well
+
+    return hub_data(request)
+
+
 SPECS = {
     "digits": Spec(digits, "", one_size="which are 8×8"),
     "synthetic": Spec(synthetic_data, "KEY=VALUE,…", one_size="which has one pixel"),
     "images": Spec(image_folders, "PATH", ("order",)),
-    "parquet": Spec(parquet_files, "PATH", ("label", "order")),
+    "parquet": Spec(_parquet, "PATH", ("label", "order")),
     "segmentation": Spec(segmentation_folder, "PATH", ("classes", "ignore")),
     "text": Spec(text_data, "PATH", ("vocabulary", "length", "context", "tokenizer"), one_size="which is text"),
     "torchvision": Spec(torchvision_data, "NAME:PATH"),
-    "hub": Spec(hub_data, "NAME", ("label", "image", "mask", "config", "order")),
+    "hub": Spec(_hub, "NAME", ("label", "image", "mask", "config", "order")),
 }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from ..files import write_json, write_text
 from ..report import common_teacher, study_markdown, write_study_report
@@ -104,5 +103,7 @@ def interval95(values: list[float]) -> float | None:
     """Half width of the 95 % t-interval of the mean; None for fewer than two values."""
     if len(values) < 2:
         return None
+    from scipy.special import stdtrit  # slow to import
+
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return float(stdtrit(len(values) - 1, 0.975)) * spread
