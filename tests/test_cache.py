@@ -24,6 +24,7 @@ from protege.signals import rows as row_files
 from protege.signals import signals as signalling
 from protege.signals.cache import Vanished
 from protege.signals.folder import evict
+from protege.signals.identity import behaviour
 from protege.tasks import TASKS
 from protege.training import Solve
 
@@ -48,7 +49,16 @@ def values(rows: int, seed: int) -> dict[str, torch.Tensor]:
 
 
 def teacher_signals(
-    folder=None, *, positions=None, views=2, budget=2**30, network=None, signals=None, samples=None, together=()
+    folder=None,
+    *,
+    positions=None,
+    views=2,
+    budget=2**30,
+    network=None,
+    signals=None,
+    samples=None,
+    together=(),
+    precision="fp32",
 ) -> Signals:
     samples = pictures() if samples is None else samples
     positions = torch.arange(len(samples)) if positions is None else positions
@@ -57,6 +67,7 @@ def teacher_signals(
         Views(samples, positions, SHIFT, views, torch.device("cpu")),
         budget=budget,
         folder=folder,
+        precision=precision,
     ).open()
 
 
@@ -222,6 +233,23 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path, bad):
     assert not cache.known(0, torch.tensor([1]))
 
 
+def test_bfloat16_is_stored_to_the_bit(tmp_path):
+    """Also beyond what float16 holds, and below; what is not finite is refused all the same."""
+    bits = torch.randint(-(2**15), 2**15, (SAMPLES, 300), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    values = bits.view(torch.bfloat16).nan_to_num(0, 0, 0)
+    image = values.view(SAMPLES, 3, 10, 10)
+    cache = make(tmp_path, fields={"logits": values, "image": image})
+    cache.write(0, torch.arange(SAMPLES), {"logits": values, "image": image})
+    cache.commit(0)
+    for opened in (cache, make(tmp_path, fields={"logits": values, "image": image})):
+        assert opened.known(0, torch.arange(SAMPLES))
+        assert torch.equal(opened.read(0, torch.arange(SAMPLES))["logits"], values.float())
+        assert torch.equal(opened.read(0, torch.arange(SAMPLES))["image"], image.float())
+    values[3, 2] = torch.inf
+    with pytest.raises(UserError, match=r"'logits'.*not finite"):
+        cache.write(1, torch.arange(SAMPLES), {"logits": values, "image": image})
+
+
 def test_capacity_counts_whole_views(tmp_path):
     row = 5 * 2 + 3 * 8 + 4
     cache = make(tmp_path / "a", total=10_000, used=10_000, budget=3 * 10_000 * row + 17)
@@ -290,6 +318,41 @@ def test_stored_and_online_signals_agree_to_half_precision(tmp_path, view):
     torch.testing.assert_close(a.signals["teacher"]["logits"], b.signals["teacher"]["logits"], rtol=2**-10, atol=1e-4)
 
 
+def test_in_bf16_remembered_and_online_agree_to_two_percent(tmp_path):
+    """Other kernels may compute a batch than a block; what is remembered is what the block's pass said, to the bit."""
+    network = model(Net(width=32), seed=3)
+    stored, online = (teacher_signals(tmp_path, network=network, precision="bf16", budget=size) for size in (2**30, 0))
+    assert stored.fill(0) == 48
+    block = batch_of(stored, 0, torch.arange(48)).inputs
+    with torch.autocast("cpu", torch.bfloat16):
+        said = stored.source.compute(block)["logits"]
+    assert said.dtype == torch.bfloat16
+    for index in (torch.tensor([17]), torch.tensor([40, 3, 17, 8]), torch.arange(48)):
+        a, b = batch_of(stored, 0, index), batch_of(online, 0, index)
+        assert (stored.attach(a), online.attach(b)) == (len(index), 0)
+        assert torch.equal(a.signals["teacher"]["logits"], said[index].float())
+        apart = (a.signals["teacher"]["logits"] - b.signals["teacher"]["logits"]).abs().max()
+        assert apart <= 0.02 * said.abs().max()
+
+
+def test_a_network_is_known_by_what_it_does_in_single_precision(tmp_path):
+    """In every precision alike; in single precision as it is known today, so that caches stay valid."""
+    network = model(seed=3)
+    known = {p: teacher_signals(tmp_path / p, network=network, precision=p).cache.identity for p in ("fp32", "bf16")}
+    fields = Source("teacher", network, [Logits()], TASK).compute(
+        batch_of(teacher_signals(), CLEAN, torch.arange(48)).inputs
+    )
+    assert known["fp32"]["outputs"] == known["bf16"]["outputs"] == behaviour(fields)
+    assert list(known["fp32"]) == ["network", "outputs", "data", "views", "signals", "precision"]
+    assert known["fp32"]["precision"] == "fp32 on cpu" != known["bf16"]["precision"]
+    with torch.autocast("cpu", torch.bfloat16):  # as a user's loop may be
+        within = teacher_signals(tmp_path / "fp32", network=network)
+        assert within.fill(0) == 48
+    fields = within.cache.read(0, torch.arange(48))["logits"]
+    expected = network(batch_of(within, 0, torch.arange(48)).inputs).detach()
+    assert torch.equal(fields, expected.half().float())
+
+
 def test_views_differ_and_are_not_mixed_up(tmp_path):
     found, index = teacher_signals(tmp_path), torch.arange(48)
     read = []
@@ -326,6 +389,34 @@ def test_views_that_the_disk_cannot_hold_are_announced(tmp_path, monkeypatch, ca
     with caplog.at_level("INFO", "protege"):
         assert (found.fill(count - 1), found.fill(count), found.fill(count + 1)) == (48, 0, 0)
     assert caplog.text.count(f"the cache holds {count} of 1000 views of the teacher's signals") == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 1e6])
+def test_an_accelerator_is_asked_for_what_is_not_finite_when_an_epoch_ends(bad):
+    """A batch is made without a look at the numbers (tensors without any would fail), and they are refused later."""
+    network = model(seed=3)
+    with torch.no_grad():
+        network.network.fc.bias[1] = bad
+    batch = pictures().fetch(torch.arange(4), 0, SHIFT)
+    for device in ("cpu", "cuda"):
+        found = Signals(
+            Source("teacher", network, [Logits()], TASK),
+            Views(pictures(), torch.arange(48), SHIFT, 2, torch.device(device)),
+            budget=0,
+        )
+        for ending in (found.check, found.release, lambda found=found: found.fill(1)):
+            if device == "cuda":
+                found.attach(batch)
+            with pytest.raises(UserError, match=r"'logits'.*not finite"):
+                ending() if device == "cuda" else found.attach(batch)
+            ending()  # it was told
+    found = Signals(
+        Source("teacher", model(seed=3).to("meta"), [Logits()], TASK),
+        Views(pictures(), torch.arange(48), SHIFT, 2, torch.device("meta")),
+        budget=0,
+    )
+    found.attach(batch.to("meta"))
+    assert batch.signals["teacher"]["logits"].dtype == torch.float32
 
 
 def test_top_k(tmp_path):

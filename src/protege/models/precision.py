@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -19,6 +19,25 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
     if precision == "bf16":
         return lambda: torch.autocast(device.type, torch.bfloat16)
     return nullcontext
+
+
+@contextmanager
+def single_precision(device: torch.device) -> Iterator[None]:
+    """Inside, networks run in float32 on the device, whatever surrounds it: no autocast, no TF32."""
+    plain = (
+        torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+    )
+    if device.type != "cuda":
+        with plain:
+            yield
+        return
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with plain:
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

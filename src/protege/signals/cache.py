@@ -35,8 +35,8 @@ class SignalCache:
 
     ``identity`` maps `network`, `outputs`, `data`, `views`, `signals` and `precision` to text. ``fields`` is an example
     of one batch's fields, whose shapes after the first dimension (and kinds) every row has. ``total`` samples have a
-    row in each view's files; of these a run uses ``used``. Floating fields are stored as float16, integers as they are;
-    fields ``[N, C, H, W]`` lie channels-last, and come back as convolutions want them.
+    row in each view's files; of these a run uses ``used``. Fields of bfloat16 and of integers are stored as they are,
+    other floating ones as float16; fields ``[N, C, H, W]`` lie channels-last, and come back as convolutions want them.
 
     ``named`` is the folder that the user named, in which this one lies. What is not ``durable`` never waits for the
     disk, so that it must not be trusted after a crash of the machine.

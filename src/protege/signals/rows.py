@@ -1,4 +1,4 @@
-"""What a row is on disk: floating fields as float16, images channels-last, and a checksum by which it counts as stored.
+"""What a row is on disk: its numbers in 16 bits, images channels-last, and a checksum by which it counts as stored.
 
 A view has a file for each field and one of checksums, all memory-mapped and sparse: a row that is never written takes
 no room. Rows are written to the files and not through the maps, for which the system may allocate what lies between.
@@ -34,17 +34,24 @@ def widened(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value if value.dtype == torch.bool else value.long()
 
 
-def halved(name: str, value: Tensor) -> Tensor:
-    """A field as it is stored. Raises `UserError` where half precision cannot hold its numbers."""
-    if not value.is_floating_point():
-        return value
-    stored = value.half()
-    if not bool(torch.isfinite(stored).all()):
-        raise UserError(
-            f"the signal {name!r} has values that are not finite in half precision; expected finite "
-            "outputs: check the network's weights and normalisation, or use views='all'."
-        )
-    return stored
+def kind_of(value: Tensor) -> str:
+    """The kind of number that a field is stored as: bfloat16 as it is, other floating ones as float16."""
+    kind = str(value.dtype).removeprefix("torch.")
+    return "float16" if value.is_floating_point() and kind != "bfloat16" else kind
+
+
+def refuse_infinite(name: str, stored: Tensor) -> None:
+    """Raise `UserError` where a field, as it is stored, holds numbers that are not finite. Waits for the device."""
+    if stored.is_floating_point() and not bool(stored.isfinite().all()):
+        raise not_finite(name)
+
+
+def not_finite(name: str) -> UserError:
+    """That a field cannot be stored, in a sentence."""
+    return UserError(
+        f"the signal {name!r} has values that are not finite in half precision; expected finite "
+        "outputs: check the network's weights and normalisation, or use views='all'."
+    )
 
 
 def _rows_last(value: Tensor) -> Tensor:
@@ -54,10 +61,7 @@ def _rows_last(value: Tensor) -> Tensor:
 
 def layout_of(fields: Mapping[str, Tensor]) -> Layout:
     """How the rows of a batch's fields are stored."""
-    return {
-        name: (tuple(_rows_last(value).shape[1:]), "float16" if value.is_floating_point() else str(value.dtype)[6:])
-        for name, value in fields.items()
-    }
+    return {name: (tuple(_rows_last(value).shape[1:]), kind_of(value)) for name, value in fields.items()}
 
 
 def bytes_of_view(layout: Layout, total: int, used: int) -> int:
@@ -67,7 +71,12 @@ def bytes_of_view(layout: Layout, total: int, used: int) -> int:
 
 
 def _bytes(shape: tuple[int, ...], kind: str) -> int:
-    return int(np.prod(shape)) * np.dtype(kind).itemsize
+    return int(np.prod(shape)) * np.dtype(_of_numpy(kind)).itemsize
+
+
+def _of_numpy(kind: str) -> str:
+    """The kind of number whose bits NumPy, which has no bfloat16, reads and writes."""
+    return "int16" if kind == "bfloat16" else kind
 
 
 class Rows:
@@ -86,7 +95,10 @@ class Rows:
         if any(not self._path(name).exists() for name in layout):  # some of it was deleted
             self._path(KNOWN).unlink(missing_ok=True)
         begun = self._path(KNOWN).exists()
-        self._fields = {name: torch.from_numpy(self._map(name, *layout[name], total, begun)) for name in layout}
+        self._fields = {
+            name: torch.from_numpy(self._map(name, shape, kind, total, begun)).view(getattr(torch, kind))
+            for name, (shape, kind) in layout.items()
+        }
         self._known = self._map(KNOWN, (), "int32", total, False)
         if begun:
             self._forget_damaged()
@@ -105,7 +117,7 @@ class Rows:
         with open(path, "ab") as file:
             file.truncate(size)
             self._files[name] = os.fstat(file.fileno())
-        return np.memmap(path, dtype=kind, mode="r+", shape=(total, *shape))
+        return np.memmap(path, dtype=_of_numpy(kind), mode="r+", shape=(total, *shape))
 
     def _forget_damaged(self) -> None:
         """Let rows that are not what was stored be computed anew."""
@@ -123,12 +135,13 @@ class Rows:
         """Store those of these rows that are not known yet."""
         fresh = ~self.are_known(index)
         rows = index[fresh].numpy()
-        stored = {
-            name: _rows_last(halved(name, value)).to("cpu", getattr(torch, self.layout[name][1]))[fresh]
-            for name, value in fields.items()
-        }
+        stored = {}
+        for name, value in fields.items():
+            value = _rows_last(value.to(getattr(torch, self.layout[name][1]))).cpu()
+            refuse_infinite(name, value)
+            stored[name] = value[fresh]
         for name, value in stored.items():
-            self._put(name, rows, value.numpy())
+            self._put(name, rows, value.view(getattr(torch, _of_numpy(self.layout[name][1]))).numpy())
         self._pending.append((rows, checksums(rows, stored)))
 
     def commit(self, durable: bool) -> None:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..data import CLEAN, Batch, cache_root, forward_size
-from ..models.precision import autocast_for
+from ..models.precision import autocast_for, single_precision
 from .cache import SignalCache, Vanished
+from .exchange import from_the_first
 from .folder import VERSION, evict
 from .identity import behaviour
-from .rows import bytes_of_view, halved, layout_of, widened
+from .rows import bytes_of_view, kind_of, layout_of, not_finite, refuse_infinite, widened
 from .source import Fields, Source
 from .views import Views
 
@@ -48,11 +49,12 @@ class Signals:
         precision: str = "fp32",
     ) -> None:
         self.source, self.views, self.budget, self.folder, self.part = source, views, budget, folder, part
-        self.precision, self.autocast = precision, autocast_for(precision, views.device)
+        self.precision = precision
         self.stored = source  # what a fill computes
         self.cache: SignalCache | None = None
         self._names = frozenset[str]()  # the source's fields
         self._announced = False
+        self._infinite: dict[str, Tensor] = {}  # on an accelerator, by field: whether `attach` met what is not finite
 
     # ---- the cache ----------------------------------------------------------------------------------------------
 
@@ -79,9 +81,20 @@ class Signals:
 
     def _tried(self, source: Source) -> dict[str, Tensor]:
         """The fields of a few samples."""
+        return self._forward(source, self._first())
+
+    def _first(self) -> Tensor:
         samples = self.views.samples
         first = torch.arange(min(forward_size(samples, PROBE), len(samples)))
-        return self._forward(source, next(iter(self.views.ordered([first], CLEAN))).inputs)
+        return next(iter(self.views.ordered([first], CLEAN))).inputs
+
+    def _behaviour(self, fields: Mapping[str, Tensor]) -> str:
+        """What the network does, by a pass in single precision, in which every machine says the same; ``fields`` are
+        what it said in the run's."""
+        if self.precision == "fp32" and self.views.device.type == "cpu":
+            return behaviour(fields)
+        with single_precision(self.views.device):
+            return behaviour(self.stored.compute(self._first()))
 
     def _bytes(self, fields: Mapping[str, Tensor]) -> int:
         sizes = {"total": len(self.views.samples), "used": len(self.views.positions)}
@@ -99,12 +112,14 @@ class Signals:
         self._names = frozenset(alone)
         identity = {
             "network": self.stored.fingerprint(),
-            "outputs": behaviour(fields),
+            "outputs": from_the_first(lambda: self._behaviour(fields)),
             "data": views.samples.fingerprint(),
             "views": views.augment.identity(),
             "signals": repr(self.stored.signals),
             "precision": f"{self.precision} on {views.device.type}",
         }
+        if "bfloat16" in map(kind_of, fields.values()):  # which were stored as float16 once
+            identity["precision"] += ", bfloat16 rows"
         if self.folder is None:
             path = cache_root() / _digest([VERSION, *sorted(identity.items())])
         else:  # of one network, and so refused to another
@@ -134,9 +149,17 @@ class Signals:
             self.cache.load(view, self.views.device, self._names)
 
     def release(self) -> None:
-        """Let go of the memory that open views take."""
+        """Let go of the memory that open views take. Raises what `check` raises."""
         if self.cache is not None:
             self.cache.forget()
+        self.check()
+
+    def check(self) -> None:
+        """Raise `UserError` where `attach` met numbers on an accelerator that are not finite; waits for the device."""
+        seen, self._infinite = self._infinite, {}
+        for name, infinite in seen.items():
+            if bool(infinite):
+                raise not_finite(name)
 
     # ---- filling it ---------------------------------------------------------------------------------------------
 
@@ -146,6 +169,7 @@ class Signals:
         Missing positions are planned in blocks, and a planned block is forwarded whole whoever completes it, so that
         a fill that was killed and resumed stores bit for bit what an undisturbed one would have.
         """
+        self.check()
         if self.cache is None or not self.cache.holds(view):
             self._announce(view)
             return 0
@@ -201,23 +225,36 @@ class Signals:
     # ---- to a batch ---------------------------------------------------------------------------------------------
 
     def _forward(self, source: Source, inputs: Tensor) -> dict[str, Tensor]:
-        with self.autocast():
+        device = self.views.device
+        with autocast_for("bf16", device)() if self.precision == "bf16" else single_precision(device):
             return source.compute(inputs)
 
     def attach(self, batch: Batch) -> int:
         """Put the source's fields into ``batch.signals``, as float32; returns how many rows the cache served.
 
-        Where views come again, numbers are those that a cache gives back, whatever is stored: no run depends on what
-        the disk can hold."""
+        Where views come again, numbers are rounded as a cache stores them, whatever is stored: no run depends on what
+        the disk can hold. What is remembered is what a pass over a block said; one over this batch says the same to
+        within the precision that the network runs in, whose kernels may differ with the number of samples.
+        """
         view, index, cache = batch.view, batch.index, self.cache
         if cache is not None and cache.holds(view) and cache.known(view, index):  # unknown: another machine's rows
             batch.signals[self.source.name] = Fields(cache.read(view, index, self.views.device, self._names))
             return len(batch)
         fields = self._forward(self.source, batch.inputs)
         if self.views.count:
-            fields = {name: halved(name, value) for name, value in fields.items()}
+            fields = {name: self._rounded(name, value) for name, value in fields.items()}
         batch.signals[self.source.name] = Fields({name: widened(value) for name, value in fields.items()})
         return 0
+
+    def _rounded(self, name: str, value: Tensor) -> Tensor:
+        """A field as it is stored. What is not finite is refused at once on a processor, elsewhere by `check`."""
+        stored = value.to(getattr(torch, kind_of(value)))
+        if self.views.device.type == "cpu":
+            refuse_infinite(name, stored)
+        elif stored.is_floating_point():
+            infinite = ~stored.isfinite().all()
+            self._infinite[name] = infinite | self._infinite.get(name, infinite)
+        return stored
 
 
 def _digest(values: object) -> str:

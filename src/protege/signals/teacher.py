@@ -26,6 +26,7 @@ from ..models.precision import on_cpu, resolve_precision
 from ..settings import public
 from ..tasks import TASKS
 from ..torch_utils import seeded
+from .exchange import process
 from .signals import Signals
 from .source import Logits, Signal, Source
 from .views import DEFAULT_VIEWS, Views, settled, shuffled
@@ -197,7 +198,7 @@ class TeacherCache:
 
     def _fill(self, view: int) -> int:
         title, done = f"teacher: view {view + 1}/{self.signals.views.count}", 0
-        rank, world = _process()
+        rank, world = process()
         with _spoken_here():
             if self.signals.cache is None:
                 self.signals.open()
@@ -229,7 +230,7 @@ class Loader:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size = {shown(batch_size)} is no number of samples; expected one from 1.")
         self.cache, self.batch_size, self.seed, self.epoch = cache, batch_size, seed, epoch
-        if (world := _process()[1]) > len(cache) // len(self):
+        if (world := process()[1]) > len(cache) // len(self):
             raise UserError(
                 f"batch_size = {batch_size} gives some of the {world} processes no sample; expected at least one for "
                 "each: raise batch_size=…."
@@ -248,9 +249,10 @@ class Loader:
             epoch, cache.epoch = cache.epoch, cache.epoch + 1
         view = views.of_epoch(epoch)
         cache._fill(view)
-        rank, world = _process()
+        rank, world = process()
         order = shuffled(views.positions, len(self), self.seed, epoch)
         yield from map(cache._attached, views.ordered([part.tensor_split(world)[rank] for part in order], view))
+        cache.signals.check()
 
 
 def _opened(
@@ -266,12 +268,6 @@ def _opened(
         data = in_order_of(model.to(device), data)
     place(model, device)
     return data, model
-
-
-def _process() -> tuple[int, int]:
-    """The number of this process, and how many learn together."""
-    together = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
 
 
 @contextmanager

@@ -331,6 +331,8 @@ class Loop:
     def _end_epoch(self, fit: FitInProgress, evaluate: bool) -> None:
         """Log the epoch's losses and, where it is time to ``evaluate``, what the phase would keep."""
         state = self.state
+        for asked in fit.signals:
+            asked.check()
         share_buffers(fit, self.world)
         clock = time.perf_counter()
         sums = self.accelerator.reduce(torch.stack(list(state.sums.values())), "sum")
