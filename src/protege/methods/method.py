@@ -18,6 +18,7 @@ from ..data.labels import UNLABELLED
 from ..errors import UserError
 from ..losses import class_weights
 from ..models import Model
+from ..numerics import exact
 from ..settings import Settings
 from ..signals import Logits, Signal, Source, Views
 from ..tasks import Task
@@ -147,7 +148,8 @@ class Method:
 
     def __call__(self, setup: Setup) -> list[Phase]:
         """The plan for these networks. Raises `UserError` where it is none."""
-        phases = list(self.plan(setup))
+        with exact():
+            phases = list(self.plan(setup))
         if not phases or not all(isinstance(phase, Phase) for phase in phases):
             raise UserError(f"a plan of phases is {phases!r}; expected a list of Fit and Solve: correct it.")
         names = [phase.name for phase in phases]

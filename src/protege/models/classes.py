@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, forward_size
 from ..data.classes import GIVEN, ORDERS, SETTLED, SORTED, VECTORS, numbers, ordered, other_order, places
 from ..errors import UserError
+from ..numerics import exact
 from ..torch_utils import device_of, eval_mode
 from . import Model, check_fit
 
@@ -36,6 +37,7 @@ class Order:
     place: tuple[int | None, ...]
 
 
+@exact()
 def in_order_of(model: Model, data: Data, must: bool = True) -> Data:
     """The data under the classes of a model that was trained before: as many as it has outputs, in their order.
 

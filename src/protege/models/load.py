@@ -19,6 +19,7 @@ from ..data.labels import MOST_CLASSES
 from ..errors import UserError, shown
 from ..files import usable
 from ..lookup import split_query
+from ..numerics import exact
 from ..surgery import rebuild
 from ..torch_utils import copy_network, seeded, unwrapped
 from . import sources, storage, transformers_adapter, zoo
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 IMAGES = "classification"  # the task of a network that no data tells
 
 
+@exact()
 def load_model(
     spec: str | Path | nn.Module,
     *,

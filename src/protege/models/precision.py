@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from ..numerics import exact, is_exact
+
 
 def on_cpu() -> bool:
     """Whether runs go on the processor: there is no accelerator, or only Apple's, which has no float64."""
@@ -15,10 +17,11 @@ def on_cpu() -> bool:
 
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """The context in which networks run at this precision (``bf16`` or ``fp32``)."""
+    """The context in which networks run at this precision (``bf16`` or ``fp32``, which is not TF32). What runs backward
+    outside of it has to be inside of `exact` as well."""
     if precision == "bf16":
         return lambda: torch.autocast(device.type, torch.bfloat16)
-    return nullcontext
+    return lambda: nullcontext() if is_exact() else exact()
 
 
 @contextmanager

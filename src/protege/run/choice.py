@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from ..diagnosis import at_chance
 from ..errors import UserError
 from ..methods.teaching import TARGET_KEYS, beside
+from ..numerics import deterministic
 from ..tasks import TASKS, find_task
 from .diagnose import diagnose
 from .folder import resumed_settings
@@ -34,9 +35,10 @@ def with_method(given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, 
         )
     options = {key: getattr(typed, key) for key in options} | {"trust": typed.trust}
     specs = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
-    diagnosis = diagnose(
-        **specs, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit)
-    )
+    with deterministic(typed.deterministic):
+        diagnosis = diagnose(
+            **specs, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit)
+        )
     if at_chance(diagnosis.result["teacher"]["transfer"]):
         raise UserError(
             f"method auto: the teacher {given['teacher']!r} is at chance level on the transfer set; expected a trained "

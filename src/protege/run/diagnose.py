@@ -43,6 +43,7 @@ from ..models.classes import in_order_of
 from ..models.opening import about
 from ..models.placing import place
 from ..models.precision import autocast_for, on_cpu, resolve_precision
+from ..numerics import exact
 from ..report.diagnosis import write_diagnosis_report
 from ..settings import public
 from ..signals import Views
@@ -78,6 +79,7 @@ class Diagnosis:
 
 @public
 @same_numbers()
+@exact()
 def diagnose(
     teacher: str | nn.Module,
     data: Any,

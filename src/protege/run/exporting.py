@@ -33,6 +33,7 @@ from ..files import drafts, is_export, write_json
 from ..models import Model, count_macs, count_parameters, load_model
 from ..models.classes import in_order_of
 from ..models.storage import locate
+from ..numerics import exact
 from ..report import write_export_report
 from ..settings import public
 from ..tasks import TASKS, shipped_task
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 @public
+@exact()
 def export(
     model: str | Path | nn.Module,
     *,

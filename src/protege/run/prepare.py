@@ -25,6 +25,7 @@ from ..models import Model, held_out_by, known_ranges
 from ..models.opening import open_networks
 from ..models.placing import place
 from ..models.precision import on_cpu, resolve_precision
+from ..numerics import exact
 from ..tasks import Task, is_own, name_in_folders, task_digest
 from ..training.loop import Loop
 from ..training.plan import defaults
@@ -66,6 +67,7 @@ class Run:
         refuse_another(self.out, before, now, read_toml(self.out / "recipe.toml"))
 
 
+@exact()
 def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: bool = False) -> Run:
     """Load and check everything that ``settings`` name. Raises `UserError` for the first thing wrong.
 

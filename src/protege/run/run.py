@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..files import is_finished, is_run, recorded, write_json
 from ..lookup import blaming
 from ..methods import is_outside
 from ..models import Model
+from ..numerics import deterministic, exact
 from ..report import write_run_report
 from ..tasks import is_own
 from ..tasks.task import Shown
@@ -59,17 +61,20 @@ def perform(
     if out is None:
         raise UserError("'out' is missing; expected the folder for this run as out=….")
     out = Path(out)
-    with holding(out) as hold, told_how_to_go_on(out):
+    with holding(out) as hold, told_how_to_go_on(out), ExitStack() as numbers:
         check_out(out, resume=resume, overwrite=overwrite)
         if is_run(out):
             hold()  # before its checkpoint is read; a new folder is made after all has been checked
         values, objects = separate(given, recipe)
         settings = make_recipe(begun_settings(out, values, objects) if resume else with_method(values, objects))
         refuse_in_the_way(settings, objects, out, resume, overwrite)
+        numbers.enter_context(deterministic(settings.deterministic))  # before anything runs on a GPU
         if resume and is_finished(out):
             student, result = finished(settings, values, objects, out)
             return Result(student, result["student"]["metrics"], result, out)
         run = prepare(settings, objects, out, resume)
+        if run.loop.precision == "fp32":
+            numbers.enter_context(exact())
         _load_images(run)  # first, as it shows a bar of its own
         with run.loop.display:
             checkpoint = load_checkpoint(out / "checkpoint") if resume else None

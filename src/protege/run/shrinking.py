@@ -16,6 +16,7 @@ from ..files import is_shrunk, write_json
 from ..models import Model, count_macs, count_parameters, held_out_by, known_ranges, load_model
 from ..models.classes import in_order_of
 from ..models.saving import described
+from ..numerics import exact
 from ..settings import public
 from ..surgery import Shrunk, Walk, compose, decouple, plan_alignment
 from ..surgery import shrink as prune
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @public
+@exact()
 def shrink(
     model: str | Path | nn.Module,
     *,

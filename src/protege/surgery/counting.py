@@ -1,6 +1,8 @@
 """How big a network is: parameters and multiply-adds, of all and of each layer."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,10 +27,20 @@ def count_macs(network: nn.Module, example_input: Tensor) -> int:
     """
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _recurrence})
     # the fused kernels of some devices have no count; the plain ones are made of counted products
-    plain = torch.backends.cudnn.flags(enabled=False)
-    with eval_mode(network), torch.no_grad(), plain, sdpa_kernel(SDPBackend.MATH), counter:
+    with eval_mode(network), torch.no_grad(), _without_cudnn(), sdpa_kernel(SDPBackend.MATH), counter:
         network(example_input[:1])
     return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """The switch alone: `torch.backends.cudnn.flags` would set all others as well."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def _recurrence(inputs, w_ih, w_hh, *_args, out_shape=None, **_others) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data import CLEAN, Augment, Samples, batches, forward_size
 from ..errors import UserError, told
+from ..numerics import exact
 from ..tasks import Metrics, Task
 from ..torch_utils import eval_mode
 
@@ -52,6 +53,7 @@ def evaluate(
     return values, metrics.details()
 
 
+@exact()
 @torch.no_grad()
 def refuse_unfit(
     network: nn.Module,

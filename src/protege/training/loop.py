@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..data import CLEAN, Batch, Samples, forward_size
 from ..models.placing import place
 from ..models.precision import autocast_for
+from ..numerics import exact
 from ..signals import Signals, Source, Views
 from ..signals.signals import BLOCK
 from ..signals.views import shuffled
@@ -177,7 +178,8 @@ class Loop:
     def _solve(self, phase: Solve) -> dict[str, Any]:
         seed_everything(self.seed, self.state.phase, self.rank)
         clock = time.perf_counter()
-        solved = phase.solve(self.display.reporter(phase.name))
+        with exact():
+            solved = phase.solve(self.display.reporter(phase.name))
         self.journal.spent("solve", clock)
         if self.world > 1:  # all go on from the first one's solution
             (solved,) = broadcast_object_list([solved])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...numerics import exact
 from ...torch_utils import copy_network
 from ..counting import profile
 from ..layers import let_learn
@@ -68,6 +69,7 @@ class Decoupled(nn.Module):
         return self.pointwise(self.depthwise(x))
 
 
+@exact()
 def decouple(
     network: nn.Module,
     rank: int | None = None,

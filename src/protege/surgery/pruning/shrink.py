@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...numerics import exact
 from ...torch_utils import copy_network
 from ..layers import let_learn
 from .choose import Choice, by_layer, by_macs, by_ratio, removal_of
@@ -29,6 +30,7 @@ HOWS = ("l1", "slim")
 SHOWN = 6  # reasons given in a sentence
 
 
+@exact()
 def shrink(
     network: nn.Module,
     example: Tensor,

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...numerics import exact
+
 GRID = tuple(10 ** (step / 2) for step in range(-12, 7))  # λ relative to the mean of XᵀX's diagonal
 NARROW = 16  # columns of X, up to which products in float64 cost next to nothing
 WIDE = 512  # columns of X; beyond them one fold is left out, not each in turn: an eigendecomposition takes seconds
@@ -56,6 +58,7 @@ class Moments:
         square, cross = (blocks, n, n), (blocks, n, m)
         return cls(zero(), zero(blocks, n), zero(blocks, m), zero(*square), zero(*cross), zero(), zero(blocks, n))
 
+    @exact()
     def add(self, fold: int, x: Tensor, d: Tensor) -> None:
         """Add rows ``[M, blocks·n]`` of X and ``[M, blocks·m]`` of D."""
         if not len(x):

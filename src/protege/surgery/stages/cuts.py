@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ...errors import UserError, nearest, told
+from ...numerics import exact
 from ...torch_utils import untouched
 from ..laws import tensors_in
 from ..tracing.graph import Trace, Untraceable, trace
@@ -57,6 +58,7 @@ class Pair:
         return a != b
 
 
+@exact()
 def pair(
     student: nn.Module,
     teacher: nn.Module,
@@ -113,6 +115,7 @@ def pair(
     return pairs
 
 
+@exact()
 def find_cuts(network: nn.Module, example: Tensor) -> list[Cut]:
     """Where a network is best cut, in forward order: the last cut at each resolution, or a transformer's blocks.
 

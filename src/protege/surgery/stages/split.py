@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import UserError
+from ...numerics import exact
 from ...torch_utils import as_it_was, trained_by
 from ..laws import close, other_samples, others_for, random_state
 from ..tracing.graph import ROOT, Trace, Untraceable, memory_of, set_training, storage, trace
@@ -65,6 +66,7 @@ class Chain(nn.Module):
         return live
 
 
+@exact()
 def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stage]:
     """Divide a network at the first outputs of named modules, in forward order, into len(cuts) + 1 stages.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import UserError, told
+from ...numerics import exact
 from ...torch_utils import as_it_was, eval_mode
 from ..laws import close, other_samples, others_for, tensors_in
 from ..layers import SOLVABLE
@@ -42,6 +43,7 @@ class Walk:
     weights shows in what runs afterwards.
     """
 
+    @exact()
     def __init__(self, network: nn.Module, who: str, example: Tensor) -> None:
         self.who = who
         with eval_mode(network):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...errors import UserError, told
+from ...numerics import exact
 from ...torch_utils import copy_network, logits_in
 from ..layers import put
 from .copies import leaves
@@ -174,6 +175,7 @@ def readout(shared: Shared) -> nn.Module:
     return network
 
 
+@exact()
 def share(
     student: nn.Module,
     ratio: int,

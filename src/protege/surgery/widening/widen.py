@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...errors import UserError, told
+from ...numerics import exact
 from ...torch_utils import copy_network, logits_in
 from ..laws import other_samples, random_state
 from ..layers import put
@@ -37,6 +38,7 @@ Projection = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 @torch.no_grad()
+@exact()
 def widen(
     student: nn.Module, ratio: int, example: Tensor, *, perturbation: float = 0.05
 ) -> tuple[nn.Module, Projection]:

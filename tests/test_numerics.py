@@ -1,0 +1,236 @@
+"""Float32 is float32 wherever a run, a plan or a solve computes, and deterministic runs give the same bits; afterwards
+torch's switches stand as their user had them."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+import protege
+from protege import surgery
+from protege.methods import Fit, Method, MethodSettings
+from protege.models import count_macs
+from protege.models.precision import autocast_for
+from protege.numerics import exact, is_exact
+from protege.signals import TeacherCache
+from protege.training import Solve
+
+B = torch.backends
+NEWER = hasattr(B, "fp32_precision")
+PARTS = [B.cudnn.conv, B.cudnn.rnn, B.cuda.matmul, B.mkldnn.conv, B.mkldnn.rnn, B.mkldnn.matmul] if NEWER else []
+newer = pytest.mark.skipif(not NEWER, reason="torch before 2.9 has the older switches only")
+CPU = torch.device("cpu")
+
+
+def switches():
+    """As far as they can be read: where older and newer ones differ, torch raises."""
+
+    def read(switch):
+        try:
+            return switch()
+        except RuntimeError:
+            return "differs"
+
+    older = [lambda: B.cudnn.allow_tf32, lambda: B.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision]
+    return [read(switch) for switch in older] + [part.fp32_precision for part in PARTS]
+
+
+def is_off():
+    """Whether float32 is float32, as both kinds of switches say."""
+    *older, matmul = switches()[:3]
+    return older == [False, False] and matmul == "highest" and not {"tf32", "bf16"} & set(switches()[3:])
+
+
+@pytest.fixture(autouse=True)
+def _switches_as_before():
+    before = [B.cudnn.allow_tf32, torch.get_float32_matmul_precision(), *(part.fp32_precision for part in PARTS)]
+    yield
+    if NEWER:
+        B.fp32_precision = "none"
+    B.cudnn.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
+    for part, value in zip(PARTS, before[2:], strict=True):
+        part.fp32_precision = value
+
+
+def _by_older():
+    B.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("medium")
+
+
+def _by_one():
+    B.cudnn.conv.fp32_precision = "ieee"  # reading the older ones raises from here on
+
+
+def _by_all():
+    B.fp32_precision = "tf32"
+
+
+def _by_parts():
+    B.cudnn.conv.fp32_precision, B.cudnn.rnn.fp32_precision = "ieee", "tf32"
+    B.cuda.matmul.fp32_precision, B.mkldnn.matmul.fp32_precision = "tf32", "bf16"
+
+
+USERS = [_by_older, *(pytest.param(user, marks=newer) for user in (_by_one, _by_all, _by_parts))]
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_float32_in_full_inside_and_as_the_user_had_it_outside(user):
+    user()
+    before = switches()
+    with exact():
+        assert is_off()
+        with exact():
+            assert is_off()
+        assert is_off()
+        assert count_macs(nn.Conv2d(1, 2, 3), torch.randn(1, 1, 5, 5)) == 9 * 2 * 9
+        assert is_off()
+    assert switches() == before
+    with pytest.raises(KeyError), exact():
+        raise KeyError
+    assert switches() == before
+    assert count_macs(nn.Conv2d(1, 2, 3), torch.randn(1, 1, 5, 5)) == 9 * 2 * 9
+    assert switches() == before
+
+
+def test_of_threads_the_last_one_brings_the_switches_back():
+    _by_older()
+    before, inside, leave = switches(), threading.Event(), threading.Event()
+
+    def other():
+        with exact():
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with exact():
+        thread.start()
+        inside.wait()
+    assert is_off()
+    leave.set()
+    thread.join()
+    assert switches() == before
+
+
+def test_no_warning_of_torchs_own_switches(recwarn):
+    with exact():
+        pass
+    assert not recwarn.list
+
+
+def test_the_context_of_a_precision():
+    _by_older()
+    with autocast_for("fp32", CPU)():
+        assert is_off()
+        with autocast_for("fp32", CPU)():
+            assert is_off()
+    with autocast_for("bf16", CPU)():
+        assert not is_exact()
+        assert torch.is_autocast_enabled("cpu")
+
+
+class _Watched(torch.autograd.Function):
+    """Notes the switches where a pass goes forward, and where it goes backward."""
+
+    seen: dict[str, list[bool]]
+
+    @staticmethod
+    def forward(ctx, x):
+        _note("forward")
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        _note("backward")
+        return gradient
+
+
+def _note(where):
+    _Watched.seen.setdefault(where, []).append(is_off())
+
+
+class _Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.flat, self.fc = nn.Flatten(), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return _Watched.apply(self.fc(self.flat(x)))
+
+
+def _method():
+    def plan(setup):
+        _note("plan")
+
+        def step(student, batch):
+            _note("step")
+            rows, truth, weights = setup.rows(student(batch.inputs), batch)
+            return {"loss": setup.task_loss(rows, truth, weights)}
+
+        def solve(report):
+            _note("solve")
+            return {}
+
+        return [Solve("solve", solve), Fit("fit", setup.student, step)]
+
+    def preview(setup):
+        _note("plan")
+        return []
+
+    return Method(plan, MethodSettings, needs_teacher=False, preview=preview)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run(precision, tmp_path):
+    _by_older()
+    before, _Watched.seen = switches(), {}
+    settings = {"samples": 20, "epochs": 1, "batch_size": 10, "precision": precision}
+    protege.distill(None, _Network(), "digits", _method(), tmp_path / "out", **settings)
+    assert switches() == before
+    seen = {where: set(offs) for where, offs in _Watched.seen.items()}
+    assert seen["plan"] == seen["solve"] == {True}
+    if precision == "fp32":
+        assert seen["forward"] == seen["backward"] == seen["step"] == {True}
+    else:
+        assert seen["backward"] == {False}
+        assert False in seen["step"]
+
+
+def test_loading_evaluating_and_caching(tmp_path):
+    _by_older()
+    before, _Watched.seen = switches(), {}
+    network = protege.load_model(_Network(), data=protege.load_data("digits"))
+    cache = TeacherCache(network, "digits", precision="fp32", folder=tmp_path / "cache")
+    next(iter(cache.loader(64)))
+    protege.evaluate(network, "digits", precision="fp32")
+    assert set(_Watched.seen["forward"]) == {True}
+    assert switches() == before
+
+
+def test_surgery():
+    _by_older()
+    before, seen = switches(), []
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.conv2d:
+                seen.append(is_off())
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(2, 1, 8, 8)
+    with Watching():
+        for change in (
+            lambda: surgery.shrink(network, x, ratio=0.5),
+            lambda: surgery.widen(network, 2, x),
+            lambda: surgery.share(network, 2, x),
+            lambda: surgery.Walk(network, "student", x),
+            lambda: surgery.split(network, [surgery.find_cuts(network, x)[0].name], x),
+        ):
+            seen.clear()
+            change()
+            assert seen
+            assert all(seen)
+    assert switches() == before
