@@ -112,7 +112,7 @@ PROOFS = {
         "test_held_out.py::test_an_image_that_was_trained_on_is_never_held_out",
         "test_held_out.py::test_what_comes_on_top_moves_nothing_from_training_to_test",
     ],
-    "With `precision = \"fp32\"`, and always while networks are loaded, planned for, changed or solved, float32 is multiplied in full, without TF32; what a program had set is back afterwards.": [
+    'With `precision = "fp32"`, and always while networks are loaded, planned for, changed or solved, float32 is multiplied in full, without TF32; what a program had set is back afterwards.': [
         "test_numerics.py::test_a_run",
         "test_numerics.py::test_loading_evaluating_and_caching",
         "test_numerics.py::test_surgery",

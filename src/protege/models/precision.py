@@ -30,17 +30,8 @@ def single_precision(device: torch.device) -> Iterator[None]:
     plain = (
         torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
     )
-    if device.type != "cuda":
-        with plain:
-            yield
-        return
-    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with plain:
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
+    with plain, exact():
+        yield
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
