@@ -1,20 +1,24 @@
 """Float32 is float32 wherever a run, a plan or a solve computes, and deterministic runs give the same bits; afterwards
 torch's switches stand as their user had them."""
 
+import os
 import threading
 
 import pytest
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import protege
 from protege import surgery
+from protege.errors import UserError
 from protege.methods import Fit, Method, MethodSettings
 from protege.models import count_macs
 from protege.models.precision import autocast_for
-from protege.numerics import exact, is_exact
+from protege.numerics import WORKSPACE, deterministic, exact, in_any_order, is_exact
 from protege.signals import TeacherCache
+from protege.tasks import TASKS
 from protege.training import Solve
 
 B = torch.backends
@@ -234,3 +238,127 @@ def test_surgery():
             assert seen
             assert all(seen)
     assert switches() == before
+
+
+# ---- deterministic runs ----------------------------------------------------------------------------------------------
+
+SETTINGS = {"samples": 40, "epochs": 2, "batch_size": 10, "precision": "fp32"}
+
+
+def repeatability():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        B.cudnn.benchmark,
+        B.cudnn.deterministic,
+        os.environ.get(WORKSPACE),
+    )
+
+
+@pytest.mark.parametrize("config", [None, ":16:8", ":4096:2"])
+def test_repeatable_inside_and_as_the_user_had_it_outside(config, monkeypatch):
+    monkeypatch.delenv(WORKSPACE, raising=False)
+    if config:
+        monkeypatch.setenv(WORKSPACE, config)
+    monkeypatch.setattr(B.cudnn, "benchmark", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        before = repeatability()
+        with deterministic():
+            assert repeatability() == (True, False, False, True, ":16:8" if config == ":16:8" else ":4096:8")
+            with in_any_order():
+                assert not torch.are_deterministic_algorithms_enabled()
+            assert torch.are_deterministic_algorithms_enabled()
+        assert repeatability() == before
+        with pytest.raises(KeyError), deterministic():
+            raise KeyError
+        assert repeatability() == before
+        with deterministic(False):
+            assert repeatability() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_deterministic_run_has_the_same_bits_on_a_cpu_and_stays_one(tmp_path):
+    before, seen = repeatability(), set()
+
+    def plan(setup):
+        def step(student, batch):
+            seen.add(repeatability())
+            rows, truth, weights = setup.rows(student(batch.inputs), batch)
+            return {"loss": setup.task_loss(rows, truth, weights)}
+
+        return [Fit("fit", setup.student, step)]
+
+    method = Method(plan, MethodSettings, needs_teacher=False)
+    students = []
+    for wanted in (False, True):
+        out = tmp_path / f"{wanted}"
+        protege.distill(None, "zoo:cnn_small", "digits", method, out, deterministic=wanted, **SETTINGS)
+        students.append((out / "student" / "model.safetensors").read_bytes())
+    assert students[0] == students[1]
+    assert {state[0] for state in seen} == {False, True}
+    assert {state[1:] for state in seen if state[0]} == {(False, False, True, ":4096:8")}
+    assert repeatability() == before
+    with pytest.raises(UserError, match=r"deterministic = False, but .* was begun with True"):
+        protege.distill(None, "zoo:cnn_small", "digits", method, out, resume=True, deterministic=False, **SETTINGS)
+
+
+class _Put(torch.autograd.Function):
+    """An operation that torch has no repeatable algorithm for: a scattered write."""
+
+    @staticmethod
+    def forward(ctx, x, backward):
+        ctx.backward = backward
+        return x.clone() if backward else x.clone().put_(torch.tensor([0]), x[:1, 0])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.clone().put_(torch.tensor([0]), gradient[:1, 0]) if ctx.backward else gradient, None
+
+
+class _Putting(_Network):
+    def __init__(self, backward):
+        super().__init__()
+        self.backward = backward
+
+    def forward(self, x):
+        return _Put.apply(self.fc(self.flat(x)), self.backward)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("method", ["none", "own"])
+def test_an_operation_that_is_not_repeatable_is_told_before_anything_is_written(backward, method, tmp_path):
+    before, _Watched.seen, out = repeatability(), {}, tmp_path / "out"
+    method = _method() if method == "own" else method
+    with pytest.raises(UserError) as refused:
+        protege.distill(None, _Putting(backward), "digits", method, out, deterministic=True, **SETTINGS)
+    assert str(refused.value) == (
+        "deterministic=True, but torch has no repeatable algorithm for put_ on this device; expected operations that "
+        "have one: replace the layer or loss that uses it, or leave deterministic=True out."
+    )
+    assert repeatability() == before
+    assert not out.exists()
+    protege.distill(None, _Putting(backward), "digits", method, out, **SETTINGS)
+
+
+@pytest.mark.parametrize("classes", [4, 30])
+def test_metrics_are_the_same_and_sort_nothing(classes):
+    logits, labels = torch.randn(500, classes), torch.randint(0, classes, (500,))
+    sums = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "scatter_add" in func.name() and not args[0].is_floating_point():
+                sums.append(torch.are_deterministic_algorithms_enabled())
+            return func(*args, **(kwargs or {}))
+
+    results = []
+    for wanted in (False, True):
+        with deterministic(wanted), Watching():
+            metrics = TASKS["classification"].metrics(classes)
+            metrics.update(logits, labels)
+            results.append((metrics.compute(), metrics.details()))
+    assert results[0] == results[1]
+    assert sums
+    assert not any(sums)

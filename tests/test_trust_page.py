@@ -117,8 +117,13 @@ PROOFS = {
         "test_numerics.py::test_loading_evaluating_and_caching",
         "test_numerics.py::test_surgery",
     ],
-    "Killed at any moment and resumed, a run ends with the student, metrics, recipe and log of one that was never killed, and leaves nothing behind.": [
+    "Killed at any moment and resumed, a run ends with the student, metrics, recipe and log of one that was never killed, and leaves nothing behind; on a GPU to the bit with `deterministic`, as sums there are made in no fixed order.": [
         "test_kill.py::test_killed_runs_end_as_others_and_leave_nothing_behind"
+    ],
+    "With `deterministic`, a run has the same bits each time on one kind of GPU too, where it is slower; an operation that torch cannot repeat is named before anything is written. A CPU's run has the same bits without it.": [
+        "test_numerics.py::test_a_deterministic_run_has_the_same_bits_on_a_cpu_and_stays_one",
+        "test_numerics.py::test_repeatable_inside_and_as_the_user_had_it_outside",
+        "test_numerics.py::test_an_operation_that_is_not_repeatable_is_told_before_anything_is_written",
     ],
     "A killed study ends its runs, and goes on at once when it is resumed.": [
         "test_ownership.py::test_a_study_that_was_ended_goes_on_at_once"

@@ -122,7 +122,7 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
             os.environ[WORKSPACE] = config if config in REPEATABLE else REPEATABLE[0]
             _refuse_begun()
             yield
-        except RuntimeError as error:
+        except Exception as error:
             if (refusal := _refusal(error)) is None:
                 raise
             raise refusal from error
@@ -136,7 +136,8 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
 
 @contextmanager
 def in_any_order() -> Iterator[None]:
-    """Inside, whole numbers may be added in any order, which changes no sum of theirs: a repeatable order is a sort."""
+    """Inside, torch does not insist on algorithms that it knows to be repeatable: for whole numbers, whose sums are the
+    same in any order (it would sort them), and for what is repeatable without its knowledge."""
     if not torch.are_deterministic_algorithms_enabled():
         yield
         return
@@ -161,16 +162,20 @@ def _refuse_begun() -> None:
         one @ one
 
 
-def _refusal(error: RuntimeError) -> UserError | None:
-    """The sentence for what torch raises in place of numbers that would be others in the next run."""
-    if WORKSPACE in str(error):
-        return UserError(
-            "deterministic = true, but this process has used the GPU without it; expected cuBLAS to begin in a "
-            f"repeatable way: set {WORKSPACE}={REPEATABLE[0]} before Python starts, or leave deterministic=… out."
-        )
-    if match := re.search(r"(\S+) does not have a deterministic implementation", str(error)):
-        return UserError(
-            f"deterministic = true, but torch has no repeatable algorithm for {match[1]} on this device; expected "
-            "operations that have one: replace the layer that uses it, or leave deterministic=… out."
-        )
+def _refusal(error: BaseException | None) -> UserError | None:
+    """The sentence for what torch raises in place of numbers that would be others in the next run, whatever has been
+    made of that on its way; None for all other errors."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and WORKSPACE in str(error):
+            return UserError(
+                "deterministic=True, but this process has used the GPU without it; expected a repeatable cuBLAS: "
+                f"set {WORKSPACE}={REPEATABLE[0]} before Python starts, or leave deterministic=True out."
+            )
+        match = re.search(r"(\S+) does not have a deterministic implementation", str(error))
+        if match and isinstance(error, RuntimeError):
+            return UserError(
+                f"deterministic=True, but torch has no repeatable algorithm for {match[1]} on this device; expected "
+                "operations that have one: replace the layer or loss that uses it, or leave deterministic=True out."
+            )
+        error = error.__cause__ or error.__context__
     return None

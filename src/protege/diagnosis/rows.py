@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data import Augment, Samples, batches, forward_size
 from ..data.labels import UNLABELLED
 from ..errors import UserError
+from ..numerics import in_any_order
 from ..tasks import Task
 from ..tasks.probabilities import check_rows
 from ..torch_utils import eval_mode
@@ -116,7 +117,9 @@ def _isolation(z: Tensor, truth: Tensor, at_truth: Tensor) -> Tensor:
 
 
 def _top(p: Tensor) -> Tensor:
-    largest = p.topk(min(max(TOP), p.shape[1]), dim=1).values.cumsum(1)
+    largest = p.topk(min(max(TOP), p.shape[1]), dim=1).values
+    with in_any_order():  # so few numbers in a row are added by one block of a GPU, in their order
+        largest = largest.cumsum(1)
     return torch.stack([largest[:, min(k, p.shape[1]) - 1] for k in TOP], 1)
 
 

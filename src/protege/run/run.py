@@ -108,8 +108,8 @@ def check(run: Run, checkpoint: tuple[int, dict[str, Any]] | None) -> Start:
     with blaming(f"the task {s.task!r}", own_task):
         baseline = Baseline(begun["teacher"], begun["student"]) if begun else measure_baseline(run)
     loop.check()
-    if own_task or own_method:
-        with blaming(f"the method {s.method!r}" if own_method else f"the task {s.task!r}", True):
+    if own_task or own_method or s.deterministic:
+        with blaming(f"the method {s.method!r}" if own_method else f"the task {s.task!r}", own_task or own_method):
             loop.rehearse()
     student = {"spec": s.student, **sizes(run.student, run.data, loop.device)}
     student |= {key: baseline.student[key] for key in ("before", "before_measured_on") if key in baseline.student}

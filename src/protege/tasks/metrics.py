@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.labels import UNLABELLED
+from ..numerics import in_any_order
 from ..torch_utils import eval_mode
 from .chance import Chance
 
@@ -67,10 +68,12 @@ class ClassMetrics(Metrics):
         self.sums += torch.stack([known.sum().double(), right.sum().double(), nll.double()])
         truth, chosen = (rows.clamp(max=none).where(known, none) for rows in (labels, guesses))
         once = known.long()
-        for counts, rows, weights in zip(self.counts, (truth, chosen, truth), (once, once, right.long()), strict=True):
-            counts.scatter_add_(0, rows, weights)
-        if len(self.confusion):
-            self.confusion.view(-1).scatter_add_(0, truth * len(self.confusion) + chosen, once)
+        with in_any_order():  # they are whole numbers
+            weights = once, once, right.long()
+            for counts, rows, weight in zip(self.counts, (truth, chosen, truth), weights, strict=True):
+                counts.scatter_add_(0, rows, weight)
+            if len(self.confusion):
+                self.confusion.view(-1).scatter_add_(0, truth * len(self.confusion) + chosen, once)
 
     def compute(self) -> dict[str, float]:
         """Accuracy, the means of recall (``balanced_accuracy``) and of F1 over the classes that occur among the labels,

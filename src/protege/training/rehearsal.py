@@ -7,7 +7,7 @@ have one, their own forward pass tells.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from itertools import count
 from typing import Any
 
@@ -64,20 +64,40 @@ def refuse_lone_samples(
 def refuse_failing_step(phase: Fit, plan: Plan, train: Views, autocast: Callable[[], AbstractContextManager]) -> None:
     """Raise what the step of a phase raises, and `UserError` where it returns no loss to minimise."""
     batch_size = plan.lengths(plan.settings_of(phase))[0]
-    losses = _step(phase, train, batch_size, autocast)
+    _step(phase, train, batch_size, autocast, _go_back)
+
+
+def _go_back(phase: Fit, losses: Any) -> None:
+    """The backward pass of a step's losses, without a trace."""
     scalars = isinstance(losses, Mapping) and all(isinstance(v, Tensor) and not v.dim() for v in losses.values())
     if not scalars or "loss" not in losses or not losses["loss"].requires_grad:
         raise UserError(
             f"the step of phase {phase.name!r} returns {shown(losses)}; expected a dict of scalar tensors in which "
             "'loss' depends on what learns: correct it."
         )
+    gradients = [(parameter, parameter.grad) for parameter in phase.trainee.parameters()]
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        losses["loss"].backward()
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
-def _step(phase: Fit, train: Views, count: int, autocast: Callable[[], AbstractContextManager]) -> Any:
-    """What a step gives on the first ``count`` samples; weights, buffers, modes and random numbers stay as they are."""
+def _step(
+    phase: Fit,
+    train: Views,
+    count: int,
+    autocast: Callable[[], AbstractContextManager],
+    then: Callable[[Fit, Any], None] = lambda phase, losses: None,
+) -> None:
+    """A step on the first ``count`` samples, and what is done ``then`` with what it gives; weights, buffers, modes and
+    random numbers stay as they are."""
     batch = next(train.ordered([train.positions[:count]], CLEAN))
     place(phase.trainee, train.device)
-    with as_it_was(phase.trainee), autocast():
+    with as_it_was(phase.trainee), ExitStack() as forward:
+        forward.enter_context(autocast())
         for source in phase.sources:
             place(source.network, train.device)
             with torch.no_grad():
@@ -89,4 +109,6 @@ def _step(phase: Fit, train: Views, count: int, autocast: Callable[[], AbstractC
             parameters = list(module.parameters())
             if parameters and not any(id(p) in learning for p in parameters):
                 module.eval()
-        return phase.step(phase.trainee, batch)
+        losses = phase.step(phase.trainee, batch)
+        forward.close()
+        then(phase, losses)
