@@ -5,20 +5,24 @@ import runpy
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import forks
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tools import CLASSES, apart, events, surroundings
+from tools import CLASSES, apart, events, loop, model, perform, pictures, plan, same, surroundings, weights
 
 import protege
-from protege.data import load_data
+from protege.data import CLEAN, Augment, load_data
+from protege.errors import UserError
 from protege.models import load_model
 from protege.models.precision import autocast_for, resolve_precision
 from protege.run import run as running
+from protege.signals import Source, TeacherCache, rows, signals
 from protege.tasks import TASKS
 from protege.training.evaluate import evaluate
 
@@ -150,19 +154,31 @@ def launch(arguments: list[str], **environment: object) -> None:
     assert process.returncode == 0, said.decode()[-4000:]
 
 
-def fork(program: Path, out: Path) -> None:
-    """Two forks of this process, each told its rank as torchrun tells it."""
+def two_of(work: Callable[[], object], homes: Sequence[object] = ()) -> list[forks.Fork]:
+    """Two forks of this process, ended, each told its rank as torchrun tells it, and where its caches lie."""
 
-    def work() -> None:
+    def told() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
-        sys.argv = [str(program), str(out)]
-        runpy.run_path(str(program), run_name="__main__")
+        work()
 
     given = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     given["CUDA_VISIBLE_DEVICES"] = ""
-    ranks = [forks.Fork(work, RANK=rank, LOCAL_RANK=rank, **given) for rank in range(2)]
+    caches = [{"PROTEGE_CACHE": home} for home in homes] or [{}, {}]
+    ranks = [forks.Fork(told, RANK=rank, LOCAL_RANK=rank, **given, **caches[rank]) for rank in range(2)]
     for process in ranks:
-        assert process.wait() == 0, process.stderr[-4000:]
+        process.wait()
+    return ranks
+
+
+def fork(program: Path, out: Path) -> None:
+    """A program in two processes."""
+
+    def work() -> None:
+        sys.argv = [str(program), str(out)]
+        runpy.run_path(str(program), run_name="__main__")
+
+    for process in two_of(work):
+        assert process.returncode == 0, process.stderr[-4000:]
 
 
 def test_distilling(digits_teacher, tmp_path, monkeypatch):
@@ -201,8 +217,6 @@ def test_evaluating_batch_norm_and_resuming(tmp_path):
     fork(tmp_path / "probe.py", tmp_path)
     mine, theirs = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
     assert mine == theirs
-    from tools import model, pictures
-
     for count in (1, 2, 3, 40, 1001):
         metrics = TASKS["classification"].metrics(CLASSES)
         expected, details = evaluate(model(seed=1), pictures(count, seed=count), metrics)
@@ -222,6 +236,107 @@ def test_evaluating_batch_norm_and_resuming(tmp_path):
         assert apart(*(torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))) == 0
     assert mine["solved"] == {"found": 0}
     assert "does not depend on the parameter 'network.spare.weight' (one of 2)" in mine["spare"]
+
+
+def taught(out: Path, homes: Sequence[Path], disturb: Callable[[int], object] = lambda rank: None) -> list[dict]:
+    """What two processes come to whose caches lie there: weights, and what was forwarded, served and seen."""
+
+    def work() -> None:
+        rank, forwarded, original = Accelerator(cpu=True).process_index, [], Source.compute
+        Source.compute = lambda self, inputs: forwarded.append(len(inputs)) or original(self, inputs)
+        signals.BLOCK = 10
+        disturb(rank)
+        student = model(seed=1)
+        made = loop(student, out / "run", views=2, epochs=4, batch_size=16)
+        state = perform(made, plan("kd", student, model(seed=3)))
+        counts = [state.forwarded, state.served, state.remembered]
+        torch.save({"weights": weights(student), "counts": counts, "passes": forwarded}, out / f"{rank}.pt")
+
+    out.mkdir()
+    for process in two_of(work, homes):
+        assert process.returncode == 0, process.stderr[-4000:]
+    return [torch.load(out / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("earlier", [(), range(15, 31)], ids=["new", "in part known"])
+def test_without_a_shared_disk_each_sample_is_forwarded_once(earlier, tmp_path, monkeypatch):
+    """What one disk has another is given: two nodes of one process each forward, serve and learn as two on one."""
+    if earlier:
+        for home in ("one", "b"):  # the second node has learned from some of the samples before
+            monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / home))
+            student = model(seed=5)
+            made = loop(student, tmp_path / "first" / home, views=2, epochs=2, positions=torch.tensor(earlier))
+            perform(made, plan("kd", student, model(seed=3)))
+    on_one = taught(tmp_path / "shared", [tmp_path / "one"] * 2)
+    on_two = taught(tmp_path / "apart", [tmp_path / "a", tmp_path / "b"])
+    new = 2 * (48 - len(earlier))
+    for found in (*on_one, *on_two):
+        assert found["counts"] == [new, 4 * 48, 2 * len(earlier)]
+        assert same(found["weights"], on_one[0]["weights"])
+    for found in (on_one, on_two):
+        assert sum(sum(each["passes"][1:]) for each in found) == new  # but for the few by which a teacher is known
+        assert all(len(each["passes"]) > 2 for each in found)
+    (mine,), (theirs,) = ([*(tmp_path / home).glob("*/cache.json")] for home in ("a", "b"))
+    assert mine.parent.name == theirs.parent.name
+    for file in ("logits.float16", "known.int32"):
+        for view in range(2):
+            stored, given = ((path.parent / f"view-000{view}" / file).read_bytes() for path in (mine, theirs))
+            assert stored == given
+    assert not [*tmp_path.rglob("disk-*"), *tmp_path.rglob("plan-*")]
+
+
+def test_a_teacher_is_known_by_what_the_first_process_finds(tmp_path):
+    """A second one, on another device, may find something else."""
+
+    def disturb(rank: int) -> None:
+        signals.behaviour = lambda fields: f"as found by {rank}"
+
+    found = taught(tmp_path / "run", [tmp_path / "a", tmp_path / "b"], disturb)
+    assert [each["counts"] for each in found] == [[96, 192, 0]] * 2
+    assert len({path.parent.name for path in tmp_path.glob("[ab]/*/cache.json")}) == 1
+
+
+def test_a_loop_of_ones_own_without_a_shared_disk(tmp_path):
+    def work() -> None:
+        rank, forwarded, original = Accelerator(cpu=True).process_index, [], Source.compute
+        Source.compute = lambda self, inputs: forwarded.append(len(inputs)) or original(self, inputs)
+        signals.BLOCK = 10
+        data = [(image.numpy(), number % CLASSES) for number, image in enumerate(pictures().pixels[..., 0])]
+        cache = TeacherCache(model(seed=3), data, views=1, augment="none")
+        batches = [batch for _ in range(2) for batch in cache.loader(16)]
+        assert cache.fill() == 0
+        said = {"passes": forwarded, "index": torch.cat([batch.index for batch in batches])}
+        torch.save({**said, "logits": torch.cat([batch.teacher.logits for batch in batches])}, tmp_path / f"{rank}.pt")
+
+    for process in two_of(work, [tmp_path / "a", tmp_path / "b"]):
+        assert process.returncode == 0, process.stderr[-4000:]
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert sum(sum(each["passes"][1:]) for each in found) == 48
+    index, logits = (torch.cat([each[key] for each in found]) for key in ("index", "logits"))
+    assert index.bincount().tolist() == [2] * 48
+    expected = model(seed=3)(pictures().fetch(index, CLEAN, Augment()).inputs).detach()
+    torch.testing.assert_close(logits, expected, rtol=2**-10, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_disk_that_is_full_ends_all_processes(rank, tmp_path):
+    """Before the rows are given, or while they are."""
+
+    def work() -> None:
+        if Accelerator(cpu=True).process_index == rank:
+            rows.Rows.put = full
+        student = model(seed=1)
+        try:
+            perform(loop(student, tmp_path / "run", views=2, epochs=4), plan("kd", student, model(seed=3)))
+        except UserError as error:
+            sys.exit(str(error))
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    for process in two_of(work, [tmp_path / "a", tmp_path / "b"]):
+        assert process.returncode == 1
+        assert process.stderr.count("is full; expected room for") == 1
 
 
 def test_the_saved_student_is_the_one_that_was_measured(digits_teacher):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import UserError, full_disk, in_bytes
 from .folder import bytes_in, claim, close, discard, refuse_other_files, unwritable
-from .rows import Rows, bytes_of_view, layout_of
+from .rows import Rows, blank, bytes_of_view, layout_of
 
 
 class Vanished(Exception):
@@ -117,6 +117,13 @@ class SignalCache:
         """Those of these rows that are not stored."""
         return index[~self._rows(view).are_known(index)]
 
+    def stored(self, view: int) -> Tensor:
+        """Which rows are stored, bool [total]."""
+        try:
+            return self._rows(view).stored()
+        except Vanished:
+            return torch.zeros(self.total, dtype=torch.bool)
+
     # ---- what a fill set out to store ---------------------------------------------------------------------------
 
     def _plan(self, view: int, part: str) -> Path:
@@ -170,6 +177,11 @@ class SignalCache:
         with self._writing():
             self._rows(view).commit(self.durable)
 
+    def put(self, view: int, index: Tensor, stored: Mapping[str, Tensor]) -> None:
+        """`write` for what comes as it is stored."""
+        with self._writing():
+            self._rows(view).put(index, stored)
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -189,6 +201,14 @@ class SignalCache:
     ) -> dict[str, Tensor]:
         """Rows of a view, of the fields of these names or all: floating ones as float32, integer ones as int64."""
         return self._rows(view).read(index, device, names)
+
+    def rows(self, view: int, index: Tensor) -> dict[str, Tensor]:
+        """A copy of rows as they are stored."""
+        return self._rows(view).rows(index)
+
+    def blank(self, count: int) -> dict[str, Tensor]:
+        """Rows as they are stored, for values to come."""
+        return blank(self.layout, count)
 
     def load(self, view: int, device: torch.device, names: Collection[str]) -> None:
         """Keep these fields of a whole view on the device, where it is an accelerator with room to spare."""

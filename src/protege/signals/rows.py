@@ -64,6 +64,11 @@ def layout_of(fields: Mapping[str, Tensor]) -> Layout:
     return {name: (tuple(_rows_last(value).shape[1:]), kind_of(value)) for name, value in fields.items()}
 
 
+def blank(layout: Layout, count: int) -> dict[str, Tensor]:
+    """Rows as they are stored, for values to come."""
+    return {name: torch.empty(count, *shape, dtype=getattr(torch, kind)) for name, (shape, kind) in layout.items()}
+
+
 def bytes_of_view(layout: Layout, total: int, used: int) -> int:
     """The most that one view of ``total`` samples takes on disk where ``used`` of them are stored: pages are whole."""
     rows = [_bytes(*field) for field in (*layout.values(), ((), "int32"))]
@@ -131,15 +136,22 @@ class Rows:
         """Which of these rows are stored, bool [N]."""
         return torch.from_numpy(self._known[index.numpy()] != 0)
 
+    def stored(self) -> Tensor:
+        """Which rows are stored, bool [total]."""
+        return torch.from_numpy(self._known != 0)
+
     def write(self, index: Tensor, fields: Mapping[str, Tensor]) -> None:
         """Store those of these rows that are not known yet."""
-        fresh = ~self.are_known(index)
-        rows = index[fresh].numpy()
         stored = {}
         for name, value in fields.items():
-            value = _rows_last(value.to(getattr(torch, self.layout[name][1]))).cpu()
-            refuse_infinite(name, value)
-            stored[name] = value[fresh]
+            stored[name] = _rows_last(value.to(getattr(torch, self.layout[name][1]))).cpu()
+            refuse_infinite(name, stored[name])
+        self.put(index, stored)
+
+    def put(self, index: Tensor, stored: Mapping[str, Tensor]) -> None:
+        """Store those of these rows that are not known yet, which come as they are stored."""
+        fresh = ~self.are_known(index)
+        rows, stored = index[fresh].numpy(), {name: value[fresh] for name, value in stored.items()}
         for name, value in stored.items():
             self._put(name, rows, value.view(getattr(torch, _of_numpy(self.layout[name][1]))).numpy())
         self._pending.append((rows, checksums(rows, stored)))
@@ -175,6 +187,10 @@ class Rows:
             if not os.path.samestat(os.fstat(file.fileno()), self._files[name]):
                 raise FileNotFoundError
             yield file
+
+    def rows(self, index: Tensor) -> dict[str, Tensor]:
+        """A copy of rows as they are stored."""
+        return {name: field[index] for name, field in self._fields.items()}
 
     def read(self, index: Tensor, device: torch.device | str, names: Collection[str] | None) -> dict[str, Tensor]:
         """Rows of the fields of these names, or of all: floating ones as float32, integer ones as int64."""

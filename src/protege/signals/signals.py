@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data import CLEAN, Batch, cache_root, forward_size
 from ..models.precision import autocast_for, single_precision
 from .cache import SignalCache, Vanished
-from .exchange import from_the_first
+from .exchange import by_each, by_first, disks_of, give_each_disk, on_disks, process
 from .folder import VERSION, evict
 from .identity import behaviour
 from .rows import bytes_of_view, kind_of, layout_of, not_finite, refuse_infinite, widened
@@ -54,6 +54,7 @@ class Signals:
         self.cache: SignalCache | None = None
         self._names = frozenset[str]()  # the source's fields
         self._announced = False
+        self._disks: list[int] | None = None  # of each process, once it is asked for
         self._infinite: dict[str, Tensor] = {}  # on an accelerator, by field: whether `attach` met what is not finite
 
     # ---- the cache ----------------------------------------------------------------------------------------------
@@ -66,9 +67,8 @@ class Signals:
         """
         if not (self.views.count and self.budget):
             return self
-        if self.cache is None:
-            self.cache = self._find()
-        self.cache.open()
+        cache = self.cache = self.cache or self._find()
+        cache.capacity = min(by_each(lambda: cache.open().capacity))  # all store and read the same views
         if self.folder is None:
             evict(cache_root(), max(2 * self.budget, KEPT))
         return self
@@ -112,7 +112,7 @@ class Signals:
         self._names = frozenset(alone)
         identity = {
             "network": self.stored.fingerprint(),
-            "outputs": from_the_first(lambda: self._behaviour(fields)),
+            "outputs": by_first(lambda: self._behaviour(fields)),
             "data": views.samples.fingerprint(),
             "views": views.augment.identity(),
             "signals": repr(self.stored.signals),
@@ -163,11 +163,40 @@ class Signals:
 
     # ---- filling it ---------------------------------------------------------------------------------------------
 
-    def fill(self, view: int, rank: int = 0, world: int = 1, progress: Callable[[int, int], None] | None = None) -> int:
-        """Store the view's missing signals; returns how many samples were forwarded for it.
+    def fill_together(self, view: int, progress: Callable[[int, int], None] | None = None) -> int:
+        """Store the view's missing signals on the disks of all processes, which call this together; returns how many
+        samples they forwarded for it.
 
-        Missing positions are planned in blocks, and a planned block is forwarded whole whoever completes it, so that
-        a fill that was killed and resumed stores bit for bit what an undisturbed one would have.
+        Each row is forwarded by one of them at most; what one disk has another is given.
+        """
+        rank, world = process()
+        cache, positions = self.cache, self.views.positions
+        if world == 1 or cache is None or not cache.holds(view):
+            return self.fill(view, progress=progress)
+        self.check()
+        if all(by_each(lambda: cache.known(view, positions))):
+            return 0
+        self._disks = disks = self._disks or disks_of(cache.folder)
+        several = len(set(disks)) > 1
+        elsewhere = torch.stack([*on_disks(cache, view, disks).values()]).any(0) if several else None
+        count = sum(by_each(lambda: self.fill(view, rank, world, progress, elsewhere)))
+        if several:
+            give_each_disk(cache, view, positions, disks)
+        return count
+
+    def fill(
+        self,
+        view: int,
+        rank: int = 0,
+        world: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+        elsewhere: Tensor | None = None,
+    ) -> int:
+        """Store a process's share of the view's missing signals; returns how many samples were forwarded for it.
+
+        Missing positions, but for those that are stored ``elsewhere`` (bool, of all samples), are planned in blocks,
+        and a planned block is forwarded whole whoever completes it, so that a fill that was killed and resumed stores
+        bit for bit what an undisturbed one would have.
         """
         self.check()
         if self.cache is None or not self.cache.holds(view):
@@ -175,7 +204,9 @@ class Signals:
             return 0
         for _ in range(ATTEMPTS):
             try:
-                return self._fill(self.cache, view, f"{rank}of{world}", self._mine(rank, world), progress)
+                mine = self._mine(rank, world)
+                mine = mine if elsewhere is None else mine[~elsewhere[mine]]
+                return self._fill(self.cache, view, f"{rank}of{world}", mine, progress)
             except Vanished:  # a user or another program deleted the cache
                 self.cache.forget(view)
         return 0  # `attach` computes what is not stored

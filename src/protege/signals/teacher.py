@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ..data import Augment, Batch, Data, check_augment, default_workers, load_data
 from ..data.given import has_splits
@@ -193,12 +193,11 @@ class TeacherCache:
         return Loader(self, batch_size, self.seed if seed is None else seed, epoch)
 
     def fill(self) -> int:
-        """Store all views that have room, now; returns how many samples were forwarded for it."""
+        """Store all views that have room, now; returns how many samples all processes forwarded for it."""
         return sum(map(self._fill, range(self.signals.views.count)))
 
     def _fill(self, view: int) -> int:
         title, done = f"teacher: view {view + 1}/{self.signals.views.count}", 0
-        rank, world = process()
         with _spoken_here():
             if self.signals.cache is None:
                 self.signals.open()
@@ -209,9 +208,7 @@ class TeacherCache:
                     advance(now - done)
                     done = now
 
-                count = self.signals.fill(view, rank, world, report)
-        if world > 1:
-            distributed.barrier()
+                count = self.signals.fill_together(view, report)
         self.signals.load(view)
         return count
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -74,7 +73,6 @@ class Feeder:
 
         ``between`` is called after each forward pass.
         """
-        accelerator, world = self.accelerator, self.accelerator.num_processes
         part = f"view {view + 1}/{self.train.count}" if view >= 0 else "validation"
         bar = self.display.reporter(f"{signals.source.name}: {part}")
 
@@ -82,10 +80,8 @@ class Feeder:
             bar(done, total)
             between()
 
-        count = signals.fill(view, accelerator.process_index, world, progress)
-        if world > 1:
-            count = int(accelerator.reduce(torch.tensor(count, device=accelerator.device), "sum"))
-        signals.load(view)  # only now, when every process has stored its share
+        count = signals.fill_together(view, progress)
+        signals.load(view)
         return count
 
     def stream(

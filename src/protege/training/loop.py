@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from ..data import CLEAN, Batch, Samples, forward_size
@@ -237,9 +237,8 @@ class Loop:
         held_signals = [] if judged is None else [self._signals(source, judged) for source in phase.sources]
         for number, asked in enumerate([*signals, *held_signals]):
             if (cache := asked.open().cache) is not None:
-                room = min(gather_object([cache.capacity])) if self.world > 1 else cache.capacity
                 # a resumed run stores the views it began to store, whatever the disk now has
-                cache.capacity = state.capacities.setdefault(f"{state.phase}/{number}", room)
+                cache.capacity = state.capacities.setdefault(f"{state.phase}/{number}", cache.capacity)
         if saved:
             restore_random(saved["random"], self.rank, self.device)
         return FitInProgress(
