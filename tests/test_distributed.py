@@ -134,6 +134,62 @@ torch.save(weights(student), out / f"solved-{rank}.pt")
 '''
 
 
+TURNS = '''
+"""Four processes, two on each of two nodes: who goes when, and what the first tells all."""
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from protege.errors import UserError
+from protege.training.processes import by_the_first, in_turn, make_accelerator
+
+out, accelerator = Path(sys.argv[1]), make_accelerator()
+rank, found = accelerator.process_index, {}
+
+
+def note(event):
+    with open(out / "order", "a") as file:
+        file.write(f"{rank} {event}\\n")
+
+
+def fail():
+    assert rank == 0
+    raise UserError("three of them are too few.")
+
+
+def stumble():
+    raise KeyError("a word")
+
+
+for failing in ((), (0,), (1, 2)):
+    note("waits")
+    accelerator.wait_for_everyone()
+    try:
+        with in_turn(accelerator):
+            note("begins")
+            time.sleep(0.02)
+            note("ends")
+            if rank in failing:
+                raise UserError("no.")
+    except UserError:
+        note("fails")
+    accelerator.wait_for_everyone()
+found["told"] = by_the_first(accelerator, lambda: rank)
+for work in (fail, stumble):
+    try:
+        by_the_first(accelerator, work)
+    except Exception as error:
+        found[work.__name__] = [type(error).__name__, str(error)]
+backend = torch.distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+found["patience"] = backend.options._timeout.total_seconds()
+(out / f"found-{rank}.json").write_text(json.dumps(found))
+'''
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -154,30 +210,31 @@ def launch(arguments: list[str], **environment: object) -> None:
     assert process.returncode == 0, said.decode()[-4000:]
 
 
-def two_of(work: Callable[[], object], homes: Sequence[object] = ()) -> list[forks.Fork]:
-    """Two forks of this process, ended, each told its rank as torchrun tells it, and where its caches lie."""
+def two_of(work: Callable[[], object], homes: Sequence[object] = (), nodes: int = 1) -> list[forks.Fork]:
+    """Two forks of this process on each node, ended, each told its rank as torchrun tells it, and where its caches
+    lie."""
 
     def told() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         work()
 
-    given = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    given = {"WORLD_SIZE": 2 * nodes, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     given["CUDA_VISIBLE_DEVICES"] = ""
-    caches = [{"PROTEGE_CACHE": home} for home in homes] or [{}, {}]
-    ranks = [forks.Fork(told, RANK=rank, LOCAL_RANK=rank, **given, **caches[rank]) for rank in range(2)]
+    caches = [{"PROTEGE_CACHE": home} for home in homes] or 2 * nodes * [{}]
+    ranks = [forks.Fork(told, RANK=rank, LOCAL_RANK=rank % 2, **given, **caches[rank]) for rank in range(2 * nodes)]
     for process in ranks:
         process.wait()
     return ranks
 
 
-def fork(program: Path, out: Path) -> None:
-    """A program in two processes."""
+def fork(program: Path, out: Path, nodes: int = 1) -> None:
+    """A program in two processes on each node."""
 
     def work() -> None:
         sys.argv = [str(program), str(out)]
         runpy.run_path(str(program), run_name="__main__")
 
-    for process in two_of(work):
+    for process in two_of(work, nodes=nodes):
         assert process.returncode == 0, process.stderr[-4000:]
 
 
@@ -337,6 +394,27 @@ def test_a_disk_that_is_full_ends_all_processes(rank, tmp_path):
     for process in two_of(work, [tmp_path / "a", tmp_path / "b"]):
         assert process.returncode == 1
         assert process.stderr.count("is full; expected room for") == 1
+
+
+def test_the_first_of_all_then_of_each_node_and_then_the_rest(tmp_path):
+    (tmp_path / "turns.py").write_text(TURNS)
+    fork(tmp_path / "turns.py", tmp_path, nodes=2)
+    lines = (tmp_path / "order").read_text().splitlines()
+    assert len(lines) == 3 * 12 + 3
+    for begin in (i for i, line in enumerate(lines) if line == "0 begins"):
+        ended = {line for line in lines[:begin] if line.endswith("ends")}
+        after = lines[begin : begin + 10]
+        assert after.index("0 ends") < after.index("2 begins") < after.index("2 ends")
+        assert after.index("2 ends") < min(after.index("1 begins"), after.index("3 begins"))
+        assert len(ended) in (0, 4)
+    everyone = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(4)]
+    for found in everyone:
+        assert found["told"] == 0
+        assert found["fail"] == ["UserError", "three of them are too few."]
+        assert found["patience"] >= 3600
+    assert [found["stumble"] for found in everyone] == [["KeyError", "'a word'"]] + 3 * [
+        ["RuntimeError", "KeyError: 'a word'"]
+    ]
 
 
 def test_the_saved_student_is_the_one_that_was_measured(digits_teacher):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_workers, load_data
@@ -42,7 +41,7 @@ from ..models import (
 from ..models.classes import in_order_of
 from ..models.opening import about
 from ..models.placing import place
-from ..models.precision import autocast_for, on_cpu, resolve_precision
+from ..models.precision import autocast_for, resolve_precision
 from ..numerics import exact
 from ..report.diagnosis import write_diagnosis_report
 from ..settings import public
@@ -50,6 +49,7 @@ from ..signals import Views
 from ..tasks import TASKS
 from ..torch_utils import same_numbers
 from ..training.evaluate import refuse_unfit
+from ..training.processes import make_accelerator
 from ..training.progress import Display
 from .folder import check_out
 from .recipe import checked
@@ -146,7 +146,7 @@ def diagnose(
     positions = choose(
         loaded.train.labels, fraction=fraction, samples=samples, seed=seed, count=len(loaded.train), each=False
     )
-    accelerator = Accelerator(cpu=on_cpu(), mixed_precision="no")
+    accelerator = make_accelerator()
     stage = _Stage(loaded, accelerator.device, resolve_precision(precision, accelerator.device), temperature)
     with Display(accelerator.is_main_process) as display:
         read = {role: stage.read(role, model, positions, display) for role, model in models.items()}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from ..data import Data, default_workers, load_data
@@ -20,12 +19,13 @@ from ..errors import UserError
 from ..models import held_out_by, known_ranges, load_model
 from ..models.classes import in_order_of
 from ..models.placing import place
-from ..models.precision import autocast_for, on_cpu, resolve_precision
+from ..models.precision import autocast_for, resolve_precision
 from ..settings import public
 from ..tasks import TASKS, Chance
 from ..tasks.guess import judged
 from ..training.evaluate import evaluate as run_evaluation
 from ..training.evaluate import refuse_unfit
+from ..training.processes import make_accelerator
 from ..training.progress import Display
 from ..words import guess_to_beat
 from .checks import refuse_another_task
@@ -70,7 +70,7 @@ def evaluate(
     if samples is None or (not loaded.labelled and (whole or chosen == "train")):
         what = "labels to measure by" if not loaded.labelled else f"{chosen} split"
         raise UserError(f"the data {loaded.name!r} has no {what}; expected some of its own: name other data.")
-    device = Accelerator(cpu=on_cpu()).device
+    device = make_accelerator().device
     place(network, device)
     samples, task = samples.to(device), TASKS[loaded.task]
     autocast = autocast_for(resolve_precision(precision, device), device)

@@ -24,11 +24,12 @@ from ..methods.teaching import TargetSettings, on_task, resolved
 from ..models import Model, held_out_by, known_ranges
 from ..models.opening import open_networks
 from ..models.placing import place
-from ..models.precision import on_cpu, resolve_precision
+from ..models.precision import resolve_precision
 from ..numerics import exact
 from ..tasks import Task, is_own, name_in_folders, task_digest
 from ..training.loop import Loop
 from ..training.plan import defaults
+from ..training.processes import in_turn, make_accelerator
 from ..training.progress import Display
 from .checks import refuse_another_task, task_of
 from .origin import VERSION, earlier_origin, origin_of, refuse_another
@@ -88,7 +89,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     way = held_out_by(*specs.values())
     if resume and (begun := recorded(out)):
         way = begun.get("origin", {}).get("held_out", BY_POSITION)
-    with accelerator.main_process_first():  # the first may have to extract what the others then read
+    with in_turn(accelerator):  # the first may have to extract what the others then read
         data = load_data(
             objects.get("data", s.data),
             image_size=s.image_size,
@@ -184,8 +185,7 @@ def _accelerator(tracker: str | None, out: Path) -> Accelerator:
             f"as tensorboard (installed: {', '.join(installed) or 'none'}): install it or leave it out."
         )
     folders = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs"))
-    # told so, as Accelerate otherwise takes torchrun's processes for one each
-    return Accelerator(cpu=on_cpu(), mixed_precision="no", log_with=tracker, project_config=folders)
+    return make_accelerator(log_with=tracker, project_config=folders)
 
 
 def _on_device(data: Data, device: Any) -> Data:

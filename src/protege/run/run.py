@@ -24,6 +24,7 @@ from ..tasks import is_own
 from ..tasks.task import Shown
 from ..torch_utils import same_numbers
 from ..training.checkpoint import load_checkpoint
+from ..training.processes import in_turn
 from ..training.state import State
 from ..words import guess_to_beat
 from .arguments import separate
@@ -152,7 +153,7 @@ def _load_images(run: Run) -> None:
     loop, test = run.loop, run.data.test
     parts = [(views.samples, views.positions) for views in (loop.train, loop.held) if views is not None]
     parts += [] if test is None else [(test, torch.arange(len(test)))]  # which the monitor shows some of
-    with loop.accelerator.main_process_first():  # the others find what it has decoded
+    with in_turn(loop.accelerator):  # the others find what it has decoded
         for samples, positions in parts:
             samples.load(positions)
     for samples, positions in parts[1:]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from ..data import CLEAN, Batch, Samples, forward_size
@@ -34,6 +33,7 @@ from .journal import Journal
 from .judge import held_out_losses, remember_best, remember_start
 from .phase import Fit, FitSettings, Phase, Solve
 from .plan import Plan
+from .processes import by_the_first
 from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
 from .schedule import MovingAverage, factor, make_optimizer
@@ -178,13 +178,20 @@ class Loop:
     def _solve(self, phase: Solve) -> dict[str, Any]:
         seed_everything(self.seed, self.state.phase, self.rank)
         clock = time.perf_counter()
-        with exact():
-            solved = phase.solve(self.display.reporter(phase.name))
-        self.journal.spent("solve", clock)
-        if self.world > 1:  # all go on from the first one's solution
-            (solved,) = broadcast_object_list([solved])
+        report = self.display.reporter(phase.name)
+
+        def solve() -> tuple[dict[str, Any], dict[str, Any]]:
+            with exact():
+                solved = phase.solve(report)
+            return solved, {k: v for k, v in self.student.state_dict().items() if not isinstance(v, Tensor)}
+
+        solved, others = by_the_first(self.accelerator, solve)
+        if self.world > 1:  # all go on from its solution
             for value in tensors_of(self.student).values():
                 torch.distributed.broadcast(value, 0)
+            if others:
+                self.student.load_state_dict(self.student.state_dict() | others)
+        self.journal.spent("solve", clock)
         for block in (blocks := solved.pop("blocks", [])):
             self.journal.log({"event": "block", "phase": phase.name, **block})
         self.journal.log({"event": "solve", "phase": phase.name, "blocks": len(blocks), "values": solved})

@@ -1,0 +1,63 @@
+"""Processes that learn together, as Accelerate starts them: what the first does for all, and who goes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+
+from ..errors import UserError
+from ..models.precision import on_cpu
+
+PATIENCE = timedelta(hours=24)  # a process may wait for one that extracts data; NCCL's own limit is ten minutes
+
+Result = TypeVar("Result")
+
+
+def make_accelerator(**options: Any) -> Accelerator:
+    """This process among those that were started together, on its device; precision stays the loop's own affair."""
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    # cpu is told, as Accelerate otherwise takes torchrun's processes for one each
+    return Accelerator(cpu=on_cpu(), mixed_precision="no", kwargs_handlers=[patience], **options)
+
+
+@contextmanager
+def in_turn(accelerator: Accelerator) -> Iterator[None]:
+    """Inside is the first process of all, then the first of each other node, then all others: what the first makes on a
+    disk the others find there, on one that all nodes share or on each node's own.
+
+    Accelerate's own contexts leave the others waiting where the first raises.
+    """
+    turn = 0 if accelerator.is_main_process else 1 if accelerator.is_local_main_process else 2
+    for _ in range(turn):
+        accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        for _ in range(2 - turn):
+            accelerator.wait_for_everyone()
+
+
+def by_the_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """What ``work`` gives in the first process, told to all; what it raises there all of them raise."""
+    if accelerator.num_processes == 1:
+        return work()
+    result = error = failure = None
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+            known = isinstance(raised, UserError)
+            failure = (UserError, str(raised)) if known else (RuntimeError, f"{type(raised).__name__}: {raised}")
+    result, failure = broadcast_object_list([result, failure])
+    if error is not None:
+        raise error
+    if failure is not None:
+        kind, text = failure
+        raise kind(text)
+    return result
