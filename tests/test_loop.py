@@ -578,7 +578,7 @@ def test_the_moving_average_moves_a_shared_tensor_once():
             for parameter in network.parameters():
                 parameter.normal_()
             network(torch.randn(5, 3))
-        average.update(network)
+        average.update()
         share = 1 - min(0.9, (1 + count) / (10 + count)) if count else 1.0
         for name, value in network.state_dict().items():
             expected = torch.lerp(before[name], value, share) if value.is_floating_point() else value

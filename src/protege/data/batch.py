@@ -42,11 +42,10 @@ class Batch:
 
     def chunks(self, n: int) -> list[Batch]:
         """The batch in at most `n` parts of equal size, the last one possibly smaller (as `torch.chunk`)."""
-        parts = []
         size = -(-len(self) // n)
-        for start in range(0, len(self), size):
-            cut = slice(start, start + size)
-            part = self._map(lambda x, cut=cut: x[cut])
-            part.index = self.index[cut]
-            parts.append(part)
-        return parts
+        return [self._cut(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def _cut(self, cut: slice) -> Batch:
+        part = self._map(lambda x: x[cut])
+        part.index = self.index[cut]
+        return part

@@ -153,6 +153,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
         precision=precision,
         seed=s.seed,
         checkpoint_seconds=s.checkpoint_seconds,
+        compile=s.compile,
         display=Display(accelerator.is_main_process),
     )
     loop.plan.check(loop.world)

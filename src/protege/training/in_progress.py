@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class FitInProgress:
     clock: float = 0.0  # when this epoch began, its fill included
     began: float = 0.0  # when this epoch's first update began
     rows: int = 0  # samples in this epoch's updates
+    _dropouts: dict[nn.RNNBase, float] = field(default_factory=dict)
 
     @property
     def kept(self) -> nn.Module:
@@ -45,7 +46,11 @@ class FitInProgress:
 
     def set_modes(self) -> None:
         """Train mode where something learns; eval mode in modules whose every parameter is frozen, and in those that
-        the student's own ``train()`` leaves in it, also where the trainee is only made of its parts."""
+        the student's own ``train()`` leaves in it, also where the trainee is only made of its parts.
+
+        A frozen recurrent layer is in train mode, without dropout, which comes to the same: cuDNN cannot go back
+        through one in eval mode.
+        """
         held = set(self.student.modules()) - trained_by(self.student)
         self.wrapped.train()
         for module in self.trainee.modules():
@@ -54,6 +59,15 @@ class FitInProgress:
                 module.eval()
             elif module in held:
                 module.training = False
+        for module in self.trainee.modules():
+            if isinstance(module, nn.RNNBase) and not module.training:
+                self._dropouts.setdefault(module, module.dropout)
+                module.training, module.dropout = True, 0.0
+
+    def bring_back_modes(self) -> None:
+        """Give recurrent layers the dropout that `set_modes` took from them."""
+        for module, dropout in self._dropouts.items():
+            module.dropout = dropout
 
     def refuse_unreached(self) -> None:
         """Raise after a backward pass where a parameter got no gradient, for which torch would wait in vain."""

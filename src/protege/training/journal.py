@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -18,6 +19,9 @@ from .checkpoint import drop_old, save_checkpoint
 from .in_progress import FitInProgress, random_state
 from .state import State
 from .stop import Stops
+
+UNREAD = 4096  # spans of time at most that are not added up yet: reading one waits for the device
+Moment = float | torch.cuda.Event
 
 
 class Journal:
@@ -32,6 +36,7 @@ class Journal:
         self.state = State()
         self._number, self._saved = 0, time.monotonic()
         self._phase_began = time.monotonic()
+        self._spans: list[tuple[str, Moment, Moment]] = []  # times that were not added up yet
 
     def restore(self, number: int, state: dict[str, Any]) -> None:
         """Go on from checkpoint ``number``, which was saved with this state."""
@@ -64,11 +69,27 @@ class Journal:
         """How long this phase has taken, before it was resumed, too."""
         return time.monotonic() - self._phase_began
 
-    def spent(self, on: str, since: float) -> float:
-        """Count the time from ``since`` (of `time.perf_counter`) until now, which is returned."""
-        now = time.perf_counter()
-        self.state.timing[on] = self.state.timing.get(on, 0.0) + now - since
+    def now(self) -> Moment:
+        """This moment, to be given to `spent`: on a GPU that at which it will have done what it was asked so far."""
+        if self.accelerator.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def spent(self, on: str, since: Moment) -> Moment:
+        """Count the time from ``since`` until now, which is returned."""
+        now = self.now()
+        self._spans.append((on, since, now))
+        if len(self._spans) >= UNREAD or isinstance(now, float):
+            self._read(len(self._spans) // 2 if isinstance(since, torch.cuda.Event) else None)
         return now
+
+    def _read(self, count: int | None = None) -> None:
+        """Add up the oldest spans, or all."""
+        for on, since, now in self._spans[:count]:
+            self.state.timing[on] = self.state.timing.get(on, 0.0) + _seconds(since, now)
+        del self._spans[:count]
 
     # ---- the log --------------------------------------------------------------------------------------------
 
@@ -120,6 +141,7 @@ class Journal:
 
     def save(self, running: dict[str, Any]) -> None:
         """Write a checkpoint of the state, the student and, within a fit phase, of what it has ``running``."""
+        self._read()
         randoms = {"random": gather_object([random_state()]) if self.world > 1 else [random_state()]}
         if self.writes:
             self._number += 1
@@ -129,3 +151,10 @@ class Journal:
                 flush(self.out / LOG)  # a checkpoint tells how long it is
                 save_checkpoint(self.out / "checkpoint", self._number, content)
         self._saved = time.monotonic()
+
+
+def _seconds(since: Moment, now: Moment) -> float:
+    if isinstance(since, float) and isinstance(now, float):
+        return now - since
+    now.synchronize()  # type: ignore[union-attr]
+    return since.elapsed_time(now) / 1000  # type: ignore[union-attr, arg-type]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data import CLEAN, Batch, Samples, forward_size
+from ..data import CLEAN, Samples, forward_size
 from ..models.placing import place
 from ..models.precision import autocast_for
 from ..numerics import exact
@@ -38,6 +37,7 @@ from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
 from .schedule import MovingAverage, factor, make_optimizer
 from .state import State
+from .step import Step
 from .stop import Stops
 
 
@@ -68,6 +68,7 @@ class Loop:
         precision: str,
         seed: int,
         checkpoint_seconds: float,
+        compile: str = "auto",
         display: Display,
     ) -> None:
         self.student, self.task, self.out, self.classes = student, task, out, classes
@@ -77,7 +78,7 @@ class Loop:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.precision = precision
         self.autocast = autocast_for(precision, self.device)
-        self.display = display
+        self.compile, self.display = compile, display
         self.feeder = Feeder(train, cache, budget, out / "signals", precision, accelerator, display)
         self.stops = Stops(display, self.world == 1)
         self.journal = Journal(student, out, accelerator, checkpoint_seconds, self.stops)
@@ -175,9 +176,12 @@ class Loop:
         spent = sum(phase["seconds"] for phase in state.done) + self.journal.phase_seconds()
         return f" · {in_words(spent / made * to_come)} left"
 
+    def _tell(self, line: str) -> None:
+        self.display.say(line, always=True)
+
     def _solve(self, phase: Solve) -> dict[str, Any]:
         seed_everything(self.seed, self.state.phase, self.rank)
-        clock = time.perf_counter()
+        clock = self.journal.now()
         report = self.display.reporter(phase.name)
 
         def solve() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -206,9 +210,10 @@ class Loop:
         settings, begins = fit.settings, not state.updates and state.best is None
         if begins and phase.continues and settings.select == "best" and self.judged is not None:
             remember_start(state, fit, self.task, fit.kept, self._judge(fit, fit.kept, self.judged))
+        step = Step(fit, state.sums, self.autocast, self.accelerator, self.compile, self._tell)
         every = settings.eval_every or max(1, fit.epochs // 10)
         while state.epoch < fit.epochs:
-            self._train_epoch(fit)
+            self._train_epoch(fit, step)
             state.epoch, state.step = state.epoch + 1, 0
             last = state.epoch == fit.epochs
             self._end_epoch(fit, last or state.epoch % every == 0)
@@ -218,6 +223,7 @@ class Loop:
                 break
             self.journal.save_when_due(fit, last)
         self._end_fit(fit)
+        fit.bring_back_modes()
         for parameter, learned in learning.items():
             parameter.requires_grad_(learned)
         best = state.best or {}
@@ -270,9 +276,9 @@ class Loop:
                 asked.cache.remove()
         self.accelerator.free_memory()
 
-    def _train_epoch(self, fit: FitInProgress) -> None:
+    def _train_epoch(self, fit: FitInProgress, step: Step) -> None:
         """One pass over the samples: store the signals of this view, then for each batch data, signals, update."""
-        journal, state = self.journal, self.state
+        journal, state, settings = self.journal, self.state, fit.settings
         fit.clock = time.perf_counter()
         view = self.train.of_epoch(state.epoch)
         computed = sum(self._fill(asked, view, fit) for asked in fit.signals)
@@ -287,7 +293,7 @@ class Loop:
         mine = [part.tensor_split(self.world)[self.rank] for part in order]
         stream = self.feeder.stream(fit.phase, self.train, mine, view, fit.signals)
         for part in order:
-            clock = time.perf_counter()
+            clock = journal.now()
             batch = next(stream)
             clock = journal.spent("data", clock)
             for asked in fit.signals:
@@ -296,7 +302,9 @@ class Loop:
                     state.served += len(part) if served else 0
                     state.forwarded += 0 if served else len(part)
             clock = journal.spent("teacher", clock)
-            self._update(fit, batch, len(part))
+            progress = (state.updates + 0.5) / (fit.steps * fit.epochs)
+            step.set(factor(settings.schedule, settings.warmup, progress))
+            step.update(batch, len(part))
             state.step, state.updates = state.step + 1, state.updates + 1
             state.seen += len(part)
             journal.spent("student", clock)
@@ -307,54 +315,26 @@ class Loop:
                 self.display.move(state.step, f"loss {loss:.3f} · {rate:,.0f} samples/s{self._left()}")
             journal.save_when_due(fit)
 
-    def _update(self, fit: FitInProgress, batch: Batch, rows: int) -> None:
-        """One step of the optimizer on this process's part of ``rows`` samples."""
-        state, settings = self.state, fit.settings
-        progress = (state.updates + 0.5) / (fit.steps * fit.epochs)
-        scale = factor(settings.schedule, settings.warmup, progress)
-        for group in fit.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * scale
-        pieces = batch.chunks(settings.accumulate)
-        for i, piece in enumerate(pieces):
-            last = i == len(pieces) - 1
-            with nullcontext() if last else self.accelerator.no_sync(fit.wrapped):
-                with self.autocast():
-                    losses = fit.phase.step(fit.wrapped, piece)
-                share = len(piece) * self.world / rows  # an average over the rows of every process
-                self.accelerator.backward(losses["loss"] * share)
-            for name, value in losses.items():
-                state.sums[name] = state.sums.get(name, 0.0) + value.detach() * (share / self.world)
-        if self.world > 1 and state.step == 0:
-            fit.refuse_unreached()
-        for parameter in fit.trainee.parameters():  # not every optimizer knows an embedding's sparse ones
-            if parameter.grad is not None and parameter.grad.layout != torch.strided:
-                parameter.grad = parameter.grad.to_dense()
-        if settings.clip:
-            self.accelerator.clip_grad_norm_(fit.wrapped.parameters(), settings.clip)
-        fit.optimizer.step()
-        fit.optimizer.zero_grad()
-        if fit.average is not None:
-            fit.average.update(fit.trainee)
-
     def _end_epoch(self, fit: FitInProgress, evaluate: bool) -> None:
         """Log the epoch's losses and, where it is time to ``evaluate``, what the phase would keep."""
         state = self.state
         for asked in fit.signals:
             asked.check()
         share_buffers(fit, self.world)
-        clock = time.perf_counter()
+        clock = self.journal.now()
         sums = self.accelerator.reduce(torch.stack(list(state.sums.values())), "sum")
         means = dict(zip(state.sums, (sums / fit.steps).tolist(), strict=True))  # waits for the device
         self.journal.spent("student", clock)
         rate = fit.rows / (time.perf_counter() - fit.began) if fit.rows else None  # none were left to a resumed run
         fit.check_finite(means["loss"], state)
-        state.sums = {}
+        for value in state.sums.values():  # which stay where a recorded step finds them
+            value.zero_()
         event: dict[str, Any] = {
             "event": "epoch",
             "phase": fit.phase.name,
             "epoch": state.epoch,
             "step": state.updates,
-            "lr": fit.optimizer.param_groups[0]["lr"],
+            "lr": float(fit.optimizer.param_groups[0]["lr"]),
             "train": means,
             "images_per_second": rate,
         }
@@ -381,7 +361,7 @@ class Loop:
         if fit.phase.select_by is not None:
             for asked in fit.held_signals:
                 self._fill(asked, CLEAN)
-        clock = time.perf_counter()
+        clock = self.journal.now()
         if fit.phase.select_by is None:
             kept = fit.phase.readout(network) if fit.phase.readout else network
             metrics = self.evaluate(kept, judged.samples, judged.positions)[0]
@@ -422,12 +402,12 @@ class Loop:
 
     def _fill(self, asked: Signals, view: int, fit: FitInProgress | None = None) -> int:
         """Store a view's missing signals; returns how many samples all processes forwarded for it."""
-        clock = time.perf_counter()
+        clock, began = self.journal.now(), time.perf_counter()
         count = self.feeder.fill(asked, view, lambda: self.journal.save_if_stopped(fit))
         self.state.forwarded += count if asked.source.lasting else 0
         self.journal.count_remembered(asked, view, count)
         if count:
-            seconds = time.perf_counter() - clock
+            seconds = time.perf_counter() - began
             filled = {"source": asked.source.name, "view": view, "samples": count, "seconds": seconds}
             self.journal.log({"event": "fill", **filled})
         self.journal.spent("teacher", clock)

@@ -64,6 +64,11 @@ def default_epochs(steps: int) -> int:
     return max(30, min(300, math.ceil(3000 / steps)))
 
 
+def turned(dial: float | Tensor, value: float) -> float | Tensor:
+    """A number that changes from update to update: the value, or the tensor that a recorded update reads it from."""
+    return dial.fill_(value) if isinstance(dial, Tensor) else value
+
+
 class MovingAverage:
     """Exponential moving average of a network's weights and buffers, in ``module``, on their own device.
 
@@ -72,21 +77,32 @@ class MovingAverage:
 
     def __init__(self, trainee: nn.Module, decay: float) -> None:
         self.module, self.decay, self.count = copy_network(trainee), decay, 0
+        self.share: float | Tensor = 1.0  # how far an update moves
+        self._trainee, self._pairs = trainee, _Pairs(self.module, trainee)
+
+    def update(self) -> None:
+        """Move towards the network's present values; whole numbers are copied."""
+        self.set()
+        self.move()
+
+    def set(self) -> None:
+        """Count an update, and say how far it moves."""
+        self.share = turned(self.share, 1 - min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 1)
+        self.count += 1
 
     @torch.no_grad()
-    def update(self, trainee: nn.Module) -> None:
-        """Move towards the network's present values; whole numbers are copied."""
-        pairs = list(zip(_tensors(self.module), _tensors(trainee), strict=True))
-        floats = [(m, t) for m, t in pairs if m.is_floating_point()]
-        if self.count == 0:
-            share = 1.0
+    def move(self) -> None:
+        """Move as far as was said."""
+        if not self._pairs.hold():
+            self._pairs = _Pairs(self.module, self._trainee)
+        pairs = self._pairs
+        if isinstance(self.share, Tensor):  # lerp would ask the device for its value
+            torch._foreach_mul_(pairs.averages, 1 - self.share)
+            torch._foreach_add_(pairs.averages, torch._foreach_mul(pairs.values, self.share))
         else:
-            share = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
-        torch._foreach_lerp_([m for m, _ in floats], [t for _, t in floats], share)
-        for average, value in pairs:
-            if not average.is_floating_point():
-                average.copy_(value)
-        self.count += 1
+            torch._foreach_lerp_(pairs.averages, pairs.values, self.share)
+        if pairs.copies:
+            torch._foreach_copy_(pairs.copies, pairs.whole)
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "module": self.module.state_dict()}
@@ -94,6 +110,28 @@ class MovingAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count = state["count"]
         self.module.load_state_dict(state["module"])
+
+
+class _Pairs:
+    """The weights and buffers of an average and of what it follows, each once, however many names it has."""
+
+    def __init__(self, average: nn.Module, trainee: nn.Module) -> None:
+        pairs = list(zip(_tensors(average), _tensors(trainee), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        others = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self.averages, self.values = [m for m, _ in floats], [t for _, t in floats]
+        self.copies, self.whole = [m for m, _ in others], [t for _, t in others]
+        self._places = [
+            (named, name, value)
+            for network in (average, trainee)
+            for module in network.modules()
+            for named in (module._parameters, module._buffers)
+            for name, value in named.items()
+        ]
+
+    def hold(self) -> bool:
+        """Whether all are still in their places, where a network may have put others."""
+        return all(named.get(name) is value for named, name, value in self._places)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

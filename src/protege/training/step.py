@@ -1,0 +1,198 @@
+"""One update of a fit phase: losses of a batch, their gradients, the optimizer and the moving average.
+
+It is a function of tensors, so that on a GPU it can be compiled, and recorded and launched as a whole: how far weights
+move are tensors there, sums of the losses stay where they are in memory, and the device is asked nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..data import Batch
+from ..errors import told
+from ..models.captured import Captured, Recorder, Tensors
+from ..signals.source import Fields
+from ..torch_utils import as_it_was
+from .in_progress import FitInProgress, random_state
+from .schedule import turned
+
+WORTH = 20_000  # updates of a phase from which compiling repays the half minute that it takes, on a GPU
+VARIANTS = 64  # of one function, by phase and size of batches, that torch compiles before it gives up
+
+
+class Step:
+    """Updates the weights of ``fit`` and adds the losses to ``sums``: first `set`, then ``update`` by a batch, this
+    process's part of that many rows.
+
+    ``compile`` is the run's setting; ``tell`` says in one sentence where it cannot be followed. ``record`` is that of
+    `Captured`.
+    """
+
+    def __init__(
+        self,
+        fit: FitInProgress,
+        sums: dict[str, Tensor],
+        autocast: Callable[[], AbstractContextManager[Any]],
+        accelerator: Accelerator,
+        compile: str,
+        tell: Callable[[str], None],
+        record: Recorder | None = None,
+    ) -> None:
+        self.fit, self.sums, self.autocast, self.accelerator, self.tell = fit, sums, autocast, accelerator, tell
+        self.world, device = accelerator.num_processes, accelerator.device
+        gpu = device.type == "cuda"
+        for name, value in sums.items():  # of a run that goes on
+            sums[name] = value.to(device)
+        if gpu:
+            for group in fit.optimizer.param_groups:
+                group["lr"] = torch.tensor(group["initial_lr"], device=device)
+        if fit.average is not None and (gpu or record):
+            fit.average.share = torch.ones((), device=device)
+        self.update, self._captured, self._compiled, self._compiled_step = self._update, None, None, None
+        if compile == "on" or (compile == "auto" and gpu and fit.steps * fit.epochs >= WORTH):
+            self._compiled, self._compiled_step = _compiled(self._losses_of), self._by_compiled
+        if (gpu and compile != "off" and self.world == 1) or record:
+            self._captured = Captured(
+                self._update_by,
+                device,
+                state=self._state,
+                steady=self._steady,
+                kept=lambda: as_it_was(fit.trainee),
+                failed=self._failed("recorded"),
+                record=record,
+            )
+            self.update = self._update_captured
+
+    def set(self, scale: float) -> None:
+        """Say how far the next update moves: at ``scale`` times the peak rates."""
+        for group in self.fit.optimizer.param_groups:
+            group["lr"] = turned(group["lr"], group["initial_lr"] * scale)
+        if self.fit.average is not None:
+            self.fit.average.set()
+
+    def _update(self, batch: Batch, rows: int) -> None:
+        fit, settings, wrapped = self.fit, self.fit.settings, self.fit.wrapped
+        step = self._compiled_step or fit.phase.step
+        pieces = batch.chunks(settings.accumulate)
+        for piece in pieces:
+            with nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(wrapped):
+                with self.autocast():
+                    losses = step(wrapped, piece)
+                share = len(piece) * self.world / rows  # an average over the rows of every process
+                self.accelerator.backward(losses["loss"] * share)
+            for name, value in losses.items():
+                part = value.detach() * (share / self.world)
+                self.sums[name] = self.sums[name].add_(part) if name in self.sums else part
+        if self.world > 1:
+            fit.refuse_unreached()
+        parameters = list(fit.trainee.parameters())
+        for parameter in parameters:  # not every optimizer knows an embedding's sparse ones
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                parameter.grad = parameter.grad.to_dense()
+        if settings.clip:
+            self.accelerator.clip_grad_norm_(parameters, settings.clip)
+        fit.optimizer.step()
+        fit.optimizer.zero_grad()
+        if fit.average is not None:
+            fit.average.move()
+
+    # ---- where the whole is more than its calls one by one --------------------------------------------------------
+
+    def _update_captured(self, batch: Batch, rows: int) -> None:
+        assert self._captured is not None
+        self._captured(_tensors_of(batch), lambda: self._update(batch, rows))
+
+    def _update_by(self, tensors: Tensors) -> None:
+        batch = Anonymous.of(tensors)
+        self._update(batch, len(batch))
+
+    def _by_compiled(self, trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The phase's step, compiled."""
+        assert self._compiled is not None
+        try:
+            return self._compiled(_tensors_of(batch))
+        except Exception as error:
+            self._compiled_step = None
+            losses = self.fit.phase.step(trainee, batch)  # which raises what is wrong with the step itself
+            self._failed("compiled")(error)
+            return losses
+
+    def _losses_of(self, tensors: Tensors) -> dict[str, Tensor]:
+        return self.fit.phase.step(self.fit.wrapped, Anonymous.of(tensors))
+
+    def _state(self) -> list[Tensor]:
+        """All that an update changes."""
+        fit = self.fit
+        networks = [fit.trainee, *([fit.average.module] if fit.average else [])]
+        values = [value for network in networks for value in (*network.parameters(), *network.buffers())]
+        kept = [value for state in fit.optimizer.state.values() for value in state.values()]
+        return [*values, *(value for value in kept if isinstance(value, Tensor)), *self.sums.values()]
+
+    def _steady(self) -> Any:
+        """What an update on a device leaves as it is, or else depends on: numbers that a network counts with, and the
+        random numbers of the processor."""
+        numbers = [
+            (name, value if isinstance(value, int | float | str) else len(value))
+            for module in self.fit.trainee.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, int | float | str | list | dict | set)
+        ]
+        state = random_state()
+        drawn = [state["python"], state["numpy"]]
+        return numbers, drawn, [] if self.accelerator.device.type == "cpu" else state["torch"].tolist()
+
+    def _failed(self, how: str) -> Callable[[Exception], None]:
+        def failed(error: Exception) -> None:
+            self.fit.optimizer.zero_grad()
+            name = self.fit.phase.name
+            self.tell(f"the step of phase {name!r} cannot be {how} ({told(error)}) and runs as it is, which is slower.")
+
+        return failed
+
+
+class Anonymous(Batch):
+    """A batch within what is compiled or recorded: it does not know which samples it has, as these are others in each
+    call."""
+
+    def __init__(self, inputs: Tensor, labels: Tensor, signals: dict[str, dict[str, Tensor]]) -> None:
+        self.inputs, self.labels, self.signals = inputs, labels, signals
+
+    @classmethod
+    def of(cls, tensors: Tensors) -> Anonymous:
+        """From what `_tensors_of` gives."""
+        signals: dict[str, Fields] = {}
+        for (source, name), value in tensors.items():
+            if source is not None:
+                signals.setdefault(source, Fields())[name] = value
+        return cls(tensors[None, "inputs"], tensors[None, "labels"], signals)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a step that is compiled or recorded has no {name!r} of its batch")
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Anonymous:
+        return type(self).of({name: change(value) for name, value in _tensors_of(self).items()})
+
+    def _cut(self, cut: slice) -> Anonymous:
+        return self._map(lambda x: x[cut])
+
+
+def _tensors_of(batch: Batch) -> Tensors:
+    """The tensors of a batch by source (None: the data) and name."""
+    signals = {(source, name): value for source, fields in batch.signals.items() for name, value in fields.items()}
+    return {(None, "inputs"): batch.inputs, (None, "labels"): batch.labels, **signals}
+
+
+def _compiled(function: Callable[[Tensors], Any]) -> Callable[[Tensors], Any]:
+    from torch import _dynamo  # slow to import
+
+    _dynamo.config.cache_size_limit = max(_dynamo.config.cache_size_limit, VARIANTS)
+    return torch.compile(function, dynamic=False)
