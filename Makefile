@@ -3,7 +3,7 @@ VENV := .venv
 ADAPTERS := .venv-adapters
 BIN := $(VENV)/bin
 
-.PHONY: demo test kill fuzz house test-adapters lint types check clean
+.PHONY: demo test slow kill fuzz house test-adapters lint types check clean
 
 # The environment is made once and again whenever its description changes.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -22,6 +22,10 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the longest files are not kept for the end
+
+# Tests that compile training steps: some minutes.
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
 
 # An hour of kills: runs of every method and studies, killed at any moment and resumed, are bit for bit what others are.
 kill: $(VENV)/.dev

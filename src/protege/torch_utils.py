@@ -9,7 +9,7 @@ import re
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -78,6 +78,12 @@ def admit_torchvision() -> None:
         except Exception:  # missing, or broken otherwise: who needs it will say so
             pass
         return
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it tensors of the device keep their own precision."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -335,9 +341,11 @@ def logits_in(outputs: Any) -> Any:
     return held[0] if len(held) == 1 and isinstance(held[0], Tensor) else outputs
 
 
-def refuse_odd(outputs: Tensor, who: str) -> None:
-    """Raise `UserError` for outputs that are no dense tensor of real numbers: meta, sparse, quantised, integers."""
-    kind = next((kind for kind in ("meta", "quantized", "nested", "mkldnn") if getattr(outputs, f"is_{kind}")), "")
+def refuse_odd(outputs: Tensor, who: str, traced: bool = False) -> None:
+    """Raise `UserError` for outputs that are no dense tensor of real numbers: meta, sparse, quantised, integers.
+    ``traced``: nothing has values here, on the meta device."""
+    kinds = ("quantized", "nested", "mkldnn", *(() if traced else ("meta",)))
+    kind = next((kind for kind in kinds if getattr(outputs, f"is_{kind}")), "")
     if not kind and outputs.layout != torch.strided:
         kind = str(outputs.layout).removeprefix("torch.")
     if not kind and not (outputs.is_floating_point() and outputs.dtype.itemsize > 1):

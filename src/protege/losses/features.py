@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..torch_utils import without_autocast
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def flow(first: Tensor, second: Tensor) -> Tensor:
              [3.]]])
     """
     first, second = _same_size(first.float(), second.float(), F.adaptive_max_pool2d)
-    with torch.autocast(first.device.type, enabled=False):
+    with without_autocast(first.device):
         return first.flatten(2) @ second.flatten(2).transpose(1, 2) / first[0, 0].numel()
 
 

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..torch_utils import without_autocast
 from .vit import Attention, Mlp
 
 
@@ -46,7 +47,7 @@ class LSTM(Reader):
 
     def forward(self, tokens: Tensor) -> Tensor:
         # in single precision: processors have no bfloat16 LSTM with a gradient, and the recurrence gains by it
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             state = None
             if self.context:
                 with torch.no_grad():

@@ -15,7 +15,7 @@ from ..data.labels import BY_CONTENT
 from ..errors import UserError, shown
 from ..files import usable
 from ..settings import public
-from ..torch_utils import logits_in, unwrapped
+from ..torch_utils import logits_in, unwrapped, without_autocast
 from . import storage
 from .description import FORMAT, TASK
 from .inputs import InputSpec
@@ -98,7 +98,7 @@ class Model(nn.Module):
 
     def run(self, network: nn.Module, raw: Tensor) -> Any:
         """`forward` through another network in the place of the own one."""
-        with nullcontext() if self.autocast else torch.autocast(raw.device.type, enabled=False):
+        with nullcontext() if self.autocast else without_autocast(raw.device):
             outputs = logits_in(network(self.prepared(raw)))
         if not isinstance(outputs, Tensor):
             return outputs

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from ..numerics import exact, is_exact
+from ..torch_utils import without_autocast
 
 
 def on_cpu() -> bool:
@@ -27,10 +28,7 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
 @contextmanager
 def single_precision(device: torch.device) -> Iterator[None]:
     """Inside, networks run in float32 on the device, whatever surrounds it: no autocast, no TF32."""
-    plain = (
-        torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
-    )
-    with plain, exact():
+    with without_autocast(device), exact():
         yield
 
 

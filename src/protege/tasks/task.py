@@ -101,7 +101,7 @@ class Task(ABC):
                 f"a network gives a {type(outputs).__name__} in place of logits; expected one tensor, or a dict with "
                 "'logits', in training as well: wrap the network in a module that returns its logits."
             )
-        refuse_odd(outputs, "a network")
+        refuse_odd(outputs, "a network", labels.is_meta)
         if len(outputs) != len(labels):
             raise UserError(
                 f"a network gives outputs of shape {list(outputs.shape)} for {len(labels)} samples; expected as many: "

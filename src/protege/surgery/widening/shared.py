@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from ...errors import UserError, told
 from ...numerics import exact
-from ...torch_utils import copy_network, logits_in
+from ...torch_utils import copy_network, logits_in, without_autocast
 from ..layers import put
 from .copies import leaves
 from .widen import Projection, widen
@@ -118,7 +118,7 @@ class Shared(nn.Module):
         merged: dict[str, Tensor] = {}
         for name, parameter in self.wide.named_parameters(remove_duplicate=False):
             if id(parameter) not in formed:
-                with torch.autocast(parameter.device.type, enabled=False):
+                with without_autocast(parameter.device):
                     kernel = parameter + self._others(name, parameter) if self.branches.get(name) else parameter
                 formed[id(parameter)] = kernel
             merged[name] = formed[id(parameter)]

@@ -1,0 +1,275 @@
+"""A step is one function of tensors: on a device it makes no tensor of the processor and asks nothing, and recorded or
+compiled it comes to what it comes to as it is."""
+
+import random
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tools import CLASSES, Net, events, loop, model, perform, plan
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from protege.data import CLEAN, Augment, Batch, InMemory
+from protege.methods import METHODS, Setup
+from protege.models import InputSpec, Model
+from protege.models.zoo import build
+from protege.signals import Views
+from protege.signals.rows import widened
+from protege.signals.source import Fields
+from protege.tasks import TASKS
+from protege.training import Fit
+from protege.training import loop as looping
+from protege.training.step import Step
+
+PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
+STEADY = {"schedule": "constant", "warmup": 0.0, "lr": 0.05, "batch_size": 16, "epochs": 3}
+
+
+def traced(function: Callable, inputs: dict) -> tuple[Callable, object]:
+    """A recording without a GPU, which repeats as a CUDA graph does: the same operations on the same memory, whatever
+    Python would do the next time."""
+    names, outputs = list(inputs), {}
+
+    def flat(*values: Tensor) -> list[Tensor]:
+        made = function(dict(zip(names, values, strict=True))) or {}
+        outputs.update(dict.fromkeys(made))
+        return list(made.values())
+
+    graph = torch.no_grad()(make_fx(flat)(*inputs.values()).forward)
+    outputs.update(zip(outputs, graph(*inputs.values()), strict=True))
+
+    def replay() -> None:
+        for output, value in zip(outputs.values(), graph(*inputs.values()), strict=True):
+            output.copy_(value)
+
+    return replay, outputs
+
+
+def trained(out: Path, monkeypatch, method: str, network: nn.Module | None = None, record=None, compile="auto", **how):
+    """(the student's state, losses by epoch, what was told) of a run whose steps are recorded by ``record``."""
+    said: list[str] = []
+    monkeypatch.setattr(looping, "Step", partial(Step, record=record))
+    student, teacher = model(network, seed=1, norm=True), model(seed=2)
+    made = loop(student, out, **{**STEADY, **how})
+    made.compile = compile
+    monkeypatch.setattr(made, "_tell", said.append)
+    perform(made, plan(method, student, None if method == "none" else teacher))
+    losses = [event["train"] for event in events(out) if event["event"] == "epoch"]
+    return student.state_dict(), losses, said
+
+
+def close(one: dict, other: dict, within: float) -> bool:
+    return all(torch.allclose(one[name].double(), other[name].double(), within, within) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("method", "how"),
+    [
+        ("kd", {"ema": 0.9, "clip": 1.0, "views": 2}),
+        ("kd", {"accumulate": 3}),
+        ("skd", {}),
+        ("gpd", {"ema": 0.9}),
+        ("at", {}),
+    ],
+)
+def test_a_recorded_step_does_what_the_step_does(tmp_path, monkeypatch, method, how):
+    plain, losses, _ = trained(tmp_path / "plain", monkeypatch, method, **how)
+    recorded, its_losses, said = trained(tmp_path / "recorded", monkeypatch, method, record=traced, **how)
+    assert not said
+    assert close(recorded, plain, 1e-5)
+    assert its_losses == [pytest.approx(epoch, rel=1e-5) for epoch in losses]
+
+
+class Counting(Net):
+    """Looks at the number of its calls."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * (2 if self.calls > 9 else 1)
+
+
+class Drawing(Net):
+    """Draws a number of Python's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (0.5 + random.random())
+
+
+class Replacing(Net):
+    """Puts a new tensor in the place of a buffer, in place of changing it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = super().forward(x)
+        self.seen = 0.9 * self.seen + z.detach().mean(0)
+        return z - self.seen
+
+
+@pytest.mark.parametrize("network", [Counting, Drawing, Replacing])
+def test_a_network_that_a_recording_would_not_follow_runs_as_it_is(tmp_path, monkeypatch, network):
+    torch.manual_seed(1)
+    plain, losses, _ = trained(tmp_path / "plain", monkeypatch, "kd", network())
+    torch.manual_seed(1)
+    recorded, its_losses, said = trained(tmp_path / "recorded", monkeypatch, "kd", network(), record=traced)
+    assert len(said) == 1
+    assert re.match(r"the step of phase 'kd' cannot be recorded \(.*\) and runs as it is, which is slower\.$", said[0])
+    assert close(recorded, plain, 0)
+    assert its_losses == losses
+
+
+def test_a_step_that_asks_which_samples_it_has_runs_as_it_is(tmp_path, monkeypatch):
+    def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert batch.index.max() < 48
+        return {"loss": student(batch.inputs).square().mean()}
+
+    said: list[str] = []
+    monkeypatch.setattr(looping, "Step", partial(Step, record=traced))
+    student = model()
+    made = loop(student, tmp_path, **STEADY)
+    monkeypatch.setattr(made, "_tell", said.append)
+    state = perform(made, [Fit("own", student, step)])
+    assert state.past == 9
+    assert len(said) == 1
+    assert "a step that is compiled or recorded has no 'index' of its batch" in said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "how"), [("kd", {"ema": 0.9}), ("skd", {}), ("gpd", {"clip": 1.0}), ("at", {})])
+def test_a_compiled_step_does_what_the_step_does(tmp_path, monkeypatch, method, how):
+    plain, losses, _ = trained(tmp_path / "plain", monkeypatch, method, **how)
+    compiled, its_losses, said = trained(tmp_path / "compiled", monkeypatch, method, compile="on", **how)
+    assert not said
+    assert close(compiled, plain, 2e-3)
+    assert its_losses == [pytest.approx(epoch, rel=2e-3) for epoch in losses]
+
+
+# ---- on a device, as tensors without values show it ---------------------------------------------------------------
+
+META = torch.device("meta")
+CROP = Augment(crop=0.35, flip=True)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what a device would be asked to compute, and refuses a tensor of the processor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, made)):
+            assert not isinstance(value, Tensor) or value.device == META, f"{function} has a tensor of the processor"
+        schema = function._schema
+        writes = schema.is_mutable or not any(value.alias_info for value in schema.returns)
+        self.count += writes and "empty" not in schema.name
+        return made
+
+
+def counted(function: Callable[[], object]) -> int:
+    """The operations of a call that is not the first."""
+    function()
+    with Operations() as operations:
+        function()
+    return operations.count
+
+
+def data_of(task: str) -> tuple[Samples, str, str, InputSpec, dict]:
+    """A few samples of a task with the names of a student and a teacher that suit it, and what they are made with."""
+    images, spec = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8), InputSpec(mean=(0.5,) * 3, std=(0.25,) * 3)
+    if task == "classification":
+        return InMemory(images, torch.arange(8)), "resnet20", "resnet56", spec, {"num_classes": 100}
+    if task == "segmentation":
+        masks = (images[..., 0] % 4).clone()
+        masks[:, :3] = VOID
+        return InMemory(images, masks), "unet14", "unet18", spec, {"num_classes": 4}
+    text = Text(torch.arange(400) % 50, 50, 0, length=16, context=4)
+    return text, "lstm", "lstm", InputSpec(kind="tokens"), {"num_classes": 50}
+
+
+def phases_of(method: str, task: str = "classification", **settings) -> tuple[Views, list[Fit]]:
+    """The phases of a small network taught by a bigger one, and what they learn from."""
+    samples, student, teacher, spec, made = data_of(task)
+    networks = [Model(build(name, made), spec, task=task) for name in (student, teacher)]
+    augment = Augment(shift=4, flip=True) if task != "language" else Augment()
+    transfer = Views(samples, torch.arange(8), augment, 1, torch.device("cpu"))
+    chosen = METHODS[method].settings(**settings)
+    setup = Setup(networks[0], None if method == "none" else networks[1], TASKS[task], chosen, transfer)
+    return transfer, [phase for phase in METHODS[method].plan(setup) if isinstance(phase, Fit)]
+
+
+def operations_of(transfer: Views, phase: Fit) -> dict[str, int]:
+    """The operations of one step on a device, and of what its sources are asked for."""
+    phase.trainee.to(META)
+    for name, parameter in phase.trainee.named_parameters():
+        parameter.requires_grad_(phase.learns(name))
+    phase.trainee.train()
+    batch = next(transfer.batches(8, 0)).to(META)
+    asked = {}
+    for source in phase.sources:
+        source.network.to(META)
+        asked[source.name] = counted(lambda source=source: source.compute(batch.inputs))
+        fields = source.compute(batch.inputs)
+        batch.signals[source.name] = Fields({name: widened(value) for name, value in fields.items()})
+
+    def step() -> None:
+        phase.step(phase.trainee, batch)["loss"].backward()
+        phase.trainee.zero_grad()
+
+    return {"step": counted(step), **asked}
+
+
+def stated() -> dict[str, int]:
+    """The most operations that the page allows, by what is done."""
+    rows = re.findall(r"^\| ([^|]+?) +\| +([\d,]+) +\|$", PAGE.read_text(), re.M)
+    return {what: int(count.replace(",", "")) for what, count in rows}
+
+
+@pytest.mark.parametrize(
+    ("what", "method", "number"),
+    [("`none`", "none", 0), ("`kd`", "kd", 0), ("`skd`, the second stage", "skd", 1), ("`gpd`", "gpd", 0)],
+)
+def test_a_step_on_a_device_asks_nothing_and_has_as_many_operations_as_the_page_says(what, method, number):
+    transfer, phases = phases_of(method)
+    counts = operations_of(transfer, phases[number])
+    assert counts["step"] <= stated()[what] <= 1.05 * counts["step"]
+    if what == "kd":
+        assert counts["teacher"] <= stated()["the teacher's logits"] <= 1.05 * counts["teacher"]
+
+
+@pytest.mark.parametrize(("what", "augment"), [("a shift view", Augment(shift=4, flip=True)), ("a crop view", CROP)])
+def test_views_on_a_device_have_as_many_operations_as_the_page_says(what, augment):
+    samples = data_of("classification")[0]
+    renderer = Renderer(samples.images.pixels.to(META), samples.labels.to(META), augment)
+    index, key = torch.arange(8, device=META), torch.zeros((), dtype=torch.int64, device=META)
+    count = counted(lambda: renderer(index, key))
+    assert count <= stated()[what] <= 1.05 * count
+
+
+TARGETS = [{"target": target} for target in ("topk", "ls", "pt", "dkd")]
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "settings"),
+    [
+        *[(name, "classification", {}) for name in METHODS if name not in ("none", "kd", "skd", "gpd", "fskd")],
+        *[("kd", "classification", target) for target in TARGETS],
+        *[(name, "segmentation", {}) for name in ("kd", "skd", "gpd")],
+        *[("kd", "language", {**target, "temperature": 1.0}) for target in ({}, TARGETS[0])],
+    ],
+)
+def test_no_step_asks_the_device(method, task, settings):
+    transfer, phases = phases_of(method, task, **settings)
+    for phase in phases[-2:]:
+        operations_of(transfer, phase)
