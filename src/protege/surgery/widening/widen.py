@@ -193,9 +193,9 @@ def _first(index: Tensor) -> Tensor:
     return first.scatter_reduce(0, index, torch.arange(len(index)), "amin")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Slice:
-    """Where the student's tensor lies in a wide one, and what it is multiplied by.
+    """Where the student's tensor lies in a wide one, and what it is multiplied by; it follows the tensor's device.
 
     ``blocks``: (dimension, channels a block, positions a block), where copies are made block by block, as mostly.
     ``positions``: (dimension, positions) of the other dimensions.
@@ -233,10 +233,12 @@ class _Slice:
                 wide = wide[(slice(None),) * dim + (slice(None, None, size),)]
             else:
                 wide = wide.unflatten(dim, (-1, size)).narrow(dim + 1, 0, inner).flatten(dim, dim + 1)
+        self.positions = tuple((dim, index.to(wide.device)) for dim, index in self.positions)
         for dim, index in self.positions:
-            wide = wide.index_select(dim, index.to(wide.device))
+            wide = wide.index_select(dim, index)
         if isinstance(self.scale, Tensor):
-            return wide * self.scale.to(wide)
+            self.scale = self.scale.to(wide)
+            return wide * self.scale
         return wide * self.scale if self.scale != 1.0 else wide
 
 
