@@ -166,7 +166,7 @@ class Anonymous(Batch):
     @classmethod
     def of(cls, tensors: Tensors) -> Anonymous:
         """From what `_tensors_of` gives."""
-        signals: dict[str, Fields] = {}
+        signals: dict[str, dict[str, Tensor]] = {}
         for (source, name), value in tensors.items():
             if source is not None:
                 signals.setdefault(source, Fields())[name] = value
