@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from protege.run import study, workers
 from protege.run.study import load_study, run_study
 from protege.run.summary import interval95, summarise
 from protege.run.toml import read_toml
-from protege.run.workers import Worker
+from protege.run.workers import Worker, gpus
 
 PLAN = {
     "name": "a tiny study",
@@ -303,6 +304,43 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch):
     assert "finite" in statuses[1e30]
     assert len(started) == 1
     assert "lr-1e+30" in (tmp_path / "out" / "study.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [
+        (None, 0, []),
+        ("", 0, []),
+        ("-1", 0, []),
+        (None, 2, ["0", "1"]),
+        ("3, 5,1", 3, ["3", "5", "1"]),
+        ("1,9", 1, ["1"]),
+        ("GPU-8a,GPU-9b", 2, ["GPU-8a", "GPU-9b"]),
+        ("MIG-1,MIG-2", 1, ["MIG-1", "MIG-2"]),
+    ],
+)
+def test_gpus_by_the_names_that_the_user_gave_them(visible, count, expected, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert gpus() == expected
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, {"left": 3}), (2, {"4": 2, "6": 1})])
+def test_each_worker_sees_one_gpu_in_turn(count, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6" if count else "left")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    seen = {}
+
+    def call(self, arguments, log):
+        seen.setdefault(arguments[0], {})[id(self)] = self._environment["CUDA_VISIBLE_DEVICES"]
+        return ""
+
+    monkeypatch.setattr(Worker, "call", call)
+    run_study(write(tmp_path / "study.toml", seeds=list(range(3))), tmp_path / "out", jobs=3)
+    assert list(seen["train"].values()) == ["4" if count else "left"]
+    assert Counter(seen["distill"].values()) == expected
 
 
 def test_recipes_of_a_study_read_back(performed):

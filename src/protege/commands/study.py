@@ -13,7 +13,9 @@ from .options import OverwriteRun, Resume, Sets, Trust, parse_sets
 def command(
     file: Annotated[Path, Argument(help="a study file (TOML)")],
     out: Annotated[Path, Option(help="folder of the study")],
-    jobs: Annotated[int, Option(min=1, help="runs side by side, each a process of its own")] = 1,
+    jobs: Annotated[
+        int, Option(min=1, help="runs side by side, each a process that sees one GPU, if any, in turn")
+    ] = 1,
     resume: Resume = False,
     overwrite: OverwriteRun = False,
     trust: Trust = False,

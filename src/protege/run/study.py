@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
+from itertools import cycle, islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -30,7 +31,7 @@ from .folder import MODEL_FILES, SPEC_KEYS, check_out, clear, holding, present, 
 from .study_file import Study, load_study, options_of, prepared_in, slug, texts_in
 from .summary import summarise
 from .toml import read_toml, write_toml
-from .workers import Worker
+from .workers import Worker, gpus
 
 FILES = ("study.json", "study.toml", "study.md", "report.html")  # the first is what only a study writes
 WORK = ("result.json", "config.json", "checkpoint")  # of these, a folder holds something that took time
@@ -49,7 +50,8 @@ def run_study(
 ) -> dict[str, Any]:
     """Run a study file's grid into ``out`` and return what ``study.json`` holds.
 
-    ``jobs`` processes perform the runs, each with its share of the processor. A run that fails is named in the table
+    ``jobs`` processes perform the runs, each with its share of the processor and, in turn, one of the GPUs: where there
+    are fewer, several runs share one. A run that fails is named in the table
     and does not stop the others. ``trust`` is that of `protege.load_model` for all models that
     the file names, where it does not say it of some itself.
     """
@@ -122,8 +124,10 @@ def _perform(study: Study, out: Path, jobs: int, trust: bool) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     with Display(True) as display, Stops(display, True), ExitStack() as started:
         bar = display.reporter(study.name)
-        workers = [started.enter_context(Worker(max(1, cores // jobs))) for _ in range(jobs)]
-        with Worker(cores) if jobs > 1 else nullcontext(workers[0]) as worker:  # of all threads
+        devices: list[str | None] = [*gpus()] or [None]
+        slots = list(islice(cycle(devices), jobs))
+        workers = [started.enter_context(Worker(max(1, cores // jobs), gpu)) for gpu in slots]
+        with Worker(cores, slots[0]) if jobs > 1 else nullcontext(workers[0]) as worker:  # of all threads
             for name, step in study.prepare.items():
                 display.say(f"prepared {name}: {_prepare(name, allowed(step), out, worker)}", always=True)
 

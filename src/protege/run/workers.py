@@ -11,7 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PROGRAM = "protege.commands.worker"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def start(environment: Mapping[str, str]) -> subprocess.Popen[str]:
@@ -21,12 +24,26 @@ def start(environment: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
+def gpus() -> list[str]:
+    """The GPUs that workers may use, as `CUDA_VISIBLE_DEVICES` names them: those that it names now, if it does.
+
+    They are counted without taking up any.
+    """
+    count, named = torch.cuda.device_count(), os.environ.get(VISIBLE)
+    if named is None or not count:
+        return [str(number) for number in range(count)]
+    names = [name.strip() for name in named.split(",")]
+    return names if names[0].startswith("MIG-") else names[:count]  # a process counts one part of a GPU at most
+
+
 class Worker:
     """A process that performs commands, each with a log of its own. It ends with the process that started it: a command
-    that still runs then is stopped as by TERM, so that what it did is kept."""
+    that still runs then is stopped as by TERM, so that what it did is kept. ``gpu``: the only one that it sees."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, gpu: str | None = None) -> None:
         self._environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        if gpu is not None:
+            self._environment[VISIBLE] = gpu
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Worker:
