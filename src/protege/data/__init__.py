@@ -6,7 +6,8 @@ Data yields raw pixels; a model carries how it wants them normalised.
 from .augment import Augment, check_augment
 from .batch import Batch
 from .dataset import Data, check_complete
-from .loader import bare_batches, batches, default_workers, forward_size
+from .decoders import default_workers, lasting_decoders
+from .loader import bare_batches, batches, forward_size
 from .samples import InMemory, Samples, Streamed
 from .spec import cache_root, load_data
 from .split import choose, hold_out
@@ -32,5 +33,6 @@ __all__ = [
     "default_workers",
     "forward_size",
     "hold_out",
+    "lasting_decoders",
     "load_data",
 ]

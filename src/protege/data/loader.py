@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import starmap
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from ..errors import UserError
 from .augment import Augment
 from .batch import Batch
+from .decoders import decoded
 from .progress import progress
 from .samples import Samples
 from .views import CLEAN
 
 CHECKED = 64
-
-
-class _Fetches(Dataset):
-    """What DataLoader workers hold: turns a list of positions into a batch.
-
-    A UserError is handed over as a value, because DataLoader would bury its sentence in a worker's traceback.
-    """
-
-    def __init__(self, samples: Samples, view: int, augment: Augment) -> None:
-        self.samples, self.view, self.augment = samples, view, augment
-
-    def __getitems__(self, positions: list[int]) -> Batch | UserError:
-        try:
-            return self.samples.fetch(torch.tensor(positions), self.view, self.augment)
-        except UserError as error:
-            return error
-
-    def __getitem__(self, position: int) -> Batch | UserError:
-        return self.__getitems__([position])
-
-
-def _unchanged(batch):
-    return batch
+T = TypeVar("T")
 
 
 def forward_size(samples: Samples, most: int) -> int:
@@ -49,13 +28,6 @@ def forward_size(samples: Samples, most: int) -> int:
     that activations stay moderate.
     """
     return max(1, min(most, max(2**20 // samples.extent, min(8, 2**23 // samples.extent))))
-
-
-def default_workers() -> int:
-    """How many processes decode streamed images for this one: as many as it has threads, at most 8."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun gives each of its processes one thread
-    share = torch.get_num_threads() if local == 1 else (os.cpu_count() or 1) // local
-    return max(1, min(8, share))
 
 
 def batches(
@@ -70,30 +42,63 @@ def batches(
     """One batch for each tensor of positions (int64 [B]) in `order`, in that order.
 
     Of sets in memory what `order` needs is decoded first; they are fetched inline, on the device where they lie.
-    Streams are decoded by `workers` processes that run ahead (0: in this process). To start in the middle of an epoch
-    give the rest of its order: a batch depends on nothing but its positions, the view and `augment`. Batches end on
-    `device` if one is given. No number is drawn from torch's global generator.
+    Streams are decoded by `workers` processes that run ahead (0: in this process), which live on inside
+    `lasting_decoders`. To start in the middle of an epoch give the rest of its order: a batch depends on nothing but
+    its positions, the view and `augment`. Batches end on `device` if one is given. No number is drawn from torch's
+    global generator.
     """
-    if samples.in_memory:
-        if len(order):
-            samples.load(augment.pool if augment.mixes and view != CLEAN else torch.cat([*order]))
-        for positions in order:
-            batch = samples.fetch(positions, view, augment)
-            yield batch if device is None else batch.to(device)
-        return
-    loader = DataLoader(
-        _Fetches(samples, view, augment),
-        batch_sampler=[positions.tolist() for positions in order],  # type: ignore[arg-type]
-        collate_fn=_unchanged,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=device is not None and torch.device(device).type == "cuda",
-        generator=torch.Generator(),
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch if device is None else batch.to(device)
+    if samples.in_memory and len(order):
+        samples.load(augment.pool if augment.mixes and view != CLEAN else torch.cat([*order]))
+    made: Iterator[Batch]
+    if samples.in_memory or not workers:
+        made = (samples.fetch(positions, view, augment) for positions in order)
+    else:
+        pinned = device is not None and torch.device(device).type == "cuda"
+        made = decoded(samples, order, view, augment, workers, pinned)
+    if device is None:
+        yield from made
+    elif samples.device.type == "cpu":
+        yield from ahead(made, device)
+    else:
+        yield from (batch.to(device) for batch in made)
+
+
+def ahead(batches: Iterator[Batch], device: torch.device | str) -> Iterator[Batch]:
+    """Batches of the processor on `device`. To CUDA each is copied while the one before is worked on, out of
+    page-locked memory and on a stream of its own."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return (batch.to(device) for batch in batches)
+    copies = _copies(device)
+
+    def sent(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(copies):
+            return batch.pin_memory().to(device), copies.record_event()
+
+    def received(batch: Batch, copied: torch.cuda.Event) -> Batch:
+        working = torch.cuda.current_stream(device)
+        working.wait_event(copied)
+        for values in (batch.inputs, batch.labels):
+            values.record_stream(working)  # so that no later copy takes their memory before they have been used
+        return batch
+
+    return starmap(received, one_ahead(map(sent, batches)))
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """One for all passes: memory is kept for each stream apart."""
+    return torch.cuda.Stream(device)
+
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each given when the next one has been taken."""
+    items = iter(items)
+    for item in items:
+        for following in items:
+            yield item
+            item = following
+        yield item
 
 
 def refuse_damaged(samples: Samples, positions: Tensor, workers: int = 0) -> None:

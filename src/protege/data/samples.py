@@ -76,6 +76,11 @@ class Samples(ABC):
         return None
 
     @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return torch.device("cpu")
+
+    @property
     def extent(self) -> int:
         """How large a sample is to a network, in pixels."""
         return math.prod(self.shape[1:])
@@ -195,6 +200,10 @@ class InMemory(Samples):
         return len(self.images.pixels if self._rows is None else self._rows)
 
     @property
+    def device(self) -> torch.device:
+        return self.images.pixels.device
+
+    @property
     def pixels(self) -> Tensor:
         """The pixels of all samples, decoded."""
         self.load()
@@ -216,7 +225,7 @@ class InMemory(Samples):
     def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
         if self.images.missing is not None:
             self.load(index)
-        there = index.to(self.images.pixels.device, non_blocking=True)
+        there = index.to(self.device, non_blocking=True)
         return Batch(*self._renderer(augment)(there, view), index, view)
 
     def _renderer(self, augment: Augment) -> Renderer:

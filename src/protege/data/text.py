@@ -74,12 +74,16 @@ class Text(Samples):
         return -(-len(self.tokens) // self.length)
 
     @property
+    def device(self) -> torch.device:
+        return self.tokens.device
+
+    @property
     def extent(self) -> int:
         """A sample's size in pixels' worth: sixteen logits weigh about as much as one pixel's activations."""
         return max(1, self.length * self.words // 16)
 
     def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
-        return Batch(*self._render(index.to(self.tokens.device, non_blocking=True), view), index, view)
+        return Batch(*self._render(index.to(self.device, non_blocking=True), view), index, view)
 
     def _render(self, index: Tensor, view: View) -> tuple[Tensor, Tensor]:
         start = index[:, None] * self.length

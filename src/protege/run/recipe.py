@@ -102,7 +102,7 @@ class Recipe(FitSettings):
         None,
         ge=0,
         le=1024,
-        description="processes that decode streamed images; default: as many as threads, at most 8",
+        description="processes that decode streamed images; default: as many as threads, at most 8, with a GPU 32",
     )
 
     trust: bool = Field(False, description="run the Python that the folder of a model names to build it")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import CLEAN, Augment, batches
+from ..data import CLEAN, Augment, batches, lasting_decoders
 from ..data.loader import refuse_damaged
 from ..errors import UserError
 from ..files import is_finished, is_run, recorded, write_json
@@ -62,7 +62,7 @@ def perform(
     if out is None:
         raise UserError("'out' is missing; expected the folder for this run as out=….")
     out = Path(out)
-    with holding(out) as hold, told_how_to_go_on(out), ExitStack() as numbers:
+    with holding(out) as hold, told_how_to_go_on(out), lasting_decoders(), ExitStack() as numbers:
         check_out(out, resume=resume, overwrite=overwrite)
         if is_run(out):
             hold()  # before its checkpoint is read; a new folder is made after all has been checked
