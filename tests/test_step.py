@@ -26,8 +26,10 @@ from protege.signals import Views
 from protege.signals.rows import widened
 from protege.signals.source import Fields
 from protege.tasks import TASKS
+from protege.torch_utils import eval_mode
 from protege.training import Fit
 from protege.training import loop as looping
+from protege.training.drawn import Drawn
 from protege.training.step import Step
 
 PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
@@ -157,6 +159,36 @@ def test_a_compiled_step_does_what_the_step_does(tmp_path, monkeypatch, method, 
     assert its_losses == [pytest.approx(epoch, rel=2e-3) for epoch in losses]
 
 
+class Reader(nn.Module):
+    """A recurrent layer with dropout above something that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm = nn.Linear(36, 6), nn.LSTM(6, 6, num_layers=2, dropout=0.5, batch_first=True)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(self.embed(x.flatten(1))[:, None])[0][:, -1])
+
+
+def test_a_frozen_recurrent_layer_is_in_a_mode_in_which_cudnn_goes_back_and_drops_nothing(tmp_path):
+    seen = []
+
+    def step(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        lstm = student.network.lstm
+        seen.append((lstm.training, lstm.dropout))
+        outputs = student(batch.inputs)
+        with eval_mode(student):
+            assert torch.equal(outputs, student(batch.inputs))
+        return {"loss": outputs.square().mean()}
+
+    student = model(Reader())
+    made = loop(student, tmp_path, **STEADY)
+    perform(made, [Fit("own", student, step, learns=lambda name: "lstm" not in name)])
+    assert set(seen) == {(True, 0.0)}
+    assert student.network.lstm.dropout == 0.5
+
+
 # ---- on a device, as tensors without values show it ---------------------------------------------------------------
 
 META = torch.device("meta")
@@ -260,6 +292,20 @@ def test_views_on_a_device_have_as_many_operations_as_the_page_says(what, augmen
     index, key = torch.arange(8, device=META), torch.zeros((), dtype=torch.int64, device=META)
     count = counted(lambda: renderer(index, key))
     assert count <= stated()[what] <= 1.05 * count
+
+
+@pytest.mark.parametrize("augment", [Augment(shift=2, flip=True, jitter=0.3), CROP])
+def test_recorded_views_are_the_views(augment):
+    views = Views(data_of("segmentation")[0], torch.arange(8), augment, 4, torch.device("cpu"))
+    render = views.samples.renderer(augment)
+    drawn = Drawn(views, render, traced)
+    order = [torch.tensor([n, 7 - n]) for n in range(4)]
+    for view in (0, 3, 1):
+        for ours, theirs in zip([*drawn.batches(order, view)], views.ordered(order, view), strict=True):
+            assert torch.equal(ours.inputs, theirs.inputs)
+            assert torch.equal(ours.labels, theirs.labels)
+            assert torch.equal(ours.index, theirs.index)
+    assert drawn._made._recorded
 
 
 TARGETS = [{"target": target} for target in ("topk", "ls", "pt", "dkd")]

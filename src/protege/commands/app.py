@@ -107,6 +107,7 @@ def main() -> None:
         logging.basicConfig(handlers=[handler], level=logging.WARNING)
         logging.getLogger("protege").setLevel(logging.INFO)
         status = program.main(args=arguments, prog_name="protege", standalone_mode=False)
+        _leave_the_others()
         if status == 130:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
@@ -133,6 +134,13 @@ def main() -> None:
         text = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
         _print(f"{text}; run again with --debug for the traceback", style="red")
         sys.exit(1)
+
+
+def _leave_the_others() -> None:
+    """End what processes of a run do together, in order: a thread of it that is left would abort this one."""
+    distributed = sys.modules.get("torch.distributed")  # slow to import
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _print(text: str, style: str | None = None) -> None:

@@ -21,6 +21,7 @@ from ..errors import UserError, shown
 
 MOST_CHANNELS = 2**16
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow's "L" mode uses
+FILLED = 16  # channels whose constants a compiled network fills in one by one
 ROUNDING = 0.25 / 255  # how far beyond 0 and 1 floats may lie: a quarter of a grey level
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -190,10 +191,13 @@ def _whole(value: object) -> bool:
 
 def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], unit: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """What makes unit·x/std − mean/std one multiply-add, scale·x + shift: each float32 [1, C, 1, 1]."""
     scale = [unit / s for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    if device.type != "cpu" and torch.compiler.is_compiling() and len(scale) <= FILLED:
+        # filled where they are needed: numbers of the processor would be copied in every call
+        return tuple(torch.cat([torch.full((1, 1, 1, 1), x, device=device) for x in row], 1) for row in (scale, shift))
     both = torch.tensor([scale, shift], dtype=torch.float32, device=device)
     return both[0].view(1, -1, 1, 1), both[1].view(1, -1, 1, 1)
 

@@ -24,13 +24,14 @@ from ..methods.teaching import TargetSettings, on_task, resolved
 from ..models import Model, held_out_by, known_ranges
 from ..models.opening import open_networks
 from ..models.placing import place
-from ..models.precision import resolve_precision
+from ..models.precision import autocast_for, resolve_precision
 from ..numerics import exact
 from ..tasks import Task, is_own, name_in_folders, task_digest
 from ..training.loop import Loop
 from ..training.plan import defaults
 from ..training.processes import in_turn, make_accelerator
 from ..training.progress import Display
+from ..training.room import with_batch_size
 from .checks import refuse_another_task, task_of
 from .origin import VERSION, earlier_origin, origin_of, refuse_another
 from .recipe import Recipe, size_in_bytes, with_task_defaults
@@ -135,6 +136,8 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     if unknown := set(s.phases) - {phase.name for phase in phases}:
         names = ", ".join(phase.name for phase in phases)
         raise UserError(f"the phase {min(unknown)!r} does not exist; expected one of {names}.")
+    display = Display(accelerator.is_main_process)
+    s = with_batch_size(s, phases, train, autocast_for(precision, device), accelerator, display.say)
     s = s.model_copy(update=defaults(phases, s, s.phases, len(train)))
     loop = Loop(
         student,
@@ -154,7 +157,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
         seed=s.seed,
         checkpoint_seconds=s.checkpoint_seconds,
         compile=s.compile,
-        display=Display(accelerator.is_main_process),
+        display=display,
     )
     loop.plan.check(loop.world)
     return Run(s, method, method_settings, out, data, task, teacher, student, loop, outline, origin, lasting)

@@ -82,7 +82,14 @@ def perform(
             start = check(run, checkpoint)
             open_folder(run, start, hold, resume, overwrite)
             with blaming(f"the task {settings.task!r}", bool(settings.task and is_own(settings.task))):
-                state = run.loop.run(checkpoint, start.record["origin"])
+                short_of: Exception | None = None
+                try:
+                    state = run.loop.run(checkpoint, start.record["origin"])
+                except torch.OutOfMemoryError as error:  # of an accelerator
+                    short_of = error.with_traceback(None)  # whose frames hold what did not fit
+                if short_of is not None:
+                    run.loop.refuse_too_large()
+                    raise short_of
                 result = end(run, start.record, state)
         return Result(run.student, result["student"]["metrics"], result, out)
 

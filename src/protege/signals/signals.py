@@ -23,8 +23,7 @@ from .views import Views
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 256  # samples in one forward pass of a fill, at most
-PIXELS = 2**24  # in one forward pass of a fill on an accelerator, at most, but for a single sample
+BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
 KEPT = 8 * 2**30  # bytes that all caches under `cache_root` may take together in any case
 ATTEMPTS = 3  # to fill a view of a cache that is deleted meanwhile
 PROBE = 64  # samples on which a network shows that it is the one whose signals are stored
@@ -69,8 +68,7 @@ class Signals:
         if not (self.views.count and self.budget):
             return self
         cache = self.cache = self.cache or self._find()
-        capacities, blocks = zip(*by_each(lambda: (cache.open().capacity, cache.block)), strict=True)
-        cache.capacity, cache.block = min(capacities), blocks[0]  # all store the same views, and share them alike
+        cache.capacity = min(by_each(lambda: cache.open().capacity))  # all store and read the same views
         if self.folder is None:
             evict(cache_root(), max(2 * self.budget, KEPT))
         return self
@@ -133,7 +131,6 @@ class Signals:
             total=len(views.samples),
             used=len(views.positions),
             budget=budget,
-            block=self._block(),
             named=self.folder,
             durable=source.lasting,
         )
@@ -216,19 +213,11 @@ class Signals:
 
     def _mine(self, rank: int, world: int) -> Tensor:
         positions = self.views.positions
-        return torch.cat([positions[:0], *positions.split(self._cut)[rank::world]])
-
-    def _block(self) -> int:
-        """Samples in one forward pass of a fill of a cache that is made now."""
-        samples = self.views.samples
-        if self.views.device.type == "cpu":
-            return forward_size(samples, BLOCK)
-        return max(1, min(BLOCK, PIXELS // samples.extent))
+        return torch.cat([positions[:0], *positions.split(self._block)[rank::world]])
 
     @property
-    def _cut(self) -> int:
-        """Samples in one forward pass of a fill."""
-        return (self.cache and self.cache.block) or forward_size(self.views.samples, BLOCK)
+    def _block(self) -> int:
+        return forward_size(self.views.samples, BLOCK)
 
     def _fill(
         self, cache: SignalCache, view: int, part: str, mine: Tensor, progress: Callable[[int, int], None] | None
@@ -239,7 +228,7 @@ class Signals:
             fresh = cache.missing(view, mine)
             fresh = fresh[~torch.isin(fresh, torch.cat([mine[:0], *planned]))]
             if len(fresh):
-                planned += fresh.split(self._cut)
+                planned += fresh.split(self._block)
                 cache.set_plan(view, part, planned)
             missing = [block for block in planned if torch.isin(block, mine).any()]
             if missing:

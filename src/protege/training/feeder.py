@@ -10,9 +10,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data import Batch, bare_batches
+from ..data import CLEAN, Batch, bare_batches
 from ..models.placing import place
 from ..signals import Signals, Source, Views
+from .drawn import Drawn
 from .phase import Fit
 from .progress import Display
 
@@ -37,6 +38,7 @@ class Feeder:
         self.train, self.cache, self.budget, self.passing = train, cache, budget, passing
         self.precision, self.accelerator, self.display = precision, accelerator, display
         self._lasting: dict[tuple, Signals] = {}
+        self._drawn: dict[int, Drawn | None] = {}
 
     def signals(self, source: Source, views: Views, phase: int) -> Signals:
         """What a source says about these views, in phase number ``phase``.
@@ -91,4 +93,9 @@ class Feeder:
         needs = {"pixels"} if views.samples.labels is not None else {"pixels", "labels"}
         if not needs & phase.reads and all(known.serves(view) for known in signals):
             return bare_batches(views.samples, order, view, views.augment, device=views.device)
+        if view != CLEAN and views.device.type == "cuda":
+            if id(views) not in self._drawn:
+                self._drawn[id(views)] = Drawn.of(views)
+            if drawn := self._drawn[id(views)]:
+                return drawn.batches(order, view)
         return views.ordered(order, view)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from ..data import CLEAN, Samples, forward_size
@@ -35,6 +35,7 @@ from .plan import Plan
 from .processes import by_the_first
 from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
+from .room import refuse_too_large
 from .schedule import MovingAverage, factor, make_optimizer
 from .state import State
 from .step import Step
@@ -133,6 +134,10 @@ class Loop:
         self.feeder.clear()
         state = self.state
         state.origin = dict(origin or {})
+        if self.world > 1:
+            batch = self.plan.lengths(self.plan.settings)[0]
+            share = batch / self.world
+            self._tell(f"an update has {batch} samples, about {share:.0f} in each of the {self.world} processes")
         self.journal.begin_phase()
         if checkpoint is None:
             self.journal.save({})  # to go on from the weights it began with, whatever happens to a user's network
@@ -150,6 +155,12 @@ class Loop:
                 self.stops.waiting = False
         self.feeder.clear()
         return state
+
+    def refuse_too_large(self) -> None:
+        """Raise the `UserError` for an update that the device had no memory for; call it when that has let go of it."""
+        phase = self.plan.phases[self.state.phase]
+        if isinstance(phase, Fit):
+            refuse_too_large(phase, self.plan, self.train, self.autocast, self.world)
 
     def _restore(self, number: int, content: dict[str, Any]) -> dict[str, Any] | None:
         """Take up checkpoint ``number``; what it holds of a fit phase, None where it was saved between two phases."""
@@ -244,6 +255,9 @@ class Loop:
             optimizer.load_state_dict(saved["optimizer"])
             if average is not None:
                 average.load_state_dict(saved["average"])
+        # BatchNorm's statistics of the first process are kept in any case (`share_buffers`)
+        options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        self.accelerator.ddp_handler = DistributedDataParallelKwargs(**options)
         wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
         signals = [self._signals(source, self.train) for source in phase.sources]
         judged = self.judged if phase.select_by else None

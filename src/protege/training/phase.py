@@ -7,14 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from ..data import Batch
 from ..settings import Settings
 from ..signals import Source
+
+
+def _batch_size(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        try:
+            return int(value)
+        except ValueError:
+            raise ValueError("expected a number of samples, or 'auto'") from None
+    return value
+
+
+BatchSize = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_batch_size)]
 
 
 class FitSettings(Settings):
@@ -25,10 +37,10 @@ class FitSettings(Settings):
         ge=1,
         description="passes over the training samples; default: about 3,000 updates, 30 to 300 epochs",
     )
-    batch_size: int | None = Field(
+    batch_size: BatchSize | None = Field(
         None,
-        ge=1,
-        description="samples in an update, over all processes; default: a tenth of them, 16 to 128",
+        description="samples in an update, over all processes; default: a tenth of them, 16 to 128; auto: as many as "
+        "fill the GPU, with a rate to match",
     )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum; default for text: adamw")
     lr: float | None = Field(

@@ -46,7 +46,8 @@ class Plan:
 
     def lengths(self, settings: FitSettings) -> tuple[int, int, int]:
         """(batch size, updates in an epoch, epochs)."""
-        batch_size = settings.batch_size or default_batch_size(self.samples)
+        given = settings.batch_size
+        batch_size = given if isinstance(given, int) else default_batch_size(self.samples)
         steps = max(1, math.ceil(self.samples / batch_size))
         return batch_size, steps, settings.epochs or default_epochs(steps)
 

@@ -85,6 +85,17 @@ def _go_back(phase: Fit, losses: Any) -> None:
             parameter.grad = gradient
 
 
+def step_bytes(phase: Fit, train: Views, count: int, autocast: Callable[[], AbstractContextManager]) -> int:
+    """The most memory that a step with so many samples, forward and back, takes on a CUDA device beside what is there.
+
+    Samples come again where there are fewer.
+    """
+    before = torch.cuda.memory_allocated(train.device)
+    torch.cuda.reset_peak_memory_stats(train.device)
+    _step(phase, train, count, autocast, _go_back)
+    return torch.cuda.max_memory_allocated(train.device) - before
+
+
 def _step(
     phase: Fit,
     train: Views,
@@ -92,9 +103,9 @@ def _step(
     autocast: Callable[[], AbstractContextManager],
     then: Callable[[Fit, Any], None] = lambda phase, losses: None,
 ) -> None:
-    """A step on the first ``count`` samples, and what is done ``then`` with what it gives; weights, buffers, modes and
-    random numbers stay as they are."""
-    batch = next(train.ordered([train.positions[:count]], CLEAN))
+    """A step on ``count`` samples from the first on, and what is done ``then`` with what it gives; weights, buffers,
+    modes and random numbers stay as they are."""
+    batch = next(train.ordered([train.positions[torch.arange(count) % len(train)]], CLEAN))
     place(phase.trainee, train.device)
     with as_it_was(phase.trainee), ExitStack() as forward:
         forward.enter_context(autocast())
