@@ -358,19 +358,35 @@ def test_sums_with_a_shortcut_are_aligned():
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-def test_files_hold_what_memory_does_not(kernels):
+def test_files_hold_what_memory_does_not(kernels, monkeypatch):
     teacher = network("resnet8")
     student, kept = pruned(teacher)
-    other = copy.deepcopy(student)
+    others = [copy.deepcopy(student) for _ in range(2)]
     recover(student, teacher, kept, images(20), kernels=kernels)
-    recover(other, teacher, kept, images(20), budget=0, kernels=kernels)
-    assert same(weights(student), weights(other))
+    recover(others[0], teacher, kept, images(20), budget=0, kernels=kernels)
+    made = []
+    monkeypatch.setattr(Frontier, "_file", lambda self, chunk: made.append(chunk))
+    monkeypatch.setattr(fskd, "room_on", lambda device: (20_000, 2**30))  # a GPU's, and beside it
+    recover(others[1], teacher, kept, images(20), kernels=kernels)
+    assert not made
+    monkeypatch.undo()
+    for other in others:
+        assert same(weights(student), weights(other))
     with Frontier(100) as frontier:
         frontier.put(0, {"a": torch.ones(20)})
         frontier.put(1, {"a": torch.ones(20), "size": 3})
         assert frontier.used == 80
         folder = frontier._folder
         assert frontier.take(1)[0]["size"] == 3
+    with Frontier(0, 10_000) as beside:
+        value = torch.ones(20)
+        beside.put(0, {"a": value, "b": value.view(4, 5)})
+        beside.put(1, {"a": torch.ones(4000)})
+        assert beside._folder is not None
+        (live,) = beside.take(0)
+        live["a"].zero_()
+        assert not live["b"].any()
+        assert beside.beside == 10_000
     assert folder is not None
     assert not Path(folder.name).exists()
 

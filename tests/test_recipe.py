@@ -45,8 +45,6 @@ GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its 
     "cache": "signals",
     "cache_budget": "1GiB",
     "checkpoint_seconds": 5.0,
-    "compile": "off",
-    "deterministic": True,
     "log_with": "tensorboard",
     "phases": {"kd": {"epochs": 3}},
     "epochs": 4,

@@ -31,6 +31,7 @@ from ..signals import Logits, Source
 from ..surgery import Frontier, Moments, Point, Walk, absorb, plan_alignment, solve
 from ..surgery.solving.absorb import blocks_of, folded, has_intercept, settle
 from ..surgery.solving.alignment import refuse_unrelated
+from ..surgery.solving.room import parts_on, room_on
 from ..surgery.tracing import Live
 from ..torch_utils import eval_mode, logits_in
 from ..training.phase import Fit, Phase, Solve
@@ -39,11 +40,10 @@ from .method import MethodSettings, Setup
 logger = logging.getLogger(__name__)
 
 FOLDS = 4  # parts of the samples, each once left out to choose the ridge
-PIXELS = 2**16  # in a chunk: what is computed at once stays small, whatever the number of samples
+PIXELS = 2**16  # in a chunk, on a processor: what is computed at once stays small, whatever the number of samples
 ENOUGH = 1000  # samples to solve on; fewer are looked at in augmented views as well
 MOST_VIEWS = 8  # of a sample
 JUDGED = 64  # samples whose outputs are compared before and after
-BUDGET = 256 * 2**20  # bytes of frontier in memory; more lies in temporary files
 
 Inputs = Callable[[int], tuple[Tensor, Tensor]]  # number of a chunk → inputs for the student and for the teacher
 
@@ -95,7 +95,7 @@ def recover(
     kernels: bool = False,
     ridge: float | None = None,
     sweeps: int = 1,
-    budget: int = BUDGET,
+    budget: int | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Align the student with the teacher, layer by layer; changes its weights (and norms) in place.
@@ -110,6 +110,7 @@ def recover(
     """
     with eval_mode(student, teacher):
         x, y = inputs(0)
+        room = room_on(x.device) if budget is None else (budget, 0)
         walks = Walk(student, "student", x[:2]), Walk(teacher, "teacher", y[:2])
         points = plan_alignment(*walks, kept, kernels)
         refuse_unrelated(*walks, points, x, y)
@@ -120,7 +121,7 @@ def recover(
             def progress(done: int, total: int, base: int = sweep) -> None:
                 report(base * total + done, sweeps * total)
 
-            before, after, blocks = _sweep(*walks, points, inputs, folds, ridge, budget, progress)
+            before, after, blocks = _sweep(*walks, points, inputs, folds, ridge, room, progress)
             outcome.setdefault("before", before)
             if not after < before:
                 student.load_state_dict(saved)
@@ -140,14 +141,14 @@ def _sweep(
     inputs: Inputs,
     folds: Sequence[int],
     ridge: float | None,
-    budget: int,
+    room: tuple[int, int],
     report: Callable[[int, int], None],
 ) -> tuple[float, float, list[dict[str, Any]]]:
     """(error of the outputs before, after, what became of each layer): every layer solved once, in forward order."""
     blocks: list[dict[str, Any]] = []
     mine = theirs = 0  # nodes that each network has run
     watched = {point.layer for point in points if point.kind == "kernel"}
-    with Frontier(budget) as frontier:
+    with Frontier(*room) as frontier:
         judged = 0
         for chunk in range(len(folds)):
             x, y = inputs(chunk)
@@ -249,7 +250,7 @@ def _chunks(setup: Setup) -> tuple[Inputs, list[int]]:
     if augmented is None:  # they help most where samples are fewest
         augmented = min(MOST_VIEWS, ENOUGH // count - 1) if count < ENOUGH else 0
     views = range(augmented if transfer.augment.changes else 0)
-    most = max(1, PIXELS // math.prod(transfer.samples.shape[1:]))
+    most = max(1, PIXELS * parts_on(transfer.device) // math.prod(transfer.samples.shape[1:]))
     size = min(most, math.ceil(count / FOLDS))
     parts, together = math.ceil(count / size), max(1, most // size)
     groups = [(CLEAN,), *(views[first : first + together] for first in range(0, len(views), together))]

@@ -22,6 +22,7 @@ from ...torch_utils import trained_by
 from ..layers import SOLVABLE
 from ..tracing.walk import Live, Walk, input_name
 from .absorb import blocks_of, fixed, patches
+from .room import parts_on
 
 WIDEST = 2400  # weights of an output, beyond which its kernel is not solved for: an eigendecomposition takes a minute
 PATCHES = 2**22  # values of a layer's unfolded input that are held at once
@@ -83,7 +84,8 @@ class Point:
     def rows(self, student: Live, layer: nn.Module) -> Iterator[Tensor]:
         """``[M, C]``, in parts: what is multiplied by what is sought, the student's value or what its kernel sees."""
         if self.kind == "kernel":
-            yield from patches(layer, student[input_name(self.layer)], PATCHES)
+            inputs = student[input_name(self.layer)]
+            yield from patches(layer, inputs, PATCHES * parts_on(inputs.device))
         else:
             yield _rows(student[self.value], self.dim)
 

@@ -27,6 +27,7 @@ from ...numerics import exact
 GRID = tuple(10 ** (step / 2) for step in range(-12, 7))  # λ relative to the mean of XᵀX's diagonal
 NARROW = 16  # columns of X, up to which products in float64 cost next to nothing
 WIDE = 512  # columns of X; beyond them one fold is left out, not each in turn: an eigendecomposition takes seconds
+LARGE = 512  # columns of X, from which on a GPU decomposes what lies there; a processor is quicker with fewer
 
 
 @dataclass
@@ -122,9 +123,10 @@ class Solution:
     @property
     def q(self) -> Tensor:
         """``I + Δ``, where X is the student's output and D what it lacks to the target."""
-        return torch.eye(self.delta.shape[-1], dtype=torch.float64) + self.delta
+        return torch.eye(self.delta.shape[-1], dtype=torch.float64, device=self.delta.device) + self.delta
 
 
+@exact()
 def solve(moments: Moments, intercept: bool = True, ridge: float | None = None) -> Solution:
     """Δ and c from the sums; never worse than no change on the rows that were added.
 
@@ -137,7 +139,8 @@ def solve(moments: Moments, intercept: bool = True, ridge: float | None = None) 
     >>> solve(moments, ridge=0.0).q[0].round(decimals=6).diag()
     tensor([2., 2., 2., 2.], dtype=torch.float64)
     """
-    moments = Moments(*(value.cpu() for value in vars(moments).values()))
+    if moments.x.shape[-1] < LARGE:
+        moments = Moments(*(value.cpu() for value in vars(moments).values()))
     whole = moments.total()
     before = float(whole.dd)
     nothing = torch.zeros_like(whole.xd[0]), torch.zeros_like(whole.d).flatten() if intercept else None
@@ -149,7 +152,7 @@ def solve(moments: Moments, intercept: bool = True, ridge: float | None = None) 
     path = _Path(whole, mean_x, mean_d)
     delta = path.delta(ridge)
     least = float((delta.square().sum(-1) * whole.rounding[0]).sum())  # no error can be told that is smaller
-    after = max(float(path.errors(whole, torch.tensor([ridge], dtype=torch.float64))), least)
+    after = max(float(path.errors(whole, path.unit.new_tensor([ridge]))), least)
     if not after <= before:
         return Solution(*nothing, torch.inf, before, before)
     c = mean_d - torch.einsum("bi,bio->bo", mean_x, delta)
@@ -158,7 +161,7 @@ def solve(moments: Moments, intercept: bool = True, ridge: float | None = None) 
 
 def _held_out_choice(moments: Moments, intercept: bool) -> float | None:
     """The λ whose solutions do best on the folds that were left out; None where no change does best."""
-    ridges = torch.tensor([*GRID, torch.inf], dtype=torch.float64)
+    ridges = moments.x.new_tensor([*GRID, torch.inf])
     errors = torch.zeros_like(ridges)
     wide = moments.x.shape[-1] > WIDE
     for fold in range(1 if wide else len(moments.rows)):
@@ -193,7 +196,7 @@ class _Path:
 
     def delta(self, ridge: float) -> Tensor:
         """Δ, ``[blocks, n, m]``."""
-        return self.vectors @ (self.shrunk(torch.tensor([ridge]).double())[0, ..., None] * self.rotated)
+        return self.vectors @ (self.shrunk(self.unit.new_tensor([ridge]))[0, ..., None] * self.rotated)
 
     def errors(self, moments: Moments, ridges: Tensor) -> Tensor:
         """The squared error of the solutions for these ridges ``[R]`` on other sums; each costs O(n²)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,16 @@ class Walk:
 
 
 class Frontier:
-    """The live values of chunks of samples: up to ``budget`` bytes in memory, the rest in temporary files.
+    """The live values of chunks of samples: up to ``budget`` bytes where they are, up to ``beside`` bytes in the
+    processor's memory, the rest in temporary files.
 
     Used as a context; the files are gone afterwards.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget, self.used = budget, 0
+    def __init__(self, budget: int, beside: int = 0) -> None:
+        self.budget, self.used, self.beside = budget, 0, beside
         self._held: dict[int, tuple[int, tuple[Live, ...]]] = {}
+        self._written: dict[int, BytesIO] = {}  # as in a file, which keeps what shares its storage together
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def __enter__(self) -> Frontier:
@@ -161,6 +164,7 @@ class Frontier:
 
     def __exit__(self, *_: object) -> None:
         self._held.clear()
+        self._written.clear()
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -175,6 +179,10 @@ class Frontier:
         if self.used + size <= self.budget:
             self._held[chunk] = size, lives
             self.used += size
+        elif size <= self.beside:
+            self._written[chunk] = BytesIO()
+            torch.save(lives, self._written[chunk])
+            self.beside -= self._written[chunk].tell()
         else:
             torch.save(lives, self._file(chunk))
 
@@ -184,6 +192,11 @@ class Frontier:
             size, lives = self._held.pop(chunk)
             self.used -= size
             return lives
+        if chunk in self._written:
+            written = self._written.pop(chunk)
+            self.beside += written.tell()
+            written.seek(0)
+            return torch.load(written, weights_only=True)
         return torch.load(self._file(chunk), weights_only=True)
 
 

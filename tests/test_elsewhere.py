@@ -1,0 +1,94 @@
+"""Whatever device a network lies on, surgery computes there: nothing of its own is left on the processor."""
+
+import copy
+
+import pytest
+import torch
+from elsewhere import THERE, Elsewhere
+from torch import nn
+
+from protege import surgery
+from protege.methods import fskd
+from protege.surgery.solving import moments
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv, self.fc = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        return self.fc((x + self.conv(x)).mean((2, 3)))
+
+
+def residual():
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+def images(count=2):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def widened(network, x):
+    wide, projection = surgery.widen(network, 2, x)
+    return [wide(x), *projection(dict(wide.named_parameters())).values()]
+
+
+def shared(network, x):
+    made = surgery.share(network, 2, x)
+    return [made(x)[0] if isinstance(made(x), tuple) else made(x), *surgery.readout(made).parameters()]
+
+
+CHANGES = {
+    "l1": lambda network, x: surgery.shrink(network, x, ratio=0.5).network.parameters(),
+    "decouple": lambda network, x: surgery.decouple(network, 1, example=x).network.parameters(),
+    "widen": widened,
+    "share": shared,
+    "split": lambda network, x: surgery.split(network, ["norm"], x)[0].parameters(),
+    "pair": lambda network, x: surgery.pair(network, copy.deepcopy(network), x, x) and [x],
+}
+
+
+def test_the_device_that_is_none_behaves_as_one():
+    with Elsewhere() as there:
+        x = there.moved(torch.ones(3))
+        assert (x + 1).device == nn.Parameter(x * 2).detach().device == x[torch.tensor([0])].device == THERE
+        assert x.cpu().device == torch.ones(3).device == torch.device("cpu")
+        assert torch.ones(3).to(x).device == torch.zeros(1, device=x.device).device == THERE
+        for wrong in (lambda: x + torch.ones(3), lambda: torch.ones(3)[x.long()], lambda: x.numpy()):
+            with pytest.raises((RuntimeError, TypeError)):
+                wrong()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes(change):
+    network, x = residual(), images()
+    expected = [value.detach() for value in CHANGES[change](copy.deepcopy(network), x)]
+    with Elsewhere() as there:
+        made = list(CHANGES[change](there.moved(copy.deepcopy(network)), there.moved(x.clone())))
+        assert {value.device for value in made} == {THERE}
+    for value, like in zip(made, expected, strict=True):
+        assert value.shape == like.shape
+
+
+@pytest.mark.parametrize(("kernels", "large"), [(False, 0), (True, 0), (True, moments.LARGE)])
+def test_recovering(kernels, large, monkeypatch):
+    """To the bits of a recovery on the processor."""
+    monkeypatch.setattr(moments, "LARGE", large)
+    teacher, x = residual(), images(16)
+    shrunk = surgery.shrink(teacher, x[:2], ratio=0.5)
+    student = copy.deepcopy(shrunk.network)
+
+    def recover(student, teacher, x):
+        chunks = x.split(4)
+        fskd.recover(student, teacher, shrunk.kept, lambda n: (chunks[n], chunks[n]), range(4), kernels=kernels)
+
+    recover(shrunk.network, copy.deepcopy(teacher), x)
+    with Elsewhere() as there:
+        recover(there.moved(student), there.moved(teacher), there.moved(x.clone()))
+        assert {value.device for value in student.parameters()} == {THERE}
+    for value, like in zip(student.state_dict().values(), shrunk.network.state_dict().values(), strict=True):
+        assert torch.equal(value, like)
