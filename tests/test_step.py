@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from protege.signals.source import Fields
 from protege.tasks import TASKS
 from protege.torch_utils import eval_mode
 from protege.training import Fit
+from protege.training import journal as journals
 from protege.training import loop as looping
 from protege.training.drawn import Drawn
 from protege.training.step import Step
@@ -324,3 +326,37 @@ def test_no_step_asks_the_device(method, task, settings):
     transfer, phases = phases_of(method, task, **settings)
     for phase in phases[-2:]:
         operations_of(transfer, phase)
+
+
+class Event:
+    """A CUDA event, on a device that does everything two seconds after it was asked."""
+
+    asked = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        Event.asked += 1
+        self.at = 1000.0 * Event.asked + 2000.0
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other: "Event") -> float:
+        return other.at - self.at
+
+
+def test_on_a_gpu_times_are_those_of_the_work_and_not_of_asking_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(journals, "UNREAD", 4)
+    made = loop(model(), tmp_path)
+    journal = made.journal
+    monkeypatch.setattr(journal, "accelerator", SimpleNamespace(device=torch.device("cuda")))
+    moment = journal.now()
+    for name in ("data", "student") * 3:
+        moment = journal.spent(name, moment)
+    assert 0 < len(journal._spans) < 4  # the last are still on their way
+    journal.writes = False
+    journal.save({})
+    assert made.state.timing == {"data": 3.0, "student": 3.0}

@@ -117,7 +117,7 @@ def seeded(seed: int = SEED) -> Iterator[None]:
 def same_numbers() -> Iterator[None]:
     """Afterwards the random numbers of torch, NumPy and Python go on where they stood."""
     python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count())
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         try:
             yield

@@ -81,8 +81,10 @@ class Journal:
         """Count the time from ``since`` until now, which is returned."""
         now = self.now()
         self._spans.append((on, since, now))
-        if len(self._spans) >= UNREAD or isinstance(now, float):
-            self._read(len(self._spans) // 2 if isinstance(since, torch.cuda.Event) else None)
+        if isinstance(now, float):
+            self._read()
+        elif len(self._spans) >= UNREAD:
+            self._read(UNREAD // 2)
         return now
 
     def _read(self, count: int | None = None) -> None:

@@ -41,6 +41,8 @@ from .state import State
 from .step import Step
 from .stop import Stops
 
+KERNELS = ("fused", "foreach", "capturable")  # settings of an optimizer that its device decides
+
 
 class Loop:
     """Runs phases on a student in a run folder, with ``settings`` and, by the name of a phase, their ``overrides``.
@@ -252,7 +254,10 @@ class Loop:
         seed_everything(self.seed, state.phase, self.rank)
         if saved:
             trainee.load_state_dict(saved["trainee"])
+            kernels = [{key: group.get(key) for key in KERNELS} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved["optimizer"])
+            for group, those_here in zip(optimizer.param_groups, kernels, strict=True):
+                group.update(those_here)  # the run may have begun on another device
             if average is not None:
                 average.load_state_dict(saved["average"])
         # BatchNorm's statistics of the first process are kept in any case (`share_buffers`)

@@ -42,11 +42,12 @@ def make_optimizer(trainee: nn.Module, settings: FitSettings, batch_size: int) -
     sgd = settings.optimizer == "sgd"
     lr = settings.lr or default_lr(settings.optimizer, batch_size)
     groups = [{**group, "initial_lr": lr} for group in groups if group["params"]]
-    fused = all(p.device.type == "cuda" for p in learning) or None
+    gpu = all(p.device.type == "cuda" for p in learning)
+    fused = gpu or None
     if sgd:
         momentum = settings.momentum
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
-    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused, capturable=gpu)
 
 
 def default_lr(optimizer: str, batch_size: int) -> float:

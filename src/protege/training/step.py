@@ -49,9 +49,8 @@ class Step:
         gpu = device.type == "cuda"
         for name, value in sums.items():  # of a run that goes on
             sums[name] = value.to(device)
-        if gpu:
-            for group in fit.optimizer.param_groups:
-                group["lr"] = torch.tensor(group["initial_lr"], device=device)
+        for group in fit.optimizer.param_groups:
+            group["lr"] = torch.tensor(group["initial_lr"], device=device) if gpu else group["initial_lr"]
         if fit.average is not None and (gpu or record):
             fit.average.share = torch.ones((), device=device)
         self.update, self._captured, self._compiled, self._compiled_step = self._update, None, None, None
