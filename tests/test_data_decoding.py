@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from scenes import write_scenes
 from test_data_sets import png, random_images, write_parquet
@@ -18,8 +17,9 @@ import protege
 from protege.data import CLEAN, Augment, InMemory, batches, choose, decode, encoded, hold_out, load_data, parquet
 from protege.data.samples import Images
 from protege.errors import UserError
-from protege.run import origin
+from protege.run import origin, prepare, run
 from protege.signals import TeacherCache
+from protege.training import processes
 from protege.training.journal import Journal
 
 COUNT, SAMPLES = 300, 12
@@ -370,15 +370,16 @@ def test_a_run_that_knew_its_data_by_pixels_goes_on(kind, tmp_path, monkeypatch)
 
 
 def test_of_several_processes_the_first_decodes(tmp_path, monkeypatch, decoded):
-    alone, real = [], Accelerator.main_process_first
+    alone, real = [], processes.in_turn
 
     @contextmanager
-    def first(self):
+    def first(accelerator):
         before = len(decoded)
-        with real(self):
+        with real(accelerator):
             yield
         alone.extend(decoded[before:])
 
-    monkeypatch.setattr(Accelerator, "main_process_first", first)
+    for module in (prepare, run):
+        monkeypatch.setattr(module, "in_turn", first)
     learn(as_parquet(tmp_path / "set"), tmp_path / "run")
     assert len(alone) >= len(decoded) - origin.PROBED > 20

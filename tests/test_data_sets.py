@@ -18,9 +18,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from protege.data import CLEAN, Augment, Data, InMemory, Streamed, batches, encoded, kept, load_data
+from protege.data import samples as sampled
 from protege.data.decode import centred
-from protege.data.samples import has_room
+from protege.data.samples import default_memory_limit, has_room
 from protege.errors import UserError
+from protege.run import prepare
+from protege.run.recipe import make_recipe
 
 REAL = Path(os.environ.get("PROTEGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar100"
 
@@ -460,3 +463,33 @@ def test_sets_stay_where_they_are_when_an_accelerator_has_no_room(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 2000))
     samples = InMemory(torch.zeros(2, 4, 4, 1, dtype=torch.uint8), torch.zeros(2))
     assert samples.to("cuda") is samples
+
+
+@pytest.mark.parametrize(
+    ("free", "memory", "processes", "limit"),
+    [(140, 512, 1, 70), (140, 100, 1, 50), (140, 512, 8, 32), (6, 64, 1, 4)],  # GiB
+)
+def test_a_gpu_keeps_what_it_and_the_machine_have_room_for(monkeypatch, free, memory, processes, limit):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free << 30, 2 * free << 30))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=memory << 30))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_memory_limit("cuda") == limit << 30
+    assert default_memory_limit("cpu") == 4 << 30
+    settings = make_recipe({"student": "zoo:mlp", "data": "digits", "method": "none"})
+    kept = [prepare._with_memory_limit(settings, torch.device(kind)).memory_limit for kind in ("cpu", "cuda")]
+    assert kept == [None, f"{limit << 10}MiB"]
+    asked = settings.model_copy(update={"memory_limit": "1GiB"})
+    assert prepare._with_memory_limit(asked, torch.device("cuda")) is asked
+
+
+def test_images_are_copied_some_at_a_time_as_they_are_decoded(both, monkeypatch):
+    monkeypatch.setattr(sampled, "_PART", 3)
+    _, stream, images = both
+    whole = load_data(stream.name).train
+    whole.load(torch.tensor([1, 30, 31]))
+    copy = whole.part(torch.tensor([30, 2, 31, 3, 4, 5])).copied("cpu")
+    assert copy.images.missing.tolist() == [False, True, False, True, True, True]
+    assert torch.equal(copy.pixels, torch.from_numpy(images[[30, 2, 31, 3, 4, 5]]))
+    assert copy.images.missing is None
+    copy.pixels[0] = 0
+    assert torch.equal(whole.pixels, torch.from_numpy(images))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -115,10 +116,26 @@ class Samples(ABC):
         return self
 
 
+_PART = 1024  # images that are copied at once
+
+
 def has_room(device: torch.device | str, size: int) -> bool:
     """Whether ``size`` bytes take at most half of what is free on the device; on a processor they lie there already."""
     device = torch.device(device)
     return device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 2
+
+
+def default_memory_limit(device: torch.device | str) -> int:
+    """Bytes of decoded images that are kept in memory where nobody says how many: 4 GiB; on a GPU, which sees images
+    sooner than they are decoded, as many as `has_room` there and as are half of the machine's memory, which all
+    processes share."""
+    device, least = torch.device(device), 4 << 30
+    if device.type != "cuda":
+        return least
+    import psutil
+
+    here = psutil.virtual_memory().total // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(least, min(here, torch.cuda.mem_get_info(device)[0] // 2))
 
 
 class Images:
@@ -159,16 +176,15 @@ class Images:
         """A copy of the images at some rows on a device; those that are not decoded yet are decoded here."""
         missing = self.missing
         late = None if missing is None else missing[rows]  # before the pixels are taken, as a thread may bring more
-        pixels, of = self.pixels[rows].to(device), self.of[rows]
-        if late is None or not late.any():
-            return Images(pixels, content=self.content, of=of)
 
         def decode(wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             self.load(rows[wanted])
-            yield wanted, self.pixels[rows[wanted]]
+            for part in wanted.split(_PART):
+                yield part, self.pixels[rows[part]]
 
-        copy = Images(pixels, decode, self.content, of)
-        copy.missing = late
+        pixels = torch.zeros(len(rows), *self.pixels.shape[1:], dtype=torch.uint8, device=device)
+        copy = Images(pixels, decode, self.content, self.of[rows])
+        copy.load(torch.arange(len(rows)) if late is None else (~late).nonzero()[:, 0])
         return copy
 
 

@@ -16,7 +16,7 @@ from ..numerics import deterministic
 from ..tasks import TASKS, find_task
 from .diagnose import diagnose
 from .folder import resumed_settings
-from .recipe import Recipe, make_recipe, size_in_bytes
+from .recipe import MEMORY, Recipe, make_recipe, size_in_bytes
 
 
 def with_method(given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def with_method(given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, 
     specs = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
     with deterministic(typed.deterministic):
         diagnosis = diagnose(
-            **specs, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit)
+            **specs, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit or MEMORY)
         )
     if at_chance(diagnosis.result["teacher"]["transfer"]):
         raise UserError(

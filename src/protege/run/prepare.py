@@ -10,10 +10,11 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, gather_object
 
 from ..data import Data, load_data
 from ..data.labels import BY_POSITION
+from ..data.samples import default_memory_limit
 from ..data.transforms import Transform
 from ..errors import UserError
 from ..files import recorded
@@ -34,7 +35,7 @@ from ..training.progress import Display
 from ..training.room import with_batch_size
 from .checks import refuse_another_task, task_of
 from .origin import VERSION, earlier_origin, origin_of, refuse_another
-from .recipe import Recipe, size_in_bytes, with_task_defaults
+from .recipe import MEMORY, Recipe, size_in_bytes, with_task_defaults
 from .samples import choose_samples
 from .toml import read_toml
 
@@ -90,11 +91,12 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     way = held_out_by(*specs.values())
     if resume and (begun := recorded(out)):
         way = begun.get("origin", {}).get("held_out", BY_POSITION)
+    s = _with_memory_limit(s, device)
     with in_turn(accelerator):  # the first may have to extract what the others then read
         data = load_data(
             objects.get("data", s.data),
             image_size=s.image_size,
-            memory_limit=size_in_bytes(s.memory_limit),
+            memory_limit=size_in_bytes(s.memory_limit or MEMORY),
             ranges=known_ranges(*specs.values()),
             held_out=way,
         )
@@ -190,6 +192,15 @@ def _accelerator(tracker: str | None, out: Path) -> Accelerator:
         )
     folders = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs"))
     return make_accelerator(log_with=tracker, project_config=folders)
+
+
+def _with_memory_limit(settings: Recipe, device: Any) -> Recipe:
+    """What a GPU has room for now is kept with the settings, and is the same in all processes: it decides whether crops
+    are cut out of images as they are in files."""
+    if settings.memory_limit is not None or device.type != "cuda":
+        return settings
+    least = min(gather_object([default_memory_limit(device)]))
+    return settings.model_copy(update={"memory_limit": f"{least >> 20}MiB"})
 
 
 def _on_device(data: Data, device: Any) -> Data:

@@ -22,6 +22,9 @@ _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
+MEMORY = "4GiB"  # of decoded images, unless more is at hand
+
+
 def _size(value: Any) -> str:
     """A size such as ``4GiB`` or ``500 MB``, kept as text without the space; `size_in_bytes` reads it."""
     text = str(value).strip()
@@ -97,7 +100,11 @@ class Recipe(FitSettings):
         description="side images are brought to (the shorter one, for segmentation); default: their own "
         "where all are alike and at most 64, else 224; masks keep theirs",
     )
-    memory_limit: Size = Field("4GiB", description="decoded images above it are streamed from disk")
+    memory_limit: Size | None = Field(
+        None,
+        description="decoded images above it are streamed from disk; default: 4GiB, or half of the memory that a GPU "
+        "has free, up to half of the machine's",
+    )
     workers: int | None = Field(
         None,
         ge=0,
