@@ -42,6 +42,8 @@ GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its 
     "workers": 1,
     "seed": 7,
     "precision": "fp32",
+    "compile": "off",
+    "deterministic": True,
     "cache": "signals",
     "cache_budget": "1GiB",
     "checkpoint_seconds": 5.0,
