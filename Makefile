@@ -1,9 +1,11 @@
 PYTHON ?= python3.11
 VENV := .venv
 ADAPTERS := .venv-adapters
+GPU_PYTHON ?= python3
+GPU_VERSION ?= 3.12
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow kill fuzz house test-adapters lint types check clean
+.PHONY: demo test slow kill fuzz gpu gpu-wheels house test-adapters lint types check clean
 
 # The environment is made once and again whenever its description changes.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -35,6 +37,14 @@ kill: $(VENV)/.dev
 # that reproduces it.
 fuzz: $(VENV)/.dev
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-3600} $(BIN)/python -m pytest tests/test_fuzz.py
+
+# Ten minutes: what only a GPU can show. The machine has Python, torch and a GPU, perhaps no network: what else is needed
+# are wheels that `make gpu-wheels` has collected before, where there is a package index. docs/gpu.md says more.
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu
+
+gpu-wheels:
+	$(PYTHON) benchmarks/gpu/wheels.py gpu-wheels --python $(GPU_VERSION)
 
 # docs/house.svg: the rooms of src/protege and which imports which.
 house:

@@ -1,11 +1,18 @@
 """Benchmarks run: one round of the smallest there is, of which no figure is believed (memory.py needs a big one)."""
 
+import json
+import os
 import runpy
 import sys
+import time
+import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import forks
 import pytest
+
+import protege
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = "--batch 4 --rounds 1"
@@ -49,3 +56,74 @@ def test_the_start_of_a_run_is_taken_apart(digits_teacher, tmp_path):
     before, after = done.stdout.split("from there on")
     assert "data/spec: load_data" in before
     assert "run/api: distill" in after
+
+
+def rehearsed(*words: str, out: Path) -> forks.Fork:
+    """`python benchmarks/gpu --rehearse *words`, ended."""
+
+    def program() -> None:
+        sys.argv = ["gpu", "--rehearse", *words]
+        runpy.run_path(str(BENCHMARKS / "gpu"), run_name="__main__")
+
+    done = forks.Fork(program, OUT=out)
+    done.wait()
+    return done
+
+
+def test_what_a_gpu_shows_can_be_rehearsed_without_one(tmp_path):
+    done = rehearsed("--only", "views", "cached", out=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    machine, *rows = map(json.loads, (tmp_path / "gpu.jsonl").read_text().splitlines())
+    assert machine["rehearsal"]
+    assert {row["check"] for row in rows} == {"views", "cached"}
+    assert {row["verdict"] for row in rows} == {"passed"}
+    assert all(f"passed   {row['case']} " in done.stdout for row in rows)
+
+
+def test_a_check_that_fails_ends_or_takes_too_long_keeps_no_other_from_being_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+    monkeypatch.setenv("OUT", str(tmp_path))
+    gpu = runpy.run_path(str(BENCHMARKS / "gpu" / "__main__.py"))
+    work = import_module("work")
+
+    def cases(name, function):
+        def made(at):
+            yield "case", function
+
+        made.__name__ = name
+        return work.Check(made, 5 if name != "c" else 1)
+
+    def refuse():
+        raise protege.UserError("so it is.")
+
+    checks = [cases("a", refuse), cases("b", lambda: os._exit(3)), cases("c", lambda: time.sleep(60))]
+    checks += [cases("d", lambda: {"figure": 1.5}), cases("e", lambda: {"met": False})]
+    (tmp_path / "folder").mkdir()
+    gpu["perform_all"](checks, True, time.monotonic() + 60, tmp_path / "folder")
+    assert gpu["table"]() == 4
+    rows = {row["check"]: row for row in map(json.loads, (tmp_path / "gpu.jsonl").read_text().splitlines())}
+    assert "so it is." in rows["a"]["note"]
+    assert (rows["b"]["case"], rows["b"]["note"]) == ("b: case", "the check ended with status 3")
+    assert rows["c"]["note"] == "the check took too long"
+    assert (rows["d"]["verdict"], rows["d"]["figure"]) == ("passed", 1.5)
+    assert rows["e"]["note"] == "below the target"
+
+
+def test_wheels_are_unpacked_where_something_is_missing(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+    wheels = import_module("wheels")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(wheels, "NEEDED", {"a-b": "wheel_of_this_test"})
+    monkeypatch.setenv("PYTHONPATH", "before")
+    with pytest.raises(SystemExit, match=r"^wheel_of_this_test cannot be imported by .* make gpu-wheels"):
+        wheels.provide(tmp_path)
+    with zipfile.ZipFile(tmp_path / "a_b-1.0-py3-none-any.whl", "w") as file:
+        file.writestr("wheel_of_this_test.py", "answer = 42")
+    wheels.provide(tmp_path)
+    assert import_module("wheel_of_this_test").answer == 42
+    assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == str(wheels.ROOT / "src")
+    del sys.modules["wheel_of_this_test"]
+    (tmp_path / "c-1.0-cp39-cp39-manylinux_2_28_x86_64.whl").touch()
+    monkeypatch.setattr(wheels, "NEEDED", {"c": "another_of_this_test"})
+    with pytest.raises(SystemExit, match=r"not for this Python, cp3\d+; .*GPU_VERSION=3\.\d+"):
+        wheels.provide(tmp_path)
