@@ -361,7 +361,7 @@ def _out_of_memory(at: Place) -> Figures:
         sentence = str(error)
     else:
         raise AssertionError("16,384 images a batch fit into 3 GiB, which is not expected")
-    remedy = re.search(r"batch_size ?= ?(\d+)", sentence)
+    remedy = re.search(r"set batch_size=(\d+)", sentence)
     holds(remedy is not None and sentence.count("\n") == 0, f"no batch that fits is named: {sentence}")
     run(None, "zoo:resnet56", data, "none", batch_size=int(remedy[1]), **settings)
     torch.cuda.set_per_process_memory_fraction(1.0)
