@@ -202,17 +202,25 @@ class SignalCache:
         """Rows of a view, of the fields of these names or all: floating ones as float32, integer ones as int64."""
         return self._rows(view).read(index, device, names)
 
-    def rows(self, view: int, index: Tensor) -> dict[str, Tensor]:
-        """A copy of rows as they are stored."""
-        return self._rows(view).rows(index)
+    def rows(self, view: int, index: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """A copy of rows as they are stored, of the fields of these names or all."""
+        return self._rows(view).rows(index, names)
 
     def blank(self, count: int) -> dict[str, Tensor]:
         """Rows as they are stored, for values to come."""
         return blank(self.layout, count)
 
-    def load(self, view: int, device: torch.device, names: Collection[str]) -> None:
-        """Keep these fields of a whole view on the device, where it is an accelerator with room to spare."""
-        self._rows(view).load(device, names)
+    def load(self, view: int, index: Tensor, device: torch.device, names: Collection[str]) -> None:
+        """Keep these fields of these rows, which are stored, on the device, where it is one with room to spare."""
+        if device.type != "cuda" or self.loaded(view, names):
+            return
+        size = len(index) * sum(value.nbytes for name, value in self.blank(1).items() if name in names)
+        if size + 4 * self.total < torch.cuda.mem_get_info(device)[0] // 16:
+            self._rows(view).load(index, device, names)
+
+    def loaded(self, view: int, names: Collection[str]) -> bool:
+        """Whether these fields of a view lie on a device."""
+        return view in self._views and self._views[view].holds(names)
 
     def forget(self, view: int | None = None) -> None:
         """Let go of a view that is not there any more, or of all that are open."""

@@ -24,6 +24,7 @@ from .checksums import checksums, of_view
 logger = logging.getLogger(__name__)
 KNOWN = "known"  # the file of checksums, 0 for a row that is not stored
 PAGE = 4096
+PIECE = 2**26  # bytes that go to a device at once
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
 """Of each field, the shape and the kind of number of a stored row."""
@@ -32,6 +33,17 @@ Layout = Mapping[str, tuple[tuple[int, ...], str]]
 def widened(value: Tensor) -> Tensor:
     """Stored numbers as they are computed with: float32, int64; masks stay as they are."""
     return value.float() if value.is_floating_point() else value if value.dtype == torch.bool else value.long()
+
+
+def as_stored(fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fields in the numbers that they are stored in."""
+    return {name: value.to(getattr(torch, kind_of(value))) for name, value in fields.items()}
+
+
+def as_computed(stored: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """Rows as they are computed with, on a device: floating ones as float32, integer ones as int64, channels second."""
+    there = {name: value.to(device, non_blocking=True) for name, value in stored.items()}
+    return {name: widened(value.movedim(-1, 1) if value.dim() == 4 else value) for name, value in there.items()}
 
 
 def kind_of(value: Tensor) -> str:
@@ -87,15 +99,17 @@ def _of_numpy(kind: str) -> str:
 class Rows:
     """The rows of one view in ``folder``, which is made where it is not there yet.
 
-    ``index`` is int64 [N], on the CPU, everywhere. What is written counts as known after `commit`, so that a kill at
-    any moment leaves no half-written row. Raises `OSError`, a `FileNotFoundError` where files were deleted or replaced
-    meanwhile, and `UserError` for files that another program has changed the size of.
+    ``index`` is int64 [N], on the CPU, but for `read` after `load`. What is written counts as known after `commit`, so
+    that a kill at any moment leaves no half-written row. Raises `OSError`, a `FileNotFoundError` where files were
+    deleted or replaced meanwhile, and `UserError` for files that another program has changed the size of.
     """
 
     def __init__(self, folder: Path, layout: Layout, total: int) -> None:
         self.folder, self.layout = folder, layout
         self._files: dict[str, os.stat_result] = {}  # as they were when they were opened
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []  # rows and their checksums
+        self._loaded: dict[str, Tensor] = {}  # fields of some rows, on a device
+        self._place: Tensor | None = None  # int32 [total], there: where a row lies among those; None: they are all
         folder.mkdir(exist_ok=True)
         if any(not self._path(name).exists() for name in layout):  # some of it was deleted
             self._path(KNOWN).unlink(missing_ok=True)
@@ -188,23 +202,33 @@ class Rows:
                 raise FileNotFoundError
             yield file
 
-    def rows(self, index: Tensor) -> dict[str, Tensor]:
-        """A copy of rows as they are stored."""
-        return {name: field[index] for name, field in self._fields.items()}
+    def rows(self, index: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """A copy of rows of the fields of these names, or of all, as they are stored."""
+        return {name: field[index] for name, field in self._fields.items() if names is None or name in names}
 
     def read(self, index: Tensor, device: torch.device | str, names: Collection[str] | None) -> dict[str, Tensor]:
-        """Rows of the fields of these names, or of all: floating ones as float32, integer ones as int64."""
-        fields = {}
-        for name, stored in self._fields.items():
-            if names is not None and name not in names:
-                continue
-            value = stored[index.to(stored.device, non_blocking=True)].to(device, non_blocking=True)
-            fields[name] = widened(value.movedim(-1, 1) if value.dim() == 4 else value)
-        return fields
+        """Rows of the fields of these names, or of all, as they are computed with. Of what was loaded ``index`` may lie
+        on the device, which is asked nothing."""
+        if names is None or not self.holds(names):
+            return as_computed(self.rows(index, names), device)
+        index = index.to(self._loaded[next(iter(names))].device, non_blocking=True)
+        at = index if self._place is None else self._place[index]
+        return as_computed({name: self._loaded[name].index_select(0, at) for name in names}, device)
 
-    def load(self, device: torch.device, names: Collection[str]) -> None:
-        """Keep these fields on the device, where it is an accelerator with room to spare."""
-        if device.type == "cuda":
-            size = sum(self._fields[name].nbytes for name in names)
-            if size < torch.cuda.mem_get_info(device)[0] // 16:
-                self._fields |= {name: self._fields[name].to(device) for name in names}
+    def holds(self, names: Collection[str]) -> bool:
+        """Whether these fields were loaded."""
+        return bool(names) and self._loaded.keys() >= set(names)
+
+    def load(self, index: Tensor, device: torch.device | str, names: Collection[str]) -> None:
+        """Keep these fields of these rows on the device as they are stored; no others are read after that."""
+        total = len(self._known)
+        size = max(1, PIECE // max(1, sum(self._fields[name][:1].nbytes for name in names)))
+        for name in names:
+            stored = self._fields[name]
+            self._loaded[name] = kept = torch.empty((len(index), *stored.shape[1:]), dtype=stored.dtype, device=device)
+            for piece, rows in zip(kept.split(size), index.split(size), strict=True):
+                piece.copy_(stored[rows])
+        if len(index) < total:
+            place = torch.full((total,), -1, dtype=torch.int32)
+            place[index] = torch.arange(len(index), dtype=torch.int32)
+            self._place = place.to(device)

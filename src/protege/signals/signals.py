@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from ..data import CLEAN, Batch, cache_root, forward_size
 from ..models.precision import autocast_for, single_precision
+from .behind import Ahead, behind, to_host
 from .cache import SignalCache, Vanished
 from .exchange import by_each, by_first, disks_of, give_each_disk, on_disks, process
 from .folder import VERSION, evict
 from .identity import behaviour
-from .rows import bytes_of_view, kind_of, layout_of, not_finite, refuse_infinite, widened
+from .rows import as_computed, as_stored, bytes_of_view, kind_of, layout_of, not_finite, refuse_infinite, widened
 from .source import Fields, Source
 from .views import Views
 
@@ -55,6 +57,7 @@ class Signals:
         self._names = frozenset[str]()  # the source's fields
         self._announced = False
         self._disks: list[int] | None = None  # of each process, once it is asked for
+        self._ahead: tuple[int, Ahead] | None = None  # the rows of batches to come, and of which view they are
         self._infinite: dict[str, Tensor] = {}  # on an accelerator, by field: whether `attach` met what is not finite
 
     # ---- the cache ----------------------------------------------------------------------------------------------
@@ -144,12 +147,30 @@ class Signals:
         return self.cache is not None and self.cache.holds(view) and self.cache.known(view, self.views.positions)
 
     def load(self, view: int) -> None:
-        """Bring a stored view to the device, where there is room."""
-        if self.cache is not None and self.cache.holds(view):
-            self.cache.load(view, self.views.device, self._names)
+        """Bring what is used of a stored view to the device, where there is room."""
+        if self.cache is not None and self.serves(view):
+            self.cache.load(view, self.views.positions, self.views.device, self._names)
+
+    def expect(self, view: int, order: Sequence[Tensor]) -> None:
+        """Say which batches will come, so that their rows are on the way to an accelerator before they do."""
+        self._expect_nothing()
+        cache, names, device = self.cache, self._names, self.views.device
+        if device.type != "cuda" or cache is None or not self.serves(view) or cache.loaded(view, names):
+            return
+
+        def read(index: Tensor) -> dict[str, Tensor]:
+            return {name: value.pin_memory() for name, value in cache.rows(view, index, names).items()}
+
+        self._ahead = view, Ahead(read, order, partial(torch.cuda.set_device, torch.empty(0, device=device).device))
+
+    def _expect_nothing(self) -> None:
+        if self._ahead is not None:
+            self._ahead[1].close()
+        self._ahead = None
 
     def release(self) -> None:
         """Let go of the memory that open views take. Raises what `check` raises."""
+        self._expect_nothing()
         if self.cache is not None:
             self.cache.forget()
         self.check()
@@ -233,14 +254,16 @@ class Signals:
             missing = [block for block in planned if torch.isin(block, mine).any()]
             if missing:
                 saved = time.monotonic()
-                for batch in self.views.ordered(missing, view):
-                    cache.write(view, batch.index.cpu(), self._forward(self.stored, batch.inputs))
-                    done += len(batch)
-                    if time.monotonic() - saved > 5:
-                        cache.commit(view)
-                        saved = time.monotonic()
-                    if progress:
-                        progress(done, sum(map(len, missing)))
+                with behind(self.views.device.type == "cuda") as do:
+                    for batch in self.views.ordered(missing, view):
+                        said = to_host(as_stored(self._forward(self.stored, batch.inputs)))
+                        do(partial(_write, cache, view, batch.index, said))
+                        done += len(batch)
+                        if time.monotonic() - saved > 5:
+                            do(partial(cache.commit, view))
+                            saved = time.monotonic()
+                        if progress:
+                            progress(done, sum(map(len, missing)))
                 cache.commit(view)
                 cache.set_plan(view, part, cache.plan(view, part))
         return done
@@ -269,23 +292,31 @@ class Signals:
         """
         view, index, cache = batch.view, batch.index, self.cache
         if cache is not None and cache.holds(view) and cache.known(view, index):  # unknown: another machine's rows
-            batch.signals[self.source.name] = Fields(cache.read(view, index, self.views.device, self._names))
+            if self._ahead is not None and self._ahead[0] == view:
+                fields = as_computed(self._ahead[1].take(index), self.views.device)
+            else:
+                fields = cache.read(view, index, self.views.device, self._names)
+            batch.signals[self.source.name] = Fields(fields)
             return len(batch)
         fields = self._forward(self.source, batch.inputs)
         if self.views.count:
-            fields = {name: self._rounded(name, value) for name, value in fields.items()}
+            fields = as_stored(fields)
+            for name, value in fields.items():
+                self._refuse_infinite(name, value)
         batch.signals[self.source.name] = Fields({name: widened(value) for name, value in fields.items()})
         return 0
 
-    def _rounded(self, name: str, value: Tensor) -> Tensor:
-        """A field as it is stored. What is not finite is refused at once on a processor, elsewhere by `check`."""
-        stored = value.to(getattr(torch, kind_of(value)))
+    def _refuse_infinite(self, name: str, stored: Tensor) -> None:
+        """Refuse what is not finite at once on a processor, by `check` elsewhere."""
         if self.views.device.type == "cpu":
             refuse_infinite(name, stored)
         elif stored.is_floating_point():
             infinite = ~stored.isfinite().all()
             self._infinite[name] = infinite | self._infinite.get(name, infinite)
-        return stored
+
+
+def _write(cache: SignalCache, view: int, index: Tensor, said: Callable[[], dict[str, Tensor]]) -> None:
+    cache.write(view, index, said())
 
 
 def _digest(values: object) -> str:

@@ -248,7 +248,9 @@ class Loader:
         cache._fill(view)
         rank, world = process()
         order = shuffled(views.positions, len(self), self.seed, epoch)
-        yield from map(cache._attached, views.ordered([part.tensor_split(world)[rank] for part in order], view))
+        order = [part.tensor_split(world)[rank] for part in order]
+        cache.signals.expect(view, order)
+        yield from map(cache._attached, views.ordered(order, view))
         cache.signals.check()
 
 

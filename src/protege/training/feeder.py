@@ -89,7 +89,10 @@ class Feeder:
     def stream(
         self, phase: Fit, views: Views, order: Sequence[Tensor], view: int, signals: list[Signals]
     ) -> Iterator[Batch]:
-        """The batches of an order, without their images where caches have all that the phase looks at."""
+        """The batches of an order, without their images where caches have all that the phase looks at; signals are to
+        be attached to them in that order."""
+        for known in signals:
+            known.expect(view, order)
         needs = {"pixels"} if views.samples.labels is not None else {"pixels", "labels"}
         if not needs & phase.reads and all(known.serves(view) for known in signals):
             return bare_batches(views.samples, order, view, views.augment, device=views.device)
