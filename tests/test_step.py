@@ -22,6 +22,7 @@ from protege.data.text import Text
 from protege.data.views import VOID
 from protege.methods import METHODS, Setup
 from protege.models import InputSpec, Model
+from protege.models.placing import place
 from protege.models.zoo import build
 from protege.signals import Views
 from protege.signals.rows import widened
@@ -32,7 +33,7 @@ from protege.training import Fit
 from protege.training import journal as journals
 from protege.training import loop as looping
 from protege.training.drawn import Drawn
-from protege.training.step import Step
+from protege.training.step import Anonymous, Step, compiled, tensors_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
 STEADY = {"schedule": "constant", "warmup": 0.0, "lr": 0.05, "batch_size": 16, "epochs": 3}
@@ -360,3 +361,39 @@ def test_on_a_gpu_times_are_those_of_the_work_and_not_of_asking_for_it(tmp_path,
     journal.writes = False
     journal.save({})
     assert made.state.timing == {"data": 3.0, "student": 3.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        *[("classification", name) for name in ("resnet8", "vgg8", "mobilenetv2", "vit_tiny")],
+        ("segmentation", "unet10"),
+        ("language", "lstm"),
+    ],
+)
+def test_compiled_losses_and_gradients_are_those_of_the_step_within_bfloat16(task, name):
+    transfer, (phase,) = phases_of(
+        "kd", task, names=(name, name), **({"temperature": 1.0} if task == "language" else {})
+    )
+    place(phase.trainee, transfer.device)
+    phase.trainee.train()
+    batch, (source,) = next(transfer.batches(8, 0)), phase.sources
+    fields = {name: widened(value) for name, value in source.compute(batch.inputs).items()}
+    batch.signals["teacher"] = Fields(fields)
+
+    def step(run: Callable) -> dict[str, Tensor]:
+        phase.trainee.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = run(tensors_of(batch))
+        losses["loss"].backward()
+        gradients = {name: p.grad.clone() for name, p in phase.trainee.named_parameters()}
+        return {name: value.detach() for name, value in losses.items()} | gradients
+
+    def plain(tensors: dict) -> dict[str, Tensor]:
+        return phase.step(phase.trainee, Anonymous.of(tensors))
+
+    wanted, got = step(plain), step(compiled(plain))
+    whole = sum(float(value.norm()) ** 2 for value in wanted.values()) ** 0.5
+    for name, value in wanted.items():
+        assert (got[name] - value).norm() <= 0.03 * value.norm() + 0.003 * whole, name

@@ -55,7 +55,7 @@ class Step:
             fit.average.share = torch.ones((), device=device)
         self.update, self._captured, self._compiled, self._compiled_step = self._update, None, None, None
         if compile == "on" or (compile == "auto" and gpu and fit.steps * fit.epochs >= WORTH):
-            self._compiled, self._compiled_step = _compiled(self._losses_of), self._by_compiled
+            self._compiled, self._compiled_step = compiled(self._losses_of), self._by_compiled
         if (gpu and compile != "off" and self.world == 1) or record:
             self._captured = Captured(
                 self._update_by,
@@ -105,7 +105,7 @@ class Step:
 
     def _update_captured(self, batch: Batch, rows: int) -> None:
         assert self._captured is not None
-        self._captured(_tensors_of(batch), lambda: self._update(batch, rows))
+        self._captured(tensors_of(batch), lambda: self._update(batch, rows))
 
     def _update_by(self, tensors: Tensors) -> None:
         batch = Anonymous.of(tensors)
@@ -115,7 +115,7 @@ class Step:
         """The phase's step, compiled."""
         assert self._compiled is not None
         try:
-            return self._compiled(_tensors_of(batch))
+            return self._compiled(tensors_of(batch))
         except Exception as error:
             self._compiled_step = None
             losses = self.fit.phase.step(trainee, batch)  # which raises what is wrong with the step itself
@@ -164,7 +164,7 @@ class Anonymous(Batch):
 
     @classmethod
     def of(cls, tensors: Tensors) -> Anonymous:
-        """From what `_tensors_of` gives."""
+        """From what `tensors_of` gives."""
         signals: dict[str, dict[str, Tensor]] = {}
         for (source, name), value in tensors.items():
             if source is not None:
@@ -178,19 +178,19 @@ class Anonymous(Batch):
         raise AttributeError(f"a step that is compiled or recorded has no {name!r} of its batch")
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Anonymous:
-        return type(self).of({name: change(value) for name, value in _tensors_of(self).items()})
+        return type(self).of({name: change(value) for name, value in tensors_of(self).items()})
 
     def _cut(self, cut: slice) -> Anonymous:
         return self._map(lambda x: x[cut])
 
 
-def _tensors_of(batch: Batch) -> Tensors:
+def tensors_of(batch: Batch) -> Tensors:
     """The tensors of a batch by source (None: the data) and name."""
     signals = {(source, name): value for source, fields in batch.signals.items() for name, value in fields.items()}
     return {(None, "inputs"): batch.inputs, (None, "labels"): batch.labels, **signals}
 
 
-def _compiled(function: Callable[[Tensors], Any]) -> Callable[[Tensors], Any]:
+def compiled(function: Callable[[Tensors], Any]) -> Callable[[Tensors], Any]:
     from torch import _dynamo  # slow to import
 
     _dynamo.config.cache_size_limit = max(_dynamo.config.cache_size_limit, VARIANTS)
