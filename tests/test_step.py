@@ -27,6 +27,7 @@ from protege.models.zoo import build
 from protege.signals import Views
 from protege.signals.rows import widened
 from protege.signals.source import Fields
+from protege.signals.views import shuffled
 from protege.tasks import TASKS
 from protege.torch_utils import eval_mode
 from protege.training import Fit
@@ -92,6 +93,21 @@ def test_a_recorded_step_does_what_the_step_does(tmp_path, monkeypatch, method, 
     assert not said
     assert close(recorded, plain, 1e-5)
     assert its_losses == [pytest.approx(epoch, rel=1e-5) for epoch in losses]
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "world"), [(48, 16, 1), (101, 16, 1), (997, 128, 3), (7, 7, 2), (130, 64, 4)]
+)
+def test_batches_have_two_sizes_at_most_in_a_process_and_show_every_sample_once(samples, batch, world):
+    steps = -(-samples // batch)
+    positions = 3 * torch.arange(samples)
+    seen = []
+    for rank in range(world):
+        mine = [part.tensor_split(world)[rank] for part in shuffled(positions, steps, 5, 0, 2)]
+        sizes = {len(part) for part in mine}
+        assert max(sizes) - min(sizes) <= 1  # so a step is recorded twice at most
+        seen += mine
+    assert torch.equal(torch.cat(seen).sort().values, positions)
 
 
 class Counting(Net):

@@ -22,7 +22,7 @@ class Feeder:
     """Makes signals and batches of a run that learns from ``train``.
 
     Signals that other runs may use lie in ``cache`` (None: by fingerprint), within ``budget`` bytes; those that none
-    can use in ``passing``, while the run lasts.
+    can use in ``passing``, while the run lasts. ``record``: whether what a GPU repeats is launched as one.
     """
 
     def __init__(
@@ -34,11 +34,12 @@ class Feeder:
         precision: str,
         accelerator: Accelerator,
         display: Display,
+        record: bool = True,
     ) -> None:
         self.train, self.cache, self.budget, self.passing = train, cache, budget, passing
         self.precision, self.accelerator, self.display = precision, accelerator, display
         self._lasting: dict[tuple, Signals] = {}
-        self._drawn: dict[int, Drawn | None] = {}
+        self.record, self._drawn = record, dict[int, Drawn | None]()
 
     def signals(self, source: Source, views: Views, phase: int) -> Signals:
         """What a source says about these views, in phase number ``phase``.
@@ -96,7 +97,7 @@ class Feeder:
         needs = {"pixels"} if views.samples.labels is not None else {"pixels", "labels"}
         if not needs & phase.reads and all(known.serves(view) for known in signals):
             return bare_batches(views.samples, order, view, views.augment, device=views.device)
-        if view != CLEAN and views.device.type == "cuda":
+        if self.record and view != CLEAN and views.device.type == "cuda":
             if id(views) not in self._drawn:
                 self._drawn[id(views)] = Drawn.of(views)
             if drawn := self._drawn[id(views)]:

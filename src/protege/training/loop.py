@@ -82,7 +82,8 @@ class Loop:
         self.precision = precision
         self.autocast = autocast_for(precision, self.device)
         self.compile, self.display = compile, display
-        self.feeder = Feeder(train, cache, budget, out / "signals", precision, accelerator, display)
+        passing, record = out / "signals", compile != "off"
+        self.feeder = Feeder(train, cache, budget, passing, precision, accelerator, display, record)
         self.stops = Stops(display, self.world == 1)
         self.journal = Journal(student, out, accelerator, checkpoint_seconds, self.stops)
 
