@@ -44,7 +44,7 @@ gpu:
 	$(GPU_PYTHON) benchmarks/gpu
 
 gpu-wheels:
-	$(PYTHON) benchmarks/gpu/wheels.py gpu-wheels --python $(GPU_VERSION)
+	$(PYTHON) benchmarks/gpu/wheels.py gpu-wheels $(GPU_VERSION)
 
 # docs/house.svg: the rooms of src/protege and which imports which.
 house:

@@ -97,13 +97,16 @@ def test_a_check_that_fails_ends_or_takes_too_long_keeps_no_other_from_being_mad
         raise protege.UserError("so it is.")
 
     checks = [cases("a", refuse), cases("b", lambda: os._exit(3)), cases("c", lambda: time.sleep(60))]
-    checks += [cases("d", lambda: {"figure": 1.5}), cases("e", lambda: {"met": False})]
+    checks += [
+        cases("d", lambda: {"figure": 1.5}),
+        cases("e", lambda: {"verdict": "failed", "note": "below the target"}),
+    ]
     (tmp_path / "folder").mkdir()
     gpu["perform_all"](checks, True, time.monotonic() + 60, tmp_path / "folder")
     assert gpu["table"]() == 4
     rows = {row["check"]: row for row in map(json.loads, (tmp_path / "gpu.jsonl").read_text().splitlines())}
     assert "so it is." in rows["a"]["note"]
-    assert (rows["b"]["case"], rows["b"]["note"]) == ("b: case", "the check ended with status 3")
+    assert (rows["b"]["case"], rows["b"]["note"]) == ("case", "the check ended with status 3")
     assert rows["c"]["note"] == "the check took too long"
     assert (rows["d"]["verdict"], rows["d"]["figure"]) == ("passed", 1.5)
     assert rows["e"]["note"] == "below the target"
@@ -113,7 +116,7 @@ def test_wheels_are_unpacked_where_something_is_missing(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
     wheels = import_module("wheels")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(wheels, "NEEDED", {"a-b": "wheel_of_this_test"})
+    monkeypatch.setattr(wheels, "IMPORTED", ["wheel_of_this_test"])
     monkeypatch.setenv("PYTHONPATH", "before")
     with pytest.raises(SystemExit, match=r"^wheel_of_this_test cannot be imported by .* make gpu-wheels"):
         wheels.provide(tmp_path)
@@ -124,6 +127,6 @@ def test_wheels_are_unpacked_where_something_is_missing(tmp_path, monkeypatch):
     assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == str(wheels.ROOT / "src")
     del sys.modules["wheel_of_this_test"]
     (tmp_path / "c-1.0-cp39-cp39-manylinux_2_28_x86_64.whl").touch()
-    monkeypatch.setattr(wheels, "NEEDED", {"c": "another_of_this_test"})
+    monkeypatch.setattr(wheels, "IMPORTED", ["another_of_this_test"])
     with pytest.raises(SystemExit, match=r"not for this Python, cp3\d+; .*GPU_VERSION=3\.\d+"):
         wheels.provide(tmp_path)

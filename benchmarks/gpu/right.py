@@ -14,16 +14,16 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from work import Case, Figures, Place, Skip, after_steps, events, holds, in_child, lesson, network, pixels, run, words
+from work import Case, Figures, Place, Skip, after_steps, epochs, holds, in_child, lesson, network, pixels, run
 
 import protege
 from protege.data import CLEAN, Augment, InMemory
-from protege.methods import Views
-from protege.models import load_model
+from protege.methods import METHODS, Views
+from protege.methods.targets import TARGETS
 from protege.models.placing import place
 from protege.numerics import exact
 from protege.run.study import run_study
@@ -35,22 +35,18 @@ WINDOW = (10, 19)  # steps between which nothing may wait for the device: record
 TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2}  # of what is remembered, as a share of the largest value of a batch
 
 
-# ---- views -----------------------------------------------------------------------------------------------------------
-
-
 def views(at: Place) -> Iterator[Case]:
     """Views are the same bytes on every device."""
     for text in ("shift=4,flip", "crop=0.35,flip", "shift=4,flip,jitter=0.4", "crop=0.3,flip,jitter=0.8"):
-        yield text, partial(_same_views, at, Augment.parse(text))
-        yield f"{text}, masks", partial(_same_views, at, Augment.parse(text), masked=True)
+        for masked in (False, True):
+            yield text + ", masks" * masked, partial(_same_views, at, Augment.parse(text), masked)
 
 
-def _same_views(at: Place, augment: Augment, masked: bool = False) -> Figures:
+def _same_views(at: Place, augment: Augment, masked: bool) -> Figures:
     count = 20 if at.small else 200
-    images = pixels(count, 48)
+    images, compared = pixels(count, 48), 0
     samples = InMemory(images, images[..., 0].contiguous() % 8 if masked else torch.arange(count) % 7)
     order = torch.randperm(count).split(count // 4)
-    compared = 0
     for view in (CLEAN, 0, 1, 12345):
         sets = [Views(samples.to(d), torch.arange(count), augment, 2, torch.device(d)) for d in ("cpu", at.device)]
         for here, there in zip(*(made.ordered(order, view) for made in sets), strict=True):
@@ -67,7 +63,7 @@ def _same_views(at: Place, augment: Augment, masked: bool = False) -> Figures:
 class Waits(TorchDispatchMode):
     """On a processor, in updates: no operation for which a GPU would have to be waited for."""
 
-    ASKS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2")
+    ASKS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2")
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         name = function.overloadpacket.__name__
@@ -77,18 +73,16 @@ class Waits(TorchDispatchMode):
 
 
 def no_waits(at: Place) -> Iterator[Case]:
-    """Between two steps, and within one, no process waits for its GPU: each method, as it is and as recorded."""
-    kinds: dict[str, tuple[str, str, dict[str, Any]]] = {}
-    for method in ("none", "kd", "skd", "fitnets", "at", "fsp", "simultaneous", "gpd", "fskd"):
-        kinds[method] = ("images", method, {"finetune_steps": 20} if method == "fskd" else {})
-    for target in ("topk", "pt", "sim", "pt_sim", "dkd", "ls"):
-        kinds[f"kd, target {target}"] = ("images", "kd", {"target": target})
-    kinds["kd, teacher online"] = ("images", "kd", {"views": "all", "augment": "crop=0.35,flip,jitter=0.4"})
-    kinds["kd, ema, clip, accumulate"] = ("images", "kd", {"ema": 0.99, "clip": 1.0, "accumulate": 2})
-    for task in ("masks", "text"):
-        for method in ("none", "kd", *(("skd", "gpd") if task == "masks" else ())):
-            kinds[f"{method} on {task}"] = (task, method, {})
-    for name, (task, method, settings) in kinds.items():
+    """Within a step and between two, no process waits for its GPU: each method and target, as it is and recorded."""
+    cases: dict[str, tuple[str, str, dict[str, Any]]] = {name: ("images", name, {}) for name in METHODS}
+    cases["fskd"] = ("images", "fskd", {"finetune_steps": 20})
+    cases |= {f"kd, target {name}": ("images", "kd", {"target": name}) for name in TARGETS if name != "kd"}
+    cases["kd, teacher online"] = ("images", "kd", {"views": "all", "augment": "crop=0.35,flip,jitter=0.4"})
+    cases["kd, ema, clip, accumulate"] = ("images", "kd", {"ema": 0.99, "clip": 1.0, "accumulate": 2})
+    for case in ("none on masks", "kd on masks", "skd on masks", "gpd on masks", "none on text", "kd on text"):
+        method, _, task = case.partition(" on ")
+        cases[case] = (task, method, {})
+    for name, (task, method, settings) in cases.items():
         for how in ("off",) if at.small else ("off", "auto"):
             yield f"{name}, compile={how}", partial(_without_waits, at, task, method, {**settings, "compile": how})
 
@@ -115,30 +109,23 @@ def _without_waits(at: Place, task: str, method: str, settings: dict[str, Any]) 
 
 
 def _lesson_of(at: Place, task: str, method: str, count: int) -> tuple[Any, Any, Any]:
-    """A teacher (None for methods without), a student and ``count`` samples."""
+    """A teacher (None for methods without), a student and ``count`` samples, or a text."""
     if task == "text":
-        data = words(at.folder)
-        return _reader(at, data) if method == "kd" else None, "zoo:lstm?hidden=16", data
-    if task == "masks":
-        teacher, data = lesson(at, "unet10", count, 32, classes=5, width=8)
-        student: Any = "zoo:unet10?width=4"
-    else:
-        teacher, data = lesson(at, "resnet8", count, 16)
-        student = "zoo:resnet8"
+        text, teacher = at.folder / "text.txt", at.folder / "reader"
+        text.write_text(" ".join(f"word{k % 7}" for k in range(6000)), encoding="utf-8")
+        data: Any = f"text:{text}?length=16&context=16"
+        if method == "kd" and not teacher.exists():
+            protege.train("zoo:lstm?hidden=32", data, teacher, epochs=8, batch_size=16, lr=0.03)
+        return str(teacher / "student") if method == "kd" else None, "zoo:lstm?hidden=16", data
+    masks = task == "masks"
+    known, data = lesson(at, "unet10", count, 32, 5, width=8) if masks else lesson(at, "resnet8", count, 16)
+    student: Any = "zoo:unet10?width=4" if masks else "zoo:resnet8"
     if method == "fskd":
-        student = protege.shrink(teacher, ratio=0.25, data=data, out=at.folder / "shrunk", overwrite=True)
-    return teacher if method not in ("none", "gpd") else None, student, data
+        student = protege.shrink(known, ratio=0.25, data=data, out=at.folder / "shrunk", overwrite=True)
+    return known if METHODS[method].needs_teacher else None, student, data
 
 
-def _reader(at: Place, data: str) -> Any:
-    """A language model that has learned its text a little."""
-    folder = at.folder / "reader"
-    if not folder.exists():
-        protege.train("zoo:lstm?hidden=32", data, folder, epochs=8, batch_size=16, lr=0.03)
-    return load_model(folder / "student")
-
-
-# ---- what is remembered ----------------------------------------------------------------------------------------------
+# ---- what is remembered, solved and grown ----------------------------------------------------------------------------
 
 
 def cached(at: Place) -> Iterator[Case]:
@@ -148,7 +135,7 @@ def cached(at: Place) -> Iterator[Case]:
 
 
 def _cached_against_online(at: Place, precision: str, tolerance: float) -> Figures:
-    count = 80 if at.small else 2048
+    count, worst = 80 if at.small else 2048, 0.0
     teacher, data = lesson(at, "resnet8" if at.small else "resnet56", count)
     place(teacher, at.device)
     source = Source("teacher", teacher, [Logits()], TASKS["classification"])
@@ -156,7 +143,6 @@ def _cached_against_online(at: Place, precision: str, tolerance: float) -> Figur
     folder = at.folder / f"signals {precision}"
     stored = Signals(source, transfer, budget=2**32, folder=folder, precision=precision).open()
     online = Signals(source, transfer, budget=0, precision=precision)
-    worst = 0.0
     for view in (0, 1):
         stored.fill(view)
         stored.load(view)
@@ -170,41 +156,30 @@ def _cached_against_online(at: Place, precision: str, tolerance: float) -> Figur
     return {"largest difference": worst, "promised": tolerance}
 
 
-# ---- what is solved and grown ----------------------------------------------------------------------------------------
-
-
 def solved(at: Place) -> Iterator[Case]:
     """FSKD's solution on a GPU is that of the processor, and a widened network is the same function."""
     for solve in ("matrix", "kernel"):
         yield f"fskd, solve={solve}", partial(_same_solution, at, solve)
     yield "widening", partial(_same_function, at)
-    yield "precision = fp32 is no TF32", partial(_full_precision, at)
 
 
 def _same_solution(at: Place, solve: str) -> Figures:
-    """Both in processes of their own, one of which sees no GPU; this one has none open before."""
-    folder = at.folder / solve
+    """By processes of their own, one of which sees no GPU; this one has taken up none before."""
 
-    def on_one_device() -> tuple[str, float]:
-        cpu = Place(True, at.until, at.folder)
-        teacher, data = lesson(cpu, "vgg11_bn", 64, 32, width=0.125)
-        student = protege.shrink(teacher, ratio=0.25, data=data, out=folder / f"shrunk {os.getpid()}")
-        settings: dict[str, Any] = {"solve": solve, "samples": 48, "precision": "fp32", "augmented": 0}
+    def solution() -> tuple[str, np.ndarray, np.ndarray]:
+        teacher, data = lesson(Place(True, at.until, at.folder), "vgg11_bn", 64, width=0.125)
+        student = protege.shrink(teacher, ratio=0.25, data=data, out=at.folder / f"shrunk {os.getpid()}")
+        settings: dict[str, Any] = {"solve": solve, "samples": 48, "ridge": 0.01, "precision": "fp32", "augmented": 0}
         done = run(teacher, student, data, "fskd", **settings)
         images = pixels(16).permute(0, 3, 1, 2)
-        name = done.result["environment"]["device"]
-        with torch.no_grad():
-            torch.save(done.student.cpu()(images), folder / name.split()[0])
-            torch.save(teacher(images), folder / "teacher")
-        return name, done.result["phases"][0]["best"]["after"]
+        with torch.no_grad(), exact():
+            outputs = [network.cpu()(images).numpy() for network in (done.student, teacher)]
+        return done.result["environment"]["device"], outputs[0], outputs[1]
 
-    folder.mkdir(parents=True, exist_ok=True)
-    outcomes = [in_child(on_one_device, CUDA_VISIBLE_DEVICES="")(), in_child(on_one_device)()]
-    (cpu, error), (gpu, other) = outcomes
-    one, two, teacher = (torch.load(folder / name.split()[0]) for name in (cpu, gpu, "teacher"))
-    apart = float((one - two).norm() / teacher.norm())
+    first, second = (in_child(solution, **hidden)() for hidden in ({"CUDA_VISIBLE_DEVICES": ""}, {}))
+    apart = float(np.linalg.norm(first[1] - second[1]) / np.linalg.norm(first[2]))
     holds(apart <= 1e-2, f"the two students' outputs lie {apart:.2g} of the teacher's apart; at most 0.01 is expected")
-    return {"apart": apart, "error on cpu": error, f"error on {gpu.split()[0]}": other}
+    return {"apart": apart, "devices": [first[0], second[0]]}
 
 
 def _same_function(at: Place) -> Figures:
@@ -215,24 +190,9 @@ def _same_function(at: Place) -> Figures:
             example = torch.randn(8, 3, 32, 32, device=device)
             wide, _ = widen(small, 2, example)
             wanted, got = small(example), wide.eval()(example)
-        worst[device.type] = float((wanted - got).norm() / wanted.norm())
-        holds(worst[device.type] <= 1e-4, f"on {device.type} they lie {worst[device.type]:.2g} apart")
-    return {f"apart on {name}": value for name, value in worst.items()}
-
-
-def _full_precision(at: Place) -> Figures:
-    flags: set[tuple[bool, bool]] = set()
-
-    def look(step: int) -> None:
-        flags.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
-
-    data = lesson(at, "resnet8", 16, 16)[1]
-    with after_steps(look):
-        run(None, "zoo:resnet8", data, "none", epochs=1, batch_size=8, precision="fp32")
-    if at.small:
-        raise Skip("a processor has no TF32")
-    holds(flags == {(False, False)}, f"cuDNN's and cuBLAS's TF32 are {sorted(flags)} in steps; both off is expected")
-    return {}
+        apart = worst[f"apart on {device.type}"] = float((wanted - got).norm() / wanted.norm())
+        holds(apart <= 1e-4, f"on {device.type} they lie {apart:.2g} apart")
+    return worst
 
 
 # ---- killed and resumed ----------------------------------------------------------------------------------------------
@@ -240,22 +200,20 @@ def _full_precision(at: Place) -> Figures:
 
 def resumed(at: Place) -> Iterator[Case]:
     """With ``deterministic`` a run that is killed and resumed ends as one that was not, bit for bit."""
-    for name in ("kd", "gpd", "kd on text", "kd on masks"):
+    for name in ("kd on images", "gpd on images", "kd on text", "kd on masks"):
         method, _, task = name.partition(" on ")
-        yield name, partial(_killed_and_resumed, at, task or "images", method)
+        yield name, partial(_killed_and_resumed, at, task, method)
 
 
 def _killed_and_resumed(at: Place, task: str, method: str) -> Figures:
-    name = f"resumed {method} {task}"
-    inside = Place(at.small, at.until, at.folder / name)
+    inside = Place(at.small, at.until, at.folder / f"{method} {task}")
     inside.folder.mkdir()
 
     def made(out: str, resume: bool = False) -> None:
         teacher, student, data = _lesson_of(inside, task, method, 32 if at.small else 512)
         settings: dict[str, Any] = {"epochs": 4 if at.small else 8, "batch_size": 16 if at.small else 64}
-        if task == "text":
-            settings["samples"] = 128
         settings |= {"deterministic": True, "checkpoint_seconds": 0, "cache": f"{inside.folder}/{out} cache"}
+        settings |= {"samples": 128} if task == "text" else {}
         run(teacher, student, data, method, inside.folder / out, eval_every=1, resume=resume, **settings)
 
     cublas = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # as the lesson uses the GPU before the run does
@@ -265,9 +223,8 @@ def _killed_and_resumed(at: Place, task: str, method: str) -> Figures:
         if "no repeatable algorithm" in str(refused):
             raise Skip(str(refused)) from None
         raise
-    broken = in_child(partial(made, "killed"), **cublas)
-    log = inside.folder / "killed" / "metrics.jsonl"
-    while broken.process.is_alive() and (not log.exists() or len(events(inside.folder / "killed")) < 2):
+    broken, out = in_child(partial(made, "killed"), **cublas), inside.folder / "killed"
+    while broken.process.is_alive() and (not (out / "metrics.jsonl").exists() or len(epochs(out)) < 2):
         time.sleep(0.005)
     broken.process.kill()
     broken.process.join()
@@ -289,60 +246,54 @@ def shared(at: Place) -> Iterator[Case]:
 
 
 def _two_processes(at: Place) -> Figures:
+    def process(world: int) -> dict[str, np.ndarray]:
+        if world > 1:
+            torch.distributed.init_process_group("gloo")
+        teacher, data = lesson(Place(True, at.until, at.folder), "resnet8", 64 if at.small else 512)
+        settings: dict[str, Any] = {"epochs": 2, "batch_size": 32, "views": 1, "cache": f"{at.folder}/cache {world}"}
+        out, settings = at.folder / f"of {world}", {**settings, "precision": "fp32", "lr": 0.01, "compile": "off"}
+        done = run(teacher, "zoo:vgg11?width=0.125", data, "kd", out, **settings)  # without norms: they see a part
+        return {key: value.cpu().numpy() for key, value in done.student.state_dict().items()}
+
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = str(listening.getsockname()[1])
-    count = 64 if at.small else 512
-
-    def process(world: int) -> dict[str, Tensor]:
-        if world > 1:
-            torch.distributed.init_process_group("gloo")
-        teacher, data = lesson(Place(True, at.until, at.folder), "resnet8", count)
-        settings: dict[str, Any] = {"epochs": 2, "batch_size": 32, "views": 1, "cache": f"{at.folder}/cache {world}"}
-        settings |= {"precision": "fp32", "lr": 0.01, "compile": "off"}
-        done = run(teacher, "zoo:vgg11?width=0.125", data, "kd", at.folder / f"of {world}", **settings)
-        return {key: value.cpu().numpy() for key, value in done.student.state_dict().items()}
-
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    began = time.perf_counter()
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     pair = [in_child(partial(process, 2), RANK=str(k), LOCAL_RANK=str(k), **common) for k in range(2)]
     first, second = (wait() for wait in pair)
-    seconds = time.perf_counter() - began
     alone = in_child(partial(process, 1))()
     unlike = [key for key in first if (first[key] != second[key]).any()]
     holds(not unlike, f"the two processes' students differ in {len(unlike)} tensors")
     apart = max(float(abs(first[key] - alone[key]).max()) for key in first)
     holds(apart < 1e-2, f"the student of two lies {apart:.2g} from that of one process")
-    return {"seconds of both": seconds, "largest difference to one process": apart}
+    return {"largest difference to one process": apart}
 
 
 STUDY = """
 name = "two at a time"
 seeds = [0]
+grid.lr = [0.01, 0.02, 0.05, 0.1]
 [recipe]
 data = "synthetic:classes=4,superclasses=2,samples=400"
 student = "zoo:mlp?hidden=32"
 method = "none"
 epochs = 3
 batch_size = 50
-[grid]
-lr = [0.01, 0.02, 0.05, 0.1]
 """
 
 
 def _study(at: Place) -> Figures:
     (at.folder / "study.toml").write_text(STUDY, encoding="utf-8")
-    began = time.perf_counter()
     runs = run_study(at.folder / "study.toml", at.folder / "study", jobs=2)["runs"]
     undone = [f"{run['out']}: {run['status']}" for run in runs if run["status"] != "done"]
     holds(not undone and len(runs) == 4, "; ".join(undone) or f"{len(runs)} runs instead of 4")
     results = (json.loads((at.folder / "study" / r["out"] / "result.json").read_text(encoding="utf-8")) for r in runs)
-    devices = {result["environment"]["device"] for result in results}
-    return {"runs": len(runs), "devices": sorted(devices), "seconds of all": time.perf_counter() - began}
+    return {"runs": len(runs), "devices": sorted({result["environment"]["device"] for result in results})}
 
 
 def memory(at: Place) -> Iterator[Case]:
-    """What a device has too little memory for is told in one sentence, whose remedy works; ``auto`` is a batch that
+    """What a device has too little memory for is told in one sentence whose remedy works; ``auto`` is a batch that
     fits."""
     yield "out of memory", partial(_out_of_memory, at)
     yield "batch_size = auto", partial(_batch_that_fits, at)
@@ -354,24 +305,24 @@ def _out_of_memory(at: Place) -> Figures:
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, 3 * 2**30 / total))
     _, data = lesson(at, "resnet8", 16384)
-    settings: dict[str, Any] = {"epochs": 1, "compile": "off"}
+    train = partial(run, None, "zoo:resnet56", data, "none", epochs=1, compile="off")
     try:
-        run(None, "zoo:resnet56", data, "none", batch_size=16384, **settings)
+        train(batch_size=16384)
     except protege.UserError as error:
         sentence = str(error)
     else:
         raise AssertionError("16,384 images a batch fit into 3 GiB, which is not expected")
     remedy = re.search(r"set batch_size=(\d+)", sentence)
-    holds(remedy is not None and sentence.count("\n") == 0, f"no batch that fits is named: {sentence}")
-    run(None, "zoo:resnet56", data, "none", batch_size=int(remedy[1]), **settings)
+    holds(remedy is not None and "\n" not in sentence, f"no batch that fits is named: {sentence}")
+    train(batch_size=int(remedy[1]))
     torch.cuda.set_per_process_memory_fraction(1.0)
-    return {"batch named": int(remedy[1]), "note": sentence}
+    return {"batch": int(remedy[1]), "note": sentence}
 
 
 def _batch_that_fits(at: Place) -> Figures:
     _, data = lesson(at, "resnet8", 64 if at.small else 8192, 16 if at.small else 32)
     out = at.folder / "auto"
     run(None, "zoo:resnet8" if at.small else "zoo:resnet56", data, "none", out, batch_size="auto", epochs=1)
-    recipe = (out / "recipe.toml").read_text(encoding="utf-8")
-    chosen = re.search(r"^batch_size = (.*)$", recipe, re.MULTILINE)
-    return {"recipe's batch_size": chosen[1] if chosen else "none", "updates": events(out)[-1]["step"]}
+    chosen = re.search(r"^batch_size = (\d+)$", (out / "recipe.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    holds(chosen is not None, "the recipe does not say which batch was taken")
+    return {"batch": int(chosen[1]), "updates": epochs(out)[-1]["step"]}

@@ -1,4 +1,4 @@
-"""What the checks share: rows, what they work on, runs and their logs, and a look into the steps of a run."""
+"""What the checks share: what they work on, runs and their logs, and a look into the steps of a run."""
 
 from __future__ import annotations
 
@@ -81,23 +81,23 @@ def told(error: BaseException) -> str:
 # ---- networks and data -----------------------------------------------------------------------------------------------
 
 
-def network(name: str, classes: int = 100, **arguments: Any) -> Model:
+def network(name: str, classes: int = 10, **arguments: Any) -> Model:
     torch.manual_seed(0)
     spec = InputSpec(channels=3, size=None, mean=(0.5,) * 3, std=(0.25,) * 3)
     return Model(build(name, {"num_classes": classes, **arguments}), spec)
 
 
 def pixels(count: int, side: int = 32) -> Tensor:
-    """Made-up images, uint8 [N, side, side, 3]: coarse patterns."""
+    """Made-up images of coarse patterns, uint8 [N, side, side, 3]."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.randint(0, 256, (count, 3, side // 4, side // 4), dtype=torch.uint8, generator=generator)
-    return coarse.repeat_interleave(4, 2).repeat_interleave(4, 3).permute(0, 2, 3, 1).contiguous()
+    coarse = torch.randint(0, 256, (count, side // 4, side // 4, 3), dtype=torch.uint8, generator=generator)
+    return coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
 @torch.no_grad()
 def lesson(at: Place, name: str, count: int, side: int = 32, classes: int = 10, **arguments: Any) -> tuple[Model, Data]:
     """A teacher, and ``count`` images that are labelled as it sees them: it is as good as one that has learned, in no
-    time. Its norms know the images, and its classes come equally often. A U-Net's images have masks."""
+    time. Its norms know the images, and its classes come about equally often. A U-Net's images have masks."""
     teacher, images = network(name, classes, **arguments).to(at.device), pixels(count, side)
     parts = [part.permute(0, 3, 1, 2).to(at.device) for part in images.split(256)]
     for module in teacher.train().modules():
@@ -106,27 +106,16 @@ def lesson(at: Place, name: str, count: int, side: int = 32, classes: int = 10, 
     teacher(parts[0])
     head = [module for module in teacher.eval().modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     outputs = teacher(parts[0]).transpose(0, 1).flatten(1)
-    spread, mean = outputs.std(1).clamp(min=1e-6), outputs.mean(1)
+    spread = outputs.std(1).clamp(min=1e-6)
     head.weight /= spread.view(-1, *[1] * (head.weight.dim() - 1))
-    head.bias.copy_((head.bias - mean) / spread)
+    head.bias.copy_((head.bias - outputs.mean(1)) / spread)
     labels = torch.cat([teacher(part).argmax(1).cpu() for part in parts])
     labels.view(-1)[:classes] = torch.arange(classes)  # so that there is some of each
-    if labels.dim() == 3:
-        labels = labels.to(torch.uint8)
-    tested = min(count, 512)
-    task = "segmentation" if labels.dim() == 3 else "classification"
-    test = InMemory(images[:tested].clone(), labels[:tested].clone())
-    names = tuple(f"c{k}" for k in range(classes))
-    return teacher.cpu(), Data("made", task, InMemory(images, labels), None, test, names, Augment())
-
-
-def words(folder: Path) -> str:
-    """A text that can be learned at once, as a data spec."""
-    text = " ".join(f"word{k % 7}" for k in range(6000))
-    (folder / "text").mkdir(exist_ok=True)
-    for part in ("train", "valid", "test"):
-        (folder / "text" / f"{part}.txt").write_text(text, encoding="utf-8")
-    return f"text:{folder / 'text'}?length=16&context=16"
+    masked = labels.dim() == 3
+    targets = labels.to(torch.uint8) if masked else labels
+    train, test = InMemory(images, targets), InMemory(images[:512].clone(), targets[:512].clone())
+    task, names = "segmentation" if masked else "classification", tuple(f"c{k}" for k in range(classes))
+    return teacher.cpu(), Data("made", task, train, None, test, names, Augment())
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -136,19 +125,20 @@ def run(teacher: Any, student: Any, data: Any, method: str, out: Path | None = N
     """`protege.distill` with caches and folder of its own, and no checkpoint in between."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {"cache": f"{folder}/cache", "checkpoint_seconds": 1e6, **settings}
-        if isinstance(data, Data) and "augment" not in settings:
-            settings["augment"] = "shift=4,flip"
+        if isinstance(data, Data):
+            settings = {"augment": "shift=4,flip", **settings}
         return protege.distill(teacher, student, data, method, out or f"{folder}/run", **settings)
 
 
-def events(out: Path, kind: str = "epoch") -> list[dict[str, Any]]:
+def epochs(out: Path) -> list[dict[str, Any]]:
+    """What the log of a run says of its epochs."""
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
+    return [event for event in map(json.loads, lines) if event["event"] == "epoch"]
 
 
 def rate(out: Path) -> float:
     """Images a second in the first phase, the median over its epochs from the third on."""
-    logged = events(out)
+    logged = epochs(out)
     rates = [event["images_per_second"] for event in logged if event["phase"] == logged[0]["phase"]]
     return statistics.median(rates[2:] or rates)
 
@@ -172,8 +162,7 @@ def in_child(work: Callable[[], Any], **environment: str) -> Callable[[], Any]:
         try:
             done, value = ours.recv()
         except EOFError:
-            process.join()
-            raise AssertionError(f"a process ended with status {process.exitcode} and no word") from None
+            done, value = False, "a process ended without a word"
         process.join()
         holds(done, value)
         return value
