@@ -581,11 +581,39 @@ def test_subsets_pay_for_new_samples_only(tmp_path):
 def test_processes_share_a_view(tmp_path):
     found = teacher_signals(tmp_path)
     assert [found.fill(0, rank, 2) for rank in (0, 1)] == [48, 0]  # one block, and it is the first one's
-    small = teacher_signals(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(signalling, "BLOCK", 10)
+        small = teacher_signals(tmp_path / "small")
         assert [small.fill(1, rank, 2) for rank in (0, 1)] == [28, 20]
     assert small.fill(1) == 0
+
+
+def test_a_row_does_not_depend_on_who_asks_for_it(tmp_path, monkeypatch):
+    """Whoever comes later, on another machine, has blocks as large as who made the cache; older caches do not say."""
+    asked: list[int] = []
+    original = Source.compute
+    monkeypatch.setattr(Source, "compute", lambda self, x: asked.append(len(x)) or original(self, x))
+    monkeypatch.setattr(signalling, "BLOCK", 20)
+    teacher_signals(tmp_path).fill(0)
+    monkeypatch.setattr(signalling, "BLOCK", 30)
+    teacher_signals(tmp_path).fill(1)
+    (told,) = tmp_path.glob("*/cache.json")
+    content = json.loads(told.read_text())
+    assert content.pop("block") == 20
+    told.write_text(json.dumps(content))
+    teacher_signals(tmp_path).fill(CLEAN)
+    assert asked == [48, 20, 20, 8, 48, 20, 20, 8, 48, 30, 18]
+    told.write_text(json.dumps({**content, "block": "many"}))
+    with pytest.raises(UserError, match="version or layout"):
+        teacher_signals(tmp_path)
+
+
+@pytest.mark.parametrize(("side", "cpu", "cuda"), [(32, 256, 256), (224, 20, 256), (512, 8, 64), (5000, 1, 1)])
+def test_blocks_are_larger_on_an_accelerator(side, cpu, cuda):
+    samples = SimpleNamespace(extent=side * side)
+    for device, expected in (("cpu", cpu), ("cuda", cuda)):
+        views = Views(samples, torch.arange(1), SHIFT, 1, torch.device(device))
+        assert Signals(SimpleNamespace(), views, budget=0)._block() == expected
 
 
 def slow(found: Signals) -> Signals:

@@ -38,6 +38,9 @@ class SignalCache:
     row in each view's files; of these a run uses ``used``. Fields of bfloat16 and of integers are stored as they are,
     other floating ones as float16; fields ``[N, C, H, W]`` lie channels-last, and come back as convolutions want them.
 
+    ``block`` samples go through the network at once, or as many as did when the folder was made, so that a row does not
+    depend on who asked; None where that is not known, as of a folder of an earlier version.
+
     ``named`` is the folder that the user named, in which this one lies. What is not ``durable`` never waits for the
     disk, so that it must not be trusted after a crash of the machine.
     """
@@ -51,11 +54,12 @@ class SignalCache:
         total: int,
         used: int,
         budget: int,
+        block: int | None = None,
         named: Path | None = None,
         durable: bool = True,
     ) -> None:
         self.folder, self.identity, self.total, self.durable = folder, dict(identity), total, durable
-        self.layout, self.named, self.budget = layout_of(fields), named, budget
+        self.layout, self.named, self.budget, self.block = layout_of(fields), named, budget, block
         self.view_bytes = bytes_of_view(self.layout, total, used)
         self.capacity = 0
         self._views: dict[int, Rows] = {}
@@ -89,7 +93,9 @@ class SignalCache:
 
     def _claim(self) -> None:
         close(self._in_use)
-        self._in_use += claim(self.folder, self.identity, {"samples": self.total, "fields": self.layout}, self.shown)
+        form = {"samples": self.total, "fields": self.layout}
+        handles, self.block = claim(self.folder, self.identity, form, self.block, self.shown)
+        self._in_use += handles
 
     def _name(self, view: int) -> Path:
         return self.folder / ("clean" if view < 0 else f"view-{view:04d}")

@@ -29,8 +29,12 @@ _MEANING = {"network": "weights", "data": "data set", "views": "augmentation"}  
 # ---- one identity -----------------------------------------------------------------------------------------------
 
 
-def claim(folder: Path, identity: Mapping[str, str], form: Mapping[str, Any], shown: str) -> list[int]:
-    """Make the folder where it is not there; returns handles that say that it is in use until they are closed.
+def claim(
+    folder: Path, identity: Mapping[str, str], form: Mapping[str, Any], block: int | None, shown: str
+) -> tuple[list[int], int | None]:
+    """Make the folder where it is not there; returns handles that say that it is in use until they are closed, and
+    how many samples the one who made it put through the network at once: ``block`` where that is us, None where it
+    is not known.
 
     ``form`` tells what its files look like; errors call the folder as it is ``shown``. Raises `OSError`, and
     `UserError` for a folder with signals of another identity or form.
@@ -38,21 +42,23 @@ def claim(folder: Path, identity: Mapping[str, str], form: Mapping[str, Any], sh
     handles = _open_together(folder)
     with FileLock(folder / "lock"):
         try:
-            _refuse_another(folder, identity, {"version": VERSION, "identity": dict(identity), **form}, shown)
+            mine = {"version": VERSION, "identity": dict(identity), **form}
+            return handles, _refuse_another(folder, identity, mine, block, shown)
         except BaseException:
             close(handles)
             raise
-    return handles
 
 
-def _refuse_another(folder: Path, identity: Mapping[str, str], mine: dict[str, Any], shown: str) -> None:
+def _refuse_another(
+    folder: Path, identity: Mapping[str, str], mine: dict[str, Any], block: int | None, shown: str
+) -> int | None:
     path = folder / "cache.json"
     if not path.exists():  # whose the views are that may lie here is not known
         for left in folder.iterdir():
             if re.fullmatch(r"clean|view-\d+", left.name) and left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
-        write_json(path, mine)
-        return
+        write_json(path, mine if block is None else {**mine, "block": block})
+        return block
     os.utime(path)
     try:
         theirs = json.loads(path.read_text())
@@ -69,11 +75,13 @@ def _refuse_another(folder: Path, identity: Mapping[str, str], mine: dict[str, A
                 f"{_MEANING.get(key, key)}); expected signals of this teacher on these views: name another folder with "
                 "cache=… or leave it out."
             )
-    if json.loads(json.dumps(mine)) != theirs:
+    block = theirs.pop("block", None)
+    if json.loads(json.dumps(mine)) != theirs or not (block is None or (isinstance(block, int) and block >= 1)):
         raise UserError(
             f"the cache {shown!r} has another version or layout; expected version {VERSION}: delete the folder or name "
             "another with cache=…."
         )
+    return block
 
 
 def refuse_other_files(named: Path) -> None:

@@ -25,7 +25,8 @@ from .views import Views
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 256  # samples in one forward pass of a fill; fixed, so that a stored row does not depend on who asked
+BLOCK = 256  # samples in one forward pass of a fill, at most
+PIXELS = 2**24  # in one forward pass of a fill on an accelerator, at most, but for a single sample
 KEPT = 8 * 2**30  # bytes that all caches under `cache_root` may take together in any case
 ATTEMPTS = 3  # to fill a view of a cache that is deleted meanwhile
 PROBE = 64  # samples on which a network shows that it is the one whose signals are stored
@@ -71,7 +72,8 @@ class Signals:
         if not (self.views.count and self.budget):
             return self
         cache = self.cache = self.cache or self._find()
-        cache.capacity = min(by_each(lambda: cache.open().capacity))  # all store and read the same views
+        capacities, blocks = zip(*by_each(lambda: (cache.open().capacity, cache.block)), strict=True)
+        cache.capacity, cache.block = min(capacities), blocks[0]  # all store the same views, and share them alike
         if self.folder is None:
             evict(cache_root(), max(2 * self.budget, KEPT))
         return self
@@ -134,6 +136,7 @@ class Signals:
             total=len(views.samples),
             used=len(views.positions),
             budget=budget,
+            block=self._block(),
             named=self.folder,
             durable=source.lasting,
         )
@@ -234,11 +237,19 @@ class Signals:
 
     def _mine(self, rank: int, world: int) -> Tensor:
         positions = self.views.positions
-        return torch.cat([positions[:0], *positions.split(self._block)[rank::world]])
+        return torch.cat([positions[:0], *positions.split(self._cut)[rank::world]])
+
+    def _block(self) -> int:
+        """Samples in one forward pass of a fill of a cache that is made now."""
+        samples = self.views.samples
+        if self.views.device.type == "cpu":
+            return forward_size(samples, BLOCK)
+        return max(1, min(BLOCK, PIXELS // samples.extent))
 
     @property
-    def _block(self) -> int:
-        return forward_size(self.views.samples, BLOCK)
+    def _cut(self) -> int:
+        """Samples in one forward pass of a fill."""
+        return (self.cache and self.cache.block) or forward_size(self.views.samples, BLOCK)
 
     def _fill(
         self, cache: SignalCache, view: int, part: str, mine: Tensor, progress: Callable[[int, int], None] | None
@@ -249,7 +260,7 @@ class Signals:
             fresh = cache.missing(view, mine)
             fresh = fresh[~torch.isin(fresh, torch.cat([mine[:0], *planned]))]
             if len(fresh):
-                planned += fresh.split(self._block)
+                planned += fresh.split(self._cut)
                 cache.set_plan(view, part, planned)
             missing = [block for block in planned if torch.isin(block, mine).any()]
             if missing:
