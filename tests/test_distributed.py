@@ -318,6 +318,7 @@ def taught(out: Path, homes: Sequence[Path], disturb: Callable[[int], object] = 
 @pytest.mark.parametrize("earlier", [(), range(15, 31)], ids=["new", "in part known"])
 def test_without_a_shared_disk_each_sample_is_forwarded_once(earlier, tmp_path, monkeypatch):
     """What one disk has another is given: two nodes of one process each forward, serve and learn as two on one."""
+    monkeypatch.setattr(signals, "BLOCK", 10)
     if earlier:
         for home in ("one", "b"):  # the second node has learned from some of the samples before
             monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / home))
