@@ -74,28 +74,38 @@ def perform_all(checks: list[Any], small: bool, until: float, folder: Path) -> N
 
     jobs = 1 if small else max(1, min(4, (os.cpu_count() or 1) // 4))
     waiting, running = deque(sorted(checks, key=lambda check: check.alone)), {}
-    while waiting or running:
-        while waiting and len(running) < (1 if waiting[0].alone else jobs):
-            check = waiting.popleft()
-            at = Place(small, min(until, time.monotonic() + check.seconds), folder / check.name)
-            at.folder.mkdir()
-            process = FORK.Process(target=perform, args=(check, at))
-            process.start()
-            running[process.sentinel] = process, check, at
-            print(f"{datetime.now():%H:%M:%S}  {check.name}", flush=True)
-        wait(list(running), max(0.0, min(at.until for *_, at in running.values()) - time.monotonic()))
-        for sentinel, (process, check, at) in list(running.items()):
-            late = process.is_alive() and time.monotonic() >= at.until
-            if late or not process.is_alive():
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
-                process.join()
-                if late or process.exitcode:
-                    why = "took too long" if late else f"ended with status {process.exitcode}"
-                    log = (at.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-                    case = log.rpartition("\n---- ")[2].partition("\n")[0]
-                    write({"check": check.name, "case": case, "verdict": "failed", "note": f"the check {why}"})
-                del running[sentinel]
+    try:
+        while waiting or running:
+            while waiting and len(running) < (1 if waiting[0].alone else jobs):
+                check = waiting.popleft()
+                at = Place(small, min(until, time.monotonic() + check.seconds), folder / check.name)
+                at.folder.mkdir()
+                process = FORK.Process(target=perform, args=(check, at))
+                process.start()
+                running[process.sentinel] = process, check, at
+                print(f"{datetime.now():%H:%M:%S}  {check.name}", flush=True)
+            wait(list(running), max(0.0, min(at.until for *_, at in running.values()) - time.monotonic()))
+            for sentinel, (process, check, at) in list(running.items()):
+                late = process.is_alive() and time.monotonic() >= at.until
+                if late or not process.is_alive():
+                    end(process)
+                    del running[sentinel]
+                    if late or process.exitcode:
+                        log = (at.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+                        row = {"check": check.name, "case": log.rpartition("\n---- ")[2].partition("\n")[0]}
+                        why = "took too long" if late else f"ended with status {process.exitcode}"
+                        write({**row, "verdict": "failed", "note": f"the check {why}"})
+    finally:
+        for process, *_ in running.values():
+            end(process)
+
+
+def end(process: Any) -> None:
+    """End a process, with all that it has started."""
+    process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
 
 
 def machine(small: bool) -> dict[str, Any]:
