@@ -56,6 +56,7 @@ class Step:
         self.update, self._captured, self._compiled, self._compiled_step = self._update, None, None, None
         if compile == "on" or (compile == "auto" and gpu and fit.steps * fit.epochs >= WORTH):
             self._compiled, self._compiled_step = compiled(self._losses_of), self._by_compiled
+            tell(f"compiling the step of phase {fit.phase.name!r}: the first updates wait for that")
         if (gpu and compile != "off" and self.world == 1) or record:
             self._captured = Captured(
                 self._update_by,
