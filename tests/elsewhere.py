@@ -1,8 +1,12 @@
-"""A device that is none: its tensors lie on the processor, and what mixes them with others raises as a GPU does."""
+"""A device that is none: its tensors lie on the processor, and what mixes them with others raises as a GPU does.
+
+Networks with strided 1×1 convolutions of few channels are not for it: what spares a processor these (`models/placing`)
+takes them for a GPU's.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +23,7 @@ PYTHONS = (Tensor.numpy, Tensor.__array__)
 class Elsewhere(TorchFunctionMode):
     """Inside, tensors `moved` lie there, and so do results of calls on them."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._there: dict[int, StorageWeakRef] = {}
+    _there: ClassVar[dict[int, StorageWeakRef]] = {}  # of all: constants are remembered by their device
 
     def moved(self, value: Any) -> Any:
         """A network, in place, or a tensor."""
@@ -43,6 +45,8 @@ class Elsewhere(TorchFunctionMode):
         kwargs = kwargs or {}
         if func == Tensor.device.__get__:
             return THERE if self.is_there(args[0]) else func(*args)
+        if func in (torch.device, torch._C._nn._parse_to):  # which only read it
+            return func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         devices = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.device)]
         there = any(map(self.is_there, tensors))
@@ -71,4 +75,4 @@ class Elsewhere(TorchFunctionMode):
         if any(there) and not all(
             is_there or not tensor.dim() for is_there, tensor in zip(there, tensors, strict=True)
         ):
-            raise RuntimeError(f"{getattr(func, '__name__', func)} got tensors on two devices")
+            raise RuntimeError(f"{getattr(func, '__name__', func)} got tensors on two devices ({there})")

@@ -1,14 +1,19 @@
-"""Whatever device a network lies on, surgery computes there: nothing of its own is left on the processor."""
+"""Whatever device a network lies on, surgery and runs compute there: nothing is left on the processor."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
+from accelerate import Accelerator
 from elsewhere import THERE, Elsewhere
 from torch import nn
 
+import protege
 from protege import surgery
 from protege.methods import fskd
+from protege.models import zoo
+from protege.run import measure
 from protege.surgery.solving import moments
 
 
@@ -91,4 +96,23 @@ def test_recovering(kernels, large, monkeypatch):
         recover(there.moved(student), there.moved(teacher), there.moved(x.clone()))
         assert {value.device for value in student.parameters()} == {THERE}
     for value, like in zip(student.state_dict().values(), shrunk.network.state_dict().values(), strict=True):
+        assert torch.equal(value, like)
+
+
+def test_a_whole_run(tmp_path, monkeypatch):
+    """From the images to the report; its student has the bits of one that was taught on the processor."""
+    monkeypatch.setattr(measure, "refuse_chance_level", lambda *_: None)
+    settings = {"samples": 30, "epochs": 1, "batch_size": 10, "views": 1, "precision": "fp32", "compile": "off"}
+    torch.manual_seed(0)
+    networks = [zoo.build("cnn_tiny", {"num_classes": 10, "channels": 1}) for _ in range(2)]
+    students = []
+    for device in (torch.device("cpu"), THERE):
+        monkeypatch.setattr(Accelerator, "device", device)
+        monkeypatch.setenv("PROTEGE_CACHE", str(tmp_path / f"cache-{device}"))
+        with Elsewhere() if device == THERE else nullcontext():
+            teacher, student = map(copy.deepcopy, networks)
+            result = protege.distill(teacher, student, "digits", "kd", tmp_path / f"{device}", **settings)
+            students.append(result.student.state_dict())
+            assert {value.device for value in students[-1].values()} == {device}
+    for value, like in zip(*map(dict.values, students), strict=True):
         assert torch.equal(value, like)
