@@ -398,9 +398,9 @@ def test_compiled_losses_and_gradients_are_those_of_the_step_within_bfloat16(tas
     fields = {name: widened(value) for name, value in source.compute(batch.inputs).items()}
     batch.signals["teacher"] = Fields(fields)
 
-    def step(run: Callable) -> dict[str, Tensor]:
+    def step(run: Callable, precision: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
         phase.trainee.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             losses = run(tensors_of(batch))
         losses["loss"].backward()
         gradients = {name: p.grad.clone() for name, p in phase.trainee.named_parameters()}
@@ -409,7 +409,7 @@ def test_compiled_losses_and_gradients_are_those_of_the_step_within_bfloat16(tas
     def plain(tensors: dict) -> dict[str, Tensor]:
         return phase.step(phase.trainee, Anonymous.of(tensors))
 
-    wanted, got = step(plain), step(compiled(plain))
-    whole = sum(float(value.norm()) ** 2 for value in wanted.values()) ** 0.5
-    for name, value in wanted.items():
-        assert (got[name] - value).norm() <= 0.03 * value.norm() + 0.003 * whole, name
+    exactly, wanted, got = step(plain, torch.float32), step(plain), step(compiled(plain))
+    whole = sum(float(value.norm()) ** 2 for value in exactly.values()) ** 0.5
+    for name, value in exactly.items():  # a compiled step rounds less often than operations one by one
+        assert (got[name] - value).norm() <= 2 * (wanted[name] - value).norm() + 0.003 * whole, name
