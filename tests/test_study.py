@@ -16,6 +16,7 @@ from protege import distill
 from protege.data import CLEAN, Augment, choose, hold_out, load_data
 from protege.errors import UserError
 from protege.models import load_model
+from protege.numerics import WORKSPACE
 from protege.run import study, workers
 from protege.run.study import load_study, run_study
 from protege.run.summary import interval95, summarise
@@ -341,6 +342,19 @@ def test_each_worker_sees_one_gpu_in_turn(count, expected, tmp_path, monkeypatch
     run_study(write(tmp_path / "study.toml", seeds=list(range(3))), tmp_path / "out", jobs=3)
     assert list(seen["train"].values()) == ["4" if count else "left"]
     assert Counter(seen["distill"].values()) == expected
+
+
+@pytest.mark.parametrize("wanted", [[False], [False, True]])
+def test_workers_of_deterministic_runs_begin_as_these_need_it(wanted, tmp_path, monkeypatch):
+    """What a worker does before may use the GPU already."""
+    monkeypatch.delenv(WORKSPACE, raising=False)
+    seen = set()
+    monkeypatch.setattr(Worker, "call", lambda self, *_: seen.add(self._environment.get(WORKSPACE)) or "")
+    plan = {"name": "one", "seeds": [0], "grid": {"deterministic": wanted}}
+    plan["recipe"] = {"student": "zoo:mlp", "data": "digits", "method": "none"}
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(plan))
+    run_study(tmp_path / "study.toml", tmp_path / "out")
+    assert seen == ({":4096:8"} if True in wanted else {None})
 
 
 def test_recipes_of_a_study_read_back(performed):

@@ -119,7 +119,7 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
     with _algorithms(True):
         try:
             cudnn.benchmark, cudnn.deterministic = False, True
-            os.environ[WORKSPACE] = config if config in REPEATABLE else REPEATABLE[0]
+            os.environ[WORKSPACE] = repeatable_workspace()
             _refuse_begun()
             yield
         except Exception as error:
@@ -132,6 +132,13 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
                 os.environ.pop(WORKSPACE, None)
             else:
                 os.environ[WORKSPACE] = config
+
+
+def repeatable_workspace() -> str:
+    """A value of `WORKSPACE` that torch trusts, the user's own if it is one. Processes that may go on to deterministic
+    runs begin with it: it counts from where cuBLAS is first used."""
+    config = os.environ.get(WORKSPACE)
+    return config if config in REPEATABLE else REPEATABLE[0]
 
 
 @contextmanager

@@ -126,8 +126,10 @@ def _perform(study: Study, out: Path, jobs: int, trust: bool) -> dict[str, Any]:
         bar = display.reporter(study.name)
         devices: list[str | None] = [*gpus()] or [None]
         slots = list(islice(cycle(devices), jobs))
-        workers = [started.enter_context(Worker(max(1, cores // jobs), gpu)) for gpu in slots]
-        with Worker(cores, slots[0]) if jobs > 1 else nullcontext(workers[0]) as worker:  # of all threads
+        made = [*study.prepare.values(), *(study.recipe_of(*work) for work in todo)]
+        repeatable = any(settings.get("deterministic") for settings in made)
+        workers = [started.enter_context(Worker(max(1, cores // jobs), gpu, repeatable)) for gpu in slots]
+        with Worker(cores, slots[0], repeatable) if jobs > 1 else nullcontext(workers[0]) as worker:  # of all threads
             for name, step in study.prepare.items():
                 display.say(f"prepared {name}: {_prepare(name, allowed(step), out, worker)}", always=True)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ..numerics import WORKSPACE, repeatable_workspace
+
 PROGRAM = "protege.commands.worker"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -38,12 +40,15 @@ def gpus() -> list[str]:
 
 class Worker:
     """A process that performs commands, each with a log of its own. It ends with the process that started it: a command
-    that still runs then is stopped as by TERM, so that what it did is kept. ``gpu``: the only one that it sees."""
+    that still runs then is stopped as by TERM, so that what it did is kept. ``gpu``: the only one that it sees;
+    ``repeatable``: whether it begins as deterministic runs need it."""
 
-    def __init__(self, threads: int, gpu: str | None = None) -> None:
+    def __init__(self, threads: int, gpu: str | None = None, repeatable: bool = False) -> None:
         self._environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         if gpu is not None:
             self._environment[VISIBLE] = gpu
+        if repeatable:
+            self._environment[WORKSPACE] = repeatable_workspace()
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Worker:
