@@ -130,3 +130,28 @@ def test_wheels_are_unpacked_where_something_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(wheels, "IMPORTED", ["another_of_this_test"])
     with pytest.raises(SystemExit, match=r"not for this Python, cp3\d+; .*GPU_VERSION=3\.\d+"):
         wheels.provide(tmp_path)
+
+
+def test_a_trace_comes_to_kernels_busy_time_and_waits_of_a_step(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+
+    def span(cat, name, start, end):
+        return {"ph": "X", "cat": cat, "name": name, "ts": start, "dur": end - start}
+
+    trace = [span("kernel", "a", 10, 30), span("kernel", "b", 20, 40), span("gpu_memcpy", "c", 60, 70)]
+    trace += [span("cuda_runtime", "cudaLaunchKernel", ts, ts + 1) for ts in (5, 6, 50)]
+    trace += [span("cuda_runtime", "cudaStreamSynchronize", ts, ts + 1) for ts in (1, 41, 80)]
+    trace += [span("gpu_user_annotation", "all", 0, 100), {"ph": "M", "name": "process_name"}]
+    read = import_module("fast")._read(trace, 2, 100e-6)
+    assert read["busy"] == pytest.approx(0.4)  # 10 to 40, and 60 to 70
+    assert (read["kernels a step"], read["launches a step"], read["waits a step"]) == (1, 1.5, 0.5)
+
+
+def test_the_steps_of_each_phase_are_counted(digits_teacher, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+    seen: list[int] = []
+    given = {"samples": 40, "batch_size": 20, "epochs": 2, "out": tmp_path / "run"}
+    with import_module("work").after_steps(seen.append):
+        protege.distill(digits_teacher, "zoo:cnn_tiny?width=2", "digits", "kd", **given)
+        protege.distill(digits_teacher, "zoo:cnn_tiny?width=2", "digits", "kd", **{**given, "out": tmp_path / "again"})
+    assert seen == [1, 2, 3, 4] * 2

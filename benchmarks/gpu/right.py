@@ -259,8 +259,8 @@ def _two_processes(at: Place) -> Figures:
         listening.bind(("127.0.0.1", 0))
         port = str(listening.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-    common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    pair = [in_child(partial(process, 2), RANK=str(k), LOCAL_RANK=str(k), **common) for k in range(2)]
+    common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # which is also the number of the GPU
+    pair = [in_child(partial(process, 2), RANK=str(k), **common) for k in range(2)]
     first, second = (wait() for wait in pair)
     alone = in_child(partial(process, 1))()
     unlike = [key for key in first if (first[key] != second[key]).any()]
