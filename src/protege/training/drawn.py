@@ -26,7 +26,8 @@ class Drawn:
     def of(cls, views: Views) -> Drawn | None:
         """None where the processor has a part in it."""
         first = views.positions[:1]
-        if views.samples.fetch(first, 0, views.augment).inputs.device != views.device:
+        lies = views.samples.fetch(first, 0, views.augment).inputs.device
+        if lies.type != views.device.type:  # which may have no number
             return None
         render = views.samples.renderer(views.augment, views.positions)
         return None if render is None else cls(views, render)
