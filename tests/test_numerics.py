@@ -3,6 +3,7 @@ torch's switches stand as their user had them."""
 
 import os
 import threading
+import warnings
 
 import pytest
 import torch
@@ -118,10 +119,15 @@ def test_of_threads_the_last_one_brings_the_switches_back():
     assert switches() == before
 
 
-def test_no_warning_of_torchs_own_switches(recwarn):
+def test_no_warning_of_torchs_own_switches_and_none_of_others_again():
     with exact():
         pass
-    assert not recwarn.list
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            with exact():
+                warnings.warn("once", stacklevel=1)
+    assert [str(warning.message) for warning in heard] == ["once"]
 
 
 def test_the_context_of_a_precision():

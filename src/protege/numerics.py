@@ -8,7 +8,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -37,8 +37,9 @@ class _Reduced:
     def enter(self) -> None:
         with self._lock:
             if not self.inside:
-                with warnings.catch_warnings():
-                    if not self._heard:  # of torch 2.9, once in a process: that the older ones are old
+                # torch 2.9 says once in a process that the older ones are old; Python forgets what it has said by that
+                with nullcontext() if self._heard else warnings.catch_warnings():
+                    if not self._heard:
                         warnings.simplefilter("ignore")
                     self._turn_off()
                 self._heard = True
