@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import protege
-from protege import surgery
+from protege import numerics, surgery
 from protege.errors import UserError
 from protege.methods import Fit, Method, MethodSettings
 from protege.models import count_macs
@@ -98,6 +98,14 @@ def test_float32_in_full_inside_and_as_the_user_had_it_outside(user):
     assert switches() == before
     assert count_macs(nn.Conv2d(1, 2, 3), torch.randn(1, 1, 5, 5)) == 9 * 2 * 9
     assert switches() == before
+
+
+def test_with_the_switches_of_older_torch(monkeypatch):
+    monkeypatch.setattr(numerics, "_parts", list)
+    _by_older()
+    with exact():
+        assert is_off()
+    assert (B.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "medium")
 
 
 def test_of_threads_the_last_one_brings_the_switches_back():
