@@ -145,7 +145,8 @@ from pathlib import Path
 import torch
 
 from protege.errors import UserError
-from protege.training.processes import by_the_first, in_turn, make_accelerator
+from protege.signals.exchange import by_first
+from protege.training.processes import in_turn, make_accelerator
 
 out, accelerator = Path(sys.argv[1]), make_accelerator()
 rank, found = accelerator.process_index, {}
@@ -178,10 +179,10 @@ for failing in ((), (0,), (1, 2)):
     except UserError:
         note("fails")
     accelerator.wait_for_everyone()
-found["told"] = by_the_first(accelerator, lambda: rank)
+found["told"] = by_first(lambda: rank)
 for work in (fail, stumble):
     try:
-        by_the_first(accelerator, work)
+        by_first(work)
     except Exception as error:
         found[work.__name__] = [type(error).__name__, str(error)]
 backend = torch.distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
@@ -414,7 +415,7 @@ def test_the_first_of_all_then_of_each_node_and_then_the_rest(tmp_path):
         assert found["fail"] == ["UserError", "three of them are too few."]
         assert found["patience"] >= 3600
     assert [found["stumble"] for found in everyone] == [["KeyError", "'a word'"]] + 3 * [
-        ["RuntimeError", "KeyError: 'a word'"]
+        ["RuntimeError", "process 0 failed: 'a word'"]
     ]
 
 

@@ -21,6 +21,7 @@ from ..models.placing import place
 from ..models.precision import autocast_for
 from ..numerics import exact
 from ..signals import Signals, Source, Views
+from ..signals.exchange import by_first
 from ..signals.signals import BLOCK
 from ..signals.views import shuffled
 from ..tasks import Metrics, Task
@@ -32,7 +33,6 @@ from .journal import Journal
 from .judge import held_out_losses, remember_best, remember_start
 from .phase import Fit, FitSettings, Phase, Solve
 from .plan import Plan
-from .processes import by_the_first
 from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
 from .room import refuse_too_large
@@ -203,7 +203,7 @@ class Loop:
                 solved = phase.solve(report)
             return solved, {k: v for k, v in self.student.state_dict().items() if not isinstance(v, Tensor)}
 
-        solved, others = by_the_first(self.accelerator, solve)
+        solved, others = by_first(solve)
         if self.world > 1:  # all go on from its solution
             for value in tensors_of(self.student).values():
                 torch.distributed.broadcast(value, 0)

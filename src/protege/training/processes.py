@@ -1,21 +1,18 @@
-"""Processes that learn together, as Accelerate starts them: what the first does for all, and who goes first."""
+"""Processes that learn together, as Accelerate starts them, and who of them goes first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs
 
-from ..errors import UserError
 from ..models.precision import on_cpu
 
 PATIENCE = timedelta(hours=24)  # a process may wait for one that extracts data; NCCL's own limit is ten minutes
-
-Result = TypeVar("Result")
 
 
 def make_accelerator(**options: Any) -> Accelerator:
@@ -40,24 +37,3 @@ def in_turn(accelerator: Accelerator) -> Iterator[None]:
     finally:
         for _ in range(2 - turn):
             accelerator.wait_for_everyone()
-
-
-def by_the_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """What ``work`` gives in the first process, told to all; what it raises there all of them raise."""
-    if accelerator.num_processes == 1:
-        return work()
-    result = error = failure = None
-    if accelerator.is_main_process:
-        try:
-            result = work()
-        except Exception as raised:
-            error = raised
-            known = isinstance(raised, UserError)
-            failure = (UserError, str(raised)) if known else (RuntimeError, f"{type(raised).__name__}: {raised}")
-    result, failure = broadcast_object_list([result, failure])
-    if error is not None:
-        raise error
-    if failure is not None:
-        kind, text = failure
-        raise kind(text)
-    return result
