@@ -293,6 +293,19 @@ def test_repeatable_inside_and_as_the_user_had_it_outside(config, monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
+def test_a_gpu_that_was_used_in_another_way_before(monkeypatch):
+    class Refusing:
+        def __matmul__(self, other):
+            raise RuntimeError(f"this operation is not deterministic because it uses CuBLAS: set {WORKSPACE}=:4096:8")
+
+    before = repeatability()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda *sizes, device: Refusing())
+    with pytest.raises(UserError, match="set CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts"), deterministic():
+        pytest.fail("a run began")
+    assert repeatability() == before
+
+
 def test_a_deterministic_run_has_the_same_bits_on_a_cpu_and_stays_one(tmp_path):
     before, seen = repeatability(), set()
 
