@@ -25,6 +25,7 @@ from protege.run import run as running
 from protege.signals import Source, TeacherCache, rows, signals
 from protege.tasks import TASKS
 from protege.training.evaluate import evaluate
+from protege.training.processes import make_accelerator
 
 SETTINGS = {
     **{"student": "zoo:mlp?hidden=12", "data": "digits", "samples": 150, "views": 2, "epochs": 4, "batch_size": 32},
@@ -429,3 +430,11 @@ def test_the_saved_student_is_the_one_that_was_measured(digits_teacher):
     told = json.loads((digits_teacher.parent / "result.json").read_text())["student"]["metrics"]
     assert metrics == pytest.approx(told, abs=1e-3)
     assert metrics["accuracy"] > 0.85
+
+
+def test_more_processes_than_gpus_are_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"^process 2 of this machine has no GPU, of which there are 2; .*: start 2 "):
+        make_accelerator()

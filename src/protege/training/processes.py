@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from ..errors import UserError
 from ..models.precision import on_cpu
 
 PATIENCE = timedelta(hours=24)  # a process may wait for one that extracts data; NCCL's own limit is ten minutes
 
 
 def make_accelerator(**options: Any) -> Accelerator:
-    """This process among those that were started together, on its device; precision stays the loop's own affair."""
+    """This process among those that were started together, on its device; precision stays the loop's own affair.
+
+    Raises `UserError` where there are more of them on a machine than it has GPUs.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available() and local >= torch.cuda.device_count() > 0:
+        gpus = torch.cuda.device_count()
+        raise UserError(
+            f"process {local} of this machine has no GPU, of which there are {gpus}; expected one for each: start "
+            f"{gpus} a machine, or set CUDA_VISIBLE_DEVICES= (empty) to learn on the processor."
+        )
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     # cpu is told, as Accelerate otherwise takes torchrun's processes for one each
     return Accelerator(cpu=on_cpu(), mixed_precision="no", kwargs_handlers=[patience], **options)
