@@ -6,12 +6,21 @@ from functools import partial
 import pytest
 import torch
 from test_cache import batch_of, make, teacher_signals, values
+from test_step import traced
+from tools import Net, model
 
 from protege.errors import UserError
 from protege.signals import Feature, Logits
 from protege.signals import rows as row_files
 from protege.signals import signals as signalling
 from protege.signals.behind import EARLY, LATE, Ahead, behind, to_host
+
+
+class Drawing(Net):
+    """Draws random numbers on the processor, in eval mode too."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.rand(1)
 
 
 @pytest.mark.parametrize("threaded", [False, True])
@@ -141,6 +150,32 @@ def test_signals_that_were_read_ahead_are_those_of_their_batches(tmp_path):
                 assert value.stride() == expected[view, index][name].stride()
     found.release()
     assert found._ahead is None
+
+
+@pytest.mark.parametrize("kind", [Net, Drawing])
+def test_a_pass_that_is_recorded_says_what_the_pass_says(kind):
+    """And what it said of a batch is not overwritten by what it says of the next; what it would not follow runs as it
+    is."""
+    network = model(kind(), seed=3)
+    plain, recorded = (teacher_signals(network=network, budget=0) for _ in range(2))
+    recorded.record, failed = True, []
+    recorded._recorded = captured = recorded._captured(traced)
+    captured.failed = failed.append
+    said = []
+    for number in range(6):
+        index = torch.arange(5) + number
+        torch.manual_seed(number)
+        for found in (plain, recorded):
+            batch = batch_of(found, 0, index)
+            assert found.attach(batch) == 0
+            said.append(batch.signals["teacher"]["logits"])
+            torch.manual_seed(number)
+    for one, other in zip(said[::2], said[1::2], strict=True):
+        assert torch.equal(one, other)
+    assert bool(captured._recorded) == (kind is Net)
+    assert bool(failed) == (kind is Drawing)
+    recorded.release()
+    assert recorded._recorded is None
 
 
 # ---- rows on a device -----------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..data import CLEAN, Batch, cache_root, forward_size
+from ..models.captured import Captured, Recorder, Tensors
 from ..models.precision import autocast_for, single_precision
+from ..torch_utils import as_it_was
 from .behind import Ahead, behind, to_host
 from .cache import SignalCache, Vanished
 from .exchange import by_each, by_first, disks_of, give_each_disk, on_disks, process
@@ -38,7 +40,8 @@ class Signals:
     Nothing is remembered before `open`, and never where views do not come again or there is no ``budget`` (bytes).
     ``folder`` is where the source has a cache folder for this ``part`` of the data; None takes one under `cache_root`
     by fingerprint, where those that were not used for long make room when all take more than `KEPT` and twice the
-    budget. The network runs in ``precision``, ``bf16`` or ``fp32``.
+    budget. The network runs in ``precision``, ``bf16`` or ``fp32``; ``record``: whether a pass over a batch is launched
+    as one on a GPU.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Signals:
         folder: Path | None = None,
         part: str = "train",
         precision: str = "fp32",
+        record: bool = False,
     ) -> None:
         self.source, self.views, self.budget, self.folder, self.part = source, views, budget, folder, part
         self.precision = precision
@@ -58,6 +62,8 @@ class Signals:
         self._names = frozenset[str]()  # the source's fields
         self._announced = False
         self._disks: list[int] | None = None  # of each process, once it is asked for
+        self.record = record and source.lasting and views.device.type == "cuda"
+        self._recorded: Captured | None = None
         self._ahead: tuple[int, Ahead] | None = None  # the rows of batches to come, and of which view they are
         self._infinite: dict[str, Tensor] = {}  # on an accelerator, by field: whether `attach` met what is not finite
 
@@ -174,6 +180,7 @@ class Signals:
     def release(self) -> None:
         """Let go of the memory that open views take. Raises what `check` raises."""
         self._expect_nothing()
+        self._recorded = None
         if self.cache is not None:
             self.cache.forget()
         self.check()
@@ -294,6 +301,25 @@ class Signals:
         with autocast_for("bf16", device)() if self.precision == "bf16" else single_precision(device):
             return source.compute(inputs)
 
+    def _online(self, inputs: Tensor) -> dict[str, Tensor]:
+        """The source's fields, by a pass that a GPU repeats where it can."""
+        if not self.record:
+            return self._forward(self.source, inputs)
+        self._recorded = self._recorded or self._captured()
+        return {name: value.clone() for name, value in self._recorded({"inputs": inputs}).items()}
+
+    def _captured(self, record: Recorder | None = None) -> Captured:
+        return Captured(
+            self._said,
+            self.views.device,
+            steady=lambda: torch.get_rng_state().tolist(),  # a number drawn on the processor would stay the same
+            kept=lambda: as_it_was(self.source.network),
+            record=record,
+        )
+
+    def _said(self, tensors: Tensors) -> dict[str, Tensor]:
+        return self._forward(self.source, tensors["inputs"])
+
     def attach(self, batch: Batch) -> int:
         """Put the source's fields into ``batch.signals``, as float32; returns how many rows the cache served.
 
@@ -309,7 +335,7 @@ class Signals:
                 fields = cache.read(view, index, self.views.device, self._names)
             batch.signals[self.source.name] = Fields(fields)
             return len(batch)
-        fields = self._forward(self.source, batch.inputs)
+        fields = self._online(batch.inputs)
         if self.views.count:
             fields = as_stored(fields)
             for name, value in fields.items():

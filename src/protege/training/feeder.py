@@ -57,6 +57,7 @@ class Feeder:
             folder=self.cache if source.lasting else self.passing / str(phase),
             part="train" if views.samples is self.train.samples else "other",
             precision=self.precision,
+            record=self.record,
         )
         if source.lasting:
             self._lasting[key] = signals
