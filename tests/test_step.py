@@ -258,6 +258,8 @@ def phases_of(
     """The phases of a network taught by another, and what they learn from."""
     samples, name, spec, made = data_of(task)
     networks = [Model(build(name, made), spec, task=task) for name in names or (name, name)]
+    for network in networks:  # as a run does: torch writes beyond its memory on narrow ones that are not
+        place(network, torch.device("cpu"))
     augment = Augment(shift=4, flip=True) if task != "language" else Augment()
     transfer = Views(samples, torch.arange(8), augment, 1, torch.device("cpu"))
     chosen = METHODS[method].settings(**settings)
