@@ -8,13 +8,15 @@ recording is tried against the function itself before it stands in for it.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WARM = 3  # calls as they are before a recording: what is made once (an optimizer's state, say) is made in them
 CLOSE = 1e-2  # of how far two calls move something: kernels that add in any order are far nearer to each other
@@ -119,6 +121,20 @@ class Captured:
         if not all(map(_close, got, wanted, begun)):
             raise Unlike("a recording of it comes to other numbers")
         return replay, inputs, outputs
+
+
+def steady_of(network: nn.Module, device: torch.device) -> Any:
+    """What calls of a network leave as it is if they are to be recorded: the numbers that it counts with, and where the
+    random numbers stand that the device does not draw itself."""
+    numbers = [
+        (name, value if isinstance(value, int | float | str) else len(value))
+        for module in network.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, int | float | str | list | dict | set)
+    ]
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    drawn = [random.getstate(), kind, np.asarray(keys).tolist(), rest]
+    return numbers, drawn, [] if device.type == "cpu" else torch.get_rng_state().tolist()
 
 
 def _close(got: Tensor, wanted: Tensor, begun: Tensor) -> bool:

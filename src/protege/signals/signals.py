@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import CLEAN, Batch, cache_root, forward_size
-from ..models.captured import Captured, Recorder, Tensors
+from ..models.captured import Captured, Recorder, Tensors, steady_of
 from ..models.precision import autocast_for, single_precision
 from ..torch_utils import as_it_was
 from .behind import Ahead, behind, to_host
@@ -312,7 +312,7 @@ class Signals:
         return Captured(
             self._said,
             self.views.device,
-            steady=lambda: torch.get_rng_state().tolist(),  # a number drawn on the processor would stay the same
+            steady=lambda: steady_of(self.source.network, self.views.device),
             kept=lambda: as_it_was(self.source.network),
             record=record,
         )

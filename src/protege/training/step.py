@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from ..errors import told
-from ..models.captured import Captured, Recorder, Tensors
+from ..models.captured import Captured, Recorder, Tensors, steady_of
 from ..signals.source import Fields
 from ..torch_utils import as_it_was
-from .in_progress import FitInProgress, random_state
+from .in_progress import FitInProgress
 from .schedule import turned
 
 WORTH = 20_000  # updates of a phase from which compiling repays the half minute that it takes, on a GPU
@@ -62,7 +62,7 @@ class Step:
                 self._update_by,
                 device,
                 state=self._state,
-                steady=self._steady,
+                steady=lambda: steady_of(fit.trainee, device),
                 kept=lambda: as_it_was(fit.trainee),
                 failed=self._failed("recorded"),
                 record=record,
@@ -133,19 +133,6 @@ class Step:
         values = [value for network in networks for value in (*network.parameters(), *network.buffers())]
         kept = [value for state in fit.optimizer.state.values() for value in state.values()]
         return [*values, *(value for value in kept if isinstance(value, Tensor)), *self.sums.values()]
-
-    def _steady(self) -> Any:
-        """What an update on a device leaves as it is, or else depends on: numbers that a network counts with, and the
-        random numbers of the processor."""
-        numbers = [
-            (name, value if isinstance(value, int | float | str) else len(value))
-            for module in self.fit.trainee.modules()
-            for name, value in vars(module).items()
-            if isinstance(value, int | float | str | list | dict | set)
-        ]
-        state = random_state()
-        drawn = [state["python"], state["numpy"]]
-        return numbers, drawn, [] if self.accelerator.device.type == "cpu" else state["torch"].tolist()
 
     def _failed(self, how: str) -> Callable[[Exception], None]:
         def failed(error: Exception) -> None:
