@@ -50,7 +50,8 @@ class Step:
         for name, value in sums.items():  # of a run that goes on
             sums[name] = value.to(device)
         for group in fit.optimizer.param_groups:
-            group["lr"] = torch.tensor(group["initial_lr"], device=device) if gpu else group["initial_lr"]
+            rate = float(group["lr"])  # of a run that goes on, the last update's
+            group["lr"] = torch.tensor(rate, device=device) if gpu else rate
         if fit.average is not None and (gpu or record):
             fit.average.share = torch.ones((), device=device)
         self.update, self._captured, self._compiled, self._compiled_step = self._update, None, None, None
