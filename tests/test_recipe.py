@@ -38,6 +38,7 @@ GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its 
     "views": 3,
     "augment": "shift=1",
     "image_size": 8,
+    "decoded_size": 8,
     "memory_limit": "1GiB",
     "workers": 1,
     "seed": 7,

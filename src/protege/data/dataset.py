@@ -170,6 +170,7 @@ class Request:
     whole: bool
     ranges: Ranges
     held_out: str
+    decoded_size: int | None = None
 
     def data(
         self,

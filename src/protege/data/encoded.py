@@ -244,7 +244,7 @@ def open_images(
         survey.add(*image, pixels=True)
         surveyed += 1
     form = survey.form(request.image_size, request.ranges)
-    fits = total * form.height * form.width * form.channels <= request.memory_limit
+    fits = _bytes_of(sources, form, request.decoded_size) <= request.memory_limit
     settled = survey.colour and form.resize  # whatever those are that have not been looked at
     if surveyed < total and (fits or survey.deep or not settled):
         new = list(sources.values())
@@ -256,18 +256,31 @@ def open_images(
                     survey.add(data, name)
                 advance(len(chunk))
         form = survey.form(request.image_size, request.ranges)
-        fits = total * form.height * form.width * form.channels <= request.memory_limit
+        fits = _bytes_of(sources, form, request.decoded_size) <= request.memory_limit
     if survey.deep:
         form = replace(form, ranges=settle(request.spec, _extents(sources), request.ranges))
     tell_transparent(survey.transparent)
     splits: dict[str, Samples] = {}
     for split, (source, labels) in images.items():
         if fits:
-            splits[split] = InMemory(in_memory(source, form, survey, request.scratch), labels)
+            large = _larger(form, request.decoded_size) if split == "train" else None
+            larger = None if large is None else in_memory(source, large, survey)
+            splits[split] = InMemory(in_memory(source, form, survey, request.scratch), labels, larger=larger)
         else:
             splits[split] = Streamed(FromSource(source.random_access(request.scratch), form), labels)
     places, ranges = sources["train"].places, form.ranges
     return request.data(splits, classes, places, numbering=numbering, superclasses=superclasses, ranges=ranges)
+
+
+def _larger(form: Form, side: int | None) -> Form | None:
+    """What images are brought to from which crops are cut."""
+    return replace(form, height=side, width=side) if side is not None and form.resize and side > form.height else None
+
+
+def _bytes_of(sources: Mapping[str, Source], form: Form, side: int | None) -> int:
+    large = _larger(form, side)
+    forms = [(form, sum(map(len, sources.values()))), *([(large, len(sources["train"]))] if large else [])]
+    return sum(count * form.height * form.width * form.channels for form, count in forms)
 
 
 def in_memory(source: Source, form: Form, survey: Survey, scratch: Path | None = None) -> Images:

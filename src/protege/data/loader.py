@@ -48,7 +48,8 @@ def batches(
     global generator.
     """
     if samples.in_memory and len(order):
-        samples.load(augment.pool if augment.mixes and view != CLEAN else torch.cat([*order]))
+        shown = None if view == CLEAN else augment
+        samples.load(augment.pool if shown and shown.mixes else torch.cat([*order]), shown)
     made: Iterator[Batch]
     if samples.in_memory or not workers:
         made = (samples.fetch(positions, view, augment) for positions in order)

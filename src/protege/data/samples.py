@@ -55,9 +55,10 @@ class Samples(ABC):
             batch.labels = mixed_labels(batch.labels, others.labels, share)
         return batch
 
-    def load(self, index: Tensor | None = None) -> None:
+    def load(self, index: Tensor | None = None, augment: Augment | None = None) -> None:
         """Have the samples at these positions (None: all) decoded now, on all processors, if they are to stay in
-        memory. Raises UserError naming an image that cannot be; one that is not loaded so is decoded when fetched."""
+        memory, as views by `augment` need them (None: as the clean one does). Raises UserError naming an image that
+        cannot be; one that is not loaded so is decoded when fetched."""
         return
 
     def labels_of(self, index: Tensor, view: int, augment: Augment) -> Tensor | None:
@@ -195,9 +196,17 @@ class InMemory(Samples):
     in_memory = True
 
     def __init__(
-        self, pixels: Tensor | Images, labels: Tensor, *, rows: Tensor | None = None, digest: str | None = None
+        self,
+        pixels: Tensor | Images,
+        labels: Tensor,
+        *,
+        rows: Tensor | None = None,
+        digest: str | None = None,
+        larger: Images | None = None,
     ) -> None:
-        """`rows`: those of the pixels and labels that are samples, int64 (None: all)."""
+        """`rows`: those of the pixels and labels that are samples, int64 (None: all). `larger`: the same images, from
+        which random crops are cut."""
+        self.larger = larger
         self.images = pixels if isinstance(pixels, Images) else Images(pixels)
         pixels, masked = self.images.pixels, labels.ndim == 3
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or len(pixels) != len(labels):
@@ -235,23 +244,30 @@ class InMemory(Samples):
     def _row_of(self, index: Tensor) -> Tensor:
         return index if self._rows is None else self._rows[index]
 
-    def load(self, index: Tensor | None = None) -> None:
-        self.images.load(self._row_of(torch.arange(len(self)) if index is None else index.cpu()))
+    def load(self, index: Tensor | None = None, augment: Augment | None = None) -> None:
+        self._shown(augment).load(self._row_of(torch.arange(len(self)) if index is None else index.cpu()))
+
+    def _shown(self, augment: Augment | None) -> Images:
+        """The images that views (None: the clean one) are made of."""
+        return self.images if self.larger is None or augment is None or not augment.crop else self.larger
 
     def _fetch(self, index: Tensor, view: int, augment: Augment) -> Batch:
-        if self.images.missing is not None:
-            self.load(index)
+        images = self._shown(None if view == CLEAN else augment)
+        if images.missing is not None:
+            images.load(self._row_of(index.cpu()))
         there = index.to(self.device, non_blocking=True)
-        return Batch(*self._renderer(augment)(there, view), index, view)
+        return Batch(*self._renderer(images, augment)(there, view), index, view)
 
-    def _renderer(self, augment: Augment) -> Renderer:
-        return Renderer(self.images.pixels, self._targets, augment, self._rows_there)
+    def _renderer(self, images: Images, augment: Augment) -> Renderer:
+        _, height, width = self.shape
+        size = None if images is self.images else (height, width)
+        return Renderer(images.pixels, self._targets, augment, self._rows_there, size)
 
     def renderer(self, augment: Augment, index: Tensor | None = None) -> Render | None:
         if augment.on_host:
             return None
-        self.load(index)
-        return self._renderer(augment)
+        self.load(index, augment)
+        return self._renderer(self._shown(augment), augment)
 
     def _content(self) -> str:
         if self.images.content is None:
@@ -259,6 +275,8 @@ class InMemory(Samples):
         of = self.images.of[self._row_of(torch.arange(len(self)))]
         digest = hashlib.sha256(self.images.content().encode() + of.numpy().tobytes())
         digest.update(self._of_samples(self._targets).cpu().numpy().data)
+        if self.larger is not None and self.larger.content is not None:
+            digest.update(self.larger.content().encode())
         return digest.hexdigest()
 
     def fingerprint_of_pixels(self) -> str:
@@ -269,11 +287,12 @@ class InMemory(Samples):
         return digest.hexdigest()
 
     def part(self, index: Tensor) -> InMemory:
-        return InMemory(self.images, self._targets, rows=self._row_of(index.cpu()))
+        return InMemory(self.images, self._targets, rows=self._row_of(index.cpu()), larger=self.larger)
 
     def relabelled(self, place: Tensor) -> InMemory:
         if self.labels is not None:
-            return InMemory(self.images, renumbered(self._targets.cpu(), place), rows=self._rows)
+            targets = renumbered(self._targets.cpu(), place)
+            return InMemory(self.images, targets, rows=self._rows, larger=self.larger)
         table = torch.full((256,), VOID, dtype=torch.uint8)
         table[: len(place)] = place.to(torch.uint8)
         masks = table.to(self._targets.device)[self._targets.int()]
@@ -281,15 +300,17 @@ class InMemory(Samples):
 
     def to(self, device: torch.device | str) -> InMemory:
         masks = 0 if self.labels is not None else len(self) * self._targets[0].nbytes
-        size = len(self) * self.images.pixels[0].nbytes + masks
+        size = len(self) * sum(images.pixels[0].nbytes for images in (self.images, self.larger) if images) + masks
         if not has_room(device, size) or self.images.pixels.device == torch.empty(0, device=device).device:
             return self
         return self.copied(device)
 
     def copied(self, device: torch.device | str) -> InMemory:
         """These samples alone, on a device; they are known as these are."""
-        images = self.images.on(device, self._row_of(torch.arange(len(self))))
-        return InMemory(images, self._of_samples(self._targets).to(device), digest=self._digest)
+        rows = self._row_of(torch.arange(len(self)))
+        images, larger = (images and images.on(device, rows) for images in (self.images, self.larger))
+        assert images is not None
+        return InMemory(images, self._of_samples(self._targets).to(device), digest=self._digest, larger=larger)
 
 
 class Reader(Protocol):

@@ -5,6 +5,7 @@ A new kind of data is one line in `SPECS`, the table below, and one function tha
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,12 +24,14 @@ from .folders import image_folders
 from .given import splits_in
 from .labels import BY_CONTENT
 from .ranges import Ranges
+from .samples import InMemory, Streamed
 from .scenes import segmentation_folder
 from .synthetic import digits, synthetic_data
 from .text import text_data
 from .views import MOST_PIXELS
 
 GIB = 1 << 30
+_LOG = logging.getLogger("protege")
 
 
 def cache_root() -> Path:
@@ -79,6 +82,7 @@ def load_data(
     spec: Any,
     *,
     image_size: int | None = None,
+    decoded_size: int | None = None,
     memory_limit: int = 4 * GIB,
     scratch: Path | None = None,
     whole: bool = False,
@@ -100,6 +104,8 @@ def load_data(
     Images of files are brought to `image_size` × `image_size` pixels (224 if not given), unless they all share one size
     up to 64 and none is given; those of a Dataset only if it is given. Images for
     segmentation keep their shape: `image_size` is their shorter side, without it that of the commonest training image.
+    Random crops of training images of files that stay in memory are cut out of these as they are at `image_size`, or
+    at a larger `decoded_size`; what is not cropped shows the same pixels with either.
     Decoded pixels up to `memory_limit` bytes are kept in memory; larger sets are decoded as they are
     fetched, Parquet after its images were extracted once to the folder `scratch`. Without a test split the
     validation split is taken, or about a fifth of training is held out, by what each sample holds (`held_out`
@@ -111,6 +117,18 @@ def load_data(
     Raises UserError for input that cannot be used. Of encoded images that fit into memory each header is checked here,
     and that none is cut short; other damage is told when an image is decoded: by `Samples.load`, or when it is fetched.
     """
+    request = Request(
+        *("dataset", "", Path(), {}, image_size, memory_limit, scratch or cache_root(), whole, ranges, held_out),
+        decoded_size,
+    )
+    data = _opened(spec, request)
+    if decoded_size is not None:
+        _check_crops(data, decoded_size)
+    return data
+
+
+def _opened(spec: Any, request: Request) -> Data:
+    image_size = request.image_size
     if isinstance(spec, Data):
         return _checked(spec, image_size)
     if spec is None:
@@ -121,9 +139,6 @@ def load_data(
         raise UserError(
             f"image size {shown(image_size)} is {wrong}; give a number of pixels, such as 224, up to {MOST_PIXELS:,}."
         )
-    request = Request(
-        "dataset", "", Path(), {}, image_size, memory_limit, scratch or cache_root(), whole, ranges, held_out
-    )
     if not isinstance(spec, str):
         return dataset_data(splits_in(spec), request)
     scheme, colon, rest = spec.partition(":")
@@ -159,6 +174,24 @@ def _checked(data: Data, image_size: int | None) -> Data:
         labels = {split: part.labels for split, part in data.sets.items() if part.labels is not None}
         check_labels(data.name, labels, data.classes)
     return data
+
+
+def _check_crops(data: Data, side: int) -> None:
+    """Raise `UserError` where random crops are not cut from images of this size, or from larger ones."""
+    train = data.train
+    least, larger = max(train.shape[1:], default=0), train.larger if isinstance(train, InMemory) else None
+    if not least <= side <= MOST_PIXELS:
+        raise UserError(
+            f"decoded size {shown(side)} does not suit images of {least} pixels, which crops are brought to; expected "
+            f"no less, and at most {MOST_PIXELS:,}: give one such as {least * 9 // 7}, or leave it out."
+        )
+    if isinstance(train, Streamed) and train.reader.crops:
+        _LOG.info("'%s' is streamed: crops are cut from its images as they are in files, not at %d.", data.name, side)
+    elif side != least and (larger is None or larger.pixels.shape[1] != side):
+        raise UserError(
+            f"decoded size {side} cannot be had of '{data.name}'; expected images of files that are brought to one "
+            "size, without masks: leave it out."
+        )
 
 
 def _hint(spec: str, scheme: str) -> str:

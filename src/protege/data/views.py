@@ -189,12 +189,21 @@ def _taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Ten
     return start[:, None] + low, start[:, None] + high, centre & 255
 
 
-def resized_crops(pixels: Tensor, at: Tensor, index: Tensor, view: View, augment: Moves, aspect: float = 1.0) -> Tensor:
-    """Random resized crops, uint8 [B, H, W, C], of images pixels[at] (uint8 [N, H, W, C]), by bilinear
-    interpolation back to the images' own size; `aspect` as in `boxes`."""
+def resized_crops(
+    pixels: Tensor,
+    at: Tensor,
+    index: Tensor,
+    view: View,
+    augment: Moves,
+    aspect: float = 1.0,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Random resized crops, uint8 [B, height, width, C], of images pixels[at] (uint8 [N, H, W, C]), by bilinear
+    interpolation to a `size` (None: that of the images); `aspect` as in `boxes`."""
     _, height, width, _ = pixels.shape
-    size = torch.full_like(index, height), torch.full_like(index, width)
-    box, flip = boxes(augment, index, view, *size, aspect)
+    sides = torch.full_like(index, height), torch.full_like(index, width)
+    box, flip = boxes(augment, index, view, *sides, aspect)
+    height, width = size or (height, width)
     top, bottom, down = _taps(box[:, 0], box[:, 2], height)
     left, right, across = _taps(box[:, 1], box[:, 3], width)
     reverse = flip[:, None]
@@ -205,15 +214,24 @@ def resized_crops(pixels: Tensor, at: Tensor, index: Tensor, view: View, augment
     return ((above * (256 - down) + under * down + (1 << 15)) >> 16).to(torch.uint8)
 
 
-def render(pixels: Tensor, at: Tensor, index: Tensor, view: View, augment: Moves, aspect: float = 1.0) -> Tensor:
+def render(
+    pixels: Tensor,
+    at: Tensor,
+    index: Tensor,
+    view: View,
+    augment: Moves,
+    aspect: float = 1.0,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
     """The view of images pixels[at], which are samples number `index`: uint8 [B, C, H, W], channels-last memory.
 
-    `pixels` is uint8 [N, H, W, C]; `at` and `index` are int64 [B] on its device; `aspect` as in `boxes`.
+    `pixels` is uint8 [N, H, W, C]; `at` and `index` are int64 [B] on its device; `aspect` as in `boxes`; `size`, of
+    crops alone, as in `resized_crops`.
     """
     if is_clean(view) or not augment.moves:
         out = pixels.index_select(0, at)
     elif augment.crop:
-        out = resized_crops(pixels, at, index, view, augment, aspect)
+        out = resized_crops(pixels, at, index, view, augment, aspect, size)
     else:
         _, height, width, _ = pixels.shape
         rows, columns = _moved(augment, index, view, height, width)

@@ -96,6 +96,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
         data = load_data(
             objects.get("data", s.data),
             image_size=s.image_size,
+            decoded_size=s.decoded_size,
             memory_limit=size_in_bytes(s.memory_limit or MEMORY),
             ranges=known_ranges(*specs.values()),
             held_out=way,

@@ -100,6 +100,13 @@ class Recipe(FitSettings):
         description="side images are brought to (the shorter one, for segmentation); default: their own "
         "where all are alike and at most 64, else 224; masks keep theirs",
     )
+    decoded_size: int | None = Field(
+        None,
+        ge=4,
+        le=MOST_PIXELS,
+        description="side of the images in memory that random crops of training images are cut from; "
+        "default: that of image_size",
+    )
     memory_limit: Size | None = Field(
         None,
         description="decoded images above it are streamed from disk; default: 4GiB, or half of the memory that a GPU "

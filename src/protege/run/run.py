@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import CLEAN, Augment, batches, lasting_decoders
+from ..data import CLEAN, Augment, Samples, batches, lasting_decoders
 from ..data.loader import refuse_damaged
 from ..errors import UserError
 from ..files import is_finished, is_run, recorded, write_json
@@ -158,12 +158,13 @@ def _load_images(run: Run) -> None:
     """Have all images that the run uses decoded, so that a damaged one is named before anything is trained; of a
     stream those that networks are judged on, which may be looked at only after hours."""
     loop, test = run.loop, run.data.test
-    parts = [(views.samples, views.positions) for views in (loop.train, loop.held) if views is not None]
+    parts: list[tuple[Samples, Tensor]] = [] if loop.held is None else [(loop.held.samples, loop.held.positions)]
     parts += [] if test is None else [(test, torch.arange(len(test)))]  # which the monitor shows some of
     with in_turn(loop.accelerator):  # the others find what it has decoded
+        loop.train.samples.load(loop.train.positions, loop.train.augment)
         for samples, positions in parts:
             samples.load(positions)
-    for samples, positions in parts[1:]:
+    for samples, positions in parts:
         if not samples.in_memory:
             refuse_damaged(samples, positions.tensor_split(loop.world)[loop.rank], loop.train.workers)
             loop.accelerator.wait_for_everyone()
