@@ -3,18 +3,23 @@
 import random
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_cache import batch_of, make, teacher_signals, values
 from test_step import traced
-from tools import Net, model
+from tools import SHIFT, Net, loop, model, pictures
+from torch import nn
 
 from protege.errors import UserError
-from protege.signals import Feature, Logits
+from protege.models import placing
+from protege.signals import Feature, Logits, TopK
 from protege.signals import rows as row_files
 from protege.signals import signals as signalling
 from protege.signals.behind import EARLY, LATE, Ahead, behind, to_host
+from protege.torch_utils import copy_network
+from protege.training import feeder
 
 
 class Drawing(Net):
@@ -214,3 +219,43 @@ def test_rows_on_a_device_are_found_without_asking_it(tmp_path):
     cache._rows(0).load(torch.arange(5, 20), "meta", ["logits"])
     found = cache.read(0, torch.zeros(7, dtype=torch.int64, device="meta"), "meta", ["logits"])["logits"]
     assert (found.device.type, found.dtype, found.shape) == ("meta", torch.float32, (7, 5))
+
+
+# ---- a teacher that nobody needs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("called", ["the network", "a module in it", "nobody"])
+def test_a_network_that_left_comes_back_when_it_is_called(called, monkeypatch):
+    placed, network, inputs = [], model(norm=True).eval(), pictures().fetch(torch.arange(4), 0, SHIFT).inputs
+    monkeypatch.setattr(placing, "place", lambda network, device: placed.append((network, device)))
+    monkeypatch.setattr(placing, "device_of", lambda network: torch.device("meta"))
+    expected = network(inputs)
+    come_back = placing.leave(network)
+    copy_network(network)
+    assert not placed
+    calls = {"the network": lambda: network(inputs), "a module in it": lambda: network.network.fc(torch.rand(2, 4))}
+    calls.get(called, come_back)()
+    assert torch.equal(network(inputs), expected)
+    come_back()
+    assert placed == [(network, torch.device("meta"))], "once"
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_teacher_of_whom_all_is_remembered_leaves_the_accelerator(tmp_path, monkeypatch):
+    left, network, other = [], model(seed=3), model(seed=4)
+    monkeypatch.setattr(feeder, "leave", lambda network: left.append(network) or (lambda: left.remove(network)))
+    whole = teacher_signals(tmp_path / "a", network=network)
+    made = loop(other, tmp_path / "run").feeder
+    made.dismiss([whole], 1, other)
+    made.accelerator = SimpleNamespace(device=torch.device("cuda"))
+    whole.fill(0)
+    made.dismiss([whole], 2, other)
+    assert not left, "of the second epoch nothing is remembered"
+    made.dismiss([whole, teacher_signals(tmp_path / "b", network=network, signals=[TopK(2)])], 1, other)
+    made.dismiss([whole], 1, other, nn.Sequential(network.network.fc))
+    made.dismiss([teacher_signals(network=network, budget=0)], 1, other)
+    assert not left
+    made.dismiss([whole], 1, other)
+    assert left == [network]
+    made.recall()
+    assert not left

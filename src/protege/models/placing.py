@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeGuard
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
+
+from ..torch_utils import device_of
 
 
 def place(network: nn.Module, device: torch.device) -> None:
@@ -15,6 +19,22 @@ def place(network: nn.Module, device: torch.device) -> None:
     network.to(device)
     if getattr(network, "layout", "channels_last") == "channels_last":  # else it works on contiguous images only
         channels_last(network)
+
+
+def leave(network: nn.Module) -> Callable[[], None]:
+    """Move a network to the processor until it, or a module in it, is called, or what is returned here: then it goes
+    back to its device."""
+    device, hooks = device_of(network), list[RemovableHandle]()
+
+    def come_back(*_: object) -> None:
+        if hooks:
+            place(network, device)
+        while hooks:
+            hooks.pop().remove()
+
+    hooks += [module.register_forward_pre_hook(come_back, prepend=True) for module in network.modules()]
+    network.to("cpu")
+    return come_back
 
 
 def channels_last(network: nn.Module) -> None:

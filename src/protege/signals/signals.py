@@ -155,6 +155,10 @@ class Signals:
         """Whether the cache has every signal of the view, so that nobody needs the pixels for it."""
         return self.cache is not None and self.cache.holds(view) and self.cache.known(view, self.views.positions)
 
+    def remembers(self, epochs: int) -> bool:
+        """Whether the cache has all that so many epochs ask for, so that nobody calls the source's network for it."""
+        return bool(self.views.count) and all(map(self.serves, range(min(epochs, self.views.count))))
+
     def load(self, view: int) -> None:
         """Bring what is used of a stored view to the device, where there is room."""
         if self.cache is not None and self.serves(view):

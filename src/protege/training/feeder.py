@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import CLEAN, Batch, bare_batches
-from ..models.placing import place
+from ..models.placing import leave, place
 from ..signals import Signals, Source, Views
 from .drawn import Drawn
 from .phase import Fit
@@ -39,6 +39,7 @@ class Feeder:
         self.train, self.cache, self.budget, self.passing = train, cache, budget, passing
         self.precision, self.accelerator, self.display = precision, accelerator, display
         self._lasting: dict[tuple, Signals] = {}
+        self._away: list[Callable[[], None]] = []
         self.record, self._drawn = record, dict[int, Drawn | None]()
 
     def signals(self, source: Source, views: Views, phase: int) -> Signals:
@@ -87,6 +88,22 @@ class Feeder:
         count = signals.fill_together(view, progress)
         signals.load(view)
         return count
+
+    def dismiss(self, signals: Iterable[Signals], epochs: int, *learning: nn.Module) -> None:
+        """Before a phase records anything: let teachers of whom all is remembered leave the accelerator until they are
+        called, or until `recall`, but for those that share weights with what is ``learning``."""
+        if self.accelerator.device.type == "cpu":
+            return
+        kept = {id(value) for network in learning for value in (*network.parameters(), *network.buffers())}
+        for network in {asked.source.network for asked in signals if asked.source.lasting}:
+            shared = any(id(value) in kept for value in (*network.parameters(), *network.buffers()))
+            if not shared and all(asked.remembers(epochs) for asked in signals if asked.source.network is network):
+                self._away.append(leave(network))
+
+    def recall(self) -> None:
+        """Have those that left the accelerator back on it."""
+        while self._away:
+            self._away.pop()()
 
     def stream(
         self, phase: Fit, views: Views, order: Sequence[Tensor], view: int, signals: list[Signals]

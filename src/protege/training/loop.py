@@ -272,6 +272,7 @@ class Loop:
             if (cache := asked.open().cache) is not None:
                 # a resumed run stores the views it began to store, whatever the disk now has
                 cache.capacity = state.capacities.setdefault(f"{state.phase}/{number}", cache.capacity)
+        self.feeder.dismiss(signals, epochs, trainee, self.student)
         if saved:
             restore_random(saved["random"], self.rank, self.device)
         return FitInProgress(
@@ -289,6 +290,7 @@ class Loop:
         for asked in fit.signals:
             if asked.cache is not None and asked.source.lasting:
                 self.state.caches.append(asked.cache.describe())
+        self.feeder.recall()
         self.accelerator.wait_for_everyone()
         for asked in [*fit.signals, *fit.held_signals]:
             asked.release()
