@@ -1,6 +1,7 @@
 """Processes that decode a stream live on from pass to pass, change nothing, and end."""
 
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import psutil
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from protege import distill
-from protege.data import CLEAN, Augment, batches, decoders, lasting_decoders, load_data
+from protege.data import CLEAN, Augment, batches, decoders, lasting_decoders, load_data, loader
 from protege.data.loader import one_ahead
 from protege.run import run
 
@@ -129,3 +130,47 @@ def test_an_item_is_given_when_the_next_one_has_been_taken():
     items = one_ahead(taken.append(n) or n for n in range(4))
     assert [(n, len(taken)) for n in items] == [(0, 2), (1, 3), (2, 4), (3, 4)]
     assert list(one_ahead([])) == []
+
+
+class Sent:
+    """A batch, and a tensor of it, that tell what becomes of them."""
+
+    def __init__(self, number: int, log: list[str]):
+        self.number, self.log, self.inputs, self.labels = number, log, self, self
+
+    def pin_memory(self):
+        self.log.append(f"{self.number} pinned")
+        return self
+
+    def to(self, device):
+        self.log.append(f"{self.number} sent")
+        return self
+
+    def record_stream(self, stream):
+        self.log.append(f"{self.number} belongs to {stream.name}")
+
+
+def test_batches_go_to_a_gpu_on_a_stream_of_their_own_while_the_one_before_is_worked_on(monkeypatch):
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, device, name="copies"):
+            self.name = name
+
+        def record_event(self):
+            return f"the end of {log[-1]}"
+
+        def wait_event(self, event):
+            log.append(f"{self.name} waits for {event}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(log.append(f"on {stream.name}")))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device, "work"))
+    loader._copies.cache_clear()
+    for batch in loader.ahead(iter([Sent(0, log), Sent(1, log)]), "cuda"):
+        log.append(f"{batch.number} is worked on")
+    loader._copies.cache_clear()
+    sent = [[f"on copies {n} pinned {n} sent"] for n in (0, 1)]
+    used = [[f"work waits for the end of {n} sent", *[f"{n} belongs to work"] * 2, f"{n} is worked on"] for n in (0, 1)]
+    assert " ".join(log) == " ".join([*sent[0], *sent[1], *used[0], *used[1]])
+    assert [batch.number for batch in loader.ahead(iter([Sent(2, log)]), "cpu")] == [2]
