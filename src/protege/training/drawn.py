@@ -25,9 +25,7 @@ class Drawn:
     @classmethod
     def of(cls, views: Views) -> Drawn | None:
         """None where the processor has a part in it."""
-        first = views.positions[:1]
-        lies = views.samples.fetch(first, 0, views.augment).inputs.device
-        if lies.type != views.device.type:  # which may have no number
+        if views.samples.device.type != views.device.type:
             return None
         render = views.samples.renderer(views.augment, views.positions)
         return None if render is None else cls(views, render)
