@@ -101,4 +101,4 @@ class Ahead:
         return read
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
