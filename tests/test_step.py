@@ -22,6 +22,7 @@ from protege.data.text import Text
 from protege.data.views import VOID
 from protege.methods import METHODS, Setup
 from protege.models import InputSpec, Model
+from protege.models.captured import Captured
 from protege.models.placing import place
 from protege.models.zoo import build
 from protege.signals import Views
@@ -140,7 +141,18 @@ class Replacing(Net):
         return z - self.seen
 
 
-@pytest.mark.parametrize("network", [Counting, Drawing, Replacing])
+class Averaging(Replacing):
+    """Uses what it has put there in eval mode only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = Net.forward(self, x)
+        if not self.training:
+            return z - self.seen
+        self.seen = 0.9 * self.seen + z.detach().mean(0)
+        return z
+
+
+@pytest.mark.parametrize("network", [Counting, Drawing, Replacing, Averaging])
 def test_a_network_that_a_recording_would_not_follow_runs_as_it_is(tmp_path, monkeypatch, network):
     torch.manual_seed(1)
     plain, losses, _ = trained(tmp_path / "plain", monkeypatch, "kd", network())
@@ -166,6 +178,36 @@ def test_a_step_that_asks_which_samples_it_has_runs_as_it_is(tmp_path, monkeypat
     assert state.past == 9
     assert len(said) == 1
     assert "a step that is compiled or recorded has no 'index' of its batch" in said[0]
+
+
+def test_recordings_are_given_up_where_there_is_no_memory_beside_them():
+    total, failed = torch.zeros(()), []
+
+    def add(tensors: dict) -> None:
+        if len(tensors["x"]) == 3 and adding._recorded:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        total.add_(tensors["x"].sum())
+
+    adding = Captured(add, total.device, state=lambda: [total], failed=failed.append, record=traced)
+    for size in (2, 2, 2, 2, 3, 2, 3):
+        adding({"x": torch.ones(size)})
+    assert total == 16
+    assert [type(error) for error in failed] == [torch.OutOfMemoryError]
+
+
+def test_whole_numbers_of_a_recording_are_those_of_the_function():
+    failed, total = [], torch.tensor(10**9)
+
+    def record(function: Callable, tensors: dict) -> tuple[Callable, None]:
+        return lambda: total.add_(2), None
+
+    counting = Captured(
+        lambda tensors: total.add_(1), total.device, state=lambda: [total], failed=failed.append, record=record
+    )
+    for _ in range(5):
+        counting({"x": torch.ones(1)})
+    assert total == 10**9 + 5
+    assert len(failed) == 1
 
 
 @pytest.mark.slow

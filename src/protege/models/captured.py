@@ -9,9 +9,8 @@ recording is tried against the function itself before it stands in for it.
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,8 @@ class Captured:
     It may return a dict of tensors, which the next call overwrites, and change in place those that ``state`` lists.
     Before a recording is used, two calls of it must come to what two calls of the function come to, which must leave
     what ``steady`` gives as it is. ``kept`` is a context after which everything else that a call may change is as
-    before. Where there is no such recording the function runs as it is, and ``failed`` is called with the reason.
+    before. Where there is no such recording, or no memory for one, all are given up: the function runs as it is, and
+    ``failed`` is called with the reason.
 
     ``record`` gives what repeats a function on these very tensors, and the tensors in which that leaves its outputs;
     None: as a CUDA graph, where the device has them.
@@ -56,23 +56,24 @@ class Captured:
         self.function, self.state, self.steady, self.kept, self.failed = function, state, steady, kept, failed
         self._graphs = _Graphs(device) if record is None and device.type == "cuda" else None
         self._record = self._graphs.record if self._graphs else record
-        self._calls: Counter[Hashable] = Counter()
+        self._calls = 0
         self._recorded: dict[Hashable, tuple[Callable[[], Any], Tensors, Any]] = {}
 
     def __call__(self, tensors: Mapping[Any, Tensor], plain: Callable[[], Any] | None = None) -> Any:
         """What the function makes of these tensors; ``plain`` does the same where it is to run as it is."""
         plain = plain or (lambda: self.function(dict(tensors)))
-        if self._record is None and not self._recorded:
+        if self._record is None:
             return plain()
         kind = tuple((name, value.shape, value.dtype, value.stride()) for name, value in tensors.items())
-        if kind not in self._recorded and self._record is not None:
-            self._calls[kind] += 1
-            if self._calls[kind] <= WARM:
+        if kind not in self._recorded:
+            self._calls += 1
+            if self._calls <= WARM:
                 return self._graphs.warm(plain) if self._graphs else plain()
             try:
                 self._recorded[kind] = self._tried({name: value.clone() for name, value in tensors.items()})
             except Exception as error:
                 self._record = None
+                self._recorded.clear()  # their memory may be what was missing
                 self.failed(error)
         if kind not in self._recorded:
             return plain()
@@ -99,15 +100,16 @@ class Captured:
             return values
 
         def twice() -> list[Tensor]:
-            self.function(inputs)
-            return reached(self.function(inputs))
+            self.function(inputs)  # which may wait, as what is made once is made now
+            with _without_waiting() if self._graphs else nullcontext():
+                return reached(self.function(inputs))
 
         try:
             with torch.enable_grad(), self.kept():
                 before = self.steady()
                 wanted = self._graphs.warm(twice) if self._graphs else twice()
                 if self.steady() != before:
-                    raise Unlike("it counts its calls, or draws random numbers on the processor")
+                    raise Unlike("it counts its calls, replaces a tensor or draws random numbers on the processor")
             with torch.enable_grad(), self.kept():
                 replay, outputs = self._record(self.function, inputs)
             put_back()
@@ -124,23 +126,25 @@ class Captured:
 
 
 def steady_of(network: nn.Module, device: torch.device) -> Any:
-    """What calls of a network leave as it is if they are to be recorded: the numbers that it counts with, and where the
-    random numbers stand that the device does not draw itself."""
-    numbers = [
-        (name, value if isinstance(value, int | float | str) else len(value))
-        for module in network.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, int | float | str | list | dict | set)
-    ]
+    """What calls of a network leave as it is if they are to be recorded: the numbers that it counts with, which tensors
+    it holds (it may change them, but not put others in their places), and where the random numbers stand that the
+    device does not draw itself."""
+    values = [(name, _mark(value)) for module in network.modules() for name, value in vars(module).items()]
     kind, keys, *rest = np.random.get_state(legacy=True)
     drawn = [random.getstate(), kind, np.asarray(keys).tolist(), rest]
-    return numbers, drawn, [] if device.type == "cpu" else torch.get_rng_state().tolist()
+    return values, drawn, [] if device.type == "cpu" else torch.get_rng_state().tolist()
+
+
+def _mark(value: Any) -> Any:
+    if isinstance(value, list | dict | set):
+        return [_mark(item) for item in (value.values() if isinstance(value, dict) else value)]
+    return value if isinstance(value, int | float | str) else id(value) if isinstance(value, Tensor) else None
 
 
 def _close(got: Tensor, wanted: Tensor, begun: Tensor) -> bool:
-    """Whether two ways from where it ``begun`` reach the same, to within `CLOSE` of the way; in a deterministic run to
-    the bit, as one that is killed goes on without a recording."""
-    if torch.are_deterministic_algorithms_enabled():
+    """Whether two ways from where it ``begun`` reach the same, to within `CLOSE` of the way; whole numbers, and all in a
+    deterministic run, to the bit, as one that is killed goes on without a recording."""
+    if torch.are_deterministic_algorithms_enabled() or not got.is_floating_point():
         return torch.equal(got, wanted)
     got, wanted, begun = (value.detach().double().nan_to_num() for value in (got, wanted, begun))
     norm = torch.linalg.vector_norm
@@ -165,7 +169,20 @@ class _Graphs:
     def record(self, function: Function, inputs: Tensors) -> tuple[Callable[[], Any], Any]:
         """What replays the function on these very tensors, and the tensors in which it leaves its outputs."""
         graph = torch.cuda.CUDAGraph()
+        now = torch.cuda.current_stream(self.stream.device)
         # other threads may copy meanwhile: they read files, and write what was computed
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local")
+        with torch.cuda.stream(now), recording:  # one that fails does not leave its stream itself
             outputs = function(inputs)
         return graph.replay, outputs
+
+
+@contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Inside, what waits for the device raises: in a capture it would spoil torch's allocator and random numbers."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
