@@ -41,6 +41,7 @@ from protege.training.schedule import (
     default_batch_size,
     default_epochs,
     factor,
+    load_optimizer,
     make_optimizer,
 )
 
@@ -584,6 +585,22 @@ def test_the_moving_average_moves_a_shared_tensor_once():
             expected = torch.lerp(before[name], value, share) if value.is_floating_point() else value
             torch.testing.assert_close(average.module.state_dict()[name], expected)
     assert average.module[2].weight is average.module[0].weight
+
+
+def test_an_optimizer_goes_on_with_the_kernels_of_the_device_it_is_on():
+    """Those of a GPU count updates there, in a checkpoint of a processor too, and the other way round."""
+    there = [nn.Parameter(torch.zeros(2, device=device)) for device in ("cpu", "meta")]
+    here = [torch.optim.AdamW([p], capturable=p.is_meta, foreach=False) for p in there]
+    there[0].grad = torch.ones(2)
+    here[0].step()
+    saved = here[0].state_dict()
+    load_optimizer(here[1], saved)
+    assert here[1].param_groups[0]["capturable"]
+    assert here[1].state[there[1]]["step"].is_meta
+    assert saved["param_groups"][0]["capturable"] is False
+    saved["param_groups"][0]["capturable"] = True
+    load_optimizer(here[0], saved)
+    assert here[0].param_groups[0]["capturable"] is False
 
 
 def test_an_epoch_without_updates_left_has_no_rate(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tools import CLASSES, Net, events, loop, model, perform, plan
+from tools import CLASSES, Net, events, loop, model, perform, plan, planned
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -245,7 +245,11 @@ def test_a_frozen_recurrent_layer_is_in_a_mode_in_which_cudnn_goes_back_and_drop
 
     student = model(Reader())
     made = loop(student, tmp_path, **STEADY)
-    perform(made, [Fit("own", student, step, learns=lambda name: "lstm" not in name)])
+    planned(made, [Fit("own", student, step, learns=lambda name: "lstm" not in name)])
+    made.rehearse()
+    assert seen == [(True, 0.0)]
+    assert student.network.lstm.dropout == 0.5
+    perform(made, made.plan.phases)
     assert set(seen) == {(True, 0.0)}
     assert student.network.lstm.dropout == 0.5
 

@@ -142,8 +142,8 @@ def _mark(value: Any) -> Any:
 
 
 def _close(got: Tensor, wanted: Tensor, begun: Tensor) -> bool:
-    """Whether two ways from where it ``begun`` reach the same, to within `CLOSE` of the way; whole numbers, and all in a
-    deterministic run, to the bit, as one that is killed goes on without a recording."""
+    """Whether two ways from where it ``begun`` reach the same, to within `CLOSE` of the way. Whole numbers do to the
+    bit, and all do in a deterministic run, as one that is killed goes on without a recording."""
     if torch.are_deterministic_algorithms_enabled() or not got.is_floating_point():
         return torch.equal(got, wanted)
     got, wanted, begun = (value.detach().double().nan_to_num() for value in (got, wanted, begun))

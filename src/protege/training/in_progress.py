@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,24 +46,12 @@ class FitInProgress:
         return self.trainee if self.average is None else self.average.module
 
     def set_modes(self) -> None:
-        """Train mode where something learns; eval mode in modules whose every parameter is frozen, and in those that
-        the student's own ``train()`` leaves in it, also where the trainee is only made of its parts.
-
-        A frozen recurrent layer is in train mode, without dropout, which comes to the same: cuDNN cannot go back
-        through one in eval mode.
-        """
+        """See `set_modes`. What the student's own ``train()`` leaves in eval mode stays so, also where the trainee is
+        only made of its parts."""
         held = set(self.student.modules()) - trained_by(self.student)
         self.wrapped.train()
-        for module in self.trainee.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
-            elif module in held:
-                module.training = False
-        for module in self.trainee.modules():
-            if isinstance(module, nn.RNNBase) and not module.training:
-                self._dropouts.setdefault(module, module.dropout)
-                module.training, module.dropout = True, 0.0
+        learning = {p for p in self.trainee.parameters() if p.requires_grad}
+        self._dropouts = set_modes(self.trainee, learning, held) | self._dropouts
 
     def bring_back_modes(self) -> None:
         """Give recurrent layers the dropout that `set_modes` took from them."""
@@ -94,6 +83,29 @@ class FitInProgress:
         if self.phase.readout:  # so that a run that is never resumed has left a usable student
             kept["student"] = self.phase.readout(self.kept).state_dict()
         return kept | ({"average": self.average.state_dict()} if self.average is not None else {})
+
+
+def set_modes(
+    trainee: nn.Module, learning: Set[nn.Parameter], held: Set[nn.Module] = frozenset()
+) -> dict[nn.RNNBase, float]:
+    """Leave in train mode what is ``learning``; eval mode in modules whose every parameter is frozen, and in those that
+    are ``held`` in it.
+
+    A frozen recurrent layer is in train mode, without dropout, which comes to the same: cuDNN cannot go back through
+    one in eval mode. Returns the dropout that such layers had.
+    """
+    for module in trainee.modules():
+        parameters = list(module.parameters())
+        if parameters and learning.isdisjoint(parameters):
+            module.eval()
+        elif module in held:
+            module.training = False
+    dropouts = {}
+    for module in trainee.modules():
+        if isinstance(module, nn.RNNBase) and not module.training:
+            dropouts[module] = module.dropout
+            module.training, module.dropout = True, 0.0
+    return dropouts
 
 
 def random_state() -> dict[str, Any]:

@@ -36,12 +36,10 @@ from .plan import Plan
 from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
 from .room import refuse_too_large
-from .schedule import MovingAverage, factor, make_optimizer
+from .schedule import MovingAverage, factor, load_optimizer, make_optimizer
 from .state import State
 from .step import Step
 from .stop import Stops
-
-KERNELS = ("fused", "foreach", "capturable")  # settings of an optimizer that its device decides
 
 
 class Loop:
@@ -255,10 +253,7 @@ class Loop:
         seed_everything(self.seed, state.phase, self.rank)
         if saved:
             trainee.load_state_dict(saved["trainee"])
-            kernels = [{key: group.get(key) for key in KERNELS} for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved["optimizer"])
-            for group, those_here in zip(optimizer.param_groups, kernels, strict=True):
-                group.update(those_here)  # the run may have begun on another device
+            load_optimizer(optimizer, saved["optimizer"])
             if average is not None:
                 average.load_state_dict(saved["average"])
         # BatchNorm's statistics of the first process are kept in any case (`share_buffers`)

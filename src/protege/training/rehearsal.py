@@ -21,6 +21,7 @@ from ..signals import Views
 from ..signals.rows import widened
 from ..signals.source import Fields
 from ..torch_utils import as_it_was
+from .in_progress import set_modes
 from .phase import Fit
 from .plan import Plan
 
@@ -114,12 +115,9 @@ def _step(
             with torch.no_grad():
                 fields = source.compute(batch.inputs)
             batch.signals[source.name] = Fields({name: widened(value) for name, value in fields.items()})
-        learning = {id(p) for n, p in phase.trainee.named_parameters() if p.requires_grad and phase.learns(n)}
         phase.trainee.train()
-        for module in phase.trainee.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(id(p) in learning for p in parameters):
-                module.eval()
+        named = phase.trainee.named_parameters()
+        set_modes(phase.trainee, {p for name, p in named if p.requires_grad and phase.learns(name)})
         losses = phase.step(phase.trainee, batch)
         forward.close()
         then(phase, losses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from ..torch_utils import copy_network
 from .phase import FitSettings
+
+KERNELS = ("fused", "foreach", "capturable")  # settings of an optimizer that its device decides
 
 
 def factor(schedule: str, warmup: float, t: float) -> float:
@@ -47,7 +50,16 @@ def make_optimizer(trainee: nn.Module, settings: FitSettings, batch_size: int) -
     if sgd:
         momentum = settings.momentum
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
-    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused, capturable=gpu)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=fused, capturable=gpu)
+    optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # as its first updates do
+    return optimizer
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Take up the state of an optimizer that may have worked on another device."""
+    groups = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    merged = [{**group, **{key: here[key] for key in KERNELS if key in here}} for group, here in groups]
+    optimizer.load_state_dict({**saved, "param_groups": merged})  # which puts numbers where these kernels want them
 
 
 def default_lr(optimizer: str, batch_size: int) -> float:
