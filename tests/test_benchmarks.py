@@ -3,11 +3,13 @@
 import json
 import os
 import runpy
+import subprocess
 import sys
 import time
 import zipfile
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import forks
 import pytest
@@ -16,6 +18,18 @@ import protege
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = "--batch 4 --rounds 1"
+
+
+def forked(command: list[str], **_: object) -> SimpleNamespace:
+    """A program of Python's in a process that need not import torch again."""
+
+    def program() -> None:
+        sys.argv = command[1:]
+        runpy.run_path(command[1], run_name="__main__")
+
+    done = forks.Fork(program)
+    assert done.wait() == 0, done.stderr
+    return SimpleNamespace(stdout=done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +46,7 @@ SMALL = "--batch 4 --rounds 1"
 def test_it_runs(name, options, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *options.split()])
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(subprocess, "run", forked)
     status = 0
     try:
         runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
