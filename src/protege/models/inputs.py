@@ -130,7 +130,7 @@ class InputSpec:
             red, green, blue = LUMA
             images = images[:, 0:1] * red + images[:, 1:2] * green + images[:, 2:3] * blue
         if self.order == "bgr" and images.shape[1] == 3:
-            images = images[:, [2, 1, 0]]
+            images = images.flip(1)
         how = self.mean, self.std, unit, images.device
         if torch.compiler.is_compiling():  # constants of the traced graph, never real tensors among traced ones
             scale, shift = _constants(*how)

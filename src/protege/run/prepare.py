@@ -28,11 +28,11 @@ from ..models.placing import place
 from ..models.precision import autocast_for, resolve_precision
 from ..numerics import exact
 from ..tasks import Task, is_own, name_in_folders, task_digest
+from ..training.batch_size import with_batch_size
 from ..training.loop import Loop
 from ..training.plan import defaults
 from ..training.processes import in_turn, make_accelerator
 from ..training.progress import Display
-from ..training.room import with_batch_size
 from .checks import refuse_another_task, task_of
 from .origin import VERSION, earlier_origin, origin_of, refuse_another
 from .recipe import MEMORY, Recipe, size_in_bytes, with_task_defaults

@@ -26,6 +26,7 @@ from ..signals.signals import BLOCK
 from ..signals.views import shuffled
 from ..tasks import Metrics, Task
 from ..torch_utils import tensors_of
+from .batch_size import refuse_too_large
 from .evaluate import evaluate
 from .feeder import Feeder
 from .in_progress import FitInProgress, restore_random, seed_everything, share_buffers
@@ -35,7 +36,6 @@ from .phase import Fit, FitSettings, Phase, Solve
 from .plan import Plan
 from .progress import Display, in_words
 from .rehearsal import refuse_failing_step, refuse_lone_samples
-from .room import refuse_too_large
 from .schedule import MovingAverage, factor, load_optimizer, make_optimizer
 from .state import State
 from .step import Step

@@ -27,7 +27,7 @@ VARIANTS = 64  # of one function, by phase and size of batches, that torch compi
 
 
 class Step:
-    """Updates the weights of ``fit`` and adds the losses to ``sums``: first `set`, then ``update`` by a batch, this
+    """Updates the weights of ``fit`` and adds the losses to ``sums``: first `set`, then `update` by a batch, this
     process's part of that many rows.
 
     ``compile`` is the run's setting; ``tell`` says in one sentence where it cannot be followed. ``record`` is that of
@@ -54,9 +54,9 @@ class Step:
             group["lr"] = torch.tensor(rate, device=device) if gpu else rate
         if fit.average is not None and (gpu or record):
             fit.average.share = torch.ones((), device=device)
-        self.update, self._captured, self._compiled, self._compiled_step = self._update, None, None, None
+        self._step, self._captured = fit.phase.step, None
         if compile == "on" or (compile == "auto" and gpu and fit.steps * fit.epochs >= WORTH):
-            self._compiled, self._compiled_step = compiled(self._losses_of), self._by_compiled
+            self._step = self._or_as_it_is(compiled(self._losses_of))
             tell(f"compiling the step of phase {fit.phase.name!r}: the first updates wait for that")
         if (gpu and compile != "off" and self.world == 1) or record:
             self._captured = Captured(
@@ -68,7 +68,6 @@ class Step:
                 failed=self._failed("recorded"),
                 record=record,
             )
-            self.update = self._update_captured
 
     def set(self, scale: float) -> None:
         """Say how far the next update moves: at ``scale`` times the peak rates."""
@@ -77,14 +76,20 @@ class Step:
         if self.fit.average is not None:
             self.fit.average.set()
 
+    def update(self, batch: Batch, rows: int) -> None:
+        """Move the weights as far as was said."""
+        if self._captured is None:
+            self._update(batch, rows)
+        else:
+            self._captured(tensors_of(batch), lambda: self._update(batch, rows))
+
     def _update(self, batch: Batch, rows: int) -> None:
         fit, settings, wrapped = self.fit, self.fit.settings, self.fit.wrapped
-        step = self._compiled_step or fit.phase.step
         pieces = batch.chunks(settings.accumulate)
         for piece in pieces:
             with nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(wrapped):
                 with self.autocast():
-                    losses = step(wrapped, piece)
+                    losses = self._step(wrapped, piece)
                 share = len(piece) * self.world / rows  # an average over the rows of every process
                 self.accelerator.backward(losses["loss"] * share)
             for name, value in losses.items():
@@ -105,24 +110,23 @@ class Step:
 
     # ---- where the whole is more than its calls one by one --------------------------------------------------------
 
-    def _update_captured(self, batch: Batch, rows: int) -> None:
-        assert self._captured is not None
-        self._captured(tensors_of(batch), lambda: self._update(batch, rows))
-
     def _update_by(self, tensors: Tensors) -> None:
         batch = Anonymous.of(tensors)
         self._update(batch, len(batch))
 
-    def _by_compiled(self, trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The phase's step, compiled."""
-        assert self._compiled is not None
-        try:
-            return self._compiled(tensors_of(batch))
-        except Exception as error:
-            self._compiled_step = None
-            losses = self.fit.phase.step(trainee, batch)  # which raises what is wrong with the step itself
-            self._failed("compiled")(error)
-            return losses
+    def _or_as_it_is(self, run: Callable[[Tensors], dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+        """The phase's step by what was compiled of it, until that fails."""
+
+        def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
+            try:
+                return run(tensors_of(batch))
+            except Exception as error:
+                self._step = self.fit.phase.step
+                losses = self._step(trainee, batch)  # which raises what is wrong with the step itself
+                self._failed("compiled")(error)
+                return losses
+
+        return step
 
     def _losses_of(self, tensors: Tensors) -> dict[str, Tensor]:
         return self.fit.phase.step(self.fit.wrapped, Anonymous.of(tensors))

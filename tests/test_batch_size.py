@@ -14,7 +14,7 @@ from protege.data import Augment
 from protege.errors import UserError
 from protege.run.recipe import make_recipe
 from protege.signals import Views
-from protege.training import room
+from protege.training import batch_size
 from protege.training.phase import FitSettings
 from protege.training.plan import Plan
 
@@ -45,7 +45,7 @@ def device(base: int, each: int, capacity: int = 10**9):
 )
 def test_about_as_many_samples_as_fit_are_found_by_few_measurements(base, each, free, first, most, possible):
     measure, asked = device(base, each, min(free, 2960) if free == math.inf else free)
-    count = room.fitting(measure, free, first, most)
+    count = batch_size.fitting(measure, free, first, most)
     assert 7 / 8 * possible <= count <= possible
     assert len(asked) <= 12
 
@@ -57,12 +57,14 @@ def views(count: int) -> Views:
 def settled(monkeypatch, **given):
     """(settings, what was said) where 1,600 samples have room on a device."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20_000, 0))
-    monkeypatch.setattr(room, "_measure", lambda *args: lambda count: 10 * count)
+    monkeypatch.setattr(batch_size, "_measure", lambda *args: lambda count: 10 * count)
     monkeypatch.setattr(Plan, "checkpoint_bytes", lambda *args: 0)
     said: list[str] = []
     train = type("Many", (), {"__len__": lambda self: 160_000, "device": torch.device("cuda")})()
     settings = make_recipe({"student": "-", "data": "-", "method": "none", "batch_size": "auto", **given})
-    return room.with_batch_size(settings, plan("none", model(), None), train, None, Accelerator(), said.append), said
+    return batch_size.with_batch_size(
+        settings, plan("none", model(), None), train, None, Accelerator(), said.append
+    ), said
 
 
 def test_auto_fills_a_device_and_scales_the_rate(monkeypatch):
@@ -97,7 +99,7 @@ def test_auto_is_for_all_phases_together(tmp_path):
 
 def test_out_of_memory_on_a_device_is_one_sentence_with_the_batch_that_fits(tmp_path, monkeypatch):
     measure, _ = device(0, 10, 440)
-    monkeypatch.setattr(room, "_measure", lambda *args: measure)
+    monkeypatch.setattr(batch_size, "_measure", lambda *args: measure)
 
     def step(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
@@ -118,7 +120,7 @@ def test_a_step_is_measured_forward_and_back_and_leaves_nothing(monkeypatch):
     student, train = model(norm=True), views(8)
     (phase,) = plan("none", student, None)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    assert room.step_bytes(phase, train, 20, nullcontext) == 20
+    assert batch_size.step_bytes(phase, train, 20, nullcontext) == 20
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert all(parameter.grad is None for parameter in student.parameters())
     assert FitSettings(batch_size="16").batch_size == 16
