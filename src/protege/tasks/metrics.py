@@ -125,7 +125,8 @@ class Agreement(Metrics):
     def update(self, outputs: Tensor, labels: Tensor, inputs: Tensor | None = None) -> None:
         with eval_mode(self.teacher):
             same = outputs.argmax(self.class_dim) == self.teacher(inputs).argmax(self.class_dim)
-        self.sums += torch.stack([same.sum(), torch.tensor(same.numel(), device=same.device)]).double()
+        right = same.sum()
+        self.sums += torch.stack([right, torch.full_like(right, same.numel())]).double()
 
     def compute(self) -> dict[str, float]:
         same, count = over_processes(self.sums).tolist()
