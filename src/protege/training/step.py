@@ -27,7 +27,7 @@ VARIANTS = 64  # of one function, by phase and size of batches, that torch compi
 
 
 class Step:
-    """Updates the weights of ``fit`` and adds the losses to ``sums``: first `set`, then `update` by a batch, this
+    """Updates the weights of ``fit`` and adds the losses to ``sums``: first `set`, then ``update`` by a batch, this
     process's part of that many rows.
 
     ``compile`` is the run's setting; ``tell`` says in one sentence where it cannot be followed. ``record`` is that of
@@ -54,12 +54,12 @@ class Step:
             group["lr"] = torch.tensor(rate, device=device) if gpu else rate
         if fit.average is not None and (gpu or record):
             fit.average.share = torch.ones((), device=device)
-        self._step, self._captured = fit.phase.step, None
+        self._step, self.update = fit.phase.step, self._update
         if compile == "on" or (compile == "auto" and gpu and fit.steps * fit.epochs >= WORTH):
             self._step = self._or_as_it_is(compiled(self._losses_of))
             tell(f"compiling the step of phase {fit.phase.name!r}: the first updates wait for that")
         if (gpu and compile != "off" and self.world == 1) or record:
-            self._captured = Captured(
+            captured = Captured(
                 self._update_by,
                 device,
                 state=self._state,
@@ -68,6 +68,7 @@ class Step:
                 failed=self._failed("recorded"),
                 record=record,
             )
+            self.update = lambda batch, rows: captured(tensors_of(batch), lambda: self._update(batch, rows))
 
     def set(self, scale: float) -> None:
         """Say how far the next update moves: at ``scale`` times the peak rates."""
@@ -75,13 +76,6 @@ class Step:
             group["lr"] = turned(group["lr"], group["initial_lr"] * scale)
         if self.fit.average is not None:
             self.fit.average.set()
-
-    def update(self, batch: Batch, rows: int) -> None:
-        """Move the weights as far as was said."""
-        if self._captured is None:
-            self._update(batch, rows)
-        else:
-            self._captured(tensors_of(batch), lambda: self._update(batch, rows))
 
     def _update(self, batch: Batch, rows: int) -> None:
         fit, settings, wrapped = self.fit, self.fit.settings, self.fit.wrapped
