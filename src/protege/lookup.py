@@ -320,8 +320,10 @@ def _source_of_all(module: ModuleType) -> str:
     """The source of a module, and of those of its own package, or else of its folder, that it imports, and they in
     turn: by their files, whether they have been imported yet or not. Of what all runs stand on, the version."""
     file, top = getattr(module, "__file__", None), module.__name__.partition(".")[0]
-    if top in ("torch", "numpy") or top in sys.stdlib_module_names:  # thousands of files
-        return str(getattr(sys.modules[top], "__version__", sys.version))
+    if top in sys.stdlib_module_names:  # thousands of files
+        return sys.version
+    if top in ("torch", "numpy"):
+        return str(sys.modules[top].__version__)
     if not file:
         return _source(module)
     depth = module.__name__.count(".") + Path(file).name.startswith("__init__.")

@@ -123,7 +123,9 @@ class Recipe(FitSettings):
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and choice of samples")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="one compiled training step; auto: on a GPU, in phases long enough to repay it"
+        "auto",
+        description="training steps: auto records them on a GPU and compiles them in long phases there; on compiles "
+        "them always; off does neither",
     )
     deterministic: bool = Field(
         False, description="bit for bit the same numbers in each run on a GPU, too, where it is slower"
