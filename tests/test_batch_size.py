@@ -56,7 +56,9 @@ def views(count: int) -> Views:
 
 def settled(monkeypatch, **given):
     """(settings, what was said) where 1,600 samples have room on a device."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20_000, 0))
+    free = [0]  # until torch gives back what it keeps for later
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(20_000))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 0))
     monkeypatch.setattr(batch_size, "_measure", lambda *args: lambda count: 10 * count)
     monkeypatch.setattr(Plan, "checkpoint_bytes", lambda *args: 0)
     said: list[str] = []

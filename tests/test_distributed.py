@@ -438,3 +438,5 @@ def test_more_processes_than_gpus_are_one_sentence(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match=r"^process 2 of this machine has no GPU, of which there are 2; .*: start 2 "):
         make_accelerator()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert make_accelerator().device.type == "cpu"

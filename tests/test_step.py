@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -178,6 +179,28 @@ def test_a_step_that_asks_which_samples_it_has_runs_as_it_is(tmp_path, monkeypat
     assert state.past == 9
     assert len(said) == 1
     assert "a step that is compiled or recorded has no 'index' of its batch" in said[0]
+
+
+def test_what_was_recorded_of_a_phase_is_gone_when_the_next_begins(tmp_path, monkeypatch):
+    kept: WeakSet[Tensor] = WeakSet()
+
+    def record(function: Callable, inputs: dict) -> tuple[Callable, object]:
+        kept.update(inputs.values())
+        return traced(function, inputs)
+
+    def first(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": student(batch.inputs).square().mean()}
+
+    def second(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        left.append(len(kept))
+        return first(student, batch)
+
+    left: list[int] = []
+    monkeypatch.setattr(looping, "Step", partial(Step, record=record))
+    student = model()
+    perform(loop(student, tmp_path, **STEADY), [Fit("first", student, first), Fit("second", student, second)])
+    assert left[0] == 0
+    assert max(left) > 0
 
 
 def test_recordings_are_given_up_where_there_is_no_memory_beside_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -76,8 +77,7 @@ def with_batch_size(
     if train.device.type != "cuda" or not fits:
         return settings.model_copy(update={"batch_size": usual})
     plan = Plan(fits, settings.model_copy(update={"batch_size": usual}), {}, len(train))
-    kept = plan.checkpoint_bytes(fits[0].trainee)
-    room = SHARE * torch.cuda.mem_get_info(train.device)[0] - kept
+    room = _room(train.device, plan.checkpoint_bytes(fits[0].trainee))
     most = max(usual, len(train) // 10)
     count = most
     for phase in fits:
@@ -101,7 +101,7 @@ def refuse_too_large(
     """Raise the `UserError` for a step that the device had no memory for, with the batch that it has memory for."""
     settings = plan.settings_of(phase)
     batch = plan.lengths(settings)[0]
-    room = SHARE * torch.cuda.mem_get_info(train.device)[0] if train.device.type == "cuda" else math.inf
+    room = _room(train.device, plan.checkpoint_bytes(phase.trainee))
     piece = math.ceil(batch / processes / settings.accumulate)
     count = fitting(_measure(phase, train, autocast), room, max(1, piece // 2), max(1, piece - 1)) * processes
     remedy = "take smaller images or a smaller network"
@@ -111,6 +111,13 @@ def refuse_too_large(
         f"phase {phase.name!r} does not fit the device with batch_size = {batch}; expected at most about {count} "
         f"samples at once: {remedy}."
     )
+
+
+def _room(device: torch.device, kept: int) -> float:
+    """The bytes that a step may take beside what is ``kept``, once what nobody uses any more was given back."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return SHARE * torch.cuda.mem_get_info(device)[0] - kept if device.type == "cuda" else math.inf
 
 
 def _measure(phase: Fit, train: Views, autocast: Callable[[], AbstractContextManager[Any]]) -> Measure:

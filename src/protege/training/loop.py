@@ -234,6 +234,7 @@ class Loop:
                 self.display.say(stopped, always=True)
                 break
             self.journal.save_when_due(fit, last)
+        del step  # and what was recorded of it, whose memory is a step's
         self._end_fit(fit)
         fit.bring_back_modes()
         for parameter, learned in learning.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
 from ..errors import UserError
 from ..models.precision import on_cpu
@@ -23,8 +23,8 @@ def make_accelerator(**options: Any) -> Accelerator:
 
     Raises `UserError` where there are more of them on a machine than it has GPUs.
     """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available() and local >= torch.cuda.device_count() > 0:
+    local, on_gpu = int(os.environ.get("LOCAL_RANK", "0")), not parse_flag_from_env("ACCELERATE_USE_CPU")
+    if on_gpu and torch.cuda.is_available() and local >= torch.cuda.device_count() > 0:
         gpus = torch.cuda.device_count()
         raise UserError(
             f"process {local} of this machine has no GPU, of which there are {gpus}; expected one for each: start "
