@@ -24,6 +24,7 @@ from protege.models.precision import autocast_for, resolve_precision
 from protege.run import run as running
 from protege.signals import Source, TeacherCache, rows, signals
 from protege.tasks import TASKS
+from protege.training import processes
 from protege.training.evaluate import evaluate
 from protege.training.processes import make_accelerator
 
@@ -438,5 +439,6 @@ def test_more_processes_than_gpus_are_one_sentence(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match=r"^process 2 of this machine has no GPU, of which there are 2; .*: start 2 "):
         make_accelerator()
+    monkeypatch.setattr(processes, "Accelerator", lambda **options: "made")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert make_accelerator().device.type == "cpu"
+    assert make_accelerator() == "made"
