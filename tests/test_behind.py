@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_cache import batch_of, make, teacher_signals, values
 from test_step import traced
-from tools import SHIFT, Net, loop, model, pictures
+from tools import SHIFT, Net, loop, model, perform, pictures, plan
 from torch import nn
 
 from protege.errors import UserError
@@ -19,7 +19,7 @@ from protege.signals import rows as row_files
 from protege.signals import signals as signalling
 from protege.signals.behind import EARLY, LATE, Ahead, behind, to_host
 from protege.torch_utils import copy_network
-from protege.training import feeder
+from protege.training import Fit, feeder
 
 
 class Drawing(Net):
@@ -259,3 +259,16 @@ def test_a_teacher_of_whom_all_is_remembered_leaves_the_accelerator(tmp_path, mo
     assert left == [network]
     made.recall()
     assert not left
+
+
+def test_a_teacher_stays_for_a_step_that_may_look_at_its_weights(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(feeder.Feeder, "dismiss", lambda *_: calls.append(1))
+    student = model()
+    perform(
+        loop(student, tmp_path / "own", epochs=1),
+        [Fit("own", student, lambda net, batch: {"loss": net(batch.inputs).sum()})],
+    )
+    assert not calls
+    perform(loop(student, tmp_path / "kd", epochs=1), plan("kd", student, model(seed=3)))
+    assert calls
