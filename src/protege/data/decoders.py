@@ -75,10 +75,10 @@ class Decoders:
     def __init__(self, samples: Samples, augment: Augment, workers: int, pinned: bool) -> None:
         self.busy = False
         self._made_for = augment, workers, pinned
-        self._pass = _Pass()
+        self._order: list[tuple[int, list[int]]] = []  # of a pass, each batch's view and positions
         self._loader: DataLoader = DataLoader(
             _Fetches(samples, augment),
-            batch_sampler=self._pass,  # type: ignore[arg-type]
+            batch_sampler=self._order,  # type: ignore[arg-type]
             collate_fn=_unchanged,
             num_workers=workers,
             prefetch_factor=min(_AHEAD, max(2, _AHEAD * _FEW // workers)),
@@ -97,7 +97,7 @@ class Decoders:
     def batches(self, order: Sequence[Tensor], view: int) -> Iterator[Batch]:
         """A batch for each tensor of positions; one pass at a time."""
         self.busy = True
-        self._pass.lists = [(view, positions.tolist()) for positions in order]
+        self._order[:] = [(view, positions.tolist()) for positions in order]
         try:
             for batch in self._loader:
                 if isinstance(batch, UserError):
@@ -110,16 +110,6 @@ class Decoders:
         """End the processes now, whoever still holds a pass that was broken off, such as a traceback."""
         if self._loader._iterator is not None:
             self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
-
-
-class _Pass:
-    """What a DataLoader asks for the batches of a pass: each a view and a list of positions."""
-
-    def __init__(self) -> None:
-        self.lists: list[tuple[int, list[int]]] = []
-
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        return iter(self.lists)
 
 
 class _Fetches(Dataset):
