@@ -1,6 +1,8 @@
 """Two processes agree with one: the same weights, metrics and counts, and only the first writes."""
 
 import json
+import os
+import re
 import runpy
 import socket
 import subprocess
@@ -412,9 +414,11 @@ def test_the_first_of_all_then_of_each_node_and_then_the_rest(tmp_path):
         assert after.index("2 ends") < min(after.index("1 begins"), after.index("3 begins"))
         assert len(ended) in (0, 4)
     everyone = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(4)]
+    sentence = "three of them are too few."
+    assert [found["fail"][1] for found in everyone] == [sentence] + 3 * [f"process 0 failed: {sentence}"]
     for found in everyone:
         assert found["told"] == 0
-        assert found["fail"] == ["UserError", "three of them are too few."]
+        assert found["fail"][0] == "UserError"
         assert found["patience"] >= 3600
     assert [found["stumble"] for found in everyone] == [["KeyError", "'a word'"]] + 3 * [
         ["RuntimeError", "process 0 failed: 'a word'"]
@@ -442,3 +446,42 @@ def test_more_processes_than_gpus_are_one_sentence(monkeypatch):
     monkeypatch.setattr(processes, "Accelerator", lambda **options: "made")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert make_accelerator() == "made"
+
+
+def refused(homes: Sequence[Path], work: Callable[[int], object]) -> list[str]:
+    """The sentences with which two processes end that would not perform the same run."""
+
+    def told() -> None:
+        rank = int(os.environ["RANK"])
+        try:
+            work(rank)
+        except UserError as error:
+            (homes[rank] / "told").write_text(str(error))
+
+    two_of(told, homes)
+    return [(home / "told").read_text() for home in homes]
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("lr", r"^process 1 has lr = 0\.5 where the first has 0\.1; expected the same in all: "),
+        ("data", r"^process 1 has another data set than the first; expected the same in all: "),
+        ("missing", r"nowhere does not exist"),
+    ],
+)
+def test_processes_that_would_not_perform_the_same_run_end_in_one_sentence(what, sentence, tmp_path):
+    homes = [tmp_path / str(rank) for rank in range(2)]
+    for home in homes:
+        home.mkdir()
+
+    def work(rank: int) -> None:
+        pixels = torch.arange(40 * 64, dtype=torch.uint8).view(40, 8, 8) + (rank if what == "data" else 0)
+        data = [(image, number % 2) for number, image in enumerate(pixels.numpy())]
+        how = {"lr": (0.1, 0.5)[rank]} if what == "lr" else {}
+        given = f"images:{tmp_path / 'nowhere'}" if what == "missing" and rank else data
+        protege.train("zoo:mlp", given, out=homes[rank] / "out", **{"epochs": 1, "precision": "fp32", **how})
+
+    for rank, told in enumerate(refused(homes, work)):
+        assert re.search(sentence, told) or (what == "missing" and rank == 0 and told.startswith("process 1 failed: "))
+        assert not (homes[rank] / "out").exists()

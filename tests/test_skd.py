@@ -153,9 +153,9 @@ def test_pixels_are_left_alone_where_caches_have_all(tmp_path, monkeypatch):
     )
     epoch = Loop._train_epoch
 
-    def train_epoch(self, fit):
+    def train_epoch(self, fit, step):
         running.append(f"{fit.phase.name} {self.state.epoch}")
-        epoch(self, fit)
+        epoch(self, fit, step)
 
     monkeypatch.setattr(Loop, "_train_epoch", train_epoch)
     taught("residual", tmp_path, epochs=4, eval_every=4)

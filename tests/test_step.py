@@ -450,6 +450,40 @@ def test_on_a_gpu_times_are_those_of_the_work_and_not_of_asking_for_it(tmp_path,
     assert made.state.timing == {"data": 3.0, "student": 3.0}
 
 
+class Failing(Net):
+    """Raises once, in its fifth call."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 5:
+            raise ValueError("the fifth")
+        return super().forward(x)
+
+
+@pytest.mark.slow
+def test_what_a_compiled_step_itself_raises_goes_on(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="the fifth"):
+        trained(tmp_path, monkeypatch, "kd", Failing(), compile="on")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [Counting, Drawing])
+def test_a_step_that_would_be_compiled_again_and_again_runs_as_it_is(tmp_path, monkeypatch, network):
+    plain, _, _ = trained(tmp_path / "plain", monkeypatch, "kd", model(network(), seed=1).network)
+    state, _, said = trained(tmp_path / "on", monkeypatch, "kd", model(network(), seed=1).network, compile="on")
+    assert "it has to be compiled anew in each update" in said[-1]
+    assert close(state, plain, 2e-3)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_draws_the_random_numbers_of_the_step(tmp_path, monkeypatch):
+    plain, _, _ = trained(tmp_path / "plain", monkeypatch, "kd", model(drop=0.5, seed=1).network)
+    state, _, _ = trained(tmp_path / "on", monkeypatch, "kd", model(drop=0.5, seed=1).network, compile="on")
+    assert close(state, plain, 1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "name"),

@@ -67,6 +67,9 @@ _KINDS: dict[type, tuple[Any, str]] = {
 }
 
 
+ENDLESS = 10**300
+
+
 def public(function: Callable[P, R]) -> Callable[P, R]:
     """The function, raising `UserError` for arguments of other kinds than it names, and where memory does not suffice.
 
@@ -80,6 +83,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         if not hints:
             hints.update(get_type_hints(function))
         for name, value in signature.bind(*args, **kwargs).arguments.items():
+            _refuse_endless(name, value)
             if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
                 _check(name, value, hints.get(name, Any))
         try:
@@ -90,6 +94,13 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             raise told from error
 
     return call
+
+
+def _refuse_endless(name: str, value: Any) -> None:
+    """Raise `UserError` for whole numbers, some of the arguments of a name too, that Python itself would not print."""
+    for key, number in value.items() if isinstance(value, dict) else [(name, value)]:
+        if isinstance(number, int) and abs(number) >= ENDLESS:
+            raise UserError(f"{key} is a whole number of too many digits; expected one of at most 300: change {key}=….")
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

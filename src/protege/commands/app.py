@@ -3,6 +3,7 @@ the command is called, and torch when it needs it: help, the version and most re
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shlex
@@ -107,10 +108,11 @@ def main() -> None:
         logging.basicConfig(handlers=[handler], level=logging.WARNING)
         logging.getLogger("protege").setLevel(logging.INFO)
         status = program.main(args=arguments, prog_name="protege", standalone_mode=False)
-        _leave_the_others()
         if status == 130:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
-        sys.exit(status if isinstance(status, int) else 0)
+        status = status if isinstance(status, int) else 0
+        _end_among_others(status)
+        sys.exit(status)
     except (KeyboardInterrupt, typer.Abort):
         _print(_stopped(arguments))
         sys.exit(130)
@@ -131,16 +133,27 @@ def main() -> None:
             where = "" if rank == "0" else f" in process {rank}"  # one may meet what the others do not
             _print(f"error{where}: {in_flags(_sentence(error), options)}", style="red")
             sys.exit(2)
+        if any(sign in str(error) for sign in ("gloo", "NCCL", "Connection closed by peer")):
+            _print(
+                f"error: another process of this run has ended ({told(error)}); expected all of them to go on to the "
+                "end: see what it said, and go on with --resume.",
+                style="red",
+            )
+            sys.exit(1)
         text = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
         _print(f"{text}; run again with --debug for the traceback", style="red")
         sys.exit(1)
 
 
-def _leave_the_others() -> None:
-    """End what processes of a run do together, in order: a thread of it that is left would abort this one."""
+def _end_among_others(status: int) -> None:
+    """End a process of several that learned together, without Python's own end: a thread of torch's may still let go of
+    tensors then, which aborts the process."""
     distributed = sys.modules.get("torch.distributed")  # slow to import
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _print(text: str, style: str | None = None) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..torch_utils import without_autocast
+from .rows import in_own_precision
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def flow(first: Tensor, second: Tensor) -> Tensor:
              [3.]]])
     """
     first, second = _same_size(first.float(), second.float(), F.adaptive_max_pool2d)
-    with without_autocast(first.device):
+    with in_own_precision(first.device):
         return first.flatten(2) @ second.flatten(2).transpose(1, 2) / first[0, 0].numel()
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..torch_utils import without_autocast
+from .rows import in_own_precision
 
 TABLE = 2**24  # entries of a class-by-class table that may stay in memory (64 MiB): 4096 classes
 
@@ -35,7 +35,7 @@ class Relations(nn.Module):
         self.register_buffer("table", self._rows(self.vectors) if len(vectors) ** 2 <= TABLE else None)
 
     def _rows(self, vectors: Tensor) -> Tensor:
-        with torch.no_grad(), without_autocast(vectors.device):  # half precision is coarse
+        with torch.no_grad(), in_own_precision(vectors.device):  # half precision is coarse
             return (vectors @ self.vectors.T / self.tau).softmax(1)
 
     def forward(self, labels: Tensor) -> Tensor:

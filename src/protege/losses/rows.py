@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +92,12 @@ def class_weights(wanted: str | Sequence[float], counts: Tensor) -> Tensor:
 def single(x: Tensor) -> Tensor:
     """The same numbers in single precision at least."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it autocast, where the device has it, leaves tensors as precise as they are."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def pieces(x: Tensor) -> Iterator[tuple[slice, Tensor]]:

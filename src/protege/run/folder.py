@@ -222,6 +222,8 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         before = old.get(key)
+        if (key, value) == ("batch_size", "auto") and before is not None:  # it was counted when the run began
+            continue
         if key not in recipe_type(str(old.get("method", "kd"))).model_fields:
             make_recipe(merge(old, {key: value}))  # says what is wrong with it
         if key == "trust" or (known and key in SPEC_KEYS and before is not None):

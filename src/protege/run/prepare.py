@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..data import Data, load_data
 from ..data.labels import BY_POSITION
 from ..data.samples import default_memory_limit
 from ..data.transforms import Transform
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..files import recorded
 from ..lookup import GivenInPython, blaming, source_digest
 from ..methods import Method, MethodSettings, Setup, find_method, is_outside
@@ -27,6 +28,7 @@ from ..models.opening import open_networks
 from ..models.placing import place
 from ..models.precision import autocast_for, resolve_precision
 from ..numerics import exact
+from ..signals.exchange import by_each
 from ..tasks import Task, is_own, name_in_folders, task_digest
 from ..training.batch_size import with_batch_size
 from ..training.loop import Loop
@@ -34,7 +36,7 @@ from ..training.plan import defaults
 from ..training.processes import in_turn, make_accelerator
 from ..training.progress import Display
 from .checks import refuse_another_task, task_of
-from .origin import VERSION, earlier_origin, origin_of, refuse_another
+from .origin import VERSION, deciding, earlier_origin, origin_of, refuse_another
 from .recipe import MEMORY, Recipe, size_in_bytes, with_task_defaults
 from .samples import choose_samples
 from .toml import read_toml
@@ -140,7 +142,9 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
         names = ", ".join(phase.name for phase in phases)
         raise UserError(f"the phase {min(unknown)!r} does not exist; expected one of {names}.")
     display = Display(accelerator.is_main_process)
-    s = with_batch_size(s, phases, train, autocast_for(precision, device), accelerator, display.say)
+    s = with_batch_size(
+        s, phases, train, autocast_for(precision, device), accelerator, partial(display.say, always=True)
+    )
     s = s.model_copy(update=defaults(phases, s, s.phases, len(train)))
     loop = Loop(
         student,
@@ -164,6 +168,37 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     )
     loop.plan.check(loop.world)
     return Run(s, method, method_settings, out, data, task, teacher, student, loop, outline, origin, lasting)
+
+
+def prepare_alike(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: bool = False) -> Run:
+    """`prepare`, in each of the processes that learn together: what one of them raises all do, and `UserError` where
+    they would not perform the same run."""
+    failed: Exception | None = None
+    try:
+        run = prepare(settings, objects, out, resume)
+    except Exception as error:
+        failed = error
+
+    def identity() -> tuple[dict[str, Any], dict[str, Any]]:
+        if failed is not None:
+            raise failed
+        return run.origin, deciding(run.settings.model_dump())
+
+    every = by_each(identity)
+    for number, (origin, chosen) in enumerate(every):
+        for what, digest in every[0][0].items():
+            if origin.get(what) != digest:
+                raise UserError(
+                    f"process {number} has another {what} than the first; expected the same in all: give each machine "
+                    "the same data and networks."
+                )
+        for key in sorted({*every[0][1], *chosen}):
+            if (there := chosen.get(key)) != (here := every[0][1].get(key)):
+                raise UserError(
+                    f"process {number} has {key} = {shown(there)} where the first has {shown(here)}; expected the same "
+                    "in all: start them with the same settings."
+                )
+    return run
 
 
 def preview_of(run: Run) -> dict[str, Any]:

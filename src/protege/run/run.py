@@ -33,7 +33,7 @@ from .finished import finished
 from .folder import SPEC_KEYS, check_out, clear, holding, refuse_in_the_way, report, told_how_to_go_on
 from .measure import Baseline, measure_after, measure_baseline, with_metrics
 from .origin import deciding, refuse_another
-from .prepare import Run, prepare
+from .prepare import Run, prepare_alike
 from .recipe import make_recipe
 from .result import beginning_of, for_tracker, result_of, sizes
 from .toml import read_toml, write_toml
@@ -73,7 +73,7 @@ def perform(
         if resume and is_finished(out):
             student, result = finished(settings, values, objects, out)
             return Result(student, result["student"]["metrics"], result, out)
-        run = prepare(settings, objects, out, resume)
+        run = prepare_alike(settings, objects, out, resume)
         if run.loop.precision == "fp32":
             numbers.enter_context(exact())
         _load_images(run)  # first, as it shows a bar of its own

@@ -48,7 +48,8 @@ def by_each(make: Callable[[], Made]) -> list[Made]:
         raise failed
     for number, (_, why, users) in enumerate(every):
         if why:
-            raise UserError(why) if users else RuntimeError(f"process {number} failed: {why}")
+            text = f"process {number} failed: {why}"
+            raise UserError(text) if users else RuntimeError(text)
     return [made for made, _, _ in every]
 
 

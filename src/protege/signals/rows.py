@@ -61,8 +61,8 @@ def refuse_infinite(name: str, stored: Tensor) -> None:
 def not_finite(name: str) -> UserError:
     """That a field cannot be stored, in a sentence."""
     return UserError(
-        f"the signal {name!r} has values that are not finite in half precision; expected finite "
-        "outputs: check the network's weights and normalisation, or use views='all'."
+        f"the signal {name!r} has values that are not finite in half precision, which ends at 65,504; expected smaller "
+        "outputs: check the network's weights and normalisation, or use precision='bf16', or views='all'."
     )
 
 

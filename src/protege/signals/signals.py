@@ -120,6 +120,8 @@ class Signals:
                 self.stored, fields = source.remembered, together
             else:  # then its signals share the budget
                 budget = budget * self._bytes(alone) // wanted
+        for name, value in as_stored(fields).items():  # rather now than when a run has begun
+            refuse_infinite(name, value)
         self._names = frozenset(alone)
         identity = {
             "network": self.stored.fingerprint(),

@@ -75,6 +75,7 @@ def with_batch_size(
         return settings
     usual, processes = default_batch_size(len(train)), accelerator.num_processes
     if train.device.type != "cuda" or not fits:
+        tell(f"batch_size = {usual}, the default, as there is no GPU to fill")
         return settings.model_copy(update={"batch_size": usual})
     plan = Plan(fits, settings.model_copy(update={"batch_size": usual}), {}, len(train))
     room = _room(train.device, plan.checkpoint_bytes(fits[0].trainee))

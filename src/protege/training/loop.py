@@ -7,6 +7,7 @@ trackers are Accelerate's: a run started by ``accelerate launch`` or ``torchrun`
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -260,7 +261,9 @@ class Loop:
         # BatchNorm's statistics of the first process are kept in any case (`share_buffers`)
         options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         self.accelerator.ddp_handler = DistributedDataParallelKwargs(**options)
-        wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
+        with warnings.catch_warnings():  # of a newer name for that
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped, optimizer = self.accelerator.prepare(trainee, optimizer)
         signals = [self._signals(source, self.train) for source in phase.sources]
         judged = self.judged if phase.select_by else None
         held_signals = [] if judged is None else [self._signals(source, judged) for source in phase.sources]

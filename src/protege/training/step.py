@@ -6,6 +6,11 @@ move are tensors there, sums of the losses stay where they are in memory, and th
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -23,6 +28,7 @@ from .in_progress import FitInProgress
 from .schedule import turned
 
 WORTH = 20_000  # updates of a phase from which compiling repays the half minute that it takes, on a GPU
+AGAIN = 3  # times that a step may be compiled for one size of batches: no more helps
 VARIANTS = 64  # of one function, by phase and size of batches, that torch compiles before it gives up
 
 
@@ -54,10 +60,12 @@ class Step:
             group["lr"] = torch.tensor(rate, device=device) if gpu else rate
         if fit.average is not None and (gpu or record):
             fit.average.share = torch.ones((), device=device)
-        self._step, self.update = fit.phase.step, self._update
+        self._step, update = fit.phase.step, self._update
+        self._made: Counter[Any] = Counter()  # how often the step was compiled for a size of batches
         if compile == "on" or (compile == "auto" and gpu and fit.steps * fit.epochs >= WORTH):
-            self._step = self._or_as_it_is(compiled(self._losses_of))
+            self._step, update = self._counted(compiled(self._losses_of)), self._update_compiled
             tell(f"compiling the step of phase {fit.phase.name!r}: the first updates wait for that")
+        self.update = update
         if (gpu and compile != "off" and self.world == 1) or record:
             captured = Captured(
                 self._update_by,
@@ -68,7 +76,7 @@ class Step:
                 failed=self._failed("recorded"),
                 record=record,
             )
-            self.update = lambda batch, rows: captured(tensors_of(batch), lambda: self._update(batch, rows))
+            self.update = lambda batch, rows: captured(tensors_of(batch), lambda: update(batch, rows))
 
     def set(self, scale: float) -> None:
         """Say how far the next update moves: at ``scale`` times the peak rates."""
@@ -108,19 +116,34 @@ class Step:
         batch = Anonymous.of(tensors)
         self._update(batch, len(batch))
 
-    def _or_as_it_is(self, run: Callable[[Tensors], dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-        """The phase's step by what was compiled of it, until that fails."""
+    def _update_compiled(self, batch: Batch, rows: int) -> None:
+        """An update whose step is compiled, until it cannot be or has to be compiled again and again."""
+        try:
+            self._update(batch, rows)
+        except Exception as error:
+            if not _of_compiling(error):  # what the step itself raises
+                raise
+            self._not_compiled(error)
+            self._update(batch, rows)
+        if max(self._made.values(), default=0) > AGAIN:
+            self._not_compiled(Placeless("it has to be compiled anew in each update"))
+
+    def _counted(self, run: Callable[[Tensors], dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+        """The phase's step by what is compiled of it."""
 
         def step(trainee: nn.Module, batch: Batch) -> dict[str, Tensor]:
-            try:
-                return run(tensors_of(batch))
-            except Exception as error:
-                self._step = self.fit.phase.step
-                losses = self._step(trainee, batch)  # which raises what is wrong with the step itself
-                self._failed("compiled")(error)
-                return losses
+            tensors, before = tensors_of(batch), graphs_made()
+            losses = run(tensors)
+            if graphs_made() > before:
+                self._made[tuple(value.shape for value in tensors.values())] += 1
+            return losses
 
         return step
+
+    def _not_compiled(self, error: Exception) -> None:
+        self._step = self.fit.phase.step
+        self._made.clear()
+        self._failed("compiled")(error)
 
     def _losses_of(self, tensors: Tensors) -> dict[str, Tensor]:
         return self.fit.phase.step(self.fit.wrapped, Anonymous.of(tensors))
@@ -140,6 +163,10 @@ class Step:
             self.tell(f"the step of phase {name!r} cannot be {how} ({told(error)}) and runs as it is, which is slower.")
 
         return failed
+
+
+class Placeless(AttributeError):
+    """What is asked of a batch is another thing in each call."""
 
 
 class Anonymous(Batch):
@@ -162,7 +189,7 @@ class Anonymous(Batch):
         return len(self.inputs)
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"a step that is compiled or recorded has no {name!r} of its batch")
+        raise Placeless(f"a step that is compiled or recorded has no {name!r} of its batch")
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Anonymous:
         return type(self).of({name: change(value) for name, value in tensors_of(self).items()})
@@ -178,7 +205,23 @@ def tensors_of(batch: Batch) -> Tensors:
 
 
 def compiled(function: Callable[[Tensors], Any]) -> Callable[[Tensors], Any]:
+    """The function, compiled for each size of batches, with the random numbers that it draws as it is."""
     from torch import _dynamo  # slow to import
 
     _dynamo.config.cache_size_limit = max(_dynamo.config.cache_size_limit, VARIANTS)
-    return torch.compile(function, dynamic=False)
+    _dynamo.config.use_numpy_random_stream = True
+    if not os.environ.get("TORCH_LOGS"):
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"torch\._dynamo")
+    return torch.compile(function, dynamic=False, options={"fallback_random": True})
+
+
+def _of_compiling(error: Exception) -> bool:
+    """Whether it was raised because something is compiled, and not by what is."""
+    torchs = sys.modules.get("torch._dynamo.exc")
+    return isinstance(error, Placeless) or (torchs is not None and isinstance(error, torchs.TorchDynamoException))
+
+
+def graphs_made() -> int:
+    """How many graphs torch has compiled in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
