@@ -218,6 +218,26 @@ def test_recordings_are_given_up_where_there_is_no_memory_beside_them():
     assert [type(error) for error in failed] == [torch.OutOfMemoryError]
 
 
+@pytest.mark.parametrize(("noisy", "others", "taken"), [(1, 3, True), (1, 2, False), (0, 1, True)])
+def test_a_recording_may_have_other_noise_in_little_of_what_it_moves(noisy, others, taken):
+    numbers, failed, state = random.Random(1), [], [torch.zeros(100) for _ in range(noisy + others)]
+
+    def move(tensors: dict) -> None:  # as sums on a GPU are, which are made in no fixed order
+        for n, value in enumerate(state):
+            value.add_(
+                torch.randn(100, generator=torch.Generator().manual_seed(numbers.getrandbits(9) if n < noisy else n))
+            )
+
+    def record(function: Callable, tensors: dict) -> tuple[Callable, None]:
+        return partial(function, tensors), None
+
+    moving = Captured(move, state[0].device, state=lambda: state, failed=failed.append, record=record)
+    for _ in range(5):
+        moving({"x": torch.ones(1)})
+    assert bool(moving._recorded) == taken
+    assert [str(error) for error in failed] == ([] if taken else ["it comes to other numbers each time"])
+
+
 def test_whole_numbers_of_a_recording_are_those_of_the_function():
     failed, total = [], torch.tensor(10**9)
 
