@@ -254,7 +254,7 @@ def seen(monkeypatch) -> list[Recipe]:
         found.append(settings)
         raise UserError("stopped.")
 
-    monkeypatch.setattr("protege.run.run.prepare", prepared)
+    monkeypatch.setattr("protege.run.run.prepare_alike", prepared)
     return found
 
 
