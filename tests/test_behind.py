@@ -18,6 +18,8 @@ from protege.signals import Feature, Logits, TopK
 from protege.signals import rows as row_files
 from protege.signals import signals as signalling
 from protege.signals.behind import EARLY, LATE, Ahead, behind, to_host
+from protege.signals.source import Source
+from protege.tasks import TASKS
 from protege.torch_utils import copy_network
 from protege.training import Fit, feeder
 
@@ -272,3 +274,30 @@ def test_a_teacher_stays_for_a_step_that_may_look_at_its_weights(tmp_path, monke
     assert not calls
     perform(loop(student, tmp_path / "kd", epochs=1), plan("kd", student, model(seed=3)))
     assert calls
+
+
+class Tied(Net):
+    """Uses a layer's weight beside the layer, where autocast leaves it."""
+
+    def forward(self, x):
+        return super().forward(x) * self.fc.weight.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("kind", [Net, Tied])
+def test_a_copy_that_is_cast_once_says_the_same_to_the_bit_or_is_not_used(kind):
+    network = model(kind(), seed=3)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    source, inputs = (
+        Source("teacher", network, [Logits()], TASKS["classification"]),
+        pictures(5).pixels.permute(0, 3, 1, 2),
+    )
+
+    def forward(source, inputs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return source.compute(inputs)
+
+    copy = signalling.lighter(source, forward, inputs)
+    assert (copy is source) == (kind is Tied)
+    assert copy is source or copy.network.network.fc.weight.dtype == torch.bfloat16
+    assert torch.equal(forward(copy, inputs)["logits"], forward(source, inputs)["logits"])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

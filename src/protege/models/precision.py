@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 from ..numerics import exact, is_exact
-from ..torch_utils import without_autocast
+from ..torch_utils import copy_network, without_autocast
 
 
 def on_cpu() -> bool:
@@ -42,3 +43,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
     return "bf16" if native and device.type == "cpu" else "fp32"
+
+
+def cast_once(network: nn.Module, kind: torch.dtype) -> nn.Module:
+    """A copy of a network whose convolutions and linear layers have their weights in the precision to which autocast
+    casts them in each pass. It need not do the same: weights may be used elsewhere."""
+    copy = copy_network(network)
+    for module in copy.modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(kind)
+    return copy

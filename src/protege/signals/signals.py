@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data import CLEAN, Batch, cache_root, forward_size
 from ..models.captured import Captured, Recorder, Tensors, steady_of
-from ..models.precision import autocast_for, single_precision
+from ..models.precision import autocast_for, cast_once, single_precision
 from ..torch_utils import as_it_was
 from .behind import Ahead, behind, to_host
 from .cache import SignalCache, Vanished
@@ -277,10 +277,12 @@ class Signals:
                 cache.set_plan(view, part, planned)
             missing = [block for block in planned if torch.isin(block, mine).any()]
             if missing:
-                saved = time.monotonic()
+                saved, source = time.monotonic(), self.stored
+                if self.precision == "bf16" and self.views.device.type == "cuda":
+                    source = lighter(source, self._forward, self._first())
                 with behind(self.views.device.type == "cuda") as do:
                     for batch in self.views.ordered(missing, view):
-                        said = to_host(as_stored(self._forward(self.stored, batch.inputs)))
+                        said = to_host(as_stored(self._forward(source, batch.inputs)))
                         do(partial(_write, cache, view, batch.index, said))
                         done += len(batch)
                         if time.monotonic() - saved > 5:
@@ -356,6 +358,16 @@ class Signals:
         elif stored.is_floating_point():
             infinite = ~stored.isfinite().all()
             self._infinite[name] = infinite | self._infinite.get(name, infinite)
+
+
+def lighter(source: Source, forward: Callable[[Source, Tensor], dict[str, Tensor]], inputs: Tensor) -> Source:
+    """The source by a copy of its network that has fewer casts in a pass, where that says the same to the bit."""
+    try:
+        copy = Source(source.name, cast_once(source.network, torch.bfloat16), source.signals, source.task)
+        said, meant = forward(copy, inputs), forward(source, inputs)
+    except Exception:  # its own code meets weights of another precision
+        return source
+    return copy if all(torch.equal(said[name], value) for name, value in meant.items()) else source
 
 
 def _write(cache: SignalCache, view: int, index: Tensor, said: Callable[[], dict[str, Tensor]]) -> None:
