@@ -82,6 +82,11 @@ def test_a_rate_that_was_set_stays(monkeypatch):
     assert "stays as it was set" in said[0]
 
 
+def test_another_optimizer_begins_with_its_own_rate(monkeypatch):
+    settings, _ = settled(monkeypatch, optimizer="adamw")
+    assert settings.lr == pytest.approx(1e-3 * math.sqrt(settings.batch_size / 128))
+
+
 def test_auto_on_a_processor_is_the_default(tmp_path):
     how = {"data": "digits", "method": "none", "samples": 200, "epochs": 1}
     result = protege.distill(None, "zoo:mlp", **how, batch_size="auto", out=tmp_path / "auto")

@@ -67,6 +67,20 @@ _KINDS: dict[type, tuple[Any, str]] = {
 }
 
 
+def number_or(word: str, number: str) -> Callable[[Any], Any]:
+    """Reads what the command line gives where ``word`` stands for a ``number``."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str) and value != word:
+            try:
+                return int(value)
+            except ValueError:
+                raise ValueError(f"expected {number}, or {word!r}") from None
+        return value
+
+    return read
+
+
 ENDLESS = 10**300
 
 

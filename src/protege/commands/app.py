@@ -133,7 +133,7 @@ def main() -> None:
             where = "" if rank == "0" else f" in process {rank}"  # one may meet what the others do not
             _print(f"error{where}: {in_flags(_sentence(error), options)}", style="red")
             sys.exit(2)
-        if any(sign in str(error) for sign in ("gloo", "NCCL", "Connection closed by peer")):
+        if "RANK" in os.environ and any(sign in str(error) for sign in ("gloo", "NCCL", "Connection closed by peer")):
             _print(
                 f"error: another process of this run has ended ({told(error)}); expected all of them to go on to the "
                 "end: see what it said, and go on with --resume.",

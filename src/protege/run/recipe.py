@@ -13,7 +13,7 @@ from ..data import MOST_PIXELS
 from ..errors import UserError, nearest, shown
 from ..methods import METHODS, Method, MethodSettings, find_method, is_method, offered
 from ..methods.targets import TARGETS
-from ..settings import Settings
+from ..settings import Settings, number_or
 from ..synonyms import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
 from ..tasks import task_name
 from ..training import FitSettings
@@ -41,21 +41,12 @@ def size_in_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
-def _views(value: Any) -> Any:
-    if isinstance(value, str) and value != "all":
-        try:
-            return int(value)
-        except ValueError:
-            raise ValueError("expected a number from 1, or 'all'") from None
-    return value
-
-
 def _task(value: Any) -> Any:
     return None if value is None else task_name(value)
 
 
 Size = Annotated[str, BeforeValidator(_size)]
-Views = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(_views)]
+Views = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(number_or("all", "a number from 1"))]
 
 
 class Recipe(FitSettings):

@@ -88,7 +88,7 @@ def with_batch_size(
     count = min(gather_object([count])) if processes > 1 else count
     factor = math.sqrt(count / usual)
     changes: dict[str, Any] = {"batch_size": count}
-    if "lr" not in settings.model_fields_set:
+    if settings.lr is None or "lr" not in settings.model_fields_set:  # another optimizer has its own
         changes["lr"] = factor * (settings.lr or default_lr(settings.optimizer, usual))
         tell(f"batch_size = {count} fills the device; lr = {changes['lr']:.3g}, {factor:.2g} times that for {usual}.")
     else:

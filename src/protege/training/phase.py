@@ -13,20 +13,12 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from ..data import Batch
-from ..settings import Settings
+from ..settings import Settings, number_or
 from ..signals import Source
 
-
-def _batch_size(value: Any) -> Any:
-    if isinstance(value, str) and value != "auto":
-        try:
-            return int(value)
-        except ValueError:
-            raise ValueError("expected a number of samples, or 'auto'") from None
-    return value
-
-
-BatchSize = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_batch_size)]
+BatchSize = Annotated[
+    Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(number_or("auto", "a number of samples"))
+]
 
 
 class FitSettings(Settings):
