@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from protege.data import CLEAN, Augment, Data, InMemory, Streamed, batches, encoded, kept, load_data
 from protege.data import samples as sampled
-from protege.data.decode import centred
+from protege.data.framing import centred
 from protege.data.samples import default_memory_limit, has_room
 from protege.errors import UserError
 from protege.run import prepare

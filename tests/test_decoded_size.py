@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 
 from protege import distill
 from protege.data import CLEAN, Augment, batches, load_data
-from protege.data.decode import centred
+from protege.data.framing import centred
 from protege.data.views import boxes, key_of
 from protege.errors import UserError
 

@@ -23,7 +23,7 @@ from .augment import Augment
 from .classes import RawLabels, common_classes, naming_of, renumbered
 from .contents import READ, place_of_image, places_of_files
 from .dataset import Data, Request
-from .decode import centred
+from .framing import centred
 from .encoded import tell_transparent
 from .extras import torchvision_datasets
 from .given import ImageKind, image_pixels, is_image, kind_of, label_in, mask_of, read_item

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .framing import Frame
 from .pixels import Deviation, is_grey, open_image, readable, shown
 from .ranges import Ranges
 from .views import SMALL
@@ -34,26 +35,19 @@ Named = tuple[bytes, str]
 
 @dataclass(frozen=True)
 class Form:
-    """What decoded images look like: uint8 [height, width, channels]; `resize` to it, or have it already. `ranges` are
-    those of images of more than 8 bits a channel."""
+    """What decoded images look like: uint8 [height, width, channels]; `resize` to it, by a rule if one is given, or
+    have it already. `ranges` are those of images of more than 8 bits a channel."""
 
     height: int
     width: int
     channels: int
-    resize: bool
+    resize: bool | Frame
     ranges: Ranges = ()
 
-
-def centred(
-    image: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.BILINEAR
-) -> Image.Image:
-    """Short side resized, centre cropped, in one resampling."""
-    # Whole numbers are divided once at the end: the box may not be larger than the image by even a rounding.
-    across = min(image.width, width * image.height / height)
-    down = min(image.height, height * image.width / width)
-    left, top = (image.width - across) / 2, (image.height - down) / 2
-    box = (left, top, left + across, top + down)
-    return image.resize((width, height), resample, box=box)
+    @property
+    def frame(self) -> Frame:
+        """How photos are brought to the size."""
+        return self.resize if isinstance(self.resize, Frame) else Frame()
 
 
 Crop = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -83,8 +77,8 @@ def decode(data: bytes, name: str, form: Form, crop: Crop | None = None) -> tupl
         image = image.resize(target, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
         if flip.item():
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    elif form.resize and image.size != (form.width, form.height):
-        image = centred(image, form.width, form.height)
+    elif isinstance(form.resize, Frame) or image.size != (form.width, form.height):
+        image = form.frame.applied(image, form.width, form.height)
     return np.asarray(image).reshape(form.height, form.width, form.channels), transparent
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .classes import numbers
-from .decode import centred
+from .framing import centred
 from .pixels import open_image, readable, upright
 from .views import VOID
 
