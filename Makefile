@@ -5,7 +5,7 @@ GPU_PYTHON ?= python3
 GPU_VERSION ?= 3.12
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow kill fuzz gpu gpu-wheels house test-adapters lint types check clean
+.PHONY: demo test slow kill fuzz gpu gpu-wheels networks house test-adapters lint types check clean
 
 # The environment is made once and again whenever its description changes.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -53,12 +53,16 @@ house:
 # torchvision, which timm needs, breaks other imports where it does not fit torch: its tests have their own environment.
 $(ADAPTERS)/.ready: pyproject.toml constraints.txt
 	test -x $(ADAPTERS)/bin/python || $(PYTHON) -m venv $(ADAPTERS)
-	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,timm,smp,hub]'
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,timm,smp,hub,transformers,onnx,quantize]'
 	touch $@
 
 test-adapters: $(ADAPTERS)/.ready
 	$(ADAPTERS)/bin/python -m pytest -p no:cacheprovider tests/test_models_timm.py tests/test_models_smp.py tests/test_hub.py \
-		tests/test_torchvision_transforms.py
+		tests/test_torchvision_transforms.py tests/test_networks.py
+
+# Hours: every ability on a hundred architectures, and docs/networks.md with what came of it. What is stopped goes on.
+networks: $(ADAPTERS)/.ready
+	$(ADAPTERS)/bin/python benchmarks/networks
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
