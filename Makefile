@@ -53,12 +53,12 @@ house:
 # torchvision, which timm needs, breaks other imports where it does not fit torch: its tests have their own environment.
 $(ADAPTERS)/.ready: pyproject.toml constraints.txt
 	test -x $(ADAPTERS)/bin/python || $(PYTHON) -m venv $(ADAPTERS)
-	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,timm,smp,hub,transformers,onnx,quantize]'
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,timm,smp,hub,transformers,onnx,quantize,heic]'
 	touch $@
 
 test-adapters: $(ADAPTERS)/.ready
 	$(ADAPTERS)/bin/python -m pytest -p no:cacheprovider tests/test_models_timm.py tests/test_models_smp.py tests/test_hub.py \
-		tests/test_torchvision_transforms.py tests/test_preprocessing.py tests/test_networks.py
+		tests/test_torchvision_transforms.py tests/test_networks.py tests/test_photos_heic.py
 
 # Hours: every ability on a hundred architectures, and docs/networks.md with what came of it. What is stopped goes on.
 networks: $(ADAPTERS)/.ready

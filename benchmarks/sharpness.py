@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from protege.data import Augment
-from protege.data.decode import centred
+from protege.data.framing import centred
 from protege.data.views import boxes, resized_crops
 
 AUGMENT = Augment(crop=0.35)

@@ -1,16 +1,15 @@
 """Image files are read as every viewer shows them, and nothing of a set is lost without a word."""
 
-import io
 import json
 import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from photos import clean, encoded, picture, stored, tagged, whole, write_images
+from PIL import Image
 from scenes import write_pair
 
 import protege
@@ -18,59 +17,6 @@ from protege.data import CLEAN, Augment, load_data
 from protege.errors import UserError
 from protege.models import InputSpec, Model, load_model
 from protege.run.shrinking import open_for
-
-
-def clean(samples, count: int | None = None) -> np.ndarray:
-    """The pixels [N, H, W, C] of the first samples."""
-    batch = samples.fetch(torch.arange(count or len(samples)), CLEAN, Augment())
-    return batch.inputs.permute(0, 2, 3, 1).numpy()
-
-
-def picture(seed: int, height: int = 12, width: int = 20) -> np.ndarray:
-    """Smooth enough for JPEG to keep it."""
-    small = np.random.default_rng(seed).integers(0, 256, (3, 5, 3), np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def tagged(orientation: int) -> Image.Exif:
-    tag = Image.Exif()
-    tag[0x0112] = orientation
-    return tag
-
-
-def encoded(image: Image.Image, form: str, **how) -> bytes:
-    out = io.BytesIO()
-    exact = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}
-    image.save(out, form, **exact.get(form, {}), **how)
-    return out.getvalue()
-
-
-def stored(shown: np.ndarray, orientation: int) -> Image.Image:
-    """The pixels that a viewer shows so where the file has this tag."""
-    for turn in (None, *Image.Transpose):
-        image = Image.fromarray(shown)
-        image = image if turn is None else image.transpose(turn)
-        image.getexif()[0x0112] = orientation
-        if np.array_equal(np.asarray(ImageOps.exif_transpose(image)), shown):
-            return image
-    raise AssertionError
-
-
-def write_images(folder: Path, images: dict[str, Image.Image | bytes | np.ndarray]) -> Path:
-    """Files by their names below the folder."""
-    for name, image in images.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(image, bytes):
-            file.write_bytes(image)
-        else:
-            (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file)
-    return folder
-
-
-def whole(folder: Path, **how):
-    return load_data(f"images:{folder}", whole=True, **how)
-
 
 # ---- orientation ------------------------------------------------------------------------------------------------
 

@@ -329,7 +329,7 @@ REFUSALS = [
     (gap, r"trainannot/s05.png holds the label 9, but no training mask has 3; labels without gaps .*\?ignore=9"),
     (high_label, r"trainannot/s00.png holds the label 300; 0 to 255 is expected: "),
     (colours, r"trainannot/s02.png holds colours \(RGB\) where one label value a pixel is expected; "),
-    (lossy, r"trainannot/s02.jpg is a JPEG, which does not keep values exactly; a PNG .* is expected: "),
+    (lossy, r"trainannot/s02.jpg is saved as JPEG, which does not keep values exactly; a PNG .* is expected: "),
     (corrupt_mask, r"mask .*trainannot/s04.png cannot be decoded \(.*\); replace or remove it"),
     (no_picture, r"mask .*trainannot/s04.png cannot be decoded \(not an image Pillow knows\); "),
     (corrupt_image, r"image .*val/s01.png cannot be decoded \(.*\); replace or remove it"),

@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -24,20 +24,21 @@ from ..errors import UserError
 from .augment import Augment
 from .contents import Stamps, content_of, place_of_bytes, places_of_files
 from .dataset import Data, Request
-from .decode import Form, Named, decode, decode_all, in_threads
-from .framing import Frame
+from .decode import Form, Named, Remarks, decode, decode_all, in_threads
 from .kept import KeptPixels
 from .masks import MaskForm, fitted_mask, read_mask
 from .pixels import (
+    REMARKS,
     Deviation,
     depth,
     extent,
     is_grey,
-    is_transparent,
     open_image,
     png_header,
     readable,
+    remarks_of,
     seems_cut,
+    smallest,
     upright_size,
 )
 from .progress import progress
@@ -45,7 +46,7 @@ from .ranges import Extent, Ranges, settle
 from .samples import Images, InMemory, Samples, Streamed
 from .views import CLEAN, SMALL, boxes
 
-VERSION = 3  # of what decoding makes of an image
+VERSION = 4  # of what decoding makes of an image
 MANY = 5000  # small images from which on decoding takes longer than a moment
 CHUNK = 256
 _SAMPLE = 256
@@ -56,14 +57,14 @@ class Survey:
     """What is known of the images of a set by their headers.
 
     `sizes`: up to two of the upright (width, height) there are. `deep`: the kinds of images with more than 8 bits a
-    channel. `transparent`: the name of one with transparent pixels.
+    channel. `remarks`: what the first of its kind shows.
     """
 
     def __init__(self) -> None:
         self.sizes: set[tuple[int, int]] = set()
         self.colour = False
         self.deep: set[str] = set()
-        self.transparent: str | None = None
+        self.remarks: Remarks = {}
         self._headers: set[bytes] = set()  # of which the next one tells nothing new
 
     def add(self, data: bytes, name: str, pixels: bool = False) -> tuple[int, int] | None:
@@ -75,12 +76,13 @@ class Survey:
             return None
         with readable(name):
             image = open_image(data)
-            if cut:
-                image.load()
             size, kind = upright_size(image, data), depth(image)
             self.colour = self.colour or not is_grey(image)
-            if pixels and self.transparent is None and is_transparent(image):
-                self.transparent = name
+            self.remarks = dict.fromkeys(remarks_of(image, pixels and "transparent" not in self.remarks), name) | (
+                self.remarks
+            )
+            if cut:
+                smallest(image).load()
         if len(self.sizes) < 2:
             self.sizes.add(size)
         self.deep |= {kind} if kind else set()
@@ -177,20 +179,12 @@ class Files(Source):
 
 
 class FromSource:
-    """Reads an image of a source, and its mask where there are files of `masks`. `first`: the form of whole photos as
-    their set was opened, whose size is `fixed` if it was asked for."""
+    """Reads an image of a source, and its mask where there are files of `masks`."""
 
     def __init__(
-        self,
-        source: Source,
-        form: Form,
-        masks: Files | None = None,
-        mask_form: MaskForm | None = None,
-        first: Form | None = None,
-        fixed: bool = True,
+        self, source: Source, form: Form, masks: Files | None = None, mask_form: MaskForm | None = None
     ) -> None:
         self.source, self.form, self.masks, self.mask_form = source, form, masks, mask_form
-        self.first, self.fixed, self.frame = first or form, fixed, form.frame
         self.shape = (form.channels, form.height, form.width)
         self.crops = mask_form is None
 
@@ -213,69 +207,23 @@ class FromSource:
     def content(self, labels: Tensor | None) -> str:
         form = self.form
         if self.masks is None or self.mask_form is None:
-            text = f"{self.source.fingerprint()} {form}"
+            text = f"{VERSION} {self.source.fingerprint()} {form}"
             return hashlib.sha256(text.encode() + (b"" if labels is None else labels.numpy().tobytes())).hexdigest()
         assert isinstance(self.source, Files)
         self.source.check_all()
         self.masks.check_all()
         pairs = zip(self.source.paths, self.masks.paths, strict=True)
         files = content_of([path for pair in pairs for path in pair])
-        sides = f"height={form.height}, width={form.width}, channels={form.channels}, ranges={form.ranges}"
         meaning = f"table={self.mask_form.table!r}, white={self.mask_form.white}"
-        return hashlib.sha256(
-            f"{files} SceneForm({sides}, {meaning})".encode()
-        ).hexdigest()  # as runs begun before have
-
-    def framed(self, frame: Frame, size: tuple[int, int] | None) -> FromSource | None:
-        form = self.first.framed(frame, None if self.fixed else size)
-        if self.mask_form is not None or not self.form.resize or form == self.form:
-            return None
-        return FromSource(self.source, form, first=self.first, fixed=self.fixed)
+        return hashlib.sha256(f"{VERSION} {files} {form} {meaning}".encode()).hexdigest()
 
     def part(self, index: Tensor) -> FromSource:
         masks = self.masks and self.masks.part(index)
-        return FromSource(self.source.part(index), self.form, masks, self.mask_form, self.first, self.fixed)
+        return FromSource(self.source.part(index), self.form, masks, self.mask_form)
 
     def relabelled(self, place: Tensor) -> FromSource:
         mask_form = None if self.mask_form is None else self.mask_form.relabelled(place)
-        return FromSource(self.source, self.form, self.masks, mask_form, self.first, self.fixed)
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """Encoded images that stay in memory once they are decoded: those that `reader` would read. `crops`: whether random
-    crops are cut from them, as from those for training. `counts`: how many there are in all, and for training."""
-
-    reader: FromSource
-    survey: Survey
-    request: Request
-    crops: bool
-    counts: tuple[int, int]
-
-    @property
-    def frame(self) -> Frame:
-        return self.reader.frame
-
-    def part(self, index: Tensor) -> Kept:
-        return replace(self, reader=self.reader.part(index))
-
-    def opened(self) -> tuple[Images, Images | None]:
-        """The images, and larger or whole ones from which random crops are cut."""
-        source, form, request = self.reader.source, self.reader.form, self.request
-        large = _larger(form, request.decoded_size) if self.crops else None
-        photos = self if form.resize else None
-        images = in_memory(source, form, self.survey, request.scratch, photos)
-        return images, None if large is None else in_memory(source, large, self.survey)
-
-    def images(self, frame: Frame, size: tuple[int, int] | None) -> tuple[Images, Images | None] | FromSource | None:
-        made = self.reader.framed(frame, size)
-        if made is None:
-            return None
-        if _bytes_of(self.counts, made.form, self.request.decoded_size) > self.request.memory_limit:
-            return FromSource(
-                made.source.random_access(self.request.scratch), made.form, first=made.first, fixed=made.fixed
-            )
-        return replace(self, reader=made).opened()
+        return FromSource(self.source, self.form, self.masks, mask_form)
 
 
 def open_images(
@@ -296,8 +244,7 @@ def open_images(
         survey.add(*image, pixels=True)
         surveyed += 1
     form = survey.form(request.image_size, request.ranges)
-    counts = total, len(sources["train"])
-    fits = _bytes_of(counts, form, request.decoded_size) <= request.memory_limit
+    fits = _bytes_of(sources, form, request.decoded_size) <= request.memory_limit
     settled = survey.colour and form.resize  # whatever those are that have not been looked at
     if surveyed < total and (fits or survey.deep or not settled):
         new = list(sources.values())
@@ -309,41 +256,36 @@ def open_images(
                     survey.add(data, name)
                 advance(len(chunk))
         form = survey.form(request.image_size, request.ranges)
-        fits = _bytes_of(counts, form, request.decoded_size) <= request.memory_limit
+        fits = _bytes_of(sources, form, request.decoded_size) <= request.memory_limit
     if survey.deep:
         form = replace(form, ranges=settle(request.spec, _extents(sources), request.ranges))
-    tell_transparent(survey.transparent)
+    tell_remarks(survey.remarks)
     splits: dict[str, Samples] = {}
     for split, (source, labels) in images.items():
-        source = source if fits else source.random_access(request.scratch)
-        reader = FromSource(source, form, fixed=request.image_size is not None)
         if fits:
-            pixels, larger = Kept(reader, survey, request, split == "train", counts).opened()
-            splits[split] = InMemory(pixels, labels, larger=larger)
+            large = _larger(form, request.decoded_size) if split == "train" else None
+            larger = None if large is None else in_memory(source, large, survey)
+            splits[split] = InMemory(in_memory(source, form, survey, request.scratch), labels, larger=larger)
         else:
-            splits[split] = Streamed(reader, labels)
+            splits[split] = Streamed(FromSource(source.random_access(request.scratch), form), labels)
     places, ranges = sources["train"].places, form.ranges
     return request.data(splits, classes, places, numbering=numbering, superclasses=superclasses, ranges=ranges)
 
 
 def _larger(form: Form, side: int | None) -> Form | None:
     """What images are brought to from which crops are cut."""
-    if side is not None and form.resize and side > form.height:
-        return replace(form, height=side, width=side, resize=True)
-    return form.framed(Frame(), None) if isinstance(form.resize, Frame) else None
+    return replace(form, height=side, width=side) if side is not None and form.resize and side > form.height else None
 
 
-def _bytes_of(counts: tuple[int, int], form: Form, side: int | None) -> int:
+def _bytes_of(sources: Mapping[str, Source], form: Form, side: int | None) -> int:
     large = _larger(form, side)
-    forms = [(form, counts[0]), *([(large, counts[1])] if large else [])]
+    forms = [(form, sum(map(len, sources.values()))), *([(large, len(sources["train"]))] if large else [])]
     return sum(count * form.height * form.width * form.channels for form, count in forms)
 
 
-def in_memory(
-    source: Source, form: Form, survey: Survey, scratch: Path | None = None, photos: Kept | None = None
-) -> Images:
+def in_memory(source: Source, form: Form, survey: Survey, scratch: Path | None = None) -> Images:
     """The images of a source, decoded when they are first asked for; many small ones into a file in the folder
-    `scratch`, for later runs. `photos` as those of `Images`."""
+    `scratch`, for later runs."""
     kept = _kept(source, form, scratch) if scratch else None
     shape = (len(source), form.height, form.width, form.channels)
 
@@ -355,12 +297,11 @@ def in_memory(
         if not len(rows):
             return
         with progress("decoding images", len(rows)) as advance, _of_one_form():
-            for pixels, transparent in decode_all(source.chunks(rows.tolist()), form, len(rows)):
+            for pixels, remarks in decode_all(source.chunks(rows.tolist()), form, len(rows)):
                 now, rows = rows[: len(pixels)], rows[len(pixels) :]
                 advance(len(pixels))
-                if survey.transparent is None:
-                    survey.transparent = transparent
-                    tell_transparent(transparent)
+                tell_remarks({what: name for what, name in remarks.items() if what not in survey.remarks})
+                survey.remarks = remarks | survey.remarks
                 if kept is not None:  # pages that stay as they are in the file show what others write there
                     kept.add(now.numpy(), pixels)
                     sound = kept.has(now.numpy())
@@ -372,7 +313,6 @@ def in_memory(
         torch.from_numpy(np.zeros(shape, np.uint8) if kept is None else kept.pixels),
         decoded,
         partial(_digest, source, form),
-        photos=photos,
     )
 
 
@@ -410,7 +350,7 @@ def _extents(sources: Mapping[str, Source]) -> dict[str, list[tuple[str, Extent]
     return extents
 
 
-def tell_transparent(name: str | None) -> None:
-    """Say once what becomes of transparent pixels, of which image `name` has some."""
-    if name is not None:
-        _LOG.info("%s has transparent pixels; there and in all others they are shown on white.", name)
+def tell_remarks(remarks: Remarks) -> None:
+    """Say once what becomes of images that show something, of which these are the first."""
+    for what, name in remarks.items():
+        _LOG.log(logging.WARNING if what == "profile" else logging.INFO, "%s %s.", name, REMARKS[what])

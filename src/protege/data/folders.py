@@ -16,9 +16,12 @@ from .dataset import Data, Request
 from .encoded import Files, Source, open_images
 from .given import SPLITS
 from .labels import UNLABELLED
-from .pixels import open_image
+from .pixels import NoHeifError, open_image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".heic", ".heif", ".hif", ".avif", ".avifs"),
+)
 """Suffixes that are believed; a file of another is looked into."""
 _LOG = logging.getLogger("protege")
 
@@ -103,6 +106,8 @@ def _opens(path: Path) -> bool:
     try:
         with open_image(path):
             return True
+    except NoHeifError:  # said when it is read
+        return True
     except Exception:  # of any kind, as it may be any file
         return False
 

@@ -13,6 +13,8 @@ from PIL import Image
 
 Size = tuple[int, int]
 """(width, height) in pixels, as Pillow has it."""
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels, as Pillow has it."""
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -41,7 +43,7 @@ class Frame:
     mode: str = "center"
     fill: tuple[int, ...] = ()
 
-    def resized(self, photo: Size, target: Size) -> Size:
+    def resized(self, photo: tuple[float, float], target: Size) -> Size:
         """The size that a whole photo is resized to, before the target is cut out of it."""
         ratios = [goal / side for goal, side in zip(target, photo, strict=True)]
         if self.share is None:
@@ -57,23 +59,20 @@ class Frame:
         scale = max(scales) if self.mode == "border" else min(scales)
         return round(photo[0] / scale), round(photo[1] / scale)
 
-    def applied(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """A photo at this size."""
-        resample = RESAMPLING[self.interpolation]
+    def applied(self, image: Image.Image, width: int, height: int, box: Box | None = None) -> Image.Image:
+        """A photo at this size. `box`: which part of the image it is."""
+        resample, box = RESAMPLING[self.interpolation], box or (0, 0, *image.size)
         if self.share is None:
-            return centred(image, width, height, resample)
-        whole = self.resized(image.size, (width, height))
-        image = image if image.size == whole else image.resize(whole, resample)
+            return centred(image, width, height, resample, box)
+        photo = box[2] - box[0], box[3] - box[1]
+        whole = self.resized(photo, (width, height))
+        image = image if photo == image.size == whole else image.resize(whole, resample, box)
         at = [self._start(side, goal) for side, goal in zip(whole, (width, height), strict=True)]
-        fill = self.fill_of(len(image.getbands()))
-        framed = Image.new(image.mode, (width, height), fill if len(fill) > 1 else fill[0])
+        bands = len(image.getbands())
+        fill = self.fill if len(self.fill) == bands else (round(sum(self.fill) / max(1, len(self.fill))),) * bands
+        framed = Image.new(image.mode, (width, height), fill if bands > 1 else fill[0])
         framed.paste(image, (at[0], at[1]))
         return framed
-
-    def fill_of(self, channels: int) -> tuple[int, ...]:
-        """The colour of borders in an image of so many channels."""
-        grey = round(sum(self.fill) / max(1, len(self.fill)))
-        return self.fill if len(self.fill) == channels else (grey,) * channels
 
     def _start(self, side: int, goal: int) -> int:
         """Where the resized photo begins, counted from where the target does."""
@@ -83,12 +82,16 @@ class Frame:
 
 
 def centred(
-    image: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.BILINEAR
+    image: Image.Image,
+    width: int,
+    height: int,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+    box: Box | None = None,
 ) -> Image.Image:
-    """Short side resized, centre cropped, in one resampling."""
+    """Short side resized, centre cropped, in one resampling; `box`: of a part of the image."""
+    left, top, right, bottom = box or (0, 0, *image.size)
     # Whole numbers are divided once at the end: the box may not be larger than the image by even a rounding.
-    across = min(image.width, width * image.height / height)
-    down = min(image.height, height * image.width / width)
-    left, top = (image.width - across) / 2, (image.height - down) / 2
-    box = (left, top, left + across, top + down)
-    return image.resize((width, height), resample, box=box)
+    across = min(right - left, width * (bottom - top) / height)
+    down = min(bottom - top, height * (right - left) / width)
+    left, top = left + (right - left - across) / 2, top + (bottom - top - down) / 2
+    return image.resize((width, height), resample, box=(left, top, left + across, top + down))

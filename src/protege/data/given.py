@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..errors import UserError, told
 from .classes import seems_id
 from .labels import UNLABELLED
 from .masks import NONE, WHITE, mask_values
-from .pixels import Deviation, depth, extent, is_grey, is_transparent, not_finite, readable, shown
+from .pixels import Deviation, depth, extent, is_grey, not_finite, readable, remarks_of, shown
 from .progress import progress
 from .ranges import ROUNDING, Extent, Ranges, settle
 from .repeatable import Watch, spread
@@ -230,12 +230,12 @@ def _short(values: list) -> str:
 @dataclass(frozen=True)
 class ImageKind:
     """What the images of a set are brought to: grey (1) or colour (3) `channels`, where they are one of these, and the
-    `ranges` of PIL images of more than 8 bits a channel. `transparent`: the name of one with transparent pixels;
+    `ranges` of PIL images of more than 8 bits a channel. `remarks`: what the first of its kind shows;
     `everything`: whether all were looked at."""
 
     channels: int | None = None
     ranges: Ranges = ()
-    transparent: str | None = None
+    remarks: dict[str, str] = field(default_factory=dict)
     everything: bool = False
 
 
@@ -243,13 +243,13 @@ def kind_of(datasets: Mapping[str, Any], name: str, ranges: Ranges = (), everyth
     """The kind of the images of Datasets by split, from some items spread over each or from `everything`. Grey among
     colour is colour, and one image of more than 8 bits has all looked at."""
     counts: set[int] = set()
-    deep, transparent = False, None
+    deep, remarks = False, dict[str, str]()
     for split, at, image in _images(datasets, name, everything):
         counts.add(_channels(image))
         if isinstance(image, Image.Image):
             deep = deep or depth(image) is not None
-            if transparent is None and is_transparent(image):
-                transparent = f"item {at} of {split} {name}"
+            shows = remarks_of(image, pixels="transparent" not in remarks)
+            remarks = dict.fromkeys(shows, f"item {at} of {split} {name}") | remarks
     if deep:
         extents: dict[str, list[tuple[str, Extent]]] = {split: [] for split in datasets}
         for split, at, image in _images(datasets, name, everything=True):
@@ -260,7 +260,7 @@ def kind_of(datasets: Mapping[str, Any], name: str, ranges: Ranges = (), everyth
             ):
                 extents[split].append(measured)
         ranges = settle(name, extents, ranges)
-    return ImageKind(max(counts) if counts <= {1, 3} else None, ranges, transparent, everything or deep)
+    return ImageKind(max(counts) if counts <= {1, 3} else None, ranges, remarks, everything or deep)
 
 
 def _images(datasets: Mapping[str, Any], name: str, everything: bool) -> Iterable[tuple[str, int, Any]]:
@@ -280,18 +280,18 @@ def _channels(image: Any) -> int:
     return 0 if tensor is None else tensor.shape[2]
 
 
-def image_pixels(image: Any, where: str, kind: ImageKind) -> tuple[Tensor, bool]:
+def image_pixels(image: Any, where: str, kind: ImageKind) -> tuple[Tensor, set[str]]:
     """Raw pixels, uint8 [H, W, C], of a PIL image, a uint8 array [H, W] or [H, W, C], or a tensor [H, W] or
-    [C, H, W] of uint8 or of floats from 0 to 1, brought to `kind`; and whether some were transparent. An array whose
+    [C, H, W] of uint8 or of floats from 0 to 1, brought to `kind`; and which of `REMARKS` it shows. An array whose
     channels can only come first is taken so, as is a tensor whose channels can only come last. Raises Deviation where
     an image is not of the kind, and UserError naming `where` for anything else."""
-    channels, transparent = kind.channels, False
+    channels, remarks = kind.channels, set[str]()
     if isinstance(image, Image.Image):
         if channels == 1 and not is_grey(image):
             raise Deviation(f"{where} is in colour")
         with readable(where):
             try:
-                image, transparent = shown(image, channels or _channels(image), kind.ranges)
+                image, remarks = shown(image, channels or _channels(image), kind.ranges)
             except Deviation as error:
                 raise Deviation(f"{where} {error}") from None
             image = np.array(image)
@@ -312,7 +312,7 @@ def image_pixels(image: Any, where: str, kind: ImageKind) -> tuple[Tensor, bool]
     if channels == 1 and tensor.shape[2] == 3:
         raise Deviation(f"{where} is in colour")
     grey = channels == 3 and tensor.shape[2] == 1
-    return (tensor.expand(-1, -1, 3) if grey else tensor).contiguous(), transparent
+    return (tensor.expand(-1, -1, 3) if grey else tensor).contiguous(), remarks
 
 
 def _in_bytes(tensor: Tensor, where: str) -> Tensor:

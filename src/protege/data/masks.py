@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from .classes import numbers
 from .framing import centred
-from .pixels import open_image, readable, upright
+from .pixels import LOSSY, open_image, readable, upright
 from .views import VOID
 
 NONE, WHITE = -1, 256
@@ -54,10 +54,10 @@ def present(values: np.ndarray) -> np.ndarray:
 def read_mask(path: Path) -> np.ndarray:
     """The values of a mask file. Raises UserError for what cannot be one."""
     with readable(f"mask {path}"), open_image(path) as image:
-        if image.format == "JPEG":
+        if image.format in LOSSY:
             raise UserError(
-                f"mask {path} is a JPEG, which does not keep values exactly; a PNG of label values is expected: "
-                "export the masks again."
+                f"mask {path} is saved as {image.format}, which does not keep values exactly; a PNG of label values is "
+                "expected: export the masks again."
             )
         return mask_values(image, f"mask {path}")
 

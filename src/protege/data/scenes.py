@@ -25,7 +25,7 @@ import torch
 from ..errors import UserError
 from .dataset import Data, Request
 from .decode import Form, in_threads
-from .encoded import Files, FromSource, Survey, in_memory, tell_transparent
+from .encoded import Files, FromSource, Survey, in_memory, tell_remarks
 from .folders import images_below, tell_left_out
 from .given import SPLITS
 from .masks import MaskSet, fitted_mask, present, read_mask
@@ -146,7 +146,7 @@ def _common_form(
             size = survey.add(*source.read(at), pixels=True)
             assert size is not None
             sizes[split].append(size)
-    tell_transparent(survey.transparent)
+    tell_remarks(survey.remarks)
     if survey.deep:
         extents = {
             split: [e for e in in_threads(lambda image: extent(*image), map(source.read, range(len(source)))) if e]
