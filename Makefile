@@ -58,7 +58,8 @@ $(ADAPTERS)/.ready: pyproject.toml constraints.txt
 
 test-adapters: $(ADAPTERS)/.ready
 	$(ADAPTERS)/bin/python -m pytest -p no:cacheprovider tests/test_models_timm.py tests/test_models_smp.py tests/test_hub.py \
-		tests/test_torchvision_transforms.py tests/test_networks.py tests/test_photos_heic.py
+		tests/test_torchvision_transforms.py tests/test_preprocessing.py tests/test_networks.py \
+		tests/test_photos_heic.py
 
 # Hours: every ability on a hundred architectures, and docs/networks.md with what came of it. What is stopped goes on.
 networks: $(ADAPTERS)/.ready

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import UserError
 from .augment import Augment
 from .classes import BARE, GIVEN, SETTLED, SORTED, VECTORS, check_text, numbers, other_order
+from .framing import Frame
 from .labels import BY_CONTENT, UNLABELLED
 from .loader import forward_size
 from .ranges import Ranges
@@ -94,6 +95,12 @@ class Data:
             groups = tuple(self.superclasses[at.index(number)] for number in range(len(classes)))
         renumbered = replace(self, train=sets["train"], val=sets.get("val"), test=sets.get("test"))
         return replace(renumbered, classes=classes, superclasses=groups, numbering=SETTLED if named else BARE)
+
+    def framed(self, frame: Frame, size: tuple[int, int] | None = None) -> Data:
+        """The same data with whole photos brought to their size by another rule, see `Samples.framed`."""
+        new: dict[str, Any] = {split: samples.framed(frame, size) for split, samples in self.sets.items()}
+        changed = any(new[split] is not samples for split, samples in self.sets.items())
+        return replace(self, **new) if changed else self
 
     def unlabelled(self) -> Data:
         """The same images without their labels and classes, for networks whose outputs are vectors."""

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections import ChainMap
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -27,14 +28,15 @@ from .dataset import Data, Request
 from .decode import Remarks
 from .encoded import tell_remarks
 from .extras import torchvision_datasets
-from .framing import centred
+from .framing import Frame
 from .given import ImageKind, image_pixels, is_image, kind_of, label_in, mask_of, read_item
 from .labels import BY_CONTENT
 from .masks import MaskForm, MaskSet, present
 from .pixels import Deviation
 from .progress import progress
 from .repeatable import COMPARED, Watch, refuse_random, spread
-from .samples import InMemory, Samples, Streamed
+from .samples import Images, InMemory, Samples, Streamed
+from .views import CLEAN
 
 _LOG = logging.getLogger("protege")
 
@@ -58,7 +60,7 @@ class Items:
         masked: bool = False,
     ) -> None:
         self.dataset, self.name, self.image_size, self.masked = dataset, name, image_size, masked
-        self.kind = kind or ImageKind()
+        self.kind, self.frame = kind or ImageKind(), Frame()
         self.positions = np.arange(len(dataset))
         self.mask_form = MaskForm()
         self.labels: Tensor | None = None  # by position in the Dataset, under the classes that `place` leads to
@@ -92,7 +94,7 @@ class Items:
         if self.placed and at not in self._places:
             self._places[at] = place_of_image(pixels if self.masked else image)
         self.remarks = dict.fromkeys(remarks, where) | self.remarks
-        pixels = _resized(pixels, self.image_size) if self.image_size else pixels
+        pixels = _resized(pixels, self.image_size, self.frame) if self.image_size else pixels
         if self.form is not None and tuple(pixels.shape) != self.form:
             sizes_differ = tuple(pixels.shape[:2]) != self.form[:2]
             remedy = "convert them in the Dataset"
@@ -123,6 +125,29 @@ class Items:
                 "list (.targets or .labels of the Dataset), or delete it so that items are read."
             )
         return pixels.numpy(), None
+
+    def framed(self, frame: Frame, size: tuple[int, int] | None) -> Items | None:
+        """`size`: not used, as images have the one that was asked for, or their own."""
+        if not self.image_size or frame == self.frame:
+            return None
+        other = self._copy()
+        other.frame = frame
+        return other
+
+    def images(self, frame: Frame, size: tuple[int, int] | None) -> tuple[Images, Images | None] | None:
+        made = self.framed(frame, size)
+        plain = self.framed(Frame(), size) or self
+        return None if made is None else (made._late(), None if frame == Frame() else plain._late())
+
+    def _late(self) -> Images:
+        """The pixels of all items, read when they are first asked for."""
+
+        def read(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            for row in rows.split(1):
+                yield row, torch.from_numpy(self.read(int(row), Augment(), CLEAN)[0])[None]
+
+        assert self.form is not None
+        return Images(torch.from_numpy(np.zeros((len(self), *self.form), np.uint8)), read, photos=self)
 
     def part(self, index: Tensor) -> Items:
         other = self._copy()
@@ -281,7 +306,10 @@ def _with_labels(
     for split, reader in items.items():
         pixels, labels = read[split][0], common.labels[split]
         reader.numbers, reader.place, reader.labels = common.numbers[split], common.place.get(split), labels
-        splits[split] = Streamed(reader, labels) if pixels is None else InMemory(pixels, labels)
+        if pixels is None:
+            splits[split] = Streamed(reader, labels)
+        else:
+            splits[split] = InMemory(Images(pixels, photos=reader if reader.image_size else None), labels)
     return common.classes, common.numbering, splits
 
 
@@ -293,11 +321,14 @@ def _has_mask(dataset: Any) -> bool:
         return False
 
 
-def _resized(pixels: Tensor, size: int) -> Tensor:
+def _resized(pixels: Tensor, size: int, frame: Frame) -> Tensor:
     """Pixels uint8 [H, W, C] brought to [size, size, C], as images of files are."""
-    if tuple(pixels.shape[:2]) == (size, size):
+    if tuple(pixels.shape[:2]) == (size, size) and frame == Frame():
         return pixels
-    planes = [np.asarray(centred(Image.fromarray(plane.numpy()), size, size)) for plane in pixels.unbind(2)]
+    planes = [
+        np.asarray(replace(frame, fill=(fill,)).applied(Image.fromarray(plane.numpy()), size, size))
+        for plane, fill in zip(pixels.unbind(2), frame.fill_of(pixels.shape[2]), strict=True)
+    ]
     return torch.from_numpy(np.stack(planes, 2))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from multiprocessing import get_all_start_methods, get_context
 from os import cpu_count
@@ -50,6 +50,11 @@ class Form:
     def frame(self) -> Frame:
         """How photos are brought to the size."""
         return self.resize if isinstance(self.resize, Frame) else Frame()
+
+    def framed(self, frame: Frame, size: tuple[int, int] | None) -> Form:
+        """The form of the same photos by another rule, at another (height, width) if one is given."""
+        height, width = size or (self.height, self.width)
+        return replace(self, height=height, width=width, resize=True if frame == Frame() else frame)
 
 
 Crop = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

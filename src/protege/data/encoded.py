@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from .augment import Augment
 from .contents import Stamps, content_of, place_of_bytes, places_of_files
 from .dataset import Data, Request
 from .decode import Form, Named, Remarks, decode, decode_all, in_threads
+from .framing import Frame
 from .kept import KeptPixels
 from .masks import MaskForm, fitted_mask, read_mask
 from .pixels import (
@@ -179,12 +180,20 @@ class Files(Source):
 
 
 class FromSource:
-    """Reads an image of a source, and its mask where there are files of `masks`."""
+    """Reads an image of a source, and its mask where there are files of `masks`. `first`: the form of whole photos as
+    their set was opened, whose size is `fixed` if it was asked for."""
 
     def __init__(
-        self, source: Source, form: Form, masks: Files | None = None, mask_form: MaskForm | None = None
+        self,
+        source: Source,
+        form: Form,
+        masks: Files | None = None,
+        mask_form: MaskForm | None = None,
+        first: Form | None = None,
+        fixed: bool = True,
     ) -> None:
         self.source, self.form, self.masks, self.mask_form = source, form, masks, mask_form
+        self.first, self.fixed, self.frame = first or form, fixed, form.frame
         self.shape = (form.channels, form.height, form.width)
         self.crops = mask_form is None
 
@@ -217,13 +226,56 @@ class FromSource:
         meaning = f"table={self.mask_form.table!r}, white={self.mask_form.white}"
         return hashlib.sha256(f"{VERSION} {files} {form} {meaning}".encode()).hexdigest()
 
+    def framed(self, frame: Frame, size: tuple[int, int] | None) -> FromSource | None:
+        form = self.first.framed(frame, None if self.fixed else size)
+        if self.mask_form is not None or not self.form.resize or form == self.form:
+            return None
+        return FromSource(self.source, form, first=self.first, fixed=self.fixed)
+
     def part(self, index: Tensor) -> FromSource:
         masks = self.masks and self.masks.part(index)
-        return FromSource(self.source.part(index), self.form, masks, self.mask_form)
+        return FromSource(self.source.part(index), self.form, masks, self.mask_form, self.first, self.fixed)
 
     def relabelled(self, place: Tensor) -> FromSource:
         mask_form = None if self.mask_form is None else self.mask_form.relabelled(place)
-        return FromSource(self.source, self.form, self.masks, mask_form)
+        return FromSource(self.source, self.form, self.masks, mask_form, self.first, self.fixed)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Encoded images that stay in memory once they are decoded: those that `reader` would read. `crops`: whether random
+    crops are cut from them, as from those for training. `counts`: how many there are in all, and for training."""
+
+    reader: FromSource
+    survey: Survey
+    request: Request
+    crops: bool
+    counts: tuple[int, int]
+
+    @property
+    def frame(self) -> Frame:
+        return self.reader.frame
+
+    def part(self, index: Tensor) -> Kept:
+        return replace(self, reader=self.reader.part(index))
+
+    def opened(self) -> tuple[Images, Images | None]:
+        """The images, and larger or whole ones from which random crops are cut."""
+        source, form, request = self.reader.source, self.reader.form, self.request
+        large = _larger(form, request.decoded_size) if self.crops else None
+        photos = self if form.resize else None
+        images = in_memory(source, form, self.survey, request.scratch, photos)
+        return images, None if large is None else in_memory(source, large, self.survey)
+
+    def images(self, frame: Frame, size: tuple[int, int] | None) -> tuple[Images, Images | None] | FromSource | None:
+        made = self.reader.framed(frame, size)
+        if made is None:
+            return None
+        if _bytes_of(self.counts, made.form, self.request.decoded_size) > self.request.memory_limit:
+            return FromSource(
+                made.source.random_access(self.request.scratch), made.form, first=made.first, fixed=made.fixed
+            )
+        return replace(self, reader=made).opened()
 
 
 def open_images(
@@ -244,7 +296,8 @@ def open_images(
         survey.add(*image, pixels=True)
         surveyed += 1
     form = survey.form(request.image_size, request.ranges)
-    fits = _bytes_of(sources, form, request.decoded_size) <= request.memory_limit
+    counts = total, len(sources["train"])
+    fits = _bytes_of(counts, form, request.decoded_size) <= request.memory_limit
     settled = survey.colour and form.resize  # whatever those are that have not been looked at
     if surveyed < total and (fits or survey.deep or not settled):
         new = list(sources.values())
@@ -256,36 +309,41 @@ def open_images(
                     survey.add(data, name)
                 advance(len(chunk))
         form = survey.form(request.image_size, request.ranges)
-        fits = _bytes_of(sources, form, request.decoded_size) <= request.memory_limit
+        fits = _bytes_of(counts, form, request.decoded_size) <= request.memory_limit
     if survey.deep:
         form = replace(form, ranges=settle(request.spec, _extents(sources), request.ranges))
     tell_remarks(survey.remarks)
     splits: dict[str, Samples] = {}
     for split, (source, labels) in images.items():
+        source = source if fits else source.random_access(request.scratch)
+        reader = FromSource(source, form, fixed=request.image_size is not None)
         if fits:
-            large = _larger(form, request.decoded_size) if split == "train" else None
-            larger = None if large is None else in_memory(source, large, survey)
-            splits[split] = InMemory(in_memory(source, form, survey, request.scratch), labels, larger=larger)
+            pixels, larger = Kept(reader, survey, request, split == "train", counts).opened()
+            splits[split] = InMemory(pixels, labels, larger=larger)
         else:
-            splits[split] = Streamed(FromSource(source.random_access(request.scratch), form), labels)
+            splits[split] = Streamed(reader, labels)
     places, ranges = sources["train"].places, form.ranges
     return request.data(splits, classes, places, numbering=numbering, superclasses=superclasses, ranges=ranges)
 
 
 def _larger(form: Form, side: int | None) -> Form | None:
     """What images are brought to from which crops are cut."""
-    return replace(form, height=side, width=side) if side is not None and form.resize and side > form.height else None
+    if side is not None and form.resize and side > form.height:
+        return replace(form, height=side, width=side, resize=True)
+    return form.framed(Frame(), None) if isinstance(form.resize, Frame) else None
 
 
-def _bytes_of(sources: Mapping[str, Source], form: Form, side: int | None) -> int:
+def _bytes_of(counts: tuple[int, int], form: Form, side: int | None) -> int:
     large = _larger(form, side)
-    forms = [(form, sum(map(len, sources.values()))), *([(large, len(sources["train"]))] if large else [])]
+    forms = [(form, counts[0]), *([(large, counts[1])] if large else [])]
     return sum(count * form.height * form.width * form.channels for form, count in forms)
 
 
-def in_memory(source: Source, form: Form, survey: Survey, scratch: Path | None = None) -> Images:
+def in_memory(
+    source: Source, form: Form, survey: Survey, scratch: Path | None = None, photos: Kept | None = None
+) -> Images:
     """The images of a source, decoded when they are first asked for; many small ones into a file in the folder
-    `scratch`, for later runs."""
+    `scratch`, for later runs. `photos` as those of `Images`."""
     kept = _kept(source, form, scratch) if scratch else None
     shape = (len(source), form.height, form.width, form.channels)
 
@@ -313,6 +371,7 @@ def in_memory(source: Source, form: Form, survey: Survey, scratch: Path | None =
         torch.from_numpy(np.zeros(shape, np.uint8) if kept is None else kept.pixels),
         decoded,
         partial(_digest, source, form),
+        photos=photos,
     )
 
 

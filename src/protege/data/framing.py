@@ -68,11 +68,15 @@ class Frame:
         whole = self.resized(photo, (width, height))
         image = image if photo == image.size == whole else image.resize(whole, resample, box)
         at = [self._start(side, goal) for side, goal in zip(whole, (width, height), strict=True)]
-        bands = len(image.getbands())
-        fill = self.fill if len(self.fill) == bands else (round(sum(self.fill) / max(1, len(self.fill))),) * bands
-        framed = Image.new(image.mode, (width, height), fill if bands > 1 else fill[0])
+        fill = self.fill_of(len(image.getbands()))
+        framed = Image.new(image.mode, (width, height), fill if len(fill) > 1 else fill[0])
         framed.paste(image, (at[0], at[1]))
         return framed
+
+    def fill_of(self, channels: int) -> tuple[int, ...]:
+        """The colour of borders in an image of so many channels."""
+        grey = round(sum(self.fill) / max(1, len(self.fill)))
+        return self.fill if len(self.fill) == channels else (grey,) * channels
 
     def _start(self, side: int, goal: int) -> int:
         """Where the resized photo begins, counted from where the target does."""

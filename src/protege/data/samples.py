@@ -12,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from .augment import Augment
 from .batch import Batch
 from .classes import renumbered
+from .framing import Frame
 from .mixing import blend, mixed_labels, partners, weights
 from .rendering import Render, Renderer, rendered
 from .views import CLEAN, VOID
@@ -32,11 +33,13 @@ class Samples(ABC):
     `labels`: int64 [N] on the CPU, one label a sample; None where labels are per pixel or token.
     `shape`: of one of the inputs that `fetch` returns: (C, H, W), or (L,) of tokens.
     `in_memory`: whether `fetch` is a few tensor operations, or reads and decodes.
+    `frame`: by which rule the clean view of a whole photo is brought to the shape.
     """
 
     labels: Tensor | None
     shape: tuple[int, ...]
     in_memory: bool
+    frame: Frame = Frame()
     _digest: str | None = None
 
     @abstractmethod
@@ -76,6 +79,12 @@ class Samples(ABC):
         """What makes batches of the samples at these positions (None: all) on the device where they lie, without the
         processor; None of streams, and with an `augment` that is made `on_host`. Raises as `load`, which it does."""
         return None
+
+    def framed(self, frame: Frame, size: tuple[int, int] | None = None) -> Samples:
+        """The same samples with whole photos brought to their shape by another rule; and to another `size` (height,
+        width) than that of all sets, unless they were asked for at one. These themselves, where they are no photos, or
+        are so already. Random crops are cut as before."""
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -139,12 +148,26 @@ def default_memory_limit(device: torch.device | str) -> int:
     return max(least, min(here, torch.cuda.mem_get_info(device)[0] // 2))
 
 
+class Photos(Protocol):
+    """Where images in memory come from, so that they can be brought to their size by another rule."""
+
+    @property
+    def frame(self) -> Frame: ...
+
+    def part(self, index: Tensor) -> Photos: ...
+
+    def images(self, frame: Frame, size: tuple[int, int] | None) -> tuple[Images, Images | None] | Reader | None:
+        """The images by this rule, and those that random crops are cut from if they are others; what reads them where
+        they do not fit into memory; None where they are so already."""
+
+
 class Images:
     """Pixels as one uint8 tensor [N, H, W, C].
 
     With `decode`, an image has its pixels once it was loaded: `decode(rows)` takes sorted rows, int64 [M], and yields
     some of them at a time with their pixels, or with None where the tensor has these. `content` is then a digest of
-    what they will be, in a set of which these are the images `of` (int64 [N]; None: all).
+    what they will be, in a set of which these are the images `of` (int64 [N]; None: all). `photos`: whence they come,
+    if they are whole photos brought to a size.
     """
 
     def __init__(
@@ -153,8 +176,9 @@ class Images:
         decode: Callable[[Tensor], Iterator[tuple[Tensor, Tensor | None]]] | None = None,
         content: Callable[[], str] | None = None,
         of: Tensor | None = None,
+        photos: Photos | None = None,
     ) -> None:
-        self.pixels, self._decode, self.content = pixels.contiguous(), decode, content
+        self.pixels, self._decode, self.content, self.photos = pixels.contiguous(), decode, content, photos
         self.of = torch.arange(len(pixels)) if of is None else of
         self.missing = None if decode is None else torch.ones(len(pixels), dtype=torch.bool)
 
@@ -184,7 +208,7 @@ class Images:
                 yield part, self.pixels[rows[part]]
 
         pixels = torch.zeros(len(rows), *self.pixels.shape[1:], dtype=torch.uint8, device=device)
-        copy = Images(pixels, decode, self.content, self.of[rows])
+        copy = Images(pixels, decode, self.content, self.of[rows], self.photos and self.photos.part(rows))
         copy.load(torch.arange(len(rows)) if late is None else (~late).nonzero()[:, 0])
         return copy
 
@@ -220,6 +244,8 @@ class InMemory(Samples):
         self._digest = digest
         _, height, width, channels = pixels.shape
         self.shape = (channels, height, width)
+        self.frame = self.images.photos.frame if self.images.photos else Frame()
+        self._framed: dict[Any, Samples | None] = {}
 
     def __len__(self) -> int:
         return len(self.images.pixels if self._rows is None else self._rows)
@@ -305,6 +331,21 @@ class InMemory(Samples):
             return self
         return self.copied(device)
 
+    def framed(self, frame: Frame, size: tuple[int, int] | None = None) -> Samples:
+        if (frame, size) not in self._framed:
+            self._framed[frame, size] = self._reframed(frame, size)
+        return self._framed[frame, size] or self
+
+    def _reframed(self, frame: Frame, size: tuple[int, int] | None) -> Samples | None:
+        photos, rows = self.images.photos, self._row_of(torch.arange(len(self)))
+        made = None if photos is None else photos.part(rows).images(frame, size)
+        if made is None:
+            return None
+        targets = self._of_samples(self._targets).cpu()
+        if not isinstance(made, tuple):
+            return Streamed(made, targets)
+        return InMemory(made[0], targets, larger=made[1]).to(self.device)
+
     def copied(self, device: torch.device | str) -> InMemory:
         """These samples alone, on a device; they are known as these are."""
         rows = self._row_of(torch.arange(len(self)))
@@ -324,10 +365,13 @@ class Reader(Protocol):
     def shape(self) -> tuple[int, int, int]: ...
     @property
     def crops(self) -> bool: ...
+    @property
+    def frame(self) -> Frame: ...
 
     def __len__(self) -> int: ...
     def read(self, position: int, augment: Augment, view: int) -> tuple[np.ndarray, np.ndarray | None]: ...
     def content(self, labels: Tensor | None) -> str: ...
+    def framed(self, frame: Frame, size: tuple[int, int] | None) -> Reader | None: ...
     def part(self, index: Tensor) -> Reader: ...
     def relabelled(self, place: Tensor) -> Reader: ...
 
@@ -342,7 +386,8 @@ class Streamed(Samples):
     in_memory = False
 
     def __init__(self, reader: Reader, labels: Tensor | None) -> None:
-        self.reader, self.shape = reader, reader.shape
+        self.reader, self.shape, self.frame = reader, reader.shape, reader.frame
+        self._framed: dict[Any, Samples | None] = {}
         self.labels = None if labels is None else labels.to("cpu", torch.int64)
 
     def __len__(self) -> int:
@@ -356,6 +401,12 @@ class Streamed(Samples):
         targets = torch.from_numpy(np.stack(masks)) if self.labels is None else self.labels[index]
         rest = replace(augment, crop=0.0, flip=False) if self.reader.crops and augment.crop else augment
         return Batch(*rendered(pixels, targets, torch.arange(len(index)), index, view, rest), index, view)
+
+    def framed(self, frame: Frame, size: tuple[int, int] | None = None) -> Samples:
+        if (frame, size) not in self._framed:
+            made = self.reader.framed(frame, size)
+            self._framed[frame, size] = None if made is None else Streamed(made, self.labels)
+        return self._framed[frame, size] or self
 
     def _content(self) -> str:
         return self.reader.content(self.labels)

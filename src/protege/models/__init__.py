@@ -5,7 +5,7 @@ from .fit import check_classes, check_fit, output_classes
 from .inputs import InputSpec
 from .load import load_model
 from .model import Model
-from .specs import held_out_by, known_ranges
+from .specs import framed_for, held_out_by, known_ranges, seen_by
 from .zoo import ZOO
 
 __all__ = [
@@ -16,8 +16,10 @@ __all__ = [
     "check_fit",
     "count_macs",
     "count_parameters",
+    "framed_for",
     "held_out_by",
     "known_ranges",
     "load_model",
     "output_classes",
+    "seen_by",
 ]

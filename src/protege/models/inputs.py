@@ -1,4 +1,4 @@
-"""How a network wants its input: channels, size, normalisation. Part of the model, not of the data.
+"""How a network wants its input: channels, size, normalisation, framing. Part of the model, not of the data.
 
 Data yields raw pixels (uint8, or floats in 0..1); every network turns them into what it was trained on. A
 teacher and a student with different normalisation can so be fed from one batch.
@@ -7,7 +7,7 @@ teacher and a student with different normalisation can so be fed from one batch.
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.framing import MODES, RESAMPLING, Frame
 from ..errors import UserError, shown
 
 MOST_CHANNELS = 2**16
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow's "L" mode uses
 FILLED = 16  # channels whose constants a compiled network fills in one by one
 ROUNDING = 0.25 / 255  # how far beyond 0 and 1 floats may lie: a quarter of a grey level
+FRAMING = ("interpolation", "crop_share", "crop_mode")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -32,8 +34,10 @@ class InputSpec:
 
     `mean` and `std` are per channel, in 0..1 units and in the order of the channels the network sees (so blue
     first where `order` is "bgr"); left empty they mean 0 and 1. `size` is (height, width), None where any
-    size will do. `kind` "tokens" hands its input over untouched. Raises `UserError` for values that cannot be
-    meant.
+    size will do. `kind` "tokens" hands its input over untouched. `interpolation` is how images are resized, and
+    `crop_share` and `crop_mode` are how whole photos are brought to the size where data is opened for the network, see
+    `protege.data.framing.Frame`; the network itself gets batches of one size, which it takes for framed already. Raises
+    `UserError` for values that cannot be meant.
     """
 
     kind: str = "image"
@@ -43,6 +47,9 @@ class InputSpec:
     std: tuple[float, ...] = ()
     order: str = "rgb"
     ranges: tuple[tuple[str, float, float], ...] = ()
+    interpolation: str = "bilinear"
+    crop_share: float | None = None
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         channels, size, ranges = self.channels, self.size, self.ranges
@@ -62,6 +69,12 @@ class InputSpec:
             self._require(name, usable, f"has {len(values)} values for {channels} channels; give one for each")
             object.__setattr__(self, name, tuple(map(float, values)) or (default,) * channels)
         self._require("std", min(self.std) > 0, "holds a value that is not above 0; give each channel's spread")
+        known = ", ".join(map(repr, RESAMPLING))
+        self._require("interpolation", self.interpolation in RESAMPLING, f"is not known; use one of {known}")
+        usable = self.crop_share is None or (_finite(self.crop_share) and 0.01 <= self.crop_share <= 4)
+        self._require("crop_share", usable, "should be a share, such as 0.875, of at least 0.01 and at most 4, or null")
+        known = ", ".join(map(repr, MODES))
+        self._require("crop_mode", self.crop_mode in MODES, f"is not known; use one of {known}")
         self._require("ranges", _is_list(ranges), "should be a list, such as [['integer', 0, 4095]]")
         for entry in ranges:
             parts: Any = entry if _is_list(entry, 3) else (None, None, None)
@@ -78,11 +91,34 @@ class InputSpec:
         if not usable:
             raise UserError(f"input {name} {shown(getattr(self, name))} {remedy}.")
 
+    @property
+    def frame(self) -> Frame:
+        """The rule by which whole photos are brought to the size."""
+        if self.crop_share is None:
+            return Frame(self.interpolation)
+        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else ()
+        return Frame(self.interpolation, self.crop_share, self.crop_mode, fill)
+
+    def framed(self, frame: Frame) -> "InputSpec":
+        """The same but for that rule."""
+        return dataclasses.replace(
+            self, interpolation=frame.interpolation, crop_share=frame.share, crop_mode=frame.mode
+        )
+
+    def framing(self) -> dict[str, Any]:
+        """What it says of that rule; nothing where it is this library's own."""
+        return {} if self.frame == Frame() else {key: getattr(self, key) for key in FRAMING}
+
+    def __repr__(self) -> str:  # without a rule that of the time before there were any, by which folders know networks
+        kept = [field.name for field in dataclasses.fields(self) if field.name not in FRAMING] + [*self.framing()]
+        return f"InputSpec({', '.join(f'{key}={getattr(self, key)!r}' for key in kept)})"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same spec back."""
         values = dataclasses.asdict(self)
         if not self.ranges:  # only few networks have seen files of more than 8 bits
             del values["ranges"]
+        values = {key: value for key, value in values.items() if key not in FRAMING} | self.framing()
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
@@ -100,8 +136,8 @@ class InputSpec:
         """Raw images [B, C, H, W] (uint8, or floats in 0..1) → float32 [B, channels, height, width].
 
         Grey becomes colour by repetition, colour becomes grey by ITU-R 601; other differences in channels
-        raise `UserError`. Resizing is bilinear with antialiasing and happens only where `size` is given and
-        differs. Channels-last images stay channels-last. Differentiable for float input.
+        raise `UserError`. Resizing is by the `interpolation` with antialiasing and happens only where
+        `size` is given and differs. Channels-last images stay channels-last. Differentiable for float input.
         """
         if self.kind == "tokens":
             return raw
@@ -124,7 +160,7 @@ class InputSpec:
         layout = torch.channels_last if pixels_first else torch.contiguous_format
         unit = 1 / 255 if raw.dtype == torch.uint8 else 1.0
         if self.size is not None and tuple(raw.shape[2:]) != self.size:
-            raw = _resized(raw, self.size)
+            raw = _resized(raw, self.size, self.interpolation)
         images = raw.to(torch.float32)
         if images.shape[1] == 3 and self.channels == 1:
             red, green, blue = LUMA
@@ -139,13 +175,39 @@ class InputSpec:
         return torch.addcmul(shift, images, scale).contiguous(memory_format=layout)
 
 
-def _resized(raw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing; uint8 stays uint8 on every device, as in Pillow and torchvision."""
-    if raw.dtype == torch.uint8 and raw.device.type != "cpu":
-        return _resized(raw.float(), size).round().clamp(0, 255).to(torch.uint8)
-    if raw.dtype not in (torch.uint8, torch.float32):
-        raw = raw.float()
-    return F.interpolate(raw, size, mode="bilinear", antialias=True, align_corners=False)
+def _resized(raw: Tensor, size: tuple[int, int], how: str) -> Tensor:
+    """With antialiasing; uint8 stays uint8 on every device, as in Pillow and torchvision, and floats from 0 to 1 so."""
+    if raw.dtype == torch.uint8 and (how in _KERNELS or raw.device.type != "cpu"):
+        return _interpolated(raw.float(), size, how, 255).round().to(torch.uint8)
+    return _interpolated(raw if raw.dtype == torch.uint8 else raw.float(), size, how, 1)
+
+
+def _interpolated(images: Tensor, size: tuple[int, int], how: str, white: int) -> Tensor:
+    if how == "nearest":
+        return F.interpolate(images, size, mode="nearest-exact")
+    if how not in _KERNELS:
+        images = F.interpolate(images, size, mode=how, antialias=True, align_corners=False)
+        sharpens = how == "bicubic" and images.is_floating_point()  # and so goes beyond black and white
+        return images.clamp(0, white) if sharpens else images
+    down, across = (_spread(n, m, how, images.device) for n, m in zip(images.shape[2:], size, strict=True))
+    return (down @ (images @ across.T).clamp(0, white)).clamp(0, white)
+
+
+def _spread(size: int, target: int, how: str, device: torch.device) -> Tensor:
+    """What share of each of ``size`` pixels the ``target`` ones are made of, [target, size], as in Pillow."""
+    radius, kernel = _KERNELS[how]
+    scale = size / target
+    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * scale
+    distance = (torch.arange(size, dtype=torch.float64) + 0.5 - centres[:, None]) / max(scale, 1.0)
+    shares = torch.where((distance > -radius) & (distance <= radius), kernel(distance), 0.0)
+    return (shares / shares.sum(1, keepdim=True)).to(device, torch.float32)
+
+
+_KERNELS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {  # those that torch has not
+    "box": (0.5, torch.ones_like),
+    "hamming": (1.0, lambda x: torch.sinc(x) * (0.54 + 0.46 * torch.cos(math.pi * x))),
+    "lanczos": (3.0, lambda x: torch.sinc(x) * torch.sinc(x / 3)),
+}
 
 
 def _check_range(raw: Tensor) -> None:

@@ -28,8 +28,19 @@ from .fit import output_classes
 from .inputs import InputSpec
 from .model import Model
 from .placing import channels_last
+from .preprocessing import from_torchvision
 from .saving import checked
-from .specs import TOKENS, channels_of, has_tokens, input_for, input_from_timm, input_of, spread
+from .specs import (
+    TOKENS,
+    as_framed,
+    channels_of,
+    has_tokens,
+    input_by_itself,
+    input_for,
+    input_from_timm,
+    input_of,
+    spread,
+)
 from .trust import FETCHING, names_code, refuse_untrusted
 
 logger = logging.getLogger(__name__)
@@ -166,7 +177,9 @@ def _from_timm(order: _Order) -> Model:
     arguments = {key: value for key, value in arguments.items() if key not in FETCHING["timm"]}
     arguments.setdefault("num_classes", int(getattr(network, "num_classes", 0)))
     spec = input_from_timm(network, keep_size=pretrained, image_size=arguments.get("img_size"))
-    return _fresh(order, network, spec or input_for(channels_of(network, data), data), arguments)
+    spec = spec or input_for(channels_of(network, data), data)
+    learned = pretrained or order.trained or "checkpoint_path" in order.arguments
+    return _fresh(order, network, spec if learned else as_framed(spec, data), arguments)
 
 
 def _from_smp(order: _Order) -> Model:
@@ -226,7 +239,8 @@ def _made(order: _Order, factory: Callable[..., Any]) -> Model:
         if network.source["model"] is None:
             network.source = {"model": order.name, "arguments": order.arguments}
         return network
-    return _fresh(order, network, input_of(network, order.data, order.trained), order.arguments)
+    spec = from_torchvision(order.name, order.arguments) or input_of(network, order.data, order.trained)
+    return _fresh(order, network, spec, order.arguments)
 
 
 def _fresh(order: _Order, network: nn.Module, spec: InputSpec, arguments: dict[str, Any]) -> Model:
@@ -244,7 +258,7 @@ def _fresh(order: _Order, network: nn.Module, spec: InputSpec, arguments: dict[s
 
 
 def _from_module(network: nn.Module, data: Data | None, trained: bool) -> Model:
-    if data is None and input_from_timm(network, keep_size=True) is None:
+    if data is None and input_by_itself(network, None, trained) is None:
         raise UserError(
             f"network {type(network).__name__} does not say how it wants its input; "
             "give data=…, or wrap it as Model(network, InputSpec(mean=…, std=…))."

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..data import Data, check_complete
 from ..errors import UserError
 from ..torch_utils import is_quantised, own_dtype, plain_parts
-from . import Model, check_classes, load_model
+from . import Model, check_classes, framed_for, load_model
 from .classes import in_order_of
 
 
@@ -46,7 +46,7 @@ def open_networks(
     else:
         with about("teacher", teacher_spec):
             teacher = load_model(given["teacher"], data=data, trained=True, trust=trust)
-            data = in_order_of(teacher.to(device), data)
+            data = framed_for(teacher, in_order_of(teacher.to(device), data), sized=False)
         torch.manual_seed(seed)  # a fresh student is the same whatever teaches it
     with about("student", student_spec):
         student = load_model(given["student"], data=data, trust=trust)
@@ -56,6 +56,7 @@ def open_networks(
             data = in_order_of(student, data, must=False)
         else:
             check_classes(student, data)
+    data = framed_for(student, data)
     student.classes, student.named = data.classes, data.named
     _refuse_coarse(student)
     if teacher is not None:

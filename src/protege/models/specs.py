@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Data
+from ..data import Data, Samples
+from ..data.framing import Frame
 from ..data.labels import BY_CONTENT, BY_POSITION
 from ..errors import UserError
 from ..torch_utils import copy_network, device_of, is_unmade, own_dtype, refuse_odd, seeded, untouched
@@ -20,6 +21,7 @@ from . import storage
 from .description import read_description
 from .inputs import IMAGENET_MEAN, IMAGENET_STD, LUMA, InputSpec
 from .model import Model
+from .preprocessing import from_timm, of_torchvision, of_transformers
 from .saving import SIZES
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,29 @@ def input_for(channels: int, data: Data | None, size: Sequence[int] | None = Non
         size = None if has_masks(data) else size or data.train.shape[1:]
     mean, std = (spread(values, channels) for values in (mean, std))
     pixels = None if size is None else (size[0], size[1])
-    return InputSpec(channels=channels, size=pixels, mean=mean, std=tuple(max(s, DARKEST_STD) for s in std))
+    spec = InputSpec(channels=channels, size=pixels, mean=mean, std=tuple(max(s, DARKEST_STD) for s in std))
+    return as_framed(spec, data)
+
+
+def as_framed(spec: InputSpec, data: Data | None) -> InputSpec:
+    """The spec of a network that is yet to learn from the data: it sees photos as they are framed there."""
+    return spec if data is None else spec.framed(getattr(data.train, "frame", Frame()))
+
+
+def framed_for(model: Model, data: Data, sized: bool = True) -> Data:
+    """The data with whole photos brought to their size by the model's rule; and to the size that it goes with, unless
+    they were asked for at one, or not ``sized``."""
+    return data.framed(*_framing(model, sized))
+
+
+def seen_by(model: nn.Module, samples: Samples) -> Samples:
+    """The same of some samples."""
+    return samples.framed(*_framing(model)) if isinstance(model, Model) else samples
+
+
+def _framing(model: Model, sized: bool = True) -> tuple[Frame, Size | None]:
+    spec = model.input
+    return spec.frame, spec.size if sized and spec.crop_share is not None else None
 
 
 def spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
@@ -65,8 +89,8 @@ def spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 def input_of(network: nn.Module, data: Data | None, trained: bool) -> InputSpec:
     """The spec of the user's own network: what it says itself, else the data's, at a size that it runs at."""
-    if spec := input_from_timm(network, keep_size=True, data=data):
-        return spec
+    if spec := input_by_itself(network, data, trained):
+        return replace(spec, size=None, crop_share=None) if data is not None and has_masks(data) else spec
     spec = input_for(channels_of(network, data), data)
     if trained and spec.kind == "image":
         logger.info(
@@ -77,6 +101,27 @@ def input_of(network: nn.Module, data: Data | None, trained: bool) -> InputSpec:
     if spec.size is None or not (named := sizes_named(network)):
         return spec
     return replace(spec, size=fitting_size(network, spec.channels, [spec.size, *named]) or spec.size)
+
+
+def input_by_itself(network: nn.Module, data: Data | None, trained: bool) -> InputSpec | None:
+    """The spec of a network of a library that tells it, at the size that it was built for; None of others."""
+    if spec := input_from_timm(network, keep_size=True, data=data):
+        return spec
+    of_library = of_transformers(network)
+    if of_library is None:
+        return of_torchvision(network) if trained else None
+    spec, known = of_library
+    channels = channels_of(network, data)
+    mean, std = (spread(values, channels) for values in (spec.mean, spec.std))
+    spec = replace(spec, channels=channels, mean=mean, std=std, order=spec.order if channels == 3 else "rgb")
+    shapes = [data.train.shape[1:]] if data is not None else []
+    sizes = [(height, width) for height, width in shapes]
+    if not known:
+        spec = as_framed(replace(spec, size=None, interpolation="bilinear", crop_share=None, crop_mode="center"), data)
+    elif spec.size is not None:
+        sizes = [spec.size, *sizes]
+    named = sizes_named(network)
+    return replace(spec, size=fitting_size(network, channels, [*sizes, *named]) or next(iter([*named, *sizes]), None))
 
 
 def input_from_timm(
@@ -96,7 +141,7 @@ def input_from_timm(
         likely = [*given, *sizes_named(network), trained, *((height, width) for height, width in shapes)]
         size = fitting_size(network, channels, [*likely, *((side, side) for side in SIZES)]) or likely[0]
     mean, std = (spread(config[key], channels) for key in ("mean", "std"))
-    return InputSpec(channels=channels, size=size, mean=mean, std=std)
+    return InputSpec(channels=channels, size=size, mean=mean, std=std).framed(from_timm(config))
 
 
 # ---- for which size a network was made, where it is made for one: asked of itself, by trying ------------------------

@@ -34,9 +34,11 @@ from ..models import (
     check_classes,
     count_macs,
     count_parameters,
+    framed_for,
     held_out_by,
     known_ranges,
     load_model,
+    seen_by,
 )
 from ..models.classes import in_order_of
 from ..models.opening import about
@@ -198,14 +200,14 @@ def _opened(specs: dict[str, Any], data: Data, seed: int, trust: bool) -> tuple[
     """The networks, and the data in the order of the teacher's classes."""
     with about("teacher", specs["teacher"]):
         teacher = load_model(specs["teacher"], data=data, trained=True, trust=trust)
-        data = in_order_of(teacher, data)
+        data = framed_for(teacher, in_order_of(teacher, data), sized=False)
     if specs["student"] is None:
         return {"teacher": teacher}, data
     torch.manual_seed(seed)  # a fresh student is the one that a run with this seed begins with
     with about("student", specs["student"]):
         student = load_model(specs["student"], data=data, trust=trust)
         check_classes(student, data)
-    return {"student": student, "teacher": teacher}, data
+    return {"student": student, "teacher": teacher}, framed_for(student, data)
 
 
 @dataclass(frozen=True)
@@ -249,9 +251,10 @@ class _Stage:
         )
         test = None
         if data.test is not None:
-            unseen = _some(data.test, torch.arange(len(data.test)))
+            shown = seen_by(model, data.test)
+            unseen = _some(shown, torch.arange(len(shown)))
             report = display.reporter(f"{role} on the test set")
-            test = look(data.test, unseen, view=CLEAN, augment=Augment(), report=report)
+            test = look(shown, unseen, view=CLEAN, augment=Augment(), report=report)
         raw = next(batches(data.train, [torch.tensor([0, 1])], CLEAN, Augment(), device=self.device)).inputs
         layer = logit_layer(model, len(data.classes), raw, task)
         sizes = {"params": count_parameters(model.network), "macs": count_macs(model, raw)}

@@ -16,7 +16,7 @@ from ..data.classes import SORTED
 from ..data.given import has_splits
 from ..data.spec import GIB
 from ..errors import UserError
-from ..models import held_out_by, known_ranges, load_model
+from ..models import framed_for, held_out_by, known_ranges, load_model
 from ..models.classes import in_order_of
 from ..models.placing import place
 from ..models.precision import autocast_for, resolve_precision
@@ -65,7 +65,7 @@ def evaluate(
         loaded = replace(loaded, test=loaded.train)
     network = load_model(model, data=loaded, trained=True, trust=trust)
     guessed = loaded.numbering == SORTED and not network.named
-    loaded = in_order_of(network, loaded)
+    loaded = framed_for(network, in_order_of(network, loaded))
     samples = loaded.test if whole else getattr(loaded, chosen)
     if samples is None or (not loaded.labelled and (whole or chosen == "train")):
         what = "labels to measure by" if not loaded.labelled else f"{chosen} split"

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..data import CLEAN, Augment, Data, batches, choose
 from ..errors import UserError, told
 from ..files import drafts, is_export, write_json
-from ..models import Model, count_macs, count_parameters, load_model
+from ..models import Model, count_macs, count_parameters, framed_for, load_model, seen_by
 from ..models.classes import in_order_of
 from ..models.storage import locate
 from ..numerics import exact
@@ -89,7 +89,7 @@ def export(
     check_out(out, resume=None, overwrite=overwrite, owned=is_export, proof=f"{RECORD} of an export", replaced=replaced)
     opened = open_for(data, image_size, model)
     original = copy_network(load_model(model, data=opened, trained=True, trust=trust)).cpu().eval()
-    opened = opened and in_order_of(original, opened)
+    opened = opened and framed_for(original, in_order_of(original, opened))
     raw = example_of(original, opened)
     out.mkdir(parents=True, exist_ok=True)
     with drafts(out, "export") as work:  # what is there stays until the new one is whole
@@ -114,7 +114,7 @@ def export(
             "version": 1,
             "to": to,
             "file": file.name,
-            "input": {"dtype": "uint8", "shape": ["batch", *raw.shape[1:]]},
+            "input": {"dtype": "uint8", "shape": ["batch", *raw.shape[1:]], **original.input.framing()},
             "difference": difference,
             "samples": samples if to == "int8" else None,
             "bytes": {
@@ -344,7 +344,9 @@ def _difference(model: nn.Module, exported: nn.Module, inputs: list[Tensor]) -> 
 def _metrics(network: nn.Module, data: Data | None) -> dict[str, float]:
     if data is None or data.test is None or not data.classes:
         return {}
-    return run_evaluation(network, data.test.to("cpu"), TASKS[data.task].metrics(len(data.classes)))[0]
+    return run_evaluation(network, seen_by(network, data.test).to("cpu"), TASKS[data.task].metrics(len(data.classes)))[
+        0
+    ]
 
 
 @torch.no_grad()

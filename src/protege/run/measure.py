@@ -18,7 +18,7 @@ import torch
 from ..data import CLEAN, Augment, batches, cache_root, choose, forward_size
 from ..errors import UserError
 from ..files import write_json
-from ..models import Model
+from ..models import Model, seen_by
 from ..signals.identity import behaviour, fingerprint
 from ..signals.signals import PROBE
 from ..tasks import task_digest
@@ -107,10 +107,10 @@ def _try_teacher(run: Run, teacher: Model) -> None:
     refuse = partial(refuse_chance_level, teacher, spec, loop)
     judged = run.data.labelled or not run.task.labelled
     if judged and run.method.labels != "unread" and run.settings.method != "none":
-        refuse(loop.train.samples, loop.train.positions)
+        refuse(seen_by(teacher, loop.train.samples), loop.train.positions)
     elif loop.monitor is not None:  # it teaches nothing, or labels are missing or may be anything
         try:
-            refuse(loop.monitor.samples, loop.monitor.positions, "test set")
+            refuse(seen_by(teacher, loop.monitor.samples), loop.monitor.positions, "test set")
         except UserError as error:
             logging.getLogger("protege").warning("%s", error)
     else:
@@ -146,7 +146,7 @@ def _measured(run: Run, network: Model, title: str) -> tuple[dict[str, float], d
     """Test metrics and details; without a test set, how often a student agrees with its teacher."""
     loop = run.loop
     if run.data.test is not None:
-        return loop.evaluate(network, run.data.test, title=title)
+        return loop.evaluate(network, seen_by(network, run.data.test), title=title)
     if run.teacher is None or network is run.teacher:
         return {}, {}
     samples = loop.train.samples
@@ -164,6 +164,7 @@ def _memory(run: Run, network: Model) -> Path | None:
     loop, test = run.loop, run.data.test
     if test is None:
         return None
+    test = seen_by(network, test)
     how = f"{loop.precision} {loop.device.type}"
     positions = torch.arange(min(forward_size(test, PROBE), len(test)))
     first = next(batches(test, [positions], CLEAN, Augment(), device=loop.device))

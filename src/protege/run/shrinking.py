@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data import Data, load_data
 from ..errors import UserError, told
 from ..files import is_shrunk, write_json
-from ..models import Model, count_macs, count_parameters, held_out_by, known_ranges, load_model
+from ..models import Model, count_macs, count_parameters, framed_for, held_out_by, known_ranges, load_model
 from ..models.classes import in_order_of
 from ..models.saving import described
 from ..numerics import exact
@@ -77,7 +77,7 @@ def shrink(
         )
     opened = open_for(data, image_size, model)
     original = copy_network(load_model(model, data=opened, trained=True, trust=trust))  # it may be the caller's own
-    opened = opened and in_order_of(original, opened)
+    opened = opened and framed_for(original, in_order_of(original, opened))
     raw = example_of(original, opened)
     prepared = original.prepared(raw)
     if how == "decouple":

@@ -18,7 +18,7 @@ from ..data.progress import progress
 from ..data.spec import GIB
 from ..errors import UserError, shown
 from ..files import usable
-from ..models import held_out_by, known_ranges, load_model
+from ..models import framed_for, held_out_by, known_ranges, load_model
 from ..models.classes import in_order_of
 from ..models.opening import about
 from ..models.placing import place
@@ -264,7 +264,7 @@ def _opened(
             given, image_size=image_size, whole=alone, ranges=known_ranges(teacher), held_out=held_out_by(teacher)
         )
         model = load_model(teacher, data=data, trained=True, trust=trust)
-        data = in_order_of(model.to(device), data)
+        data = framed_for(model, in_order_of(model.to(device), data), sized=False)
     place(model, device)
     return data, model
 
