@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 import protege
 from protege import InputSpec, Model, UserError
-from protege.data import check_complete, load_data
+from protege.data import check_complete, imagenet, load_data
 from protege.data.classes import by_number, ordered, other_order, places, union
 from protege.models import storage
 from protege.models.classes import in_order_of, tail
@@ -469,3 +469,143 @@ def test_a_network_may_carry_names():
     assert accuracy(network, image_folder(some(2), WORDS)) == 1
     network.config.id2label = {k: f"LABEL_{k}" for k in range(COUNT)}
     assert protege.load_model(network, data=load_data(Columned(some())), trained=True).classes == ()
+
+
+# --- names that the user gives, and ImageNet's
+
+
+def written(path: Path, names) -> Path:
+    path.write_text("\n".join(names) + "\n\n")
+    return path
+
+
+def test_names_given_for_a_network_that_has_none(tmp_path, caplog):
+    """In every entry point, as a file and as a list; the data is brought into their order, and the student has them."""
+    root, file = folders(tmp_path / "photos", WORDS, each=5), written(tmp_path / "names.txt", WORDS)
+    other = folders(tmp_path / "other", only(1, 3, 10, 11, names=[f" {word.title()}_" for word in WORDS]))
+    with pytest.raises(UserError, match=r"outputs' names as classes=…"):
+        accuracy(columns(), f"images:{other}")
+    for names in (file, {word: number for number, word in enumerate(WORDS)}):
+        assert accuracy(columns(), f"images:{other}", classes=names) == 1
+    assert "'Eleven' is taken for the model's 'eleven'" in caplog.text.replace("' Eleven_'", "'Eleven'")
+    assert protege.diagnose(columns(), f"images:{root}", classes=file).result["teacher"]["test"]["accuracy"] == 1
+    recipe = {"student": "zoo:mlp", "data": f"images:{root}", "epochs": 1, "classes": str(file)}
+    (tmp_path / "recipe.toml").write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in recipe.items()))
+    run = protege.distill(columns(), out=tmp_path / "run", recipe=tmp_path / "recipe.toml")
+    assert run.result["teacher"]["metrics"]["accuracy"] == 1
+    assert (run.student.classes, run.student.named) == (WORDS, True)
+    again = protege.distill(columns(), out=tmp_path / "run", recipe=tmp_path / "recipe.toml", resume=True)
+    assert again.metrics == run.metrics
+    bare = protege.distill(columns(), "zoo:mlp", Columned(some()), out=tmp_path / "bare", classes=WORDS, epochs=1)
+    assert bare.student.classes == protege.load_model(tmp_path / "bare/student").classes == WORDS
+    assert columns().classes == ()
+
+
+def test_names_given_for_a_student_that_is_trained(tmp_path):
+    """A fresh one gets an output for each; one that was trained before without names gets these."""
+    root, names = folders(tmp_path / "photos", only(1, 3, 10, 11, names=WORDS), each=5), WORDS
+    run = protege.train("zoo:mlp", f"images:{root}", out=tmp_path / "run", epochs=1, classes=names)
+    assert run.student.classes == WORDS
+    unnamed = protege.train("zoo:mlp", Columned(some()), out=tmp_path / "bare", epochs=1)
+    assert not unnamed.student.named
+    more = protege.train(str(tmp_path / "bare/student"), Columned(some()), out=tmp_path / "m", epochs=1, classes=names)
+    assert more.student.classes == WORDS
+    assert more.result["student"]["before"]["accuracy"] == unnamed.metrics["accuracy"]
+    named = protege.train(str(tmp_path / "m/student"), f"images:{root}", out=tmp_path / "n", epochs=1)
+    assert named.student.classes == WORDS
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["a", "b"], "names 2 classes but has 12 outputs"),
+        ([*WORDS[:-1], "one"], "have 'one' twice"),
+        (12, "are no names"),
+        ({"a", "b"}, "has no order"),
+        (["", *WORDS[1:]], "empty"),
+        ("missing.txt", "does not exist; expected a classes file"),
+        ("empty.txt", "line 2 of .*empty.txt' is empty"),
+        ("twice.txt", "have 'a' twice"),
+        (".", "is a directory"),
+    ],
+)
+def test_names_given_that_are_none(tmp_path, monkeypatch, given, sentence):
+    monkeypatch.chdir(tmp_path)
+    written(Path("empty.txt"), ["a", "", "b"])
+    written(Path("twice.txt"), ["a", "b", "a"])
+    with pytest.raises(UserError, match=sentence) as caught:
+        protege.distill(columns(), "zoo:mlp", Columned(some()), out="run", epochs=1, classes=given)
+    assert ". " not in str(caught.value).replace(".txt", "")
+    for call in (accuracy, protege.diagnose):
+        with pytest.raises(UserError, match=sentence):
+            call(columns(), Columned(some()), classes=given)
+    assert not Path("run").exists()
+
+
+def test_names_given_for_a_network_that_has_others():
+    assert accuracy(columns(classes=WORDS), Columned(some()), classes=[word.upper() for word in WORDS[::-1]]) == 1
+    with pytest.raises(
+        UserError, match=r"names its 12 classes itself .'zero', 'one', 'two' and 9 more.* leave them out"
+    ):
+        accuracy(columns(classes=WORDS), Columned(some()), classes=NUMBERS)
+
+
+def test_classes_that_the_network_has_not_are_all_named(tmp_path):
+    more = Columned(some(), classes=[*WORDS, "newt", "owl", "fox"], shown=[*some()])
+    more.own[:3] = [12, 13, 14]
+    with pytest.raises(UserError, match=r"has no class 'newt', 'owl', 'fox', which the data has"):
+        accuracy(columns(classes=WORDS), more)
+    instead = [*WORDS[:-1], "owl"]
+    with pytest.raises(UserError, match=r"has no class 'owl', which the data has"):
+        accuracy(columns(classes=WORDS), Columned([11, 1] * 9, [2, 1] * 9, classes=instead))
+    assert accuracy(columns(classes=WORDS), Columned(some(), classes=instead)) == 1  # another word for it
+
+
+class Thousand(Columns):
+    """An ImageNet network: its outputs at these places are the columns."""
+
+    def __init__(self, places, count=1000):
+        super().__init__()
+        self.places, self.count = places, count
+
+    def forward(self, x):
+        return torch.zeros(len(x), self.count).index_copy(1, torch.tensor(self.places), super().forward(x))
+
+
+def thousand_words(background=False) -> list[str]:
+    """As libraries call them, though most only by numbers."""
+    words = {number: f"{word}, and a synonym" for number, word in imagenet._KNOWN.items()}
+    return ["background"] * background + [words.get(number, f"word {number}") for number in range(1000)]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_folders_called_by_synsets_are_known_to_imagenet_networks(tmp_path, first):
+    chosen = [3, 7, 12, 40, 200, 207, 281, 340, 404, 817, 963, 999]
+    synsets = imagenet.synsets()
+    root = folders(tmp_path / "photos", [synsets[place] for place in chosen], each=5)
+    mapping = folders(tmp_path / "mapping", [f"{synsets[place]} some, words" for place in chosen])
+    network, count = Thousand([place + first for place in chosen], 1000 + first), 1000 + first
+    words = thousand_words(background=bool(first))
+    for model in (Model(network, InputSpec(channels=1), classes=names) for names in ((), words)):
+        assert accuracy(model, f"images:{root}") == accuracy(model, f"images:{mapping}") == 1
+    model = Model(network, InputSpec(channels=1), classes=words)
+    run = protege.distill(model, "zoo:mlp", f"images:{root}", out=tmp_path / "run", epochs=1)
+    assert run.student.classes == tuple(words)
+    bare = protege.distill(
+        Model(network, InputSpec(channels=1)), "zoo:mlp", f"images:{root}", out=tmp_path / "bare", epochs=1
+    )
+    assert bare.student.classes == imagenet.outputs(count)
+    assert (
+        accuracy(Model(Columns(), InputSpec(channels=1), classes=[synsets[p] for p in chosen]), f"images:{root}") == 1
+    )
+    folders(root, ["n99999999"], splits=("test",))
+    with pytest.raises(UserError, match="no class 'n99999999'"):
+        accuracy(model, f"images:{root}")
+
+
+def test_a_thousand_classes_are_imagenets_only_where_it_has_them():
+    assert len(set(imagenet.synsets())) == 1000
+    assert list(imagenet.synsets()) == sorted(imagenet.synsets())
+    assert imagenet.as_synsets(thousand_words()) == imagenet.synsets()
+    assert imagenet.as_synsets(sorted(thousand_words())) == ()
+    assert imagenet.as_synsets(["n01440764", "tench"]) == imagenet.as_synsets([]) == ()

@@ -31,6 +31,7 @@ GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its 
     "teacher": "runs/teacher",
     "student": "zoo:mlp",
     "data": "digits",
+    "classes": "names.txt",
     "method": "kd",
     "fraction": 0.5,
     "samples": 100,

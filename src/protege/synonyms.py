@@ -32,6 +32,7 @@ SETTING_NAMES = _names(
     student="model net network",
     teacher="teachermodel from",
     data="dataset datapath datadir path root",
+    classes="classnames names labelnames",
     image_size="imgsize size resolution imgsz",
     workers="numworkers nworkers jobs",
     optimizer="optim opt",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from .options import DataSpec, ImageSize, ModelSpec, Precision, Trust
+from .options import Classes, DataSpec, ImageSize, ModelSpec, Precision, Trust
 
 
 def command(
@@ -21,6 +21,7 @@ def command(
         float | None, Option(help="T of the distillation that is meant; default: 4 (text: 1)")
     ] = None,
     weight: Annotated[float, Option(help="λ of the distillation that is meant")] = 0.9,
+    classes: Classes = None,
     image_size: ImageSize = None,
     seed: Annotated[int, Option(help="of the choice of samples and a fresh student's weights")] = 0,
     precision: Precision = "auto",

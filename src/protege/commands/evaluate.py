@@ -7,13 +7,14 @@ from typing import Annotated
 
 from typer import Option
 
-from .options import DataSpec, ImageSize, ModelSpec, Precision, Trust
+from .options import Classes, DataSpec, ImageSize, ModelSpec, Precision, Trust
 
 
 def command(
     model: ModelSpec,
     data: DataSpec,
     split: Annotated[str | None, Option(help="train, val, test, or all of data without splits")] = None,
+    classes: Classes = None,
     image_size: ImageSize = None,
     precision: Precision = "auto",
     trust: Trust = False,

@@ -55,6 +55,7 @@ Trust = Annotated[bool, Option("--trust", help="run the Python that the folder o
 ModelSpec = Annotated[str, Option(help="model spec, a model's folder or a run's student folder")]
 DataSpec = Annotated[str, Option(help="data spec")]
 ImageSize = Annotated[int | None, Option(help="side images are brought to, as in distill")]
+Classes = Annotated[str | None, Option(help="a file with the names of a network's outputs, one a line")]
 Precision = Annotated[str, Option(help="auto, bf16 or fp32")]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import EnumMeta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from ..errors import UserError, shown
+from ..files import read_text
 from .labels import MOST_CLASSES, UNLABELLED
 
 BARE, SORTED, GIVEN, SETTLED, VECTORS = "bare", "sorted", "given", "settled", "vectors"
@@ -80,6 +82,35 @@ def read_naming(given: Any, what: str) -> Naming | None:
     names = tuple(_text(entry, what) for entry in listed)
     check_text(names, what)
     return Naming(names, named=True)
+
+
+def read_classes(given: Any) -> tuple[str, ...]:
+    """Names of classes as the user gives them: of any kind, or a text file with one a line; () for None.
+
+    Raises `UserError` for what names no classes, or two alike."""
+    if given is None:
+        return ()
+    what = "names given as classes"
+    if isinstance(given, str | Path):
+        what = f"classes of {str(given)!r}"
+        given = _lines(given)
+    naming = read_naming(given, what)
+    if naming is None or not naming.named:
+        raise UserError(f"the {what} are no names; expected a name for each output of the network, one a line.")
+    if not all(map(str.strip, naming.names)):
+        raise UserError(f"the {what} have an empty one; expected a name for each output of the network: fill it in.")
+    if twice := [name for name, times in Counter(naming.names).items() if times > 1]:
+        raise UserError(f"the {what} have {twice[0]!r} twice; expected another name for each class: rename one.")
+    return naming.names
+
+
+def _lines(path: str | Path) -> list[str]:
+    lines = [line.strip() for line in read_text(path, "classes").splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise UserError(f"line {lines.index('') + 1} of {str(path)!r} is empty; expected the name of a class in each.")
+    return lines
 
 
 def _text(entry: Any, what: str) -> str:

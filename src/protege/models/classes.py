@@ -1,11 +1,13 @@
 """Which output of a network is which class: the data is brought into the order of the network that knows its classes.
 
-Names settle it, where both have some. Otherwise names may have been numbered in the order of their numbers (0, 1, 2 …
-10) or of their text (0, 1, 10, 2 …, as folders are listed): where these differ, both are tried on labelled samples.
+Names settle it, where both have some: the network's own, those that the user gives it, or ImageNet's. Otherwise names
+may have been numbered in the order of their numbers (0, 1, 2 … 10) or of their text (0, 1, 10, 2 …, as folders are
+listed): where these differ, both are tried on labelled samples.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data import CLEAN, Augment, Data, Samples, batches, choose, forward_size
+from ..data import CLEAN, Augment, Data, Samples, batches, choose, forward_size, imagenet
 from ..data.classes import GIVEN, ORDERS, SETTLED, SORTED, VECTORS, numbers, ordered, other_order, places
 from ..errors import UserError
 from ..numerics import exact
@@ -24,6 +26,7 @@ from . import Model, check_fit
 TRIED = 512  # samples that two orders are tried on
 BATCH = 256
 RARE = 0.00135  # beyond three standard deviations on one side
+LISTED = 10  # names in a sentence
 
 logger = logging.getLogger("protege")
 
@@ -35,6 +38,37 @@ class Order:
 
     name: str
     place: tuple[int | None, ...]
+
+
+def with_names(model: Model, names: Sequence[str]) -> Model:
+    """The model with names for its outputs, where it has none; itself without ``names``. `UserError` for one that has
+    others."""
+    if not names:
+        return model
+    if model.named and (len(model.classes) != len(names) or None in _places(names, model.classes)):
+        raise UserError(
+            f"the model names its {len(model.classes)} classes itself ({_list(model.classes, 3)}), and classes = "
+            f"{_list(names, 3)} are others; expected names for a network that has none: leave them out."
+        )
+    if model.input.kind == "tokens":
+        raise UserError("the model takes text, so that its outputs are words; expected images: leave out classes=….")
+    named = copy.copy(model)  # it may be the caller's own
+    named.classes, named.named = (model.classes if model.named else tuple(names)), True
+    return named
+
+
+def with_classes(data: Data, names: Sequence[str]) -> Data:
+    """The data under classes of these names, in this order; itself without ``names``, or where it has no labels."""
+    if not names or not data.classes or data.task == "language":
+        return data
+    if data.named:
+        return data.numbered(tuple(names), _by_name(tuple(names), data, "the classes that are given").place)
+    if max(data.shown, default=0) >= len(names):
+        raise UserError(
+            f"the data has labels up to {max(data.shown)} and classes = {_list(names, 3)} are {len(names)}; expected a "
+            "name for each: add some."
+        )
+    return data.numbered(tuple(names), range(len(data.classes)))
 
 
 @exact()
@@ -58,7 +92,7 @@ def in_order_of(model: Model, data: Data, must: bool = True) -> Data:
     if not data.classes:  # images without labels
         return data.numbered(classes, (), model.named)
     if model.named and data.named and not _only_numbers(model, data):
-        found = _by_name(model, data)
+        found = _by_name(model.classes, data, "the model", model)
         if found.place != tuple(range(outputs)) or classes != data.classes:
             _tell_names(model, data, found)
         return data.numbered(classes, found.place)
@@ -66,7 +100,8 @@ def in_order_of(model: Model, data: Data, must: bool = True) -> Data:
     order = possible[0] if len(possible) == 1 else _tried(model, data, possible, must)
     if data.named and not model.named:
         names = dict(zip(order.place, data.classes, strict=True))
-        classes = tuple(names.get(number, name) for number, name in enumerate(numbers(outputs)))
+        others = imagenet.outputs(outputs) if order.name == "ImageNet's" else numbers(outputs)
+        classes = tuple(names.get(number, name) for number, name in enumerate(others))
     return data.numbered(classes, order.place, model.named or data.named)
 
 
@@ -82,39 +117,63 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdecimal()
 
 
-def _by_name(model: Model, data: Data) -> Order:
-    """The data's classes where the model has them, by names."""
-    place = places(data.classes, model.classes)
+def _places(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+    """`places`, by ImageNet's synsets too: of folders called by them, and of networks with its thousand classes."""
+    place = places(names, classes)
+    if None in place and (ours := imagenet.as_synsets(names)) and (theirs := imagenet.as_synsets(classes)):
+        return places(ours, theirs)
+    return place
+
+
+def _by_name(classes: tuple[str, ...], data: Data, who: str, model: Model | None = None) -> Order:
+    """Where the data's classes stand among ``classes``, which are those of ``who``."""
+    if classes == data.classes:
+        return Order("by name", tuple(range(len(classes))))
+    place = _places(data.classes, classes)
     missing = [number for number in data.shown if place[number] is None]
-    if model.classes == data.classes:
-        place = list(range(len(place)))
-    elif missing:
-        alike = len(model.classes) == len(data.classes) and len(missing) < len(data.shown)
-        if not alike or any(number not in (None, at) for at, number in enumerate(place)):
-            raise UserError(_strangers(model, data, missing))
-        place = list(range(len(place)))  # some are only called otherwise: those that both know stand in their places
+    if missing:
+        alike = len(classes) == len(data.classes) and all(number in (None, at) for at, number in enumerate(place))
+        if not alike or model is None or len(missing) == len(data.shown) or not _knows(model, data, missing):
+            raise UserError(_strangers(classes, data, missing, who))
+        place = list(range(len(place)))  # some are only called otherwise: the others stand in their places
     return Order("by name", tuple(place))
 
 
-def _strangers(model: Model, data: Data, missing: Sequence[int]) -> str:
-    known = ", ".join(map(repr, model.classes[:3])) + (", …" if len(model.classes) > 3 else "")
-    first, count = data.classes[missing[0]], len(data.classes)
+def _strangers(classes: Sequence[str], data: Data, missing: Sequence[int], who: str) -> str:
+    known, strange = _list(classes, 3), _list([data.classes[number] for number in missing], LISTED)
+    count = len(data.classes)
     if count == 1:
         return (
-            f"data '{data.name}' has only one class, {first!r}; at least two are expected, or one of the model's "
+            f"data '{data.name}' has only one class, {strange}; at least two are expected, or one of {who}'s "
             f"({known}), or images without classes in a folder without others."
         )
-    if len(missing) == len(data.shown) and count != len(model.classes):
+    if len(missing) == len(data.shown) and count != len(classes) and who == "the model":
         return (
-            f"the model has {len(model.classes)} outputs but the data has {count} classes; use a model made for this "
+            f"the model has {len(classes)} outputs but the data has {count} classes; use a model made for this "
             f"data, or name the data's classes as the model's ({known})."
         )
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     return (
-        f"the model has no class {first!r}{more}, which the data has; expected some of its {len(model.classes)} "
-        f"classes ({known}): name the data's classes so, or give images without classes (in a folder without others), "
-        "which can teach too."
+        f"{who} {'have' if who.endswith('given') else 'has'} no class {strange}, which the data has; expected some of "
+        f"{'the' if who.endswith('given') else 'its'} {len(classes)} classes ({known}): name the data's classes so, or "
+        "give images without classes (in a folder without others), which can teach too."
     )
+
+
+def _list(names: Sequence[str], most: int) -> str:
+    """Names in a sentence."""
+    more = f" and {len(names) - most} more" if len(names) > most + 1 else ""
+    return ", ".join(map(repr, names[: most + (not more)])) + more
+
+
+@torch.no_grad()
+def _knows(model: Model, data: Data, classes: Sequence[int]) -> bool:
+    """Whether the model tells samples of these classes by their numbers, clearly better than chance."""
+    for samples in data.sets.values():
+        if len(positions := _some(samples, classes)):
+            assert samples.labels is not None
+            right = int((_guesses(model, samples, positions) == samples.labels[positions]).sum())
+            return tail(right, len(positions), 1 / len(data.classes)) < RARE
+    return False
 
 
 def _by_numbers(model: Model, data: Data, outputs: int) -> list[Order]:
@@ -140,6 +199,11 @@ def _by_numbers(model: Model, data: Data, outputs: int) -> list[Order]:
             then = ordered(data.classes, orders[1])
             ways = [Order(orders[0], identity), Order(orders[1], tuple(then.index(name) for name in data.classes))]
         return ways
+    if (ours := imagenet.as_synsets(data.classes)) and (theirs := imagenet.outputs(outputs)):
+        there = places(ours, theirs)
+        if all(there[number] is not None for number in shown):
+            logger.info("the data's classes are ImageNet's, and the model's %d outputs are taken for these.", outputs)
+            return [Order("ImageNet's", tuple(there))]
     if count < outputs and all(_is_number(name) and int(name) < outputs for name in data.classes):
         logger.info(
             "the model has %d outputs without names, and the data's %d classes are named by numbers: each is taken for "
@@ -150,8 +214,8 @@ def _by_numbers(model: Model, data: Data, outputs: int) -> list[Order]:
         return [Order("number", tuple(int(name) for name in data.classes))]
     raise UserError(
         f"the model has {outputs} outputs but the data has {count} class{'es' * (count != 1)}, and the model does not "
-        "name its outputs; use a model made for this data, or tell which is which: give the model its class names "
-        "(protege.Model(…, classes=…)), or name the data's classes by the outputs' numbers."
+        "name its outputs; use a model made for this data, or tell which is which: give the outputs' names as "
+        "classes=…, or name the data's classes by the outputs' numbers."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,11 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..data import Data, check_complete
+from ..data.classes import VECTORS
 from ..errors import UserError
 from ..torch_utils import is_quantised, own_dtype, plain_parts
 from . import Model, check_classes, framed_for, load_model
-from .classes import in_order_of
+from .classes import in_order_of, with_classes, with_names
 
 
 @contextmanager
@@ -36,16 +37,21 @@ def open_networks(
     seed: int,
     device: torch.device,
     trust: bool,
+    names: Sequence[str] = (),
 ) -> tuple[Model | None, Model, Data]:
     """The teacher (if there is to be one), the student, and the data in the order of the teacher's classes, else of the
-    student's, by which the student is named. ``given`` has the networks by role, or their specs."""
+    student's, by which the student is named. ``given`` has the networks by role, or their specs; ``names`` are for the
+    outputs of a network that has none: the teacher's, if there is one, else the student's."""
     teacher = None
+    if names and data.numbering == VECTORS:
+        raise UserError("classes are given, but the outputs are vectors, which have none; leave out classes=….")
     torch.manual_seed(seed)
     if teacher_spec is None:
         check_complete(data)
+        data = with_classes(data, names)
     else:
         with about("teacher", teacher_spec):
-            teacher = load_model(given["teacher"], data=data, trained=True, trust=trust)
+            teacher = with_names(load_model(given["teacher"], data=data, trained=True, trust=trust), names)
             data = framed_for(teacher, in_order_of(teacher.to(device), data), sized=False)
         torch.manual_seed(seed)  # a fresh student is the same whatever teaches it
     with about("student", student_spec):
@@ -53,6 +59,7 @@ def open_networks(
         if data.ranges:  # what it learns from is what it will read
             student.input = replace(student.input, ranges=data.ranges)
         if teacher is None:  # one that was trained before knows its classes
+            student = with_names(student, names)
             data = in_order_of(student, data, must=False)
         else:
             check_classes(student, data)

@@ -37,7 +37,11 @@ def with_method(given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, 
     specs = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
     with deterministic(typed.deterministic):
         diagnosis = diagnose(
-            **specs, **options, image_size=typed.image_size, memory_limit=size_in_bytes(typed.memory_limit or MEMORY)
+            **specs,
+            **options,
+            classes=typed.classes,
+            image_size=typed.image_size,
+            memory_limit=size_in_bytes(typed.memory_limit or MEMORY),
         )
     if at_chance(diagnosis.result["teacher"]["transfer"]):
         raise UserError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import CLEAN, Augment, Data, Samples, batches, choose, default_workers, load_data
+from ..data.classes import read_classes
 from ..diagnosis.measure import reading, rescaling
 from ..diagnosis.recommend import Recommendation, facts_about, recommend
 from ..diagnosis.relations import (
@@ -40,7 +41,7 @@ from ..models import (
     load_model,
     seen_by,
 )
-from ..models.classes import in_order_of
+from ..models.classes import in_order_of, with_names
 from ..models.opening import about
 from ..models.placing import place
 from ..models.precision import autocast_for, resolve_precision
@@ -92,6 +93,7 @@ def diagnose(
     samples: int | None = None,
     temperature: float | None = None,
     weight: float = 0.9,
+    classes: Any = None,
     seed: int = 0,
     precision: str = "auto",
     overwrite: bool = False,
@@ -102,7 +104,8 @@ def diagnose(
 
     ``fraction``, ``samples`` and ``seed`` choose the transfer set as `distill` does; at most 10,000 samples of it and
     of the test set are looked at, the transfer set augmented once as the student will see it. ``temperature`` and
-    ``weight`` are T and λ of the distillation that is meant (T by default 4, for text 1). ``options`` are those of
+    ``weight`` are T and λ of the distillation that is meant (T by default 4, for text 1). ``classes`` (names, or a file
+    with one a line) are those of a teacher that does not name its outputs. ``options`` are those of
     `protege.data.load_data`, ``trust`` is that of `protege.load_model`.
     Writes ``diagnosis.json`` and ``report.html`` into ``out`` where given.
 
@@ -122,6 +125,7 @@ def diagnose(
             samples=samples,
             temperature=temperature,
             weight=weight,
+            classes=classes,
             seed=seed,
             precision=precision,
             trust=trust,
@@ -132,6 +136,7 @@ def diagnose(
         write_diagnosis_report(out)
         return Diagnosis(diagnosis.findings, diagnosis.primary, diagnosis.recommendation, diagnosis.result, out)
     checked(fraction=fraction, samples=samples, temperature=temperature, weight=weight, seed=seed, precision=precision)
+    names = read_classes(classes)
     if teacher is None:
         raise UserError("no teacher was given; expected a model to diagnose: add teacher=….")
     if unknown := set(options) - DATA_OPTIONS:
@@ -144,7 +149,7 @@ def diagnose(
             "folder for each class, or distil without a diagnosis (method='fskd' or 'kd')."
         )
     specs = {"student": student, "teacher": teacher}
-    models, loaded = _opened(specs, loaded, seed, trust)
+    models, loaded = _opened(specs, loaded, seed, trust, names)
     positions = choose(
         loaded.train.labels, fraction=fraction, samples=samples, seed=seed, count=len(loaded.train), each=False
     )
@@ -196,10 +201,12 @@ def _refusal(name: str, models: dict[str, Model], positions: Tensor, stage: _Sta
     return None
 
 
-def _opened(specs: dict[str, Any], data: Data, seed: int, trust: bool) -> tuple[dict[str, Model], Data]:
+def _opened(
+    specs: dict[str, Any], data: Data, seed: int, trust: bool, names: tuple[str, ...]
+) -> tuple[dict[str, Model], Data]:
     """The networks, and the data in the order of the teacher's classes."""
     with about("teacher", specs["teacher"]):
-        teacher = load_model(specs["teacher"], data=data, trained=True, trust=trust)
+        teacher = with_names(load_model(specs["teacher"], data=data, trained=True, trust=trust), names)
         data = framed_for(teacher, in_order_of(teacher, data), sized=False)
     if specs["student"] is None:
         return {"teacher": teacher}, data

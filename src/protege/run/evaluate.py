@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from ..data import Data, default_workers, load_data
-from ..data.classes import SORTED
+from ..data.classes import SORTED, read_classes
 from ..data.given import has_splits
 from ..data.spec import GIB
 from ..errors import UserError
 from ..models import framed_for, held_out_by, known_ranges, load_model
-from ..models.classes import in_order_of
+from ..models.classes import in_order_of, with_names
 from ..models.placing import place
 from ..models.precision import autocast_for, resolve_precision
 from ..settings import public
@@ -37,6 +37,7 @@ def evaluate(
     data: Any,
     *,
     split: str | None = None,
+    classes: Any = None,
     image_size: int | None = None,
     memory_limit: int = 4 * GIB,
     precision: str = "auto",
@@ -46,9 +47,10 @@ def evaluate(
 
     ``all`` are all samples of data that has no splits, and is the default of a single Dataset; else it is ``test``,
     which of data without such a split is the fifth that a run holds out, or all where that leaves a class without
-    samples. The number of classes, their order and names are the model's, where it knows them. ``image_size`` and
-    ``memory_limit`` (bytes) are those of `protege.data.load_data`, ``trust`` is that of
-    `load_model`. Raises `UserError` for bad input and for outputs that are not finite.
+    samples. The number of classes, their order and names are the model's, where it knows them; ``classes`` (names, or
+    a file with one a line) are those of one that does not. ``image_size`` and ``memory_limit`` (bytes) are those of
+    `protege.data.load_data`, ``trust`` is that of `load_model`. Raises `UserError` for bad input and for outputs that
+    are not finite.
     """
     single = data is not None and not isinstance(data, str | Path | Data) and not has_splits(data)
     chosen = split or ("all" if single else "test")
@@ -56,14 +58,14 @@ def evaluate(
         raise UserError(f"the split {split!r} is unknown; expected train, val, test or all: change split=….")
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change precision=….")
-    whole = chosen == "all"
+    names, whole = read_classes(classes), chosen == "all"
     ranges, way = known_ranges(model), held_out_by(model)
     loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole, ranges=ranges, held_out=way)
     if whole and loaded.test is not loaded.train:
         raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change split=….")
     if split is None and loaded.test is None and loaded.labelled:  # too few to hold some out
         loaded = replace(loaded, test=loaded.train)
-    network = load_model(model, data=loaded, trained=True, trust=trust)
+    network = with_names(load_model(model, data=loaded, trained=True, trust=trust), names)
     guessed = loaded.numbering == SORTED and not network.named
     loaded = framed_for(network, in_order_of(network, loaded))
     samples = loaded.test if whole else getattr(loaded, chosen)
@@ -102,6 +104,6 @@ def evaluate(
     if metrics and chance is not None and chance.explains(metrics["accuracy"], metrics["nll"]):
         logging.getLogger("protege").warning(
             "the model is at chance level with the classes in order of their names, and does not name its outputs: if "
-            "they are in another order, give it its class names (protege.Model(…, classes=…))."
+            "they are in another order, give their names as classes=…."
         )
     return metrics

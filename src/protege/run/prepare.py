@@ -14,6 +14,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, gather_object
 
 from ..data import Data, load_data
+from ..data.classes import read_classes
 from ..data.labels import BY_POSITION
 from ..data.samples import default_memory_limit
 from ..data.transforms import Transform
@@ -85,6 +86,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
                 f"the {key} of this run was given in Python ({getattr(s, key)}), which a recipe cannot hold; "
                 f"expected it again: pass {key}= to the function."
             )
+    classes = read_classes(s.classes)
     accelerator = _accelerator(s.log_with, out)
     device, method = accelerator.device, find_method(s.method)
     precision = resolve_precision(s.precision, device)
@@ -108,7 +110,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
         task = task.taught_by(None)
     if not task.labelled:
         data = data.unlabelled()
-    teacher, student, data = open_networks(specs, s.teacher, s.student, data, s.seed, device, s.trust)
+    teacher, student, data = open_networks(specs, s.teacher, s.student, data, s.seed, device, s.trust, classes)
     if teacher is not None:
         refuse_another_task(teacher, task, "teacher")
         place(teacher, device)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from ..data import MOST_PIXELS
+from ..data.classes import read_classes
 from ..errors import UserError, nearest, shown
 from ..methods import METHODS, Method, MethodSettings, find_method, is_method, offered
 from ..methods.targets import TARGETS
@@ -45,7 +46,13 @@ def _task(value: Any) -> Any:
     return None if value is None else task_name(value)
 
 
+def _classes(value: Any) -> Any:
+    """A file, or the names themselves."""
+    return value if isinstance(value, str | None) else read_classes(value)
+
+
 Size = Annotated[str, BeforeValidator(_size)]
+Classes = Annotated[str | tuple[str, ...] | None, BeforeValidator(_classes)]
 Views = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(number_or("all", "a number from 1"))]
 
 
@@ -55,6 +62,9 @@ class Recipe(FitSettings):
     teacher: str | None = Field(None, description="the big network: zoo:NAME, a run's student folder, module:factory")
     student: str = Field(description="the network that learns, named like a teacher")
     data: str = Field(description="digits, parquet:PATH, images:PATH, segmentation:PATH, text:PATH or synthetic:…")
+    classes: Classes = Field(
+        None, description="a file with the names of the outputs, one a line, of a network that has no names for them"
+    )
     task: Annotated[str | None, BeforeValidator(_task)] = Field(
         None,
         description="what is learned: embeddings (the teacher's vectors of images), or package.module:name; "
