@@ -6,6 +6,8 @@ import struct
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from photos import clean, encoded, picture, stored, tagged, whole, write_images
@@ -390,3 +392,102 @@ def test_masks_of_formats_that_change_values_are_refused(tmp_path, form):
     (tmp_path / "trainannot/a.png").write_bytes(encoded(Image.new("L", (20, 12)), form, save_all=True))
     with pytest.raises(UserError, match=f"a.png is saved as ({form}|JPEG), which does not keep values exactly"):
         load_data(f"segmentation:{tmp_path}")
+
+
+# ---- damaged files --------------------------------------------------------------------------------------------------
+
+
+def half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def some(count: int = 6, size: int = 40) -> list[bytes]:
+    return [encoded(Image.fromarray(picture(n, size, size)), "JPEG") for n in range(count)]
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0])
+def test_as_many_damaged_files_as_are_allowed_are_left_out(tmp_path, limit, caplog):
+    files = {f"{'ab'[n % 2]}/{n}.jpg": data for n, data in enumerate(some(8))}
+    intact = whole(write_images(tmp_path / "intact", files), memory_limit=limit, scratch=tmp_path / ".scratch")
+    files |= {"a/cut.jpg": half(files["a/2.jpg"]), "b/text.jpg": b"not a photo", "b/empty.png": b""}
+    png = bytearray(encoded(Image.fromarray(picture(9, 40, 40)), "PNG"))
+    png[len(png) // 2] ^= 255  # its header and end are sound
+    files["a/flipped.png"] = bytes(png)
+    write_images(tmp_path / "photos", files)
+    for allowed in (0, 3):
+        with pytest.raises(
+            UserError, match="cannot be decoded" if not allowed else r"4 of 12 files .* skip_bad = 4\."
+        ) as told:
+            clean(whole(tmp_path / "photos", memory_limit=limit, skip_bad=allowed, scratch=tmp_path / ".scratch").train)
+        assert str(told.value).count("\n") == 0
+    with caplog.at_level(logging.INFO):
+        data = whole(tmp_path / "photos", memory_limit=limit, skip_bad=4, scratch=tmp_path / ".scratch")
+    assert "4 of 12 files left out" in caplog.text
+    assert all(name in caplog.text for name in ("a/cut.jpg", "b/text.jpg", "b/empty.png", "a/flipped.png"))
+    assert (clean(data.train) == clean(intact.train)).all()
+    assert data.train.labels.tolist() == intact.train.labels.tolist()
+    assert data.train.fingerprint() == intact.train.fingerprint()
+    with pytest.raises(UserError, match="skip_bad = -1"):
+        whole(tmp_path / "photos", skip_bad=-1)
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0])
+def test_damaged_rows_of_parquet_are_left_out(tmp_path, limit):
+    images, labels = some(12), [n % 2 for n in range(12)]
+    images[3], images[8] = half(images[3]), b"no photo"
+    pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "train.parquet", row_group_size=5)
+    data = load_data(f"parquet:{tmp_path}", whole=True, memory_limit=limit, skip_bad=2, scratch=tmp_path / ".scratch")
+    kept = [n for n in range(12) if n not in (3, 8)]
+    assert data.train.labels.tolist() == [labels[n] for n in kept]
+    if limit:  # at their own size
+        for shown, n in zip(clean(data.train), kept, strict=True):
+            assert np.abs(shown - picture(n, 40, 40).astype(int)).mean() < 5
+    again = load_data(f"parquet:{tmp_path}", whole=True, memory_limit=limit, skip_bad=5, scratch=tmp_path / ".scratch")
+    assert again.train.fingerprint() == data.train.fingerprint()
+    assert (clean(again.train.part(torch.tensor([7, 2]))) == clean(data.train)[[7, 2]]).all()
+
+
+def test_damaged_images_and_masks_are_left_out_together(tmp_path):
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:8] = 1
+    for split in ("train", "test"):
+        for n in range(5):
+            write_pair(tmp_path, split, str(n), picture(n, 24, 32), mask)
+    for file in ("train/1.png", "trainannot/3.png"):
+        (tmp_path / file).write_bytes(half((tmp_path / file).read_bytes()))
+    with pytest.raises(UserError, match="2 of 20 files"):
+        load_data(f"segmentation:{tmp_path}", skip_bad=1)
+    data = load_data(f"segmentation:{tmp_path}", skip_bad=2)
+    assert (len(data.train), len(data.test)) == (3, 5)
+    assert [np.array_equal(image, picture(n, 24, 32)) for image, n in zip(clean(data.train), (0, 2, 4), strict=True)]
+
+
+class Opened(torch.utils.data.Dataset):
+    """As torchvision's ImageFolder."""
+
+    def __init__(self, files: list[bytes]) -> None:
+        self.files, self.targets, self.classes = files, [n % 2 for n in range(len(files))], ["a", "b"]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, at: int) -> tuple[Image.Image, int]:
+        return Image.open(io.BytesIO(self.files[at])), self.targets[at]
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0])
+def test_damaged_items_of_a_dataset_are_left_out(limit):
+    files = some(10)
+    files[2], files[5] = half(files[2]), b"no photo"
+    data = load_data(Opened(files), whole=True, skip_bad=2, memory_limit=limit)
+    assert data.train.labels.tolist() == [n % 2 for n in range(10) if n not in (2, 5)]
+    assert data.classes == ("a", "b")
+    with pytest.raises(UserError, match="2 of 10 files"):
+        load_data(Opened(files), whole=True, skip_bad=1, memory_limit=limit)
+
+
+def test_what_leaves_nothing_is_refused(tmp_path):
+    write_images(tmp_path, {f"train/{k}/{k}.jpg": data for k, data in zip("ab", some(2), strict=True)})
+    write_images(tmp_path, {f"test/{k}/{k}.jpg": b"no photo" for k in "ab"})
+    with pytest.raises(UserError, match=r"none of 2 files can be used, such as image .*test/b/b.jpg"):
+        load_data(f"images:{tmp_path}", skip_bad=10)

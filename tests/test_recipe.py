@@ -40,6 +40,7 @@ GIVEN: dict[str, Any] = {  # every key of kd, each with a value that is not its 
     "augment": "shift=1",
     "image_size": 8,
     "decoded_size": 8,
+    "skip_bad": 1,
     "memory_limit": "1GiB",
     "workers": 1,
     "seed": 7,

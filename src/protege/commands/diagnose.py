@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from .options import Classes, DataSpec, ImageSize, ModelSpec, Precision, Trust
+from .options import Classes, DataSpec, ImageSize, ModelSpec, Precision, SkipBad, Trust
 
 
 def command(
@@ -23,6 +23,7 @@ def command(
     weight: Annotated[float, Option(help="λ of the distillation that is meant")] = 0.9,
     classes: Classes = None,
     image_size: ImageSize = None,
+    skip_bad: SkipBad = 0,
     seed: Annotated[int, Option(help="of the choice of samples and a fresh student's weights")] = 0,
     precision: Precision = "auto",
     trust: Trust = False,

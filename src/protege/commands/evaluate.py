@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from .options import Classes, DataSpec, ImageSize, ModelSpec, Precision, Trust
+from .options import Classes, DataSpec, ImageSize, ModelSpec, Precision, SkipBad, Trust
 
 
 def command(
@@ -16,6 +16,7 @@ def command(
     split: Annotated[str | None, Option(help="train, val, test, or all of data without splits")] = None,
     classes: Classes = None,
     image_size: ImageSize = None,
+    skip_bad: SkipBad = 0,
     precision: Precision = "auto",
     trust: Trust = False,
 ) -> None:

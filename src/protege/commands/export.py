@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from .options import ImageSize, ModelSpec, Overwrite, Trust
+from .options import ImageSize, ModelSpec, Overwrite, SkipBad, Trust
 
 
 def command(
@@ -16,6 +16,7 @@ def command(
     out: Annotated[Path, Option(help="folder of the exported file")],
     data: Annotated[str | None, Option(help="data spec: calibrates int8, and tells the accuracy")] = None,
     image_size: ImageSize = None,
+    skip_bad: SkipBad = 0,
     samples: Annotated[int, Option(help="int8: images to calibrate on")] = 200,
     seed: Annotated[int, Option(help="which images these are")] = 0,
     compiled: Annotated[bool, Option("--compiled", help="int8: also compile and time it")] = False,

@@ -56,6 +56,7 @@ ModelSpec = Annotated[str, Option(help="model spec, a model's folder or a run's 
 DataSpec = Annotated[str, Option(help="data spec")]
 ImageSize = Annotated[int | None, Option(help="side images are brought to, as in distill")]
 Classes = Annotated[str | None, Option(help="a file with the names of a network's outputs, one a line")]
+SkipBad = Annotated[int, Option(help="so many damaged files of the data may be left out")]
 Precision = Annotated[str, Option(help="auto, bf16 or fp32")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Option
 
 from ..errors import UserError
-from .options import ImageSize, ModelSpec, Overwrite, Trust
+from .options import ImageSize, ModelSpec, Overwrite, SkipBad, Trust
 
 
 def command(
@@ -20,6 +20,7 @@ def command(
     rank: Annotated[int | None, Option(help="decouple: pairs in the place of a convolution")] = None,
     data: Annotated[str | None, Option(help="data spec, for the image size and the accuracy")] = None,
     image_size: ImageSize = None,
+    skip_bad: SkipBad = 0,
     out: Annotated[Path | None, Option(help="folder of the shrunk model")] = None,
     trust: Trust = False,
     overwrite: Overwrite = False,

@@ -178,6 +178,7 @@ class Request:
     ranges: Ranges
     held_out: str
     decoded_size: int | None = None
+    skip_bad: int = 0
 
     def data(
         self,

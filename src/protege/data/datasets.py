@@ -24,6 +24,7 @@ from ..errors import UserError
 from .augment import Augment
 from .classes import RawLabels, common_classes, naming_of, renumbered
 from .contents import READ, place_of_image, places_of_files
+from .damaged import sound
 from .dataset import Data, Request
 from .decode import Remarks
 from .encoded import tell_remarks
@@ -32,7 +33,7 @@ from .framing import Frame
 from .given import ImageKind, image_pixels, is_image, kind_of, label_in, mask_of, read_item
 from .labels import BY_CONTENT
 from .masks import MaskForm, MaskSet, present
-from .pixels import Deviation
+from .pixels import Deviation, readable
 from .progress import progress
 from .repeatable import COMPARED, Watch, refuse_random, spread
 from .samples import Images, InMemory, Samples, Streamed
@@ -237,6 +238,8 @@ def dataset_data(datasets: dict[str, Any], request: Request) -> Data:
     """Data of map-style Datasets by split ("train", and "val" and "test" if there); if `whole`, a training Dataset
     alone is its own test split."""
     name = request.spec
+    if request.skip_bad:
+        datasets = _sound(datasets, name, request.skip_bad)
     if datasets["train"] is datasets.get("test"):
         _LOG.warning("train and test %s are one and the same: what is measured on it has been learned by heart.", name)
     try:
@@ -247,6 +250,25 @@ def dataset_data(datasets: dict[str, Any], request: Request) -> Data:
         return _opened(datasets, request, kind)
     except Deviation as error:
         raise UserError(f"{error}, which it was not before; remove random transforms from the Dataset.") from error
+
+
+def _sound(datasets: dict[str, Any], name: str, allowed: int) -> dict[str, Any]:
+    """The items that can be read, as Datasets."""
+
+    def read(split: str, at: int) -> None:
+        where = f"item {at} of {split} {name}"
+        for part in read_item(datasets[split], at, where):
+            if isinstance(part, Image.Image):
+                with readable(where):
+                    part.load()
+
+    attempts = {split: [[partial(read, split, at) for at in range(len(d))]] for split, d in datasets.items()}
+    kept = sound(
+        attempts, sum(map(len, datasets.values())), allowed, map
+    )  # one after the other, as users' code may ask
+    return {
+        split: d if len(kept[split]) == len(d) else Subset(d, kept[split].tolist()) for split, d in datasets.items()
+    }
 
 
 def _opened(datasets: dict[str, Any], request: Request, kind: ImageKind) -> Data:

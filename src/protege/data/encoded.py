@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from .augment import Augment
 from .contents import Stamps, content_of, place_of_bytes, places_of_files
+from .damaged import Attempt, decode_once, sound
 from .dataset import Data, Request
 from .decode import Form, Named, Remarks, decode, decode_all, in_threads
 from .framing import Frame
@@ -129,6 +130,11 @@ class Source(ABC):
         for start in range(0, len(positions), CHUNK):
             yield [self.read(at) for at in positions[start : start + CHUNK]]
 
+    def attempts(self) -> Iterator[list[Attempt]]:
+        """What decodes each image once, some at a time."""
+        for chunk in self.chunks():
+            yield [partial(decode_once, *image) for image in chunk]
+
     def sample(self) -> Iterator[Named]:
         """A few images from all over."""
         return (self.read(i) for i in range(0, len(self), max(1, len(self) // _SAMPLE)))
@@ -160,6 +166,13 @@ class Files(Source):
         self.check(position)
         return data, name
 
+    def attempts(self) -> Iterator[list[Attempt]]:
+        for start in range(0, len(self), CHUNK):
+            yield [partial(self._decode_once, at) for at in range(start, min(start + CHUNK, len(self)))]
+
+    def _decode_once(self, position: int) -> None:
+        decode_once(*self.read(position))
+
     def check(self, position: int) -> None:
         """Raise UserError where a file is not as it was when it was first read."""
         self._stamps.check(position, self.paths[position], self.kind)
@@ -177,6 +190,34 @@ class Files(Source):
 
     def places(self) -> Tensor:
         return places_of_files(self.paths)
+
+
+class Chosen(Source):
+    """Some images of a source that is read in order; `index`: which, sorted."""
+
+    def __init__(self, source: Source, index: np.ndarray) -> None:
+        self.source, self.index = source, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, position: int) -> Named:
+        return self.source.read(int(self.index[position]))
+
+    def chunks(self, positions: Sequence[int] | None = None) -> Iterator[list[Named]]:
+        return self.source.chunks((self.index if positions is None else self.index[list(positions)]).tolist())
+
+    def sample(self) -> Iterator[Named]:
+        return chain.from_iterable(self.chunks(range(0, len(self), max(1, len(self) // _SAMPLE))))
+
+    def part(self, index: Tensor) -> Source:
+        return Chosen(self.source, self.index[index.numpy()])
+
+    def fingerprint(self, everything: bool = False) -> str:
+        return hashlib.sha256(self.source.fingerprint(everything).encode() + self.index.tobytes()).hexdigest()
+
+    def random_access(self, scratch: Path) -> Source:
+        return self.source.random_access(scratch).part(torch.from_numpy(self.index))
 
 
 class FromSource:
@@ -290,6 +331,8 @@ def open_images(
     Nothing is decoded but a few images and those of more than 8 bits. What fits into memory has the header of each
     image looked at, unless an earlier run has done so.
     """
+    if request.skip_bad:
+        images = _sound(images, request.skip_bad)
     sources = {split: source for split, (source, _) in images.items()}
     survey, total, surveyed = Survey(), sum(map(len, sources.values())), 0
     for image in chain.from_iterable(source.sample() for source in sources.values()):
@@ -324,6 +367,13 @@ def open_images(
             splits[split] = Streamed(reader, labels)
     places, ranges = sources["train"].places, form.ranges
     return request.data(splits, classes, places, numbering=numbering, superclasses=superclasses, ranges=ranges)
+
+
+def _sound(images: Mapping[str, tuple[Source, Tensor]], allowed: int) -> dict[str, tuple[Source, Tensor]]:
+    """The images that can be decoded, with their labels."""
+    total = sum(len(source) for source, _ in images.values())
+    kept = sound({split: source.attempts() for split, (source, _) in images.items()}, total, allowed)
+    return {split: (source.part(kept[split]), labels[kept[split]]) for split, (source, labels) in images.items()}
 
 
 def _larger(form: Form, side: int | None) -> Form | None:

@@ -22,7 +22,7 @@ from .classes import Naming, RawLabels, common_classes, read_naming
 from .contents import READ, Stamps, content_of
 from .dataset import Data, Request
 from .decode import Named
-from .encoded import CHUNK, Source, open_images
+from .encoded import CHUNK, Chosen, Source, open_images
 from .folders import visible
 from .kept_encoded import KeptImages, keep_images
 from .progress import progress
@@ -190,7 +190,7 @@ class Rows(Source):
         return next(self.chunks([position]))[0]
 
     def part(self, index: Tensor) -> Source:
-        raise TypeError("Parquet files are read in order; random_access() has parts.")
+        return Chosen(self, index.numpy())
 
     def chunks(self, positions: Sequence[int] | None = None) -> Iterator[list[Named]]:
         wanted = np.arange(len(self)) if positions is None else np.asarray(positions)

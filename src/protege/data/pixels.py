@@ -114,7 +114,9 @@ def readable(what: str) -> Iterator[None]:
     except Exception as error:
         why = "not an image Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else ""
         why = why or (error.strerror if isinstance(error, OSError) else None) or told(error)
-        raise UserError(f"{what} cannot be decoded ({why}); replace or remove it.") from error
+        raise UserError(
+            f"{what} cannot be decoded ({why}); replace or remove it, or let skip_bad = 1 leave it out."
+        ) from error
 
 
 def is_grey(image: Image.Image) -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from .damaged import sound
 from .dataset import Data, Request
 from .decode import Form, in_threads
 from .encoded import Files, FromSource, Survey, in_memory, tell_remarks
@@ -53,6 +54,8 @@ def segmentation_folder(request: Request) -> Data:
     """
     path, options = request.path, request.options
     splits = _pairs_by_split(path)
+    if request.skip_bad:
+        splits = _sound(splits, request.skip_bad)
     form, sizes, survey = _common_form(request, splits)
     total = sum(map(len, splits.values()))
     kept = total * form.height * form.width * (form.channels + 1) <= request.memory_limit
@@ -105,6 +108,18 @@ def _pairs_by_split(path: Path) -> dict[str, Pairs]:
     if "train" not in splits:
         raise UserError(f"data path {path} has no folder 'train'; {layout}.")
     return splits
+
+
+def _sound(splits: Mapping[str, Pairs], allowed: int) -> dict[str, Pairs]:
+    """The pairs of which both files can be decoded."""
+    files = {
+        (split, kind): Files([pair[at] for pair in pairs], kind)
+        for split, pairs in splits.items()
+        for at, kind in enumerate(("image", "mask"))
+    }
+    kept = sound({key: source.attempts() for key, source in files.items()}, sum(map(len, files.values())), allowed)
+    both = {split: set(kept[split, "image"].tolist()) & set(kept[split, "mask"].tolist()) for split in splits}
+    return {split: [pair for at, pair in enumerate(pairs) if at in both[split]] for split, pairs in splits.items()}
 
 
 def _pairs(images: Path, masks: Path) -> Pairs:

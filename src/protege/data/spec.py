@@ -88,6 +88,7 @@ def load_data(
     whole: bool = False,
     ranges: Ranges = (),
     held_out: str = BY_CONTENT,
+    skip_bad: int = 0,
 ) -> Data:
     """Open data.
 
@@ -112,14 +113,18 @@ def load_data(
     "position": by their order, as before version 0.2), so that each class keeps a sample; if
     `whole`, all of data without splits is train and test. Splits may lack classes, which go by their names. In
     images of more than 8 bits a channel training decides what is black and white, unless `ranges`, those of a model, do
-    (`protege.data.ranges`).
+    (`protege.data.ranges`). Up to `skip_bad` files (items of a Dataset) that cannot be decoded are left out and named;
+    with it all are decoded once here, at a reduced size.
 
     Raises UserError for input that cannot be used. Of encoded images that fit into memory each header is checked here,
     and that none is cut short; other damage is told when an image is decoded: by `Samples.load`, or when it is fetched.
     """
+    if skip_bad < 0:
+        raise UserError(f"skip_bad = {shown(skip_bad)} is negative; expected how many damaged files may be left out.")
     request = Request(
         *("dataset", "", Path(), {}, image_size, memory_limit, scratch or cache_root(), whole, ranges, held_out),
         decoded_size,
+        skip_bad,
     )
     data = _opened(spec, request)
     if decoded_size is not None:

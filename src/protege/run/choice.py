@@ -42,6 +42,7 @@ def with_method(given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, 
             classes=typed.classes,
             image_size=typed.image_size,
             memory_limit=size_in_bytes(typed.memory_limit or MEMORY),
+            skip_bad=typed.skip_bad,
         )
     if at_chance(diagnosis.result["teacher"]["transfer"]):
         raise UserError(

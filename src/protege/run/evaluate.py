@@ -40,6 +40,7 @@ def evaluate(
     classes: Any = None,
     image_size: int | None = None,
     memory_limit: int = 4 * GIB,
+    skip_bad: int = 0,
     precision: str = "auto",
     trust: bool = False,
 ) -> dict[str, float]:
@@ -48,9 +49,9 @@ def evaluate(
     ``all`` are all samples of data that has no splits, and is the default of a single Dataset; else it is ``test``,
     which of data without such a split is the fifth that a run holds out, or all where that leaves a class without
     samples. The number of classes, their order and names are the model's, where it knows them; ``classes`` (names, or
-    a file with one a line) are those of one that does not. ``image_size`` and ``memory_limit`` (bytes) are those of
-    `protege.data.load_data`, ``trust`` is that of `load_model`. Raises `UserError` for bad input and for outputs that
-    are not finite.
+    a file with one a line) are those of one that does not. ``image_size``, ``memory_limit`` (bytes) and ``skip_bad``
+    are those of `protege.data.load_data`, ``trust`` is that of `load_model`. Raises `UserError` for bad input and for
+    outputs that are not finite.
     """
     single = data is not None and not isinstance(data, str | Path | Data) and not has_splits(data)
     chosen = split or ("all" if single else "test")
@@ -59,8 +60,15 @@ def evaluate(
     if precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"the precision {precision!r} is unknown; expected auto, bf16 or fp32: change precision=….")
     names, whole = read_classes(classes), chosen == "all"
-    ranges, way = known_ranges(model), held_out_by(model)
-    loaded = load_data(data, image_size=image_size, memory_limit=memory_limit, whole=whole, ranges=ranges, held_out=way)
+    loaded = load_data(
+        data,
+        image_size=image_size,
+        memory_limit=memory_limit,
+        whole=whole,
+        ranges=known_ranges(model),
+        held_out=held_out_by(model),
+        skip_bad=skip_bad,
+    )
     if whole and loaded.test is not loaded.train:
         raise UserError(f"the data {loaded.name!r} has splits; expected train, val or test: change split=….")
     if split is None and loaded.test is None and loaded.labelled:  # too few to hold some out

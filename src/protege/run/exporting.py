@@ -61,6 +61,7 @@ def export(
     out: str | Path,
     data: Any = None,
     image_size: int | None = None,
+    skip_bad: int = 0,
     samples: int = 200,
     seed: int = 0,
     compiled: bool = False,
@@ -71,7 +72,7 @@ def export(
 
     ``data`` is needed for "int8", which is calibrated on ``samples`` training images (chosen by ``seed`` as for `fskd`:
     their labels are not used), and gives both kinds their accuracy before and after, on images brought to
-    ``image_size`` as in a run with it. ``compiled`` also
+    ``image_size``, less ``skip_bad`` damaged files, as in a run with these. ``compiled`` also
     compiles the int8 program and times it, which takes a C++ compiler and a minute. `export.json`: sizes in bytes, the
     largest difference of outputs as a share of the largest output, seconds an image, metrics as fractions, and under
     ``networks`` the same of the teacher and of the student before, where a run made the model; `report.html` shows
@@ -87,7 +88,7 @@ def export(
     out = Path(out)
     replaced = RECORD, KINDS[to], f"{KINDS[to]}.data", "report.html"
     check_out(out, resume=None, overwrite=overwrite, owned=is_export, proof=f"{RECORD} of an export", replaced=replaced)
-    opened = open_for(data, image_size, model)
+    opened = open_for(data, image_size, model, skip_bad)
     original = copy_network(load_model(model, data=opened, trained=True, trust=trust)).cpu().eval()
     opened = opened and framed_for(original, in_order_of(original, opened))
     raw = example_of(original, opened)

@@ -104,6 +104,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
             memory_limit=size_in_bytes(s.memory_limit or MEMORY),
             ranges=known_ranges(*specs.values()),
             held_out=way,
+            skip_bad=s.skip_bad,
         )
     task = task_of(s.task, data, s.data)
     if s.teacher is None:

@@ -113,6 +113,9 @@ class Recipe(FitSettings):
         description="decoded images above it are streamed from disk; default: 4GiB, or half of the memory that a GPU "
         "has free, up to half of the machine's",
     )
+    skip_bad: int = Field(
+        0, ge=0, description="so many damaged files of the data may be left out; with it all are decoded once before"
+    )
     workers: int | None = Field(
         None,
         ge=0,

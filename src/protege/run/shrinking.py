@@ -44,6 +44,7 @@ def shrink(
     rank: int | None = None,
     data: Any = None,
     image_size: int | None = None,
+    skip_bad: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
     trust: bool = False,
@@ -58,7 +59,8 @@ def shrink(
     it still has of the network that was first shrunk (of a model shrunk twice: of the first).
 
     ``data`` gives a network that takes images of any size the size to count at (brought to ``image_size`` as in a run
-    with it), and the accuracy before and after; its labels are used for nothing else. ``trust`` is that of
+    with it), and the accuracy before and after; its labels are used for nothing else. ``skip_bad`` is
+    that of a run, ``trust`` is that of
     `protege.load_model`. With ``dry_run`` nothing is
     written. ``shrink.json`` and warnings name the layers that stay whole because removing channels of theirs would
     change more than that they are gone (``left_out``), and tell beforehand where `fskd` would refuse the result
@@ -75,7 +77,7 @@ def shrink(
             proof=f"{RECORD} of a shrunk model",
             replaced=replaced,
         )
-    opened = open_for(data, image_size, model)
+    opened = open_for(data, image_size, model, skip_bad)
     original = copy_network(load_model(model, data=opened, trained=True, trust=trust))  # it may be the caller's own
     opened = opened and framed_for(original, in_order_of(original, opened))
     raw = example_of(original, opened)
@@ -119,13 +121,14 @@ def shrink(
     return shrunk
 
 
-def open_for(data: Any, image_size: int | None, model: Any) -> Data | None:
+def open_for(data: Any, image_size: int | None, model: Any, skip_bad: int = 0) -> Data | None:
     """The data that a model is shrunk or exported with, if any."""
     if data is None and image_size is not None:
         raise UserError(f"image_size = {image_size} is given without data; expected both: add data=….")
     if data is None:
         return None
-    return load_data(data, image_size=image_size, ranges=known_ranges(model), held_out=held_out_by(model))
+    ranges, way = known_ranges(model), held_out_by(model)
+    return load_data(data, image_size=image_size, ranges=ranges, held_out=way, skip_bad=skip_bad)
 
 
 def example_of(model: Model, data: Data | None, count: int = 2) -> Tensor:

@@ -135,8 +135,8 @@ class TeacherCache:
     computed each time; the numbers are the same. Nothing is written before the first batch or `fill`.
 
     ``seed`` decides the order of samples (and, of ``"all"``, the views). ``precision`` is "bf16", "fp32" or "auto".
-    ``device``, ``workers``, ``image_size`` and ``trust`` are those of a run. Raises `UserError` for what cannot be
-    used.
+    ``device``, ``workers``, ``image_size``, ``skip_bad`` and ``trust`` are those of a run. Raises `UserError` for what
+    cannot be used.
     """
 
     @public
@@ -155,6 +155,7 @@ class TeacherCache:
         device: Any = None,
         workers: int | None = None,
         image_size: int | None = None,
+        skip_bad: int = 0,
         trust: bool = False,
     ) -> None:
         if not (views == "all" or (isinstance(views, int) and views >= 1)):
@@ -164,7 +165,7 @@ class TeacherCache:
         if precision not in ("auto", "bf16", "fp32"):
             raise UserError(f"precision = {shown(precision)} is not known; expected auto, bf16 or fp32.")
         device = torch.device(device or ("cpu" if on_cpu() else torch.accelerator.current_accelerator() or "cpu"))
-        self.data, self.teacher = _opened(teacher, data, device, seed, image_size, trust)
+        self.data, self.teacher = _opened(teacher, data, device, seed, image_size, skip_bad, trust)
         self.task, self.seed, self.epoch = TASKS[self.data.task].taught_by(self.teacher), seed, 0
         train = self.data.train.to(device)
         positions = torch.arange(len(train))
@@ -255,13 +256,18 @@ class Loader:
 
 
 def _opened(
-    teacher: Any, given: Any, device: torch.device, seed: int, image_size: int | None, trust: bool
+    teacher: Any, given: Any, device: torch.device, seed: int, image_size: int | None, skip_bad: int, trust: bool
 ) -> tuple[Data, Any]:
     """The data in the order of the teacher's classes, and the teacher on the device, as a run opens them."""
     alone = given is not None and not isinstance(given, str | Path | Data) and not has_splits(given)
     with seeded(seed), about("teacher", teacher):
         data = load_data(
-            given, image_size=image_size, whole=alone, ranges=known_ranges(teacher), held_out=held_out_by(teacher)
+            given,
+            image_size=image_size,
+            whole=alone,
+            ranges=known_ranges(teacher),
+            held_out=held_out_by(teacher),
+            skip_bad=skip_bad,
         )
         model = load_model(teacher, data=data, trained=True, trust=trust)
         data = framed_for(model, in_order_of(model.to(device), data), sized=False)
