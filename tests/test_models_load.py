@@ -274,24 +274,43 @@ def test_the_users_own_instance_comes_back_by_its_class(tmp_path):
     assert torch.equal(load_model(tmp_path / "model")(pictures()), model(pictures()))
 
 
-@pytest.mark.parametrize(
-    "network", [Plain(scale=2.0), nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(1))], ids=["settings", "arguments"]
-)
-def test_an_instance_its_class_cannot_make_needs_the_instance(network, tmp_path):
+def test_layers_alone_load_by_what_they_are(tmp_path):
+    model = load_model(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(1)), data=Pictures())
+    again = load_model(model.save(tmp_path / "model"))
+    assert torch.equal(again(pictures()), model(pictures()))
+
+
+@pytest.mark.parametrize("network", [Plain(scale=2.0), nn.Sequential(Plain())], ids=["settings", "layers"])
+def test_an_instance_of_another_program_needs_trust(network, tmp_path, monkeypatch):
     model = load_model(network, data=Pictures())
+    folder = model.save(tmp_path / "model")
+    assert torch.equal(load_model(folder)(pictures()), model(pictures()))  # whose class this program has
+    monkeypatch.setattr("protege.models.trust.is_commanded", lambda: True)
+    refused("trust=True", spec=folder)
+    assert torch.equal(load_model(folder, trust=True)(pictures()), model(pictures()))
+    assert torch.equal(load_model(folder, network=network)(pictures()), model(pictures()))
+
+
+def test_a_network_of_a_class_that_is_nowhere_needs_the_instance(tmp_path):
+    class Here(Plain):
+        pass
+
+    model = load_model(Here(scale=2.0), data=Pictures())
     config = json.loads((model.save(tmp_path / "model") / "config.json").read_text())
     assert config["model"] is None
     assert "network=" in config["note"]
     refused("network=my_network", spec=tmp_path / "model")
-    again = load_model(tmp_path / "model", network=network)
+    again = load_model(tmp_path / "model", network=model.network)
     assert torch.equal(again(pictures()), model(pictures()))
 
 
 def test_a_network_changed_since_it_was_built_does_not_claim_its_name(tmp_path):
-    model = load_model("zoo:cnn_tiny", data=Pictures())
+    model = load_model("zoo:cnn_tiny", data=Pictures()).eval()
     model.network.fc = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 3))
     model.save(tmp_path / "model")
-    refused("network=my_network", spec=tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    assert again.source["model"] is None
+    assert torch.equal(again(pictures()), model(pictures()))
     assert load_model(tmp_path / "model", network=model.network).network is model.network
 
 

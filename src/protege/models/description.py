@@ -49,7 +49,9 @@ class Check(_Strict):
 
 
 class Description(_Strict):
-    """A model but for its weights, of whose file it has a `digest`; `note`, `kind` and `call` are for people."""
+    """A model but for its weights, of whose file it has a `digest`; `beside` are the tensors in it that are none of the
+    network's state; `parts` is what a network is made of that no call makes; `note`, `kind` and `call` are for
+    people."""
 
     format: Literal[1]
     model: str | None
@@ -64,6 +66,8 @@ class Description(_Strict):
     kept: dict[str, list[Annotated[int, Field(ge=0)]]] = {}
     extra: dict[Annotated[str, Field(pattern=f"{EXTRA}$")], JsonValue] = {}
     check: Check | None = None
+    beside: list[str] = []
+    parts: list[dict[str, JsonValue]] = []
     held_out: str = BY_POSITION
     digest: str | None = None
     note: str = ""

@@ -11,7 +11,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import Data
 from ..data.classes import numbers
@@ -27,6 +27,7 @@ from .description import Description, read_description
 from .fit import output_classes
 from .inputs import InputSpec
 from .model import Model
+from .parts import assembled
 from .placing import channels_last
 from .preprocessing import from_torchvision
 from .saving import checked
@@ -310,18 +311,20 @@ def _from_folder(path: Path, given: nn.Module | None, trust: bool, bare: str) ->
             )
         name = config.model
         with seeded():  # its weights will be replaced: the caller's random numbers stay
-            network = rebuild(unwrapped(sources.build(name, config.arguments)), config.structure)
-        state = {**storage.read_weights(folder), **config.extra}
+            made = assembled(config.parts) if config.parts else sources.build(name, config.arguments)
+            network = rebuild(unwrapped(made), config.structure)
+        state, beside = _state_in(folder, config)
     else:
         if names_code(config.model) and not trust:  # the network is the caller's own now
             config = config.model_copy(update={"model": None})
         network = unwrapped(given)
         network = unwrapped(network.network) if isinstance(network, Model) else network
-        name, state = type(network).__name__, {**storage.read_weights(folder), **config.extra}
+        name, (state, beside) = type(network).__name__, _state_in(folder, config)
         resized = bool(storage.misfits_of(network, state)) and bool(config.structure)
         network = rebuild(copy_network(network), config.structure) if resized else network
         before = copy.deepcopy(network.state_dict())
     storage.fit(network, state, name, folder / storage.WEIGHTS, config.digest)
+    storage.put(network, beside)
     model = _described_by(config, network)
     if off := checked(model, config.check, config.dtype == "bfloat16"):
         if before is not None:
@@ -339,11 +342,19 @@ def _from_folder(path: Path, given: nn.Module | None, trust: bool, bare: str) ->
     return model
 
 
+def _state_in(folder: Path, config: Description) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The network's state in a folder, and what tensors there are beside it."""
+    weights = storage.read_weights(folder)
+    beside = {key: weights.pop(key) for key in config.beside if key in weights}
+    return {**weights, **config.extra}, beside
+
+
 def _described_by(config: Description, network: nn.Module) -> Model:
     if config.memory == "channels_last":
         channels_last(network)
     classes = tuple(config.classes) or numbers(config.num_classes or 0)
-    source = {"model": config.model, "arguments": config.arguments} if config.model is not None else None
+    named_by = config.model is not None and not config.parts
+    source = {"model": config.model, "arguments": config.arguments} if named_by else None
     named = classes != numbers(len(classes)) if config.named is None else config.named  # version 0.1 told neither
     model = Model(network, config.spec, source, classes, config.task, config.structure, config.kept, named=named).eval()
     model.held_out = config.held_out

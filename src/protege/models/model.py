@@ -20,7 +20,7 @@ from . import storage
 from .description import FORMAT, TASK
 from .inputs import InputSpec
 from .placing import is_channels_last, make_writable
-from .saving import described
+from .saving import ROUGH, described, rounding
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,11 @@ class Model(nn.Module):
         folder = usable(folder, "folder", "written")
         weights, extra = storage.weights_of(self.network, dtype)
         description, kind = described(self), type(self.network)
+        if dtype == "bfloat16" and (off := rounding(self, {**weights, **extra})) > ROUGH:
+            raise UserError(
+                f"the network gives outputs that are {off:.2g} of the largest away once its weights are bfloat16; "
+                "expected little: save it with dtype='float32'."
+            )
         config = {
             "format": FORMAT,
             **description.source,
@@ -137,7 +142,10 @@ class Model(nn.Module):
             "memory": "channels_last" if is_channels_last(self.network) else "contiguous",
         }
         more = {"structure": description.structure, "kept": self.kept, "extra": extra, "check": description.check}
+        more["parts"] = description.parts
         config |= {key: value for key, value in more.items() if value}
+        if description.beside:
+            config["beside"], weights = sorted(description.beside), weights | description.beside
         if description.source["model"] is None:
             config |= {"note": NOTE, "class": f"{kind.__module__}:{kind.__qualname__}", "call": description.call}
         storage.write(folder, config, weights, overwrite)

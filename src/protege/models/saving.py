@@ -1,14 +1,15 @@
 """What is written of a network, so that what loads is what was saved.
 
-A network is named by how to build it: its source, or its class without arguments. Whether that makes the same network
-is tried out: it is built, given the weights, and compared by what it computes. Where that differs, the folder says that
-the network must be given again; and it keeps a few outputs, by which a network that is given later is judged.
+A network is named by how to build it: its source, or its class with the arguments that it keeps. Whether that makes
+the same network is tried out: it is built, given the weights as they are written, and compared by what it computes.
+Where it takes tensors that are no weights, these are written, too. Where it still differs, the folder says that the
+network must be given again; and it keeps a few outputs, by which a network that is given later is judged.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,37 +23,43 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import told
-from ..lookup import place_of
 from ..surgery import rebuild, record
 from ..surgery.laws import close, tensors_in
-from ..torch_utils import copy_network, device_of, logits_in, plain_names, seeded, untouched, unwrapped
+from ..torch_utils import copy_network, device_of, logits_in, own_dtype, plain_names, seeded, untouched, unwrapped
 from . import sources, storage
 from .description import Check
+from .given import sources_of
 from .language import Reader
+from .parts import BLANK, NotPlain, assembled, parts_of
 from .placing import channels_last, is_channels_last
 
 if TYPE_CHECKING:
     from .model import Model
 
+NOTES = {"_model_args", "pretrained_cfg", "default_cfg"}  # that timm keeps of what a network was made of
 Probes = Sequence[tuple[Tensor, list[Tensor]]]  # inputs as a network takes them, and its outputs
 
 SIZES = (32, 224, 28, 8, 64, 16, 96, 128, 256, 299, 384, 512)  # tried where nothing tells the size of the images
 LENGTHS = (16, 8, 4, 2, 32, 64, 128)
 WORDS = 2  # every vocabulary has so many
 KEPT = 12  # outputs that a folder keeps
-BLANK = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+LONGEST = 300  # characters of a call in a sentence
+ROUGH = 0.2  # how far the outputs of rounded weights may be off, as a share of the largest
 
 
 @dataclass(frozen=True)
 class Described:
     """How `config.json` names the network: `source` and `structure` as in `Model`; where "model" is None, `why`, and
-    `call`, the Python that builds the user's own. `check` is what `checked` compares by, if anything."""
+    `call`, the Python that builds the user's own. `check` is what `checked` compares by, if anything. `beside` are the
+    tensors by name that it computes with and that are none of its state. `parts`: of what `assembled` makes it."""
 
     source: dict[str, Any]
     structure: list[dict[str, Any]]
     why: str = ""
     call: str = ""
     check: dict[str, Any] | None = None
+    beside: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def described(model: Model) -> Described:
@@ -64,6 +71,22 @@ def described(model: Model) -> Described:
             return dataclasses.replace(_named(model, probes), check=_check(model, probes))
     except Exception as error:  # the weights matter more than their name
         return _unnamed(model, f"trying to build it again fails with {told(error)}")
+
+
+def rounding(model: Model, state: Mapping[str, Any]) -> float:
+    """How far outputs are off, as a share of the largest, once the network has a state in which weights are rounded; 0
+    where it runs on no input that was tried."""
+    network = copy_network(model.network)
+    storage.load(network, state)
+    far = 0.0
+    with _as_saved(model.network), _as_saved(network):
+        for ready, expected in _probes(model):
+            with seeded():
+                rounded = tensors_in(logits_in(network(ready)))
+            for ours, theirs in zip(rounded, expected, strict=True):
+                scale = float(theirs.abs().max()) if theirs.is_floating_point() and theirs.numel() else 0.0
+                far = max(far, float((ours - theirs).abs().max()) / scale if scale else 0.0)
+    return far
 
 
 def checked(model: Model, check: Check | None, rounded: bool) -> str:
@@ -82,7 +105,7 @@ def checked(model: Model, check: Check | None, rounded: bool) -> str:
         return ""
     scale = max(check.scale, 1e-30)
     off = float((outputs - expected).abs().max()) / scale if outputs.shape == expected.shape else math.inf
-    if off <= (0.2 if rounded else 1e-3):
+    if off <= (ROUGH if rounded else 1e-3):
         return ""
     return "outputs of another shape" if math.isinf(off) else f"outputs that are {off:.2g} of the largest away"
 
@@ -100,31 +123,45 @@ def _as_saved(network: nn.Module) -> Iterator[None]:
 
 
 def _named(model: Model, probes: Probes) -> Described:
-    """What builds the network again: its source, else its class without arguments, else with those that its attributes
-    tell, which is for people to read only."""
-    kind, name = type(model.network), str(model.source["model"])
-    if model.source["model"] is not None:
-        why, structure = _tried(model, partial(sources.build, name, model.source["arguments"]), probes)
-        return _unnamed(model, f"{name} {why}") if why else Described(dict(model.source), structure)
-    why, structure = _tried(model, kind, probes)
-    if not why and (place := place_of(kind)):
-        return Described({"model": place, "arguments": {}}, structure)
-    if not why:
-        return _unnamed(model, "its class cannot be imported from a file", f"{kind.__name__}()", structure)
-    arguments = _arguments_of(model.network)
-    if arguments:
-        other, structure = _tried(model, partial(kind, **arguments), probes)
-        if not other:
-            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-            return _unnamed(model, f"{kind.__name__}() {why}", f"{kind.__name__}({given})", structure)
-    if kind.__module__.startswith("torch."):
+    """What builds the network again: its source, or else the first of `sources_of` that does."""
+    known, kind = model.source["model"], type(model.network)
+    first, call = "", ""
+    for source in [model.source] if known is not None else sources_of(model.network):
+        build = partial(sources.build, source["model"], source["arguments"])
+        if source["model"] is None:  # a class that cannot be imported
+            build = partial(kind, **source["arguments"])
+        why, structure, beside = _tried(model, build, probes, str(source["model"]))
+        if not why and source["model"] is not None:
+            return Described(dict(source), structure, beside=beside)
+        given = ", ".join(f"{key}={value!r}" for key, value in source["arguments"].items())
+        called = known or f"{kind.__name__}({given})"
+        if len(called) > LONGEST:
+            called = f"{kind.__name__}(…)"
+        if not why:
+            return _unnamed(model, _unimportable(kind), called, structure)
+        first = first or f"{called} {why}"
+        call = call or ("my_network" if kind.__module__.startswith("torch.") else "")
+    with suppress(NotPlain):
+        parts = json.loads(json.dumps(parts_of(model.network)))
+        why, _, beside = _tried(model, partial(assembled, parts), probes)
+        if not why:
+            return Described({"model": parts[0]["class"], "arguments": {}}, [], beside=beside, parts=parts)
+    if known is None and kind.__module__.startswith("torch."):
         return _unnamed(model, f"the class {kind.__name__} does not tell what it is made of")
-    return _unnamed(model, f"{kind.__name__}() {why}")
+    return _unnamed(model, first or f"the class {kind.__name__} cannot be called", call)
 
 
-def _tried(model: Model, build: Callable[[], nn.Module], probes: Probes) -> tuple[str, list[dict[str, Any]]]:
-    """Why what `build` gives is not the model's network once it has the weights ("" where it is), and the edits of its
-    structure that it takes."""
+def _unimportable(kind: type) -> str:
+    if kind.__module__ == "__main__":
+        return f"its class {kind.__name__} stands in the program itself, and not in a file that others can import"
+    return f"its class {kind.__name__} cannot be imported from a file"
+
+
+def _tried(
+    model: Model, build: Callable[[], nn.Module], probes: Probes, name: str = ""
+) -> tuple[str, list[dict[str, Any]], dict[str, Tensor]]:
+    """Why what `build` gives is not the model's network once it has the weights ("" where it is), the edits of its
+    structure that it takes, and the tensors beside its state."""
     network, structure = model.network, []
     state = network.state_dict()
     state = {plain: state[key] for key, plain in plain_names(network).items()}
@@ -132,39 +169,28 @@ def _tried(model: Model, build: Callable[[], nn.Module], probes: Probes) -> tupl
         with seeded():  # of a seed that the network was not built with, should it draw numbers that are no weights
             again = unwrapped(build())
     except Exception as error:
-        return f"cannot be built again ({told(error)})", []
+        return f"cannot be built again ({told(error)})", [], {}
     try:
         if model.structure or storage.misfits_of(again, state):
             structure = record(again, network)
             again = rebuild(again, structure)
         storage.load(again, state)
     except Exception as error:
-        return f"makes another network ({told(error)})", []
-    if difference := _difference(model, again, probes):
-        return f"makes another network, with {difference}", []
-    return ("" if probes else "cannot be compared with it, which runs on no input that was tried"), structure
+        return f"makes another network ({told(error)})", [], {}
+    difference, beside = _difference(model, again, probes, name), {}
+    if difference and (beside := storage.unlike(network, again)):
+        storage.put(again, beside)
+        difference = _difference(model, again, probes, name)
+    if difference:
+        return f"makes another network, with {difference}", [], {}
+    return ("" if probes else "cannot be compared with it, which runs on no input that was tried"), structure, beside
 
 
 def _unnamed(model: Model, why: str, call: str = "", structure: Sequence[dict[str, Any]] = ()) -> Described:
     kind = type(model.network)
     call = call or ("my_network" if kind.__module__.startswith("torch.") else f"{kind.__name__}(...)")
-    return Described({"model": None, "arguments": {}}, list(structure) or _still_true(model), why, call)
-
-
-def _arguments_of(network: nn.Module) -> dict[str, Any]:
-    """The plain values that the network keeps under the names of its class's arguments, other than their defaults."""
-    try:
-        parameters = inspect.signature(type(network)).parameters.values()
-    except (TypeError, ValueError):
-        return {}
-    kept = {p.name: (vars(network)[p.name], p.default) for p in parameters if p.name in vars(network)}
-    return {key: value for key, (value, default) in kept.items() if _is_plain(value) and _differ(value, default)}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
-    return value is None or type(value) in (int, float, str, bool)
+    source: dict[str, Any] = {"model": None, "arguments": {}}
+    return Described(source, list(structure) or _still_true(model), why, call, beside=storage.beside(model.network))
 
 
 def _still_true(model: Model) -> list[dict[str, Any]]:
@@ -176,13 +202,14 @@ def _still_true(model: Model) -> list[dict[str, Any]]:
         return []
 
 
-def _difference(model: Model, again: nn.Module, probes: Probes) -> str:
-    """In what the network built again differs from the model's own; "" where in nothing that can be seen."""
-    library = str(model.source["model"]).startswith("transformers:")  # it keeps notes, such as a name or a path
+def _difference(model: Model, again: nn.Module, probes: Probes, name: str) -> str:
+    """In what the network built again of the source of this name differs from the model's own; "" where in nothing that
+    can be seen."""
+    library = name.startswith("transformers:")  # it keeps notes, such as a name or a path
     if setting := _other_setting(again, model.network, library):
         return f"another {setting}"
     device = next((tensor.device for tensor in model.network.state_dict().values() if isinstance(tensor, Tensor)), None)
-    again.eval().to(device)
+    again.eval().to(device, own_dtype(model.network))
     if is_channels_last(model.network):
         channels_last(again)
     for ready, expected in probes:
@@ -281,7 +308,7 @@ def _other_setting(first: nn.Module, second: nn.Module, layers_only: bool) -> st
             return f"type{where}"
         if layers_only and not type(module).__module__.startswith("torch."):
             continue
-        for key in vars(module).keys() & vars(other).keys() - BLANK:
+        for key in vars(module).keys() & vars(other).keys() - BLANK - NOTES:
             if _differ(vars(module)[key], vars(other)[key]):
                 return f"{key}{where}"
     return ""

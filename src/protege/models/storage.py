@@ -68,13 +68,17 @@ def weights_of(network: nn.Module, dtype: str | None) -> tuple[dict[str, Tensor]
         raise UserError(f"dtype {dtype!r} is not known; use 'float32' or 'bfloat16'.")
     state = checked_state(network)
     weights: dict[str, Tensor] = {}
+    buffers, plain = dict(network.named_buffers()), plain_names(network)
+    learned = {plain[key] for key in plain if key not in buffers}
     storages: set[int] = set()
     for key, value in state.items():
         if not isinstance(value, Tensor):
             continue
         tensor = value.detach().cpu().resolve_conj().resolve_neg()
         if dtype is not None and tensor.is_floating_point():
-            tensor = tensor.to(DTYPES[dtype])
+            rounded = tensor.to(DTYPES[dtype])
+            # what is no weight, such as positions and statistics, may be of no use once it is rounded
+            tensor = rounded if key in learned or torch.equal(rounded.to(tensor.dtype), tensor) else tensor
         tensor = tensor.contiguous()
         if tensor.untyped_storage().data_ptr() in storages:  # tied weights: each name gets its own copy
             tensor = tensor.clone()
@@ -123,6 +127,41 @@ def _is_plain(value: Any) -> bool:
         return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
     except (TypeError, ValueError):
         return False
+
+
+def beside(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a network computes with and that are none of its state, by name: buffers that are not persistent
+    and attributes, as far as a file holds them."""
+    tensors = {}
+    for name, module in network.named_modules():
+        hidden = {key: module._buffers.get(key) for key in module._non_persistent_buffers_set}
+        for key, value in (hidden | vars(module)).items():
+            plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.grad_fn is None
+            where = f"{name}.{key}" if name else key
+            if plain and value.numel() and not value.is_meta and _comes_back(where, value):
+                tensors[where] = value.detach().cpu().contiguous().clone()
+    return tensors
+
+
+def unlike(network: nn.Module, other: nn.Module) -> dict[str, Tensor]:
+    """Those of `beside` that another network has with other numbers."""
+    theirs = beside(other)
+    return {key: value for key, value in beside(network).items() if key in theirs and not _equal(value, theirs[key])}
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and first.dtype == second.dtype and torch.equal(first, second)
+
+
+def put(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network tensors `beside` its state, where it has such."""
+    modules = dict(network.named_modules())
+    for where, value in tensors.items():
+        name, _, key = where.rpartition(".")
+        owner = modules.get(name)
+        old = None if owner is None else owner._buffers.get(key, vars(owner).get(key))
+        if owner is not None and isinstance(old, Tensor):
+            setattr(owner, key, value.to(old.device))
 
 
 def dtype_of(weights: Mapping[str, Tensor]) -> str:

@@ -92,11 +92,16 @@ def open_causal(
 
 
 def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network of a source that `open_causal` gave, with fresh weights."""
+    """The network of a source that `open_causal` gave, or of one of transformers' own classes, with fresh weights."""
     hugging_face = library("transformers", "transformers")
     try:
         config = hugging_face.AutoConfig.for_model(**arguments["config"])
         _refuse_kernels(config)
+        if kind := arguments.get("class"):
+            network = getattr(hugging_face, str(kind))
+            if not (isinstance(network, type) and issubclass(network, hugging_face.PreTrainedModel)):
+                raise ValueError(f"{kind} is no network of transformers")
+            return network(config).float()
         model = hugging_face.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **OWN_CODE)
         return CausalLM(model, int(arguments["num_classes"]))
     except UserError:

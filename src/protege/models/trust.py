@@ -7,6 +7,7 @@ this is decided before anything is imported.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,11 @@ from ..errors import UserError, shown
 from ..lookup import split_query
 from ..program import is_commanded
 from .description import CONFIG, Description
+from .parts import places_in
 from .sources import SCHEMES, is_source
+
+KNOWN = ("torch.nn.modules.", "protege.models.")  # whose classes may be parts of a network from anywhere
+LAYERS = ("torch._C._nn", "torch.nn.functional")  # where their functions lie
 
 FETCHING = {  # arguments that bring weights from elsewhere, which lie in the folder
     "timm": ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
@@ -49,7 +54,10 @@ def refuse_untrusted(folder: Path, description: Description, trust: bool) -> Non
             f"{str(folder / CONFIG)!r} has {key} = {shown(arguments[key])}, which would fetch other weights than "
             "those in the folder; expected none: take it out."
         )
-    if not names_code(name) or (_is_held(name) and not _has_text([list(arguments.values()), description.extra])):
+    if description.parts:
+        if all(map(_may_be_part, description.parts)):
+            return
+    elif not names_code(name) or (_is_held(name) and not _has_text([list(arguments.values()), description.extra])):
         return
     given = ", ".join(f"{key}={shown(value)}" for key, value in arguments.items())
     call = f"{name}({given})" if len(given) <= 1000 else f"{name}({given[:1000]}…)"
@@ -61,11 +69,31 @@ def refuse_untrusted(folder: Path, description: Description, trust: bool) -> Non
 
 def is_typed(description: Description, spec: str) -> bool:
     """Whether a folder names just what the user's spec does, but for the number of classes, which data tells."""
-    if description.model != spec.partition("?")[0]:
+    if description.model != spec.partition("?")[0] or description.parts:
         return False
     _, arguments = split_query(spec)
     named = {key: value for key, value in description.arguments.items() if key in arguments or key != "num_classes"}
     return named == arguments
+
+
+def _may_be_part(part: Mapping[str, Any]) -> bool:
+    """Whether a part of a network is a layer of torch with settings that such have, or of a class that the program has
+    imported, with numbers for settings."""
+    place, settings = str(part.get("class", KNOWN[0])), part.get("settings", {})
+    used = [other.split(":") for other in places_in([part]) if other != place]
+    if any(module not in LAYERS or "." in "".join(name) for module, *name in used):
+        return False
+    if any(kind in json.dumps(settings) for kind in ('"partial"', '"object"')):  # a call, or a class of no module
+        return False
+    return place.startswith(KNOWN) or (_is_held(place) and not any(map(_tells, settings.values())))
+
+
+def _tells(value: Any) -> bool:
+    """Whether a setting holds text or a table, rather than numbers and functions."""
+    if isinstance(value, Mapping):
+        kinds = {key: item for key, item in value.items() if key in ("tuple", "set", "frozenset")}
+        return not set(value).isdisjoint(("dict", "partial", "object")) or any(map(_tells, kinds.values()))
+    return any(map(_tells, value)) if isinstance(value, list) else isinstance(value, str)
 
 
 def _is_held(name: str) -> bool:
