@@ -2,8 +2,10 @@
 
 import io
 import logging
+import os
 import struct
 import sys
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -491,3 +493,63 @@ def test_what_leaves_nothing_is_refused(tmp_path):
     write_images(tmp_path, {f"test/{k}/{k}.jpg": b"no photo" for k in "ab"})
     with pytest.raises(UserError, match=r"none of 2 files can be used, such as image .*test/b/b.jpg"):
         load_data(f"images:{tmp_path}", skip_bad=10)
+
+
+# ---- names and links ------------------------------------------------------------------------------------------------
+
+
+def test_names_may_be_of_any_script_and_of_none(tmp_path, caplog):
+    twins = [normalize(form, "café") for form in ("NFC", "NFD")]
+    names = [*twins, "猫", "عربي", "😀", " a;b?x=1", os.fsdecode(b"no\xfftext")]
+    photo = {name: encoded(Image.fromarray(picture(n)), "PNG") for n, name in enumerate(names)}
+    write_images(tmp_path / "photos", {f"{k} 猫/{name}.png": data for k in "ab" for name, data in photo.items()})
+    data = whole(tmp_path / "photos", memory_limit=0, image_size=12, scratch=tmp_path / ".scratch")
+    assert (len(data.train), data.classes) == (14, ("a 猫", "b 猫"))
+    (tmp_path / "photos/a 猫" / os.fsdecode(b"cut\xff.png")).write_bytes(half(photo["猫"]))
+    with caplog.at_level(logging.INFO):
+        assert len(whole(tmp_path / "photos", skip_bad=1).train) == 14
+    assert "cut" in caplog.text
+    (tmp_path / "photos" / os.fsdecode(b"no\xfftext")).mkdir()
+    (tmp_path / "photos" / os.fsdecode(b"no\xfftext") / "a.png").write_bytes(photo["猫"])
+    with pytest.raises(UserError, match="not UTF-8"):  # a class is called so in files that are text
+        whole(tmp_path / "photos", skip_bad=1)
+
+
+def test_an_image_and_its_mask_may_spell_accents_in_two_ways(tmp_path):
+    whole_accent, apart = (normalize(form, "café") for form in ("NFC", "NFD"))
+    mask = np.zeros((12, 20), np.uint8)
+    mask[:5] = 1
+    for split in ("train", "test"):
+        for n, name in enumerate((apart, "b")):
+            write_pair(tmp_path, split, name, picture(n), mask)
+        (tmp_path / f"{split}annot" / f"{apart}.png").rename(tmp_path / f"{split}annot" / f"{whole_accent}.png")
+    assert len(load_data(f"segmentation:{tmp_path}").train) == 2
+    for split in ("train", "test"):  # and two that differ by that alone
+        write_pair(tmp_path, split, apart, picture(3), mask)
+        write_pair(tmp_path, split, whole_accent, picture(4), 1 - mask)
+    data = load_data(f"segmentation:{tmp_path}")
+    bright = {
+        tuple(image.ravel()[:9]): label
+        for image, label in zip(clean(data.train), data.train.masks[:, 0, 0], strict=True)
+    }
+    assert bright[tuple(picture(3).ravel()[:9])] == 1
+    assert bright[tuple(picture(4).ravel()[:9])] == 0
+
+
+def test_links_are_followed_and_what_leads_nowhere_is_left_out(tmp_path, caplog):
+    write_images(tmp_path / "store", {f"{k}/{n}.png": picture(n) for k in "xy" for n in range(3)})
+    photos = tmp_path / "photos"
+    (photos / "b").mkdir(parents=True)
+    (photos / "a").symlink_to(tmp_path / "store/x")
+    for n in range(2):
+        (photos / f"b/{n}.png").symlink_to(f"../../store/y/{n}.png")
+    for link, target in (("b/none.png", "nowhere.png"), ("b/1st.png", "2nd.png"), ("b/2nd.png", "1st.png"), ("c", "c")):
+        (photos / link).symlink_to(target)
+    for link, target in (("b/self", "."), ("b/up", "..")):
+        (photos / link).symlink_to(target)
+    (tmp_path / "linked").symlink_to("photos")
+    with caplog.at_level(logging.INFO):
+        data = whole(tmp_path / "linked")
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert data.classes == ("a", "b")
+    assert "4 left out, such as" in caplog.text

@@ -122,7 +122,7 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
 
     Links are followed, but no folder is entered twice, and none that the folder itself lies in.
     """
-    paths: list[Path] = []
+    paths: list[str] = []
     entered = {_identity(outer) for outer in (*folder.absolute().parents, *folder.resolve().parents)}
     for root, folders, names in os.walk(folder, followlinks=True):
         if (here := _identity(root)) in entered:
@@ -130,8 +130,9 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
             continue
         entered.add(here)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += (Path(root, name) for name in names if not name.startswith("."))
-    return split_files(sorted(paths))
+        paths += (os.path.join(root, name) for name in names if not name.startswith("."))
+    paths.sort(key=lambda path: path.split(os.sep))  # as paths are sorted, in a tenth of the time
+    return split_files(map(Path, paths))
 
 
 def tell_left_out(files: Sequence[Path], why: str) -> None:

@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -137,7 +138,8 @@ def _pairs(images: Path, masks: Path) -> Pairs:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """The images in a folder and those below it, by their path in it without its suffix."""
+    """The images in a folder and those below it, by their path in it without its suffix; accents in one piece (NFC),
+    as some systems store them apart, unless two names differ by that alone."""
     by_stem: dict[str, Path] = {}
     images, others = images_below(folder)
     tell_left_out(others, "no images that Pillow reads")
@@ -146,7 +148,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         if stem in by_stem:
             raise UserError(f"{by_stem[stem]} and {file.name} share a name; one image is expected: remove one.")
         by_stem[stem] = file
-    return by_stem
+    whole = {normalize("NFC", stem): file for stem, file in by_stem.items()}
+    return whole if len(whole) == len(by_stem) else by_stem
 
 
 def _common_form(
