@@ -88,12 +88,12 @@ def test_what_a_pruned_network_has_not_is_zero(parts):
     middle = pruned[1](pruned[0](x))
     whole = torch.zeros(2, 6, 2, 2).index_copy(1, kept, middle)
     after = torch.zeros(2, 6, 2, 2).index_copy(1, kept, original[2](whole)[:, kept])
-    assert torch.allclose(zeroed(original, pruned)(x), original[4](after.flatten(1)), atol=1e-6)
-    assert torch.allclose(zeroed(original, pruned)(x), pruned(x), atol=1e-6)
+    assert torch.allclose(zeroed(original, pruned, x)(x), original[4](after.flatten(1)), atol=1e-6)
+    assert torch.allclose(zeroed(original, pruned, x)(x), pruned(x), atol=1e-6)
     with torch.no_grad():
         pruned[4].weight[0, 0] += 1
     with pytest.raises(ValueError, match="are no part of"):
-        zeroed(original, pruned)
+        zeroed(original, pruned, x)
 
 
 def test_cells_that_fail_end_badly_or_not_at_all_are_told(parts, monkeypatch, tmp_path, capfd):

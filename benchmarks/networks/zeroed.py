@@ -8,6 +8,7 @@ the pruned network's own stand there, on the channels that are left.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -45,22 +46,40 @@ def left(part: Tensor, whole: Tensor, groups: int = 1) -> Tensor:
 class _Left(nn.Module):
     """A pruned norm in the place of the original: on the channels that are left, with zeros for the others."""
 
-    def __init__(self, norm: nn.Module, channels: Tensor, count: int) -> None:
+    def __init__(self, norm: nn.Module, channels: Tensor, dim: int) -> None:
         super().__init__()
-        self.norm, self.channels, self.count = norm, channels, count
+        self.norm, self.channels, self.dim = norm, channels, dim
 
     def forward(self, x: Tensor, *rest: object, **named: object) -> Tensor:
-        dim = -1 if x.shape[-1] == self.count else 1
-        out = torch.zeros_like(x)
-        return out.index_copy(dim, self.channels, self.norm(x.index_select(dim, self.channels), *rest, **named))
+        some = self.norm(x.index_select(self.dim, self.channels), *rest, **named)
+        return torch.zeros_like(x).index_copy(self.dim, self.channels, some)
 
 
-def zeroed(original: nn.Module, pruned: nn.Module) -> nn.Module:
-    """A copy of the original that has zeros for what the pruned network has not.
+def shapes(network: nn.Module, x: Tensor) -> dict[str, torch.Size]:
+    """The shape of what each module is given first."""
+    seen: dict[str, torch.Size] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: tuple[object, ...]) -> None:
+            if given and isinstance(given[0], Tensor):
+                seen.setdefault(name, given[0].shape)
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(look(name)) for name, module in network.named_modules()]
+    with torch.no_grad():
+        network.eval()(x.clone())
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def zeroed(original: nn.Module, pruned: nn.Module, x: Tensor) -> nn.Module:
+    """A copy of the original that has zeros for what the pruned network has not; both run on ``x``.
 
     Raises `ValueError` where the pruned network's weights are not the original's."""
-    network = copy.deepcopy(original)
-    smaller = dict(pruned.named_modules())
+    network, smaller = copy.deepcopy(original), dict(pruned.named_modules())
+    seen, before = shapes(pruned, x), shapes(original, x)
     with torch.no_grad():
         for name, module in list(network.named_modules()):
             masks: dict[str, Tensor] = {}
@@ -76,9 +95,10 @@ def zeroed(original: nn.Module, pruned: nn.Module) -> nn.Module:
                 masks[key] = left(part, whole, groups if part.dim() > 1 else 1) if mask is None else mask
                 whole.mul_(masks[key])
             kind = type(module).__name__.lower()
-            if masks and "norm" in kind and "batch" not in kind:
+            if masks and "norm" in kind and "batch" not in kind and name in seen:
                 (mask, *_) = masks.values()
+                dim = next(n for n, (a, b) in enumerate(zip(seen[name], before[name], strict=True)) if a != b)
                 owner, _, key = name.rpartition(".")
-                norm = _Left(smaller[name], mask.flatten().nonzero().flatten(), mask.numel())
+                norm = _Left(smaller[name], mask.flatten().nonzero().flatten(), dim)
                 setattr(network.get_submodule(owner), key, norm)
     return network.eval()
