@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from protege.surgery import absorb
-from protege.surgery.solving.absorb import blocks_of, folded, has_intercept, patches, settle
+from protege.surgery.solving.absorb import folded, has_intercept, settle
+from protege.surgery.solving.linear import of_module, patches
 
 LIMITS = settings(max_examples=40, deadline=None, database=None)
 
@@ -64,7 +65,7 @@ def test_convolutions(
         after = kind(groups * outputs, eps=1e-3, affine=norm == "affine").double().eval()
         unsettle(after, generator)
     x = torch.randn(2, groups * inputs, *(6,) * dims, generator=generator, dtype=torch.float64)
-    q = torch.randn(blocks_of(conv), outputs, outputs, generator=generator, dtype=torch.float64)
+    q = torch.randn(groups, outputs, outputs, generator=generator, dtype=torch.float64)
     takes = bias or norm is not None
     c = torch.randn(groups * outputs, generator=generator, dtype=torch.float64) * takes
 
@@ -148,20 +149,24 @@ def test_a_kernel_that_is_added(
     x = torch.randn(8 if dims == 0 else 2, groups * inputs, *(6,) * dims, generator=generator, dtype=torch.float64)
     with torch.no_grad():
         before = after(layer(x)) if after else layer(x)
-        weight, constant = folded(layer, after)
-        rows = torch.cat(list(patches(layer, x, room))).unflatten(1, weight.shape[:2]).transpose(0, 1) @ weight
+        weight, constant = folded(of_module(layer), after)
+        rows = (
+            torch.cat(list(patches(of_module(layer), x, room))).unflatten(1, weight.shape[:2]).transpose(0, 1) @ weight
+        )
         rows = rows.transpose(0, 1).flatten(1) + constant
         torch.testing.assert_close(rows, before.movedim(1, -1).flatten(0, -2), rtol=1e-9, atol=1e-9)
 
         delta = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-        c = torch.randn(constant.shape, generator=generator, dtype=torch.float64) * has_intercept(layer, after)
+        c = torch.randn(constant.shape, generator=generator, dtype=torch.float64) * has_intercept(
+            of_module(layer), after
+        )
         other = copy.deepcopy(layer)
         other.weight.copy_(delta.mT.reshape(layer.weight.shape))
         if bias:
             other.bias.zero_()
         expected = before + other(x) + c.view(-1, *[1] * dims)
         seen = expected.movedim(1, -1).flatten(0, -2)
-        settle(layer, after, weight + delta, constant + c, (seen.mean(0), seen.var(0, correction=0)))
+        settle(of_module(layer), after, weight + delta, constant + c, (seen.mean(0), seen.var(0, correction=0)))
         found = after(layer(x)) if after else layer(x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 

@@ -29,8 +29,8 @@ from ..models import Model
 from ..models.placing import place
 from ..signals import Logits, Source
 from ..surgery import Frontier, Moments, Point, Walk, absorb, plan_alignment, solve
-from ..surgery.solving.absorb import blocks_of, folded, has_intercept, settle
-from ..surgery.solving.alignment import refuse_unrelated
+from ..surgery.solving.absorb import folded, has_intercept, settle
+from ..surgery.solving.likeness import refuse_unrelated
 from ..surgery.solving.room import parts_on, room_on
 from ..surgery.tracing import Live
 from ..torch_utils import eval_mode, logits_in
@@ -112,9 +112,12 @@ def recover(
         x, y = inputs(0)
         room = room_on(x.device) if budget is None else (budget, 0)
         walks = Walk(student, "student", x[:2]), Walk(teacher, "teacher", y[:2])
-        points = plan_alignment(*walks, kept, kernels)
+        alignment = plan_alignment(*walks, kept, kernels)
+        points = alignment.points
         refuse_unrelated(*walks, points, x, y)
-        outcome: dict[str, Any] = {"sweeps": 0, "blocks": []}
+        for layer, reason in alignment.left.items():
+            logger.warning("the student's layer %r is left as it is: %s", layer, reason)
+        outcome: dict[str, Any] = {"sweeps": 0, "blocks": [], "left": alignment.left}
         for sweep in range(sweeps):
             saved = copy.deepcopy(student.state_dict())
 
@@ -147,7 +150,7 @@ def _sweep(
     """(error of the outputs before, after, what became of each layer): every layer solved once, in forward order."""
     blocks: list[dict[str, Any]] = []
     mine = theirs = 0  # nodes that each network has run
-    watched = {point.layer for point in points if point.kind == "kernel"}
+    watched = {point.node: [point.call] for point in points if point.kind == "kernel" and not point.inside}
     with Frontier(*room) as frontier:
         judged = 0
         for chunk in range(len(folds)):
@@ -167,21 +170,25 @@ def _sweep(
             return s, t
 
         for number, point in enumerate(points):
-            stop, their_stop = point.stop, max(theirs, teacher.index[point.target] + 1)
-            layer = student.modules[point.layer]
-            norm = student.modules[point.norm] if point.norm else None
-            moments, size, groups = None, 0.0, blocks_of(layer)
+            stop, their_stop = point.stop, max(theirs, point.their_stop)
+            layer, norm = point.linear, student.modules[point.norm] if point.norm else None
+            moments, size, groups = None, 0.0, layer.blocks
             for chunk, fold in enumerate(folds):
                 s, t = advanced(chunk, stop, their_stop)
+                if point.inside:
+                    student.look(s, point.stop, point.call)
+                    teacher.look(t, point.their_stop, point.their_call)
                 missing, whole = point.missing(s, t)
                 done = 0
-                for x in point.rows(s, layer):
+                for x in point.rows(s):
                     if moments is None:
                         shape = groups, x.shape[1] // groups, missing.shape[1] // groups
                         moments = Moments.zeros(max(folds) + 1, *shape, x.device)
                     moments.add(fold, x, missing[done : done + len(x)])
                     done += len(x)
                 size += float(torch.linalg.vector_norm(whole, dtype=torch.float64)) ** 2
+                if point.inside:
+                    point.forget(s, t)
                 frontier.put(chunk, s, t)
             assert moments is not None
             _check_finite(moments, size, point)
@@ -193,7 +200,7 @@ def _sweep(
                 settle(layer, norm, weight, constant, moments.image(weight, constant))
             else:
                 absorb(layer, solution.q, c, norm, moments.image(solution.q, c))
-            change = partial(point.change, layer=layer, delta=delta, intercept=c)
+            change = None if point.inside else partial(point.change, delta=delta, intercept=c)
             mine, theirs = stop, their_stop
             errors = {"before": _relative(solution.before, size), "after": _relative(solution.after, size)}
             strength = solution.ridge if math.isfinite(solution.ridge) else None
@@ -278,10 +285,10 @@ def preview(setup: Setup) -> list[dict[str, Any]]:
     for model in (setup.student, setup.teacher):
         place(model, setup.transfer.device)
     walks = Walk(setup.student.network, "student", x[:2]), Walk(setup.teacher.network, "teacher", y[:2])
-    points = plan_alignment(*walks, setup.student.kept, setup.settings.solve == "kernel")
+    alignment = plan_alignment(*walks, setup.student.kept, setup.settings.solve == "kernel")
     with eval_mode(setup.student, setup.teacher):
-        refuse_unrelated(*walks, points, x, y)
-    return [point.row() for point in points]
+        refuse_unrelated(*walks, alignment.points, x, y)
+    return alignment.table()
 
 
 def plan(setup: Setup) -> list[Phase]:

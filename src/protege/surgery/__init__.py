@@ -18,7 +18,7 @@ their docstrings are about this network:
 
 from .pruning import Decoupled, Shrunk, compose, decouple, rebuild, record, shrink
 from .solving.absorb import absorb
-from .solving.alignment import Point, plan_alignment
+from .solving.alignment import Alignment, Point, plan_alignment
 from .solving.moments import Moments, Solution, solve
 from .stages import HEAD, Chain, Cut, Pair, Stage, describe, find_cuts, pair, split
 from .tracing import Frontier, Tapped, Walk, first_outputs
@@ -27,6 +27,7 @@ from .widening import BRANCHES, Shared, readout, share, widen
 __all__ = [
     "BRANCHES",
     "HEAD",
+    "Alignment",
     "Chain",
     "Cut",
     "Decoupled",
