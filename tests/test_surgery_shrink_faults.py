@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from protege.errors import UserError
 from protege.surgery import rebuild, record, shrink
 from protege.surgery.layers import LAYERS
-from protege.surgery.pruning.groups import dependency_graph
 from protege.surgery.pruning.removal import CannotRemove, Site, remove
 from protege.torch_utils import copy_network
 

@@ -72,7 +72,7 @@ def by_macs(
     def left(count: int) -> float:
         lost: dict[str, list[int]] = {name: [0, 0] for name in layers}
         for site, gone in removal_of(groups, _choice(order[:count])).items():
-            if site.name in lost:
+            if site.name in lost and site.side != "through":
                 lost[site.name][site.side == "in"] += len(gone)
         remaining = 0.0
         for name, macs in layers.items():

@@ -40,9 +40,32 @@ class Law:
                 "compared: check its weights and the example."
             )
 
-    def fault(self, removal: Removal) -> str | None:
-        """Why the removal is none that the network stands, as the end of a sentence; None where all is well."""
-        return next((fault for reference in self.references if (fault := _fault(*reference, removal))), None)
+    def faults(self, removals: Mapping[int, Removal]) -> dict[int, str]:
+        """Which of the removals the network does not stand beside the others, with the reasons as ends of sentences: by
+        halving, so that few cost little."""
+        faults: dict[int, str] = {}
+
+        def sound(reference: tuple[nn.Module, Tensor, float], settled: list[int], new: list[int]) -> list[int]:
+            fault = _fault(*reference, _together([removals[n] for n in settled + new])) if new else None
+            if fault is None:
+                return settled + new
+            if len(new) == 1:
+                faults[new[0]] = fault
+                return settled
+            half = len(new) // 2
+            return sound(reference, sound(reference, settled, new[:half]), new[half:])
+
+        for reference in self.references:
+            sound(reference, [], [number for number in removals if number not in faults])
+        return faults
+
+
+def _together(removals: Sequence[Removal]) -> Removal:
+    removal: dict[Site, set[int]] = {}
+    for part in removals:
+        for site, gone in part.items():
+            removal.setdefault(site, set()).update(gone)
+    return {site: sorted(gone) for site, gone in removal.items()}
 
 
 def _reference(network: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, float] | None:
@@ -158,20 +181,24 @@ def _zeroed(
 ) -> Iterator[nn.Module]:
     """The network with zeros for the channels that go, whatever writes them; `mixed` is what the pruned network's
     modules of `mixing` gave."""
-    if any(site.side == "parameter" for site in removal):
-        network = copy_network(network)
+    network = copy_network(network)
     hooks = []
     for site, gone in removal.items():
+        index = torch.tensor(sorted(gone))
         if site.side == "parameter":
-            with torch.no_grad():
-                network.get_parameter(site.name).index_fill_(site.dim, torch.tensor(sorted(gone)), 0)
-        elif site.side != "in" and site.name not in mixing:
+            _zero(network, site.name, site.dim, index)
+        elif site.side == "through":
+            hooks.append(network.get_submodule(site.name).register_forward_hook(_zeros_along(site.dim, index)))
+        elif site.side in ("out", "both") and site.name not in mixing:
             module = network.get_submodule(site.name)
-            hooks.append(module.register_forward_hook(_zeros(module, torch.tensor(sorted(gone)))))
+            hooks.append(module.register_forward_hook(_zeros(module, index)))
+            if isinstance(module, nn.Linear):  # some attentions take its weights and never call it
+                _zero(network, f"{site.name}.weight", 0, index)
+                _zero(network, f"{site.name}.bias", 0, index)
     for name, gone in mixing.items():
         if isinstance(mixed.get(name), Tensor):
             hook = _over_the_rest(pruned.get_submodule(name), gone, mixed[name].shape)
-            hooks.append(network.get_submodule(name).register_forward_hook(hook))
+            hooks.append(network.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
     try:
         yield network
     finally:
@@ -179,19 +206,34 @@ def _zeroed(
             handle.remove()
 
 
+def _zero(network: nn.Module, name: str, dim: int, index: Tensor) -> None:
+    """Fill channels of a parameter or buffer with zeros."""
+    path, _, key = name.rpartition(".")
+    tensor = getattr(network.get_submodule(path), key)
+    if tensor is not None:  # a bias
+        with torch.no_grad():
+            tensor.index_fill_(dim, index.to(tensor.device), 0)
+
+
 def _zeros(module: Any, index: Tensor) -> Any:
     """A hook that fills channels of a module's output with zeros."""
     last = isinstance(module, nn.Linear | nn.Embedding)
     dim = -1 if last else -1 - len(module.kernel_size) if hasattr(module, "kernel_size") else 1
+    return _zeros_along(dim, index)
+
+
+def _zeros_along(dim: int, index: Tensor) -> Any:
     return lambda _module, _inputs, output: output.index_fill(dim, index.to(output.device), 0)
 
 
 def _over_the_rest(part: nn.Module, gone: Sequence[int], shape: torch.Size) -> Any:
     """A hook that has a module's output computed by its pruned `part`, which gave this `shape`, with zeros between."""
 
-    def hook(_module: nn.Module, inputs: tuple, output: Any) -> Any:
-        x = inputs[0]
-        dims = [dim for dim in range(x.dim()) if x.shape[dim] != shape[dim]] if x.dim() == len(shape) else []
+    def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> Any:
+        x = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
+        if x is None or x.dim() != len(shape):
+            return output
+        dims = [dim for dim in range(x.dim()) if x.shape[dim] != shape[dim]]
         if len(dims) != 1 or x.shape[dims[0]] - len(gone) != shape[dims[0]]:
             return output
         left = torch.tensor(sorted(set(range(x.shape[dims[0]])) - set(gone)), device=x.device)

@@ -110,16 +110,18 @@ def groups_of(module: Any) -> int:
 @dataclass(frozen=True)
 class Site:
     """Where channels go: the outputs or inputs of a layer, "both" of what has as many in as out (a norm, a depthwise
-    convolution), or dimension ``dim`` of a "parameter" that stands alone."""
+    convolution), dimension ``dim`` of a "parameter" (or buffer) that stands alone, a "number" that counts them (an
+    attribute of a module, or number ``dim`` of it), or ``dim`` of the outputs of a layer that does not mix them
+    ("through")."""
 
     name: str
-    side: str  # "out", "in", "both" or "parameter"
+    side: str  # "out", "in", "both", "parameter", "number" or "through"
     dim: int = 0
 
     @property
     def module(self) -> str:
-        """The name of the layer, or of the module that has the parameter."""
-        return self.name.rpartition(".")[0] if self.side == "parameter" else self.name
+        """The name of the layer, or of the module that has the parameter or number."""
+        return self.name.rpartition(".")[0] if self.side in ("parameter", "number") else self.name
 
 
 class CannotRemove(Exception):
@@ -134,7 +136,15 @@ def remove(network: nn.Module, removal: Mapping[Site, Sequence[int]]) -> None:
     for site, gone in removal.items():
         if site.side == "parameter":
             _cut(network.get_submodule(site.module), site.name.rpartition(".")[2], site.dim, gone)
-        else:
+        elif site.side == "number":
+            module, key = network.get_submodule(site.module), site.name.rpartition(".")[2]
+            value = getattr(module, key)
+            if isinstance(value, int):
+                setattr(module, key, value - len(gone))
+            else:
+                parts = [item - len(gone) * (n == site.dim) for n, item in enumerate(value)]
+                setattr(module, key, type(value)(parts))
+        elif site.side != "through":
             _cut_module(network.get_submodule(site.name), site, gone)
     for first, *others in names_of.values():  # the keys are what the parameters were
         shared = network.get_parameter(first)

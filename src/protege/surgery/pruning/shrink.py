@@ -19,9 +19,9 @@ from ...errors import UserError
 from ...numerics import exact
 from ...torch_utils import copy_network
 from ..layers import let_learn
-from .choose import Choice, by_layer, by_macs, by_ratio, removal_of
+from .choose import by_layer, by_macs, by_ratio, removal_of
 from .decouple import decouplable
-from .groups import Group, dependency_graph, tied_channels
+from .groups import tied_channels
 from .law import Law
 from .removal import Site, remove
 from .result import LeftOut, Shrunk, kept_whole, matching, together
@@ -57,10 +57,7 @@ def shrink(
     (4, 4, ())
     """
     _check(how, ratio, macs)
-    copied = copy_network(network).requires_grad_(True)
-    for parameter in copied.parameters():
-        parameter.grad = None
-    groups, left_out = tied_channels(dependency_graph(copied, example.detach()), copied, how)
+    groups, left_out = tied_channels(network, example.detach(), how)
     able = [name for tied in [part.layers for part in groups] + [part.layers for part in left_out] for name in tied]
     for patterns in (layers, list(ratio) if isinstance(ratio, Mapping) else None):
         if patterns is not None:
@@ -84,7 +81,7 @@ def shrink(
                 f"the ratio {ratio} removes no channel of so small a network; expected more: raise ratio=…"
                 + _also(left_out)
             )
-        faults = _faults(law, groups, choice)
+        faults = law.faults({number: removal_of(groups, {number: units}) for number, units in choice.items()})
         if not faults and unmet is not None:
             raise UserError(unmet + _also(left_out))
         if not faults:
@@ -107,24 +104,6 @@ def _check(how: str, ratio: Any, macs: Any) -> None:
         what = f"the ratio of {name!r}" if name else ("ratio" if macs is None else "macs")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
             raise UserError(f"{what} is {value!r}; expected a share above 0 and below 1: correct it.")
-
-
-def _faults(law: Law, groups: Sequence[Group], choice: Choice) -> dict[int, str]:
-    """The groups that break the law, by their numbers, with the reason: found by halving, so that few cost little."""
-    faults: dict[int, str] = {}
-
-    def sound(settled: list[int], new: list[int]) -> list[int]:
-        fault = law.fault(removal_of(groups, {number: choice[number] for number in settled + new}))
-        if fault is None:
-            return settled + new
-        if len(new) == 1:
-            faults[new[0]] = fault
-            return settled
-        half = len(new) // 2
-        return sound(sound(settled, new[:half]), new[half:])
-
-    sound([], list(choice))
-    return faults
 
 
 def _kept(network: nn.Module, removal: Mapping[Site, list[int]]) -> dict[str, list[int]]:
