@@ -1,7 +1,7 @@
 """The channels of any network that depend on each other, and what they count for.
 
 Which depend on each other (a convolution's filters, its BatchNorm, what reads them, and, across a residual sum, the
-channels of other layers) is seen in a run (`flow`), and checked by values (`law`). Layers whose channels are tied vote
+channels of other layers) is seen in a run (`watch`), and checked by values (`law`). Layers whose channels are tied vote
 together on what to prune: with the mean over them, l1 in units of each layer's average filter, which mostly leaves
 more of the accuracy than the first layer's vote alone (`studies/pruning_votes.py`).
 """
@@ -20,10 +20,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...errors import UserError, told
 from ...torch_utils import copy_network, eval_mode
 from ..layers import LAYERS, outputs_of
-from .flow import OUTPUTS, Watch
+from .channels import Channels
 from .removal import Site
 from .result import LeftOut
 from .ties import FIXED
+from .watch import OUTPUTS, channels_of
 
 Wires = list[tuple[int, int]]  # (channel of a site, channel of the root that it goes with)
 
@@ -51,16 +52,16 @@ class Group:
 def tied_channels(network: nn.Module, example: Tensor, how: str) -> tuple[list[Group], list[LeftOut]]:
     """What may be pruned, and what cannot be; neither has the layers that give the outputs, nor those that `how` cannot
     rank. `UserError` for a network that does not run on the example [B, …]."""
-    watch = Watch(copy_network(network))
+    copied = copy_network(network)
     try:
-        with eval_mode(watch.network):
-            watch.run(example[:2])
+        with eval_mode(copied):
+            state = channels_of(copied, example[:2])
     except Exception as error:
         raise UserError(
             f"the {type(network).__name__} does not run on the example ({told(error)}); expected one that it takes: "
             "give fitting data=…."
         ) from error
-    lying = watch.sites()
+    lying = state.sites()
     places: dict[int, list[tuple[Site, int]]] = {}  # of each class that can go
     for site, classes in lying.items():
         for position in np.flatnonzero(classes).tolist():
@@ -69,13 +70,13 @@ def tied_channels(network: nn.Module, example: Tensor, how: str) -> tuple[list[G
     groups: list[Group] = []
     left_out: list[LeftOut] = []
     grouped: set[int] = set()
-    for owner, (name, dim) in watch.makers.items():
-        channels = watch.channels[name, dim]
-        root = next(site for site, _ in watch._site(name, dim, channels))
+    for owner, (name, dim) in state.makers.items():
+        channels = state.channels[name, dim]
+        root = next(site for site, _ in state.site(name, dim, channels))
         classes = lying[root]
         free = [value for value in dict.fromkeys(classes.tolist()) if value != FIXED and value not in grouped]
         if not free:
-            reasons = {why for channel in channels.tolist() if (why := watch.ties.why(channel)) is not None}
+            reasons = {why for channel in channels.tolist() if (why := state.ties.why(channel)) is not None}
             if reasons - {OUTPUTS} and not set(classes.tolist()) & grouped:
                 left_out.append(LeftOut((owner,), min(reasons - {OUTPUTS})))
             continue
@@ -93,15 +94,15 @@ def tied_channels(network: nn.Module, example: Tensor, how: str) -> tuple[list[G
             continue
         scores = ranks.scores(sites, [unit[0] for unit in units])
         if scores is not None:
-            groups.append(Group(units, scores, sites, layers, _part(watch, free, sites)))
+            groups.append(Group(units, scores, sites, layers, _part(state, free, sites)))
     return groups, left_out
 
 
-def _part(watch: Watch, classes: Sequence[int], sites: Mapping[Site, Wires]) -> str:
-    heads = {int(value) for tags in watch.heads for value in np.unique(watch.ties.classes(tags))}
+def _part(state: Channels, classes: Sequence[int], sites: Mapping[Site, Wires]) -> str:
+    heads = {int(value) for tags in state.heads for value in np.unique(state.ties.classes(tags))}
     if heads & set(classes):
         return "heads"
-    order = {path: number for number, path in enumerate(watch.makers)}
+    order = {path: number for number, path in enumerate(state.makers)}
     read = [order[site.module] for site in sites if site.side == "in" and site.module in order]
     made = [order[site.module] for site in sites if site.side == "out" and site.module in order]
     return "stream" if read and made and min(read) < max(made) else "hidden"

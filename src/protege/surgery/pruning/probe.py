@@ -73,7 +73,7 @@ class Call:
             return None
         back = torch.zeros(total + 1, dtype=torch.long)
         back[order] = torch.arange(total)
-        sources = []
+        sources: list[np.ndarray] = []
         for a, b in zip(first, second, strict=True):
             if not a.is_floating_point() or a.shape != b.shape:
                 return None

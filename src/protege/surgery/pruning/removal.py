@@ -63,9 +63,9 @@ def _embedding_shapes(embedding: Any) -> Shapes:
     return {"weight": (embedding.num_embeddings, embedding.embedding_dim)}
 
 
-def _lstm_shapes(lstm: Any) -> Shapes:
-    first = [key for key, _ in lstm.named_parameters() if key.startswith("weight_ih_l0")]
-    return dict.fromkeys(first, (4 * lstm.hidden_size, lstm.input_size))
+def _reading_shapes(layer: Any) -> Shapes:
+    first = [(key, value) for key, value in layer.named_parameters() if key.startswith("weight_ih_l0")]
+    return {key: (len(value), layer.input_size) for key, value in first}
 
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -82,7 +82,7 @@ _KINDS = (
     Kind("Embedding", nn.Embedding, _EMBEDDING, {"out": _EMBEDDING[1:]}, _embedding_shapes),
 )
 KINDS = {kind.name: kind for kind in _KINDS}
-LSTM = Kind("LSTM", nn.LSTM, ("input_size",), {"in": ("input_size",)}, _lstm_shapes)  # what it reads
+_RECURRENT = Kind("RNN", nn.RNNBase, ("input_size",), {"in": ("input_size",)}, _reading_shapes)  # what it reads
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -92,7 +92,7 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 def width_of(module: nn.Module, side: str) -> int | None:
     """How many channels a module has on a side; None where these are not its own to lose."""
-    kind = LSTM if isinstance(module, nn.LSTM) else kind_of(module)
+    kind = _RECURRENT if isinstance(module, nn.RNNBase) else kind_of(module)
     value: Any = getattr(module, kind.sides[side][0]) if kind is not None and side in kind.sides else ()
     return value if isinstance(value, int) else value[0] if len(value) == 1 else None
 
@@ -156,7 +156,7 @@ def remove(network: nn.Module, removal: Mapping[Site, Sequence[int]]) -> None:
 
 
 def _cut_module(module: Any, site: Site, gone: Sequence[int]) -> None:
-    kind = LSTM if isinstance(module, nn.LSTM) else kind_of(module)
+    kind = _RECURRENT if isinstance(module, nn.RNNBase) else kind_of(module)
     total, groups = width_of(module, site.side), groups_of(module)
     if kind is None or total is None:
         raise CannotRemove(f"{site.name!r} is a {type(module).__name__}, whose channels stay as they are")
