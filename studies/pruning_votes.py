@@ -37,12 +37,14 @@ NETWORKS = ("resnet20", "resnet18?width=16", "mobilenetv2?width=0.5")
 VOTES = ("layers", "first", "mean", "everything")
 
 
-def scores(vote, sites, modules, size, how):
-    """In the place of `groups._scores`: the importance of each channel [size]."""
+def scores(vote, ranks, sites, roots):
+    """In the place of `groups._Ranks.scores`: the importance of each unit."""
     votes = []
     for site, wires in sites.items():
-        module, power = modules.get(site.name), 2 if vote == "everything" else 1
-        if isinstance(module, LAYERS) and (site.side != "in" or vote == "everything"):
+        module, power = ranks.modules.get(site.name), 2 if vote == "everything" else 1
+        if isinstance(module, LAYERS) and (
+            site.side in ("out", "both") or (site.side == "in" and vote == "everything")
+        ):
             if site.side == "in" and getattr(module, "groups", 1) > 1:
                 continue
             weight = module.weight.detach().double().transpose(0, int(site.side == "in"))
@@ -51,8 +53,9 @@ def scores(vote, sites, modules, size, how):
             values = module.weight.detach().double().pow(power)
         else:
             continue
-        channels, roots = (torch.tensor(part) for part in zip(*wires, strict=True))
-        votes.append(torch.zeros(size, dtype=torch.float64).index_add_(0, roots, values[channels]))
+        channels, units = (torch.tensor(part) for part in zip(*wires, strict=True))
+        total = torch.zeros(max(roots) + 1, dtype=torch.float64).index_add_(0, units, values[channels])
+        votes.append(total[list(roots)])
     return torch.stack(votes[:1] if vote == "first" else votes).mean(0) if votes else None
 
 
@@ -85,7 +88,7 @@ def main() -> None:
     labels = torch.tensor(digits.target)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     train, test = order[:1200], order[1200:]
-    ours = groups._scores
+    ours = groups._Ranks.scores
     for spec in NETWORKS:
         networks = [trained(spec, seed, images[train], labels[train]) for seed in range(3)]
         whole = torch.tensor([accuracy(network, images[test], labels[test]) for network in networks])
@@ -94,7 +97,7 @@ def main() -> None:
             line = f"{ratio:39.0%}"
             for vote in VOTES:
                 by = ours if vote == "layers" else lambda *given, vote=vote: scores(vote, *given)
-                with patch.object(groups, "_scores", by):
+                with patch.object(groups._Ranks, "scores", by):
                     cut = [shrink(network, images[:2], ratio=ratio).network for network in networks]
                 left = torch.tensor([accuracy(network, images[test], labels[test]) for network in cut])
                 line += f"  {left.mean():.2f}±{(left.max() - left.min()) / 2:.2f}"

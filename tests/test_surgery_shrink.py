@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from protege.errors import UserError
 from protege.models import count_macs, load_model
-from protege.surgery import Decoupled, compose, decouple, shrink
+from protege.surgery import Decoupled, compose, decouple, rebuild, record, shrink
 from protege.surgery.counting import profile
 from protege.surgery.layers import LAYERS
 
@@ -198,16 +198,63 @@ def test_groups_concatenations_and_transposed_convolutions():
     torch.testing.assert_close(shrunk.network(example), network(example), rtol=0, atol=1e-9)
 
 
-def test_a_transformer_loses_width_and_hidden_units_but_no_heads():
+def vit():
     torch.manual_seed(0)
-    network = load_model("zoo:vit_tiny?image_size=8&depth=2&width=24&heads=2", num_classes=5).network.eval()
-    example = torch.randn(2, 3, 8, 8)
-    shrunk = shrink(network, example, ratio=0.5)
-    assert shrunk.network(example).shape == (2, 5)
+    network = load_model("zoo:vit_tiny?image_size=8&depth=2&width=24&heads=4", num_classes=5).network.double().eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, 0, 0.3)
+    return network, torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+
+def test_a_transformer_loses_heads_stream_and_hidden_units():
+    network, x = vit()
+    shrunk = shrink(network, x, ratio=0.5)
+    assert shrunk.parts == {"stream": (24, 12), "heads": (8, 4), "hidden": (192, 96)}
     assert len(shrunk.kept["blocks.0.mlp.fc1"]) == 48
-    assert len(shrunk.kept["blocks.0.attn.qkv"]) == 72
-    with pytest.raises(UserError, match=r"can be removed there: 'blocks\.0\.attn\.qkv' \(.*arranged in heads\)"):
-        shrink(network, example, ratio={"blocks.0.attn.qkv": 0.5})
+    assert len(shrunk.kept["blocks.0.attn.qkv"]) == 3 * 12
+    assert sum(p.numel() for p in shrunk.network.parameters()) < 0.3 * sum(p.numel() for p in network.parameters())
+    again = rebuild(vit()[0], record(network, shrunk.network))
+    again.load_state_dict(shrunk.network.state_dict())
+    assert torch.equal(again(x), shrunk.network(x))
+
+
+@pytest.mark.parametrize("part", ["heads", "hidden"])
+def test_a_part_of_a_transformer_is_the_original_without_it(part):
+    network, x = vit()
+    shrunk = shrink(network, x, ratio=0.5, parts=[part])
+    assert list(shrunk.parts) == [part]
+    reference = copy.deepcopy(network)
+    with torch.no_grad():
+        for n, block in enumerate(reference.blocks):
+            name, reader = ("attn.qkv", block.attn.proj) if part == "heads" else ("mlp.fc1", block.mlp.fc2)
+            kept = shrunk.kept[f"blocks.{n}.{name}"]
+            if part == "heads":  # the same whole heads of queries, keys and values
+                values = [channel - 48 for channel in kept if channel >= 48]
+                assert kept == [channel + 24 * third for third in range(3) for channel in values]
+                assert sorted({channel // 6 for channel in values}) == [channel // 6 for channel in values[::6]]
+                kept = values
+            gone = sorted(set(range(reader.in_features)) - set(kept))
+            reader.weight[:, gone] = 0
+    torch.testing.assert_close(shrunk.network(x), reference(x), rtol=0, atol=1e-9)
+
+
+def test_a_residual_stream_is_the_original_of_the_kept_channels_by_hand():
+    network, x = vit()
+    shrunk = shrink(network, x, ratio=0.5, parts=["stream"])
+    kept = shrunk.kept["blocks.0.mlp.fc2"]
+    assert shrunk.parts == {"stream": (24, 12)}
+    assert len(kept) == 12
+    for name, parameter in shrunk.network.named_parameters():
+        whole = network.get_parameter(name)
+        for dim, (before, after) in enumerate(zip(whole.shape, parameter.shape, strict=True)):
+            whole = whole.index_select(dim, torch.tensor(kept)) if before != after else whole
+        assert torch.equal(parameter, whole)
+
+
+@pytest.mark.parametrize("parts", [[], "heads", ["head"]])
+def test_parts_that_there_are_not(parts):
+    with pytest.raises(UserError, match=r"parts = .*expected some of heads, stream, hidden"):
+        shrink(*vit(), ratio=0.5, parts=parts)
 
 
 @settings(max_examples=25, deadline=None)
@@ -321,10 +368,10 @@ def test_networks_that_cannot_be_shrunk():
     with pytest.raises(UserError, match=r"no channels scaled by BatchNorm.*how='l1'"):
         shrink(network, example, "slim", ratio=0.5)
     with pytest.raises(
-        UserError, match=r"removed there: 'conv' \(the network's forward counts on all of its channels.*\)"
+        UserError, match=r"removed there: 'conv' \(Fixed.forward calls mul, which takes what is no channel with them\)"
     ):
         shrink(Fixed(), torch.randn(1, 3, 8, 8), ratio=0.5)
-    with pytest.raises(UserError, match="cannot be traced"):
+    with pytest.raises(UserError, match="does not run on the example"):
         shrink(network, torch.randn(2, 1, 8, 8), ratio=0.5)
     with pytest.raises(UserError, match="nothing to decouple"):
         decouple(nn.Sequential(nn.Linear(3, 3)), 1)
@@ -334,16 +381,22 @@ def test_networks_that_cannot_be_shrunk():
         decouple(network, macs=0.01, example=example)
 
 
-@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN, nn.GRUCell])
-def test_recurrent_layers_that_cannot_be_pruned_are_named(kind):
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN, nn.LSTM, nn.GRUCell])
+def test_recurrent_layers_lose_what_they_read(kind):
     class Reader(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv, self.reads, self.fc = nn.Conv2d(3, 8, 3), kind(8, 6), nn.Linear(6, 4)
 
         def forward(self, x):
-            found = self.reads(self.conv(x).mean((2, 3)))
-            return self.fc(found[0] if isinstance(found, tuple) else found)
+            read = self.reads(self.conv(x).mean((2, 3)))
+            return self.fc(read[0] if isinstance(read, tuple) else read)
 
-    with pytest.raises(UserError, match=rf"'conv' \('reads' is a {kind.__name__}, which cannot be pruned\)"):
-        shrink(Reader(), torch.randn(2, 3, 8, 8), ratio=0.5)
+    torch.manual_seed(0)
+    network, x = Reader().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    shrunk = shrink(network, x, ratio=0.5)
+    assert len(shrunk.kept["conv"]) == 4
+    torch.testing.assert_close(shrunk.network(x), masked(network, {"conv": shrunk.kept["conv"]})(x))
+    again = rebuild(copy.deepcopy(network), record(network, shrunk.network))
+    again.load_state_dict(shrunk.network.state_dict())
+    assert torch.equal(again(x), shrunk.network(x))

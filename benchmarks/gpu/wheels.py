@@ -26,9 +26,9 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 DISTRIBUTIONS = """
 accelerate annotated-doc annotated-types anyio click filelock fsspec h11 httpcore2 httpx2 huggingface-hub idna jinja2
 markdown-it-py markupsafe mdurl numpy packaging pillow psutil pydantic pydantic-core pygments pyyaml rich safetensors
-shellingham tomli-w torch-pruning tqdm truststore typer typing-extensions typing-inspection
+shellingham tomli-w tqdm truststore typer typing-extensions typing-inspection
 """  # all but what comes with torch, and pyarrow, scipy and scikit-learn: the largest, which no check needs
-IMPORTED = ("accelerate", "torch_pruning", "safetensors", "pydantic", "typer", "rich", "tomli_w", "numpy", "PIL")
+IMPORTED = ("accelerate", "safetensors", "pydantic", "typer", "rich", "tomli_w", "numpy", "PIL")
 IMPORTED += ("filelock", "psutil", "jinja2")
 KEPT = ("numpy",)  # stays that of the machine where it has one: other packages there are built against it
 

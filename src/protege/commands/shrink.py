@@ -17,6 +17,7 @@ def command(
     ratio: Annotated[str | None, Option(help="share of channels to remove, or LAYER=SHARE,…")] = None,
     macs: Annotated[float | None, Option(help="share of multiply-adds to be left")] = None,
     layers: Annotated[str | None, Option(help="only these: names or patterns, separated by commas")] = None,
+    parts: Annotated[str | None, Option(help="only these: some of heads,stream,hidden")] = None,
     rank: Annotated[int | None, Option(help="decouple: pairs in the place of a convolution")] = None,
     data: Annotated[str | None, Option(help="data spec, for the image size and the accuracy")] = None,
     image_size: ImageSize = None,
@@ -28,7 +29,8 @@ def command(
 ) -> None:
     options = dict(locals())
     options["ratio"] = parse_ratio(ratio)
-    options["layers"] = None if layers is None else [name.strip() for name in layers.split(",")]
+    for key, names in (("layers", layers), ("parts", parts)):
+        options[key] = None if names is None else [name.strip() for name in names.split(",")]
     from ..run.shrinking import shrink
 
     shrink(**options)

@@ -20,7 +20,7 @@ from ..numerics import exact
 from ..settings import public
 from ..surgery import Shrunk, Walk, compose, decouple, plan_alignment
 from ..surgery import shrink as prune
-from ..surgery.pruning import together
+from ..surgery.pruning import PARTS, together
 from ..tasks import shipped_task
 from ..torch_utils import copy_network, device_of, eval_mode
 from .api import evaluate
@@ -41,6 +41,7 @@ def shrink(
     ratio: float | Mapping[str, float] | None = None,
     macs: float | None = None,
     layers: Sequence[str] | None = None,
+    parts: Sequence[str] | None = None,
     rank: int | None = None,
     data: Any = None,
     image_size: int | None = None,
@@ -55,8 +56,10 @@ def shrink(
     ``how`` is "l1" or "slim" (pruning, see `protege.surgery.shrink`) or "decouple" (`protege.surgery.decouple`).
     Pruning takes a ``ratio`` of channels to remove, overall or {layer: ratio}; decoupling takes a ``rank``; all take
     ``macs``, the share of multiply-adds to be left. ``layers`` (names, or patterns such as "layer3.*") limits the
-    change to some. The model stays as it is; the result is a `Model` whose `kept` names, for each layer, the channels
-    it still has of the network that was first shrunk (of a model shrunk twice: of the first).
+    change to some, and ``parts`` pruning to the "heads" of attentions, the residual "stream" or the "hidden"
+    channels of blocks (without it all are thinned). The model stays as it is; the result is a `Model` whose `kept`
+    names, for each layer, the channels it still has of the network that was first shrunk (of a model shrunk twice: of
+    the first).
 
     ``data`` gives a network that takes images of any size the size to count at (brought to ``image_size`` as in a run
     with it), and the accuracy before and after; its labels are used for nothing else. ``skip_bad`` is
@@ -66,7 +69,7 @@ def shrink(
     change more than that they are gone (``left_out``), and tell beforehand where `fskd` would refuse the result
     (``fskd``). Raises `UserError` for bad input, before anything is written.
     """
-    _check_options(how, ratio, rank, out, dry_run)
+    _check_options(how, ratio, rank, parts, out, dry_run)
     if out is not None and not dry_run:
         replaced = RECORD, *MODEL_FILES
         check_out(
@@ -80,12 +83,20 @@ def shrink(
     opened = open_for(data, image_size, model, skip_bad)
     original = copy_network(load_model(model, data=opened, trained=True, trust=trust))  # it may be the caller's own
     opened = opened and framed_for(original, in_order_of(original, opened))
-    raw = example_of(original, opened)
+    raw = _tokens(original, opened) if original.input.kind == "tokens" else example_of(original, opened)
     prepared = original.prepared(raw)
     if how == "decouple":
         result = decouple(original.network, rank, macs=macs, example=prepared, layers=layers)
     else:
-        result = prune(original.network, prepared, how, ratio=ratio, macs=macs, layers=layers)
+        result = prune(
+            original.network,
+            prepared,
+            how,
+            ratio=ratio,
+            macs=macs,
+            layers=layers,
+            parts=PARTS if parts is None else parts,
+        )
     kept = compose(original.kept, result.kept) if original.kept else result.kept
     classes, named = original.classes, original.named
     if not classes and opened is not None:
@@ -102,6 +113,7 @@ def shrink(
         "macs": macs,
         "layers": None if layers is None else list(layers),
         "rank": rank,
+        "parts": {part: {"before": before, "after": after} for part, (before, after) in result.parts.items()},
         "left_out": [{"layers": list(part.layers), "why": part.why} for part in result.left_out],
         "fskd": _fskd_refusal(original.network, result, prepared),
         "before": _figures(original, raw, opened),
@@ -134,7 +146,7 @@ def open_for(data: Any, image_size: int | None, model: Any, skip_bad: int = 0) -
 def example_of(model: Model, data: Data | None, count: int = 2) -> Tensor:
     """Raw uint8 images [count, C, H, W] of the size the model takes, else of the data's: noise, the same each time."""
     if model.input.kind != "image":
-        raise UserError("the model takes tokens; expected a network for images: shrink and export know only these.")
+        raise UserError("the model takes tokens; expected a network for images: export knows only these.")
     if data is not None:
         shape = tuple(data.train.shape)
     elif model.input.size is not None:
@@ -145,13 +157,23 @@ def example_of(model: Model, data: Data | None, count: int = 2) -> Tensor:
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=noise).to(device_of(model))
 
 
-def _check_options(how: str, ratio: Any, rank: int | None, out: Any, dry_run: bool) -> None:
+def _tokens(model: Model, data: Data | None, count: int = 2) -> Tensor:
+    """Words of the data's vocabulary [count, length], the same each time."""
+    if data is None:
+        raise UserError("the model takes tokens of a text and none is given; expected one: add data='text:…'.")
+    words = torch.Generator().manual_seed(0)
+    return torch.randint(0, len(data.classes), (count, *data.train.shape), generator=words).to(device_of(model))
+
+
+def _check_options(how: str, ratio: Any, rank: int | None, parts: Any, out: Any, dry_run: bool) -> None:
     if how not in HOWS:
         raise UserError(f"how = {how!r} is no way of shrinking; expected one of {', '.join(HOWS)}: change how=….")
     if how == "decouple" and ratio is not None:
         raise UserError(f"ratio={ratio} does not go with how='decouple'; expected rank=… or macs=…: leave it out.")
     if how != "decouple" and rank is not None:
         raise UserError(f"rank={rank} does not go with how={how!r}; expected ratio=… or macs=…: leave it out.")
+    if how == "decouple" and parts is not None:
+        raise UserError(f"parts={parts} does not go with how='decouple'; expected how='l1' or 'slim': leave it out.")
     if out is None and not dry_run:
         raise UserError("'out' is missing; expected the folder for the shrunk model as out=….")
 
@@ -191,6 +213,9 @@ def _lines(record: Mapping[str, Any]) -> list[str]:
         f"{name:<12} {before[key]:>15,} → {after[key]:>15,}  ({after[key] / max(before[key], 1):.1%})"
         for name, key in (("parameters", "params"), ("MACs", "macs"))
     ]
+    for part, counts in record["parts"].items():
+        share = counts["after"] / counts["before"]
+        lines.append(f"{part:<12} {counts['before']:>15,} → {counts['after']:>15,}  ({share:.1%})")
     for name in [key for key in ("accuracy", "miou") if key in before["metrics"]]:
         lines.append(f"{name:<12} {before['metrics'][name]:>15.4f} → {after['metrics'][name]:>15.4f}")
     return lines

@@ -49,9 +49,12 @@ class Group:
         return {site: {channel for channel, root in wires if root in roots} for site, wires in self.sites.items()}
 
 
-def tied_channels(network: nn.Module, example: Tensor, how: str) -> tuple[list[Group], list[LeftOut]]:
+def tied_channels(
+    network: nn.Module, example: Tensor, how: str
+) -> tuple[list[Group], list[LeftOut], dict[Site, tuple[str, int]]]:
     """What may be pruned, and what cannot be; neither has the layers that give the outputs, nor those that `how` cannot
-    rank. `UserError` for a network that does not run on the example [B, …]."""
+    rank. And the weights that are no layer's of `LAYERS`: the name of the module that uses each, and its outputs.
+    `UserError` for a network that does not run on the example [B, …]."""
     copied = copy_network(network)
     try:
         with eval_mode(copied):
@@ -70,10 +73,13 @@ def tied_channels(network: nn.Module, example: Tensor, how: str) -> tuple[list[G
     groups: list[Group] = []
     left_out: list[LeftOut] = []
     grouped: set[int] = set()
+    weights: dict[Site, tuple[str, int]] = {}
     for owner, (name, dim) in state.makers.items():
         channels = state.channels[name, dim]
         root = next(site for site, _ in state.site(name, dim, channels))
         classes = lying[root]
+        if root.side == "parameter":
+            weights[root] = owner, len(classes)
         free = [value for value in dict.fromkeys(classes.tolist()) if value != FIXED and value not in grouped]
         if not free:
             reasons = {why for channel in channels.tolist() if (why := state.ties.why(channel)) is not None}
@@ -95,7 +101,7 @@ def tied_channels(network: nn.Module, example: Tensor, how: str) -> tuple[list[G
         scores = ranks.scores(sites, [unit[0] for unit in units])
         if scores is not None:
             groups.append(Group(units, scores, sites, layers, _part(state, free, sites)))
-    return groups, left_out
+    return groups, left_out, weights
 
 
 def _part(state: Channels, classes: Sequence[int], sites: Mapping[Site, Wires]) -> str:

@@ -1,8 +1,6 @@
 """Removing channels from the layers of a network, in place: what is left keeps its values and its order.
 
 The modules that can have other sizes stand in one table (`KINDS`), which serves telling what was cut (`structure`) too.
-Not by torch-pruning (1.6.1), which mixes up the order of a LayerNorm's, leaves an InstanceNorm its statistics, fails on
-transposed convolutions in groups, and makes two weights of one that layers share.
 """
 
 from __future__ import annotations

@@ -32,12 +32,14 @@ def together(left_out: Sequence[LeftOut]) -> list[LeftOut]:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """A smaller network, for each layer by name which of the original's output channels it still has, in order, and
-    the layers that could not be pruned."""
+    """A smaller network, for each layer by name which of the original's output channels it still has, in order, the
+    layers that could not be pruned, and how many heads, channels of residual streams and hidden channels there were and
+    are (before, after), where there are any."""
 
     network: nn.Module = field(repr=False)
     kept: dict[str, list[int]] = field(repr=False)
     left_out: tuple[LeftOut, ...] = ()
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def kept_whole(network: nn.Module) -> dict[str, list[int]]:

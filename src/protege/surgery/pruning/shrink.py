@@ -21,7 +21,7 @@ from ...torch_utils import copy_network
 from ..layers import let_learn
 from .choose import by_layer, by_macs, by_ratio, removal_of
 from .decouple import decouplable
-from .groups import tied_channels
+from .groups import PARTS, tied_channels
 from .law import Law
 from .removal import Site, remove
 from .result import LeftOut, Shrunk, kept_whole, matching, together
@@ -39,14 +39,16 @@ def shrink(
     ratio: float | Mapping[str, float] | None = None,
     macs: float | None = None,
     layers: Sequence[str] | None = None,
+    parts: Sequence[str] = PARTS,
 ) -> Shrunk:
     """A pruned copy of `network` (any that works on the prepared `example` [B, …]) and the channels each layer kept.
 
     `ratio` is the share of channels to remove: of all that can be ("l1": of each group of tied ones), or {layer: share}
     with names or patterns such as "layer3.*.conv1"; a layer tied to others takes these along. `macs` instead is the
-    share of the multiply-adds to be left, met within 2 % of the network's. `layers` limits either to some layers. The
-    outputs, the inputs and what happens between the heads of an attention stay whole. Weights are the original's, in
-    the same order, and all learn, as those of a frozen network must be recovered, too.
+    share of the multiply-adds to be left, met within 2 % of the network's. `layers` limits either to some layers, and
+    `parts` to the "heads" of attentions, which go whole, the "stream" that residual sums go on with, or the "hidden"
+    channels of a block. The outputs and the inputs stay whole. Weights are the original's, in the same order, and all
+    learn, as those of a frozen network must be recovered, too.
 
     What is returned computes what the original does with zeros for the removed channels (`law`). Layers of which
     that cannot be made so stay whole; `Shrunk.left_out` names them and says why. Raises `UserError` for values out of
@@ -56,8 +58,9 @@ def shrink(
     >>> pruned.network[0].out_channels, len(pruned.kept["0"]), pruned.left_out
     (4, 4, ())
     """
-    _check(how, ratio, macs)
-    groups, left_out = tied_channels(network, example.detach(), how)
+    _check(how, ratio, macs, parts)
+    groups, left_out, weights = tied_channels(network, example.detach(), how)
+    groups = [group for group in groups if group.part in parts]
     able = [name for tied in [part.layers for part in groups] + [part.layers for part in left_out] for name in tied]
     for patterns in (layers, list(ratio) if isinstance(ratio, Mapping) else None):
         if patterns is not None:
@@ -92,12 +95,20 @@ def shrink(
     changed = copy_network(network)
     remove(changed, removal)
     let_learn(changed)
-    return Shrunk(changed, _kept(network, removal), tuple(left_out))
+    sizes = {
+        part: [(len(g.units), len(choice.get(n, ()))) for n, g in enumerate(groups) if g.part == part] for part in PARTS
+    }
+    counts = {
+        part: (sum(n for n, _ in each), sum(n - gone for n, gone in each)) for part, each in sizes.items() if each
+    }
+    return Shrunk(changed, _kept(network, removal, weights), tuple(left_out), counts)
 
 
-def _check(how: str, ratio: Any, macs: Any) -> None:
+def _check(how: str, ratio: Any, macs: Any, parts: Sequence[str]) -> None:
     if how not in HOWS:
         raise UserError(f"how = {how!r} is no way of pruning; expected {' or '.join(HOWS)}: change how=….")
+    if isinstance(parts, str) or not parts or set(parts) - set(PARTS):
+        raise UserError(f"parts = {parts!r} cannot be thinned; expected some of {', '.join(PARTS)}: change parts=….")
     if (ratio is None) == (macs is None):
         raise UserError(f"shrink got ratio = {ratio!r} and macs = {macs!r}; expected one of them: give only that.")
     for name, value in ratio.items() if isinstance(ratio, Mapping) else [("", ratio if macs is None else macs)]:
@@ -106,10 +117,15 @@ def _check(how: str, ratio: Any, macs: Any) -> None:
             raise UserError(f"{what} is {value!r}; expected a share above 0 and below 1: correct it.")
 
 
-def _kept(network: nn.Module, removal: Mapping[Site, list[int]]) -> dict[str, list[int]]:
-    kept = kept_whole(network)
+def _kept(
+    network: nn.Module, removal: Mapping[Site, list[int]], weights: Mapping[Site, tuple[str, int]]
+) -> dict[str, list[int]]:
+    kept = kept_whole(network) | {name: list(range(size)) for name, size in weights.values()}
     for site, gone in removal.items():
-        if site.side in ("out", "both") and site.name in kept:
+        if site in weights:
+            name, size = weights[site]
+            kept[name] = sorted(set(range(size)) - set(gone))
+        elif site.side in ("out", "both") and site.name in kept:
             kept[site.name] = sorted(set(kept[site.name]) - set(gone))
     return kept
 

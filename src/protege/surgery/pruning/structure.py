@@ -78,8 +78,11 @@ def _edits(name: str, before: nn.Module, after: nn.Module) -> list[Edit]:
     if isinstance(after, nn.modules.lazy.LazyModuleMixin):
         return []
     edits: list[Edit] = []
-    for key, value in after.named_parameters(recurse=False):
-        old_value = before._parameters.get(key)
+    tensors = {**before._parameters, **before._buffers}
+    for key, value in [*after.named_parameters(recurse=False), *after.named_buffers(recurse=False)]:
+        old_value = tensors.get(key)
+        if old_value is None and key in after._buffers:
+            continue
         if old_value is None:
             raise UserError(f"the module {name!r} has a parameter {key!r} that its source lacks; expected the same.")
         if old_value.shape != value.shape:
@@ -95,8 +98,14 @@ def _sizes_of(module: nn.Module, kind: Kind) -> Edit:
     return sizes | ({"bias": module.bias is not None} if kind.biased else {})
 
 
-def _numbers(module: nn.Module) -> dict[str, int]:
-    return {key: value for key, value in vars(module).items() if type(value) is int}
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """The whole numbers, and rows of such, that a module computes with."""
+    values = {key: list(value) if type(value) is tuple else value for key, value in vars(module).items()}
+    return {key: value for key, value in values.items() if _whole(value)}
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int or (type(value) is list and bool(value) and all(type(item) is int for item in value))
 
 
 def rebuild(network: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module:
@@ -122,18 +131,23 @@ def rebuild(network: nn.Module, edits: Sequence[Mapping[str, Any]]) -> nn.Module
             network.set_submodule(name, Decoupled.shaped(like, inputs, outputs, rank, edit.get("bias") is True))
         elif kind == "Attributes":
             values, known = edit.get("values"), _numbers(changed)
-            if not isinstance(values, Mapping) or any(k not in known or type(v) is not int for k, v in values.items()):
+            if not isinstance(values, Mapping) or any(not _fits(v, known.get(k)) for k, v in values.items()):
                 raise UserError(
                     f"the edit of {name!r} has values = {shown(values)}; expected whole numbers for some of "
                     f"{', '.join(known) or 'none'}."
                 )
             for key, value in values.items():
-                setattr(changed, key, value)
+                setattr(changed, key, tuple(value) if type(getattr(changed, key)) is tuple else value)
         else:
             _resize(changed, KINDS[kind], edit)
     if edits:
         let_learn(network)
     return network
+
+
+def _fits(value: Any, known: Any) -> bool:
+    """Whether an edit's numbers can stand where these are."""
+    return _whole(value) and type(value) is type(known) and (type(value) is int or len(value) == len(known))
 
 
 def _checked(network: nn.Module, edit: Mapping[str, Any]) -> tuple[str, str, Any]:
@@ -145,7 +159,9 @@ def _checked(network: nn.Module, edit: Mapping[str, Any]) -> tuple[str, str, Any
         raise UserError(
             f"the structure has an edit of the unknown type {shown(kind)}; expected one of {', '.join(_TYPES)}."
         )
-    known: dict[str, Any] = dict(network.named_parameters() if kind == "Parameter" else network.named_modules())
+    known: dict[str, Any] = dict(
+        [*network.named_parameters(), *network.named_buffers()] if kind == "Parameter" else network.named_modules()
+    )
     if name not in known or (name == "" and kind != "Attributes"):
         raise UserError(
             f"the structure changes {shown(name)}, which {type(network).__name__} does not have; expected edits of "
