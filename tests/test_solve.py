@@ -201,3 +201,15 @@ def test_sums_do_not_depend_on_how_rows_arrive():
     x, y = rows(64, 4, 6)
     one, many = (solve(moments_of(x, y, parts=parts), True, 0.01) for parts in (1, 13))
     torch.testing.assert_close(one.q, many.q, rtol=1e-10, atol=1e-10)
+
+
+def test_few_rows_of_many_channels_are_solved_as_by_the_whole_decomposition(monkeypatch):
+    x, y = rows(40, 96, 11)
+    ways = []
+    for few in (96, 10**6):
+        monkeypatch.setattr("protege.surgery.solving.moments.FEW", few)
+        ways.append(solve(moments_of(x, y, folds=4, parts=4), True))
+    thin, whole = ways
+    assert thin.ridge == whole.ridge
+    torch.testing.assert_close(thin.delta, whole.delta, rtol=1e-7, atol=1e-9)
+    assert thin.after == pytest.approx(whole.after, rel=1e-6, abs=1e-6 * whole.before)

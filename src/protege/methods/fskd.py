@@ -115,8 +115,10 @@ def recover(
         alignment = plan_alignment(*walks, kept, kernels)
         points = alignment.points
         refuse_unrelated(*walks, points, x, y)
-        for layer, reason in alignment.left.items():
-            logger.warning("the student's layer %r is left as it is: %s", layer, reason)
+        for reason in dict.fromkeys(alignment.left.values()):
+            names = [repr(layer) for layer, why in alignment.left.items() if why == reason]
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            logger.warning("left as it is in the student: %s%s (%s)", ", ".join(names[:3]), more, reason)
         outcome: dict[str, Any] = {"sweeps": 0, "blocks": [], "left": alignment.left}
         for sweep in range(sweeps):
             saved = copy.deepcopy(student.state_dict())

@@ -27,6 +27,7 @@ from ...numerics import exact
 GRID = tuple(10 ** (step / 2) for step in range(-12, 7))  # λ relative to the mean of XᵀX's diagonal
 NARROW = 16  # columns of X, up to which products in float64 cost next to nothing
 WIDE = 512  # columns of X; beyond them one fold is left out, not each in turn: an eigendecomposition takes seconds
+FEW = 1024  # columns of X, from which on rows that are fewer than half as many save most of the decomposition
 LARGE = 512  # columns of X, from which on a GPU decomposes what lies there; a processor is quicker with fewer
 
 
@@ -178,12 +179,12 @@ class _Path:
     def __init__(self, moments: Moments, mean_x: Tensor, mean_d: Tensor) -> None:
         self.means = mean_x, mean_d
         xx, xd, _ = moments.about(mean_x, mean_d)
-        values, self.vectors = torch.linalg.eigh((xx + xx.mT) / 2)
+        n = xx.shape[-1]
+        values, self.vectors = _eigen((xx + xx.mT) / 2, int(moments.rows.sum()))
         self.values = values.clamp(min=0)
-        self.unit = self.values.mean(-1, keepdim=True)
+        self.unit = self.values.mean(-1, keepdim=True) * (values.shape[-1] / n)
         # Rounding alone makes eigenvalues of this size, as those of a random matrix with such entries; nothing is known
         # in their directions. Without a unit (a constant block) nothing is known at all.
-        n = len(values[0])
         noise = torch.finfo(torch.float64).eps * n * self.values.amax(-1, keepdim=True)
         level = moments.xx.sum(0).diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
         lost = 8 * n**0.5 * (self.vectors.square() * moments.rounding.sum(0).unsqueeze(-1)).sum(-2)
@@ -205,6 +206,19 @@ class _Path:
         linear = (self.rotated * (self.vectors.mT @ xd)).sum(-1)
         w = self.shrunk(ridges)
         return dd + ((torch.einsum("rbi,bij->rbj", w, quadratic) - 2 * linear) * w).sum((1, 2))
+
+
+def _eigen(xx: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``[blocks, n]`` and vectors ``[blocks, n, n]`` of XᵀX; of a wide one of few rows only those, as many
+    as there are rows, that are not 0: in the space that it maps any such number of directions to."""
+    blocks, n, _ = xx.shape
+    if n < FEW or 2 * rows >= n:
+        return torch.linalg.eigh(xx)
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(blocks, n, max(1, rows), generator=generator, dtype=xx.dtype).to(xx.device)
+    basis = torch.linalg.qr(xx @ directions).Q
+    values, vectors = torch.linalg.eigh(basis.mT @ xx @ basis)
+    return values, basis @ vectors
 
 
 def _about_mean(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
