@@ -447,6 +447,9 @@ def test_damaged_rows_of_parquet_are_left_out(tmp_path, limit):
     again = load_data(f"parquet:{tmp_path}", whole=True, memory_limit=limit, skip_bad=5, scratch=tmp_path / ".scratch")
     assert again.train.fingerprint() == data.train.fingerprint()
     assert (clean(again.train.part(torch.tensor([7, 2]))) == clean(data.train)[[7, 2]]).all()
+    small = load_data(f"parquet:{tmp_path}", image_size=20, whole=True, skip_bad=2, scratch=tmp_path / ".scratch").train
+    rule = Frame("bicubic", 0.9)  # by which the same rows are read again, in any order
+    assert (clean(small.part(torch.tensor([7, 2])).framed(rule)) == clean(small.framed(rule))[[7, 2]]).all()
 
 
 def test_damaged_images_and_masks_are_left_out_together(tmp_path):

@@ -193,7 +193,7 @@ class Files(Source):
 
 
 class Chosen(Source):
-    """Some images of a source that is read in order; `index`: which, sorted."""
+    """Some images of a source that is read in order; `index`: which, int64 [N]."""
 
     def __init__(self, source: Source, index: np.ndarray) -> None:
         self.source, self.index = source, index
@@ -205,7 +205,16 @@ class Chosen(Source):
         return self.source.read(int(self.index[position]))
 
     def chunks(self, positions: Sequence[int] | None = None) -> Iterator[list[Named]]:
-        return self.source.chunks((self.index if positions is None else self.index[list(positions)]).tolist())
+        rows = self.index if positions is None else self.index[list(positions)]
+        in_order = bool((np.diff(rows) >= 0).all())
+        for part in [rows] if in_order else np.array_split(rows, range(CHUNK, len(rows), CHUNK)):
+            order = part.argsort(kind="stable")
+            chunks = self.source.chunks(part[order].tolist())
+            if in_order:
+                yield from chunks
+            else:
+                images = list(chain.from_iterable(chunks))
+                yield [images[at] for at in order.argsort()]
 
     def sample(self) -> Iterator[Named]:
         return chain.from_iterable(self.chunks(range(0, len(self), max(1, len(self) // _SAMPLE))))
