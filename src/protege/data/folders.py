@@ -13,10 +13,11 @@ from torch import Tensor
 from ..errors import UserError
 from .classes import SETTLED, SORTED, among, ordered, union
 from .dataset import Data, Request
-from .encoded import Files, Source, open_images
+from .encoded import open_images
 from .given import SPLITS
 from .labels import UNLABELLED
 from .pixels import NoHeifError, open_image
+from .sources import Files, Source
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),

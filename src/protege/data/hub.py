@@ -21,12 +21,13 @@ from .contents import READ, Stamps
 from .dataset import Data, Request
 from .datasets import dataset_data
 from .decode import Named
-from .encoded import CHUNK, Source, open_images
+from .encoded import open_images
 from .extras import imported
 from .given import SPLITS, Arrays
 from .parquet import label_column, raw_labels
 from .pixels import readable
 from .repeatable import spread
+from .sources import CHUNK, Source
 
 _LOG = logging.getLogger("protege")
 

@@ -22,10 +22,11 @@ from .classes import Naming, RawLabels, common_classes, read_naming
 from .contents import READ, Stamps, content_of
 from .dataset import Data, Request
 from .decode import Named
-from .encoded import CHUNK, Chosen, Source, open_images
+from .encoded import open_images
 from .folders import visible
 from .kept_encoded import KeptImages, keep_images
 from .progress import progress
+from .sources import CHUNK, Chosen, Source
 
 _SAMPLE, _CHUNK_BYTES = 256, 16 << 20
 

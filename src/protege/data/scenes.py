@@ -27,7 +27,7 @@ from ..errors import UserError
 from .damaged import sound
 from .dataset import Data, Request
 from .decode import Form, in_threads
-from .encoded import Files, FromSource, Survey, in_memory, tell_remarks
+from .encoded import FromSource, Survey, in_memory, tell_remarks
 from .folders import images_below, tell_left_out
 from .given import SPLITS
 from .masks import MaskSet, fitted_mask, present, read_mask
@@ -35,6 +35,7 @@ from .pixels import extent
 from .progress import progress
 from .ranges import settle
 from .samples import InMemory, Samples, Streamed
+from .sources import Files
 from .views import VOID
 
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
