@@ -250,6 +250,135 @@ def test_a_network_that_its_class_or_its_parts_tell_loads_by_them(what, tmp_path
     assert (rounded(pictures()) - model(pictures())).abs().max() < 0.05 * model(pictures()).abs().max()
 
 
+class Block(nn.Module):
+    def __init__(self, width, act, settings):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width, track_running_stats=False)
+        self.act, self.settings, self.down = act, settings, None
+        self.add_module("shortcut", None)
+
+    def forward(self, x):
+        return x + self.settings["scale"] * self.act(self.norm(self.conv(x)))
+
+
+class Blocks(nn.Module):
+    """Sizes, functions and tables that nothing of it names again; weights and layers used twice."""
+
+    def __init__(self, width, depth):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, stride=4)
+        self.blocks = nn.ModuleList([Block(width, F.silu, {"scale": 0.5, "sides": (1, 2)}) for _ in range(depth)])
+        self.blocks.append(self.blocks[0])
+        self.rnn, self.last = nn.GRU(width, width, 2, batch_first=True), [nn.Linear(width, width)]
+        self.again, self.out = nn.Linear(width, width, bias=False), nn.Linear(width, 10)
+        self.last = self.again
+        self.tied = nn.Linear(width, width)
+        self.tied.weight = self.again.weight
+        self.register_buffer("window", torch.rand(width), persistent=False)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.rnn(x.flatten(2).transpose(1, 2))[0][:, -1] * self.window
+        return self.out(self.last(self.tied(self.again(x))))
+
+
+def test_a_network_whose_class_does_not_tell_its_arguments_loads_part_by_part(tmp_path):
+    model = lively(Blocks(6, 2))
+    model.save(tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    assert torch.equal(again(pictures()), model(pictures()))
+    assert torch.equal(again(pictures(7)), model(pictures(7)))
+    network = again.network
+    assert network.tied.weight is network.again.weight
+    assert network.blocks[2] is network.blocks[0]
+    assert network.last is network.again
+    assert network.blocks[0].settings == {"scale": 0.5, "sides": (1, 2)}
+    assert [p.shape for p in network.parameters()] == [p.shape for p in model.network.parameters()]
+    again.train()(pictures(8)).square().mean().backward()  # it learns on as it did
+    assert all(p.grad is not None for p in network.parameters())
+    assert str(network) == str(model.network)
+
+
+def test_a_shrunk_network_of_ones_own_loads_without_it(tmp_path):
+    model = Model(Widened(12), InputSpec(channels=1, size=(8, 8)), classes=10)
+    shrunk = protege.shrink(model, ratio=0.5, out=tmp_path / "shrunk").eval()
+    again = load_model(tmp_path / "shrunk")
+    raw = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in model.parameters())
+    assert torch.equal(again(raw), shrunk(raw))
+
+
+class Widened(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.second, self.out = nn.Conv2d(width, 2 * width, 3), nn.Linear(2 * width, 10)
+
+    def forward(self, x):
+        return self.out(self.second(self.norm(self.first(x)).relu()).relu().mean((2, 3)))
+
+
+def test_rounding_spares_what_is_no_weight(tmp_path):
+    class Placed(Body):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("places", torch.arange(1000.0, 1008.0).view(8, 1, 1) + 0.5)
+
+        def act(self, x):
+            return x * torch.sin(self.places)
+
+    model = lively(Placed())
+    model.save(tmp_path / "model", dtype="bfloat16")
+    again = load_model(tmp_path / "model", network=Placed())
+    assert torch.equal(again.network.places, model.network.places)
+    assert (again(pictures()) - model(pictures())).abs().max() < 0.05 * model(pictures()).abs().max()
+
+
+def test_what_bfloat16_would_spoil_is_refused_before_anything_is_replaced(tmp_path):
+    class Steep(Body):
+        sum = 0.0
+
+        def act(self, x):
+            return x + 1e5 * (self.fc.weight.sum() - self.sum)
+
+    model = lively(Steep())
+    model.network.sum = float(model.network.fc.weight.sum())
+    model.save(tmp_path / "model")
+    before = (tmp_path / "model" / "config.json").read_bytes()
+    with pytest.raises(UserError, match="dtype='float32'"):
+        model.save(tmp_path / "model", dtype="bfloat16", overwrite=True)
+    assert (tmp_path / "model" / "config.json").read_bytes() == before
+
+
+def test_a_program_s_own_class_gets_a_clear_sentence(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(Widened, "__module__", "__main__")
+    load_model(Model(Widened(4), InputSpec(channels=1, size=(8, 8)))).save(tmp_path / "model")
+    assert "stands in the program itself" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"class": "os:system"},
+        {"class": "test_models_saving:Block", "settings": {"act": {"import": "os:system"}}},
+        {"class": "test_models_saving:Block", "settings": {"act": {"import": "torch.nn.functional:importlib.reload"}}},
+        {"class": "test_models_saving:Block", "settings": {"path": "/etc/passwd"}},
+        {"class": "torch.nn.modules.linear:Linear", "settings": {"f": {"partial": [{"import": "torch:load"}, [], {}]}}},
+        {"class": "test_models_saving:Settings"},
+    ],
+)
+def test_parts_that_run_other_code_need_trust(part, tmp_path):
+    model = lively(Blocks(4, 1))
+    path = model.save(tmp_path / "model") / "config.json"
+    config = json.loads(path.read_text())
+    config["parts"][2] = config["parts"][2] | part
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="nobody has checked"):
+        load_model(tmp_path / "model")
+
+
 @pytest.mark.parametrize("what", ["forward", "hook", "parametrized"])
 def test_a_given_network_that_computes_something_else_is_refused(what, tmp_path):
     model = lively(CHANGED[what]())

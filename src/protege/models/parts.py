@@ -50,6 +50,9 @@ def _part(name: str, module: nn.Module, places: Mapping[int, str], owners: dict[
     place = place_of(type(module))
     if place is None:
         raise NotPlain(f"the class {type(module).__name__} cannot be imported")
+    hooks = [hook for key, table in vars(module).items() if "ward" in key and table for hook in _values(table)]
+    if any(not str(getattr(hook, "__module__", "")).startswith("protege.") for hook in hooks):
+        raise NotPlain(f"the module {name!r} has hooks")
     part: Part = {"name": name, "class": place}
     skipped = {key for kind, keys in _MADE_ANEW.items() if isinstance(module, kind) for key in keys}
     for group in ("parameters", "buffers"):
@@ -64,12 +67,16 @@ def _part(name: str, module: nn.Module, places: Mapping[int, str], owners: dict[
         part |= {group: tensors} if tensors else {}
     if fleeting := sorted(module._non_persistent_buffers_set):
         part["fleeting"] = fleeting
-    if missing := [key for key, child in module._modules.items() if child is None]:
-        part["missing"] = missing
+    if None in module._modules.values():
+        part["children"] = list(module._modules)  # in their order, with those that are none
     settings = {
         key: _told(value, places) for key, value in vars(module).items() if key not in BLANK and key not in skipped
     }
     return part | ({"settings": settings} if settings else {})
+
+
+def _values(table: Any) -> Iterator[Any]:
+    return iter(table.values()) if isinstance(table, Mapping) else iter(())
 
 
 def _form(value: Tensor) -> list[Any]:
@@ -160,6 +167,7 @@ def _assembled(parts: Sequence[Mapping[str, Any]]) -> nn.Module:
     for part in parts:
         if "same" not in part:
             modules[part["name"]] = _empty(part["class"])
+            modules[part["name"]]._modules.update(dict.fromkeys(part.get("children", ())))
     tensors: dict[str, Tensor] = {}
     for part in parts:
         owner, _, child = part["name"].rpartition(".")
@@ -174,7 +182,6 @@ def _assembled(parts: Sequence[Mapping[str, Any]]) -> nn.Module:
                 if tensor is not None:
                     tensors[where] = tensor
         module._non_persistent_buffers_set.update(part.get("fleeting", ()))
-        module._modules.update(dict.fromkeys(part.get("missing", ())))
     for part in parts:
         if "same" not in part:
             module = modules[part["name"]]

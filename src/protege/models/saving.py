@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import told
+from ..lookup import place_of
 from ..surgery import rebuild, record
 from ..surgery.laws import close, tensors_in
 from ..torch_utils import copy_network, device_of, logits_in, own_dtype, plain_names, seeded, untouched, unwrapped
@@ -146,6 +147,8 @@ def _named(model: Model, probes: Probes) -> Described:
         why, _, beside = _tried(model, partial(assembled, parts), probes)
         if not why:
             return Described({"model": parts[0]["class"], "arguments": {}}, [], beside=beside, parts=parts)
+    if known is None and place_of(kind) is None:
+        return _unnamed(model, _unimportable(kind), call)
     if known is None and kind.__module__.startswith("torch."):
         return _unnamed(model, f"the class {kind.__name__} does not tell what it is made of")
     return _unnamed(model, first or f"the class {kind.__name__} cannot be called", call)
@@ -229,12 +232,13 @@ def _difference(model: Model, again: nn.Module, probes: Probes, name: str) -> st
 def _probes(model: Model) -> Probes:
     """Inputs as the network takes them and its outputs, for two batch sizes and for values beyond the usual ones; none
     where no input can be found that it runs on."""
+    kind = own_dtype(model.network)
     for shape, values in _shapes(model):
         probes: list[tuple[Tensor, list[Tensor]]] = []
         for count, scale in ((3, 1), (1, 1), (2, 8)):
             with suppress(Exception):  # of a size that it does not take, or of a single sample
                 ready = model.prepared(_noise(shape, count, values, model))
-                ready = ready * scale if ready.is_floating_point() else ready
+                ready = (ready * scale).to(kind or ready.dtype) if ready.is_floating_point() else ready
                 with seeded():
                     outputs = tensors_in(logits_in(model.network(ready)))
                 probes += [(ready, outputs)] if outputs else []

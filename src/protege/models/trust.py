@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UserError, shown
@@ -24,7 +26,6 @@ from .parts import places_in
 from .sources import SCHEMES, is_source
 
 KNOWN = ("torch.nn.modules.", "protege.models.")  # whose classes may be parts of a network from anywhere
-LAYERS = ("torch._C._nn", "torch.nn.functional")  # where their functions lie
 
 FETCHING = {  # arguments that bring weights from elsewhere, which lie in the folder
     "timm": ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
@@ -80,19 +81,27 @@ def _may_be_part(part: Mapping[str, Any]) -> bool:
     """Whether a part of a network is a layer of torch with settings that such have, or of a class that the program has
     imported, with numbers for settings."""
     place, settings = str(part.get("class", KNOWN[0])), part.get("settings", {})
-    used = [other.split(":") for other in places_in([part]) if other != place]
-    if any(module not in LAYERS or "." in "".join(name) for module, *name in used):
+    if not all(map(_is_operation, (other for other in places_in([part]) if other != place))):
         return False
     if any(kind in json.dumps(settings) for kind in ('"partial"', '"object"')):  # a call, or a class of no module
         return False
     return place.startswith(KNOWN) or (_is_held(place) and not any(map(_tells, settings.values())))
 
 
+def _is_operation(place: str) -> bool:
+    """Whether it is one of torch's functions of tensors."""
+    module, _, name = place.partition(":")
+    operations = {"torch": torch._C._VariableFunctions, "torch._C._nn": torch._C._nn, "torch.nn.functional": F}
+    return "." not in name and hasattr(operations.get(module), name)
+
+
 def _tells(value: Any) -> bool:
-    """Whether a setting holds text or a table, rather than numbers and functions."""
+    """Whether a setting holds text, rather than numbers and functions."""
     if isinstance(value, Mapping):
-        kinds = {key: item for key, item in value.items() if key in ("tuple", "set", "frozenset")}
-        return not set(value).isdisjoint(("dict", "partial", "object")) or any(map(_tells, kinds.values()))
+        ((kind, content),) = value.items()
+        if kind == "dict":
+            return any(_tells(item) for _, item in content)
+        return kind in ("tuple", "set", "frozenset") and _tells(content)
     return any(map(_tells, value)) if isinstance(value, list) else isinstance(value, str)
 
 
