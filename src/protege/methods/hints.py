@@ -116,10 +116,10 @@ def simultaneous(setup: Setup) -> list[Fit]:
 def _maps(pairs: list[Pair], method: str) -> list[Pair]:
     """The pairs, which must be of feature maps."""
     for pair in pairs:
-        if len(pair.student.shape) != 3:
+        if not pair.student.is_map:
             raise UserError(
                 f"method {method!r} compares feature maps, and {pair.student.name!r} gives values of shape "
-                f"{pair.student.shape}; expected [C, H, W]: choose skd, simultaneous or fitnets."
+                f"{pair.student.shape}; expected maps, such as [C, H, W]: choose skd, simultaneous or fitnets."
             )
     return pairs
 

@@ -5,6 +5,7 @@ Stages are those of Kulkarni et al. 2020 (arXiv 1911.06786, section 3), see `sur
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,10 @@ from ..errors import UserError
 from ..losses import regressor
 from ..models import Model
 from ..signals import Feature, Outputs, Source
-from ..surgery import Chain, Pair, Stage, Tapped, describe, pair, split
+from ..surgery import HEAVY, Chain, Cut, Pair, Stage, Tapped, describe, pair, split
 from .method import MethodSettings, Setup, once
 
+_LOG = logging.getLogger("protege")
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
 
@@ -74,6 +76,14 @@ def staged(setup: Setup) -> Staged:
             raise UserError(
                 f"{where} nothing is left to learn; expected parameters there that are not frozen: name other stages=…."
             )
+    sizes = [sum(p.numel() for p in stage.parameters()) for stage in stages]
+    if max(sizes) > HEAVY * sum(sizes):
+        _LOG.warning(
+            "stage %r holds %.0f %% of the student's parameters, so that the stages hardly divide it; name others with "
+            "stages=….",
+            stages[sizes.index(max(sizes))].name,
+            100 * max(sizes) / sum(sizes),
+        )
     return Staged(pairs, stages)
 
 
@@ -88,13 +98,26 @@ def preview_staged(setup: Setup) -> list[dict[str, Any]]:
     return describe(cut.pairs, cut.stages)
 
 
-def adapter(pair: Pair) -> nn.Module:
-    """What stands between the student's features and the teacher's while a stage learns: a 1×1 layer, or nothing."""
-    if not pair.adapter:
-        return nn.Identity()
-    ours, theirs = pair.student.shape, pair.teacher.shape
-    at = 0 if len(ours) == 3 else -1
-    return regressor(ours[at], theirs[at], maps=len(ours) == 3)
+class LaidOut(nn.Module):
+    """The output at a cut as losses take it."""
+
+    def __init__(self, cut: Cut) -> None:
+        super().__init__()
+        self.cut = cut
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.cut.laid_out(feature)
+
+
+def adapter(pair: Pair, learned: bool = True) -> nn.Module:
+    """What stands between the student's features and the teacher's: their layout is brought about and, while a stage
+    learns, the number of channels, by a 1×1 layer."""
+    ours, theirs = pair.student, pair.teacher
+    layout = nn.Identity() if ours.is_plain else LaidOut(ours)
+    if not learned or not pair.adapter:
+        return layout
+    layer = regressor(ours.channels, theirs.channels, maps=ours.is_map)
+    return layer if ours.is_plain else nn.Sequential(layout, layer)
 
 
 class Apprentice(nn.Module):
@@ -139,10 +162,10 @@ def features(setup: Setup, names: Sequence[str], together: Sequence[str] = ()) -
 
 
 def teacher_feature(batch: Batch, pair: Pair) -> Tensor:
-    """The teacher's feature at a pair's cut, in a batch that `features` were asked for."""
-    return batch.signals["teacher"][f"feature:{pair.teacher.name}"]
+    """The teacher's feature at a pair's cut, as losses take it, in a batch that `features` were asked for."""
+    return pair.teacher.laid_out(batch.signals["teacher"][f"feature:{pair.teacher.name}"])
 
 
 def tapped(student: Model, pairs: Sequence[Pair], adapt: bool = True) -> Tapped:
     """The whole student, which also gives its features at the cuts, adapted to the teacher's."""
-    return Tapped(student, [p.student.name for p in pairs], [adapter(p) if adapt else nn.Identity() for p in pairs])
+    return Tapped(student, [p.student.name for p in pairs], [adapter(p, adapt) for p in pairs])

@@ -20,13 +20,14 @@ from .pruning import Decoupled, Shrunk, compose, decouple, rebuild, record, shri
 from .solving.absorb import absorb
 from .solving.alignment import Alignment, Point, plan_alignment
 from .solving.moments import Moments, Solution, solve
-from .stages import HEAD, Chain, Cut, Pair, Stage, describe, find_cuts, pair, split
+from .stages import HEAD, HEAVY, Chain, Cut, Pair, Stage, describe, find_cuts, pair, split
 from .tracing import Frontier, Tapped, Walk, first_outputs
 from .widening import BRANCHES, Shared, readout, share, widen
 
 __all__ = [
     "BRANCHES",
     "HEAD",
+    "HEAVY",
     "Alignment",
     "Chain",
     "Cut",

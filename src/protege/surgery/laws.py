@@ -30,9 +30,10 @@ def other_samples(example: Tensor, count: int) -> Tensor:
     return mixed[torch.arange(count) % len(mixed)].contiguous()
 
 
-def others_for(network: nn.Module, example: Tensor) -> Tensor:
-    """Other samples, of another number if the network takes it in eval mode and else of the example's."""
-    count = 1 if len(example) > 1 else 2
+def others_for(network: nn.Module, example: Tensor, count: int = 0) -> Tensor:
+    """Other samples, of another number (``count``, if given) if the network takes it in eval mode and else of the
+    example's."""
+    count = count or (1 if len(example) > 1 else 2)
     samples = other_samples(example, count)
     try:
         with untouched(network):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ...errors import UserError
 from ..laws import tensors_in
 from ..tracing.graph import ROOT, Trace, storage
+
+UNKNOWN, BATCH, DEVICE = object(), object(), object()  # of numbers: the number of samples, the device they are on
+NUMBERS = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.memory_format)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Piece:
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
     written: set[int] = field(default_factory=set)  # storages
+    held: set[str] = field(default_factory=set)  # parameters that learn in an earlier stage, by their names here
     graph: fx.Graph = field(default_factory=fx.Graph)
 
 
@@ -41,7 +46,9 @@ def divide(traced: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn
 class _Division:
     """The stage of each node of a traced network, and what the stages hand on.
 
-    `free` are the nodes that do not depend on the input: they are made again wherever they are used.
+    `free` are the nodes that do not depend on the input, or by its sizes only: they are made again wherever they are
+    used. `known` are numbers, or tuples of them, that any stage can tell: constants, and what is the batch's own.
+    `owners`: in which stage a parameter is used first, and learns.
     """
 
     def __init__(self, traced: Trace, twin: Trace, cuts: Sequence[str], targets: Sequence[nn.Module]) -> None:
@@ -50,6 +57,13 @@ class _Division:
         self.other = {node: twin.values[pair] for node, pair in zip(self.nodes, twin.nodes, strict=True)}
         self.batch = len(self.values[self.nodes[0]]), len(self.other[self.nodes[0]])
         self.ends = self._ends(targets)
+        self.owners: dict[nn.Parameter, int] = {}
+        self.known: dict[fx.Node, Any] = {}
+        for node, value in self.values.items():
+            if node.op != "output" and node not in traced.content and not tensors_in(value):
+                known = self._known(value, self.other[node])
+                if known is not UNKNOWN:
+                    self.known[node] = known
         storages = {node: {storage(t) for t in tensors_in(value)} for node, value in self.values.items()}
         self.touched = {node: storages[node].union(*(storages[n] for n in node.all_input_nodes)) for node in self.nodes}
         changed = {place: self.index[node] for node, places in traced.writes.items() for place in places}  # at last
@@ -57,7 +71,10 @@ class _Division:
         for node in self.nodes:
             sources, since = node.all_input_nodes, max((changed.get(s, -1) for s in self.touched[node]), default=-1)
             derived = sources and node.op != "output" and node not in traced.writes and since <= self.index[node]
-            if node.op == "get_attr" or (derived and all(source in self.free for source in sources)):
+            given = node not in traced.content and all(
+                source in self.free or source in self.known for source in sources
+            )
+            if node.op == "get_attr" or (derived and given):
                 self.free.add(node)
         self.stage = self._stages()
 
@@ -123,15 +140,16 @@ class _Division:
         """The nodes that belong to a stage alone."""
         return [n for n in self.nodes if self.stage[n] == stage and n not in self.free and n.op != "placeholder"]
 
-    def constant(self, node: fx.Node) -> Any:
-        """The Python value that stands for a number of an earlier stage, or None where it must be computed again."""
-        if tensors_in(self.values[node]) or isinstance(self.values[node], Tensor):
-            return None
-        return self.values[node] if self.values[node] == self.other[node] else None
-
-    def is_batch(self, node: fx.Node) -> bool:
-        """Whether a node gives the number of samples."""
-        return type(self.values[node]) is int and (self.values[node], self.other[node]) == self.batch
+    def _known(self, value: Any, other: Any) -> Any:
+        """What stands for a value that is `other` on the twin's samples; `UNKNOWN` where it must be computed again."""
+        if isinstance(value, torch.device):
+            return DEVICE
+        if isinstance(value, tuple | list) and isinstance(other, tuple | list) and len(value) == len(other):
+            items = tuple(map(self._known, value, other))
+            return UNKNOWN if UNKNOWN in items else items
+        if type(value) is int and value != other and (value, other) == self.batch:
+            return BATCH
+        return value if isinstance(value, NUMBERS) and value == other else UNKNOWN
 
     def live(self) -> list[list[fx.Node]]:
         """What each stage takes: the cut before it, then what else of earlier stages it or a later one needs."""
@@ -149,11 +167,11 @@ class _Division:
         """The earlier stages' tensors of which a node is made in a stage."""
         needed: set[fx.Node] = set()
         for source in node.all_input_nodes:
-            if source in self.free or self.stage[source] >= stage:
+            if source in self.free or source in self.known or self.stage[source] >= stage:
                 continue
             if tensors_in(self.values[source]):
                 needed.add(source)
-            elif self.constant(source) is None and not self.is_batch(source):
+            else:
                 needed |= self._needed(source, stage)
         return needed
 
@@ -175,18 +193,20 @@ class _Division:
             if storage(self.values[node]) in written:  # the caller's tensor, such as a cut's feature, stays as it was
                 copies[node] = graph.call_method("clone", (copies[node],))
 
+        def tell(known: Any) -> Any:
+            if isinstance(known, tuple):
+                return tuple(map(tell, known))
+            if known is BATCH:
+                return graph.call_method("size", (copies[inputs[0]], 0))
+            return graph.call_function(getattr, (copies[inputs[0]], "device")) if known is DEVICE else known
+
         def copy(node: fx.Node) -> Any:
-            if node in copies:
-                return copies[node]
-            if self.stage[node] < stage and node not in self.free:
-                if self.constant(node) is not None:
-                    return self.constant(node)
-                if self.is_batch(node):
-                    copies[node] = graph.call_method("size", (copies[inputs[0]], 0))
-                    return copies[node]
-            for source in node.all_input_nodes:
-                copy(source)
-            copies[node] = graph.node_copy(node, copy)
+            if node not in copies and node in self.known and (self.stage[node] < stage or node in self.free):
+                copies[node] = tell(self.known[node])
+            if node not in copies:
+                for source in node.all_input_nodes:
+                    copy(source)
+                copies[node] = self._copied(node, stage, piece, copy)
             return copies[node]
 
         for node in self.inside(stage):
@@ -194,3 +214,19 @@ class _Division:
                 copy(node)
         graph.output(tuple(map(copy, outputs)) if outputs else map_arg(self.nodes[-1].args[0], copy))
         return piece
+
+    def _copied(self, node: fx.Node, stage: int, piece: Piece, copy: Callable[[fx.Node], Any]) -> fx.Node:
+        """A node in the graph of a stage."""
+        graph, value = piece.graph, self.values[node]
+        if node.op == "call_module":
+            module = self.traced.entry.get_submodule(str(node.target))
+            for parameter in module.parameters():
+                self.owners.setdefault(parameter, stage)
+            if module in self.traced.bare:
+                args, kwargs = map_arg(node.args, copy), map_arg(node.kwargs, copy)
+                return graph.call_method("forward", (graph.get_attr(str(node.target)), *args), kwargs)
+        copied = graph.node_copy(node, copy)
+        if isinstance(value, nn.Parameter) and node.op == "get_attr" and self.owners.setdefault(value, stage) < stage:
+            piece.held.add(str(node.target))
+            return graph.call_method("detach", (copied,))
+        return copied

@@ -6,6 +6,7 @@ in a plain network, the skip connections too in a U-Net), so classification and 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from ...errors import UserError
 from ...numerics import exact
 from ...torch_utils import as_it_was, trained_by
 from ..laws import close, other_samples, others_for, random_state
-from ..tracing.graph import ROOT, Trace, Untraceable, memory_of, set_training, storage, trace
+from ..tracing.graph import ROOT, Trace, Untraceable, around, memory_of, set_training, storage, trace
 from ..tracing.taps import first_outputs
 from .cuts import Pair, outputs_at
 from .pieces import Piece, divide
@@ -81,12 +82,13 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
     """
     outputs_at(network, cuts, example, "network")
     modules = dict(network.named_modules(remove_duplicate=False))
-    around = {modules[cut[:at]] for cut in cuts for at in (0, *(n for n, letter in enumerate(cut) if letter == "."))}
+    inside = {network, *around(network, {modules[cut] for cut in cuts})}
     with as_it_was(network):
-        learning = around & trained_by(network)
-    samples = [example, others_for(network, example)]
-    still, twin = _traces(network, samples, around, set(), cuts)
-    train, other = _traces(network, samples, around, learning, cuts)
+        learning = inside & trained_by(network)
+    example = example if len(example) > 1 else others_for(network, example)  # one is apart: it may be broadcast
+    samples = [example, others_for(network, example, len(example) + 1)]
+    still, twin = _traces(network, samples, inside, set(), cuts)
+    train, other = _traces(network, samples, inside, learning, cuts)
     targets = [modules[name] for name in cuts]
     pieces = [divide(still, twin, cuts, targets)]
     if train.code != still.code:  # its own code asks for `self.training`
@@ -97,7 +99,7 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
             )
     stages = [Stage(name, parts) for name, *parts in zip([*cuts, HEAD], *pieces, strict=True)]
     _check_shared(stages, pieces)
-    _check_composed(network, stages, samples, learning)
+    _check_composed(network, stages, [*samples, others_for(network, example, 1)], learning)
     return stages
 
 
@@ -126,15 +128,22 @@ def describe(pairs: Sequence[Pair], stages: Sequence[Stage] = ()) -> list[dict[s
 
 
 def _traces(
-    network: nn.Module, samples: Sequence[Tensor], around: set[nn.Module], training: set[nn.Module], cuts: Sequence[str]
+    network: nn.Module, samples: Sequence[Tensor], inside: set[nn.Module], training: set[nn.Module], cuts: Sequence[str]
 ) -> list[Trace]:
     """The network's graph on an example and on other samples, after it has run on each: where it is not
     the same, stages would hold what belongs to the example. Raises `UserError` there."""
+    holders: dict[nn.Parameter, list[nn.Module]] = defaultdict(list)
+    for module in network.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders[parameter].append(module)
+    tied = {module for modules in holders.values() if len(modules) > 1 for module in modules}
+    tied |= around(network, tied)
     traced = []
     try:
         with as_it_was(network):
             for batch in samples:
-                traced.append(trace(network, batch, around, training=training))
+                traced.append(trace(network, batch, inside, welcome=tied, training=training))
                 set_training(network, training)
                 with torch.no_grad():
                     network(batch.clone())  # what the network counts goes on from one to the other
@@ -146,7 +155,7 @@ def _traces(
     if memory := memory_of(*traced):
         alike = [samples[0], other_samples(samples[0], len(samples[0]))]
         if len(samples[1]) != len(alike[1]):
-            _traces(network, alike, around, training, cuts)
+            _traces(network, alike, inside, training, cuts)
             raise UserError(
                 f"the network's code around {_listed(cuts)} depends on the batch size (it holds {memory}); expected "
                 "the same for any: cut elsewhere or take another method."
@@ -175,7 +184,7 @@ def _install(stage: Stage, piece: Piece) -> None:
     """Give the stage the network's own modules, parameters and buffers under the names that its code uses."""
     targets = {str(n.target): n.op for n in piece.graph.nodes if n.op in ("call_module", "get_attr")}
     constants = {str(node.target): value for node, value in piece.trace.constants.items()}
-    for target, op in sorted(targets.items(), key=lambda item: (item[1] != "call_module", item[0])):
+    for target, _ in sorted(targets.items(), key=lambda item: (item[1] != "call_module", item[0])):
         *path, last = target.split(".")
         owner: nn.Module = piece.trace.entry
         holder: nn.Module = stage
@@ -185,8 +194,10 @@ def _install(stage: Stage, piece: Piece) -> None:
                 holder.add_module(part, nn.Module())
             holder = getattr(holder, part)
         value: Any = constants[target] if target in constants else getattr(owner, last)
-        if op == "call_module":
+        if isinstance(value, nn.Module):
             holder.add_module(last, value)
+        elif target in piece.held:
+            vars(holder)[last] = value  # not registered: it learns in an earlier stage
         elif isinstance(value, nn.Parameter):
             holder.register_parameter(last, value)
         elif last in owner._buffers:  # one dictionary, so that a buffer moved to a device is moved in the network too

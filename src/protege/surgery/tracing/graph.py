@@ -14,7 +14,7 @@ import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache, reduce, wraps
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,11 @@ from ...torch_utils import as_it_was
 from ..laws import random_state, tensors_in
 
 CALLS = ("call_function", "call_method", "call_module")
+FACTORIES = (
+    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "normal", "ones", "rand", "randint"),
+    *("randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"),
+)  # of tensors: torch.fx does not see their calls, which have no tensors among their arguments
+PLAIN = (int, float, bool, str, tuple, list, dict, torch.Size)
 ROOT = "network."  # a node's target begins so: the network is traced as the only child of `Entry`
 
 
@@ -57,7 +62,9 @@ class Trace:
 
     `writes` holds, for a node that changes tensors in place, the storages it changes. `constants` has the values of
     those that are neither parameters nor buffers nor computed from the input. `first` has None for a module whose first
-    call gave something else than one traced value.
+    call gave something else than one traced value. `content` are the nodes whose values depend on what is inside the
+    input, not on its sizes alone, or are drawn anew in each pass. `bare` are modules whose hooks (by number) were
+    recorded beside them, so that whoever calls the node of one must do it `unhooked`.
     """
 
     entry: Entry
@@ -66,6 +73,8 @@ class Trace:
     writes: dict[fx.Node, set[int]]
     constants: dict[fx.Node, Tensor]
     first: dict[nn.Module, fx.Node | None]
+    content: set[fx.Node]
+    bare: dict[nn.Module, frozenset[int]]
     code: str
 
 
@@ -82,6 +91,9 @@ def trace(
     What is recorded is a second pass, as all later ones are: what the first keeps for the next is there. The modules in
     `training`, opened ones, are seen as in training; norms and dropout run in eval mode. Modes, buffers and random
     numbers are left as they were. Raises `Untraceable`.
+
+    Hooks are run on what is recorded, as the code around them may go on with what they keep: those of a module that
+    stays one node too, and what stands around such a module is welcome.
     """
     closed: set[nn.Module | None] = set()
     while True:
@@ -92,12 +104,52 @@ def trace(
                     network(example.clone())
             except Exception as error:
                 raise Untraceable(told(error)) from error
+            hooked = {m: _hooks_of(m) for m in network.modules() if _hooks_of(m)}
+            wished = {*welcome, *around(network, hooked)}
             try:
-                return _recorded(network, example, {*needed, *welcome} - closed, bool(training))
+                return _recorded(network, example, {*needed, *wished} - closed, hooked.keys() - closed, bool(training))
             except Untraceable as error:
-                if error.module is network or error.module in needed or error.module not in welcome:
+                failed = error.module
+                if failed is network or failed in needed or failed in closed or failed not in {*wished, *hooked}:
                     raise
-                closed.add(error.module)
+                closed.add(failed)
+                if failed in hooked and failed not in wished:  # others that are hooked in the same way would fail, too
+                    closed |= {m for m in hooked if _alike(hooked[m]) == _alike(hooked[failed])} - wished
+
+
+def around(network: nn.Module, modules: Collection[nn.Module]) -> set[nn.Module]:
+    """The modules of a network in which some of `modules` are, at any depth."""
+    named = dict(network.named_modules(remove_duplicate=False))
+    return {
+        named[name[:at]]
+        for name, module in named.items()
+        if name and module in modules
+        for at in (0, *(n for n, letter in enumerate(name) if letter == "."))
+    }
+
+
+def _hooks_of(module: nn.Module) -> dict[int, Callable[..., Any]]:
+    return {**module._forward_pre_hooks, **module._forward_hooks}
+
+
+def _alike(hooks: Mapping[int, Callable[..., Any]]) -> set[Any]:
+    return {getattr(hook, "__code__", type(hook)) for hook in hooks.values()}
+
+
+@contextmanager
+def unhooked(module: nn.Module, hooks: Collection[int]) -> Iterator[None]:
+    """Within it a call of the module does not run those of its hooks that have these numbers."""
+    both: list[Any] = [module._forward_pre_hooks, module._forward_hooks]
+    kept = [dict(registered) for registered in both]
+    try:
+        for registered in both:
+            for number in hooks:
+                registered.pop(number, None)
+        yield
+    finally:
+        for registered, before in zip(both, kept, strict=True):
+            registered.clear()
+            registered.update(before)
 
 
 def set_training(network: nn.Module, training: Collection[nn.Module]) -> None:
@@ -106,9 +158,15 @@ def set_training(network: nn.Module, training: Collection[nn.Module]) -> None:
         module.training = module in training
 
 
-def _recorded(network: nn.Module, example: Tensor, opened: Collection[nn.Module], training: bool) -> Trace:
-    entry, tracer = Entry(network), _Tracer(example, opened, training)
-    with torch.enable_grad(), tracer.assigning():
+def _recorded(
+    network: nn.Module,
+    example: Tensor,
+    opened: Collection[nn.Module],
+    hooked: Collection[nn.Module],
+    training: bool,
+) -> Trace:
+    entry, tracer = Entry(network), _Tracer(example, opened, hooked, training)
+    with torch.enable_grad(), tracer.assigning(), tracer.making():
         try:
             graph = tracer.trace(entry)
         except Exception as error:
@@ -119,7 +177,17 @@ def _recorded(network: nn.Module, example: Tensor, opened: Collection[nn.Module]
             name = next((name for name, other in network.named_modules() if other is module), "")
             raise Untraceable(reason, type(module).__name__ + (f" {name!r}" if name else ""), module) from error
     code = graph.python_code("self").src
-    return Trace(entry, list(graph.nodes), tracer.values, tracer.writes, tracer.constants, tracer.first, code)
+    return Trace(
+        entry,
+        list(graph.nodes),
+        tracer.values,
+        tracer.writes,
+        tracer.constants,
+        tracer.first,
+        tracer.content,
+        tracer.bare,
+        code,
+    )
 
 
 def memory_of(traced: Trace, twin: Trace) -> str | None:
@@ -144,9 +212,15 @@ def _described(node: fx.Node) -> str:
 
 
 class _SizedProxy(fx.Proxy):
-    """A traced value that answers Python's questions about sizes with what the example has."""
+    """A traced value that answers Python's questions about sizes and types with what the example has."""
 
     tracer: _Tracer
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """What `isinstance` asks for. A tensor's would be taken for one by torch's own C++, which does the same."""
+        kind = type(self.tracer.values.get(self.node)) if "node" in vars(self) else None
+        return kind if kind in PLAIN else _SizedProxy
 
     def _number(self) -> Any:
         value = self.tracer.values[self.node]
@@ -178,32 +252,63 @@ class _SizedProxy(fx.Proxy):
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, example: Tensor, opened: Collection[nn.Module], training: bool) -> None:
+    def __init__(
+        self, example: Tensor, opened: Collection[nn.Module], hooked: Collection[nn.Module], training: bool
+    ) -> None:
         super().__init__()
-        self.example, self.opened, self.training = example, opened, training
+        self.example, self.opened, self.hooked, self.training = example, opened, hooked, training
+        self.bare: dict[nn.Module, frozenset[int]] = {}
         self.drawn = random_state(example)  # after the last node; nothing else may draw
         self.values: dict[fx.Node, Any] = {}
         self.writes: dict[fx.Node, set[int]] = {}
         self.constants: dict[fx.Node, Tensor] = {}
+        self.content: set[fx.Node] = set()
         self.data_dependent: set[fx.Node] = set()  # numbers and the like that depend on what is inside a tensor
         self.proxies: dict[str, fx.Proxy] = {}  # of parameters and buffers, torch.fx's own
         self.first: dict[nn.Module, fx.Node | None] = {}
         self.failed: nn.Module | None = None
         self.running = False  # a real pass is going on inside the recorded one
+        self.known: set[nn.Module] = set()
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        self.known = set(root.modules())
+        return super().trace(root, concrete_args)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return not isinstance(module, Entry) and module not in self.opened
 
+    def create_arg(self, a: Any) -> Any:
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self.running:
+        if self.running or module not in self.known:  # made as the code runs, such as nn.ReLU()(x)
             return forward(*args, **kwargs)
+        leaf = self.is_leaf_module(module, "")
         try:
-            result = super().call_module(module, forward, args, kwargs)
+            if leaf and module in self.hooked:
+                result = self._call_hooked(module, forward, args, kwargs)
+            else:
+                result = super().call_module(module, forward, args, kwargs)
         except Exception:
-            if self.failed is None and not self.is_leaf_module(module, ""):
+            if self.failed is None and (not leaf or module in self.hooked):
                 self.failed = module
             raise
         self.first.setdefault(module, result.node if isinstance(result, fx.Proxy) else None)
+        return result
+
+    def _call_hooked(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """A module as one node between its hooks, which are run on the traced values as torch runs them."""
+        self.bare[module] = frozenset(_hooks_of(module))
+        for number, hook in list(module._forward_pre_hooks.items()):
+            if number in module._forward_pre_hooks_with_kwargs:
+                args, kwargs = hook(module, args, kwargs) or (args, kwargs)
+            elif (changed := hook(module, args)) is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+        result = super().call_module(module, forward, args, kwargs)
+        for number, hook in list(module._forward_hooks.items()):
+            known = (args, kwargs) if number in module._forward_hooks_with_kwargs else (args,)
+            if (changed := hook(module, *known, result)) is not None:
+                result = changed
         return result
 
     def getattr(self, attr: str, value: Any, cache: dict[str, fx.Proxy]) -> Any:
@@ -226,6 +331,28 @@ class _Tracer(fx.Tracer):
             yield
         finally:
             nn.Module.__setattr__ = plain  # type: ignore[method-assign]
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Inside, a tensor that code makes of a traced size, or for a traced device, is a traced value too."""
+        plain = {name: getattr(torch, name) for name in FACTORIES}
+
+        def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(function)
+            def make(*args: Any, **kwargs: Any) -> Any:
+                if any(issubclass(type(leaf), fx.Proxy) for leaf in tree_leaves((args, kwargs))):
+                    return self.create_proxy("call_function", function, args, kwargs)
+                return function(*args, **kwargs)
+
+            return make
+
+        for name, function in plain.items():
+            setattr(torch, name, recorded(function))
+        try:
+            yield
+        finally:
+            for name, function in plain.items():
+                setattr(torch, name, function)
 
     def _replace(self, module: nn.Module, name: str, value: _SizedProxy) -> None:
         buffer, new = module._buffers[name], self.values[value.node]
@@ -255,7 +382,18 @@ class _Tracer(fx.Tracer):
                     self.data_dependent.add(node)
         finally:
             self.running = False
-        self.drawn = random_state(self.example)
+        drawn, self.drawn = self.drawn, random_state(self.example)
+        sized = kind in CALLS and not tensors_in(self.values[node]) and node not in self.data_dependent
+        if (
+            kind == "placeholder"
+            or drawn != self.drawn
+            or (not sized and not self.content.isdisjoint(node.all_input_nodes))
+        ):
+            self.content.add(node)
+            changed = self.writes.get(node, set())
+            self.content |= {
+                n for n in self.values if changed and changed & set(map(storage, tensors_in(self.values[n])))
+            }
         return node
 
     def _evaluate(self, node: fx.Node) -> Any:
@@ -283,7 +421,11 @@ class _Tracer(fx.Tracer):
         args, kwargs = self._arguments(node.args, values), self._arguments(node.kwargs, values)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
-        return (self.root.get_submodule(target) if node.op == "call_module" else target)(*args, **kwargs)
+        if node.op == "call_function":
+            return target(*args, **kwargs)
+        module = self.root.get_submodule(target)
+        with unhooked(module, self.bare.get(module, ())):
+            return module(*args, **kwargs)
 
     def _depends_on_data(self, node: fx.Node) -> bool:
         """Whether numbers and the like in a value depend on what is inside tensors rather than on their sizes and

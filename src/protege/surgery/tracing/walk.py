@@ -26,7 +26,7 @@ from ...numerics import exact
 from ...torch_utils import as_it_was, eval_mode
 from ..laws import close, other_samples, others_for, outputs_in, tensors_in
 from .calls import Listening, tensors_of
-from .graph import ROOT, Untraceable, trace
+from .graph import ROOT, Untraceable, trace, unhooked
 
 Live = dict[str, Any]
 
@@ -35,6 +35,12 @@ class _Interpreter(fx.Interpreter):
     """Runs nodes on values that are known by the names of nodes, so that they can be stored."""
 
     live: Live
+    bare: Mapping[nn.Module, Collection[int]]
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(target)
+        with unhooked(module, self.bare.get(module, ())):
+            return module(*args, **kwargs)
 
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
         return fx.node.map_arg(args, lambda node: self.live[node.name])
@@ -73,6 +79,7 @@ class Walk:
             ) from None
         self.nodes = traced.nodes
         self._interpreter = _Interpreter(traced.entry, garbage_collect_values=False, graph=self.nodes[0].graph)
+        self._interpreter.bare = traced.bare
         self.shapes = {
             node.name: tuple(value.shape) for node, value in traced.values.items() if isinstance(value, Tensor)
         }
