@@ -623,11 +623,18 @@ def test_stages_that_do_not_pair_up(stages, message):
     assert "\n" not in str(caught.value)
 
 
-def test_maps_with_the_channels_last_are_refused():
-    network = nn.Sequential(nn.Conv2d(3, 40, 2, 2), Turn(), nn.Linear(40, 4))
+def test_maps_with_the_channels_last_are_maps():
+    network = nn.Sequential(nn.Conv2d(3, 40, 2, 2), Turn(), nn.Linear(40, 8), nn.Linear(8, 4))
+    other = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(512, 4))
     x = torch.randn(2, 3, 16, 16)
-    with pytest.raises(UserError, match=r"gives output of shape \[8, 8, 40\]; expected a map"):
-        pair(network, network, x, x, "1=1")
+    (matched,) = pair(network, other, x, x, "2=1")  # [8, 8, 8], by its values
+    ours, theirs = heard(network, "2", x)[0], heard(other, "1", x)[0]
+    assert (matched.student.last, matched.teacher.last) == (True, False)
+    assert not matched.adapter
+    assert torch.equal(matched.student.laid_out(ours), ours.permute(0, 3, 1, 2))
+    assert matched.teacher.laid_out(theirs) is theirs
+    with pytest.raises(UserError, match=r"gives an output of shape \[3, 5, 14\]; expected a map"):
+        pair(nn.Sequential(nn.Conv2d(3, 3, (12, 3))), other, x, x, "0=1")
 
 
 def test_networks_that_do_not_correspond():
@@ -717,19 +724,111 @@ def test_stages_keep_what_the_network_keeps(how):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("hook", "goes on with a tensor .which 'add' of Keeping takes. kept by an earlier pass or by a hook"),
         ("memory", "goes on with a tensor .its attribute 'memory'. kept"),
-        ("number of a leaf", "goes on with a number"),
+        ("number of a leaf", "asks for a number inside a tensor"),
         ("warm-up", "goes on with a number"),
         ("made for the batch", "depends on the batch size"),
         ("item", "branches on the numbers inside a tensor"),
-        ("unseen", "do not compute what the network does"),
     ],
 )
 def test_stages_hold_nothing_of_the_example(how, message):
     with pytest.raises(UserError, match=message) as caught:
         split(Keeping(how), ["a"], torch.randn(4, 3, 8, 8))
     assert "\n" not in str(caught.value)
+
+
+class Collecting(nn.Module):
+    """Features are collected by hooks: behind layers or before them, and in a block; some change what goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.block = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(8, 8, 1)), nn.BatchNorm2d(8), nn.ReLU())
+        self.o, self.kept, self.seen = nn.Linear(32, 5), [], 0
+        self.a.register_forward_hook(lambda module, args, output: self.kept.append(output))
+        self.b.register_forward_pre_hook(lambda module, args: self.kept.append(args[0].relu()))
+        self.b.register_forward_hook(lambda module, args, kwargs, output: output + 1, with_kwargs=True)
+        self.block[1].register_forward_hook(lambda module, args, output: self.kept.append(output))
+        self.block.register_forward_hook(self.watch)
+
+    def watch(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """What cannot be recorded, and has no bearing on the outputs."""
+        self.seen += int(output.detach().mean() > 0) + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.clear()
+        self.kept.append(self.block(self.b(self.a(x))))
+        return self.o(torch.cat([kept.mean((2, 3)) for kept in self.kept], 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("cuts", [["a"], ["b", "block"], ["block.1"]])
+def test_what_hooks_collect_crosses_the_cuts(cuts):
+    torch.manual_seed(0)
+    network, x = Collecting(), torch.randn(4, 3, 16, 16)
+    stages = split(network, cuts, x)
+    for count in (3, 1):
+        other = torch.randn(count, 3, 16, 16)
+        expected = network.eval()(other)
+        network.kept.clear()
+        assert torch.equal(Chain(stages).eval()(other), expected)
+        assert len(network.kept) <= 1, "a stage's pass is kept by a hook"
+    stages[0].train()((x,))[0].square().mean().backward()
+    assert network.a.weight.grad.abs().sum() > 0
+
+
+class Tied(nn.Module):
+    """A language model as people write them: tied embeddings, positions and a mask made of sizes, one of padding."""
+
+    def __init__(self, width: int = 12, depth: int = 3) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Embedding(20, width), nn.Embedding(16, width)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, 2, 16, batch_first=True) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 20)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        assert isinstance(length, int)
+        places = torch.arange(length, device=tokens.device)
+        mask = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
+        padding = tokens == 0
+        x = self.embed(tokens) + self.position(places)
+        for block in self.blocks:
+            x = block(x, src_mask=mask, src_key_padding_mask=padding)
+        return self.head(nn.ReLU()(self.norm(x)))
+
+
+def test_stages_of_a_language_model_lie_between_its_blocks():
+    torch.manual_seed(0)
+    network, tokens = Tied().eval(), torch.randint(1, 20, (3, 8))
+    cuts = find_cuts(network, tokens)
+    assert [(cut.name, cut.shape, cut.level) for cut in cuts] == [(f"blocks.{n}", (8, 12), 0) for n in range(3)]
+    assert [p.teacher.name for p in pair(network, Tied(16, 6), tokens, tokens)] == ["blocks.1", "blocks.3", "blocks.5"]
+    stages = split(network, [cut.name for cut in cuts], tokens)
+    other = torch.randint(0, 20, (5, 8))
+    other[:, 0] = 1
+    torch.testing.assert_close(Chain(stages).eval()(other), network(other))
+
+    # what is tied learns in the first stage, and is as it stands there in the last
+    assert {name for name, _ in stages[-1].named_parameters()} == {
+        "network.norm.weight",
+        "network.norm.bias",
+        "network.head.bias",
+    }
+    before = network.embed.weight.detach().clone()
+    stages[-1].train()(Chain(stages[:-1])(tokens)).square().mean().backward()
+    torch.optim.SGD(stages[-1].parameters(), lr=0.1).step()
+    assert network.embed.weight.grad is not None  # by the stages before it alone
+    assert torch.equal(network.embed.weight, before)
+    network.zero_grad()
+    live = tuple(value.detach() for value in Chain(stages[:-1])(tokens))
+    stages[-1](live).square().mean().backward()
+    assert network.embed.weight.grad is None
+    assert network.norm.weight.grad is not None
+    with torch.no_grad():
+        network.embed.weight.mul_(1.1)
+    torch.testing.assert_close(Chain(stages).eval()(other), network.eval()(other))
 
 
 class Held(nn.Sequential):

@@ -14,10 +14,19 @@ from torch.fx.node import map_arg
 
 from ...errors import UserError
 from ..laws import tensors_in
-from ..tracing.graph import ROOT, Trace, storage
+from ..tracing.graph import ROOT, Trace, call_unhooked, storage
 
 UNKNOWN, BATCH, DEVICE = object(), object(), object()  # of numbers: the number of samples, the device they are on
 NUMBERS = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.memory_format)
+
+
+class Uncarried(UserError):
+    """Something crosses a cut that is not one tensor a sample. If the `makers` of it were opened, more might be seen:
+    that it depends on the input's sizes only, say, as the rotations of a language model do."""
+
+    def __init__(self, sentence: str, makers: set[nn.Module]) -> None:
+        super().__init__(sentence)
+        self.makers = makers
 
 
 @dataclass(frozen=True)
@@ -181,9 +190,10 @@ class _Division:
         for node in outputs:
             value, other = self.values[node], self.other[node]
             if not isinstance(value, Tensor) or not value.dim() or (len(value), len(other)) != self.batch:
-                raise UserError(
+                raise Uncarried(
                     f"what crosses the cut at {self.cuts[stage]!r} is not one tensor a sample (the value "
-                    f"{node.name!r}); expected its first dimension to be the batch: cut elsewhere."
+                    f"{node.name!r}); expected its first dimension to be the batch: cut elsewhere.",
+                    self._makers(node),
                 )
         written = set[int]().union(*(self.traced.writes.get(node, set()) for node in self.inside(stage)))
         taken, given = (tuple(tuple(self.values[node].shape[1:]) for node in nodes) for nodes in (inputs, outputs))
@@ -215,6 +225,16 @@ class _Division:
         graph.output(tuple(map(copy, outputs)) if outputs else map_arg(self.nodes[-1].args[0], copy))
         return piece
 
+    def _makers(self, node: fx.Node) -> set[nn.Module]:
+        """The modules without parameters, taken whole, that a value is made by."""
+        seen, rest = {node}, [node]
+        while rest:
+            sources = set(rest.pop().all_input_nodes) - seen
+            seen |= sources
+            rest += sources
+        called = [self.traced.entry.get_submodule(str(n.target)) for n in seen if n.op == "call_module"]
+        return {module for module in called if not any(True for _ in module.parameters())}
+
     def _copied(self, node: fx.Node, stage: int, piece: Piece, copy: Callable[[fx.Node], Any]) -> fx.Node:
         """A node in the graph of a stage."""
         graph, value = piece.graph, self.values[node]
@@ -222,9 +242,13 @@ class _Division:
             module = self.traced.entry.get_submodule(str(node.target))
             for parameter in module.parameters():
                 self.owners.setdefault(parameter, stage)
-            if module in self.traced.bare:
+            if hooks := self.traced.bare.get(module):
                 args, kwargs = map_arg(node.args, copy), map_arg(node.kwargs, copy)
-                return graph.call_method("forward", (graph.get_attr(str(node.target)), *args), kwargs)
+                alone = hooks >= {*module._forward_pre_hooks, *module._forward_hooks}
+                called = graph.get_attr(str(node.target))
+                if alone:
+                    return graph.call_method("forward", (called, *args), kwargs)
+                return graph.call_function(call_unhooked, (called, tuple(hooks), *args), kwargs)
         copied = graph.node_copy(node, copy)
         if isinstance(value, nn.Parameter) and node.op == "get_attr" and self.owners.setdefault(value, stage) < stage:
             piece.held.add(str(node.target))

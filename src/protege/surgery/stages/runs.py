@@ -59,7 +59,7 @@ def runs_of(network: nn.Module, example: Tensor) -> list[Run]:
     if large is None or large.key == VECTOR:
         return runs
     others = [run for run in runs if run is not large and run.key != VECTOR]
-    if len(large.parts) > max(1, len(others)) and (large.heavy or large.last.level is None):
+    if len(large.parts) > max(1, len(others)) and (not others or large.heavy or large.last.level is None):
         return [replace(large, share=1.0)]
     return runs
 
@@ -81,10 +81,11 @@ class _Survey:
         self.places = {node: places[same[0][0]] for node, same in self.named.items() if same[0][0] in places}
         self.levels: dict[fx.Node, float | None] = {}  # how often the input was halved up to there, or else up to use
         for node in reversed(self.nodes):
-            likely = [self.places[node]] if node in self.places else readings(traced.values[node], example)[:1]
-            known = [place.halvings for place in likely if place.halvings is not None]
-            users = sorted(node.users, key=self.order.__getitem__)[:1]
-            self.levels[node] = known[0] if known else self.levels[users[0]] if users else None
+            users = sorted((n for n in node.users if tensors_in(traced.values[n])), key=self.order.__getitem__)[:1]
+            known = [self.places[node]] if node in self.places else []
+            known = known or ([] if users else readings(traced.values[node], example)[:1])
+            level = next((place.halvings for place in known), None)
+            self.levels[node] = self.levels[users[0]] if level is None and users else level
         weights = [self._weights(node) for node in self.nodes]
         self.learned = [number for number, values in enumerate(weights) if values]
         self.since = {value: number for number, values in reversed([*enumerate(weights)]) for value in values}
@@ -93,13 +94,11 @@ class _Survey:
         for node, values in zip(self.nodes, weights, strict=True):
             if node in traced.content and (values or not self.live.isdisjoint(node.all_input_nodes)):
                 self.live.add(node)
-        # from where to where a tensor is needed, and the resolution there
-        self.uses = [
-            (self.order[source], self.order[node], self.levels[node])
-            for node in self.nodes
-            for source in node.all_input_nodes
-            if source in self.live and tensors_in(traced.values[source]) and tensors_in(traced.values[node])
-        ]
+        self.uses: dict[fx.Node, list[fx.Node]] = {
+            source: [user for user in source.users if tensors_in(traced.values[user])]
+            for source in self.nodes
+            if source in self.live and tensors_in(traced.values[source])
+        }
         self.resolutions = [
             (self.order[node], place.halvings)
             for node in self.nodes
@@ -152,15 +151,22 @@ class _Survey:
         ]
 
     def _clear(self, node: fx.Node) -> bool:
-        """Whether all that was learned goes through a node that is used later, but for long skips: what is used next at
-        a finer resolution, or at the same after a detour through coarser ones."""
+        """Whether all that was learned goes through a node that is used later, but for long skips, one at a resolution:
+        what is used next at a finer resolution, or at the same after a detour through coarser ones."""
         here, level = self.order[node], self.places[node].halvings
-        others = [(end, used) for start, end, used in self.uses if start < here < end]
-        if level is None:
-            return not others
+        later = {
+            source: ahead
+            for source, users in self.uses.items()
+            if self.order[source] < here and (ahead := [user for user in users if self.order[user] > here])
+        }
+        if level is None or not later:
+            return not later
         coarser = (place for place, other in self.resolutions if place >= here and other > level + SAME)
         detour = next(coarser, len(self.nodes))
-        return all(used is not None and used < level + (SAME if end > detour else -SAME) for end, used in others)
+        kept = [round(self.levels[source] or 0) for source in later]
+        ends = [(self.order[user], self.levels[user]) for ahead in later.values() for user in ahead]
+        long = all(used is not None and used < level + (SAME if end > detour else -SAME) for end, used in ends)
+        return long and len(set(kept)) == len(kept)
 
     def _key(self, node: fx.Node) -> str:
         place = self.places[node]

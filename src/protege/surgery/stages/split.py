@@ -20,7 +20,7 @@ from ..laws import close, other_samples, others_for, random_state
 from ..tracing.graph import ROOT, Trace, Untraceable, around, memory_of, set_training, storage, trace
 from ..tracing.taps import first_outputs
 from .cuts import Pair, outputs_at
-from .pieces import Piece, divide
+from .pieces import Piece, Uncarried, divide
 
 HEAD = "head"
 
@@ -82,25 +82,46 @@ def split(network: nn.Module, cuts: Sequence[str], example: Tensor) -> list[Stag
     """
     outputs_at(network, cuts, example, "network")
     modules = dict(network.named_modules(remove_duplicate=False))
-    inside = {network, *around(network, {modules[cut] for cut in cuts})}
-    with as_it_was(network):
-        learning = inside & trained_by(network)
+    targets = [modules[name] for name in cuts]
+    inside = {network, *around(network, set(targets))}
     example = example if len(example) > 1 else others_for(network, example)  # one is apart: it may be broadcast
     samples = [example, others_for(network, example, len(example) + 1)]
+    while True:
+        with as_it_was(network):
+            learning = inside & trained_by(network)
+        try:
+            pieces = _pieces(network, samples, inside, learning, cuts, targets)
+            break
+        except Uncarried as error:
+            makers = {module for module in error.makers - inside if not type(module).__module__.startswith("torch.nn")}
+            if not makers:
+                raise
+            inside |= makers | around(network, makers)
+    stages = [Stage(name, parts) for name, *parts in zip([*cuts, HEAD], *pieces, strict=True)]
+    _check_shared(stages, pieces)
+    _check_composed(network, stages, [*samples, others_for(network, example, 1)], learning)
+    return stages
+
+
+def _pieces(
+    network: nn.Module,
+    samples: Sequence[Tensor],
+    inside: set[nn.Module],
+    learning: set[nn.Module],
+    cuts: Sequence[str],
+    targets: Sequence[nn.Module],
+) -> list[list[Piece]]:
+    """What the stages are in evaluation and, where the code that stands around the cuts asks for it, in training."""
     still, twin = _traces(network, samples, inside, set(), cuts)
     train, other = _traces(network, samples, inside, learning, cuts)
-    targets = [modules[name] for name in cuts]
     pieces = [divide(still, twin, cuts, targets)]
-    if train.code != still.code:  # its own code asks for `self.training`
+    if train.code != still.code:
         pieces.append(divide(train, other, cuts, targets))
         if [p.inputs for p in pieces[0]] != [p.inputs for p in pieces[1]]:
             raise UserError(
                 f"other values cross {_listed(cuts)} in training than in evaluation; expected the same: cut elsewhere."
             )
-    stages = [Stage(name, parts) for name, *parts in zip([*cuts, HEAD], *pieces, strict=True)]
-    _check_shared(stages, pieces)
-    _check_composed(network, stages, [*samples, others_for(network, example, 1)], learning)
-    return stages
+    return pieces
 
 
 def describe(pairs: Sequence[Pair], stages: Sequence[Stage] = ()) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, reduce, wraps
 from typing import Any
@@ -74,7 +74,7 @@ class Trace:
     constants: dict[fx.Node, Tensor]
     first: dict[nn.Module, fx.Node | None]
     content: set[fx.Node]
-    bare: dict[nn.Module, frozenset[int]]
+    bare: dict[nn.Module, set[int]]
     code: str
 
 
@@ -92,8 +92,8 @@ def trace(
     `training`, opened ones, are seen as in training; norms and dropout run in eval mode. Modes, buffers and random
     numbers are left as they were. Raises `Untraceable`.
 
-    Hooks are run on what is recorded, as the code around them may go on with what they keep: those of a module that
-    stays one node too, and what stands around such a module is welcome.
+    Hooks run on what is recorded, as far as they can, for the code around them may go on with what they keep: those of
+    a module that stays one node too, and what stands around such a module is welcome.
     """
     closed: set[nn.Module | None] = set()
     while True:
@@ -104,17 +104,13 @@ def trace(
                     network(example.clone())
             except Exception as error:
                 raise Untraceable(told(error)) from error
-            hooked = {m: _hooks_of(m) for m in network.modules() if _hooks_of(m)}
-            wished = {*welcome, *around(network, hooked)}
+            wished = {*welcome, *around(network, set(filter(_hooks_of, network.modules())))}
             try:
-                return _recorded(network, example, {*needed, *wished} - closed, hooked.keys() - closed, bool(training))
+                return _recorded(network, example, {*needed, *wished} - closed, bool(training))
             except Untraceable as error:
-                failed = error.module
-                if failed is network or failed in needed or failed in closed or failed not in {*wished, *hooked}:
+                if error.module is network or error.module in needed or error.module not in wished:
                     raise
-                closed.add(failed)
-                if failed in hooked and failed not in wished:  # others that are hooked in the same way would fail, too
-                    closed |= {m for m in hooked if _alike(hooked[m]) == _alike(hooked[failed])} - wished
+                closed.add(error.module)
 
 
 def around(network: nn.Module, modules: Collection[nn.Module]) -> set[nn.Module]:
@@ -130,10 +126,6 @@ def around(network: nn.Module, modules: Collection[nn.Module]) -> set[nn.Module]
 
 def _hooks_of(module: nn.Module) -> dict[int, Callable[..., Any]]:
     return {**module._forward_pre_hooks, **module._forward_hooks}
-
-
-def _alike(hooks: Mapping[int, Callable[..., Any]]) -> set[Any]:
-    return {getattr(hook, "__code__", type(hook)) for hook in hooks.values()}
 
 
 @contextmanager
@@ -158,14 +150,14 @@ def set_training(network: nn.Module, training: Collection[nn.Module]) -> None:
         module.training = module in training
 
 
-def _recorded(
-    network: nn.Module,
-    example: Tensor,
-    opened: Collection[nn.Module],
-    hooked: Collection[nn.Module],
-    training: bool,
-) -> Trace:
-    entry, tracer = Entry(network), _Tracer(example, opened, hooked, training)
+def call_unhooked(module: nn.Module, hooks: Collection[int], *args: Any, **kwargs: Any) -> Any:
+    """What a module gives `unhooked`."""
+    with unhooked(module, hooks):
+        return module(*args, **kwargs)
+
+
+def _recorded(network: nn.Module, example: Tensor, opened: Collection[nn.Module], training: bool) -> Trace:
+    entry, tracer = Entry(network), _Tracer(example, opened, training)
     with torch.enable_grad(), tracer.assigning(), tracer.making():
         try:
             graph = tracer.trace(entry)
@@ -252,12 +244,10 @@ class _SizedProxy(fx.Proxy):
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(
-        self, example: Tensor, opened: Collection[nn.Module], hooked: Collection[nn.Module], training: bool
-    ) -> None:
+    def __init__(self, example: Tensor, opened: Collection[nn.Module], training: bool) -> None:
         super().__init__()
-        self.example, self.opened, self.hooked, self.training = example, opened, hooked, training
-        self.bare: dict[nn.Module, frozenset[int]] = {}
+        self.example, self.opened, self.training = example, opened, training
+        self.bare: dict[nn.Module, set[int]] = {}
         self.drawn = random_state(example)  # after the last node; nothing else may draw
         self.values: dict[fx.Node, Any] = {}
         self.writes: dict[fx.Node, set[int]] = {}
@@ -283,33 +273,69 @@ class _Tracer(fx.Tracer):
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if self.running or module not in self.known:  # made as the code runs, such as nn.ReLU()(x)
             return forward(*args, **kwargs)
-        leaf = self.is_leaf_module(module, "")
         try:
-            if leaf and module in self.hooked:
+            if _hooks_of(module):
                 result = self._call_hooked(module, forward, args, kwargs)
             else:
                 result = super().call_module(module, forward, args, kwargs)
         except Exception:
-            if self.failed is None and (not leaf or module in self.hooked):
+            if self.failed is None and not self.is_leaf_module(module, ""):
                 self.failed = module
             raise
         self.first.setdefault(module, result.node if isinstance(result, fx.Proxy) else None)
         return result
 
     def _call_hooked(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """A module as one node between its hooks, which are run on the traced values as torch runs them."""
-        self.bare[module] = frozenset(_hooks_of(module))
+        """A module between its hooks, which run on the traced values in the way in which torch runs them."""
+        ran = self.bare[module] = set[int]()
         for number, hook in list(module._forward_pre_hooks.items()):
-            if number in module._forward_pre_hooks_with_kwargs:
-                args, kwargs = hook(module, args, kwargs) or (args, kwargs)
-            elif (changed := hook(module, args)) is not None:
+            named = number in module._forward_pre_hooks_with_kwargs
+            changed = self._hook(module, number, hook, (args, kwargs) if named else (args,))
+            if named and changed is not None:
+                args, kwargs = changed
+            elif changed is not None:
                 args = changed if isinstance(changed, tuple) else (changed,)
-        result = super().call_module(module, forward, args, kwargs)
-        for number, hook in list(module._forward_hooks.items()):
+        after = dict(module._forward_hooks)
+        with unhooked(module, ran | after.keys()) if not self.is_leaf_module(module, "") else nullcontext():
+            result = super().call_module(module, forward, args, kwargs)
+        for number, hook in after.items():
             known = (args, kwargs) if number in module._forward_hooks_with_kwargs else (args,)
-            if (changed := hook(module, *known, result)) is not None:
-                result = changed
+            changed = self._hook(module, number, hook, (*known, result))
+            result = result if changed is None else changed
         return result
+
+    def _hook(self, module: nn.Module, number: int, hook: Callable[..., Any], known: tuple[Any, ...]) -> Any:
+        """What a hook makes of traced values. One that cannot do with them, such as one that makes a layer's weights
+        anew, belongs to its module, which is called with it; or, if that is opened, sees what the example has."""
+        leaf, before, nodes = self.is_leaf_module(module, ""), dict(vars(module)), len(self.graph.nodes)
+        try:
+            changed = hook(module, *known)
+            if leaf and any(issubclass(type(value), fx.Proxy) for value in vars(module).values()):
+                raise fx.proxy.TraceError("it sets an attribute of its module")
+            self.bare[module].add(number)
+            return changed
+        except Exception:
+            vars(module).update(before)
+            for node in reversed(list(self.graph.nodes)[nodes:]):
+                self.graph.erase_node(node)
+                self.values.pop(node, None)
+            self.failed = None
+        if not leaf or number in module._forward_hooks:
+            self.running = True
+            try:
+                if hook(module, *map(self._plain, known)) is not None:
+                    raise fx.proxy.TraceError("a hook that cannot be recorded changes its values")
+            finally:
+                self.running = False
+        return None
+
+    def _plain(self, value: Any) -> Any:
+        """What traced values are on the example."""
+        if issubclass(type(value), fx.Proxy):
+            return self.values[value.node]
+        if type(value) in (tuple, list):
+            return type(value)(map(self._plain, value))
+        return {key: self._plain(item) for key, item in value.items()} if type(value) is dict else value
 
     def getattr(self, attr: str, value: Any, cache: dict[str, fx.Proxy]) -> Any:
         self.proxies = cache
@@ -424,8 +450,7 @@ class _Tracer(fx.Tracer):
         if node.op == "call_function":
             return target(*args, **kwargs)
         module = self.root.get_submodule(target)
-        with unhooked(module, self.bare.get(module, ())):
-            return module(*args, **kwargs)
+        return call_unhooked(module, {*self.bare.get(module, ()), *module._forward_hooks}, *args, **kwargs)
 
     def _depends_on_data(self, node: fx.Node) -> bool:
         """Whether numbers and the like in a value depend on what is inside tensors rather than on their sizes and
