@@ -17,6 +17,7 @@ from protege.methods.skd import Settings
 from protege.models import zoo
 from protege.run import finished, prepare
 from protege.run import run as running
+from protege.surgery import first_outputs
 from protege.tasks import TASKS
 from protege.training.journal import Journal
 from protege.training.loop import Loop
@@ -104,6 +105,84 @@ def test_what_a_phase_needs(tmp_path):
     ]
     total = sum(p.numel() for phase in phases for p in phase.trainee.parameters())
     assert total == sum(p.numel() for p in student.parameters())  # each learns once; equal widths need no adapter
+
+
+class Merging(nn.Module):
+    """Patches that are merged, as in Swin, with the channels last: as maps [N, H, W, C] or as tokens [N, H·W, C]."""
+
+    def __init__(self, width: int = 8, tokens: bool = False) -> None:
+        super().__init__()
+        self.tokens, self.patches = tokens, nn.Conv2d(1, width, 2, 2)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(n * width, n * width), nn.GELU()) for n in (1, 2, 4))
+        self.merges = nn.ModuleList(nn.Linear(4 * n * width, 2 * n * width) for n in (1, 2))
+        self.norm, self.head = nn.LayerNorm(4 * width), nn.Linear(4 * width, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)
+        for number, block in enumerate(self.blocks):
+            side = x.shape[1]
+            if number:
+                x = torch.cat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1)
+                x = self.merges[number - 1](x.flatten(1, 2) if self.tokens else x)
+                side = side // 2
+            elif self.tokens:
+                x = x.flatten(1, 2)
+            x = block(x)
+            x = x.unflatten(1, (side, side)) if self.tokens and number < 2 else x
+        x = self.norm(x)
+        return self.head(x.mean(1) if self.tokens else x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(0, 1), (1, 0), (0, None), (None, 1)])
+def test_features_are_compared_place_by_place_whatever_their_layout(ours, theirs, tmp_path):
+    def made(tokens, seed):
+        if tokens is None:
+            return network("cnn_small", seed, width=4)
+        torch.manual_seed(seed)
+        return model(Merging(8, bool(tokens)), seed=seed)
+
+    samples, (student, teacher) = images("residual"), (made(ours, 1), made(theirs, 2))
+    setup = setup_of(student, teacher, TASK, Settings(), samples)
+    phases = METHODS["skd"].plan(setup)
+    pairs = stages.paired(setup)
+    assert [p.student.level for p in pairs] == ([1, 2, 3] if None not in (ours, theirs) else [1, 2])
+    for pair, module in zip(pairs, phases, strict=False):
+        raw = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
+        with first_outputs({"": student.network.get_submodule(pair.student.name)}) as feature:
+            student.eval()(raw)
+        want = feature[""] if pair.student.shape[0] == feature[""].shape[1] else None
+        got = pair.student.laid_out(feature[""])
+        height, width = pair.student.grid
+        assert got.shape == (3, pair.student.channels, height, width)
+        for row, column in ((0, 0), (1, 0), (height - 1, width - 1)):
+            if ours is None:
+                expected = want[:, :, row, column]
+            else:
+                expected = feature[""][:, row * width + column] if ours else feature[""][:, row, column]
+            assert torch.equal(got[:, :, row, column], expected)
+        assert module.trainee.adapter(feature[""]).shape == (3, pair.teacher.channels, height, width)
+    options = {"samples": samples, "positions": torch.arange(18), "held": (samples, torch.arange(18, 24))}
+    done = perform(loop(student, tmp_path, epochs=1, batch_size=6, lr=0.01, optimizer="adamw", **options), phases)
+    assert done
+
+
+def test_a_stage_that_holds_nearly_all_is_told(caplog):
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(1, 4, 3, 2, 1),
+        nn.Conv2d(4, 4, 3, 2, 1),
+        nn.Flatten(),
+        nn.Linear(64, 600),
+        nn.Linear(600, CLASSES),
+    ]
+    lopsided = model(nn.Sequential(*layers))
+    METHODS["skd"].plan(setup_of(lopsided, lopsided, TASK, Settings(stages="0,1"), images("residual")))
+    (record,) = [r for r in caplog.records if "hardly divide" in r.getMessage()]
+    assert "stage 'head' holds 99.5 % of the student's parameters" in record.getMessage()
+    caplog.clear()
+    student, teacher = networks("residual")
+    METHODS["skd"].plan(setup_of(student, teacher, TASK, Settings(), images("residual")))
+    assert not [r for r in caplog.records if "hardly divide" in r.getMessage()]
 
 
 class Named(nn.Module):

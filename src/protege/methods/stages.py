@@ -79,7 +79,7 @@ def staged(setup: Setup) -> Staged:
     sizes = [sum(p.numel() for p in stage.parameters()) for stage in stages]
     if max(sizes) > HEAVY * sum(sizes):
         _LOG.warning(
-            "stage %r holds %.0f %% of the student's parameters, so that the stages hardly divide it; name others with "
+            "stage %r holds %.1f %% of the student's parameters, so that the stages hardly divide it; name others with "
             "stages=….",
             stages[sizes.index(max(sizes))].name,
             100 * max(sizes) / sum(sizes),

@@ -91,11 +91,10 @@ def readings(value: Any, example: Tensor) -> list[Place]:
         return known + ([Place(_halvings(flat, example), flat, False)] if flat else [])
     if example.dim() == 2 and len(shape) == 2:
         length = example.shape[1]
-        options = [(first, True), (rest[0], False)]
-        sure = [(count, last) for count, last in options if count == length]
-        return [
-            Place(math.log2(length / count), (count,), last) for count, last in (sure if len(sure) == 1 else options)
-        ]
+        lengths = [(first, True), (rest[0], False)]
+        sure = [(count, last) for count, last in lengths if count == length]
+        rows = sure if len(sure) == 1 else lengths
+        return [Place(math.log2(length / count), (count,), last) for count, last in rows]
     return []
 
 

@@ -26,7 +26,7 @@ from ...numerics import exact
 from ...torch_utils import as_it_was, eval_mode
 from ..laws import close, other_samples, others_for, outputs_in, tensors_in
 from .calls import Listening, tensors_of
-from .graph import ROOT, Untraceable, trace, unhooked
+from .graph import ROOT, Untraceable, call_unhooked, trace
 
 Live = dict[str, Any]
 
@@ -39,8 +39,7 @@ class _Interpreter(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
-        with unhooked(module, self.bare.get(module, ())):
-            return module(*args, **kwargs)
+        return call_unhooked(module, self.bare.get(module, ()), *args, **kwargs)
 
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
         return fx.node.map_arg(args, lambda node: self.live[node.name])
