@@ -26,6 +26,10 @@ PROOFS = {
     "In a Python program a folder may also name a network class of a module that the program has imported, with numbers alone: text could tell a class to load other code.": [
         "test_trust.py::test_a_class_that_the_program_has_imported_needs_no_trust"
     ],
+    "Where a folder tells a network part by part, torch's layers and functions need no trust, classes of others what they need above, and calls or objects among their settings always.": [
+        "test_models_saving.py::test_parts_that_run_other_code_need_trust",
+        "test_models_load.py::test_layers_alone_load_by_what_they_are",
+    ],
     "Naming a folder, or working in it, makes the `protege` command import nothing that lies in it (`python -m protege` begins as Python does, with the folder one works in).": [
         "test_trust.py::test_what_lies_in_a_folder_is_never_imported_because_it_is_named"
     ],

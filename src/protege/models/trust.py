@@ -85,7 +85,8 @@ def _may_be_part(part: Mapping[str, Any]) -> bool:
         return False
     if any(kind in json.dumps(settings) for kind in ('"partial"', '"object"')):  # a call, or a class of no module
         return False
-    return place.startswith(KNOWN) or (_is_held(place) and not any(map(_tells, settings.values())))
+    known = place.startswith(KNOWN) and "." not in place.partition(":")[2]
+    return known or (_is_held(place) and not any(map(_tells, settings.values())))
 
 
 def _is_operation(place: str) -> bool:
