@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,12 +17,13 @@ from .dataset import Data, Request
 from .encoded import open_images
 from .given import SPLITS
 from .labels import UNLABELLED
-from .pixels import NoHeifError, open_image
+from .pixels import NoHeifError, open_image, readable
 from .sources import Files, Source
 
+HEIC = (".heic", ".heif", ".hif")
 SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
-    *(".heic", ".heif", ".hif", ".avif", ".avifs"),
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".avifs"),
+    *HEIC,
 )
 """Suffixes that are believed; a file of another is looked into."""
 _LOG = logging.getLogger("protege")
@@ -92,7 +94,8 @@ def visible(folder: Path) -> list[Path]:
 
 
 def split_files(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """The files among `paths` that are images, and the others."""
+    """The files among `paths` that are images, and the others. Raises UserError where some are HEIC, and what reads
+    that is missing."""
     images: list[Path] = []
     others: list[Path] = []
     for path in paths:
@@ -100,6 +103,10 @@ def split_files(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
             (images if path.suffix.lower() in SUFFIXES or _opens(path) else others).append(path)
         elif not path.is_dir():  # a link to nothing, say
             others.append(path)
+    heic = next((path for path in images if path.suffix.lower() in HEIC), None)
+    if heic is not None:
+        with readable(f"image {heic}"), suppress(OSError, ValueError, SyntaxError):  # damage is told when it is read
+            open_image(heic).close()
     return images, others
 
 
