@@ -140,7 +140,7 @@ def test_help_names_every_command(capsys):
     ("name", "place", "without"),
     [
         ("evaluate", "protege", {"memory_limit"}),
-        ("diagnose", "protege", {"options", "image_size"}),
+        ("diagnose", "protege", {"options", "image_size", "skip_bad"}),
         ("shrink", "protege", set()),
         ("export", "protege", set()),
         ("demo", "protege.run.demo", set()),
