@@ -94,3 +94,30 @@ def test_a_shrunk_folder_knows_its_classes(data, tmp_path):
     assert loaded(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 10)
     assert 0 <= evaluate(tmp_path / "out", "digits")["accuracy"] <= 1
     distill(tmp_path / "out", tmp_path / "out", "digits", method="none", epochs=1, samples=50, out=tmp_path / "run")
+
+
+class Blocks(nn.Module):
+    """Made of what no folder can hold, so that nobody but its author can build it again."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = lambda x: activation(x)
+        self.a, self.b, self.o = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.o(self.b(self.activation(self.a(x))).mean((2, 3)))
+
+
+def test_a_folder_is_loaded_into_the_network_that_was_shrunk(tmp_path):
+    """Into its author's own, as it was before; once and twice shrunk, and after it has learned."""
+    raw = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    model = Model(Blocks(torch.relu), InputSpec(channels=1, size=(8, 8)))
+    for turn in ("once", "twice"):
+        model = shrink(model, ratio=0.4, out=tmp_path / turn)
+        again = load_model(tmp_path / turn, network=Blocks(torch.relu))
+        assert torch.equal(again.eval()(raw), model.eval()(raw))
+        assert again.network.a.out_channels == model.network.a.out_channels
+    with torch.no_grad():
+        model.network.o.bias.add_(1)
+    again = load_model(model.save(tmp_path / "learned"), network=Blocks(torch.relu))
+    assert torch.equal(again.eval()(raw), model(raw))

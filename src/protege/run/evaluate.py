@@ -14,6 +14,7 @@ from torch import nn
 from ..data import Data, default_workers, load_data
 from ..data.classes import SORTED, read_classes
 from ..data.given import has_splits
+from ..data.imagenet import as_synsets
 from ..data.spec import GIB
 from ..errors import UserError
 from ..models import framed_for, held_out_by, known_ranges, load_model
@@ -76,6 +77,7 @@ def evaluate(
     network = with_names(load_model(model, data=loaded, trained=True, trust=trust), names)
     guessed = loaded.numbering == SORTED and not network.named
     loaded = framed_for(network, in_order_of(network, loaded))
+    guessed = guessed and not as_synsets(loaded.classes)
     samples = loaded.test if whole else getattr(loaded, chosen)
     if samples is None or (not loaded.labelled and (whole or chosen == "train")):
         what = "labels to measure by" if not loaded.labelled else f"{chosen} split"

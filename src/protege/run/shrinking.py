@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..models.saving import described
 from ..numerics import exact
 from ..settings import public
 from ..surgery import Shrunk, Walk, compose, decouple, plan_alignment
+from ..surgery import record as edits_between
 from ..surgery import shrink as prune
 from ..surgery.pruning import PARTS, together
 from ..tasks import shipped_task
@@ -104,7 +106,7 @@ def shrink(
     shrunk = Model(result.network, original.input, original.source, classes, original.task, kept=kept, named=named)
     shrunk.held_out = original.held_out
     shrunk.layout, shrunk.shape = original.layout, tuple(raw.shape[1:])
-    shrunk.structure = _reproducible(shrunk)
+    shrunk.structure = _reproducible(shrunk, original)
     record: dict[str, Any] = {
         "version": 1,
         "model": str(model) if isinstance(model, str | Path) else type(original.network).__name__,
@@ -178,16 +180,21 @@ def _check_options(how: str, ratio: Any, rank: int | None, parts: Any, out: Any,
         raise UserError("'out' is missing; expected the folder for the shrunk model as out=….")
 
 
-def _reproducible(model: Model) -> list[dict[str, Any]]:
-    """The structure by which a folder will make the network again; `UserError` where that gives another one."""
+def _reproducible(model: Model, original: Model) -> list[dict[str, Any]]:
+    """The structure by which a folder will make the network again, or the network of the user's own that the folder is
+    loaded into; `UserError` where that gives another one."""
     how = described(model)
-    if how.source["model"] is None and model.source["model"] is not None:
-        raise UserError(
-            f"the shrunk {model.source['model']} is another network when it is built again from the sizes of its "
-            "modules; expected the same: some number in its code follows the channels, so name other layers=…, or "
-            "shrink it with protege.surgery and keep the module."
-        )
-    return how.structure if how.source["model"] is not None else []
+    if how.source["model"] is not None:
+        return how.structure
+    if model.source["model"] is None:
+        with suppress(UserError):  # a change that no structure can tell
+            return [*original.structure, *edits_between(original.network, model.network)]
+        return []
+    raise UserError(
+        f"the shrunk {model.source['model']} is another network when it is built again from the sizes of its "
+        "modules; expected the same: some number in its code follows the channels, so name other layers=…, or "
+        "shrink it with protege.surgery and keep the module."
+    )
 
 
 def _fskd_refusal(original: nn.Module, shrunk: Shrunk, prepared: Tensor) -> str | None:
