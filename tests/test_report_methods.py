@@ -153,7 +153,7 @@ def blocks(sweep: int | None = None, **errors: tuple[float, float]) -> list[dict
 
 
 def solved(tmp_path: Path, records: list[dict[str, Any]], before: float = 0.8, after: float = 0.04) -> Page:
-    values = {"before": before, "after": after, "sweeps": 1}
+    values = {"before": before, "after": after, "sweeps": 1, "left": {"gru": "not <i>linear</i>"}}
     events = [*records, {"event": "solve", "phase": "align", "blocks": len(records), "values": values}]
     phases = [{"name": "align", "kind": "solve", "epochs": 0, "seconds": 0.5, "best": values}]
     return Page(write_report(make_run(tmp_path / "run", result(method="fskd", phases=phases), events)))
@@ -167,6 +167,7 @@ def bars(page: Page) -> list[dict[str, Any]]:
 def test_solved_layers_are_bars_in_order(tmp_path: Path) -> None:
     page = solved(tmp_path, blocks(**{"conv1": (0.0, 0.0), "<b>conv2</b>": (0.5, 0.1), "fc": (0.4, 0.41)}))
     nothing_is_fetched(page)
+    assert "Left as they are: gru (not <i>linear</i>)." in page.text
     drawn = [(row["name"], *(v for v, _ in row["bars"]), row["text"].replace("\u00a0", " ")) for row in bars(page)]
     assert drawn == [
         ("the outputs", 0.8, 0.04, "80 % → 4.0 %"),

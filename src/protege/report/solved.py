@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import words
 from .charts import Bar, Chart, bar_chart
-from .read import Run, is_number, numbers
+from .read import Run, is_number, numbers, table
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ def solved(run: Run) -> Solved | None:
     note += "in order, as a share of the teacher\u2019s: just before and just after a layer is solved"
     note += f" (in {sweeps:g} sweeps: before the first, after the last)" if sweeps > 1 else ""
     note += f". The median goes from {typical[0]} to {typical[1]}."
-    values = numbers(next((r.get("values") for r in reversed(run.solves) if r.get("values")), None))
+    last = table(next((r.get("values") for r in reversed(run.solves) if r.get("values")), None))
+    values = numbers(last)
+    if left := table(last.get("left")):
+        note += f" Left as they are: {'; '.join(f'{name} ({reason})' for name, reason in left.items())}."
     if "before" in values and "after" in values:
         layers.insert(0, ("the outputs", values["before"], values["after"]))
     starts = [before for _, before, _ in layers]

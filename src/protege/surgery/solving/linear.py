@@ -129,16 +129,15 @@ def role_in(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any], k
     if function is F.scaled_dot_product_attention:
         return "spread"
     try:
-        given = _fresh(args, kwargs, {})
-        held = [key for key, weight in known.items() if weight.value.is_floating_point()]
-        factors = {key: _noise(given[key].shape, 2, given[key].device) for key in held}
-        choices = [{key: given[key] * by for key, by in factors.items()}, {key: 0 * given[key] for key in held}, {}]
-        runs = [{**given, **choice} for choice in choices]
-        other, nothing, plain = (function(*replaced(args, run), **replaced(kwargs, run)) for run in runs)
-        if close(other, plain, EXACT):
-            return "none"
-        (factor,) = (by for by in factors.values() if by.dim() > 1)
-        return "spread" if close(other - nothing, factor * (plain - nothing), EXACT) else "layer"
+        given, roles = _fresh(args, kwargs, {}), set()
+        for key in (key for key, weight in known.items() if weight.value.is_floating_point()):
+            factor = _noise(given[key].shape, 2, given[key].device)
+            runs = [{**given, key: given[key] * by} for by in (factor, 0, 1)]
+            other, nothing, plain = (function(*replaced(args, run), **replaced(kwargs, run)) for run in runs)
+            if close(other, plain, EXACT):
+                continue
+            roles.add(factor.dim() < 2 or close(other - nothing, factor * (plain - nothing), EXACT))
+        return "none" if not roles else "spread" if all(roles) else "layer"
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError):
         return "layer"
 
