@@ -8,7 +8,7 @@ import random
 import re
 import sys
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any, TypeVar
@@ -190,6 +190,24 @@ def eval_mode(*networks: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def follow(network: nn.Module, modes: Iterable[bool]) -> None:
+    """Put each module into a mode, in the order of `modules`, by its own ``train``: some then drop what they remember
+    of their weights in eval mode."""
+    wanted = list(zip(network.modules(), modes, strict=True))
+    for module, training in wanted:
+        if module.training != training:
+            module.train(training)
+    for module, training in wanted:  # one that lies in two places, or whose ``train`` holds others back
+        module.training = training
+
+
+def forget(network: nn.Module) -> None:
+    """Have a network drop what it remembers of its weights (timm's LeViT its biases), in the same modes."""
+    modes = [module.training for module in network.modules()]
+    network.train()
+    follow(network.eval(), modes)
 
 
 def trained_by(network: nn.Module) -> set[nn.Module]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,15 +60,28 @@ class CallEdit:
 
     ``numbers``: position among the call's whole numbers → (student's, wide). ``view``: sizes that no batch changes, and
     the groups of dimensions that hold the same elements before and after, each with the one to compute (or None).
-    ``divide``: the input is divided by these counts.
+    ``divide``: the input is divided by these counts. ``orders``: position among the call's tensors → dimensions whose
+    copies are put in another order first. ``scalars``: position among the call's numbers → what it is multiplied by.
+    ``factor``: what the result is divided by.
     """
 
     numbers: dict[int, tuple[int, int]] = field(default_factory=dict)
     view: tuple[dict[int, int], list[tuple[list[int], list[int], int | None]]] | None = None
     divide: Tensor | None = None
+    orders: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    scalars: dict[int, float] = field(default_factory=dict)
+    factor: float = 1.0
 
     def __call__(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The call, edited. Sizes that the program read from a wide tensor are right already and stay."""
+        if self.scalars:
+            args, kwargs = map_numbers((args, kwargs), lambda number, x: x * self.scalars.get(number, 1))
+        if self.orders:
+            args, kwargs = map_tensors((args, kwargs), self._ordered)
+        out = self._call(func, args, kwargs)
+        return out if self.factor == 1 else _apart(Tensor.div, out, self.factor)
+
+    def _call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self.view is not None:
             x = args[0] if args else kwargs["input"]
             fixed, groups = self.view
@@ -84,7 +97,7 @@ class CallEdit:
                 return func(x, dim, sizes[dim : len(sizes) - (x.dim() - dim - 1)])
             return func(x, sizes)
         if self.divide is not None:
-            return func(args[0] / self.divide.to(args[0]), *args[1:], **kwargs)
+            return func(_apart(Tensor.div, args[0], self.divide.to(args[0])), *args[1:], **kwargs)
         count = itertools.count()
 
         def visit(leaf: Any) -> Any:
@@ -95,6 +108,17 @@ class CallEdit:
 
         args, kwargs = map_leaves((args, kwargs), visit)
         return func(*args, **kwargs)
+
+    def _ordered(self, number: int, x: Tensor) -> Tensor:
+        for dim, order in self.orders.get(number, {}).items():
+            x = _apart(Tensor.index_select, x, dim, order.to(x.device))
+        return x
+
+
+def _apart(func: Callable, *args: Any) -> Any:
+    """A call that the network does not make itself, and that no mode counts."""
+    with torch._C.DisableTorchFunction():
+        return func(*args)
 
 
 def map_leaves(value: Any, visit: Callable[[Any], Any]) -> Any:
@@ -107,6 +131,24 @@ def map_leaves(value: Any, visit: Callable[[Any], Any]) -> Any:
         parts = [map_leaves(part, visit) for part in value]
         return parts if isinstance(value, list) else tuple(parts)
     return visit(value)
+
+
+def map_tensors(value: Any, visit: Callable[[int, Tensor], Any]) -> Any:
+    """The same of the tensors alone, which are counted: ``visit(how-many-eth, tensor)``."""
+    count = itertools.count()
+    return map_leaves(value, lambda leaf: visit(next(count), leaf) if isinstance(leaf, Tensor) else leaf)
+
+
+def map_numbers(value: Any, visit: Callable[[int, float], Any]) -> Any:
+    """The same of whole numbers and others: ``visit(how-many-eth, number)``."""
+    count = itertools.count()
+    return map_leaves(value, lambda leaf: visit(next(count), leaf) if type(leaf) in (int, float) else leaf)
+
+
+def numbers_in(value: Any) -> list[float]:
+    collected: list[float] = []
+    map_numbers(value, lambda _, number: collected.append(number))
+    return collected
 
 
 def leaves(value: Any, kind: type) -> list[Any]:
@@ -129,8 +171,9 @@ def view_sizes(func: Callable, x: Tensor, rest: tuple, kwargs: dict[str, Any]) -
     return list(rest[0]) if not isinstance(rest[0], int) else list(rest)
 
 
-def view_groups(before: torch.Size, after: torch.Size) -> Iterator[tuple[list[int], list[int]]]:
-    """The dimensions of a view that make up the same elements before and after."""
+def view_groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """The dimensions of a view that make up the same elements before and after; those of size one go along with what
+    comes before them."""
     i = j = 0
     while i < len(before) or j < len(after):
         ins: list[int] = []
@@ -154,9 +197,24 @@ def view_groups(before: torch.Size, after: torch.Size) -> Iterator[tuple[list[in
         yield ins, outs
 
 
+def groupings(before: Sequence[int], after: Sequence[int]) -> Iterator[list[tuple[list[int], list[int]]]]:
+    """The `view_groups`, and as another reading those in which dimensions of size one go along with what follows."""
+    yield list(view_groups(before, after))
+    backwards = view_groups(before[::-1], after[::-1])
+    ends = len(before) - 1, len(after) - 1
+    yield [([ends[0] - d for d in reversed(ins)], [ends[1] - d for d in reversed(outs)]) for ins, outs in backwards]
+
+
 def counts_of(copies: Copies) -> Tensor:
     """How many copies each wide position's channel has."""
     return copies.index.bincount()[copies.index]
+
+
+def copy_numbers(copies: Copies) -> Tensor:
+    """``[wide position]`` → the how-many-eth copy of its channel it is, from 0."""
+    order = copies.index.argsort(stable=True)
+    first = torch.searchsorted(copies.index[order], copies.index)
+    return order.argsort() - first
 
 
 def same(a: Copies | None, b: Copies | None) -> bool:

@@ -15,18 +15,16 @@ A network is run once on an example, in its own code, while every function it ca
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ...errors import UserError
-from ...torch_utils import logits_in
+from ...torch_utils import forget, logits_in
+from .calls import FAILURES, CallMode
 from .copies import (
     CallEdit,
     Copies,
@@ -36,14 +34,15 @@ from .copies import (
     leaves,
     same,
     spread,
-    view_groups,
     view_sizes,
 )
-from .trial import FAILURES, Attempts, Known, Trial
+from .search import Search
+from .trial import Attempts, Known, Trial, parts_of
 
 PASSES = 60  # runs of the example until the layouts agree; most networks need three
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)  # their weights are shared by all steps
+UNSAFE = (torch._weight_norm, torch._weight_norm_interface)  # they abort the process on sizes that do not fit
 TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 
@@ -51,14 +50,7 @@ class _Again(Exception):
     """Something was learned that makes the rest of this run pointless."""
 
 
-@dataclass
-class _Frame:
-    path: str
-    kind: type
-    counts: Counter = field(default_factory=Counter)
-
-
-class LayoutMode(TorchFunctionMode):
+class LayoutMode(CallMode):
     """Finds the layouts of a network in eval mode. After `run`: ``placements``, ``edits`` and ``modules``."""
 
     def __init__(self, network: nn.Module, ratio: int) -> None:
@@ -67,18 +59,30 @@ class LayoutMode(TorchFunctionMode):
         named = [*network.named_parameters(), *network.named_buffers()]
         self.names = {id(tensor): name for name, tensor in named}
         self.tensors = dict(named)
-        self.orders: dict[str, int] = {}  # order of a weight's copies; 0: not copied
-        self.bare: dict[tuple[str, int], Copies] = {}
-        self.undivided: set[str] = set()  # weights that are both embedding and layer
-        self.taken: dict[tuple, tuple] = {}  # call that splits channels → where it puts copies
-        self.refused: dict[tuple, set[tuple]] = {}  # … and where it must not
-        self.blame: dict[tuple, str] = {}
-        self.demanded: set[tuple[str, int]] = set()
+        self._reset()
 
     def run(self, example: Tensor) -> None:
         """Run the network until every layout agrees with every other."""
         with torch.no_grad():
             self.ends = leaves(logits_in(self.network(example)), Tensor)
+        self.costs = False
+        try:
+            self._settle(example)
+        except UserError:  # not by the order of weights alone
+            self._reset()
+            self.costs = True
+            self._settle(example)
+
+    def _reset(self) -> None:
+        """Forget what was learned."""
+        self.orders: dict[str, int] = {}  # order of a weight's copies; 0: not copied
+        self.bare: dict[tuple[str, int], Copies] = {}
+        self.kept: dict[str, str] = {}  # parameters that are not copied, and why
+        self.undivided: set[str] = set()  # weights that are both embedding and layer
+        self.demanded: set[tuple[str, int]] = set()
+        self.search = Search()
+
+    def _settle(self, example: Tensor) -> None:
         for _ in range(PASSES):
             self.changed = False
             self.learned: dict[str, int] = {}  # in this run, so not yet in effect
@@ -86,17 +90,13 @@ class LayoutMode(TorchFunctionMode):
             self.placements: dict[str, Placement] = {}
             self.edits: dict[str, dict[tuple[Callable, int], CallEdit]] = {}
             self.modules: dict[str, dict[str, Any]] = {}  # module → attributes that grow with its calls
-            self.stack = [_Frame("", type(self.network))]
-            hooks = [h for name, module in self.network.named_modules() for h in self._hooks(name, module)]
             self.noise = torch.Generator().manual_seed(0)
+            forget(self.network)
             try:
-                with torch.no_grad(), self:
+                with torch.no_grad(), self.watch(self.network):
                     outputs = self.network(example)
             except _Again:
                 continue
-            finally:
-                for hook in hooks:
-                    hook.remove()
             self._keep_outputs(outputs)
             if not self.changed:
                 return
@@ -105,28 +105,14 @@ class LayoutMode(TorchFunctionMode):
             "expected a network whose layers agree: use another student."
         )
 
-    def _hooks(self, path: str, module: nn.Module) -> list[Any]:
-        def enter(module: nn.Module, args: Any) -> None:
-            self.stack.append(_Frame(path, type(module)))
-
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self.stack.pop()
-
-        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-
     # ---- every call -----------------------------------------------------------------------------------------
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        for frame in self.stack:
-            frame.counts[func] += 1
+    def seen(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         results = leaves(out, Tensor)
         if results:
             layouts, origins = self._layouts(func, args, kwargs, results)
             for tensor, layout in zip(results, layouts, strict=True):
                 self.known[id(tensor)] = Known(tensor, layout, origins)
-        return out
 
     def _layouts(self, func: Any, args: tuple, kwargs: dict, results: list[Tensor]) -> tuple[list[Layout], Any]:
         if func in RECURRENT:
@@ -136,11 +122,22 @@ class LayoutMode(TorchFunctionMode):
         if weighted := self._weight_of(func, args, kwargs):
             return [self._weighted(func, args, kwargs, results[0], **weighted)], None
         operands = [self._look(tensor) for tensor in leaves((args, kwargs), Tensor)]
+        known = [operand.origins for operand in operands]
+        origins = None if None in known else tuple(dict.fromkeys(itertools.chain(*known)))  # type: ignore[arg-type]
         if not any(copies for operand in operands for copies in operand.layout):
-            known = [operand.origins for operand in operands]
-            origins = None if None in known else frozenset().union(*known)  # type: ignore[arg-type]
             return [(None,) * tensor.dim() for tensor in results], origins
-        return self._tried(func, args, kwargs, results, operands), None
+        try:
+            return self._tried(func, args, kwargs, results, operands), origins
+        except UserError as error:
+            if not origins or self.kept.keys() & set(origins):
+                raise
+            self._keep(origins, str(error))
+            raise _Again from None
+
+    def _keep(self, names: Iterable[str], why: str) -> None:
+        """Let weights as they are that something is computed of which copies would change, such as their norm."""
+        self.kept |= dict.fromkeys(names, why)
+        self.bare = {key: copies for key, copies in self.bare.items() if key[0] not in self.kept}
 
     def _look(self, tensor: Tensor) -> Known:
         if id(tensor) in self.known:
@@ -151,7 +148,7 @@ class LayoutMode(TorchFunctionMode):
         layout = tuple(self.bare.get((name, dim)) for dim in range(tensor.dim()))
         if any(layout):
             self._place(name, layout, None)
-        return Known(tensor, layout, frozenset([name]))
+        return Known(tensor, layout, (name,))
 
     def _learn(self, inner: dict[str, int], bare: dict[tuple[str, int], Copies]) -> None:
         for maker, value in inner.items():
@@ -169,16 +166,14 @@ class LayoutMode(TorchFunctionMode):
         return (maker, inner) not in self.demanded and self.orders.get(maker, 1) != inner
 
     def _fail(self, func: Any, why: str = "") -> UserError:
-        frame = self.stack[-1]
-        place = f"module {frame.path!r} ({frame.kind.__name__})" if frame.path else f"{frame.kind.__name__}.forward"
         return UserError(
-            f"{place} calls {getattr(func, '__name__', func)} in a way that cannot be widened{why}; expected a "
+            f"{self.place} calls {getattr(func, '__name__', func)} in a way that cannot be widened{why}; expected a "
             "function that treats copies of a channel alike: replace it, or use another student."
         )
 
     def _edit(self, func: Any, edit: CallEdit) -> None:
-        frame = self.stack[-1]
-        self.edits.setdefault(frame.path, {})[func, frame.counts[func]] = edit
+        path, func, count = self.call(func)
+        self.edits.setdefault(path, {})[func, count] = edit
 
     # ---- weights --------------------------------------------------------------------------------------------
 
@@ -201,15 +196,23 @@ class LayoutMode(TorchFunctionMode):
             x, weight, out, into, groups = args[0], args[1], 1, 0, 1
         else:
             return None
+        layout = self._look(x).layout
         if id(weight) not in self.names:
-            return None
+            source = self._source(weight)
+            if source in self.kept and any(layout):
+                raise UserError(self.kept[source])
+            if source is None or source in self.kept:
+                return None
         channel = 1 if func in CONVOLUTIONS or func in TRANSPOSED else -1
+        if func in CONVOLUTIONS and layout[1] is None and any(layout[2:]):  # channels lie where pixels do
+            return None
         return {"x": x, "weight": weight, "bias": bias, "out": out, "into": into, "groups": groups, "channel": channel}
 
     def _weighted(
         self, func: Any, args: tuple, kwargs: dict, result: Tensor, *, x, weight, bias, out, into, groups, channel
     ) -> Layout:
-        name, layout = self.names[id(weight)], list(self._look(x).layout)
+        name, layout = self.names.get(id(weight)) or self._source(weight), list(self._look(x).layout)
+        assert name is not None
         if into is None:
             layout, entering = [*layout, None], None
         else:
@@ -218,7 +221,7 @@ class LayoutMode(TorchFunctionMode):
         if others and func is not F.linear and func not in (torch.matmul, Tensor.matmul, Tensor.__matmul__):
             raise self._fail(func)
         if groups > 1:
-            leaving = self._grouped(func, args, kwargs, name, entering, x.shape[channel], result.shape[channel], groups)
+            leaving = self._grouped(func, args, kwargs, weight, entering, x.shape[1], result.shape[1], groups)
         else:
             leaving = self._fresh(f"{name}:{out}", weight.shape[out])
             dims: list[Copies | None] = [None] * weight.dim()
@@ -226,17 +229,39 @@ class LayoutMode(TorchFunctionMode):
             if into is not None:
                 dims[into] = entering
             shared = into if entering is not None else None
-            if entering is not None and shared is not None and name in self.undivided:
+            if entering is not None and shared is not None and (name in self.undivided or id(weight) not in self.names):
                 shared = None
-                self._edit(func, CallEdit(divide=counts_of(entering).to(weight.device)))
-            if not self._place(name, tuple(dims), shared):
+                after = (1,) * (len(layout) - 1 - channel % len(layout))
+                self._edit(func, CallEdit(divide=counts_of(entering).view(-1, *after).to(weight.device)))
+            if not self._demand(weight, tuple(dims), shared):
                 leaving = self._disagree(func, name, tuple(dims), out)
-        if bias is not None and id(bias) in self.names:
-            self._place(self.names[id(bias)], (leaving,), None)
+        if isinstance(bias, Tensor):
+            self._demand(bias, (leaving,), None)
         layout[channel] = leaving
         return tuple(layout)
 
-    def _grouped(self, func, args, kwargs, name, entering, inputs, outputs, groups) -> Copies | None:
+    def _source(self, tensor: Tensor) -> str | None:
+        """The parameter of the same shape that a weight is computed from."""
+        origins = self._look(tensor).origins or ()
+        return next((name for name in origins if self.tensors[name].shape == tensor.shape), None)
+
+    def _demand(self, tensor: Tensor, layout: Layout, shared: int | None) -> bool:
+        """Have a weight or bias grow; one that is computed (standardised, put together) by what it is made of. False
+        where another use of it wants otherwise."""
+        if id(tensor) in self.names:
+            return self._place(self.names[id(tensor)], layout, shared)
+        known = self._look(tensor)
+        if known.origins and not all(map(same, known.layout, layout)):
+            made_of = {name: self.tensors[name] for name in known.origins}
+            for dim, (have, want) in enumerate(zip(known.layout, layout, strict=True)):
+                if want is not None and not same(have, want):
+                    self._learn({}, parts_of(want, made_of, dim if tensor.dim() > 1 else None))
+                elif want is None and have is not None:
+                    self.bare = {key: copies for key, copies in self.bare.items() if key[0] not in made_of}
+                    self.changed = True
+        return True
+
+    def _grouped(self, func, args, kwargs, weight, entering, inputs, outputs, groups) -> Copies | None:
         """Groups are copied whole: each copy's group reads its own copy of the inputs, so nothing is shared out."""
         if entering is None:
             return None
@@ -249,18 +274,18 @@ class LayoutMode(TorchFunctionMode):
             self._learn({entering.maker: size}, {})
             blocks, whole = spread(inputs, self.ratio, size).view(-1, size), True
         if not whole and len(rows) == groups and (within == within[0]).all() and func not in TRANSPOSED:
+            name = self.names.get(id(weight))
             leaving = self._fresh(f"{name}:0", outputs)  # as many groups as before, each with copies inside
-            if leaving is not None and out_size % self.orders.get(leaving.maker or "", 1) == 0:
-                self._place(name, (leaving, Copies(within[0]), *(None,) * (self.tensors[name].dim() - 2)), 1)
+            if name and leaving is not None and out_size % self.orders.get(leaving.maker or "", 1) == 0:
+                self._place(name, (leaving, Copies(within[0]), *(None,) * (weight.dim() - 2)), 1)
                 return leaving
         if not whole:
             raise self._fail(func)
         index = (blocks[:, :1] // size * out_size + torch.arange(out_size)).flatten()
         leaving = Copies(index, entering.maker if size == out_size else None, entering.choice)
-        weight = self.tensors[name]
         rest: Layout = (None,) * (weight.dim() - 1)
         first = Copies(blocks.flatten()) if func in TRANSPOSED else leaving
-        if not self._place(name, (first, *rest), None):
+        if not self._demand(weight, (first, *rest), None):
             raise self._fail(func)
         if issubclass(self.stack[-1].kind, nn.modules.conv._ConvNd):
             self.modules.setdefault(self.stack[-1].path, {})["groups"] = len(blocks)
@@ -332,6 +357,8 @@ class LayoutMode(TorchFunctionMode):
     def _tried(
         self, func: Any, args: tuple, kwargs: dict, results: list[Tensor], operands: list[Known]
     ) -> list[Layout]:
+        if func in UNSAFE:
+            raise self._fail(func)
         frame = self.stack[-1]
         choice = (frame.kind, func, frame.counts[func])  # layers of one kind decide alike
         try:
@@ -340,44 +367,39 @@ class LayoutMode(TorchFunctionMode):
             raise self._fail(func) from None
         retried = False
         for attempt in Attempts(self.ratio, self._askable, self.tensors)(func, args, kwargs, results, operands):
-            if 0 in attempt.inner.values() and not retried:
-                self._advance(func, operands)  # raises, where another way to split is left
-                retried = True
-            if attempt.label in self.refused.get(choice, ()) or (layouts := trial(attempt, choice)) is None:
+            if attempt.costs and not self.costs:
                 continue
-            self.taken[choice] = attempt.label
+            if 0 in attempt.inner.values() and not retried:
+                self._advance(func, choice, operands)  # raises, where another way to split is left
+                retried = True
+            if self.search.is_refused(choice, attempt.label) or (layouts := trial(attempt, choice)) is None:
+                continue
+            self.search.take(choice, attempt.label)
             self._learn(attempt.inner, attempt.bare)
             if attempt.sizes is not None:
-                narrow = list(results[0].shape)
                 asked = view_sizes(func, args[0], args[1:], kwargs)
-                grown = next(dim for dim, size in enumerate(attempt.sizes) if size != narrow[dim])
-                if attempt.fixed or asked[grown] != -1:
-                    groups = [
-                        (i, o, grown if grown in o else None) for i, o in view_groups(args[0].shape, results[0].shape)
-                    ]
-                    self._edit(func, CallEdit(view=({dim: attempt.sizes[dim] for dim in attempt.fixed}, groups)))
-            elif attempt.numbers:
-                self._edit(func, CallEdit(attempt.numbers))
+                if attempt.fixed or attempt.orders or any(asked[dim] != -1 for dim in attempt.grown):
+                    fixed = {dim: attempt.sizes[dim] for dim in attempt.fixed}
+                    self._edit(func, CallEdit(view=(fixed, attempt.groups), orders=attempt.orders))
+            elif attempt.numbers or attempt.costs:
+                self._edit(func, CallEdit(attempt.numbers, orders=attempt.orders, factor=attempt.factor))
             return layouts
         makers = {copies.maker for operand in operands for copies in operand.layout if copies and copies.maker}
         if makers and all(self._askable(maker, 0) for maker in makers) and any(map(self._ends_in, results)):
             self._learn(dict.fromkeys(makers, 0), {})  # outputs have no copies, as those of a log-softmax
             raise _Again
-        self._advance(func, operands)
-        raise UserError(self.blame[choice]) if choice in self.blame else self._fail(func)
+        self._advance(func, choice, operands)
+        blame = self.search.blame(choice)
+        raise UserError(blame) if blame else self._fail(func)
 
     def _ends_in(self, result: Tensor) -> bool:
         """Whether a result is what the network returns."""
         return any(result.shape == end.shape and torch.equal(result, end) for end in self.ends)
 
-    def _advance(self, func: Any, operands: list[Known]) -> None:
-        """Let the calls that split the operands' channels split them another way, and run again."""
+    def _advance(self, func: Any, choice: tuple, operands: list[Known]) -> None:
+        """Let an earlier call split channels another way, and run again, where there is one."""
         choices = {copies.choice for operand in operands for copies in operand.layout if copies and copies.choice}
-        left = [choice for choice in choices if self.taken[choice] not in self.refused.get(choice, ())]
-        for choice in left:
-            self.refused.setdefault(choice, set()).add(self.taken[choice])
-            self.blame.setdefault(choice, str(self._fail(func)))
-        if left:
+        if self.search.advance(choice, choices, str(self._fail(func))):
             raise _Again
 
     def _keep_outputs(self, outputs: Any) -> None:

@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from ...errors import UserError, told
 from ...numerics import exact
-from ...torch_utils import copy_network, logits_in, without_autocast
+from ...torch_utils import copy_network, follow, forget, logits_in, without_autocast
 from ..layers import put
 from .copies import leaves
 from .widen import Projection, widen
@@ -78,6 +78,7 @@ class Shared(nn.Module):
             )
         self.wide, self.projection, self.run = wide, projection, run
         self.plain = copy_network(student)
+        forget(self.plain)
         for module in self.plain.modules():
             for name in module._parameters:
                 module._parameters[name] = None
@@ -136,8 +137,7 @@ class Shared(nn.Module):
 
     def student_outputs(self, x: Any, merged: Mapping[str, Tensor] | None = None) -> Any:
         """The student's outputs, of kernels merged already or now."""
-        for narrow, wide in zip(self.plain.modules(), self.wide.modules(), strict=True):
-            narrow.training = wide.training  # a frozen layer is in eval mode in both
+        follow(self.plain, [module.training for module in self.wide.modules()])  # eval mode where a layer is frozen
         return self.run(_Bound(self.plain, self.projection(self.merged() if merged is None else merged)), x)
 
 
@@ -170,8 +170,8 @@ def readout(shared: Shared) -> nn.Module:
                 tensors[name].clone(memory_format=torch.contiguous_format), parameter.requires_grad
             )
         put(network, name, copied[id(parameter)])
-    for narrow, wide in zip(network.modules(), shared.wide.modules(), strict=True):
-        narrow.training = wide.training
+    forget(network)
+    follow(network, [module.training for module in shared.wide.modules()])
     return network
 
 

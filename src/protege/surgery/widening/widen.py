@@ -17,7 +17,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -28,9 +28,10 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import UserError, told
 from ...numerics import exact
-from ...torch_utils import copy_network, logits_in
+from ...torch_utils import copy_network, follow, forget, logits_in
 from ..laws import other_samples, random_state
 from ..layers import put
+from .calls import ScalarMode
 from .copies import CallEdit, Placement, gather, leaves, spread
 from .layout import LayoutMode
 
@@ -66,6 +67,7 @@ def widen(
     _refuse_unfit(student, example)
     example = example[torch.tensor([0, 1]) % len(example)]
     network = copy_network(student).eval()
+    forget(network)
     precise = _in_double(network, example)
     if precise:
         network, example = network.double(), example.double() if example.is_floating_point() else example
@@ -88,6 +90,7 @@ def widen(
         put(wide, name, grown[id(tensor)])
     for path, module in wide.named_modules():
         _adjust(module, layouts.modules.get(path, {}), layouts.edits.get(path, {}))
+    _keep_scalars(network, wide, example, layouts.edits)
     tolerance = 1e-6 if precise else 1e-4
     for rows in ([0, 1], [0, 1, 0]):  # whatever the batch
         _check(network, wide, example[rows], tolerance)
@@ -97,8 +100,8 @@ def widen(
     originals = dict(named_tensors(student))
     for name, tensor in named_tensors(wide):
         tensor.data = tensor.data.to(originals[name])
-    for module, like in zip(wide.modules(), student.modules(), strict=True):
-        module.training = like.training
+    forget(wide)
+    follow(wide, [module.training for module in student.modules()])
     names = {name: layouts.names[id(tensor)] for name, tensor in named_tensors(network)}
     return wide, functools.partial(
         _project, {name: _Slice.of(placements.get(known), example.device) for name, known in names.items()}
@@ -284,7 +287,31 @@ def _adjust(module: nn.Module, attributes: dict[str, Any], edits: dict[tuple[Cal
             module.normalized_shape = tuple(shape)
         return
     if edits:
-        module.forward = functools.partial(_Edits(edits), module.forward)  # type: ignore[method-assign]
+        _edit(module, edits)
+
+
+def _edit(module: nn.Module, edits: dict[tuple[Callable, int], CallEdit]) -> None:
+    module.forward = functools.partial(_Edits(edits), module.forward)  # type: ignore[method-assign]
+
+
+def _keep_scalars(
+    student: nn.Module, wide: nn.Module, example: Tensor, edits: dict[str, dict[tuple[Callable, int], CallEdit]]
+) -> None:
+    """Have the wide network compute with the student's numbers (a scale) where its own come of its larger sizes."""
+    forget(wide)
+    reference = ScalarMode()
+    with reference.watch(student):
+        student(example)
+    scalars = ScalarMode(reference.numbers)
+    try:
+        with scalars.watch(wide):
+            wide(example)
+    except Exception:  # told by who checks it
+        return
+    for (path, func, count), factors in scalars.differing.items():
+        if path not in edits:
+            _edit(wide.get_submodule(path), edits.setdefault(path, {}))
+        edits[path][func, count] = replace(edits[path].get((func, count), CallEdit()), scalars=factors)
 
 
 @dataclass(frozen=True)
