@@ -275,12 +275,15 @@ class Blocks(nn.Module):
         self.tied = nn.Linear(width, width)
         self.tied.weight = self.again.weight
         self.register_buffer("window", torch.rand(width), persistent=False)
+        self.strength = torch.rand(width)  # in training alone
 
     def forward(self, x):
         x = self.stem(x)
         for block in self.blocks:
             x = block(x)
-        x = self.rnn(x.flatten(2).transpose(1, 2))[0][:, -1] * self.window
+        x = self.rnn(x.flatten(2).transpose(1, 2))[0][:, -1] * (
+            self.window * self.strength if self.training else self.window
+        )
         return self.out(self.last(self.tied(self.again(x))))
 
 
@@ -298,6 +301,7 @@ def test_a_network_whose_class_does_not_tell_its_arguments_loads_part_by_part(tm
     assert [p.shape for p in network.parameters()] == [p.shape for p in model.network.parameters()]
     again.train()(pictures(8)).square().mean().backward()  # it learns on as it did
     assert all(p.grad is not None for p in network.parameters())
+    assert torch.equal(network.strength, model.network.strength)
     assert str(network) == str(model.network)
 
 

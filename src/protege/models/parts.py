@@ -70,13 +70,20 @@ def _part(name: str, module: nn.Module, places: Mapping[int, str], owners: dict[
     if None in module._modules.values():
         part["children"] = list(module._modules)  # in their order, with those that are none
     settings = {
-        key: _told(value, places) for key, value in vars(module).items() if key not in BLANK and key not in skipped
+        key: {"tensor": _form(value)} if _is_constant(value) else _told(value, places)
+        for key, value in vars(module).items()
+        if key not in BLANK and key not in skipped
     }
     return part | ({"settings": settings} if settings else {})
 
 
 def _values(table: Any) -> Iterator[Any]:
     return iter(table.values()) if isinstance(table, Mapping) else iter(())
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a setting is a tensor that `protege.models.storage.beside` keeps; one inside of a list it does not."""
+    return type(value) is Tensor and value.grad_fn is None and bool(value.numel())
 
 
 def _form(value: Tensor) -> list[Any]:
@@ -105,8 +112,6 @@ def _told(value: Any, places: Mapping[int, str]) -> Any:
         return {"enum": [{"import": place}, value.name]}
     if isinstance(value, nn.Module) and id(value) in places:
         return {"module": places[id(value)]}
-    if type(value) is Tensor and value.grad_fn is None:
-        return {"tensor": _form(value)}
     if type(value) is partial:
         return {"partial": [tell(value.func), [tell(item) for item in value.args], tell(value.keywords)]}
     if callable(value) and (place := place_of(value) or _place_in_torch(value)):

@@ -144,7 +144,7 @@ def _named(model: Model, probes: Probes) -> Described:
         call = call or ("my_network" if kind.__module__.startswith("torch.") else "")
     with suppress(NotPlain):
         parts = json.loads(json.dumps(parts_of(model.network)))
-        why, _, beside = _tried(model, partial(assembled, parts), probes)
+        why, _, beside = _tried(model, partial(assembled, parts), probes, blank=True)
         if not why:
             return Described({"model": parts[0]["class"], "arguments": {}}, [], beside=beside, parts=parts)
     if known is None and place_of(kind) is None:
@@ -161,10 +161,10 @@ def _unimportable(kind: type) -> str:
 
 
 def _tried(
-    model: Model, build: Callable[[], nn.Module], probes: Probes, name: str = ""
+    model: Model, build: Callable[[], nn.Module], probes: Probes, name: str = "", blank: bool = False
 ) -> tuple[str, list[dict[str, Any]], dict[str, Tensor]]:
     """Why what `build` gives is not the model's network once it has the weights ("" where it is), the edits of its
-    structure that it takes, and the tensors beside its state."""
+    structure that it takes, and the tensors beside its state, which are those of `build` unless these are ``blank``."""
     network, structure = model.network, []
     state = network.state_dict()
     state = {plain: state[key] for key, plain in plain_names(network).items()}
@@ -180,10 +180,13 @@ def _tried(
         storage.load(again, state)
     except Exception as error:
         return f"makes another network ({told(error)})", [], {}
-    difference, beside = _difference(model, again, probes, name), {}
-    if difference and (beside := storage.unlike(network, again)):
+    beside = storage.unlike(network, again)
+    difference = "" if blank else _difference(model, again, probes, name)
+    if blank or (difference and beside):
         storage.put(again, beside)
         difference = _difference(model, again, probes, name)
+    elif not difference:
+        beside = {}
     if difference:
         return f"makes another network, with {difference}", [], {}
     return ("" if probes else "cannot be compared with it, which runs on no input that was tried"), structure, beside
@@ -331,6 +334,8 @@ def _differ(first: Any, second: Any) -> bool:
     if isinstance(first, set | frozenset):
         return first != second if all(isinstance(item, int | str) for item in (*first, *second)) else False
     if isinstance(first, Mapping):
+        if any(isinstance(value, Tensor) for value in (*first.values(), *second.values())):  # what it has computed
+            return False
         return first.keys() != second.keys() or any(_differ(first[key], second[key]) for key in first)
     if dataclasses.is_dataclass(first):
         return _differ(vars(first), vars(second)) if hasattr(first, "__dict__") else False
