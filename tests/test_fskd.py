@@ -735,6 +735,29 @@ def _layer_error(student, teacher, x, point):
     return float((values[0] - values[1]).square().sum() / values[1].square().sum())
 
 
+def test_heads_that_were_taken_out_are_aligned_with_those_that_stayed():
+    """Of attention whose projections are one parameter, as in torchvision's transformers."""
+
+    class Vision(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.attention = nn.Conv2d(3, 12, 4, 4), nn.MultiheadAttention(12, 3, batch_first=True)
+            self.fc = nn.Linear(12, 5)
+
+        def forward(self, x):
+            x = self.stem(x).flatten(2).mT
+            return self.fc((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+    torch.manual_seed(0)
+    teacher, x = Vision().eval(), images(32)
+    made = shrink(teacher, x[:2], "l1", ratio=0.34)
+    found = recover(made.network.eval(), teacher, made.kept, x)
+    assert not found["left"]
+    assert {"attention.in_proj_weight", "attention.out_proj"} < {block["name"] for block in found["blocks"]}
+    assert len(made.network.attention.in_proj_weight) < 36
+    assert found["after"] < 0.7 * found["before"]
+
+
 class Deciding(nn.Module):
     """Which way it goes depends on the numbers, so that it runs as one piece."""
 

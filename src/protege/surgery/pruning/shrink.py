@@ -127,6 +127,8 @@ def _kept(
             kept[name] = sorted(set(range(size)) - set(gone))
         elif site.side in ("out", "both") and site.name in kept:
             kept[site.name] = sorted(set(kept[site.name]) - set(gone))
+        elif site.side == "parameter" and site.dim == 0 and site.name.endswith("weight"):  # of attention's projections
+            kept[site.name] = sorted(set(range(len(network.get_parameter(site.name)))) - set(gone))
     return kept
 
 
