@@ -314,6 +314,23 @@ def test_a_shrunk_network_of_ones_own_loads_without_it(tmp_path):
     assert torch.equal(again(raw), shrunk(raw))
 
 
+class Versioned(Body):
+    """As torchvision's MNASNet: a state of no known version is refused."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, local_metadata, *rest):
+        if local_metadata.get("version") != 2:
+            raise ValueError("version")
+        super()._load_from_state_dict(state, prefix, local_metadata, *rest)
+
+
+def test_a_state_has_the_version_of_the_network(tmp_path):
+    model = lively(Versioned())
+    again = load_model(model.save(tmp_path / "model"))
+    assert torch.equal(again(pictures()), model(pictures()))
+
+
 class Widened(nn.Module):
     def __init__(self, width):
         super().__init__()

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,10 @@ def fit(network: nn.Module, state: Mapping[str, Any], name: str, path: Path, dig
 def load(network: nn.Module, state: Mapping[str, Any]) -> None:
     """Put a state by plain names into the network, cast to its own types."""
     make_writable(network)
-    network.load_state_dict({key: state[plain] for key, plain in plain_names(network).items()})
+    given = OrderedDict((key, state[plain]) for key, plain in plain_names(network).items())
+    # modules that know several layouts of their state are told that it is today's, as its keys and shapes are
+    given._metadata = getattr(network.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    network.load_state_dict(given)
 
 
 def misfits_of(network: nn.Module, state: Mapping[str, Any]) -> list[str]:
