@@ -137,17 +137,18 @@ def test_the_page_shows_before_and_now(parts, tmp_path):
     def cells(name, *verdicts):
         lines = [head] + [
             {"network": network, "ability": "skd", "verdict": verdict, "note": "a|b", "seconds": 1, "commit": "abc"}
-            for network, verdict in zip(("one", "two"), verdicts, strict=True)
+            for network, verdict in zip(("one", "two", "three"), verdicts, strict=False)
         ]
         (tmp_path / name).write_text("\n".join(map(json.dumps, lines)) + '\n{"unfinished')
 
-    cells("before.jsonl", "refused", "works")
+    cells("before.jsonl", "refused", "works", "partly")
     cells("now.jsonl", "works", "broken")
     page = parts("page")
-    page.write(tmp_path / "page.md", tmp_path, ["one", "two", "three"])
+    page.write(tmp_path / "page.md", tmp_path, ["one", "two", "three", "four"])
     text = (tmp_path / "page.md").read_text()
     assert "| one |  | refused → works |" in text
     assert "| two |  | works → broken |" in text
     assert "| skd | 1 |  |  | 1 |  |  | 2 | 50% |" in text
     assert "- two, skd: broken: a\\|b" in text
-    assert "| three |" not in text
+    assert "| three |  | (partly) |" in text
+    assert "| four |" not in text

@@ -36,7 +36,8 @@ def write(page: Path, results: Path, names: Sequence[str]) -> None:
     for title, cells, path in (("Before", before, "before.jsonl"), ("Now", now, "now.jsonl")):
         if cells:
             parts.append(f"\n{title} ({_place(results / path)}):\n\n{_totals(cells, names)}")
-    parts.append(f"\n## Network by network\n\nAn arrow shows what has changed.\n\n{_table(before, now, names)}")
+    shown = "An arrow shows what has changed, brackets what has not been tried again since."
+    parts.append(f"\n## Network by network\n\n{shown}\n\n{_table(before, now, names)}")
     parts.append(f"\n## Why not\n\n{_reasons(now, names)}")
     page.write_text("".join(parts), encoding="utf-8")
 
@@ -66,7 +67,7 @@ def _table(before: Cells, now: Cells, names: Sequence[str]) -> str:
         shown = []
         for ability in ABILITIES:
             old, new = (cells.get((name, ability), {}).get("verdict", "") for cells in (before, now))
-            shown.append(f"{old} → {new}" if old and new and old != new else new or old)
+            shown.append(f"{old} → {new}" if old and new and old != new else new or (f"({old})" if old else ""))
         if any(shown):
             lines.append(f"| {name} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
