@@ -238,7 +238,7 @@ class Channels:
             self.ties.fix(channels, f"{path!r} has a place of its kernel for each")
             return []
         transposed, groups = getattr(module, "transposed", False), getattr(module, "groups", 1)
-        if groups > 1 and groups == module.in_channels == module.out_channels:
+        if groups > 1 and groups == module.in_channels and (groups == module.out_channels or not transposed):
             return [(Site(path, "both"), channels)] if dim == 0 else []
         if dim == 1 and leaf == "weight":
             channels = np.tile(channels, groups)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import UserError, told
-from ...torch_utils import copy_network, eval_mode
+from ...torch_utils import eval_mode
 from ..layers import LAYERS, outputs_of
 from .channels import Channels
-from .removal import Site
+from .removal import Site, renewed
 from .result import LeftOut
 from .ties import FIXED
 from .watch import OUTPUTS, channels_of
@@ -55,10 +55,13 @@ def tied_channels(
     """What may be pruned, and what cannot be; neither has the layers that give the outputs, nor those that `how` cannot
     rank. And the weights that are no layer's of `LAYERS`: the name of the module that uses each, and its outputs.
     `UserError` for a network that does not run on the example [B, …]."""
-    copied = copy_network(network)
+    copied = renewed(network)
     try:
         with eval_mode(copied):
-            state = channels_of(copied, example[:2])
+            try:
+                state = channels_of(copied, example[:1])
+            except Exception:  # perhaps it takes no sample alone
+                state = channels_of(copied, example)
     except Exception as error:
         raise UserError(
             f"the {type(network).__name__} does not run on the example ({told(error)}); expected one that it takes: "

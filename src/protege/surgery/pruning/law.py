@@ -24,7 +24,7 @@ from ...torch_utils import copy_network, eval_mode, seeded
 from ..laws import other_samples, outputs_in
 from ..layers import LAYERS
 from ..tracing import first_outputs
-from .removal import CannotRemove, Site, remove
+from .removal import CannotRemove, Site, remove, renewed
 
 Removal = Mapping[Site, Sequence[int]]
 
@@ -88,7 +88,7 @@ def _reference(network: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, 
 
 def _fault(network: nn.Module, x: Tensor, tolerance: float, removal: Removal) -> str | None:
     """Why this network does not stand the removal."""
-    pruned = copy_network(network)
+    pruned = renewed(network)
     try:
         remove(pruned, removal)
     except CannotRemove as error:
@@ -181,7 +181,7 @@ def _zeroed(
 ) -> Iterator[nn.Module]:
     """The network with zeros for the channels that go, whatever writes them; `mixed` is what the pruned network's
     modules of `mixing` gave."""
-    network = copy_network(network)
+    network = renewed(network)
     hooks = []
     for site, gone in removal.items():
         index = torch.tensor(sorted(gone))

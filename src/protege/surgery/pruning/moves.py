@@ -109,4 +109,8 @@ def _one_each(
             state.cut(known.parameter, elements[touched], first[touched])
         elif touched.any():
             state.ties.fix(first[touched], f"{state.place(call.func)} puts what is no channel beside them")
-    return np.where(tagged, first, FIXED).reshape([size if dim in dims else 1 for dim, size in enumerate(shape)])
+    if len(dims) > 1:  # constants beside channels of two dimensions go with what they lie beside, or are no channels
+        first[~tagged] = state.ties.fresh(int((~tagged).sum()))
+    return np.where(first == NOTHING, FIXED, first).reshape(
+        [size if dim in dims else 1 for dim, size in enumerate(shape)]
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,11 @@ class Call:
         total = sum(tensor.numel() for tensor in self.operands)
         if not 2 <= total < HALF:
             return None
-        order = torch.randperm(total, generator=self.draws) + 1
-        again = order.roll(1)  # no element has the same number twice
+        order, again, back = _numbers(total)
         try:
             first, second = self(self._numbered(order)), self(self._numbered(again))
         except FAILURES:
             return None
-        back = torch.zeros(total + 1, dtype=torch.long)
-        back[order] = torch.arange(total)
         sources: list[np.ndarray] = []
         for a, b in zip(first, second, strict=True):
             if not a.is_floating_point() or a.shape != b.shape:
@@ -108,8 +106,9 @@ class Call:
             return False
         return True
 
-    def flows(self, operand: int, dim: int, results: Sequence[Tensor]) -> list[Flow | None]:
-        """Where the positions of an operand's dimension go in each result; None where they go nowhere of their own."""
+    def flows(self, operand: int, dim: int, results: Sequence[Tensor], every: bool) -> list[Flow | None]:
+        """Where the positions of an operand's dimension go in each result; None where they go nowhere of their own, or,
+        but for ``every``, not to the same places."""
         size = self.operands[operand].shape[dim]
         base = [self.random(x) for x in self.operands]
         before = self(base)
@@ -125,11 +124,21 @@ class Call:
         for n, result in enumerate(results):
             everywhere = all(mark.all() for change in some.values() for mark in change[n])
             flow = None if everywhere else _same_place({p: change[n] for p, change in some.items()}, size, result)
-            if flow is None and not everywhere and size <= ALL:
+            if flow is None and not everywhere and every and size <= ALL:
                 some |= {position: changes(position) for position in range(size) if position not in some}
                 flow = _any_place([some[position][n] for position in range(size)], result)
             flows.append(flow)
         return flows
+
+
+@lru_cache(maxsize=4)
+def _numbers(total: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers from 1 in an order that no arithmetic gives, others of which none is in its place, and the place of each
+    of the first."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)) + 1
+    back = torch.zeros(total + 1, dtype=torch.long)
+    back[order] = torch.arange(total)
+    return order, order.roll(1), back
 
 
 def _changed(before: Tensor, after: Tensor) -> list[np.ndarray]:

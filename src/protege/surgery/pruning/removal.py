@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ...torch_utils import copy_network
 from ..layers import put
 
 Shapes = dict[str, tuple[int, ...]]
@@ -162,8 +163,9 @@ def _cut_module(module: Any, site: Site, gone: Sequence[int]) -> None:
         raise CannotRemove(f"the weight of a {type(module).__name__} is computed from other tensors on each call")
     if isinstance(module, nn.PReLU) and total == 1:  # one slope for all
         return
-    if isinstance(module, _ConvNd) and site.side == "both" and groups > 1:
-        raise CannotRemove(f"{site.name!r} makes one channel of several")
+    if isinstance(module, _ConvNd) and site.side == "both":
+        _cut_depthwise(module, site.name, gone)
+        return
     places = sorted({channel % (total // groups) for channel in gone})
     if len(places) * groups != len(gone):
         raise CannotRemove(f"{site.name!r} has its channels in {groups} groups, of which each would lose others")
@@ -175,6 +177,30 @@ def _cut_module(module: Any, site: Site, gone: Sequence[int]) -> None:
         for dim, (before, after) in enumerate(zip(now, shape, strict=False)):
             if before != after:  # where a weight has the channels of one group, it loses the places
                 _cut(module, key, dim, gone if before - after == len(gone) else places)
+
+
+def _cut_depthwise(conv: Any, name: str, gone: Sequence[int]) -> None:
+    """Take outputs away, and with all that are made of one input, that input."""
+    each = conv.out_channels // conv.groups
+    inputs = {channel // each for channel in gone}
+    if conv.groups != conv.in_channels or len(inputs) * each != len(gone):
+        raise CannotRemove(f"{name!r} makes channels of one that would not all go with it")
+    conv.in_channels, conv.groups = conv.in_channels - len(inputs), conv.groups - len(inputs)
+    conv.out_channels -= len(gone)
+    for key in ("weight", "bias"):
+        if getattr(conv, key) is not None:
+            _cut(conv, key, 0, gone)
+
+
+def renewed(network: nn.Module) -> nn.Module:
+    """A copy in the same modes without what some modules keep of their weights until they are trained on."""
+    fresh = copy_network(network)
+    modes = [module.training for module in fresh.modules()]
+    for mode in (True, False):
+        fresh.train(mode)
+    for module, mode in zip(fresh.modules(), modes, strict=True):
+        module.training = mode
+    return fresh
 
 
 def _cut(module: nn.Module, key: str, dim: int, gone: Sequence[int]) -> None:

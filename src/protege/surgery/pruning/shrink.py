@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...numerics import exact
-from ...torch_utils import copy_network
 from ..layers import let_learn
 from .choose import by_layer, by_macs, by_ratio, removal_of
 from .decouple import decouplable
 from .groups import PARTS, tied_channels
 from .law import Law
-from .removal import Site, remove
+from .removal import Site, remove, renewed
 from .result import LeftOut, Shrunk, kept_whole, matching, together
 
 HOWS = ("l1", "slim")
@@ -92,7 +91,7 @@ def shrink(
         left_out += [LeftOut(groups[number].layers, why) for number, why in faults.items()]
         groups = [group for number, group in enumerate(groups) if number not in faults]
     removal = removal_of(groups, choice)
-    changed = copy_network(network)
+    changed = renewed(network)
     remove(changed, removal)
     let_learn(changed)
     sizes = {

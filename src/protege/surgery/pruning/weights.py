@@ -146,12 +146,14 @@ def _enter(state: Channels, reading: Tags, entering: Tags | None, place: str) ->
 def _grouped(
     state: Channels, name: str, out: int, into: int, entering: Tags | None, groups: int, inputs: int, place: str
 ) -> Tags:
-    """The channels that leave a layer in groups: of a depthwise one each goes with the one it reads; else the same
-    places of all groups go together."""
+    """The channels that leave a layer in groups: of a depthwise one each goes with the one that it is made of; else the
+    same places of all groups go together."""
     weight, transposed = state.tensors[name], out == 1
-    if inputs == groups == (groups * weight.shape[1] if transposed else len(weight)):
+    if inputs == groups and (weight.shape[1] == 1 or not transposed):
         leaving = state.of(name, 0)
-        _enter(state, leaving, entering, place)
+        by_group = leaving.reshape(groups, -1)
+        state.ties.tie_along(by_group, [1])
+        _enter(state, by_group[:, 0], entering, place)
         return leaving
     leaving, reading = (
         np.tile(channels, groups) if dim == 1 else channels
