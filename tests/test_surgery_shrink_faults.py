@@ -312,3 +312,55 @@ def test_a_network_without_numbers_is_refused():
     network = Net(lambda m, x: m.o(m.a(x)).mean((2, 3)) * float("nan"), a=conv(3, 8), o=conv(8, 4))
     with pytest.raises(UserError, match="no finite numbers"):
         shrink(network, torch.randn(2, 3, 8, 8), ratio=0.5)
+
+
+class Remembering(nn.Module):
+    """Keeps what it makes of its weights until it is trained on, as LeViT does of its biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.o, self.scale, self.kept = conv(3, 8), conv(8, 4, 1), nn.Parameter(torch.rand(8, 1, 1)), {}
+
+    def train(self, mode=True):
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x):
+        return self.o(self.a(x) * self.kept.setdefault("scale", self.scale.exp())).mean((2, 3))
+
+
+def test_what_a_network_remembers_of_its_weights_is_forgotten():
+    torch.manual_seed(0)
+    network, x = Remembering().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        network(x)
+    shrunk = shrink(network, x, ratio=0.5)
+    assert len(shrunk.kept["a"]) == 4
+    torch.testing.assert_close(shrunk.network(x), zeroed(network, shrunk.kept)(x), rtol=0, atol=1e-9)
+
+
+def test_code_that_counts_channels_is_followed():
+    """Sizes from attributes, single and in rows, and from other tensors; depthwise layers that make several of one."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.sizes, self.shape = 24, [8, 16], (8, 1, 1)
+            self.a, self.d, self.o = conv(3, 24), conv(8, 16, groups=8), conv(16, 4, 1)
+            self.b, self.gamma = conv(16, 8), nn.Parameter(torch.rand(8))
+
+        def forward(self, x):
+            one, two = self.a(x).relu().split(self.sizes, 1)
+            y = one + self.b(two) * self.gamma.view(self.shape)
+            y = y.view(len(y), y.shape[1] // 1, -1).view(one.shape)
+            return self.o(self.d(y)).mean((2, 3))
+
+    torch.manual_seed(0)
+    network, x = Counting().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    shrunk = shrink(network, x, ratio=0.5)
+    assert shrunk.left_out == ()
+    assert {name: len(kept) for name, kept in shrunk.kept.items()} == {"a": 12, "d": 8, "o": 4, "b": 4}
+    torch.testing.assert_close(shrunk.network(x), zeroed(network, shrunk.kept)(x), rtol=0, atol=1e-9)
+    again = rebuild(copy_network(network), record(network, shrunk.network))
+    again.load_state_dict(shrunk.network.state_dict())
+    assert torch.equal(again(x), shrunk.network(x))

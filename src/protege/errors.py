@@ -57,6 +57,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONG else f"{text[: LONG - 20]}…{text[-10:]}"
 
 
+def printable(name: Any) -> str:
+    """A name as text that any file and terminal takes: bytes that are no text are written as such."""
+    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def nearest(
     word: str, known: Iterable[str], otherwise: str = "", *, also: Mapping[str, str] | None = None, all_of: str = ""
 ) -> str:

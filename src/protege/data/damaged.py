@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .decode import in_threads
 from .pixels import NoHeifError, open_image, readable, smallest
 from .progress import progress
@@ -68,5 +68,5 @@ def _problem(attempt: Attempt) -> str | None:
     except UserError as error:
         if isinstance(error.__cause__, NoHeifError):  # none of them is damaged
             raise
-        return str(error).partition(";")[0]
+        return printable(str(error).partition(";")[0])
     return None

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .classes import SETTLED, SORTED, among, ordered, union
 from .dataset import Data, Request
 from .encoded import open_images
@@ -146,4 +146,4 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
 def tell_left_out(files: Sequence[Path], why: str) -> None:
     """Say how many files of a set are not read, with one of them."""
     if files:
-        _LOG.info("%d left out, such as %s: %s.", len(files), files[0], why)
+        _LOG.info("%d left out, such as %s: %s.", len(files), printable(files[0]), why)

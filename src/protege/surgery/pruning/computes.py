@@ -33,11 +33,11 @@ def computed(state: Channels, call: Call, results: list[Tensor], operands: list[
     flows: list[dict[int, list[Flow | None]]] = []
     try:
         for n, known in enumerate(operands):
-            tagged = {dim for tags in known.tags for dim in varying(tags)}
+            lying = {dim for tags in known.tags for dim in varying(tags)}
             dims = [
-                dim for dim, size in enumerate(known.tensor.shape) if size > 1 and (len(operands) > 1 or dim in tagged)
+                dim for dim, size in enumerate(known.tensor.shape) if size > 1 and (len(operands) > 1 or dim in lying)
             ]
-            flows.append({dim: call.flows(n, dim, results, dim in tagged) for dim in dims})
+            flows.append({dim: call.flows(n, dim, results, dim in lying) for dim in dims})
     except FAILURES:
         for tags in [tags for known in operands for tags in known.tags]:
             state.ties.fix(tags, f"{state.place(call.func)} cannot be followed")

@@ -47,7 +47,7 @@ def _weight_of(state: Channels, func: Any, args: tuple, kwargs: dict) -> dict[st
         x, weight, bias = part(0, "input"), part(1, "weight"), part(2, "bias")
         out, into = (1, 0) if func in TRANSPOSED else (0, 1)
         if func is not F.linear:
-            groups, channel = int(part(6, "groups") or 1), -weight.dim() + 1
+            groups, channel = part(6, "groups") or 1, -weight.dim() + 1
     elif func is F.embedding:
         x, weight, out, into = part(0, "input"), part(1, "weight"), 1, None
     elif func is torch.addmm:
@@ -89,7 +89,7 @@ def _weighted(
     bias: Any,
     out: int,
     into: int | None,
-    groups: int,
+    groups: Any,
     channel: int,
     dims: int,
     computed: bool,
@@ -119,7 +119,9 @@ def _weighted(
         reading = state.of(name, into)
         _enter(state, reading, entering, place)
     else:
-        leaving = _grouped(state, name, out, into, entering, groups, x.tensor.shape[at], place)
+        leaving = _grouped(state, name, out, into, entering, int(groups), x.tensor.shape[at], place)
+        if getattr(groups, "place", None) and groups == len(leaving):
+            state.counts.setdefault(groups.place, (leaving, 0))
     _biased(state, bias, leaving)
     for tags in passing:
         state.passing.append((state.path, tags))
