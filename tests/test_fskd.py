@@ -631,7 +631,7 @@ class Standardised(nn.Conv2d):
 
     def __init__(self, *args, gain=False, **kwargs):
         super().__init__(*args, **kwargs)
-        self.gain = nn.Parameter(1 + torch.rand(self.out_channels, 1, 1, 1)) if gain else None
+        self.gain = nn.Parameter(torch.arange(self.out_channels).view(-1, 1, 1, 1) / 2 - 1) if gain else None
 
     def forward(self, x):
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)

@@ -1,5 +1,6 @@
 """The timm adapter: with timm where it can be imported, and the sentences told where it cannot."""
 
+import copy
 import importlib
 import sys
 
@@ -11,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 import protege
 from protege.errors import UserError
+from protege.methods.fskd import recover
 from protege.models import check_classes, load_model
 from protege.surgery import find_cuts, split
 
@@ -130,3 +132,33 @@ def test_stage_by_stage(timm, tmp_path):
     for name in names[:-1]:  # each stage came nearer to the teacher's features
         losses = [e["train"]["loss"] for e in events(tmp_path / "student") if e.get("phase") == name and "train" in e]
         assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kernels"),
+    [
+        ("mobilenetv3_small_050", {}, False),  # a head of timm's class, norms with their nonlinearity
+        ("tf_mobilenetv3_small_minimal_100", {}, True),  # convolutions that pad themselves
+        ("test_nfnet", {}, False),  # weights that are standardised, with a gain
+        ("test_vit", {"img_size": 32}, True),
+    ],
+)
+def test_layers_of_any_type_are_aligned(timm, name, settings, kernels):
+    """A copy with other weights comes back."""
+    torch.manual_seed(0)
+    teacher = timm.create_model(name, num_classes=5, **settings).eval()
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for weight in (weight for weight in student.parameters() if weight.dim() > 1):
+            weight += 0.2 * weight.std(correction=0) * torch.randn(weight.shape)
+    x, fresh = torch.randn(24, 3, 32, 32), torch.randn(8, 3, 32, 32)
+
+    def error():
+        with torch.no_grad():
+            return float((student(fresh) - teacher(fresh)).square().sum())
+
+    before, chunks = error(), x.split(6)
+    found = recover(student, teacher, {}, lambda n: (chunks[n], chunks[n]), range(4), kernels=kernels)
+    assert found["after"] < found["before"]
+    assert error() < before
+    assert not found["left"]

@@ -305,5 +305,7 @@ def _add(weight: Weight, parameter: Tensor, value: Tensor) -> None:
 
 def _scale(weight: Weight, parameter: Tensor, gain: Tensor, side: int, value: Tensor) -> None:
     parameter.copy_(value)
-    lengths = [w.double().movedim(side, 0).flatten(1).norm(dim=1) for w in (value, weight.read())]
-    gain.mul_(torch.where(lengths[1] > 0, lengths[0] / lengths[1], 1.0).view(gain.shape).to(gain))
+    gain.copy_(torch.where(gain == 0, 1.0, gain))  # what was switched off can be needed
+    should, now = (w.double().movedim(side, 0).flatten(1) for w in (value, weight.read()))
+    size = now.square().sum(1)
+    gain.mul_(torch.where(size > 0, (should * now).sum(1) / size, 1.0).view(gain.shape).to(gain))
