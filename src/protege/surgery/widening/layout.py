@@ -86,7 +86,7 @@ class LayoutMode(CallMode):
         for _ in range(PASSES):
             self.changed = False
             self.learned: dict[str, int] = {}  # in this run, so not yet in effect
-            self.known: dict[int, Known] = {}
+            self.known: dict[int, Known] = {id(example): Known(example, (None,) * example.dim(), None)}
             self.placements: dict[str, Placement] = {}
             self.edits: dict[str, dict[tuple[Callable, int], CallEdit]] = {}
             self.modules: dict[str, dict[str, Any]] = {}  # module → attributes that grow with its calls
@@ -143,8 +143,8 @@ class LayoutMode(CallMode):
         if id(tensor) in self.known:
             return self.known[id(tensor)]
         name = self.names.get(id(tensor))
-        if name is None:
-            return Known(tensor, (None,) * tensor.dim(), None)
+        if name is None:  # a constant, such as an index that a module or a cache keeps
+            return Known(tensor, (None,) * tensor.dim(), ())
         layout = tuple(self.bare.get((name, dim)) for dim in range(tensor.dim()))
         if any(layout):
             self._place(name, layout, None)

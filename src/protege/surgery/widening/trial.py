@@ -155,6 +155,8 @@ def _signature(narrow: Tensor, wide: Tensor, dim: int, grown: list[int]) -> Tens
 
     Slices that are alike, as those of a padding are, are shared out in order.
     """
+    if not narrow.numel() or not wide.numel():
+        return None
     others = [d for d in grown if d != dim]
     a, b = narrow.double(), wide.double()
     if others:
