@@ -18,6 +18,7 @@ from ...torch_utils import untouched
 from ..laws import other_samples
 from ..tracing.taps import first_outputs
 
+CLEARLY = 0.2  # of the changes: attention, which looks everywhere, moves little
 SAME = 0.3  # halvings: convolutions without padding shrink a map too, but stay at a resolution
 
 
@@ -115,7 +116,10 @@ def places_of(network: nn.Module, outputs: Mapping[str, Any], example: Tensor) -
             moves.append([{name: (v[name] - before[name]).abs().double() for name in unsure} for v in halves])
     for name in unsure:
         gaps = [[gap[name] for gap in halves] for halves in moves]
-        places[name] = max(options[name], key=lambda place: _follows(gaps, place))
+        likely, *others = options[name]
+        best = max(others, key=lambda place: _follows(gaps, place))
+        if _follows(gaps, best) > _follows(gaps, likely) + CLEARLY:
+            places[name] = best
     return places
 
 

@@ -140,7 +140,7 @@ class _Survey:
 
     def _ends(self) -> list[fx.Node]:
         """Where a stage may end, in order: between what is learned, and where nothing else is alive but long skips."""
-        first, last = self.learned[0] if self.learned else 0, self.learned[-1] if self.learned else -1
+        first, last = min(self.since.values(), default=0), max(self.since.values(), default=-1)
         return [
             node
             for node in self.nodes

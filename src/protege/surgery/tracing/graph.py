@@ -372,12 +372,15 @@ class _Tracer(fx.Tracer):
 
             return make
 
+        limits: dict[str, Any] = {name: getattr(torch, name) for name in ("finfo", "iinfo")}  # of a traced dtype
         for name, function in plain.items():
             setattr(torch, name, recorded(function))
+        for name, kind in limits.items():
+            setattr(torch, name, lambda *args, kind=kind: kind(*map(self._plain, args)))
         try:
             yield
         finally:
-            for name, function in plain.items():
+            for name, function in {**plain, **limits}.items():
                 setattr(torch, name, function)
 
     def _replace(self, module: nn.Module, name: str, value: _SizedProxy) -> None:
