@@ -445,6 +445,16 @@ class Turn(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
+class Naming(nn.Module):
+    def __init__(self, inner: bool = True) -> None:
+        super().__init__()
+        self.inner = Naming(False) if inner else nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor):
+        inner = self.inner(x)
+        return inner["x"] if isinstance(inner, dict) else {"x": inner}
+
+
 class Maker(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -474,7 +484,7 @@ class Maker(nn.Module):
     [
         (Maker(""), ["aa"], "no module 'aa' to cut at"),
         (Maker(""), ["unused"], "'unused' is never called"),
-        (Maker(""), ["pool"], "'pool' does not return a single tensor"),
+        (nn.Sequential(Naming(), nn.Conv2d(3, 3, 1)), ["0.inner"], "'0.inner' does not return a single tensor"),
         (Maker(""), ["b", "a"], "named in the order b, a but are run in the order a, b"),
         (Maker(""), ["a", "a"], "'a' is named twice"),
         (Maker("value"), ["a"], "code of Maker cannot be traced .*branches on the numbers"),
@@ -532,6 +542,51 @@ def test_what_can_be_in_no_stage_is_refused():
     with pytest.raises(UserError, match="'lateral' does not bear on the cut 'two' but reads what is changed in place"):
         split(network, ["one", "two", "up"], x)
     assert len(split(network, ["one", "up"], x)) == 3
+
+
+class Attending(nn.Module):
+    """A block that gives what it attends to beside its output."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attend, self.mlp = nn.MultiheadAttention(width, 2, batch_first=True), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        attended, weights = self.attend(x, x, x)
+        x = x + attended
+        return x + self.mlp(x).relu(), weights
+
+
+class Attentive(nn.Module):
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Embedding(20, 12), nn.ModuleList(Attending(12) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 20)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        lowest = torch.finfo(x.dtype).min
+        for block in self.blocks:
+            x = block(x)[0].clamp(min=lowest)
+        return self.head(self.norm(x))
+
+
+def test_blocks_that_return_several_values_are_cut_at_their_first():
+    network, tokens = Attentive().eval(), torch.randint(0, 20, (3, 8))
+    assert [cut.name for cut in find_cuts(network, tokens)] == ["blocks.0", "blocks.1", "blocks.2"]
+    stages = split(network, ["blocks.0", "blocks.2"], tokens)
+    other = torch.randint(0, 20, (2, 8))
+    first = heard_first(network, "blocks.0", other)
+    assert torch.equal(stages[0].eval()((other,))[0], first)
+    assert torch.equal(Chain(stages).eval()(other), network(other))
+
+
+def heard_first(network: nn.Module, name: str, x: Tensor) -> Tensor:
+    kept: list[Tensor] = []
+    handle = network.get_submodule(name).register_forward_hook(lambda _m, _a, out: kept.append(out[0].clone()))
+    network(x)
+    handle.remove()
+    return kept[0]
 
 
 def test_a_network_without_cuts_is_its_head():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..surgery import first_outputs
+from ..surgery import feature, first_outputs
 from ..tasks import Task
 from ..torch_utils import eval_mode
 from .identity import fingerprint
@@ -141,7 +141,7 @@ class Source:
                 )
         fields: dict[str, Tensor] = {}
         for signal in self.signals:
-            output = outputs if signal.module is None else heard[signal.module]
+            output = outputs if signal.module is None else feature(heard[signal.module])
             fields.update(signal.fields(output, self.task))
         return fields
 

@@ -21,7 +21,7 @@ from .solving.absorb import absorb
 from .solving.alignment import Alignment, Point, plan_alignment
 from .solving.moments import Moments, Solution, solve
 from .stages import HEAD, HEAVY, Chain, Cut, Pair, Stage, describe, find_cuts, pair, split
-from .tracing import Frontier, Tapped, Walk, first_outputs
+from .tracing import Frontier, Tapped, Walk, feature, first_outputs
 from .widening import BRANCHES, Shared, readout, share, widen
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "compose",
     "decouple",
     "describe",
+    "feature",
     "find_cuts",
     "first_outputs",
     "pair",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...errors import UserError, nearest, told
 from ...numerics import exact
 from ...torch_utils import untouched
-from ..tracing.taps import first_outputs
+from ..tracing.taps import feature, first_outputs
 from .places import Cut, cut_at, places_of
 from .runs import VECTOR, Run, runs_of
 
@@ -143,6 +143,7 @@ def outputs_at(network: nn.Module, names: Sequence[str], example: Tensor, who: s
     for name in names:
         if name not in outputs:
             raise UserError(f"the {who}'s module {name!r} is never called in a forward pass; name one that is.")
+        outputs[name] = feature(outputs[name])
         if not isinstance(outputs[name], Tensor):
             raise UserError(f"the {who}'s module {name!r} does not return a single tensor; name one that does.")
     if list(outputs) != list(names):

@@ -97,6 +97,8 @@ class _Division:
                     f"the module {name!r} gives no tensor that its code computes, once the cut before it is made; "
                     "expected one in training and in evaluation: cut elsewhere."
                 )
+            if not isinstance(self.values[node], Tensor):
+                raise UserError(f"the module {name!r} does not return a single tensor; name one that does.")
             ends.append(self.index[node])
         return ends
 

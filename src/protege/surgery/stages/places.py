@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...torch_utils import untouched
 from ..laws import other_samples
-from ..tracing.taps import first_outputs
+from ..tracing.taps import feature, first_outputs
 
 CLEARLY = 0.2  # of the changes: attention, which looks everywhere, moves little
 SAME = 0.3  # halvings: convolutions without padding shrink a map too, but stay at a resolution
@@ -126,7 +126,7 @@ def places_of(network: nn.Module, outputs: Mapping[str, Any], example: Tensor) -
 def _heard(network: nn.Module, modules: Mapping[str, nn.Module], x: Tensor) -> dict[str, Any]:
     with first_outputs(modules) as outputs:
         network(x.clone())
-    return outputs
+    return {name: feature(output) for name, output in outputs.items()}
 
 
 def cut_at(name: str, output: Tensor, place: Place) -> Cut:

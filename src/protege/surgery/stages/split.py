@@ -18,7 +18,7 @@ from ...numerics import exact
 from ...torch_utils import as_it_was, trained_by
 from ..laws import close, other_samples, others_for, random_state
 from ..tracing.graph import ROOT, Trace, Untraceable, around, memory_of, set_training, storage, trace
-from ..tracing.taps import first_outputs
+from ..tracing.taps import feature, first_outputs
 from .cuts import Pair, outputs_at
 from .pieces import Piece, Uncarried, divide
 
@@ -263,7 +263,7 @@ def _check_composed(
             for batch in samples:
                 with first_outputs(taps) as features:
                     outputs = network(batch.clone())
-                expected.append([*(features[name] for name in names), outputs])
+                expected.append([*(feature(features[name]) for name in names), outputs])
             buffers = [buffer.clone() for buffer in network.buffers()]
             draws = random_state(samples[0]) != before
         if draws:  # no two passes are alike

@@ -2,7 +2,7 @@
 that code makes with weights (`calls`); and features on the way (`taps`)."""
 
 from .graph import Trace, Untraceable, trace
-from .taps import Tapped, first_outputs
+from .taps import Tapped, feature, first_outputs
 from .walk import Call, Frontier, Live, Walk, input_name, output_name
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Trace",
     "Untraceable",
     "Walk",
+    "feature",
     "first_outputs",
     "input_name",
     "output_name",

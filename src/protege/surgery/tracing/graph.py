@@ -62,9 +62,9 @@ class Trace:
 
     `writes` holds, for a node that changes tensors in place, the storages it changes. `constants` has the values of
     those that are neither parameters nor buffers nor computed from the input. `first` has None for a module whose first
-    call gave something else than one traced value. `content` are the nodes whose values depend on what is inside the
-    input, not on its sizes alone, or are drawn anew in each pass. `bare` are modules whose hooks (by number) were
-    recorded beside them, so that whoever calls the node of one must do it `unhooked`.
+    call gave something else than a traced value, or several that begin with one. `content` are the nodes whose values
+    depend on what is inside the input, not on its sizes alone, or are drawn anew in each pass. `bare` are modules whose
+    hooks (by number) were recorded beside them, so that whoever calls the node of one must do it `unhooked`.
     """
 
     entry: Entry
@@ -168,6 +168,10 @@ def _recorded(network: nn.Module, example: Tensor, opened: Collection[nn.Module]
             module = tracer.failed or network
             name = next((name for name, other in network.named_modules() if other is module), "")
             raise Untraceable(reason, type(module).__name__ + (f" {name!r}" if name else ""), module) from error
+    for called, node in tracer.first.items():
+        if node is not None and isinstance(tracer.values[node], tuple | list):  # of several values the first, if used
+            firsts = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
+            tracer.first[called] = min(firsts, key=list(graph.nodes).index, default=node)
     code = graph.python_code("self").src
     return Trace(
         entry,
@@ -282,7 +286,8 @@ class _Tracer(fx.Tracer):
             if self.failed is None and not self.is_leaf_module(module, ""):
                 self.failed = module
             raise
-        self.first.setdefault(module, result.node if isinstance(result, fx.Proxy) else None)
+        value = result[0] if type(result) in (tuple, list) and result else result
+        self.first.setdefault(module, value.node if issubclass(type(value), fx.Proxy) else None)
         return result
 
     def _call_hooked(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

@@ -46,6 +46,13 @@ def first_outputs(modules: Mapping[str, nn.Module], stop: bool = False) -> Itera
             handle.remove()
 
 
+def feature(output: Any) -> Any:
+    """The feature in what a module gives: of a tuple or list the first tensor, as of a block that tells what it
+    attends to beside its output."""
+    several = isinstance(output, tuple | list) and len(output) > 0 and isinstance(output[0], Tensor)
+    return output[0] if several else output
+
+
 class Tapped(nn.Module):
     """A model that returns what some of its modules gave beside its outputs, with gradients.
 
@@ -62,4 +69,4 @@ class Tapped(nn.Module):
         network: Any = self.model.network
         with first_outputs({name: network.get_submodule(name) for name in self.names}) as features:
             outputs = self.model(raw)
-        return [adapt(features[name]) for name, adapt in zip(self.names, self.adapters, strict=True)], outputs
+        return [adapt(feature(features[name])) for name, adapt in zip(self.names, self.adapters, strict=True)], outputs
