@@ -561,13 +561,14 @@ class Attentive(nn.Module):
     def __init__(self, depth: int = 3) -> None:
         super().__init__()
         self.embed, self.blocks = nn.Embedding(20, 12), nn.ModuleList(Attending(12) for _ in range(depth))
+        self.places = nn.Embedding(8, 12)
         self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 20)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
-        lowest = torch.finfo(x.dtype).min
+        lowest, places = torch.finfo(x.dtype).min, self.places(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
-            x = block(x)[0].clamp(min=lowest)
+            x = block(x + places)[0].clamp(min=lowest)
         return self.head(self.norm(x))
 
 
@@ -579,6 +580,8 @@ def test_blocks_that_return_several_values_are_cut_at_their_first():
     first = heard_first(network, "blocks.0", other)
     assert torch.equal(stages[0].eval()((other,))[0], first)
     assert torch.equal(Chain(stages).eval()(other), network(other))
+    owners = [stage for stage in stages if any(p is network.places.weight for p in stage.parameters())]
+    assert owners == stages[:1]  # places, which all blocks add, learn where they are first used
 
 
 def heard_first(network: nn.Module, name: str, x: Tensor) -> Tensor:

@@ -20,6 +20,12 @@ UNKNOWN, BATCH, DEVICE = object(), object(), object()  # of numbers: the number 
 NUMBERS = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.memory_format)
 
 
+def call_held(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What a module gives, without a gradient to its parameters."""
+    with torch.no_grad():
+        return module(*args, **kwargs)
+
+
 class Uncarried(UserError):
     """Something crosses a cut that is not one tensor a sample. If the `makers` of it were opened, more might be seen:
     that it depends on the input's sizes only, say, as the rotations of a language model do."""
@@ -37,7 +43,7 @@ class Piece:
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
     written: set[int] = field(default_factory=set)  # storages
-    held: set[str] = field(default_factory=set)  # parameters that learn in an earlier stage, by their names here
+    held: set[str] = field(default_factory=set)  # parameters, and modules of them, that learn in an earlier stage
     graph: fx.Graph = field(default_factory=fx.Graph)
 
 
@@ -251,6 +257,10 @@ class _Division:
                 if alone:
                     return graph.call_method("forward", (called, *args), kwargs)
                 return graph.call_function(call_unhooked, (called, tuple(hooks), *args), kwargs)
+            if node in self.free and any(self.owners[parameter] < stage for parameter in module.parameters()):
+                piece.held.add(str(node.target))
+                args, kwargs = map_arg(node.args, copy), map_arg(node.kwargs, copy)
+                return graph.call_function(call_held, (graph.get_attr(str(node.target)), *args), kwargs)
         copied = graph.node_copy(node, copy)
         if isinstance(value, nn.Parameter) and node.op == "get_attr" and self.owners.setdefault(value, stage) < stage:
             piece.held.add(str(node.target))

@@ -215,10 +215,10 @@ def _install(stage: Stage, piece: Piece) -> None:
                 holder.add_module(part, nn.Module())
             holder = getattr(holder, part)
         value: Any = constants[target] if target in constants else getattr(owner, last)
-        if isinstance(value, nn.Module):
-            holder.add_module(last, value)
-        elif target in piece.held:
+        if target in piece.held:
             vars(holder)[last] = value  # not registered: it learns in an earlier stage
+        elif isinstance(value, nn.Module):
+            holder.add_module(last, value)
         elif isinstance(value, nn.Parameter):
             holder.register_parameter(last, value)
         elif last in owner._buffers:  # one dictionary, so that a buffer moved to a device is moved in the network too
