@@ -114,7 +114,8 @@ def recover(
         walks = Walk(student, "student", x[:2]), Walk(teacher, "teacher", y[:2])
         alignment = plan_alignment(*walks, kept, kernels)
         points = alignment.points
-        refuse_unrelated(*walks, points, x, y)
+        if len(points) > 1 or not alignment.left:  # of the outputs alone little can be said
+            refuse_unrelated(*walks, points, x, y)
         for reason in dict.fromkeys(alignment.left.values()):
             names = [repr(layer) for layer, why in alignment.left.items() if why == reason]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -289,7 +290,8 @@ def preview(setup: Setup) -> list[dict[str, Any]]:
     walks = Walk(setup.student.network, "student", x[:2]), Walk(setup.teacher.network, "teacher", y[:2])
     alignment = plan_alignment(*walks, setup.student.kept, setup.settings.solve == "kernel")
     with eval_mode(setup.student, setup.teacher):
-        refuse_unrelated(*walks, alignment.points, x, y)
+        if len(alignment.points) > 1 or not alignment.left:
+            refuse_unrelated(*walks, alignment.points, x, y)
     return alignment.table()
 
 
