@@ -88,8 +88,8 @@ def test_what_is_printed_works(student, data, tmp_path, monkeypatch, capsys):
     raw = pictures().tensors[0]
     assert torch.equal(names["student"](raw), result.student(raw))
     assert names["logits"].shape == (1, 10)
-    assert bool(shell) == (data == "digits" and student in ("zoo", "factory", "class", "pruned"))
-    assert ("trust" in python) == ("trust=True" in python) == (student in ("factory", "class", "pruned"))
+    assert bool(shell) == (data == "digits" and student in ("zoo", "factory", "class", "arguments", "pruned"))
+    assert ("trust" in python) == ("trust=True" in python) == (student in ("factory", "class", "arguments", "pruned"))
     assert ("evaluate" in python) == (not shell)
     for command in shell:
         monkeypatch.setattr(sys, "argv", shlex.split(command))

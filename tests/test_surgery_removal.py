@@ -109,6 +109,7 @@ def test_groups_lose_the_same_places(layer, side, gone):
     [
         (nn.LayerNorm([4, 4]), "both", "is a LayerNorm, whose channels stay as they are"),
         (nn.Conv2d(6, 3, 1, groups=3), "both", "makes one channel of several"),
+        (nn.Conv2d(3, 6, 1, groups=3), "both", "makes several channels of one"),
         (nn.LSTM(4, 4), "out", "is a LSTM, whose channels stay as they are"),
         (nn.Softmax(), "both", "is a Softmax"),
     ],

@@ -183,8 +183,10 @@ def _cut_depthwise(conv: Any, name: str, gone: Sequence[int]) -> None:
     """Take outputs away, and with all that are made of one input, that input."""
     each = conv.out_channels // conv.groups
     inputs = {channel // each for channel in gone}
-    if conv.groups != conv.in_channels or len(inputs) * each != len(gone):
-        raise CannotRemove(f"{name!r} makes channels of one that would not all go with it")
+    if conv.groups != conv.in_channels:
+        raise CannotRemove(f"{name!r} makes one channel of several")
+    if len(inputs) * each != len(gone):
+        raise CannotRemove(f"{name!r} makes several channels of one, of which each would lose others")
     conv.in_channels, conv.groups = conv.in_channels - len(inputs), conv.groups - len(inputs)
     conv.out_channels -= len(gone)
     for key in ("weight", "bias"):
