@@ -400,6 +400,15 @@ def test_parts_that_run_other_code_need_trust(part, tmp_path):
         load_model(tmp_path / "model")
 
 
+def test_a_dtype_among_the_parts_is_no_other_attribute_of_torch(tmp_path):
+    path = lively(Blocks(4, 1)).save(tmp_path / "model") / "config.json"
+    config = json.loads(path.read_text())
+    config["parts"][2]["settings"] = {"act": {"dtype": "load"}}
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="cannot be put together"):
+        load_model(tmp_path / "model")
+
+
 @pytest.mark.parametrize("what", ["forward", "hook", "parametrized"])
 def test_a_given_network_that_computes_something_else_is_refused(what, tmp_path):
     model = lively(CHANGED[what]())

@@ -381,6 +381,24 @@ def test_networks_that_cannot_be_shrunk():
         decouple(network, macs=0.01, example=example)
 
 
+class Scaled(nn.Module):
+    """Scales channels by a buffer, not by a parameter."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("weight", torch.rand(channels) + 0.5)
+
+    def forward(self, x):
+        return x * self.weight[:, None, None]
+
+
+def test_a_buffer_by_the_name_of_a_weight_is_cut_with_the_channels():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Scaled(8), nn.ReLU(), nn.Conv2d(8, 4, 6))
+    shrunk = shrink(network, torch.randn(2, 3, 8, 8), ratio=0.5)
+    assert shrunk.network[1].weight.equal(network[1].weight[shrunk.kept["0"]])
+    assert len(shrunk.kept["0"]) == 4
+
+
 @pytest.mark.parametrize("kind", [nn.GRU, nn.RNN, nn.LSTM, nn.GRUCell])
 def test_recurrent_layers_lose_what_they_read(kind):
     class Reader(nn.Module):

@@ -70,7 +70,7 @@ def _part(name: str, module: nn.Module, places: Mapping[int, str], owners: dict[
     if None in module._modules.values():
         part["children"] = list(module._modules)  # in their order, with those that are none
     settings = {
-        key: {"tensor": _form(value)} if _is_constant(value) else _told(value, places)
+        key: {"tensor": _form(value)} if _is_constant(value) else _as_json(value, places)
         for key, value in vars(module).items()
         if key not in BLANK and key not in skipped
     }
@@ -92,20 +92,20 @@ def _form(value: Tensor) -> list[Any]:
     return [list(value.shape), str(value.dtype).removeprefix("torch."), value.requires_grad]
 
 
-def _told(value: Any, places: Mapping[int, str]) -> Any:
+def _as_json(value: Any, places: Mapping[int, str]) -> Any:
     """A value as JSON: what JSON has no form of is a table of one kind and its content."""
-    tell = partial(_told, places=places)
+    plain = partial(_as_json, places=places)
     if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
         return value
     if type(value) is float:
         return {"float": str(value)}
     if type(value) is list:
-        return [tell(item) for item in value]
+        return [plain(item) for item in value]
     if type(value) in (tuple, set, frozenset, torch.Size):
         items = sorted(value) if type(value) in (set, frozenset) else value
-        return {type(value).__name__: [tell(item) for item in items]}
+        return {type(value).__name__: [plain(item) for item in items]}
     if isinstance(value, Mapping):
-        return {"dict": [[tell(key), tell(item)] for key, item in value.items()]}
+        return {"dict": [[plain(key), plain(item)] for key, item in value.items()]}
     if isinstance(value, torch.dtype | torch.device):
         return {type(value).__name__: str(value).removeprefix("torch.")}
     if isinstance(value, Enum) and (place := place_of(type(value))):
@@ -113,13 +113,13 @@ def _told(value: Any, places: Mapping[int, str]) -> Any:
     if isinstance(value, nn.Module) and id(value) in places:
         return {"module": places[id(value)]}
     if type(value) is partial:
-        return {"partial": [tell(value.func), [tell(item) for item in value.args], tell(value.keywords)]}
+        return {"partial": [plain(value.func), [plain(item) for item in value.args], plain(value.keywords)]}
     if callable(value) and (place := place_of(value) or _place_in_torch(value)):
         return {"import": place}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size <= MOST_NUMBERS:
         return {"array": [value.tolist(), str(value.dtype)]}
     if _is_record(value) and (place := place_of(type(value))):
-        return {"object": [{"import": place}, {key: tell(item) for key, item in vars(value).items()}]}
+        return {"object": [{"import": place}, {key: plain(item) for key, item in vars(value).items()}]}
     raise NotPlain(f"a {type(value).__name__} is no plain value")
 
 
@@ -213,6 +213,13 @@ def _tensor(form: Any, tensors: Mapping[str, Tensor], learned: bool) -> Tensor:
     return nn.Parameter(value, learns) if learned else value
 
 
+def _dtype(name: str) -> torch.dtype:
+    kind = getattr(torch, name)
+    if not isinstance(kind, torch.dtype):  # a stranger's folder may name any attribute of torch, `load` among them
+        raise TypeError(f"torch.{name} is no dtype")
+    return kind
+
+
 def _read(value: Any, modules: Mapping[str, nn.Module]) -> Any:
     read: Callable[[Any], Any] = partial(_read, modules=modules)
     if isinstance(value, list):
@@ -238,7 +245,7 @@ def _read(value: Any, modules: Mapping[str, nn.Module]) -> Any:
         "set": lambda items: set(read(items)),
         "frozenset": lambda items: frozenset(read(items)),
         "Size": torch.Size,
-        "dtype": lambda name: getattr(torch, name),
+        "dtype": _dtype,
         "device": torch.device,
         "module": modules.__getitem__,
         "tensor": lambda form: _tensor(form, {}, learned=False),

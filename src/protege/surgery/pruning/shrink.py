@@ -120,14 +120,15 @@ def _kept(
     network: nn.Module, removal: Mapping[Site, list[int]], weights: Mapping[Site, tuple[str, int]]
 ) -> dict[str, list[int]]:
     kept = kept_whole(network) | {name: list(range(size)) for name, size in weights.values()}
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     for site, gone in removal.items():
         if site in weights:
             name, size = weights[site]
             kept[name] = sorted(set(range(size)) - set(gone))
         elif site.side in ("out", "both") and site.name in kept:
             kept[site.name] = sorted(set(kept[site.name]) - set(gone))
-        elif site.side == "parameter" and site.dim == 0 and site.name.endswith("weight"):  # of attention's projections
-            kept[site.name] = sorted(set(range(len(network.get_parameter(site.name)))) - set(gone))
+        elif site.name in parameters and site.dim == 0 and site.name.endswith("weight"):  # of attention's projections
+            kept[site.name] = sorted(set(range(len(parameters[site.name]))) - set(gone))
     return kept
 
 
