@@ -31,9 +31,9 @@ def as_synsets(names: Sequence[str]) -> tuple[str, ...]:
     >>> as_synsets(["n02084071", "n01443537 goldfish"])
     ('n02084071', 'n01443537')
     """
-    found = [_SYNSET.match(name.strip()) for name in names]
-    if names and all(found):
-        return tuple(match[1] for match in found if match)
+    matches = [_SYNSET.match(name.strip()) for name in names]
+    if names and all(matches):
+        return tuple(match[1] for match in matches if match)
     first = len(names) - 1000
     if not outputs(len(names)):
         return ()

@@ -92,10 +92,10 @@ def in_order_of(model: Model, data: Data, must: bool = True) -> Data:
     if not data.classes:  # images without labels
         return data.numbered(classes, (), model.named)
     if model.named and data.named and not _only_numbers(model, data):
-        found = _by_name(model.classes, data, "the model", model)
-        if found.place != tuple(range(outputs)) or classes != data.classes:
-            _tell_names(model, data, found)
-        return data.numbered(classes, found.place)
+        order = _by_name(model.classes, data, "the model", model)
+        if order.place != tuple(range(outputs)) or classes != data.classes:
+            _tell_names(model, data, order)
+        return data.numbered(classes, order.place)
     possible = _by_numbers(model, data, outputs)
     order = possible[0] if len(possible) == 1 else _tried(model, data, possible, must)
     if data.named and not model.named:
@@ -183,12 +183,12 @@ def _by_numbers(model: Model, data: Data, outputs: int) -> list[Order]:
     if not data.named:
         ways = [Order("labels as the outputs' numbers", identity)] if max(shown, default=0) < outputs else []
         if model.named:
-            own = {name: place for place, name in enumerate(model.classes)}
-            if all(str(label) in own for label in shown):
-                ways.append(Order("labels as the outputs' names", tuple(own.get(str(k)) for k in range(count))))
+            output_of = {name: place for place, name in enumerate(model.classes)}
+            if all(str(label) in output_of for label in shown):
+                ways.append(Order("labels as the outputs' names", tuple(output_of.get(str(k)) for k in range(count))))
             if ways and (orders := other_order(model.classes)):
                 then = ordered(model.classes, orders[1])
-                place = tuple(own[then[k]] for k in range(min(count, outputs)))
+                place = tuple(output_of[then[k]] for k in range(min(count, outputs)))
                 ways.append(Order(f"labels in the order of the names' {orders[1]}", place))
         if not ways:
             raise UserError(_beyond(data, outputs))
@@ -221,10 +221,10 @@ def _by_numbers(model: Model, data: Data, outputs: int) -> list[Order]:
 
 def _different(ways: Sequence[Order], shown: Sequence[int]) -> list[Order]:
     """Those that differ on the classes that have samples."""
-    found: dict[tuple, Order] = {}
+    different: dict[tuple, Order] = {}
     for way in ways:
-        found.setdefault(tuple(way.place[k] for k in shown), way)
-    return list(found.values())
+        different.setdefault(tuple(way.place[k] for k in shown), way)
+    return list(different.values())
 
 
 def _beyond(data: Data, outputs: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..layers import LAYERS
 from ..widening.copies import VIEWS, map_leaves, view_sizes
-from .probe import NOTHING, Call
+from .probe import NOTHING, Replay
 from .removal import Site, kind_of
 from .sizes import Number
 from .ties import Tags, Ties, along, lined, varying
@@ -74,6 +74,7 @@ class Channels:
         return place if func is None else f"{place} calls {getattr(func, '__name__', func)}, which"
 
     def look(self, tensor: Tensor) -> Known:
+        """What is known of a tensor: of what no call has given yet, at most that it is a parameter."""
         if id(tensor) in self.known:
             return self.known[id(tensor)]
         for name in self.names.get(id(tensor), [])[:1]:
@@ -121,12 +122,12 @@ class Channels:
 
     # ---- numbers -----------------------------------------------------------------------------------------------------
 
-    def sizes_in(self, call: Call, dims: int) -> list[Any]:
+    def sizes_in(self, call: Replay, dims: int) -> list[Any]:
         """The sizes that a view asks for; [] of any other call."""
         sizes = view_sizes(call.func, call.args[0], call.args[1:], call.kwargs) if call.func in VIEWS else []
         return sizes if len(sizes) == dims else []
 
-    def note_count(self, call: Call, tags: Tags, shape: Sequence[int], operands: list[Known]) -> None:
+    def note_count(self, call: Replay, tags: Tags, shape: Sequence[int], operands: list[Known]) -> None:
         """Note the attributes among a call's numbers that count the channels of a result or an operand."""
         sizes = self.sizes_in(call, tags.ndim)
         for dim in varying(tags) if sizes else ():
@@ -144,7 +145,7 @@ class Channels:
                     if extents[dim] == number:
                         self.counts.setdefault(number.place, (channels, dim))
 
-    def note_view(self, call: Call, name: str, elements: np.ndarray) -> None:
+    def note_view(self, call: Replay, name: str, elements: np.ndarray) -> None:
         """Note the attributes by which a parameter is viewed."""
         for dim, number in enumerate(self.sizes_in(call, elements.ndim)):
             if isinstance(number, Number) and number.place and number == elements.shape[dim]:
@@ -252,7 +253,7 @@ def varies(array: np.ndarray, dim: int) -> bool:
     return bool(((a != b) & (a >= 0) & (b >= 0)).any())
 
 
-def _attributes_in(call: Call) -> list[Any]:
+def _attributes_in(call: Replay) -> list[Any]:
     """The numbers of a call that are attributes of modules."""
     numbers: list[Any] = []
     map_leaves((call.args, call.kwargs), lambda leaf: numbers.append(leaf) if getattr(leaf, "place", None) else None)

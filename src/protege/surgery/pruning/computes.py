@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
+from ..tracing.calls import FAILURES
 from .channels import Channels, Known, varies
-from .probe import FAILURES, Call, Flow
+from .probe import Flow, Replay
 from .ties import Tags, aligned, lined, merged, varying
 
 
-def elementwise(state: Channels, call: Call, operands: list[Known], result: Tensor) -> Known:
+def elementwise(state: Channels, call: Replay, operands: list[Known], result: Tensor) -> Known:
     """What a call gives whose result depends, at each place, on what its operands have there."""
     if len(operands) == 1:
         return Known(result, operands[0].tags, operands[0].parameter, operands[0].elements)
@@ -29,7 +30,9 @@ def elementwise(state: Channels, call: Call, operands: list[Known], result: Tens
     return _joined(state, call, tags, parameters, plain)
 
 
-def computed(state: Channels, call: Call, results: list[Tensor], operands: list[Known]) -> list[Known]:
+def computed(state: Channels, call: Replay, results: list[Tensor], operands: list[Known]) -> list[Known]:
+    """What any other call that computes gives: channels go on along the dimensions whose positions stay apart, and what
+    meets at one place is tied. Where it cannot be run on other numbers, its channels stay."""
     flows: list[dict[int, list[Flow | None]]] = []
     try:
         for n, known in enumerate(operands):
@@ -72,7 +75,9 @@ def computed(state: Channels, call: Call, results: list[Tensor], operands: list[
     return made
 
 
-def _summed(state: Channels, call: Call, operands: list[Known], flows: Sequence[dict[int, list[Flow | None]]]) -> None:
+def _summed(
+    state: Channels, call: Replay, operands: list[Known], flows: Sequence[dict[int, list[Flow | None]]]
+) -> None:
     """Tie the dimensions of two operands that are summed over together."""
     lost = [(n, dim) for n, going in enumerate(flows) for dim, each in going.items() if not any(each)]
     for n, dim in lost:
@@ -98,7 +103,7 @@ def _line(state: Channels, known: Known, dim: int) -> Tags | None:
 
 def _joined(
     state: Channels,
-    call: Call,
+    call: Replay,
     factors: list[Tags],
     parameters: list[tuple[str, np.ndarray]],
     plain: Sequence[set[int]],

@@ -1,7 +1,7 @@
 """The law of pruning, checked by values: a pruned network is the original whose removed channels are zero.
 
-Which channels depend on each other is told by a graph that knows little of views, permutations, chunks and gates. So
-the pruned network is compared with the original in which all that writes the removed channels gives zeros: filters,
+Which channels depend on each other is seen call by call in one run (`watch`), which may overlook something. So the
+pruned network is compared with the original in which all that writes the removed channels gives zeros: filters,
 biases, scales and shifts. A norm that mixes channels (LayerNorm, GroupNorm) is there computed over the channels that
 are left, as it is in the pruned network. Both are run on other content than was traced, in another batch size, and with
 other weights too: trained ones may hide a fault behind a branch that counts for nothing.

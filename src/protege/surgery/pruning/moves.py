@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from .channels import Channels, Known, Split, varies
-from .probe import NOTHING, Call
+from .probe import NOTHING, Replay
 from .ties import FIXED, Tags, lined, varying
 
 
-def moved(state: Channels, call: Call, operands: list[Known], sources: list[np.ndarray]) -> list[Known]:
+def moved(state: Channels, call: Replay, operands: list[Known], sources: list[np.ndarray]) -> list[Known]:
+    """What a call gives that moves numbers; ``sources`` say from where, as `Replay.moved` does."""
     if len(operands) > 1 and not any(known.tags for known in operands):  # parameters put together
         operands = [
             Known(known.tensor, [state.of(known.parameter, 0)[known.elements]])
@@ -25,7 +26,7 @@ def moved(state: Channels, call: Call, operands: list[Known], sources: list[np.n
     return made
 
 
-def _moved(state: Channels, call: Call, operands: list[Known], source: np.ndarray) -> Known:
+def _moved(state: Channels, call: Replay, operands: list[Known], source: np.ndarray) -> Known:
     """The channels of a result whose elements are some of the operands'."""
     if len(operands) == 1 and operands[0].elements is not None and not operands[0].tags:
         elements = np.where(source == NOTHING, NOTHING, operands[0].elements.reshape(-1)[source])
@@ -84,7 +85,7 @@ def _sliced(state: Channels, known: Known, tags: Tags, here: np.ndarray) -> None
 
 
 def _one_each(
-    state: Channels, call: Call, arrays: list[np.ndarray], dims: list[int], others: list[tuple[Known, np.ndarray]]
+    state: Channels, call: Replay, arrays: list[np.ndarray], dims: list[int], others: list[tuple[Known, np.ndarray]]
 ) -> Tags:
     """Tags along some dimensions: whatever lies at one place of these is tied; what is no channel stays, unless it
     is of a parameter, which is cut too."""

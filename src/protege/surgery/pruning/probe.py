@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..tracing.calls import FAILURES
 from ..widening.copies import leaves, map_leaves
 
-FAILURES = (RuntimeError, ValueError, IndexError, AssertionError, TypeError)  # of a call on other numbers
 ALL = 64  # positions of a dimension up to which each is tried; of more, some
 HALF = 2**23  # so many numbers from a half to one, which ReLU6 and its like leave as they are, are exact as floats
 NOTHING = -1  # the source of an element that is a constant
@@ -35,7 +35,7 @@ class Flow:
     first: np.ndarray
 
 
-class Call:
+class Replay:
     """A call that can be made again with other numbers in its tensors of floating point (`operands`)."""
 
     def __init__(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -159,8 +159,7 @@ def _any_place(changes: list[list[np.ndarray]], result: Tensor) -> Flow | None:
         marks = np.stack([change[dim] for change in changes])  # [positions, those of the result]
         if there < 2 or not marks.any(0).all() or not marks.any(1).all():
             continue
-        if (marks.sum(0) == 1).all() or (
-            marks.sum(1) == 1
-        ).all():  # copied, or joined with others (the halves of a GLU)
+        copied, joined = (marks.sum(0) == 1).all(), (marks.sum(1) == 1).all()  # joined as the halves of a GLU are
+        if copied or joined:
             return Flow(dim, marks.argmax(0), marks.argmax(0)[marks.argmax(1)])
     return None

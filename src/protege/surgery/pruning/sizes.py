@@ -24,6 +24,7 @@ class Number(int):
     def of(
         value: int, place: tuple[str, int] | None = None, channels: Tags | None = None, made: bool = False
     ) -> Number:
+        """The number of this value, with what it counts."""
         number = Number(value)
         number.place, number.channels, number.made = place, channels, made
         return number

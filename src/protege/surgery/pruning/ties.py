@@ -48,11 +48,11 @@ class Ties:
         if not apart.any():
             return
         for pair in np.unique(np.stack([a[apart], b[apart]], 1), axis=0).tolist():
-            one, other = sorted(int(self._tops(np.array([channel]))[0]) for channel in pair)
-            if one != other:
-                self._above[other] = one
-                if other in self._reasons:
-                    self._reasons.setdefault(one, self._reasons[other])
+            low, high = sorted(int(self._tops(np.array([channel]))[0]) for channel in pair)
+            if low != high:
+                self._above[high] = low
+                if high in self._reasons:
+                    self._reasons.setdefault(low, self._reasons[high])
 
     def fix(self, tags: Tags, why: str) -> None:
         """These channels stay, for this reason, if they do not stay already."""

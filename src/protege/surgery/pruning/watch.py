@@ -24,7 +24,7 @@ from ..widening.copies import leaves
 from .channels import Channels, Known
 from .computes import computed, elementwise
 from .moves import moved
-from .probe import Call
+from .probe import Replay
 from .sizes import Number, knowing
 from .ties import lined, varying
 from .weights import weighted
@@ -80,7 +80,7 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        call = Call(func, args, kwargs)
+        call = Replay(func, args, kwargs)
         out = func(*args, **kwargs)
         if func in SIZES and isinstance(args[0], Tensor):
             return _counted(self.state, args[0], out, args, kwargs)
@@ -106,7 +106,7 @@ def _counted(state: Channels, tensor: Tensor, out: Any, args: tuple, kwargs: dic
     return torch.Size(sizes)
 
 
-def _known(state: Channels, call: Call, results: list[Tensor], operands: list[Known]) -> list[Known]:
+def _known(state: Channels, call: Replay, results: list[Tensor], operands: list[Known]) -> list[Known]:
     for known in operands:
         known.tags = [tags for tags in map(state.ties.settled, known.tags) if tags is not None]
     if (by_weights := weighted(state, call, results)) is not None:

@@ -9,21 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tracing.calls import CONVOLUTIONS, RECURRENT, TRANSPOSED
 from ..widening.copies import leaves
 from .channels import Channels, Known
-from .probe import Call
+from .probe import Replay
 from .removal import kind_of
 from .ties import Tags, along, lined, varying
 
-CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
-TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
-RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 BY_CHANNEL = (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm, F.group_norm, torch.prelu, F.prelu)
 BY_LAST = (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
 
 
-def weighted(state: Channels, call: Call, results: list[Tensor]) -> list[Known] | None:
+def weighted(state: Channels, call: Replay, results: list[Tensor]) -> list[Known] | None:
     """What a call gives that multiplies by weights; None for any other call."""
     func, args, kwargs = call.func, call.args, call.kwargs
     if func is F.multi_head_attention_forward:

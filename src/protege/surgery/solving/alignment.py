@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from ...errors import UserError
 from ...torch_utils import eval_mode, trained_by
 from ..laws import close
-from ..tracing.graph import ROOT
+from ..tracing.tracer import ROOT
 from ..tracing.walk import Call, Live, Walk, input_name, output_name
 from .absorb import fixed, scaled
 from .linear import Linear, patches, settable

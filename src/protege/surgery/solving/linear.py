@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from ..laws import close
 from ..layers import SOLVABLE
-from ..tracing.calls import Weight, replaced, tensors_of
+from ..tracing.calls import CONVOLUTIONS, Weight, replaced, tensors_of
 
 EXACT = 1e-9  # of the largest value, in float64
 STORED = 1e-5  # of the largest value, of a weight that was set and computed again
-CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 

@@ -57,7 +57,7 @@ def sites_of(walk: Walk) -> Sites:
     """What is heard as a walk runs on its example."""
     network = walk.modules[""]
     weights, passes, live = Weights(network), set[str](), Live()
-    found: list[tuple[Site, list[Span], Tensor]] = []
+    sites: list[tuple[Site, list[Span], Tensor]] = []
     others: list[Span] = []  # of weights that what is no layer uses
     counts = [0, 0]  # the node, and calls in it
 
@@ -79,10 +79,10 @@ def sites_of(walk: Walk) -> Sites:
                 return
         weight = matrices[0] if layer is None else layer.weight
         name = _name(weight)
-        name += f" ({1 + again})" if (again := sum(site.name.partition(" (")[0] == name for site, *_ in found)) else ""
+        name += f" ({1 + again})" if (again := sum(site.name.partition(" (")[0] == name for site, *_ in sites)) else ""
         tensor = output if isinstance(output, Tensor) else tensors_of(output)[0]
         site = Site(name, counts[0], Call(name, number, inputs[0]), layer, tuple(tensor.shape), None, False)
-        found.append((site, _spans(weight), tensor.clone()))
+        sites.append((site, _spans(weight), tensor.clone()))
 
     with as_it_was(network), eval_mode(network):
         for i, node in enumerate(walk.nodes):
@@ -94,12 +94,12 @@ def sites_of(walk: Walk) -> Sites:
             value = live.get(node.name)
             if len(taken) == 1 and taken[0]._version == versions[0] and _same(taken[0], value):
                 passes.add(node.name)
-            for number, (site, spans, tensor) in enumerate(found):
+            for number, (site, spans, tensor) in enumerate(sites):
                 if site.node == i:
-                    found[number] = replace(site, dim=_dim(site, tensor, value)), spans, tensor[:0]
+                    sites[number] = replace(site, dim=_dim(site, tensor, value)), spans, tensor[:0]
     layers = {}
-    for number, (site, spans, _) in enumerate(found):
-        rest = [*others, *(span for other, (_, s, _) in enumerate(found) if other != number for span in s)]
+    for number, (site, spans, _) in enumerate(sites):
+        rest = [*others, *(span for other, (_, s, _) in enumerate(sites) if other != number for span in s)]
         twice = any(a < end and start < b for start, end in spans for a, b in rest)
         layers[site.name] = replace(site, twice=twice)
     return Sites(layers, frozenset(passes))

@@ -14,7 +14,8 @@ from torch.fx.node import map_arg
 
 from ...errors import UserError
 from ..laws import tensors_in
-from ..tracing.graph import ROOT, Trace, call_unhooked, storage
+from ..tracing.graph import Trace
+from ..tracing.tracer import ROOT, call_unhooked, storage
 
 UNKNOWN, BATCH, DEVICE = object(), object(), object()  # of numbers: the number of samples, the device they are on
 NUMBERS = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.memory_format)

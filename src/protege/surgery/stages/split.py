@@ -17,8 +17,9 @@ from ...errors import UserError
 from ...numerics import exact
 from ...torch_utils import as_it_was, trained_by
 from ..laws import close, other_samples, others_for, random_state
-from ..tracing.graph import ROOT, Trace, Untraceable, around, memory_of, set_training, storage, trace
+from ..tracing.graph import Trace, Untraceable, around, memory_of, set_training, trace
 from ..tracing.taps import feature, first_outputs
+from ..tracing.tracer import ROOT, storage
 from .cuts import Pair, outputs_at
 from .pieces import Piece, Uncarried, divide
 

@@ -1,5 +1,5 @@
-"""A network's graph, recorded by torch.fx beside a real pass (`graph`); running it node by node (`walk`); the calls
-that code makes with weights (`calls`); and features on the way (`taps`)."""
+"""A network's graph, recorded by torch.fx beside a real pass (`graph`, `tracer`); running it node by node (`walk`); the
+calls that code makes with weights (`calls`); and features on the way (`taps`)."""
 
 from .graph import Trace, Untraceable, trace
 from .taps import Tapped, feature, first_outputs

@@ -13,10 +13,16 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)  # torch.nn.functional's are the same objects
+TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+FAILURES = (RuntimeError, ValueError, IndexError, AssertionError, TypeError)  # of a call on other numbers or sizes
 
 Heard = Callable[[Callable[..., Any], tuple, dict[str, Any], Any], None]  # function, arguments, what it gave
 

@@ -26,7 +26,8 @@ from ...numerics import exact
 from ...torch_utils import as_it_was, eval_mode
 from ..laws import close, other_samples, others_for, outputs_in, tensors_in
 from .calls import Listening, tensors_of
-from .graph import ROOT, Untraceable, call_unhooked, trace
+from .graph import Untraceable, trace
+from .tracer import ROOT, call_unhooked
 
 Live = dict[str, Any]
 

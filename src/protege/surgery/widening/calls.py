@@ -12,11 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..tracing.calls import FAILURES
 from .copies import leaves, map_numbers, numbers_in
 
-Call = tuple[str, Callable, int]  # module, function, how-many-eth call of it while that module runs
-
-FAILURES = (RuntimeError, ValueError, IndexError, AssertionError, TypeError)  # of a call on other numbers or sizes
+CallKey = tuple[str, Callable, int]  # module, function, how-many-eth call of it while that module runs
 
 
 @dataclass
@@ -69,7 +68,7 @@ class CallMode(TorchFunctionMode):
         frame = self.stack[-1]
         return f"module {frame.path!r} ({frame.kind.__name__})" if frame.path else f"{frame.kind.__name__}.forward"
 
-    def call(self, func: Any) -> Call:
+    def call(self, func: Any) -> CallKey:
         """The call that was just made of this function."""
         frame = self.stack[-1]
         return frame.path, func, frame.counts[func]
@@ -82,11 +81,11 @@ class ScalarMode(CallMode):
     Sizes and dimensions are numbers too, but whole ones only: a call that takes no fraction in their place.
     """
 
-    def __init__(self, others: Mapping[Call, list[float]] | None = None) -> None:
+    def __init__(self, others: Mapping[CallKey, list[float]] | None = None) -> None:
         super().__init__()
         self.others = others
-        self.numbers: dict[Call, list[float]] = {}
-        self.differing: dict[Call, dict[int, float]] = {}  # → position: the other's number as a share of this one
+        self.numbers: dict[CallKey, list[float]] = {}
+        self.differing: dict[CallKey, dict[int, float]] = {}  # → position: the other's number as a share of this one
 
     def seen(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
         call = self.call(func)

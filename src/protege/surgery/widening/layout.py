@@ -24,26 +24,14 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...torch_utils import forget, logits_in
-from .calls import FAILURES, CallMode
-from .copies import (
-    CallEdit,
-    Copies,
-    Layout,
-    Placement,
-    counts_of,
-    leaves,
-    same,
-    spread,
-    view_sizes,
-)
+from ..tracing.calls import CONVOLUTIONS, FAILURES, RECURRENT, TRANSPOSED
+from .calls import CallMode
+from .copies import CallEdit, Copies, Layout, Placement, counts_of, leaves, same, spread, view_sizes
 from .search import Search
 from .trial import Attempts, Known, Trial, parts_of
 
 PASSES = 60  # runs of the example until the layouts agree; most networks need three
-CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
-RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)  # their weights are shared by all steps
 UNSAFE = (torch._weight_norm, torch._weight_norm_interface)  # they abort the process on sizes that do not fit
-TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 
 class _Again(Exception):
@@ -115,7 +103,7 @@ class LayoutMode(CallMode):
                 self.known[id(tensor)] = Known(tensor, layout, origins)
 
     def _layouts(self, func: Any, args: tuple, kwargs: dict, results: list[Tensor]) -> tuple[list[Layout], Any]:
-        if func in RECURRENT:
+        if func in RECURRENT:  # their weights are shared by all steps
             raise self._fail(func)
         if func is F.multi_head_attention_forward:
             return self._attention(args, kwargs, results), None

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import FAILURES
+from ..tracing.calls import FAILURES
 from .copies import VIEWS, Copies, Layout, copy_numbers, gather, groupings, leaves, map_leaves, spread
 
 
 @dataclass
 class Known:
+    """A tensor of the student's, how it is copied in the wide network, and what it is made of."""
+
     tensor: Tensor  # kept, so that its id stays its own
     layout: Layout
     origins: tuple[str, ...] | None  # the parameters and buffers it is made of, in order; None: data
@@ -25,6 +27,8 @@ class Known:
 
 @dataclass
 class Attempt:
+    """What may be changed about a call so that its results are copies: the operands' layouts, and how it is edited."""
+
     layouts: list[Layout]
     numbers: dict[int, tuple[int, int]] = field(default_factory=dict)
     sizes: tuple[int, ...] | None = None
