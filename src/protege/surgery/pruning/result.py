@@ -34,7 +34,7 @@ def together(left_out: Sequence[LeftOut]) -> list[LeftOut]:
 class Shrunk:
     """A smaller network, for each layer by name which of the original's output channels it still has, in order, the
     layers that could not be pruned, and how many heads, channels of residual streams and hidden channels there were and
-    are (before, after), where there are any."""
+    are (before, after) among those that could be chosen, where there are any."""
 
     network: nn.Module = field(repr=False)
     kept: dict[str, list[int]] = field(repr=False)
