@@ -364,3 +364,43 @@ def test_code_that_counts_channels_is_followed():
     again = rebuild(copy_network(network), record(network, shrunk.network))
     again.load_state_dict(shrunk.network.state_dict())
     assert torch.equal(again(x), shrunk.network(x))
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_a_function_that_makes_something_of_zero_is_seen_at_any_size(size):
+    torch.manual_seed(0)
+    network = maps(lambda m, x: x.repeat(1, 3, 1, 1)[:, :8] + m.b(m.a(x).exp()))[0].double()
+    with pytest.raises(UserError, match=r"removed there: 'a' \(without them"):
+        shrink(network, size * torch.randn(2, 3, 16, 16).double(), ratio=0.5, layers=["a"])
+
+
+def test_a_scale_made_of_several_tensors_is_cut_with_its_channels():
+    class Frozen(nn.Module):
+        """A BatchNorm of buffers alone, as detection networks have it."""
+
+        def __init__(self, count):
+            super().__init__()
+            for name in ("weight", "bias", "mean", "var"):
+                self.register_buffer(name, torch.rand(count) + 0.5)
+
+        def forward(self, x):
+            weight, bias, mean, var = (b.view(1, -1, 1, 1) for b in (self.weight, self.bias, self.mean, self.var))
+            scale = weight * (var + 1e-5).rsqrt()
+            return x * scale + (bias - mean * scale)
+
+    torch.manual_seed(0)
+    network = Net(
+        lambda m, x: m.o(m.n(m.a(x)).relu()).mean((2, 3)), a=conv(3, 8), n=Frozen(8), o=conv(8, 4, 1)
+    ).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    shrunk = shrink(network, x, ratio=0.5)
+    kept = shrunk.kept["a"]
+    assert len(kept) == 4
+    reference = copy.deepcopy(network)
+    gone = sorted(set(range(8)) - set(kept))
+    with torch.no_grad():
+        reference.o.weight[:, gone] = 0
+    torch.testing.assert_close(shrunk.network(x), reference(x), rtol=0, atol=1e-12)
+    again = rebuild(copy_network(network), record(network, shrunk.network))
+    again.load_state_dict(shrunk.network.state_dict())
+    assert torch.equal(again(x), shrunk.network(x))

@@ -189,8 +189,11 @@ def _assembled(parts: Sequence[Mapping[str, Any]]) -> nn.Module:
         module._non_persistent_buffers_set.update(part.get("fleeting", ()))
     for part in parts:
         if "same" not in part:
-            module = modules[part["name"]]
-            vars(module).update({key: _read(value, modules) for key, value in part.get("settings", {}).items()})
+            module, settings = modules[part["name"]], part.get("settings", {})
+            for key in settings:
+                if key in BLANK or callable(getattr(type(module), key, None)):
+                    raise UserError(f"{shown(key)} is no setting of a {type(module).__name__}; save the model again.")
+            vars(module).update({key: _read(value, modules) for key, value in settings.items()})
             if isinstance(module, RNNBase):
                 module._init_flat_weights()
     return modules[""]

@@ -93,7 +93,7 @@ def _is_operation(place: str) -> bool:
     """Whether it is one of torch's functions of tensors."""
     module, _, name = place.partition(":")
     operations = {"torch": torch._C._VariableFunctions, "torch._C._nn": torch._C._nn, "torch.nn.functional": F}
-    return "." not in name and hasattr(operations.get(module), name)
+    return "." not in name and name != "from_file" and hasattr(operations.get(module), name)
 
 
 def _tells(value: Any) -> bool:

@@ -110,7 +110,7 @@ def _joined(
 ) -> Known:
     """The channels of one result of several operands, at whose places ``parameters`` have these elements, and
     others, along some dimensions, what is no channel."""
-    if not factors and len(parameters) == 1:
+    if not factors and parameters:
         factors = state.begun(*parameters[0], set().union(*plain))
     result = merged(state.ties, factors)
     for n, tags in enumerate(result):

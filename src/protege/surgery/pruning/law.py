@@ -34,6 +34,9 @@ class Law:
 
     def __init__(self, network: nn.Module, example: Tensor) -> None:
         self.references = list(filter(None, (_reference(weights, example) for weights in (_lively(network), network))))
+        if self.references and self.references[0][1].is_floating_point():
+            first, x, tolerance = self.references[0]  # a constant of a function is small beside large values
+            self.references.append((first, 0.01 * x, tolerance))
         if not self.references:
             raise UserError(
                 f"the {type(network).__name__} gives no finite numbers on the example; expected outputs that can be "

@@ -66,7 +66,7 @@ def shrink(
             names = set(matching(patterns, able, network))
             groups = [group for group in groups if names & set(group.layers)]
             left_out = [part for part in left_out if names & set(part.layers)]
-    law = Law(network, example.detach())
+    every, law = groups, Law(network, example.detach())
     while True:
         if not groups:
             raise _nothing(network, how, left_out)
@@ -94,12 +94,11 @@ def shrink(
     changed = renewed(network)
     remove(changed, removal)
     let_learn(changed)
-    sizes = {
-        part: [(len(g.units), len(choice.get(n, ()))) for n, g in enumerate(groups) if g.part == part] for part in PARTS
-    }
-    counts = {
-        part: (sum(n for n, _ in each), sum(n - gone for n, gone in each)) for part, each in sizes.items() if each
-    }
+    counts: dict[str, tuple[int, int]] = {}
+    for part in PARTS:
+        if before := sum(len(group.units) for group in every if group.part == part):
+            gone = sum(len(units) for number, units in choice.items() if groups[number].part == part)
+            counts[part] = before, before - gone
     return Shrunk(changed, _kept(network, removal, weights), tuple(left_out), counts)
 
 

@@ -209,7 +209,7 @@ def _norm(state: Channels, func: Any, args: tuple, kwargs: dict, x: Known) -> Kn
     path, place = state.path, state.place()
     if func in BY_LAST:
         shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
-        at, wide = dims - 1, len(leaves(list(shape), int)) if not isinstance(shape, int) else 1
+        at, wide = dims - 1, 1 if isinstance(shape, int) else len(shape)
     else:
         at, wide = min(1, dims - 1), 1
     scaled = [tensor for tensor in leaves((args[1:], kwargs), Tensor) if tensor.numel() == x.tensor.shape[at]]
