@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-LOOKED_AT = 16  # values by which a slice is found
+LOOKED_AT = 256  # values by which a slice is found; of as many as large layers have, some are the same
 
 
 def slices(part: Tensor, whole: Tensor, dim: int) -> Tensor:

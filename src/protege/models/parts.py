@@ -191,7 +191,7 @@ def _assembled(parts: Sequence[Mapping[str, Any]]) -> nn.Module:
         if "same" not in part:
             module, settings = modules[part["name"]], part.get("settings", {})
             for key in settings:
-                if key in BLANK or callable(getattr(type(module), key, None)):
+                if key in BLANK or hasattr(nn.Module, key):
                     raise UserError(f"{shown(key)} is no setting of a {type(module).__name__}; save the model again.")
             vars(module).update({key: _read(value, modules) for key, value in settings.items()})
             if isinstance(module, RNNBase):

@@ -48,7 +48,11 @@ def first_outputs(modules: Mapping[str, nn.Module], stop: bool = False) -> Itera
 
 def feature(output: Any) -> Any:
     """The feature in what a module gives: of a tuple or list the first tensor, as of a block that tells what it
-    attends to beside its output."""
+    attends to beside its output.
+
+    >>> feature((x, None)) is x
+    True
+    """
     several = isinstance(output, tuple | list) and len(output) > 0 and isinstance(output[0], Tensor)
     return output[0] if several else output
 
