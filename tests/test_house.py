@@ -1,5 +1,6 @@
 """The house: a room imports only rooms on floors below it, and the picture shows it as it is."""
 
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -19,6 +20,15 @@ def test_arrows_go_down():
 def test_reports_need_folders_only():
     assert house.imports("report") == {}
     assert "report" not in house.imports("tasks")
+
+
+def test_kinds_of_surgery_know_nothing_of_each_other():
+    kinds = {"pruning", "solving", "stages", "tracing", "widening"}
+    beside = {}
+    for path in (house.SOURCE / "surgery").glob("*/*.py"):
+        entered = set(re.findall(r"from \.\.(\w+)", path.read_text(encoding="utf-8"))) & kinds - {"tracing"}
+        beside |= {path.parent.name: entered} if entered else {}
+    assert beside == {}
 
 
 def test_every_room_is_drawn():

@@ -156,6 +156,29 @@ class Standardised(nn.Conv2d):
         )
 
 
+class Products(nn.Module):
+    """Weights that the code multiplies with itself, its arguments by position and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(WIDTH, 16)), nn.Parameter(torch.randn(16, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.mm(x.flatten(0, 1), mat2=self.up).relu()
+        return torch.matmul(rows, other=self.down).view(*x.shape[:2], -1)
+
+
+class OneByOne(nn.Module):
+    """A convolution of images without a dimension for samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(WIDTH, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.conv(image) for image in x])
+
+
 class Images(nn.Module):
     def __init__(self, *layers: nn.Module, tokens: bool = False) -> None:
         super().__init__()
@@ -181,6 +204,8 @@ NETWORKS = {
     "units": lambda: Images(Unit(), Unit(), Unit(), Unit()),
     "split_attention": lambda: Images(Split()),
     "over_channels": lambda: Images(Local(), nn.Conv2d(WIDTH, WIDTH, 1)),
+    "products": lambda: Images(Products(), tokens=True),
+    "one_by_one": lambda: Images(OneByOne(), nn.Conv2d(6, WIDTH, 1)),
     "standardised": lambda: Images(
         Standardised(WIDTH, WIDTH, 3, padding=1), Standardised(WIDTH, WIDTH, 3, groups=2), Standardised(WIDTH, WIDTH, 1)
     ),

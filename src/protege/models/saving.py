@@ -25,7 +25,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..errors import told
 from ..lookup import place_of
 from ..surgery import rebuild, record
-from ..surgery.laws import close, tensors_in
+from ..surgery.laws import close
+from ..surgery.nests import tensors_in
 from ..torch_utils import copy_network, device_of, logits_in, own_dtype, plain_names, seeded, untouched, unwrapped
 from . import sources, storage
 from .description import Check

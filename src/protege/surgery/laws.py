@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_utils import logits_in, untouched
+from .nests import tensors_in
 
 TOLERANCE = 1e-4  # of a tensor's largest value: what rounding may part in single precision
 
@@ -71,12 +72,3 @@ def random_state(example: Tensor) -> tuple[Any, ...]:
 def outputs_in(value: Any) -> list[Tensor]:
     """The tensors of what a network gives, or of the logits in it."""
     return tensors_in(value) or tensors_in(logits_in(value))
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a value: itself, or those in its tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for item in value for t in tensors_in(item)] if isinstance(value, tuple | list) else []

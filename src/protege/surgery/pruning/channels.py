@@ -10,7 +10,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..layers import LAYERS
-from ..widening.copies import VIEWS, map_leaves, view_sizes
+from ..nests import leaves
+from ..tracing.calls import VIEWS, view_sizes
+from ..tracing.watch import Frame
 from .probe import NOTHING, Replay
 from .removal import Site, kind_of
 from .sizes import Number
@@ -49,7 +51,7 @@ class Channels:
                     names = self.names.setdefault(id(tensor), [])
                     names.append(f"{path}.{key}".lstrip("."))
                     self.tensors.setdefault(names[0], tensor)
-        self.stack = [""]  # the modules that run
+        self.stack: list[Frame] = []  # the modules that run
         self.known: dict[int, Known] = {}
         self.channels: dict[tuple[str, int], Tags] = {}  # of a parameter's dimension
         self.norms: dict[str, Tags] = {}  # of a module that has as many in as out
@@ -64,13 +66,11 @@ class Channels:
     @property
     def path(self) -> str:
         """The module that runs."""
-        return self.stack[-1]
+        return self.stack[-1].name
 
     def place(self, func: Any = None) -> str:
         """Where in the code the network is, as the beginning of a reason."""
-        name = self.path
-        kind = type(self.modules[name]).__name__
-        place = f"{name!r} ({kind})" if name else f"{kind}.forward"
+        place = str(self.stack[-1])
         return place if func is None else f"{place} calls {getattr(func, '__name__', func)}, which"
 
     def look(self, tensor: Tensor) -> Known:
@@ -255,6 +255,4 @@ def varies(array: np.ndarray, dim: int) -> bool:
 
 def _attributes_in(call: Replay) -> list[Any]:
     """The numbers of a call that are attributes of modules."""
-    numbers: list[Any] = []
-    map_leaves((call.args, call.kwargs), lambda leaf: numbers.append(leaf) if getattr(leaf, "place", None) else None)
-    return numbers
+    return [leaf for leaf in leaves((call.args, call.kwargs)) if getattr(leaf, "place", None)]

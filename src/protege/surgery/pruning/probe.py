@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..nests import map_leaves, tensors_in
 from ..tracing.calls import FAILURES
-from ..widening.copies import leaves, map_leaves
 
 ALL = 64  # positions of a dimension up to which each is tried; of more, some
 HALF = 2**23  # so many numbers from a half to one, which ReLU6 and its like leave as they are, are exact as floats
@@ -40,7 +40,7 @@ class Replay:
 
     def __init__(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
         self.func, self.args, self.kwargs = func, args, kwargs
-        self.operands = [tensor for tensor in leaves((args, kwargs), Tensor) if tensor.is_floating_point()]
+        self.operands = [tensor for tensor in tensors_in((args, kwargs)) if tensor.is_floating_point()]
         self.draws = torch.Generator().manual_seed(0)
 
     def __call__(self, operands: Sequence[Tensor]) -> list[Tensor]:
@@ -54,7 +54,7 @@ class Replay:
 
         args, kwargs = map_leaves((self.args, self.kwargs), visit)
         result = self.func(*args, **kwargs)
-        return leaves(args[0] if result is None else result, Tensor)
+        return tensors_in(args[0] if result is None else result)
 
     def random(self, like: Tensor) -> Tensor:
         """Numbers from a half to three halves, where most functions are smooth."""

@@ -11,16 +11,15 @@ Numbers in the code that must follow (``self.num_heads``, ``x.shape[1] // 2``) a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ...torch_utils import logits_in, seeded
-from ..widening.copies import leaves
+from ..nests import tensors_in
+from ..tracing.watch import watching
 from .channels import Channels, Known
 from .computes import computed, elementwise
 from .moves import moved
@@ -37,9 +36,9 @@ OUTPUTS = "it gives the outputs"
 def channels_of(network: nn.Module, example: Tensor) -> Channels:
     """The channels of a network in eval mode, which runs on the example [B, …]."""
     state = Channels(network)
-    with seeded(), knowing(network), _entered(state), _Watch(state):
+    with seeded(), knowing(network), watching(network, partial(_heard, state), state.stack):
         outputs = network(example)
-    for tensor in leaves(logits_in(outputs), Tensor):
+    for tensor in tensors_in(logits_in(outputs)):
         for tags in state.look(tensor).tags:
             state.ties.fix(tags, OUTPUTS)
     for _ in range(2):  # one may tie what another splits
@@ -48,49 +47,18 @@ def channels_of(network: nn.Module, example: Tensor) -> Channels:
     return state
 
 
-@contextmanager
-def _entered(state: Channels) -> Iterator[None]:
-    """Inside, the state knows which module runs."""
-    hooks = []
-    for name, module in state.modules.items():
-
-        def enter(_module: nn.Module, _args: Any, name: str = name) -> None:
-            state.stack.append(name)
-
-        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-            state.stack.pop()
-
-        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for hook in hooks:
-            hook.remove()
-
-
-class _Watch(TorchFunctionMode):
-    """Sees every call on tensors."""
-
-    def __init__(self, state: Channels) -> None:
-        super().__init__()
-        self.state = state
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+def _heard(state: Channels, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> Any:
+    """Notes what a call does with channels; sizes that it gives know the channels that they count."""
+    if func in SIZES and isinstance(args[0], Tensor):
+        return _counted(state, args[0], out, args, kwargs)
+    results = tensors_in(args[0] if out is None and args else out)
+    if any(tensor.is_floating_point() for tensor in results):
         call = Replay(func, args, kwargs)
-        out = func(*args, **kwargs)
-        if func in SIZES and isinstance(args[0], Tensor):
-            return _counted(self.state, args[0], out, args, kwargs)
-        results = leaves(args[0] if out is None and args else out, Tensor)
-        if results and any(tensor.is_floating_point() for tensor in results):
-            operands = [self.state.look(tensor) for tensor in call.operands]
-            for tensor, known in zip(results, _known(self.state, call, results, operands), strict=True):
-                known.tensor = tensor
-                self.state.known[id(tensor)] = known
-        return out
+        operands = [state.look(tensor) for tensor in call.operands]
+        for tensor, known in zip(results, _known(state, call, results, operands), strict=True):
+            known.tensor = tensor
+            state.known[id(tensor)] = known
+    return None
 
 
 def _counted(state: Channels, tensor: Tensor, out: Any, args: tuple, kwargs: dict) -> Any:

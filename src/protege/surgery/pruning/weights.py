@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tracing.calls import CONVOLUTIONS, RECURRENT, TRANSPOSED
-from ..widening.copies import leaves
+from ..nests import tensors_in
+from ..tracing.calls import RECURRENT, Product, product_in
 from .channels import Channels, Known
 from .probe import Replay
 from .removal import kind_of
+from .sizes import Number
 from .ties import Tags, along, lined, varying
 
-PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
 BY_CHANNEL = (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm, F.group_norm, torch.prelu, F.prelu)
 BY_LAST = (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
 
@@ -30,30 +30,21 @@ def weighted(state: Channels, call: Replay, results: list[Tensor]) -> list[Known
         return _recurrent(state, state.look(call.operands[0]), results)
     if func in BY_CHANNEL or func in BY_LAST:
         return [_norm(state, func, args, kwargs, state.look(call.operands[0]))]
-    parts = _weight_of(state, func, args, kwargs)
-    return None if parts is None else [_weighted(state, **parts)]
+    product = product_in(func, args, kwargs)
+    known = None if product is None else _product(state, product)
+    return None if known is None else [known]
 
 
-def _weight_of(state: Channels, func: Any, args: tuple, kwargs: dict) -> dict[str, Any] | None:
-    """Where a call multiplies by a parameter: its parts; None for any other call."""
+def _computed_from(state: Channels, weight: Tensor) -> str | None:
+    """The one parameter of a weight's shape in the module that is running."""
+    prefix = state.path + "." if state.path else ""
+    names = [n for n, p in state.tensors.items() if n.startswith(prefix) and p.shape == weight.shape]
+    return names[0] if len(names) == 1 else None
 
-    def part(position: int, name: str) -> Any:
-        return args[position] if len(args) > position else kwargs.get(name)
 
-    bias, groups, channel = None, 1, -1
-    if func is F.linear or func in CONVOLUTIONS or func in TRANSPOSED:
-        x, weight, bias = part(0, "input"), part(1, "weight"), part(2, "bias")
-        out, into = (1, 0) if func in TRANSPOSED else (0, 1)
-        if func is not F.linear:
-            groups, channel = part(6, "groups") or 1, -weight.dim() + 1
-    elif func is F.embedding:
-        x, weight, out, into = part(0, "input"), part(1, "weight"), 1, None
-    elif func is torch.addmm:
-        bias, x, weight, out, into = part(0, "input"), part(1, "mat1"), part(2, "mat2"), 1, 0
-    elif func in PRODUCTS and isinstance(args[1], Tensor) and args[1].dim() == 2:
-        x, weight, out, into = args[0], args[1], 1, 0
-    else:
-        return None
+def _product(state: Channels, product: Product) -> Known | None:
+    """What a product with one of the network's parameters gives; None where it is none that is known."""
+    weight, out, into = product.weight, product.out, product.into
     known = state.look(weight)
     name = known.parameter or _computed_from(state, weight)
     if name is None:
@@ -67,31 +58,8 @@ def _weight_of(state: Channels, func: Any, args: tuple, kwargs: dict) -> dict[st
             return None
     elif shape != tuple(weight.shape):
         return None
-    dims, computed = x.dim() + (into is None), known.parameter is None
-    return {"x": state.look(x), "name": name, "bias": bias, "out": out, "into": into, "groups": groups,
-            "channel": channel, "dims": dims, "computed": computed}  # fmt: skip
-
-
-def _computed_from(state: Channels, weight: Tensor) -> str | None:
-    """The one parameter of a weight's shape in the module that is running."""
-    prefix = state.path + "." if state.path else ""
-    names = [n for n, p in state.tensors.items() if n.startswith(prefix) and p.shape == weight.shape]
-    return names[0] if len(names) == 1 else None
-
-
-def _weighted(
-    state: Channels,
-    *,
-    x: Known,
-    name: str,
-    bias: Any,
-    out: int,
-    into: int | None,
-    groups: Any,
-    channel: int,
-    dims: int,
-    computed: bool,
-) -> Known:
+    x, groups, channel = state.look(product.x), product.groups, product.channel
+    dims = product.x.dim() + (into is None)
     state.makers.setdefault(name.rpartition(".")[0], (name, out))
     leaving = state.of(name, out)
     place, at = state.place(), channel % dims
@@ -109,7 +77,7 @@ def _weighted(
             passing.append(tags)
         else:
             state.ties.fix(tags, f"{place} sums over neighbouring ones")
-    if computed and into is not None:
+    if known.parameter is None and into is not None:
         state.ties.fix(state.of(name, into), f"{place} computes its weight from all of it")
     if into is None:
         passing = [tags.reshape(*tags.shape, 1) for tags in x.tags]
@@ -118,9 +86,9 @@ def _weighted(
         _enter(state, reading, entering, place)
     else:
         leaving = _grouped(state, name, out, into, entering, int(groups), x.tensor.shape[at], place)
-        if getattr(groups, "place", None) and groups == len(leaving):
+        if isinstance(groups, Number) and groups.place and groups == len(leaving):
             state.counts.setdefault(groups.place, (leaving, 0))
-    _biased(state, bias, leaving)
+    _biased(state, product.bias, leaving)
     for tags in passing:
         state.passing.append((state.path, tags))
     return Known(x.tensor, [*passing, along(leaving, at, dims)])
@@ -212,7 +180,7 @@ def _norm(state: Channels, func: Any, args: tuple, kwargs: dict, x: Known) -> Kn
         at, wide = dims - 1, 1 if isinstance(shape, int) else len(shape)
     else:
         at, wide = min(1, dims - 1), 1
-    scaled = [tensor for tensor in leaves((args[1:], kwargs), Tensor) if tensor.numel() == x.tensor.shape[at]]
+    scaled = [tensor for tensor in tensors_in((args[1:], kwargs)) if tensor.numel() == x.tensor.shape[at]]
     channels = _scaled(state, path, scaled, x.tensor.shape[at])
     kept, entered = [], False
     for tags in x.tags:

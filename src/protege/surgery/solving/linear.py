@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..laws import close
 from ..layers import SOLVABLE
-from ..tracing.calls import CONVOLUTIONS, Weight, replaced, tensors_of
+from ..nests import replaced, tensors_in
+from ..tracing.calls import CONVOLUTIONS, FAILURES, Weight
 
 EXACT = 1e-9  # of the largest value, in float64
 STORED = 1e-5  # of the largest value, of a weight that was set and computed again
@@ -79,7 +80,7 @@ def linear_in(
         if weight.value.is_floating_point() and weight.value.dim() > 1:
             try:
                 layer = _linear_in(function, args, kwargs, known, weight)
-            except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+            except FAILURES:
                 layer = None  # it takes no float64, say
             if layer is not None:
                 return layer
@@ -90,7 +91,7 @@ def _linear_in(
     function: Callable[..., Any], args: tuple, kwargs: dict[str, Any], known: Mapping[int, Weight], weight: Weight
 ) -> Linear | None:
     window, groups, shapes = None, 1, {}
-    inputs = [t for t in tensors_of((args, kwargs)) if t.is_floating_point() and id(t) not in known]
+    inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point() and id(t) not in known]
     if function in CONVOLUTIONS:
         window, groups = _window(weight.value, {**dict(zip(_CONVOLUTION, args, strict=False)), **kwargs})
         spatial = [min(n, r + s + 1) for n, r, s in zip(inputs[0].shape[2:], window.reach, window.stride, strict=True)]
@@ -137,13 +138,13 @@ def role_in(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any], k
                 continue
             roles.add(factor.dim() < 2 or close(other - nothing, factor * (plain - nothing), EXACT))
         return "none" if not roles else "spread" if all(roles) else "layer"
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError):
+    except FAILURES:
         return "layer"
 
 
 def _fresh(args: tuple, kwargs: dict[str, Any], shapes: Mapping[int, tuple[int, ...]]) -> dict[int, Tensor]:
     """Other values in float64 for the tensors that a call takes, by their id; of other ``shapes`` where these say."""
-    given = {id(t): t for t in tensors_of((args, kwargs)) if t.is_floating_point()}
+    given = {id(t): t for t in tensors_in((args, kwargs)) if t.is_floating_point()}
     return {key: _noise(shapes.get(key, t.shape), n, t.device) for n, (key, t) in enumerate(given.items())}
 
 

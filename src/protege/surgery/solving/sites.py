@@ -16,8 +16,10 @@ from torch import Tensor
 
 from ...numerics import exact
 from ...torch_utils import as_it_was, eval_mode
+from ..nests import tensors_in
 from ..tracing import Call, Live, Walk
-from ..tracing.calls import Listening, Weight, Weights, tensors_of
+from ..tracing.calls import Weight, Weights
+from ..tracing.watch import Listening
 from .linear import Linear, linear_in, role_in
 
 Span = tuple[int, int]  # addresses of the first byte of a tensor and of the one behind it
@@ -66,7 +68,7 @@ def sites_of(walk: Walk) -> Sites:
         known = weights.among((args, kwargs))
         if not known or weights.note(function, args, kwargs, output):
             return
-        given = tensors_of((args, kwargs))
+        given = tensors_in((args, kwargs))
         inputs = [i for i, tensor in enumerate(given) if id(tensor) not in known and tensor.is_floating_point()]
         matrices = [weight for weight in known.values() if weight.value.dim() > 1 and weight.value.is_floating_point()]
         if len(inputs) == len(given) - len(known) and not inputs:
@@ -80,7 +82,7 @@ def sites_of(walk: Walk) -> Sites:
         weight = matrices[0] if layer is None else layer.weight
         name = _name(weight)
         name += f" ({1 + again})" if (again := sum(site.name.partition(" (")[0] == name for site, *_ in sites)) else ""
-        tensor = output if isinstance(output, Tensor) else tensors_of(output)[0]
+        tensor = output if isinstance(output, Tensor) else tensors_in(output)[0]
         site = Site(name, counts[0], Call(name, number, inputs[0]), layer, tuple(tensor.shape), None, False)
         sites.append((site, _spans(weight), tensor.clone()))
 

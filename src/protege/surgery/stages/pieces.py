@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ...errors import UserError
-from ..laws import tensors_in
+from ..nests import tensors_in
 from ..tracing.graph import Trace
 from ..tracing.tracer import ROOT, call_unhooked, storage
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx, nn
 
 from ...errors import UserError
-from ..laws import tensors_in
+from ..nests import tensors_in
 from ..tracing.graph import Trace, Untraceable, trace
 from .places import SAME, Cut, cut_at, places_of, readings
 

@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..laws import random_state, tensors_in
+from ..laws import random_state
+from ..nests import tensors_in
 
 CALLS = ("call_function", "call_method", "call_module")
 FACTORIES = (

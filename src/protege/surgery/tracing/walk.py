@@ -24,10 +24,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...errors import UserError, told
 from ...numerics import exact
 from ...torch_utils import as_it_was, eval_mode
-from ..laws import close, other_samples, others_for, outputs_in, tensors_in
-from .calls import Listening, tensors_of
+from ..laws import close, other_samples, others_for, outputs_in
+from ..nests import tensors_in
 from .graph import Untraceable, trace
 from .tracer import ROOT, call_unhooked
+from .watch import Listening
 
 Live = dict[str, Any]
 
@@ -260,7 +261,7 @@ def _watching(inputs: Live, calls: Collection[Call], outputs: Live) -> Iterator[
     def heard(_function: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         call = wanted.get(next(count))
         if call is not None:
-            inputs[input_name(call.layer)] = tensors_of((args, kwargs))[call.argument].clone()
+            inputs[input_name(call.layer)] = tensors_in((args, kwargs))[call.argument].clone()
             outputs[output_name(call.layer)] = output.clone()
 
     with Listening(heard):

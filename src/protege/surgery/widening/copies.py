@@ -1,6 +1,6 @@
 """Copied dimensions as values: which there are, what a parameter and a call become under them.
 
-The vocabulary of `layout` (which finds copies) and `widen` (which makes them).
+The vocabulary of `watch` (which finds copies) and `widen` (which makes them).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-UNFLATTEN = (Tensor.unflatten, torch.unflatten)
-VIEWS = (Tensor.view, Tensor.reshape, torch.reshape, *UNFLATTEN)
+from ..nests import leaves, map_leaves
+from ..tracing.calls import UNFLATTEN, view_sizes
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,15 @@ class Copies:
 
 
 Layout = tuple[Copies | None, ...]
+
+
+@dataclass
+class Known:
+    """A tensor of the student's, how it is copied in the wide network, and what it is made of."""
+
+    tensor: Tensor  # kept, so that its id stays its own
+    layout: Layout
+    origins: tuple[str, ...] | None  # the parameters and buffers it is made of, in order; None: data
 
 
 def spread(channels: int, ratio: int, inner: int = 1) -> Tensor:
@@ -121,20 +130,8 @@ def _apart(func: Callable, *args: Any) -> Any:
         return func(*args)
 
 
-def map_leaves(value: Any, visit: Callable[[Any], Any]) -> Any:
-    """A nest of tuples, lists, dicts and slices with every leaf replaced by ``visit(leaf)``, in order."""
-    if isinstance(value, slice):
-        return slice(*(map_leaves(part, visit) for part in (value.start, value.stop, value.step)))
-    if isinstance(value, dict):
-        return {key: map_leaves(part, visit) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        parts = [map_leaves(part, visit) for part in value]
-        return parts if isinstance(value, list) else tuple(parts)
-    return visit(value)
-
-
 def map_tensors(value: Any, visit: Callable[[int, Tensor], Any]) -> Any:
-    """The same of the tensors alone, which are counted: ``visit(how-many-eth, tensor)``."""
+    """A nest with every tensor replaced by ``visit(how-many-eth, tensor)``."""
     count = itertools.count()
     return map_leaves(value, lambda leaf: visit(next(count), leaf) if isinstance(leaf, Tensor) else leaf)
 
@@ -146,29 +143,13 @@ def map_numbers(value: Any, visit: Callable[[int, float], Any]) -> Any:
 
 
 def numbers_in(value: Any) -> list[float]:
-    collected: list[float] = []
-    map_numbers(value, lambda _, number: collected.append(number))
-    return collected
+    """The whole numbers and others in a nest, in order."""
+    return [leaf for leaf in leaves(value) if type(leaf) in (int, float)]
 
 
-def leaves(value: Any, kind: type) -> list[Any]:
-    """The leaves of exactly (whole numbers) or at least (tensors) that type."""
-    collected: list[Any] = []
-    map_leaves(
-        value,
-        lambda leaf: collected.append(leaf) if (type(leaf) is int if kind is int else isinstance(leaf, kind)) else 0,
-    )
-    return collected
-
-
-def view_sizes(func: Callable, x: Tensor, rest: tuple, kwargs: dict[str, Any]) -> list[int]:
-    """The sizes a view asks for, all of them."""
-    if func in UNFLATTEN:
-        dim, sizes = (*rest, *(kwargs[k] for k in ("dim", "sizes") if k in kwargs))
-        dim %= x.dim()
-        return [*x.shape[:dim], *sizes, *x.shape[dim + 1 :]]
-    rest = (*rest, *(kwargs[k] for k in ("shape", "size") if k in kwargs))
-    return list(rest[0]) if not isinstance(rest[0], int) else list(rest)
+def whole_numbers_in(value: Any) -> list[int]:
+    """The whole numbers alone."""
+    return [leaf for leaf in leaves(value) if type(leaf) is int]
 
 
 def view_groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:

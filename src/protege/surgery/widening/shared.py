@@ -25,7 +25,7 @@ from ...errors import UserError, told
 from ...numerics import exact
 from ...torch_utils import copy_network, follow, forget, logits_in, without_autocast
 from ..layers import put
-from .copies import leaves
+from ..nests import tensors_in
 from .widen import Projection, widen
 
 SHARE = 0.1  # how large a branch starts, as a share of the kernel's root mean square
@@ -203,9 +203,9 @@ def _check_backward(shared: Shared, example: Tensor) -> None:
     """Raise for a student whose backward pass needs parameters that are in place while it runs forward only."""
     shared.train()
     with torch.enable_grad():
-        outputs = [leaf for leaf in leaves([logits_in(out) for out in shared(example)], Tensor) if leaf.requires_grad]
+        outputs = [x for x in tensors_in([logits_in(out) for out in shared(example)]) if x.requires_grad]
         try:
-            sum((leaf.sum() for leaf in outputs), torch.zeros((), requires_grad=True)).backward()
+            sum((x.sum() for x in outputs), torch.zeros((), requires_grad=True)).backward()
         except Exception as error:
             raise UserError(
                 f"{type(shared.plain).__name__} cannot learn beside its wide network: its backward pass fails "

@@ -31,9 +31,10 @@ from ...numerics import exact
 from ...torch_utils import copy_network, follow, forget, logits_in
 from ..laws import other_samples, random_state
 from ..layers import put
-from .calls import ScalarMode
-from .copies import CallEdit, Placement, gather, leaves, spread
-from .layout import LayoutMode
+from ..nests import tensors_in
+from .copies import CallEdit, Placement, gather, spread
+from .scalars import differing
+from .watch import layouts_of
 
 Projection = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -71,8 +72,7 @@ def widen(
     precise = _in_double(network, example)
     if precise:
         network, example = network.double(), example.double() if example.is_floating_point() else example
-    layouts = LayoutMode(network, ratio)
-    layouts.run(example)
+    layouts = layouts_of(network, ratio, example)
     placements = layouts.placements
     if not any(any(placement.layout) for placement in placements.values()):
         raise UserError(
@@ -121,7 +121,7 @@ def _refuse_unfit(student: nn.Module, example: Any) -> None:
             "dimension: give a batch of what forward takes."
         )
     try:
-        outputs = leaves(logits_in(copy_network(student).eval()(example)), Tensor)
+        outputs = tensors_in(logits_in(copy_network(student).eval()(example)))
     except Exception as error:
         raise UserError(
             f"{type(student).__name__} fails on the example of shape {list(example.shape)} and {example.dtype} "
@@ -299,16 +299,7 @@ def _keep_scalars(
 ) -> None:
     """Have the wide network compute with the student's numbers (a scale) where its own come of its larger sizes."""
     forget(wide)
-    reference = ScalarMode()
-    with reference.watch(student):
-        student(example)
-    scalars = ScalarMode(reference.numbers)
-    try:
-        with scalars.watch(wide):
-            wide(example)
-    except Exception:  # told by who checks it
-        return
-    for (path, func, count), factors in scalars.differing.items():
+    for (path, func, count), factors in differing(student, wide, example).items():
         if path not in edits:
             _edit(wide.get_submodule(path), edits.setdefault(path, {}))
         edits[path][func, count] = replace(edits[path].get((func, count), CallEdit()), scalars=factors)
@@ -337,7 +328,7 @@ class _Editing(TorchFunctionMode):
         self.functions = {func for func, _ in edits.calls}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.functions:
+        if func in self.functions and tensors_in((args, kwargs)):
             self.counts[func] += 1
             if edit := self.calls.get((func, self.counts[func])):
                 return edit(func, args, kwargs or {})
@@ -349,9 +340,9 @@ def _check(student: nn.Module, wide: nn.Module, example: Tensor, tolerance: floa
     name = f"{type(student).__name__} cannot be widened"
     random_before = random_state(example)
     try:
-        expected = leaves(logits_in(student(example)), Tensor)
+        expected = tensors_in(logits_in(student(example)))
         drawn = random_before != random_state(example)  # it answers otherwise each time
-        actual = leaves(logits_in(wide(example)), Tensor)
+        actual = tensors_in(logits_in(wide(example)))
     except Exception as error:
         raise UserError(
             f"{name}: {where}{told(error)}; expected a network that reads sizes from its tensors or names them in its "
