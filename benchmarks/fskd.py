@@ -2,6 +2,7 @@
 
     python benchmarks/fskd.py                                    # 500 samples of 32×32, both ways
     python benchmarks/fskd.py --samples 50 --width 0.25          # small
+    python benchmarks/fskd.py --norm --solve kernel              # ours by whole kernels
 
 The authors' procedure (FSKD, arXiv 1812.01839): for every layer a full forward of both networks on all samples, the
 outputs of all pixels stacked, `numpy.linalg.lstsq`, and the solution put into the weights. Both start from the same
@@ -59,7 +60,7 @@ def prune(teacher: nn.Module, ratio: float) -> tuple[nn.Module, dict[str, list[i
     return student, kept
 
 
-def ours(student: nn.Module, teacher: nn.Module, kept: dict[str, list[int]], images: Tensor) -> None:
+def ours(student: nn.Module, teacher: nn.Module, kept: dict[str, list[int]], images: Tensor, kernels: bool) -> None:
     """The frontier sweep, in the layout that a run gives every network and image."""
     for network in (student, teacher):
         place(network, torch.device("cpu"))
@@ -67,7 +68,7 @@ def ours(student: nn.Module, teacher: nn.Module, kept: dict[str, list[int]], ima
     size = max(1, min(PIXELS // images[0, 0].numel(), -(-len(images) // FOLDS)))
     chunks = -(-len(images) // size)
     folds = [chunk % FOLDS for chunk in range(chunks)]
-    recover(student, teacher, kept, lambda chunk: (images[chunk::chunks],) * 2, folds)
+    recover(student, teacher, kept, lambda chunk: (images[chunk::chunks],) * 2, folds, kernels=kernels)
 
 
 @torch.no_grad()
@@ -146,7 +147,10 @@ def perform(given: argparse.Namespace) -> dict[str, float]:
 
     first = {f"{key} before": value for key, value in quality().items()}
     held, clock = peak(), time.perf_counter()
-    (ours if given.way == "ours" else theirs)(student, teacher, kept, images)
+    if given.way == "ours":
+        ours(student, teacher, kept, images, given.solve == "kernel")
+    else:
+        theirs(student, teacher, kept, images)
     seconds = time.perf_counter() - clock
     return {"seconds": seconds, "MiB": peak() - held, **first, **quality()}
 
@@ -156,6 +160,7 @@ def main() -> int:
     arguments.add_argument("--samples", type=int, default=500)
     arguments.add_argument("--width", type=float, default=1.0, help="of the random VGG-16's channels")
     arguments.add_argument("--norm", action="store_true", help="with BatchNorm")
+    arguments.add_argument("--solve", choices=["matrix", "kernel"], default="matrix", help="what ours solves for")
     arguments.add_argument("--teacher", help="a folder with a trained VGG")
     arguments.add_argument("--data", help="its images")
     arguments.add_argument("--way", choices=["ours", "theirs"], help=argparse.SUPPRESS)

@@ -1107,3 +1107,34 @@ def test_a_student_that_is_no_copy_is_refused_before_anything_is_solved():
     shorter.add_module("7", nn.Linear(8 * 36, 5))
     with pytest.raises(UserError, match="the teacher's layer '3' has no counterpart"):
         recovered(shorter, teacher)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("name", ["vgg8_bn", "resnet8"])
+def test_some_rows_of_each_sample_do_nearly_as_well_as_all(name, kernels, monkeypatch):
+    teacher, errors, counts = network(name), [], Counter()
+    add = fskd.Moments.add
+
+    def counting(moments, fold, x, d):
+        counts[alignment.ROWS] += len(x)
+        add(moments, fold, x, d)
+
+    monkeypatch.setattr(fskd.Moments, "add", counting)
+    for least in (10**6, 200):
+        student, kept = pruned(teacher)
+        monkeypatch.setattr(alignment, "ROWS", least)
+        before = recover(student, teacher, kept, images(64), kernels=kernels)["before"]
+        errors.append(distance(student, teacher, images(64, seed=9)))
+    assert counts[200] < 0.7 * counts[10**6]
+    assert errors[1] < errors[0] + 0.05 * before
+
+
+def test_the_rows_that_are_looked_at_are_as_many_of_each_sample():
+    student, kept, teacher = shrunken(norm=False)
+    point = plan_alignment(*walks(student, teacher, torch.randn(2, 1, 6, 6)), kept).points[0]
+    live = {point.value: torch.arange(6 * 200).view(6, 1, 20, 10).expand(6, 4, 20, 10).float()}
+    rows = point.chosen(live, 6, 60 / alignment.ROWS, seed=3)
+    assert torch.equal(rows // 200, torch.arange(6).repeat_interleave(10))
+    assert len(rows.unique()) == 60
+    assert torch.equal(rows, point.chosen(live, 6, 60 / alignment.ROWS, seed=3))
+    assert point.chosen(live, 6, 1.0, seed=3) is None

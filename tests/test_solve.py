@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protege.surgery import Moments, solve
-from protege.surgery.solving.moments import GRID
+from protege.surgery.solving import ridge
+from protege.surgery.solving.ridge import GRID
 
 LIMITS = settings(max_examples=30, deadline=None, database=None)
 
@@ -147,8 +148,8 @@ def test_dead_constant_and_dependent_channels():
     x[:, 1] = 7  # constant
     x[:, 3] = x[:, 2] - 2 * x[:, 4]  # dependent
     y[:, 5] = 0  # dead in the teacher
-    for folds, ridge in ((1, 0.0), (4, None)):
-        found = solve(moments_of(x, y, folds), True, ridge)
+    for folds, strength in ((1, 0.0), (4, None)):
+        found = solve(moments_of(x, y, folds), True, strength)
         assert all(bool(v.isfinite().all()) for v in (found.q, found.intercept))
         # a channel that says nothing is mixed into no other, so it may wake up later and do no harm
         torch.testing.assert_close(found.q[0, :2], torch.eye(6, dtype=torch.float64)[:2], atol=1e-6, rtol=0)
@@ -203,13 +204,28 @@ def test_sums_do_not_depend_on_how_rows_arrive():
     torch.testing.assert_close(one.q, many.q, rtol=1e-10, atol=1e-10)
 
 
-def test_few_rows_of_many_channels_are_solved_as_by_the_whole_decomposition(monkeypatch):
-    x, y = rows(40, 96, 11)
-    ways = []
-    for few in (96, 10**6):
-        monkeypatch.setattr("protege.surgery.solving.moments.FEW", few)
-        ways.append(solve(moments_of(x, y, folds=4, parts=4), True))
-    thin, whole = ways
-    assert thin.ridge == whole.ridge
-    torch.testing.assert_close(thin.delta, whole.delta, rtol=1e-7, atol=1e-9)
-    assert thin.after == pytest.approx(whole.after, rel=1e-6, abs=1e-6 * whole.before)
+@pytest.mark.parametrize("folds", [2, 4])
+@pytest.mark.parametrize("count", [40, 400])
+def test_many_columns_are_solved_as_by_the_whole_decomposition(count, folds, monkeypatch):
+    """Factors for some ridges do as well as the best of all, on each fold left out, or on the first alone."""
+    x, y = rows(count, 96, 11, noise=2.0)
+    monkeypatch.setattr(ridge, "MANY", 50)
+    monkeypatch.setattr(ridge, "WIDE", 50 if folds == 2 else 100)
+    factors = moments_of(x, y, folds, parts=folds)
+    found = solve(factors, True)
+    monkeypatch.undo()
+    again = solve(factors, True, found.ridge)
+    assert found.ridge in GRID
+    torch.testing.assert_close(found.delta, again.delta, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(found.intercept, again.intercept, rtol=1e-7, atol=1e-9)
+    assert found.after == pytest.approx(again.after, rel=1e-6, abs=1e-6 * again.before)
+    parts = list(zip(x.tensor_split(folds), y.tensor_split(folds), strict=True))
+
+    def held_out(strength):
+        total = 0.0
+        for out in range(1 if folds == 2 else folds):
+            a, b = (torch.cat([p[i] for j, p in enumerate(parts) if j != out]) for i in range(2))
+            total += error(*parts[out], solve(moments_of(a, b), True, strength))
+        return total
+
+    assert held_out(found.ridge) < 1.02 * min(map(held_out, GRID))

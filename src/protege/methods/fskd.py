@@ -155,11 +155,12 @@ def _sweep(
     mine = theirs = 0  # nodes that each network has run
     watched = {point.node: [point.call] for point in points if point.kind == "kernel" and not point.inside}
     with Frontier(*room) as frontier:
-        judged = 0
+        sizes, judged = list[int](), 0
         for chunk in range(len(folds)):
             x, y = inputs(chunk)
             known = {"outputs before": _logits(student.run(x.clone()))} if judged < JUDGED else {}
-            judged += len(x)
+            judged += len(x) if known else 0
+            sizes.append(len(x))
             frontier.put(chunk, {"inputs": x, **known}, {"inputs": y})
         change: Callable[[Live], None] | None = None  # what was solved last
 
@@ -175,25 +176,22 @@ def _sweep(
         for number, point in enumerate(points):
             stop, their_stop = point.stop, max(theirs, point.their_stop)
             layer, norm = point.linear, student.modules[point.norm] if point.norm else None
-            moments, size, groups = None, 0.0, layer.blocks
+            moments, size = Moments.zeros(max(folds) + 1, *point.unknowns, student.example.device), 0.0
             for chunk, fold in enumerate(folds):
                 s, t = advanced(chunk, stop, their_stop)
                 if point.inside:
                     student.look(s, point.stop, point.call)
                     teacher.look(t, point.their_stop, point.their_call)
-                missing, whole = point.missing(s, t)
+                chosen = point.chosen(s, sizes[chunk], sizes[chunk] / sum(sizes), seed=chunk)
+                missing, whole = point.missing(s, t, chosen)
                 done = 0
-                for x in point.rows(s):
-                    if moments is None:
-                        shape = groups, x.shape[1] // groups, missing.shape[1] // groups
-                        moments = Moments.zeros(max(folds) + 1, *shape, x.device)
+                for x in point.rows(s, chosen):
                     moments.add(fold, x, missing[done : done + len(x)])
                     done += len(x)
                 size += float(torch.linalg.vector_norm(whole, dtype=torch.float64)) ** 2
                 if point.inside:
                     point.forget(s, t)
                 frontier.put(chunk, s, t)
-            assert moments is not None
             _check_finite(moments, size, point)
             solution = solve(moments, has_intercept(layer, norm), ridge)
             delta, c = solution.delta, solution.intercept

@@ -19,7 +19,8 @@ their docstrings are about this network:
 from .pruning import Decoupled, Shrunk, compose, decouple, rebuild, record, shrink
 from .solving.absorb import absorb
 from .solving.alignment import Alignment, Point, plan_alignment
-from .solving.moments import Moments, Solution, solve
+from .solving.moments import Moments
+from .solving.ridge import Solution, solve
 from .stages import HEAD, HEAVY, Chain, Cut, Pair, Stage, describe, find_cuts, pair, split
 from .tracing import Frontier, Tapped, Walk, feature, first_outputs
 from .widening import BRANCHES, Shared, readout, share, widen

@@ -9,6 +9,7 @@ cannot take a matrix is left as it is, with the reason; the rest is aligned.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +26,13 @@ from ..laws import close
 from ..tracing.tracer import ROOT
 from ..tracing.walk import Call, Live, Walk, input_name, output_name
 from .absorb import fixed, scaled
-from .linear import Linear, patches, settable
+from .linear import Linear, mixed, patches, product, settable
 from .room import parts_on
 from .sites import Site, Sites, sites_of
 
-WIDEST = 2400  # weights of an output, beyond which its kernel is not solved for: an eigendecomposition takes a minute
+WIDEST = 2400  # weights of an output, beyond which its kernel is not solved for: it takes seconds and gigabytes
 PATCHES = 2**22  # values of a layer's unfolded input that are held at once
+ROWS, TIMES = 2**14, 16  # at least so many rows are looked at, and so many times as many as there are columns; or all
 
 _ADDS = {"call_function": (operator.add, operator.iadd, torch.add), "call_method": ("add", "add_")}
 
@@ -74,21 +76,44 @@ class Point:
             "kind": self.kind,
         }
 
-    def missing(self, student: Live, teacher: Live) -> tuple[Tensor, Tensor]:
-        """Rows ``[M, C]``: what the student's value lacks to its target, and the teacher's value that comes from."""
-        x, whole = student[self.value], teacher[self.target]
-        if self.kept is not None:
-            whole = whole.index_select(self.dim, torch.tensor(self.kept, device=whole.device))
-        y = whole if self.shortcut is None else whole - student[self.shortcut]
-        return _rows(y - x, self.dim), _rows(whole, self.dim)
+    @property
+    def unknowns(self) -> tuple[int, int, int]:
+        """Blocks, columns and outputs of a block of what is sought."""
+        blocks, outputs = self.linear.blocks, self.linear.channels // self.linear.blocks
+        return blocks, self.linear.width if self.kind == "kernel" else outputs, outputs
 
-    def rows(self, student: Live) -> Iterator[Tensor]:
+    def chosen(self, student: Live, samples: int, share: float, seed: int) -> Tensor | None:
+        """The numbers of the rows to look at, as many of each of these ``samples``; None for all.
+
+        ``share`` is that of these among all samples. Further rows hardly change what is solved: those of one sample are
+        much alike.
+        """
+        value = student[self.value].movedim(self.dim, -1)
+        rows = value.shape[:-1].numel()
+        groups = samples if rows % samples == 0 else 1
+        wanted = math.ceil(share * max(ROWS, TIMES * self.unknowns[1]) / groups)
+        if wanted * groups >= rows:
+            return None
+        order = torch.rand(groups, rows // groups, generator=torch.Generator().manual_seed(seed)).topk(wanted).indices
+        return (order.sort().values + rows // groups * torch.arange(groups)[:, None]).flatten().to(value.device)
+
+    def missing(self, student: Live, teacher: Live, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows ``[M, C]``: what the student's value lacks to its target, and the teacher's value that comes from."""
+        x, whole = (
+            _rows(live[name], self.dim, chosen) for live, name in ((student, self.value), (teacher, self.target))
+        )
+        if self.kept is not None:
+            whole = whole[:, list(self.kept)]
+        y = whole if self.shortcut is None else whole - _rows(student[self.shortcut], self.dim, chosen)
+        return y - x, whole
+
+    def rows(self, student: Live, chosen: Tensor | None = None) -> Iterator[Tensor]:
         """``[M, C]``, in parts: what is multiplied by what is sought, the student's value or what its kernel sees."""
         if self.kind == "kernel":
             inputs = student[input_name(self.layer)]
-            yield from patches(self.linear, inputs, PATCHES * parts_on(inputs.device))
+            yield from patches(self.linear, inputs, PATCHES * parts_on(inputs.device), chosen)
             return
-        rows = _rows(student[self.value], self.dim)
+        rows = _rows(student[self.value], self.dim, chosen)
         if self.linear.bias is not None and self.linear.set_bias is None:  # it stays; Q goes into the weight alone
             rows = rows - self.linear.bias.read().detach().flatten().to(rows)
         yield rows
@@ -96,12 +121,15 @@ class Point:
     def change(self, student: Live, delta: Tensor, intercept: Tensor | None) -> None:
         """Give the student's value what it will be: ``rows·Δ + c`` more (``[blocks, n, m]`` and ``[blocks·m]``)."""
         value = student[self.value].movedim(self.dim, -1)
-        parts = [x.unflatten(1, delta.shape[:2]).transpose(0, 1) @ delta.to(x) for x in self.rows(student)]
-        value = value + torch.cat(parts, 1).transpose(0, 1).reshape(value.shape)
+        if self.kind == "kernel":
+            more = product(self.linear, student.pop(input_name(self.layer)), delta)
+        else:
+            (rows,) = self.rows(student)
+            more = mixed(rows, delta, -1)
+        value = value + more.reshape(value.shape)
         if intercept is not None:
             value += intercept.to(value)
         student[self.value] = value.movedim(-1, self.dim)
-        student.pop(input_name(self.layer), None)
 
     def forget(self, student: Live, teacher: Live) -> None:
         """Drop what was kept of the calls for this point alone."""
@@ -255,11 +283,10 @@ def _point(
             f"the student's layer {site.name!r} yields {shape[1:]} where the teacher's {other.name!r} yields "
             f"{target_shape[1:]}; expected maps of one size: align networks that differ in channels only."
         )
-    width = layer.weight.value.numel() // layer.channels
     kind = "full" if layer.blocks == 1 else "scale" if layer.blocks == layer.channels else f"{layer.blocks} blocks"
     kind = "linear" if layer.weight.value.dim() == 2 else kind
     able = layer.kernel and layer.set_weight is not None and layer.set_weight.any
-    kind = "kernel" if kernels and able and width <= WIDEST else kind
+    kind = "kernel" if kernels and able and layer.width <= WIDEST else kind
     calls = site.node, site.call, other.call, inside
     return Point(
         site.name, norm, other.name, channels, kind, value, stop, target, their_stop, shortcut, dim, layer, *calls
@@ -379,5 +406,6 @@ def _kept(
     return None if channels == tuple(range(whole)) else channels
 
 
-def _rows(value: Tensor, dim: int) -> Tensor:
-    return value.movedim(dim, -1).flatten(0, -2)
+def _rows(value: Tensor, dim: int, chosen: Tensor | None = None) -> Tensor:
+    rows = value.movedim(dim, -1).flatten(0, -2)
+    return rows if chosen is None else rows[chosen]

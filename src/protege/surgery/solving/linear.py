@@ -68,6 +68,11 @@ class Linear:
         """Its output channels."""
         return self.weight.value.shape[self.side]
 
+    @property
+    def width(self) -> int:
+        """Elements of its weight for one output channel."""
+        return self.weight.value.numel() // self.channels
+
 
 # ---- what a call computes -------------------------------------------------------------------------------------------
 
@@ -185,17 +190,48 @@ def _window(weight: Tensor, given: Mapping[str, Any]) -> tuple[Window, int]:
     return window, int(given.get("groups", 1))
 
 
-def patches(layer: Linear, inputs: Tensor, room: float) -> Iterator[Tensor]:
+def patches(layer: Linear, inputs: Tensor, room: float, chosen: Tensor | None = None) -> Iterator[Tensor]:
     """What the layer's weight is multiplied with: rows ``[M, blocks·n]``, a row for each of its outputs' places.
 
     ``inputs`` are a batch as the layer takes it; n is the elements of the weight for one output channel, in its order.
-    Rows come in parts of about ``room`` values.
+    Rows come in parts of about ``room`` values; ``chosen`` are the numbers of those wanted, None for all.
     """
     window = layer.window
     if window is None:
         rows = inputs.flatten(0, -2)
+        rows = rows if chosen is None else rows[chosen]
         yield from rows.split(int(max(1, min(len(rows), room // rows.shape[1]))))
         return
+    dims = len(window.size)
+    windows = _padded(window, inputs)
+    for dim in range(dims):
+        windows = windows.unfold(2 + dim, window.reach[dim] + 1, window.stride[dim])[..., :: window.dilation[dim]]
+    windows = windows.movedim(1, 1 + dims)  # [N, places, C, kernel], a view
+    if chosen is not None:
+        for some in chosen.split(int(max(1, min(len(chosen), room // windows.shape[1 + dims :].numel())))):
+            yield windows[torch.unravel_index(some, windows.shape[: 1 + dims])].flatten(1)
+        return
+    line = windows[0, 0].numel()
+    for chunk in windows.split(int(max(1, min(len(windows), room // (line * windows.shape[1]))))):
+        step = max(1, min(windows.shape[1], room // line)) if len(chunk) == 1 else windows.shape[1]
+        for part in chunk.split(int(step), dim=1):
+            yield part.flatten(1 + dims).flatten(0, dims)
+
+
+def product(layer: Linear, inputs: Tensor, weight: Tensor) -> Tensor:
+    """``patches(layer, inputs)`` times a weight ``[blocks, n, m]``, as rows ``[M, blocks·m]``, without the patches."""
+    if layer.window is None:
+        rows = inputs.flatten(0, -2).unflatten(1, weight.shape[:2]).transpose(0, 1)
+        return (rows @ weight.to(inputs)).transpose(0, 1).flatten(1)
+    window = layer.window
+    convolution: Any = (F.conv1d, F.conv2d, F.conv3d)[len(window.size) - 1]
+    kernel = weight.mT.reshape(layer.channels, -1, *window.size).to(inputs)
+    made = convolution(_padded(window, inputs), kernel, None, window.stride, 0, window.dilation, layer.blocks)
+    return made.movedim(1, -1).flatten(0, -2)
+
+
+def _padded(window: Window, inputs: Tensor) -> Tensor:
+    """A convolution's input as a batch, with the values around it that it sees."""
     dims, pads = len(window.size), list[int]()
     inputs = inputs if inputs.dim() == 2 + dims else inputs.unsqueeze(0)
     for dim in reversed(range(dims)):  # F.pad begins with the last
@@ -204,15 +240,7 @@ def patches(layer: Linear, inputs: Tensor, room: float) -> Iterator[Tensor]:
             pads += [total // 2, total - total // 2]
         else:
             pads += 2 * [window.padding[dim]]
-    windows = F.pad(inputs, pads, window.mode)
-    for dim in range(dims):
-        windows = windows.unfold(2 + dim, window.reach[dim] + 1, window.stride[dim])[..., :: window.dilation[dim]]
-    windows = windows.movedim(1, 1 + dims)  # [N, places, C, kernel], a view
-    line = windows[0, 0].numel()
-    for chunk in windows.split(int(max(1, min(len(windows), room // (line * windows.shape[1]))))):
-        step = max(1, min(windows.shape[1], room // line)) if len(chunk) == 1 else windows.shape[1]
-        for part in chunk.split(int(step), dim=1):
-            yield part.flatten(1 + dims).flatten(0, dims)
+    return F.pad(inputs, pads, window.mode)
 
 
 def mixed(value: Tensor, q: Tensor, dim: int) -> Tensor:
