@@ -11,7 +11,7 @@ import pytest
 import torch
 from forks import ForkedWorker
 
-from protege.run import workers
+from protege.run import latency, workers
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,15 @@ def frozen() -> None:
     """What is there, most of it imported modules, need not be looked through again at the end of every phase."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_turns() -> Iterator[None]:
+    """Networks are timed in a few short turns, but for the tests of how precise that is."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"LEAST": 2, "MOST": 2, "TURN": 0.0}.items():
+            patch.setattr(latency, name, value)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

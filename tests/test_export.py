@@ -2,16 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 from protege import load_model
+from protege.data import CLEAN, Augment, batches, load_data
 from protege.errors import UserError
 from protege.models import Model, count_macs
 from protege.models.inputs import InputSpec
 from protege.run.exporting import export
+from protege.run.formats import opened
+from protege.run.latency import Latency
 from protege.run.shrinking import shrink
 
 
@@ -40,6 +44,141 @@ def test_onnx_takes_raw_pixels_in_batches_of_any_size(folder, tmp_path):
     assert json.loads((tmp_path / "out" / "export.json").read_text()) == result
     assert [one["role"] for one in result["networks"]] == ["student", "onnx"]
     assert "The student as ONNX is" in (tmp_path / "out" / "report.html").read_text()
+    assert session.get_inputs()[0].shape == ["batch", 1, 8, 8]
+    assert session.get_outputs()[0].shape == ["batch", 10]
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["classes"]) == result["classes"] == [str(n) for n in range(10)]
+    assert json.loads(told["input"]) == result["input"]
+    given = load_model(folder).input
+    assert result["input"]["mean"] == list(given.mean)
+    assert result["input"]["std"] == list(given.std)
+    assert result["compared"]["images"] == 360
+    assert result["compared"]["agreement"] == 1
+    assert result["bytes"]["float"] == (folder / "model.safetensors").stat().st_size
+
+
+def pairs_of(weight, axis):
+    """The largest sum of two weights of one sign that are multiplied one after the other, of a Gemm or convolution."""
+    rows = np.moveaxis(weight.astype(int), axis, 0) if weight.ndim == 2 else np.moveaxis(weight.astype(int), 1, -1)
+    rows = rows.reshape(len(rows), -1)
+    most = 0
+    for row in rows:
+        for n in range(0, len(row) - 1, 2):
+            a, b = row[n], row[n + 1]
+            most = max(most, a + b, -a - b)
+    return most
+
+
+def test_int8_onnx_decides_as_the_network_on_other_images_and_overflows_nowhere(folder, tmp_path):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    result = export(folder, to="onnx-int8", data="digits", samples=100, out=tmp_path / "out")
+    file = tmp_path / "out" / "model_int8.onnx"
+    model = onnx.load(file)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    layers = [w for w in weights.values() if w.dtype == np.int8 and w.ndim >= 2]
+    assert len(layers) == 3
+    assert all(np.abs(w.astype(int)).max() > 100 for w in layers), "8 bits, not 7"
+    assert all(pairs_of(w, 0) <= 128 for w in layers)
+    scales = [w for name, w in weights.items() if "scale" in name and w.ndim == 1]
+    assert len(scales) >= 3, "weights are quantised by channel"
+    test = load_data("digits").test
+    raw = next(batches(test, [torch.arange(300)], CLEAN, Augment())).inputs.contiguous()
+    with torch.no_grad():
+        ours = load_model(folder)(raw)
+    outputs = []
+    for level in (runtime.GraphOptimizationLevel.ORT_ENABLE_ALL, runtime.GraphOptimizationLevel.ORT_DISABLE_ALL):
+        options = runtime.SessionOptions()
+        options.graph_optimization_level = level
+        session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        assert session.get_inputs()[0].shape == ["batch", 1, 8, 8]
+        outputs.append(torch.from_numpy(session.run(None, {"images": raw.numpy()})[0]))
+        one = session.run(None, {"images": raw[:1].numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(one), outputs[-1][:1])
+    assert (outputs[0] - outputs[1]).abs().max() < 0.03 * ours.abs().max(), "kernels with int8 are the file's numbers"
+    agreement = (outputs[0].argmax(1) == ours.argmax(1)).float().mean()
+    assert agreement > 0.98
+    assert torch.corrcoef(torch.stack([ours.flatten(), outputs[0].flatten()]))[0, 1] > 0.99
+    assert result["compared"]["agreement"] > 0.98
+    assert result["compared"]["unseen"]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["input"]) == result["input"]
+    assert [row["role"] for row in result["networks"]] == ["student", "float", "onnx-int8"]
+    assert result["networks"][-1]["bytes"] == result["bytes"]["exported"] == file.stat().st_size
+
+
+def unlabelled(folder, count, size=12):
+    folder.mkdir()
+    noise = torch.Generator().manual_seed(3)
+    for number in range(count):
+        pixels = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=noise).numpy()
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return f"images:{folder}"
+
+
+@pytest.mark.parametrize("to", ["onnx-int8", "int8"])
+def test_images_are_counted_and_those_without_labels_compare(to, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("torchao")
+    data = unlabelled(tmp_path / "photos", 20)
+    model = Model(Mixing(nn.Identity(), 3, 3), InputSpec(channels=3, size=(12, 12)), classes=["cat", "dog", "eel"])
+    result = export(model, to=to, data=data, out=tmp_path / "out")  # 200 were asked for
+    assert result["samples"] == 20
+    assert result["classes"] == ["cat", "dog", "eel"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "20 images" in page
+    assert "200 images" not in page
+    assert "cat, dog, eel" in page
+    assert result["compared"]["images"] == 20
+    assert not result["compared"]["unseen"]
+    result = export(model, to=to, data=data, samples=8, out=tmp_path / "out", overwrite=True)
+    assert result["samples"] == 8
+    assert result["compared"]["images"] == 12
+    assert result["compared"]["unseen"]
+    raw = torch.stack([torch.from_numpy(np.array(Image.open(tmp_path / "photos" / f"{n}.png"))) for n in range(20)])
+    raw = raw.permute(0, 3, 1, 2).contiguous()
+    file = opened(tmp_path / "out" / result["file"])
+    with torch.no_grad():
+        ours, theirs = model.eval()(raw), file(raw)
+    assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.97
+
+
+def test_layers_that_cost_decisions_stay_in_floating_point(tmp_path, monkeypatch):
+    """One channel of the first layer is a thousand times as large, and the next layer takes the sum of the others."""
+    pytest.importorskip("onnxruntime")
+    first, last = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+    with torch.no_grad():
+        first.weight[0] *= 3000
+        last.weight[:, 0] /= 3000
+    features = nn.Sequential(first, last, nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
+    decide = nn.Linear(64, 10)
+    model = Model(nn.Sequential(features, decide), InputSpec(channels=1, size=(8, 8)))
+    raw = next(batches(load_data("digits").train, [torch.arange(200)], CLEAN, Augment())).inputs
+    with torch.no_grad():
+        decide.bias -= model(raw).mean(0)  # so that decisions differ from image to image
+    result = export(model, to="onnx-int8", data="digits", samples=50, out=tmp_path / "out")
+    assert 1 <= len(result["float_layers"]) <= 2
+    assert result["compared"]["agreement"] > 0.9
+    monkeypatch.setattr("protege.run.formats.onnx_int8._enough", lambda _: True)
+    plain = export(model, to="onnx-int8", data="digits", samples=50, out=tmp_path / "plain")
+    assert plain["float_layers"] == []
+    assert plain["compared"]["error"] > 3 * result["compared"]["error"]
+
+
+@pytest.mark.parametrize("slow", ["onnx-int8", "int8"])
+def test_int8_that_is_slower_here_says_so_with_the_faster_way(slow, folder, tmp_path, monkeypatch, caplog):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("torchao")
+
+    def timed(networks, raw, batch):
+        roles = range(len(networks))
+        return [Latency(batch, 1, 0.001 * (1 + n), 0.0, 1.0 + n, 0.0, 5) for n in roles]
+
+    monkeypatch.setattr("protege.run.exporting.latencies", timed)
+    export(folder, to=slow, data="digits", samples=20, out=tmp_path / "out")
+    way = {"onnx-int8": "export to onnx", "int8": "compile it"}[slow]
+    (said,) = [r.getMessage() for r in caplog.records if "slower here" in r.getMessage()]
+    assert way in said
+    assert "at batch 1, on 1 thread" in said
 
 
 def test_int8_stays_close_and_loads_again(folder, tmp_path):
@@ -147,9 +286,9 @@ def test_what_cannot_be_traced_is_told_and_nothing_else(tmp_path, monkeypatch, c
 class Mixing(nn.Module):
     """Patches of digits, mixed by some layer."""
 
-    def __init__(self, mix):
+    def __init__(self, mix, channels=1, classes=10):
         super().__init__()
-        self.patches, self.mix, self.out = nn.Conv2d(1, 16, 2, 2), mix, nn.Linear(16, 10)
+        self.patches, self.mix, self.out = nn.Conv2d(channels, 16, 2, 2), mix, nn.Linear(16, classes)
 
     def forward(self, x):
         mixed = self.mix(self.patches(x).flatten(2).transpose(1, 2))

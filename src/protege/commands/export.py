@@ -12,9 +12,9 @@ from .options import ImageSize, ModelSpec, Overwrite, SkipBad, Trust
 
 def command(
     model: ModelSpec,
-    to: Annotated[str, Option(help="onnx or int8")],
+    to: Annotated[str, Option(help="onnx, onnx-int8 or int8")],
     out: Annotated[Path, Option(help="folder of the exported file")],
-    data: Annotated[str | None, Option(help="data spec: calibrates int8, and tells the accuracy")] = None,
+    data: Annotated[str | None, Option(help="data spec: calibrates int8, and compares the file with the model")] = None,
     image_size: ImageSize = None,
     skip_bad: SkipBad = 0,
     samples: Annotated[int, Option(help="int8: images to calibrate on")] = 200,

@@ -19,12 +19,13 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import UserError
 from ..files import clear_drafts, digest_of, drafts, flush
-from ..torch_utils import plain_names
+from ..torch_utils import plain_names, plain_parts
 from .description import CONFIG, EXTRA
 from .placing import make_writable
 
 WEIGHTS, _SHA = "model.safetensors", "sha256:"
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+LARGE = 1 << 28  # bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -86,6 +87,16 @@ def weights_of(network: nn.Module, dtype: str | None) -> tuple[dict[str, Tensor]
         storages.add(tensor.untyped_storage().data_ptr())
         weights[key] = tensor
     return weights, {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+
+
+def bytes_of(network: nn.Module) -> int:
+    """The bytes of a network's file of weights; of one that is large, or cannot be saved, those of its numbers."""
+    try:
+        weights, _ = weights_of(network, None)
+        size = sum(tensor.nbytes for tensor in weights.values())
+        return size if size > LARGE else len(to_bytes(weights))
+    except UserError:
+        return sum(part.nbytes for value in network.state_dict().values() for part, _ in plain_parts(value))
 
 
 def checked_state(network: nn.Module) -> dict[str, Any]:
