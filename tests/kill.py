@@ -56,7 +56,7 @@ SCENARIOS = [*RUNS, STUDY]
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 MINE = ("notes.txt", "draft.tmp", "plots/a.svg", "student/mine.txt", "checkpoint/mine.pt", "signals/mine.bin")
-TIMES = {"seconds", "images_per_second", "timing", "cache", "out", "environment"}
+TIMES = {"seconds", "images_per_second", "timing", "cache", "out", "environment", "speed"}
 FORWARDED = {"teacher_samples_forwarded", "teacher_samples_remembered"}  # a killed run may pay twice
 
 

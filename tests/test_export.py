@@ -169,11 +169,11 @@ def test_int8_that_is_slower_here_says_so_with_the_faster_way(slow, folder, tmp_
     pytest.importorskip("onnxruntime")
     pytest.importorskip("torchao")
 
-    def timed(networks, raw, batch):
-        roles = range(len(networks))
-        return [Latency(batch, 1, 0.001 * (1 + n), 0.0, 1.0 + n, 0.0, 5) for n in roles]
+    def timed(networks, raw, batches):
+        times = range(1, len(networks) + 1)
+        return [[Latency(batch, 1, 0.001 * n, 0.0, float(n), 0.0, 5) for batch in batches] for n in times]
 
-    monkeypatch.setattr("protege.run.exporting.latencies", timed)
+    monkeypatch.setattr("protege.run.exporting.speeds", timed)
     export(folder, to=slow, data="digits", samples=20, out=tmp_path / "out")
     way = {"onnx-int8": "export to onnx", "int8": "compile it"}[slow]
     (said,) = [r.getMessage() for r in caplog.records if "slower here" in r.getMessage()]

@@ -1,11 +1,13 @@
 """Networks are timed in turns, so that a busy machine changes no ratio; and within the time that is given."""
 
+import json
 import time
 
 import pytest
 import torch
 from torch import nn
 
+from protege import distill, load_model, shrink, train
 from protege.run import latency
 from protege.run.latency import latencies
 
@@ -73,3 +75,60 @@ def test_networks_and_threads_are_as_they_were():
     assert network.bn.training
     assert network.sizes == []
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def sized(part, speed, network, file=None):
+    """Whether a part of a record has a network's size, and times at batch 1 and at most 64."""
+    assert part["params"] == sum(p.numel() for p in network.parameters())
+    assert part["bytes"] > 4 * part["params"]
+    assert part["bytes"] == (file.stat().st_size if file else part["bytes"])
+    one, many = speed
+    assert one["batch"] == 1
+    assert 1 < many["batch"] <= 64
+    assert one["milliseconds"] > 0
+    assert many["milliseconds"] > 0
+    assert one["rounds"] >= 3
+    assert one["spread"] >= 0
+    return one["ratio"], many["ratio"]
+
+
+@pytest.mark.parametrize("where", ["a folder", "the zoo", "Python"])
+def test_runs_tell_size_and_speed_of_teacher_and_student_wherever_they_came_from(where, digits_teacher, tmp_path):
+    teacher = load_model(digits_teacher)
+    given = {"a folder": digits_teacher, "the zoo": "zoo:mlp?hidden=32", "Python": teacher.network}[where]
+    if where == "the zoo":  # one that knows nothing, which is only measured
+        result = train(given, "digits", out=tmp_path / "out", samples=50, epochs=1).result
+    else:
+        student = load_model("zoo:cnn_tiny", num_classes=10).network
+        result = distill(given, student, "digits", method="kd", out=tmp_path / "out", samples=50, epochs=1).result
+        assert sized(result["teacher"], result["speed"]["teacher"], teacher, digits_teacher / "model.safetensors") == (
+            1,
+            1,
+        )
+    student = load_model(tmp_path / "out" / "student")
+    ratios = sized(
+        result["student"], result["speed"]["student"], student, tmp_path / "out" / "student" / "model.safetensors"
+    )
+    assert (ratios == (1, 1)) == (where == "the zoo")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Size and speed" in page
+    assert "one image" in page
+    assert page.count("\u00a0ms ±") == (2 if where == "the zoo" else 4)
+
+
+def test_a_shrunk_network_and_the_one_before_tell_size_and_speed(digits_teacher, tmp_path):
+    shrunk = shrink(digits_teacher, ratio=0.5, data="digits", out=tmp_path / "small")
+    record = json.loads((tmp_path / "small" / "shrink.json").read_text())
+    sized(record["before"], record["speed"]["before"], load_model(digits_teacher), digits_teacher / "model.safetensors")
+    sized(record["after"], record["speed"]["after"], shrunk, tmp_path / "small" / "model.safetensors")
+
+
+def test_a_run_whose_networks_cannot_be_timed_ends_all_the_same(tmp_path, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise RuntimeError("no such batch")
+
+    monkeypatch.setattr("protege.run.measure.speeds", fail)
+    result = train("zoo:mlp?hidden=8", "digits", out=tmp_path / "out", samples=50, epochs=1).result
+    assert "speed" not in result["student"]
+    assert "cannot be timed (no such batch)" in caplog.text
+    assert "Size and speed" not in (tmp_path / "out" / "report.html").read_text()

@@ -26,7 +26,6 @@ def write_export_report(folder: Path) -> Path:
         title=f"{export.get('to', 'export')} · protege export",
         headline=headline(export, networks, metric),
         metric=metric,
-        roles=ROLES,
         speed=speed_table(networks, export.get("threads")),
         notes=notes(export),
     )

@@ -12,10 +12,11 @@ from .curves import run_charts, where_measured
 from .headline import headline
 from .networks import networks
 from .page import Card, write_page
-from .read import Run, is_number, numbers, read_run, seconds_of
+from .read import Run, is_number, numbers, read_run, records, seconds_of
 from .segmentation import segmentation
 from .snippets import snippets
 from .solved import error, solved
+from .speed import SpeedTable, speed_table
 
 TIMING = {
     "data": ("reading data", "c2"),
@@ -49,6 +50,7 @@ def write_run_report(folder: Path) -> Path:
         phases=phase_rows(run, metric),
         networks=networks(run),
         solved=solved(run),
+        speed=speed(run),
         scenes=scenes,
         change=None if scenes and scenes.rows else class_change(run),
         confusion=confusion(run),
@@ -116,6 +118,19 @@ def sizes(model: dict[str, Any], teacher: dict[str, Any]) -> Facts:
     share = {key: f" ({words.rough_share(counts[key] / of[key])})" for key in counts if of.get(key)}
     names = {"params": "parameters", "macs": "MACs"}
     return [(name, words.size(counts[key]) + share.get(key, "")) for key, name in names.items() if key in counts]
+
+
+def speed(run: Run) -> SpeedTable | None:
+    """Size and speed of the teacher and the student, where they were timed."""
+    times = run.part("speed")
+    rows = [
+        {"role": role, "spec": run.setting(role), **run.part(role), "speed": times.get(role)}
+        for role in ("teacher", "student")
+    ]
+    environment = run.part("environment")
+    device = str(environment.get("device", ""))
+    where = "" if device.startswith("cpu") or not device else f"on {device}"
+    return speed_table([row for row in rows if records(row.get("speed"))], environment.get("threads"), where)
 
 
 def phase_rows(run: Run, metric: str) -> list[list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import words
@@ -27,6 +28,7 @@ class SpeedTable:
     rows: list[tuple[dict[str, Any], list[tuple[str, str]]]]
     note: str
     columns: tuple[str, ...] = COLUMNS
+    roles: Mapping[str, str] = field(default_factory=lambda: ROLES)
 
 
 def speed_table(networks: list[dict[str, Any]], threads: Any, device: str = "") -> SpeedTable | None:
@@ -52,8 +54,8 @@ def size_and_speed(network: dict[str, Any], first: dict[str, Any]) -> list[tuple
         cells.append((say(sizes[key]) if key in sizes else "—", share))
     speed = [numbers(record) for record in records(network.get("speed"))]
     cells += [_time(record, network is first) for record in speed[:2] if {"milliseconds", "batch"} <= record.keys()]
-    if not speed and is_number(latency := network.get("latency")):  # of an export before there were more
-        return [*cells, ("—", ""), (f"{milliseconds(64000 * latency)}", "")]
+    if not speed and is_number(latency := network.get("latency")):  # of an export by an earlier version
+        return [*cells, ("—", ""), (milliseconds(1000 * latency), "an image")]
     return [*cells, *[("—", "")] * (len(COLUMNS) - len(cells))]
 
 

@@ -35,7 +35,7 @@ from .folder import check_out
 from .formats import FORMATS, Images, Made
 from .formats.closeness import closeness
 from .formats.program import quietly
-from .latency import Latency, latencies
+from .latency import speeds
 from .recipe import checked
 from .shrinking import example_of, open_for
 
@@ -163,10 +163,9 @@ def _measured(
     judged = data if task is not None and task.labelled else None
     metrics = {"float": _metrics(original, judged), "exported": _metrics(made.network, judged)}
     sizes = _figures(original, raw)
-    forerunners = _forerunners(model, raw, data)
-    rows = [row for row, _ in forerunners]
+    rows = _forerunners(model, raw, data)
+    networks: list[nn.Module | None] = [*(row["latency"] for row in rows), original]
     rows.append({"role": "student", "spec": _named(model), **sizes, "metrics": metrics["float"]})
-    networks: list[nn.Module | None] = [*(network for _, network in forerunners), original]
     if made.in_float is not None:
         rows.append({"role": "float", "spec": "the same runtime", **sizes, "metrics": {}})
         networks.append(made.in_float)
@@ -181,8 +180,7 @@ def _measured(
             networks.append(held.enter_context(compile_program(made.network, inputs)))
             rows.append({"role": f"{to}, compiled", **file})
         timed = [network for network in networks if network is not None]
-        measured = [latencies(timed, raw, batch=batch) for batch in kind.batches]
-    times: list[list[Latency]] = [list(each) for each in zip(*measured, strict=True)]
+        times = speeds(timed, raw, kind.batches)
     for row, network in zip(rows, networks, strict=True):
         speed = times.pop(0) if network is not None else []
         row |= {"latency": speed[-1].seconds / speed[-1].batch if speed else None}
@@ -204,11 +202,10 @@ def _figures(model: Model, raw: Tensor) -> dict[str, Any]:
     return {"params": params, "macs": macs, "bytes": bytes_of(model.network)}
 
 
-def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[tuple[dict[str, Any], Model | None]]:
-    """Rows of the teacher, and of the student before, of the run that made the model, measured like the exported file,
-    and the networks, still to be timed.
+def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, Any]]:
+    """The teacher, and the student before, of the run that made the model, measured like the exported file.
 
-    Only folders of models are opened: nothing that a result names is
+    ``latency`` is the network, still to be timed. Only folders of models are opened: nothing that a result names is
     imported. Of a teacher that is none, or does not
     take the same images, what the run tells of its size is all there is.
     """
@@ -224,18 +221,16 @@ def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[tuple[dict[
         if not isinstance(recorded, dict) or not isinstance(recorded.get("spec"), str):
             continue
         row: dict[str, Any] = {"role": role, "spec": recorded["spec"]}
-        network = None
         try:
             network = load_model(Path(recorded["spec"]), data=data).cpu().eval()
             ordered = data and in_order_of(network, data)
-            row |= _figures(network, raw) | {"metrics": _metrics(network, ordered)}
+            row |= _figures(network, raw) | {"metrics": _metrics(network, ordered), "latency": network}
         except (UserError, RuntimeError):
             if role == "before":
                 continue
-            network = None
             row |= {key: recorded[key] for key in ("params", "macs", "bytes") if isinstance(recorded.get(key), int)}
-            row["metrics"] = {}
-        rows.append((row, network))
+            row |= {"metrics": {}, "latency": None}
+        rows.append(row)
     return rows
 
 

@@ -20,6 +20,7 @@ from ..torch_utils import untouched
 
 LEAST, MOST = 3, 51  # rounds in which each network has a turn
 TURN = 0.01  # seconds that a turn takes at least, of several calls where one is shorter
+BATCHES = 1, 64  # as reports have them
 SECONDS = 3.0  # for all turns of one batch size
 
 
@@ -59,31 +60,38 @@ def latencies(
     *,
     batch: int = 1,
     threads: int | None = None,
-    seconds: float | None = None,
+    seconds: float = SECONDS,
 ) -> list[Latency]:
     """Time a call of each network (anything called on raw input, `opened` files too) on ``batch`` samples like those
     of ``raw`` [N, …], on its device.
 
-    All have turns, forwards and backwards, for about ``seconds`` (`SECONDS`), or `MOST` rounds. Where `LEAST` rounds
+    All have turns, forwards and backwards, for about ``seconds``, or `MOST` rounds. Where `LEAST` rounds
     would take longer the batch is halved until they do not, so look at `Latency.batch`; one sample at a time takes what
     it takes. ``threads`` sets torch's for the time being; a file is opened with as many.
     """
-    budget = SECONDS if seconds is None else seconds
     with ExitStack() as held:
         held.enter_context(_threads(threads))
         for network in networks:
             held.enter_context(untouched(network))
-        batch = _affordable(networks, raw, batch, budget)
+        batch = _affordable(networks, raw, batch, seconds)
         inputs = _repeated(raw, batch)
         turns = [_turn(network, inputs) for network in networks]
         calls = [max(1, round(TURN / max(turn(1), 1e-6))) for turn in turns]
         times: list[list[float]] = [[] for _ in networks]
-        until = time.perf_counter() + budget
+        until = time.perf_counter() + seconds
         while len(times[0]) < LEAST or (len(times[0]) < MOST and time.perf_counter() < until):
             order = list(range(len(networks)))
             for n in order if len(times[0]) % 2 == 0 else reversed(order):
                 times[n].append(turns[n](calls[n]))
         return [_latency(own, times[0], batch, torch.get_num_threads()) for own in times]
+
+
+def speeds(
+    networks: Sequence[nn.Module], raw: Tensor, batches: Sequence[int] = BATCHES, seconds: float = SECONDS
+) -> list[list[Latency]]:
+    """Of each network the `latencies` at these batch sizes, timed in turns with the others."""
+    measured = [latencies(networks, raw, batch=batch, seconds=seconds) for batch in batches]
+    return [list(each) for each in zip(*measured, strict=True)]
 
 
 def _latency(own: list[float], first: list[float], batch: int, threads: int) -> Latency:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..data import CLEAN, Augment, batches, cache_root, choose, forward_size
-from ..errors import UserError
+from ..errors import UserError, told
 from ..files import write_json
 from ..models import Model, seen_by
 from ..signals.identity import behaviour, fingerprint
@@ -26,8 +26,9 @@ from ..torch_utils import eval_mode, tensors_of
 from ..training.agreement import judges_of
 from ..training.evaluate import refuse_unfit
 from .checks import refuse_chance_level, warn_if_constant
+from .latency import speeds
 from .prepare import Run
-from .result import sizes
+from .result import first_of, sizes
 
 FRESH = 500  # test samples that a student is tried on before it is taught
 VERSION = 4  # of what is remembered; another one is measured anew
@@ -99,6 +100,18 @@ def measure_after(run: Run) -> tuple[dict[str, float], dict[str, Any]]:
             "or set clip=1, and start again with overwrite=True."
         )
     return metrics, details
+
+
+def measure_speed(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """How long teacher and student take for one sample and for many, by role, in turns, where the run took place; {}
+    where they cannot be timed, which is no reason to lose a run."""
+    networks = {"teacher": run.teacher, "student": run.student} if run.teacher else {"student": run.student}
+    try:
+        times = speeds([*networks.values()], first_of(run.data, run.loop.device), seconds=1.0)
+    except Exception as error:
+        logging.getLogger("protege").warning("the networks cannot be timed (%s)", told(error))
+        return {}
+    return {role: [time.record() for time in each] for role, each in zip(networks, times, strict=True)}
 
 
 def _try_teacher(run: Run, teacher: Model) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data import CLEAN, Augment, Data, batches
 from ..models import Model, count_macs, count_parameters
+from ..models.storage import bytes_of
 from ..tasks import TASKS
 from ..tasks.guess import judged
 from ..training.loop import Loop
@@ -73,9 +75,14 @@ def _caches(used: list[dict[str, Any]], served: int) -> dict[str, Any] | None:
 
 
 def sizes(network: Model, data: Data, device: torch.device) -> dict[str, int]:
-    """A network's parameters, and its multiply-accumulates for one sample of the data."""
-    raw = next(batches(data.train, [torch.tensor([0])], CLEAN, Augment())).inputs.to(device)
-    return {"params": count_parameters(network.network), "macs": count_macs(network, raw)}
+    """A network's parameters, its multiply-accumulates for one sample of the data, and the bytes of its file."""
+    params, macs = count_parameters(network.network), count_macs(network, first_of(data, device))
+    return {"params": params, "macs": macs, "bytes": bytes_of(network.network)}
+
+
+def first_of(data: Data, device: torch.device) -> Tensor:
+    """The first raw sample, [1, …]."""
+    return next(batches(data.train, [torch.tensor([0])], CLEAN, Augment())).inputs.to(device)
 
 
 def environment(loop: Loop) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from .arguments import separate
 from .choice import begun_settings, with_method
 from .finished import finished
 from .folder import SPEC_KEYS, check_out, clear, holding, refuse_in_the_way, report, told_how_to_go_on
-from .measure import Baseline, measure_after, measure_baseline, with_metrics
+from .measure import Baseline, measure_after, measure_baseline, measure_speed, with_metrics
 from .origin import deciding, refuse_another
 from .prepare import Run, prepare_alike
 from .recipe import make_recipe
@@ -181,6 +181,7 @@ def end(run: Run, record: dict[str, Any], state: State) -> dict[str, Any]:
     if loop.accelerator.is_main_process:
         student.held_out = run.data.held_out or student.held_out
         student.save(run.out / "student", overwrite=True)
+        result["speed"] = measure_speed(run)
         _draw(run)
         write_json(run.out / "result.json", result)
         report(write_run_report, run.out)

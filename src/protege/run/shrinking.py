@@ -17,6 +17,7 @@ from ..files import is_shrunk, write_json
 from ..models import Model, count_macs, count_parameters, framed_for, held_out_by, known_ranges, load_model
 from ..models.classes import in_order_of
 from ..models.saving import described
+from ..models.storage import bytes_of
 from ..numerics import exact
 from ..settings import public
 from ..surgery import Shrunk, Walk, compose, decouple, plan_alignment
@@ -27,6 +28,7 @@ from ..tasks import shipped_task
 from ..torch_utils import copy_network, device_of, eval_mode
 from .api import evaluate
 from .folder import MODEL_FILES, check_out
+from .latency import speeds
 
 HOWS = ("l1", "slim", "decouple")
 RECORD = "shrink.json"
@@ -121,6 +123,11 @@ def shrink(
         "before": _figures(original, raw, opened),
         "after": _figures(shrunk, raw, opened),
     }
+    if not dry_run:
+        times = speeds([original, shrunk], raw, seconds=1.0)
+        record["speed"] = {
+            role: [x.record() for x in each] for role, each in zip(("before", "after"), times, strict=True)
+        }
     for part in together(result.left_out):
         logger.warning("left whole: %s", part)
     if record["fskd"] is not None:
@@ -208,7 +215,8 @@ def _fskd_refusal(original: nn.Module, shrunk: Shrunk, prepared: Tensor) -> str 
 
 
 def _figures(model: Model, raw: Tensor, data: Data | None) -> dict[str, Any]:
-    sizes = {"params": count_parameters(model.network), "macs": count_macs(model, raw)}
+    params, macs = count_parameters(model.network), count_macs(model, raw)
+    sizes = {"params": params, "macs": macs, "bytes": bytes_of(model.network)}
     task = shipped_task(model.task)
     judged = task is not None and task.labelled and data is not None and data.test is not None and bool(data.classes)
     return {**sizes, "metrics": evaluate(model, data) if judged else {}}
@@ -218,8 +226,11 @@ def _lines(record: Mapping[str, Any]) -> list[str]:
     before, after = record["before"], record["after"]
     lines = [
         f"{name:<12} {before[key]:>15,} → {after[key]:>15,}  ({after[key] / max(before[key], 1):.1%})"
-        for name, key in (("parameters", "params"), ("MACs", "macs"))
+        for name, key in (("parameters", "params"), ("MACs", "macs"), ("bytes", "bytes"))
     ]
+    for was, now in zip(*record.get("speed", {}).values(), strict=True):
+        name, times = f"ms, {was['batch']} at once", (was["milliseconds"], now["milliseconds"])
+        lines.append(f"{name:<12} {times[0]:>15.3g} → {times[1]:>15.3g}  ({now['ratio']:.1%})")
     for part, counts in record["parts"].items():
         share = counts["after"] / counts["before"]
         lines.append(f"{part:<12} {counts['before']:>15,} → {counts['after']:>15,}  ({share:.1%})")

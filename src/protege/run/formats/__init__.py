@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...models import Model
+from ..latency import BATCHES
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Format:
     module: str
     int8: bool = False
     faster: str = ""
-    batches: Sequence[int] = (1, 64)
+    batches: Sequence[int] = BATCHES
     layout: str = "NCHW"
 
     def shape(self, raw: Tensor) -> list[int | str]:
