@@ -40,11 +40,11 @@ def test_a_ratio_is_that_of_neighbouring_turns_while_the_machine_slows_down():
     first, second = Sleeping(0.002), Sleeping(0.006)
     began = time.perf_counter()
 
-    def slow_down(module, inputs):  # threefold in the course of the turns
+    def slow_down(module, inputs, output):  # threefold in the course of the turns
         first.slower = second.slower = 1 + 2 * min(1.0, (time.perf_counter() - began) / 0.4)
 
     for network in (first, second):
-        network.register_forward_pre_hook(slow_down)
+        network.bn.register_forward_hook(slow_down)
     one, other = latencies([first, second], raw(), seconds=0.4)
     assert one.ratio == 1
     assert other.ratio == pytest.approx(3, rel=0.15)
@@ -67,6 +67,8 @@ def test_a_batch_that_takes_too_long_is_halved_and_the_record_says_so():
 def test_networks_and_threads_are_as_they_were():
     network, before = Sleeping(), torch.get_num_threads()
     network.train()
+    asked = []
+    network.register_forward_pre_hook(lambda module, inputs: asked.append(inputs))
     state = {name: value.clone() for name, value in network.state_dict().items()}
     (measured,) = latencies([network], raw(), batch=4, threads=before + 1, seconds=0.01)
     assert measured.threads == before + 1
