@@ -322,6 +322,27 @@ def test_splits_that_show_other_classes_go_by_names(tmp_path):
         accuracy(columns(classes=WORDS), f"images:{root}")
 
 
+def test_every_split_is_judged(tmp_path):
+    """One that is numbered otherwise, and one whose classes of other names are others."""
+    for n, each in enumerate(((3, 3), (9, 3))):
+        root = folders(tmp_path / str(n), NUMBERS, each[0], splits=("train",))
+        folders(root, sorted(NUMBERS), each[1], splits=("test",))
+        with pytest.raises(
+            UserError, match=r"in several orders, the train samples in .* number and the test samples in"
+        ):
+            accuracy(columns(), f"images:{root}")
+    names = [f"c{k:02d}" for k in range(COUNT)]
+    other = [*names[:8], "c08x", "c09x", *names[10:]]
+    root = folders(tmp_path / "names", other, 9)
+    assert accuracy(columns(classes=names), f"images:{root}") == 1
+    for split in ("train", "test"):
+        (root / split / "c08x").rename(root / "aside")
+        (root / split / "c09x").rename(root / split / "c08x")
+        (root / "aside").rename(root / split / "c09x")
+        with pytest.raises(UserError, match="has no class 'c08x', 'c09x'"):
+            accuracy(columns(classes=names), f"images:{root}")
+
+
 def test_masks_are_brought_into_the_models_order():
     class Pixels(nn.Module):
         def __init__(self):

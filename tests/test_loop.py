@@ -228,6 +228,40 @@ def test_moving_average(tmp_path, monkeypatch):
     assert apart(found, seen[-1]) > 1e-4
 
 
+class Remembering(Net):
+    """Keeps what it makes of its weights until it is trained on, as LeViT does of its biases; or makes it each time."""
+
+    def __init__(self, keeps):
+        super().__init__()
+        self.keeps, self.kept, self.scale = keeps, {}, nn.Parameter(torch.zeros(CLASSES))
+
+    def train(self, mode=True):
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x):
+        scale = (20 * self.scale).exp()
+        if self.keeps and not self.training:
+            scale = self.kept.setdefault("scale", scale.detach())
+        return super().forward(x) * scale
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_no_evaluation_is_of_former_weights(ema, tmp_path):
+    evaluated = []
+    for keeps in (True, False):
+        student, out = model(Remembering(keeps)).eval(), tmp_path / str(keeps)
+        held = (pictures(30, seed=1), torch.arange(30))
+        evaluate(student, held[0], TASK.metrics(CLASSES))
+        state = perform(
+            loop(student, out, epochs=6, select="best", ema=ema, lr=0.5, held=held, eval_every=1, batch_size=16),
+            plan("none", student, None),
+        )
+        values, _ = evaluate(student, held[0], TASK.metrics(CLASSES))
+        evaluated.append([*[e["eval"] for e in events(out) if "eval" in e], values, state.done[0]["best"]])
+    assert evaluated[0] == evaluated[1]
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_what_may_not_learn_stays_bit_for_bit(ema, tmp_path):
     student = model(norm=True)

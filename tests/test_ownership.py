@@ -277,6 +277,16 @@ def test_a_file_system_without_locks_is_worked_on_with_a_warning(tmp_path, monke
     assert "has no locks" in caplog.text
 
 
+def test_a_full_disk_is_no_disk_without_locks(tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("protege.run.folder.FileLock.acquire", refuse)
+    with holding(tmp_path) as hold, pytest.raises(UserError, match=r"disk of .* is full .*: free some\."):
+        hold()
+    assert "locks" not in caplog.text
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_what_interrupts_a_checkpoint_is_what_is_raised(error, tmp_path):
     """torch's writer would make a RuntimeError of it, in its own words."""

@@ -20,6 +20,7 @@ from scenes import write_pair
 from protege.data import CLEAN, Augment, load_data
 from protege.data.decode import Form, decode
 from protege.data.framing import Frame
+from protege.data.pixels import remarks_of
 from protege.errors import UserError
 
 # ---- large JPEGs are decoded at a reduced size ----------------------------------------------------------------------
@@ -274,6 +275,9 @@ def test_grey_tones_are_shown_as_they_are_meant(tmp_path):
         assert images.shape[-1] == channels
         assert np.abs(images[0] - dark[..., None]).max() <= 2
         files["b/colour.tif"] = encoded(Image.fromarray(np.dstack([ramp] * 3)), "TIFF")
+    for kind in (np.uint16, np.int32, np.float32):  # whose own scale is learned from the set
+        deep = encoded(Image.fromarray((ramp * 200.0).astype(kind)), "TIFF", icc_profile=known)
+        assert "profile" not in remarks_of(Image.open(io.BytesIO(deep)))
     tones = encoded(Image.fromarray(ramp), "TIFF", icc_profile=wide(DISPLAY_P3, 1.5))  # a colour's, of a grey photo
     images = clean(whole(write_images(tmp_path / "more", {"a/a.tif": tones, "b/b.tif": tones})).train)
     assert np.abs(images[0] - dark[..., None]).max() <= 2
@@ -565,3 +569,12 @@ def test_links_are_followed_and_what_leads_nowhere_is_left_out(tmp_path, caplog)
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
     assert data.classes == ("a", "b")
     assert "4 left out, such as" in caplog.text
+    assert ": links to nothing." in caplog.text
+    assert "no images that Pillow reads" not in caplog.text
+    for link in (photos / "b").iterdir():
+        link.unlink()
+    (photos / "b/0.png").symlink_to("nowhere.png")
+    with pytest.raises(
+        UserError, match=r"b holds no images that Pillow reads, but 1 link to nothing, such as .*0\.png"
+    ):
+        whole(photos)

@@ -201,6 +201,25 @@ def test_a_fault_that_the_weights_hide_is_found(faded):
     assert [part.layers for part in shrunk.left_out] == [("b",)]
 
 
+def test_a_fault_that_only_the_trained_weights_reach_is_found():
+    class Clipped(nn.Module):
+        """What the mean over channels has beyond 20 is taken off."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.o = conv(3, 8), conv(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            return self.o(self.b(x - (x.mean(1, keepdim=True) - 20).relu()).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    network, example = Clipped().double(), torch.randn(2, 3, 8, 8).double()
+    with torch.no_grad():
+        network.a.weight *= 200
+    assert [part.layers for part in shrink(network, example, ratio=0.5).left_out] == [("a",)]
+
+
 def test_norms_that_mix_channels_are_compared_over_those_that_are_left():
     class Mixing(nn.Module):
         def __init__(self):

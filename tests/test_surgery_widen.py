@@ -540,6 +540,13 @@ class Drawn(nn.Module):
         return self.fc(torch.bernoulli(self.conv(x).mean((2, 3)).sigmoid()))
 
 
+def test_arguments_that_were_swapped_are_told_in_a_sentence():
+    with pytest.raises(
+        UserError, match=r"^ratio is a Tensor and cannot widen a network; expected a whole number from 2"
+    ):
+        widen(nn.Linear(4, 2), torch.randn(2, 4), 2)
+
+
 @pytest.mark.parametrize(
     ("network", "example", "words"),
     [

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from protege.torch_utils import as_it_was, is_unmade, seeded, untouched
+from protege.torch_utils import as_it_was, eval_mode, is_unmade, seeded, untouched
 
 
 class Busy(nn.Module):
@@ -65,3 +65,44 @@ def test_lazy_layers_stay_made():
         network(torch.rand(2, 3))
     assert not is_unmade(network)
     assert network(torch.rand(2, 3)).shape == (2, 4)
+
+
+def test_modules_that_switch_their_weights_with_their_mode_are_switched():
+    class Merging(nn.Linear):
+        """Merges a gain into a weight of its own in eval mode, and remembers an offset until it is trained on."""
+
+        def __init__(self):
+            super().__init__(3, 3)
+            self.gain, self.offset, self.merged, self.kept = (
+                nn.Parameter(torch.rand(3)),
+                nn.Parameter(torch.rand(3)),
+                None,
+                {},
+            )
+
+        def train(self, mode=True):
+            self.merged, self.kept = (None, {}) if mode else (self.gain * self.weight, self.kept)
+            return super().train(mode)
+
+        def forward(self, x):
+            weight = self.gain * self.weight if self.training else self.merged
+            return x @ weight + (self.offset if self.training else self.kept.setdefault("offset", self.offset.clone()))
+
+    network, x = nn.Sequential(Merging(), nn.Linear(3, 3), Merging()), torch.randn(2, 3)
+    network[2].eval()
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.5)
+            expected = x
+            for layer in network:
+                weight = layer.gain * layer.weight if layer is not network[1] else layer.weight.T
+                expected = expected @ weight + (layer.offset if layer is not network[1] else layer.bias)
+            with eval_mode(network):
+                torch.testing.assert_close(network(x), expected)
+                assert not any(module.training for module in network.modules())
+        assert [module.training for module in network.modules()] == [True, True, True, False]
+        assert network[0].merged is None
+    network.eval()
+    with eval_mode(network):
+        torch.testing.assert_close(network(x), expected)

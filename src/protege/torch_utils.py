@@ -8,7 +8,7 @@ import random
 import re
 import sys
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any, TypeVar
@@ -181,33 +181,41 @@ def untouched(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(*networks: nn.Module) -> Iterator[None]:
-    """Inside, the networks are in eval mode; afterwards each of their modules is in the mode that it was in before."""
-    training = [module for network in networks for module in network.modules() if module.training]
-    for module in training:
-        module.training = False
+    """Inside, the networks are in eval mode, with nothing remembered of former weights; afterwards each of their
+    modules is in the mode that it was in before."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for module in filter(_switches, [module for module, _ in modes]):
+        module.train()
+    _put([(module, False) for module, _ in modes])
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        _put(modes)
 
 
 def follow(network: nn.Module, modes: Iterable[bool]) -> None:
-    """Put each module into a mode, in the order of `modules`, by its own ``train``: some then drop what they remember
-    of their weights in eval mode."""
-    wanted = list(zip(network.modules(), modes, strict=True))
-    for module, training in wanted:
-        if module.training != training:
-            module.train(training)
-    for module, training in wanted:  # one that lies in two places, or whose ``train`` holds others back
-        module.training = training
+    """Put each module into a mode, in the order of `modules`."""
+    _put(list(zip(network.modules(), modes, strict=True)))
 
 
 def forget(network: nn.Module) -> None:
     """Have a network drop what it remembers of its weights (timm's LeViT its biases), in the same modes."""
-    modes = [module.training for module in network.modules()]
-    network.train()
-    follow(network.eval(), modes)
+    with eval_mode(network):
+        pass
+
+
+def _put(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    """Put modules into modes, by their own ``train`` where they have one, which may drop or make what they remember."""
+    for module, training in modes:
+        if module.training != training and _switches(module):
+            module.train(training)
+    for module, training in modes:  # one that lies in two places, or whose ``train`` holds others back
+        module.training = training
+
+
+def _switches(module: nn.Module) -> bool:
+    """Whether a module does more than others when its mode is switched."""
+    return type(module).train is not nn.Module.train
 
 
 def trained_by(network: nn.Module) -> set[nn.Module]:

@@ -71,10 +71,8 @@ def image_folders(request: Request) -> Data:
             images[split][folder.name], left = images_below(folder)
             others += left
             if not images[split][folder.name]:
-                raise UserError(
-                    f"class folder {folder} holds no images that Pillow reads; add some or remove the folder."
-                )
-    tell_left_out(others, "no images that Pillow reads")
+                raise UserError(f"class folder {folder} holds {none_to_read(left)}; add some or remove the folder.")
+    tell_unread(others)
     tell_left_out(astray, "images that lie in no class folder")
     names = {split: [name for name in by_class if name] for split, by_class in images.items()}
     classes = ordered(union(names.values()), order or "number")
@@ -141,6 +139,26 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
         paths += (os.path.join(root, name) for name in names if not name.startswith("."))
     paths.sort(key=lambda path: path.split(os.sep))  # as paths are sorted, in a tenth of the time
     return split_files(map(Path, paths))
+
+
+def none_to_read(left: Sequence[Path]) -> str:
+    """What a folder without images holds, of which ``left`` is what lies there."""
+    links = _dangling(left)
+    only = (
+        f", but {len(links)} link{'s' * (len(links) != 1)} to nothing, such as {printable(links[0])}" if links else ""
+    )
+    return "no images that Pillow reads" + only
+
+
+def _dangling(files: Sequence[Path]) -> list[Path]:
+    return [path for path in files if path.is_symlink() and not path.exists()]
+
+
+def tell_unread(files: Sequence[Path]) -> None:
+    """Say what of a set is no image: links to nothing, and other files."""
+    links = _dangling(files)
+    tell_left_out(links, "links to nothing")
+    tell_left_out(sorted(set(files) - set(links)), "no images that Pillow reads")
 
 
 def tell_left_out(files: Sequence[Path], why: str) -> None:

@@ -26,7 +26,7 @@ def conversion(image: Image.Image) -> Conversion | None:
     profile = image.info.get("icc_profile")
     if not profile or image.format in (None, "PNG") or image.mode in ("1", "LAB"):
         return None
-    mode = "L" if image.mode in ("L", "LA", "La") else "CMYK" if image.mode == "CMYK" else "RGB"
+    mode = "L" if image.mode[0] in "LIF" else "CMYK" if image.mode == "CMYK" else "RGB"  # I and F: grey in more bits
     space = _SPACES.get(profile[16:20], "")
     if mode != space and (mode, space) != ("L", "RGB"):  # the tones of a grey image may be given so
         raise UnfitError

@@ -28,7 +28,7 @@ from .damaged import sound
 from .dataset import Data, Request
 from .decode import Form, in_threads
 from .encoded import FromSource, Survey, in_memory, tell_remarks
-from .folders import images_below, tell_left_out
+from .folders import images_below, none_to_read, tell_unread
 from .given import SPLITS
 from .masks import MaskSet, fitted_mask, present, read_mask
 from .pixels import extent
@@ -127,7 +127,9 @@ def _sound(splits: Mapping[str, Pairs], allowed: int) -> dict[str, Pairs]:
 def _pairs(images: Path, masks: Path) -> Pairs:
     by_stem = {folder: _by_stem(folder) for folder in (images, masks)}
     if not by_stem[images]:
-        raise UserError(f"folder {images} holds no images that Pillow reads; add some or remove the folder.")
+        raise UserError(
+            f"folder {images} holds {none_to_read(images_below(images)[1])}; add some or remove the folder."
+        )
     for here, there, kind in ((images, masks, "mask"), (masks, images, "image")):
         alone = next((stem for stem in by_stem[here] if stem not in by_stem[there]), None)
         if alone is not None:
@@ -143,7 +145,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     as some systems store them apart, unless two names differ by that alone."""
     by_stem: dict[str, Path] = {}
     images, others = images_below(folder)
-    tell_left_out(others, "no images that Pillow reads")
+    tell_unread(others)
     for file in images:
         stem = file.relative_to(folder).with_suffix("").as_posix()
         if stem in by_stem:

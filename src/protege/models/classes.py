@@ -167,13 +167,15 @@ def _list(names: Sequence[str], most: int) -> str:
 
 @torch.no_grad()
 def _knows(model: Model, data: Data, classes: Sequence[int]) -> bool:
-    """Whether the model tells samples of these classes by their numbers, clearly better than chance."""
-    for samples in data.sets.values():
-        if len(positions := _some(samples, classes)):
-            assert samples.labels is not None
-            right = int((_guesses(model, samples, positions) == samples.labels[positions]).sum())
-            return tail(right, len(positions), 1 / len(data.classes)) < RARE
-    return False
+    """Whether the model tells samples of these classes by their numbers, clearly better than chance, of every split
+    that has enough to show it."""
+
+    def clear(right: int, count: int) -> bool:
+        return tail(right, count, 1 / len(data.classes)) < RARE
+
+    judged = [(int((g == labels).sum()), len(g)) for labels, g in _judged(model, data, classes).values()]
+    enough = [split for split in judged if clear(-(-split[1] // 2), split[1])]
+    return any(clear(*split) for split in judged) and all(clear(*split) for split in enough)
 
 
 def _by_numbers(model: Model, data: Data, outputs: int) -> list[Order]:
@@ -265,23 +267,26 @@ def _tried(model: Model, data: Data, orders: Sequence[Order], must: bool) -> Ord
     differ = [k for k in data.shown if len({order.place[k] for order in orders}) > 1]
     if not differ:
         return orders[0]
-    right, count, commonest = [0] * len(orders), 0, 1.0
-    for samples in data.sets.values():
-        positions = _some(samples, differ)
-        if not len(positions):
-            continue
-        assert samples.labels is not None
-        labels = samples.labels[positions]
-        guesses = _guesses(model, samples, positions)
-        table = [torch.tensor([-1 if k is None else k for k in order.place]) for order in orders]
-        right = [int((guesses == place[labels]).sum()) for place in table]
-        count, commonest = len(labels), float(labels.bincount().max()) / len(labels)
-        break
-    ranking = sorted(range(len(orders)), key=lambda n: -right[n])
-    best, next_best = ranking[:2]
-    # Where one order is right the other is wrong, so that each of these samples speaks for one of them.
-    clear = count > 0 and tail(right[best], right[best] + right[next_best], 0.5) < RARE
-    if clear and tail(right[best], count, commonest) < RARE:
+    table = [torch.tensor([-1 if k is None else k for k in order.place]) for order in orders]
+    judged: list[tuple[str, list[int], int]] = []  # split, how often each order is right, samples
+    certain: dict[int, int] = {}  # order → the first of these that speaks for it
+    for split, (labels, guesses) in _judged(model, data, differ).items():
+        right, count = [int((guesses == place[labels]).sum()) for place in table], len(labels)
+        best, next_best = sorted(range(len(orders)), key=lambda n: -right[n])[:2]
+        # Where one order is right the other is wrong, so that each of these samples speaks for one of them.
+        luck = tail(right[best], right[best] + right[next_best], 0.5)
+        if max(luck, tail(right[best], count, float(labels.bincount().max()) / count)) < RARE:
+            certain.setdefault(best, len(judged))
+        judged.append((split, right, count))
+    if len(certain) > 1:
+        ways = " and ".join(f"the {judged[at][0]} samples in {_called(orders[n])}" for n, at in certain.items())
+        raise UserError(
+            f"as the model answers, the classes of '{data.name}' are numbered in several orders, {ways}; expected one "
+            "for all: number those of one split anew."
+        )
+    for best, at in certain.items():
+        _, right, count = judged[at]
+        next_best = max((n for n in range(len(orders)) if n != best), key=right.__getitem__)
         logger.info(
             "of the ways to number the classes, %s is taken: by it the model is right on %d of %d labelled samples, "
             "and on %d by %s.",
@@ -292,6 +297,7 @@ def _tried(model: Model, data: Data, orders: Sequence[Order], must: bool) -> Ord
             _called(orders[next_best]),
         )
         return orders[best]
+    _, right, count = judged[0] if judged else ("", [0] * len(orders), 0)
     if not must or data.numbering != SORTED:
         return orders[0]
     tried = f"is right on {right[0]} and {right[1]} of {count} labelled samples" if count else "cannot be tried"
@@ -317,6 +323,15 @@ def _some(samples: Samples, classes: Sequence[int]) -> Tensor:
         return positions
     labels = samples.labels[positions]
     return positions[choose(labels, samples=min(len(positions), TRIED), seed=0, each=False)]
+
+
+def _judged(model: Model, data: Data, classes: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The labels of a few samples of these classes, and what the model says of them, by split."""
+    judged = {}
+    for split, samples in data.sets.items():
+        if samples.labels is not None and len(positions := _some(samples, classes)):
+            judged[split] = samples.labels[positions], _guesses(model, samples, positions)
+    return judged
 
 
 def _guesses(model: Model, samples: Samples, positions: Tensor) -> Tensor:

@@ -133,6 +133,8 @@ def _lock(out: Path, seconds: float) -> Iterator[None]:
             f"out={str(out)!r} is in use by another run; expected a folder of its own: wait for it or name another."
         ) from None
     except (OSError, NotImplementedError) as error:
+        if full_disk(error):
+            raise UserError(f"the disk of {str(out)!r} is full ({told(error)}); expected room: free some.") from error
         logging.getLogger("protege").warning(
             "%s cannot be kept for this run alone, as its disk has no locks (%s): start no other run there.", out, error
         )

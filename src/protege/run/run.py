@@ -22,7 +22,7 @@ from ..numerics import deterministic, exact
 from ..report import write_run_report
 from ..tasks import is_own
 from ..tasks.task import Shown
-from ..torch_utils import same_numbers
+from ..torch_utils import forget, same_numbers
 from ..training.checkpoint import load_checkpoint
 from ..training.processes import in_turn
 from ..training.state import State
@@ -190,7 +190,7 @@ def end(run: Run, record: dict[str, Any], state: State) -> dict[str, Any]:
     loop.accelerator.wait_for_everyone()
     for line in _summary(run, result):
         loop.display.say(line, always=True)
-    student.eval()
+    forget(student.eval())
     return result
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..data import Batch
 from ..tasks import Task
+from ..torch_utils import eval_mode
 from .in_progress import FitInProgress
 from .state import State
 
@@ -28,8 +29,7 @@ def held_out_losses(
 ) -> dict[str, float]:
     """The phase's own losses, means over ``count`` samples that the processes have divided among themselves."""
     sums: dict[str, Any] = {}
-    network.eval()
-    with torch.no_grad():
+    with torch.no_grad(), eval_mode(network):
         for batch in batches:
             for signals in fit.held_signals:
                 signals.attach(batch)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from torch import distributed
 
 from ..errors import UserError
 from ..models.precision import on_cpu
@@ -30,9 +33,25 @@ def make_accelerator(**options: Any) -> Accelerator:
             f"process {local} of this machine has no GPU, of which there are {gpus}; expected one for each: start "
             f"{gpus} a machine, or set CUDA_VISIBLE_DEVICES= (empty) to learn on the processor."
         )
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    patience, joined = InitProcessGroupKwargs(timeout=PATIENCE), _joined()
     # cpu is told, as Accelerate otherwise takes torchrun's processes for one each
-    return Accelerator(cpu=on_cpu(), mixed_precision="no", kwargs_handlers=[patience], **options)
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision="no", kwargs_handlers=[patience], **options)
+    if _joined() and not joined:
+        atexit.register(_part)
+    return accelerator
+
+
+def _part() -> None:
+    """Leave the other processes before Python ends, whose end a thread of Gloo's that still lets go of tensors would
+    abort. DistributedDataParallel keeps these threads for good: they get a moment. NCCL's end would wait for processes
+    that have failed."""
+    if _joined() and distributed.get_backend() == distributed.Backend.GLOO:
+        distributed.destroy_process_group()
+        time.sleep(0.1)
+
+
+def _joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 @contextmanager

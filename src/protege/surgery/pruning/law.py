@@ -33,6 +33,8 @@ class Law:
     """Whether channels can be removed from a network without changing more than that they are gone."""
 
     def __init__(self, network: nn.Module, example: Tensor) -> None:
+        # The original's own weights, as trained ones may go where drawn ones never do: behind a clip, say, at a large
+        # value that is then an average over channels.
         self.references = list(filter(None, (_reference(weights, example) for weights in (_lively(network), network))))
         if self.references and self.references[0][1].is_floating_point():
             first, x, tolerance = self.references[0]  # a constant of a function is small beside large values

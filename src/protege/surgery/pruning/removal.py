@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ...torch_utils import copy_network
+from ...torch_utils import copy_network, forget
 from ..layers import put
 
 Shapes = dict[str, tuple[int, ...]]
@@ -197,11 +197,7 @@ def _cut_depthwise(conv: Any, name: str, gone: Sequence[int]) -> None:
 def renewed(network: nn.Module) -> nn.Module:
     """A copy in the same modes without what some modules keep of their weights until they are trained on."""
     fresh = copy_network(network)
-    modes = [module.training for module in fresh.modules()]
-    for mode in (True, False):
-        fresh.train(mode)
-    for module, mode in zip(fresh.modules(), modes, strict=True):
-        module.training = mode
+    forget(fresh)
     return fresh
 
 

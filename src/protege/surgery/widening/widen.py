@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...errors import UserError, told
+from ...errors import UserError, shown, told
 from ...numerics import exact
 from ...torch_utils import copy_network, follow, forget, logits_in
 from ..laws import other_samples, random_state
@@ -62,7 +62,8 @@ def widen(
     True
     """
     if type(ratio) is not int or ratio < 2:
-        raise UserError(f"ratio = {ratio!r} cannot widen a network; expected a whole number from 2: set ratio 2.")
+        what = f"= {shown(ratio)}" if isinstance(ratio, int | float | str) else f"is a {type(ratio).__name__} and"
+        raise UserError(f"ratio {what} cannot widen a network; expected a whole number from 2: set ratio 2.")
     if not 0 <= perturbation < math.inf:
         raise UserError(f"perturbation = {perturbation!r} is no size; expected a number from 0: set perturbation 0.05.")
     _refuse_unfit(student, example)
