@@ -169,7 +169,7 @@ def test_int8_that_is_slower_here_says_so_with_the_faster_way(slow, folder, tmp_
     pytest.importorskip("onnxruntime")
     pytest.importorskip("torchao")
 
-    def timed(networks, raw, batches):
+    def timed(networks, raw, batches, rounds):
         times = range(1, len(networks) + 1)
         return [[Latency(batch, 1, 0.001 * n, 0.0, float(n), 0.0, 5) for batch in batches] for n in times]
 

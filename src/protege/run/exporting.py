@@ -35,7 +35,7 @@ from .folder import check_out
 from .formats import FORMATS, Images, Made
 from .formats.closeness import closeness
 from .formats.program import quietly
-from .latency import speeds
+from .latency import MOST, speeds
 from .recipe import checked
 from .shrinking import example_of, open_for
 
@@ -180,7 +180,7 @@ def _measured(
             networks.append(held.enter_context(compile_program(made.network, inputs)))
             rows.append({"role": f"{to}, compiled", **file})
         timed = [network for network in networks if network is not None]
-        times = speeds(timed, raw, kind.batches)
+        times = speeds(timed, raw, kind.batches, rounds=MOST)
     for row, network in zip(rows, networks, strict=True):
         speed = times.pop(0) if network is not None else []
         row |= {"latency": speed[-1].seconds / speed[-1].batch if speed else None}

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from ..torch_utils import untouched
 
 LEAST, MOST = 3, 51  # rounds in which each network has a turn
-TURN = 0.01  # seconds that a turn takes at least, of several calls where one is shorter
+GLANCE = 11  # that are enough for a report
+TURN = 0.005  # seconds that a turn takes at least, of several calls where one is shorter
 BATCHES = 1, 64  # as reports have them
-SECONDS = 3.0  # for all turns of one batch size
+SECONDS = 2.0  # for all turns of one batch size
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,14 @@ def latencies(
     batch: int = 1,
     threads: int | None = None,
     seconds: float = SECONDS,
+    rounds: int = MOST,
 ) -> list[Latency]:
     """Time a call of each network (anything called on raw input, `opened` files too) on ``batch`` samples like those
     of ``raw`` [N, …], on its device.
 
-    All have turns, forwards and backwards, for about ``seconds``, or `MOST` rounds. Where `LEAST` rounds
+    All have turns, forwards and backwards, for about ``seconds``, or so many ``rounds`` (`MOST`). Where `LEAST` rounds
     would take longer the batch is halved until they do not, so look at `Latency.batch`; one sample at a time takes what
-    it takes. ``threads`` sets torch's for the time being; a file is opened with as many.
+    it takes. ``threads`` sets torch's for the time being; open a file with as many.
     """
     with ExitStack() as held:
         held.enter_context(_threads(threads))
@@ -81,7 +83,7 @@ def latencies(
         calls = [max(1, round(TURN / max(turn(1), 1e-6))) for turn in turns]
         times: list[list[float]] = [[] for _ in networks]
         until = time.perf_counter() + seconds
-        while len(times[0]) < LEAST or (len(times[0]) < MOST and time.perf_counter() < until):
+        while len(times[0]) < LEAST or (len(times[0]) < min(rounds, MOST) and time.perf_counter() < until):
             order = list(range(len(networks)))
             for n in order if len(times[0]) % 2 == 0 else reversed(order):
                 times[n].append(turns[n](calls[n]))
@@ -89,10 +91,10 @@ def latencies(
 
 
 def speeds(
-    networks: Sequence[nn.Module], raw: Tensor, batches: Sequence[int] = BATCHES, seconds: float = SECONDS
+    networks: Sequence[nn.Module], raw: Tensor, batches: Sequence[int] = BATCHES, rounds: int = GLANCE
 ) -> list[list[Latency]]:
     """Of each network the `latencies` at these batch sizes, timed in turns with the others."""
-    measured = [latencies(networks, raw, batch=batch, seconds=seconds) for batch in batches]
+    measured = [latencies(networks, raw, batch=batch, rounds=rounds) for batch in batches]
     return [list(each) for each in zip(*measured, strict=True)]
 
 

@@ -107,7 +107,7 @@ def measure_speed(run: Run) -> dict[str, list[dict[str, Any]]]:
     where they cannot be timed, which is no reason to lose a run."""
     networks = {"teacher": run.teacher, "student": run.student} if run.teacher else {"student": run.student}
     try:
-        times = speeds([*networks.values()], first_of(run.data, run.loop.device), seconds=1.0)
+        times = speeds([*networks.values()], first_of(run.data, run.loop.device))
     except Exception as error:
         logging.getLogger("protege").warning("the networks cannot be timed (%s)", told(error))
         return {}

@@ -124,7 +124,7 @@ def shrink(
         "after": _figures(shrunk, raw, opened),
     }
     if not dry_run:
-        times = speeds([original, shrunk], raw, seconds=1.0)
+        times = speeds([original, shrunk], raw)
         record["speed"] = {
             role: [x.record() for x in each] for role, each in zip(("before", "after"), times, strict=True)
         }
