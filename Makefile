@@ -1,11 +1,12 @@
 PYTHON ?= python3.11
 VENV := .venv
 ADAPTERS := .venv-adapters
+LITERT := .venv-litert
 GPU_PYTHON ?= python3
 GPU_VERSION ?= 3.12
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow kill fuzz gpu gpu-wheels networks house test-adapters lint types check clean
+.PHONY: demo test slow kill fuzz gpu gpu-wheels networks house test-adapters test-litert lint types check clean
 
 # The environment is made once and again whenever its description changes.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -61,6 +62,15 @@ test-adapters: $(ADAPTERS)/.ready
 		tests/test_torchvision_transforms.py tests/test_preprocessing.py tests/test_networks.py \
 		tests/test_photos_heic.py
 
+# litert-torch wants older typing_extensions and pydantic than everything else: it has its own environment, too.
+$(LITERT)/.ready: pyproject.toml constraints-litert.txt
+	test -x $(LITERT)/bin/python || $(PYTHON) -m venv $(LITERT)
+	$(LITERT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-litert.txt -e '.[dev,litert]'
+	touch $@
+
+test-litert: $(LITERT)/.ready
+	$(LITERT)/bin/python -m pytest -p no:cacheprovider tests/test_litert.py
+
 # Hours: every ability on a hundred architectures, and docs/networks.md with what came of it. What is stopped goes on.
 networks: $(ADAPTERS)/.ready
 	$(ADAPTERS)/bin/python benchmarks/networks
@@ -75,4 +85,4 @@ types: $(VENV)/.dev
 check: lint types test test-adapters
 
 clean:
-	rm -rf $(VENV) $(ADAPTERS) runs
+	rm -rf $(VENV) $(ADAPTERS) $(LITERT) runs

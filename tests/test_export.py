@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from forks import protege
 from PIL import Image
 from torch import nn
 
@@ -253,16 +254,28 @@ def test_bad_options_are_told(told, options, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchao", None)
-    with pytest.raises(UserError, match="extra 'quantize': install it with"):
-        export("zoo:cnn_tiny", to="int8", data="digits", out=tmp_path / "out")
+@pytest.mark.parametrize(
+    ("to", "package", "extra"),
+    [
+        ("onnx", "onnxscript", "onnx"),
+        ("onnx-int8", "onnxruntime", "onnx"),
+        ("int8", "torchao", "quantize"),
+        ("litert", "litert_torch", "litert"),
+    ],
+)
+def test_a_missing_extra_is_named(to, package, extra, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(UserError, match=f"{package}' is missing; expected the extra '{extra}': install it with"):
+        export("zoo:cnn_tiny", to=to, data="digits", out=tmp_path / "out")
+    command = protege("export", "--model", "zoo:cnn_tiny", "--data", "digits", "--to", to, "--out", tmp_path / "out")
+    assert command.wait() == 2 and f"protege[{extra}]" in command.stderr and not (tmp_path / "out").exists()
 
 
 def test_int8_without_data_and_full_folders(tmp_path, monkeypatch):
     monkeypatch.setattr("protege.run.exporting._require", lambda *_: None)
-    with pytest.raises(UserError, match="a few images to calibrate on: give data="):
-        export("zoo:cnn_tiny", to="int8", out=tmp_path / "out")
+    for to in ("int8", "onnx-int8"):
+        with pytest.raises(UserError, match=f"export to {to} got no data; .* a few images to calibrate on: give data="):
+            export("zoo:cnn_tiny", to=to, out=tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(UserError, match="not empty; expected a new folder: name another, or add overwrite=True"):

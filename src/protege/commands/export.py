@@ -12,7 +12,7 @@ from .options import ImageSize, ModelSpec, Overwrite, SkipBad, Trust
 
 def command(
     model: ModelSpec,
-    to: Annotated[str, Option(help="onnx, onnx-int8 or int8")],
+    to: Annotated[str, Option(help="onnx, onnx-int8, int8 or litert")],
     out: Annotated[Path, Option(help="folder of the exported file")],
     data: Annotated[str | None, Option(help="data spec: calibrates int8, and compares the file with the model")] = None,
     image_size: ImageSize = None,

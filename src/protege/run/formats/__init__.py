@@ -65,11 +65,13 @@ class Format:
 
 
 _ONNX = "onnx", ("onnx", "onnxscript", "onnxruntime")
+_LITERT = "litert_torch", "ai_edge_litert"
 _COMPILED = "compile it (compiled=True times that), or export to onnx-int8, which needs no compiler"
 FORMATS = {
     "onnx": Format("ONNX", "model.onnx", *_ONNX, "onnx"),
     "onnx-int8": Format("int8 ONNX", "model_int8.onnx", *_ONNX, "onnx_int8", int8=True, faster="export to onnx"),
     "int8": Format("int8", "model_int8.pt2", "quantize", ("torchao",), "pt2", int8=True, faster=_COMPILED),
+    "litert": Format("LiteRT", "model.tflite", "litert", _LITERT, "litert", batches=(1,), layout="NHWC"),
 }
 _READERS = {".onnx": "onnx", ".pt2": "pt2", ".tflite": "litert"}
 
