@@ -268,7 +268,9 @@ def test_a_missing_extra_is_named(to, package, extra, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"{package}' is missing; expected the extra '{extra}': install it with"):
         export("zoo:cnn_tiny", to=to, data="digits", out=tmp_path / "out")
     command = protege("export", "--model", "zoo:cnn_tiny", "--data", "digits", "--to", to, "--out", tmp_path / "out")
-    assert command.wait() == 2 and f"protege[{extra}]" in command.stderr and not (tmp_path / "out").exists()
+    assert command.wait() == 2
+    assert f"protege[{extra}]" in command.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_int8_without_data_and_full_folders(tmp_path, monkeypatch):

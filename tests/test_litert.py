@@ -1,4 +1,4 @@
-"""LiteRT files give what the model gives, on whole photos of bytes. In an environment of its own: `make test-litert`."""
+"""LiteRT files give what the model gives, on bytes of pixels. In an environment of its own: `make test-litert`."""
 
 import json
 
@@ -66,13 +66,16 @@ def test_a_file_for_phones_gives_what_the_model_gives(make, tmp_path):
     task = "segmentation" if make is Scenes else "classification"
     model = Model(make(), SPEC, classes=["a", "b", "c", "d", "e"][: 4 if make is Scenes else 5], task=task).eval()
     result = export(model, to="litert", out=tmp_path / "out")
-    assert result["difference"] < 1e-4 and result["input"]["layout"] == "NHWC"
-    assert result["input"]["shape"] == [1, 32, 32, 3] and result["input"]["mean"] == [0.5, 0.4, 0.3]
+    assert result["difference"] < 1e-4
+    assert result["input"]["layout"] == "NHWC"
+    assert result["input"]["shape"] == [1, 32, 32, 3]
+    assert result["input"]["mean"] == [0.5, 0.4, 0.3]
     assert json.loads((tmp_path / "out" / "export.json").read_text())["classes"] == list(model.classes)
     runtime = Interpreter(str(tmp_path / "out" / "model.tflite"))
     runtime.allocate_tensors()
     (given,), (gives,) = runtime.get_input_details(), runtime.get_output_details()
-    assert given["dtype"] == np.uint8 and list(given["shape"]) == [1, 32, 32, 3]
+    assert given["dtype"] == np.uint8
+    assert list(given["shape"]) == [1, 32, 32, 3]
     raw = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     for image in raw:
         runtime.set_tensor(given["index"], image.permute(1, 2, 0)[None].contiguous().numpy())
@@ -87,7 +90,8 @@ def test_a_file_for_phones_gives_what_the_model_gives(make, tmp_path):
 def test_images_compare_it_and_one_at_a_time_is_timed(tmp_path):
     model = load_model("zoo:cnn_tiny", num_classes=10)
     result = export(model, to="litert", data="digits", out=tmp_path / "out")
-    assert result["compared"]["images"] == 360 and result["compared"]["agreement"] == 1
+    assert result["compared"]["images"] == 360
+    assert result["compared"]["agreement"] == 1
     assert result["metrics"]["float"]["accuracy"] == result["metrics"]["exported"]["accuracy"]
     assert [row["speed"][0]["batch"] for row in result["networks"]] == [1, 1]
     assert "The student as LiteRT is" in (tmp_path / "out" / "report.html").read_text()
@@ -99,5 +103,5 @@ class Svd(nn.Module):
 
 
 def test_what_it_lacks_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="cannot be exported to LiteRT .* export to onnx instead"):
+    with pytest.raises(UserError, match=r"cannot be exported to LiteRT .* export to onnx instead"):
         export(Model(Svd(), SPEC), to="litert", out=tmp_path / "out")
