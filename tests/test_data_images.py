@@ -227,6 +227,7 @@ def test_whatever_pillow_reads_is_read(tmp_path, caplog):
         data = whole(tmp_path)
     assert data.train.labels.bincount().tolist() == [2, len(forms) + 1]
     assert np.abs(clean(data.train).astype(int) - picture(0)).mean() < 12
+    assert "no images that Pillow reads, 1 of them links to nothing." in caplog.text
     assert "4 left out, such as" in caplog.text  # Thumbs.db, notes.txt, readme.md and the broken link
     assert "1 left out, such as" in caplog.text  # stray.png
 

@@ -578,3 +578,5 @@ def test_links_are_followed_and_what_leads_nowhere_is_left_out(tmp_path, caplog)
         UserError, match=r"b holds no images that Pillow reads, but 1 link to nothing, such as .*0\.png"
     ):
         whole(photos)
+    with pytest.raises(UserError, match=r"holds no class folders, but 1 link to nothing, such as .*0\.png; put"):
+        whole(photos / "b")

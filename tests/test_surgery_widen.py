@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from protege.errors import UserError
 from protege.models import zoo
-from protege.surgery import widen
+from protege.surgery import decouple, shrink, widen
 from protege.surgery.widening.shared import BRANCHES, Shared, _shapes, readout, share
 
 CLASSES = 5
@@ -540,11 +540,22 @@ class Drawn(nn.Module):
         return self.fc(torch.bernoulli(self.conv(x).mean((2, 3)).sigmoid()))
 
 
-def test_arguments_that_were_swapped_are_told_in_a_sentence():
-    with pytest.raises(
-        UserError, match=r"^ratio is a Tensor and cannot widen a network; expected a whole number from 2"
+def test_arguments_that_were_swapped_are_told_in_a_short_sentence():
+    network, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), torch.randn(2, 3, 8, 8)
+    for call in (
+        lambda: widen(network, x, 2),
+        lambda: widen(network, 2, x, perturbation=x),
+        lambda: shrink(network, x, x, ratio=0.5),
+        lambda: shrink(network, x, ratio=x),
+        lambda: shrink(network, x, macs=x),
+        lambda: shrink(network, x, ratio={"0": x}),
+        lambda: shrink(network, x, ratio=0.5, parts=x),
+        lambda: shrink(network, x, ratio=0.5, layers=x),
+        lambda: decouple(network, rank=x),
+        lambda: decouple(network, macs=x, example=x),
     ):
-        widen(nn.Linear(4, 2), torch.randn(2, 4), 2)
+        with pytest.raises(UserError, match=r"^[^\n]{20,300}$"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def shown(value: Any) -> str:
         text = repr(value)
     except Exception:  # a number of thousands of digits, or whatever a user's class raises
         return f"a {type(value).__name__} that cannot be written out"
+    text = " ".join(text.split()) if "\n" in text else text  # a tensor's, in one line
     return text if len(text) <= LONG else f"{text[: LONG - 20]}…{text[-10:]}"
 
 

@@ -59,7 +59,8 @@ def image_folders(request: Request) -> Data:
         if not folders:
             also = ", or images without classes directly in it" if split == "train" else ""
             raise UserError(
-                f"data path {root} holds no class folders; put each class's images in a folder of it{also}."
+                f"data path {root} holds no class folders{but_links(left)}; put each class's images in a folder of "
+                f"it{also}."
             )
         if len(folders) == 1 and stray:
             raise UserError(
@@ -71,7 +72,10 @@ def image_folders(request: Request) -> Data:
             images[split][folder.name], left = images_below(folder)
             others += left
             if not images[split][folder.name]:
-                raise UserError(f"class folder {folder} holds {none_to_read(left)}; add some or remove the folder.")
+                raise UserError(
+                    f"class folder {folder} holds no images that Pillow reads{but_links(left)}; add some or remove "
+                    "the folder."
+                )
     tell_unread(others)
     tell_left_out(astray, "images that lie in no class folder")
     names = {split: [name for name in by_class if name] for split, by_class in images.items()}
@@ -141,13 +145,12 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
     return split_files(map(Path, paths))
 
 
-def none_to_read(left: Sequence[Path]) -> str:
-    """What a folder without images holds, of which ``left`` is what lies there."""
+def but_links(left: Sequence[Path]) -> str:
+    """The links to nothing among what lies in a folder, for the sentence that it holds nothing else."""
     links = _dangling(left)
-    only = (
+    return (
         f", but {len(links)} link{'s' * (len(links) != 1)} to nothing, such as {printable(links[0])}" if links else ""
     )
-    return "no images that Pillow reads" + only
 
 
 def _dangling(files: Sequence[Path]) -> list[Path]:
@@ -155,10 +158,10 @@ def _dangling(files: Sequence[Path]) -> list[Path]:
 
 
 def tell_unread(files: Sequence[Path]) -> None:
-    """Say what of a set is no image: links to nothing, and other files."""
+    """Say how many files of a set are no images, and how many of them links to nothing."""
     links = _dangling(files)
-    tell_left_out(links, "links to nothing")
-    tell_left_out(sorted(set(files) - set(links)), "no images that Pillow reads")
+    some = f", {len(links)} of them links to nothing" if links else ""
+    tell_left_out(files, "links to nothing" if len(links) == len(files) else f"no images that Pillow reads{some}")
 
 
 def tell_left_out(files: Sequence[Path], why: str) -> None:

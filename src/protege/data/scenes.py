@@ -28,7 +28,7 @@ from .damaged import sound
 from .dataset import Data, Request
 from .decode import Form, in_threads
 from .encoded import FromSource, Survey, in_memory, tell_remarks
-from .folders import images_below, none_to_read, tell_unread
+from .folders import but_links, images_below, tell_unread
 from .given import SPLITS
 from .masks import MaskSet, fitted_mask, present, read_mask
 from .pixels import extent
@@ -127,9 +127,8 @@ def _sound(splits: Mapping[str, Pairs], allowed: int) -> dict[str, Pairs]:
 def _pairs(images: Path, masks: Path) -> Pairs:
     by_stem = {folder: _by_stem(folder) for folder in (images, masks)}
     if not by_stem[images]:
-        raise UserError(
-            f"folder {images} holds {none_to_read(images_below(images)[1])}; add some or remove the folder."
-        )
+        also = but_links(images_below(images)[1])
+        raise UserError(f"folder {images} holds no images that Pillow reads{also}; add some or remove the folder.")
     for here, there, kind in ((images, masks, "mask"), (masks, images, "image")):
         alone = next((stem for stem in by_stem[here] if stem not in by_stem[there]), None)
         if alone is not None:

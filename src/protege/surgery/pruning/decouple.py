@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, shown
 from ...numerics import exact
 from ...torch_utils import copy_network
 from ..counting import profile
@@ -90,7 +90,9 @@ def decouple(
     torch.Size([16, 1, 3, 3])
     """
     if (rank is None) == (macs is None):
-        raise UserError(f"decouple got rank = {rank!r} and macs = {macs!r}; expected one: give rank=… or macs=….")
+        raise UserError(
+            f"decouple got rank = {shown(rank)} and macs = {shown(macs)}; expected one: give rank=… or macs=…."
+        )
     every = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
     able = decouplable(network)
     chosen = [name for name in able if name != every[0]] if layers is None else matching(layers, able, network)
@@ -103,10 +105,10 @@ def decouple(
     most = max(len(values[1]) for values in factors.values())
     if rank is not None:
         if type(rank) is not int or not 1 <= rank <= most:
-            raise UserError(f"the rank is {rank!r}; expected a whole number from 1 to {most}: change rank=….")
+            raise UserError(f"the rank is {shown(rank)}; expected a whole number from 1 to {most}: change rank=….")
         ranks = {name: min(rank, len(values[1])) for name, values in factors.items()}
     else:
-        ranks = _ranks_for(network, macs or 0.0, example, factors)
+        ranks = _ranks_for(network, macs, example, factors)
     changed = copy_network(network)
     for name, count in ranks.items():
         changed.set_submodule(name, _pair(network.get_submodule(name), factors[name], count))
@@ -149,11 +151,11 @@ def _pair(conv: Any, factors: tuple[Tensor, Tensor, Tensor], rank: int) -> Decou
 
 
 def _ranks_for(
-    network: nn.Module, share: float, example: Tensor | None, factors: dict[str, tuple[Tensor, Tensor, Tensor]]
+    network: nn.Module, share: float | None, example: Tensor | None, factors: dict[str, tuple[Tensor, Tensor, Tensor]]
 ) -> dict[str, int]:
     """A rank for each layer; those are left out that would cost as much decoupled as they do now."""
-    if not 0 < share < 1:
-        raise UserError(f"macs is {share!r}; expected a share above 0 and below 1: change macs=….")
+    if not isinstance(share, int | float) or not 0 < share < 1:
+        raise UserError(f"macs is {shown(share)}; expected a share above 0 and below 1: change macs=….")
     if example is None:
         raise UserError("decouple with macs got no example; expected a batch to count multiply-adds on: give example.")
     total, layers = profile(network, example)

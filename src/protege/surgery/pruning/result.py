@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ...errors import UserError, nearest
+from ...errors import UserError, nearest, shown
 from ..layers import LAYERS, outputs_of
 
 
@@ -68,7 +68,7 @@ def matching(patterns: Sequence[str], able: Sequence[str], network: nn.Module) -
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise UserError(
-                f"a layer is named {pattern!r}; expected the text of a name or pattern, such as 'layer3.*'."
+                f"a layer is named {shown(pattern)}; expected the text of a name or pattern, such as 'layer3.*'."
             )
         fitting = [name for name in able if fnmatchcase(name, pattern)]
         if not fitting:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, shown
 from ...numerics import exact
 from ..layers import let_learn
 from .choose import by_layer, by_macs, by_ratio, removal_of
@@ -103,16 +103,19 @@ def shrink(
 
 
 def _check(how: str, ratio: Any, macs: Any, parts: Sequence[str]) -> None:
-    if how not in HOWS:
-        raise UserError(f"how = {how!r} is no way of pruning; expected {' or '.join(HOWS)}: change how=….")
-    if isinstance(parts, str) or not parts or set(parts) - set(PARTS):
-        raise UserError(f"parts = {parts!r} cannot be thinned; expected some of {', '.join(PARTS)}: change parts=….")
+    if not isinstance(how, str) or how not in HOWS:
+        raise UserError(f"how = {shown(how)} is no way of pruning; expected {' or '.join(HOWS)}: change how=….")
+    if isinstance(parts, str) or not list(parts) or set(parts) - set(PARTS):
+        raise UserError(
+            f"parts = {shown(parts)} cannot be thinned; expected some of {', '.join(PARTS)}: change parts=…."
+        )
     if (ratio is None) == (macs is None):
-        raise UserError(f"shrink got ratio = {ratio!r} and macs = {macs!r}; expected one of them: give only that.")
+        got = f"ratio = {shown(ratio)} and macs = {shown(macs)}"
+        raise UserError(f"shrink got {got}; expected one of them: give only that.")
     for name, value in ratio.items() if isinstance(ratio, Mapping) else [("", ratio if macs is None else macs)]:
         what = f"the ratio of {name!r}" if name else ("ratio" if macs is None else "macs")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-            raise UserError(f"{what} is {value!r}; expected a share above 0 and below 1: correct it.")
+            raise UserError(f"{what} is {shown(value)}; expected a share above 0 and below 1: correct it.")
 
 
 def _kept(

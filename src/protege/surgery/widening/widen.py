@@ -62,10 +62,11 @@ def widen(
     True
     """
     if type(ratio) is not int or ratio < 2:
-        what = f"= {shown(ratio)}" if isinstance(ratio, int | float | str) else f"is a {type(ratio).__name__} and"
-        raise UserError(f"ratio {what} cannot widen a network; expected a whole number from 2: set ratio 2.")
-    if not 0 <= perturbation < math.inf:
-        raise UserError(f"perturbation = {perturbation!r} is no size; expected a number from 0: set perturbation 0.05.")
+        raise UserError(f"ratio = {shown(ratio)} cannot widen a network; expected a whole number from 2: set ratio 2.")
+    if not isinstance(perturbation, int | float) or not 0 <= perturbation < math.inf:
+        raise UserError(
+            f"perturbation = {shown(perturbation)} is no size; expected a number from 0: set perturbation 0.05."
+        )
     _refuse_unfit(student, example)
     example = example[torch.tensor([0, 1]) % len(example)]
     network = copy_network(student).eval()
