@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from tools import Curtain
 import protege
 from protege.commands import app
 from protege.methods import METHODS
+from protege.run.formats import Format
 from protege.run.recipe import recipe_type
 from protege.run.study_file import Study
 from protege.run.workers import Worker
@@ -337,8 +337,7 @@ def world(tmp_path_factory) -> Iterator[World]:
         patch.chdir(folder)
         made = World(folder)
         patch.setattr("sklearn.datasets.load_digits", cache(load_digits))
-        exporting = import_module("protege.run.exporting")
-        for owner, name in ((Loop, "run"), (Worker, "__init__"), (exporting, "_onnx"), (exporting, "_int8")):
+        for owner, name in ((Loop, "run"), (Worker, "__init__"), (Format, "make")):
             patch.setattr(owner, name, curtain)
         before = signal.signal(signal.SIGALRM, hung)
         resource.setrlimit(resource.RLIMIT_AS, (now + (4 << 30), hard))
