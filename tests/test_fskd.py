@@ -1138,3 +1138,38 @@ def test_the_rows_that_are_looked_at_are_as_many_of_each_sample():
     assert len(rows.unique()) == 60
     assert torch.equal(rows, point.chosen(live, 6, 60 / alignment.ROWS, seed=3))
     assert point.chosen(live, 6, 1.0, seed=3) is None
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_layer_changes_only_where_samples_that_it_was_not_solved_on_gain(kernels):
+    teacher = network("mobile")
+    student, kept = pruned(teacher)
+    before = weights(student)
+    found = recover(student, teacher, kept, images(8), kernels=kernels)
+    assert found["held_out_after"] < found["held_out_before"]
+    left = [block["name"] for block in found["blocks"] if block["after"] == block["before"]]
+    for block in found["blocks"]:
+        changed = block["name"] not in left
+        assert (block["held_out_after"] < block["held_out_before"]) == changed
+    for name in left:
+        assert torch.equal(student.get_submodule(name).weight, before[name + ".weight"])
+
+
+def test_held_out_errors_are_those_of_a_loop_over_the_folds():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).double()
+    student, x = copy.deepcopy(teacher), torch.randn(80, 3, 2, 2).double()
+    with torch.no_grad():
+        student[1].weight += 0.3 * torch.randn_like(student[1].weight)
+        x[:, 2] += 0.1 * x[:, 1]
+    first, size = copy.deepcopy(student), float(teacher(x).detach().square().sum())
+    (block,) = recover(student, teacher, {}, x, kernels=True)["blocks"]
+    errors = Counter()
+    for fold in range(4):
+        rest = torch.cat([x[other::4] for other in range(4) if other != fold])
+        alone = copy.deepcopy(first)
+        fskd.recover(alone, teacher, {}, lambda _, rest=rest: (rest, rest), [0], kernels=True, ridge=block["ridge"])
+        for at, net in (("before", first), ("after", alone)):
+            errors[at] += float((net(x[fold::4]) - teacher(x[fold::4])).detach().square().sum())
+    assert block["held_out_before"] == pytest.approx(errors["before"] / size)
+    assert block["held_out_after"] == pytest.approx(errors["after"] / size, rel=1e-3, abs=1e-15)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -39,11 +40,12 @@ from .method import MethodSettings, Setup
 
 logger = logging.getLogger(__name__)
 
-FOLDS = 4  # parts of the samples, each once left out to choose the ridge
+FOLDS = 4  # parts of the samples, of which one is left out to choose the ridge
 PIXELS = 2**16  # in a chunk, on a processor: what is computed at once stays small, whatever the number of samples
 ENOUGH = 1000  # samples to solve on; fewer are looked at in augmented views as well
 MOST_VIEWS = 8  # of a sample
 JUDGED = 64  # samples whose outputs are compared before and after
+ENDS = ("before", "after")
 
 Inputs = Callable[[int], tuple[Tensor, Tensor]]  # number of a chunk → inputs for the student and for the teacher
 
@@ -101,12 +103,17 @@ def recover(
     """Align the student with the teacher, layer by layer; changes its weights (and norms) in place.
 
     ``inputs`` gives each chunk of samples, prepared for both networks; ``folds`` says which part of the samples a chunk
-    is of, for they are left out in turn to choose the ridge. ``kept`` names the teacher's output channels that the
-    student's layers kept. With ``kernels`` whole kernels are sought, where not too wide, rather than matrices behind
-    them. Returns ``before`` and ``after``, the relative error ``‖S-T‖²/‖T‖²`` of the student's outputs on the first
-    chunks; the number of ``sweeps``; and ``blocks``, that error of each layer just before and after it is solved. A
-    sweep that does not lessen the error of the outputs is undone. Raises `UserError` where the two do not correspond
-    or a value is not finite.
+    is of: they are left out in turn to choose each layer's ridge, and whether it changes at all. ``kept`` names the
+    teacher's output channels that the student's layers kept. With ``kernels`` whole kernels are sought, where not too
+    wide, rather than matrices behind them.
+
+    Returns ``before`` and ``after``, the relative error ``‖S-T‖²/‖T‖²`` of the student's outputs on the first chunks,
+    and ``held_out_before`` and ``held_out_after``, the same where the layers are solved without the fold that they are
+    judged on; the number of ``sweeps``; and ``blocks``, these four of each layer just before and after it is solved.
+    Held out, the error before tells what was lost up to there, and the one after what solving does not bring back on
+    other samples either. Nothing is held out where a ridge is given or there is one fold only. A sweep that does not
+    lessen the errors of the outputs is undone. Raises `UserError` where the two do not correspond or a value is not
+    finite.
     """
     with eval_mode(student, teacher):
         x, y = inputs(0)
@@ -127,15 +134,19 @@ def recover(
             def progress(done: int, total: int, base: int = sweep) -> None:
                 report(base * total + done, sweeps * total)
 
-            before, after, blocks = _sweep(*walks, points, inputs, folds, ridge, room, progress)
-            outcome.setdefault("before", before)
-            if not after < before:
+            errors, blocks = _sweep(*walks, points, inputs, folds, ridge, room, progress)
+            kinds = [name.removesuffix("before") for name in errors if name.endswith("before")]
+            if not all(errors[kind + "after"] < errors[kind + "before"] for kind in kinds):
                 student.load_state_dict(saved)
-                outcome.setdefault("after", before)
-                if sweep == 0 and before > 0:
+                stayed = {kind + at: errors[kind + "before"] for kind in kinds for at in ENDS}
+                outcome = stayed | outcome
+                if sweep == 0 and errors["before"] > 0:
                     logger.warning("aligning the student did not bring its outputs nearer to the teacher's: undone")
                 break
-            outcome["after"], outcome["sweeps"] = after, sweep + 1
+            outcome |= {
+                name: value for name, value in errors.items() if name.endswith("after") or not outcome["sweeps"]
+            }
+            outcome["sweeps"] = sweep + 1
             outcome["blocks"] += [{**block, "sweep": sweep + 1} for block in blocks] if sweeps > 1 else blocks
     return outcome
 
@@ -149,77 +160,99 @@ def _sweep(
     ridge: float | None,
     room: tuple[int, int],
     report: Callable[[int, int], None],
-) -> tuple[float, float, list[dict[str, Any]]]:
-    """(error of the outputs before, after, what became of each layer): every layer solved once, in forward order."""
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(errors of the outputs, what became of each layer): every layer solved once, in forward order.
+
+    Samples run twice where the ridge is to be chosen: with what is solved on all of them, and with what is solved
+    without their fold. Only these second values tell what a layer is worth on other samples; those that went through
+    layers that were solved on them do not.
+    """
     blocks: list[dict[str, Any]] = []
     mine = theirs = 0  # nodes that each network has run
     watched = {point.node: [point.call] for point in points if point.kind == "kernel" and not point.inside}
+    apart = ridge is None and len(set(folds)) > 1
     with Frontier(*room) as frontier:
-        sizes, judged = list[int](), 0
+        counts, judged = list[int](), 0
         for chunk in range(len(folds)):
             x, y = inputs(chunk)
             known = {"outputs before": _logits(student.run(x.clone()))} if judged < JUDGED else {}
             judged += len(x) if known else 0
-            sizes.append(len(x))
-            frontier.put(chunk, {"inputs": x, **known}, {"inputs": y})
-        change: Callable[[Live], None] | None = None  # what was solved last
+            counts.append(len(x))
+            judge = [{"inputs": x.clone()}] if apart else []
+            frontier.put(chunk, {"inputs": y}, {"inputs": x, **known}, *judge)
+        changes: list[Callable[[Live], None]] = []  # what was solved last, on all samples and without each fold
 
         def advanced(chunk: int, to: int, their_to: int) -> tuple[Live, ...]:
             """A chunk's values with both networks run on; what was solved last is applied to them first."""
-            s, t = frontier.take(chunk)
-            if change is not None:
-                change(s)
-            student.advance(s, mine, to, s.pop("inputs", None), watched)
+            t, *students = frontier.take(chunk)
+            for change, live in zip(changes[:1] + changes[1 + folds[chunk] :][:1], students, strict=False):
+                change(live)
+            for live in students:
+                student.advance(live, mine, to, live.pop("inputs", None), watched)
             teacher.advance(t, theirs, their_to, t.pop("inputs", None))
-            return s, t
+            return t, *students
 
         for number, point in enumerate(points):
             stop, their_stop = point.stop, max(theirs, point.their_stop)
             layer, norm = point.linear, student.modules[point.norm] if point.norm else None
-            moments, size = Moments.zeros(max(folds) + 1, *point.unknowns, student.example.device), 0.0
+            parts = max(folds) + 1 if apart else 1
+            sums = [Moments.zeros(parts, *point.unknowns, student.example.device) for _ in range(1 + apart)]
+            sizes = [0.0] * parts  # of the teacher's values in each fold
             for chunk, fold in enumerate(folds):
-                s, t = advanced(chunk, stop, their_stop)
+                t, *students = advanced(chunk, stop, their_stop)
                 if point.inside:
-                    student.look(s, point.stop, point.call)
                     teacher.look(t, point.their_stop, point.their_call)
-                chosen = point.chosen(s, sizes[chunk], sizes[chunk] / sum(sizes), seed=chunk)
-                missing, whole = point.missing(s, t, chosen)
-                done = 0
-                for x in point.rows(s, chosen):
-                    moments.add(fold, x, missing[done : done + len(x)])
-                    done += len(x)
-                size += float(torch.linalg.vector_norm(whole, dtype=torch.float64)) ** 2
+                chosen = point.chosen(t, counts[chunk], counts[chunk] / sum(counts), seed=chunk)
+                for i, live in enumerate(students):
+                    if point.inside:
+                        student.look(live, point.stop, point.call)
+                    size = point.add(sums[i], fold, live, t, chosen)
+                sizes[fold if apart else 0] += size
                 if point.inside:
-                    point.forget(s, t)
-                frontier.put(chunk, s, t)
-            _check_finite(moments, size, point)
-            solution = solve(moments, has_intercept(layer, norm), ridge)
+                    point.forget(t, *students)
+                frontier.put(chunk, t, *students)
+            _check_finite(sums[0], sum(sizes), point)
+            solution = solve(sums[0], has_intercept(layer, norm), ridge, sums[1] if apart else None)
             delta, c = solution.delta, solution.intercept
             if point.kind == "kernel":
                 weight, constant = folded(layer, norm)
                 weight, constant = weight + delta.to(weight), constant if c is None else constant + c.to(constant)
-                settle(layer, norm, weight, constant, moments.image(weight, constant))
+                settle(layer, norm, weight, constant, sums[0].image(weight, constant))
             else:
-                absorb(layer, solution.q, c, norm, moments.image(solution.q, c))
-            change = None if point.inside else partial(point.change, delta=delta, intercept=c)
+                absorb(layer, solution.q, c, norm, sums[0].image(solution.q, c))
+            without = [*solution.apart, *[solution] * (parts - len(solution.apart))] if apart else []
+            changes = [
+                partial(point.change, delta=each.delta, intercept=each.intercept) for each in [solution, *without]
+            ]
+            changes = [] if point.inside else changes
             mine, theirs = stop, their_stop
-            errors = {"before": _relative(solution.before, size), "after": _relative(solution.after, size)}
-            strength = solution.ridge if math.isfinite(solution.ridge) else None
-            blocks.append({"name": point.layer, **errors, "ridge": strength})
+            strength = None if solution.ridge is None or math.isinf(solution.ridge) else solution.ridge
+            errors = {at: _relative(getattr(solution, at), sum(sizes)) for at in ENDS} | {"ridge": strength}
+            for at in ENDS if apart else ():
+                error = sum(getattr(each, at) for each in solution.apart)
+                errors["held_out_" + at] = _relative(error, sum(sizes[: len(solution.apart)]))
+            blocks.append({"name": point.layer, **errors})
             report(number + 1, len(points))
 
-        before = after = size = 0.0
+        squares, targets = defaultdict[str, float](float), defaultdict[str, float](float)
         for chunk in range(len(folds)):  # those with outputs before come first
-            s, t = frontier.take(chunk)
+            t, s, *judge = frontier.take(chunk)
             if "outputs before" not in s:
                 break
             teacher.advance(t, theirs, len(teacher.nodes))
-            target = _logits(t["output"]).double()
-            before += float((s["outputs before"].double() - target).square().sum())
             # of the network itself: hooks may part it from the frontier
-            after += float((_logits(student.run(inputs(chunk)[0].clone())).double() - target).square().sum())
-            size += float(target.square().sum())
-    return _relative(before, size), _relative(after, size), blocks
+            after = {"": _logits(student.run(inputs(chunk)[0].clone()))}
+            for live in judge:
+                for change in changes[1 + folds[chunk] :][:1]:
+                    change(live)
+                student.advance(live, mine, len(student.nodes))
+                after["held_out_"] = _logits(live["output"])
+            target = _logits(t["output"]).double()
+            for kind, outputs in after.items():
+                squares[kind + "before"] += float((s["outputs before"].double() - target).square().sum())
+                squares[kind + "after"] += float((outputs.double() - target).square().sum())
+                targets[kind] += float(target.square().sum())
+    return {kind + at: _relative(squares[kind + at], targets[kind]) for kind in targets for at in ENDS}, blocks
 
 
 def _relative(error: float, size: float) -> float:

@@ -27,6 +27,7 @@ from ..tracing.tracer import ROOT
 from ..tracing.walk import Call, Live, Walk, input_name, output_name
 from .absorb import fixed, scaled
 from .linear import Linear, mixed, patches, product, settable
+from .moments import Moments
 from .room import parts_on
 from .sites import Site, Sites, sites_of
 
@@ -82,13 +83,13 @@ class Point:
         blocks, outputs = self.linear.blocks, self.linear.channels // self.linear.blocks
         return blocks, self.linear.width if self.kind == "kernel" else outputs, outputs
 
-    def chosen(self, student: Live, samples: int, share: float, seed: int) -> Tensor | None:
+    def chosen(self, teacher: Live, samples: int, share: float, seed: int) -> Tensor | None:
         """The numbers of the rows to look at, as many of each of these ``samples``; None for all.
 
         ``share`` is that of these among all samples. Further rows hardly change what is solved: those of one sample are
         much alike.
         """
-        value = student[self.value].movedim(self.dim, -1)
+        value = teacher[self.target].movedim(self.dim, -1)
         rows = value.shape[:-1].numel()
         groups = samples if rows % samples == 0 else 1
         wanted = math.ceil(share * max(ROWS, TIMES * self.unknowns[1]) / groups)
@@ -131,9 +132,18 @@ class Point:
             value += intercept.to(value)
         student[self.value] = value.movedim(-1, self.dim)
 
-    def forget(self, student: Live, teacher: Live) -> None:
+    def add(self, moments: Moments, fold: int, student: Live, teacher: Live, chosen: Tensor | None) -> float:
+        """Add these rows to the sums; gives the square of the teacher's values there."""
+        missing, whole = self.missing(student, teacher, chosen)
+        done = 0
+        for x in self.rows(student, chosen):
+            moments.add(fold, x, missing[done : done + len(x)])
+            done += len(x)
+        return float(torch.linalg.vector_norm(whole, dtype=torch.float64)) ** 2
+
+    def forget(self, teacher: Live, *students: Live) -> None:
         """Drop what was kept of the calls for this point alone."""
-        for live, name in ((student, self.layer), (teacher, self.teacher)):
+        for live, name in ((teacher, self.teacher), *((live, self.layer) for live in students)):
             live.pop(input_name(name), None)
             live.pop(output_name(name), None)
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...numerics import exact
 
+WIDE = 512  # columns of X; beyond them the first fold alone is left out: each has sums and factors of its own
 NARROW = 16  # columns of X, up to which products in float64 cost next to nothing
-WIDE = 512  # columns of X; beyond them one fold is left out, not each in turn: each has its own sums and factors
 BLOCK = 288  # columns whose products are formed at once, on and above the diagonal alone
 
 
@@ -44,8 +44,7 @@ class Moments:
     @classmethod
     def zeros(cls, folds: int, blocks: int, n: int, m: int, device: torch.device | str = "cpu") -> Moments:
         """No rows seen yet."""
-
-        folds = min(folds, 2) if n > WIDE else folds  # one that is left out, and the rest
+        folds = min(folds, 2) if n > WIDE else folds
 
         def zero(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
