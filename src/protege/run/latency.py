@@ -71,6 +71,9 @@ def latencies(
     All have turns, forwards and backwards, for about ``seconds``, or so many ``rounds`` (`MOST`). Where `LEAST` rounds
     would take longer the batch is halved until they do not, so look at `Latency.batch`; one sample at a time takes what
     it takes. ``threads`` sets torch's for the time being; open a file with as many.
+
+    Networks of one runtime are slowed down alike by what else a machine does; torch suffers more than onnxruntime, so a
+    ratio that is to hold elsewhere compares two files, or two networks.
     """
     with ExitStack() as held:
         held.enter_context(_threads(threads))
