@@ -206,6 +206,8 @@ def _sweep(
                 for i, live in enumerate(students):
                     if point.inside:
                         student.look(live, point.stop, point.call)
+                    if i and fold and len(sums[i].rows) < parts:
+                        continue  # of wide layers the first fold alone is judged
                     size = point.add(sums[i], fold, live, t, chosen)
                 sizes[fold if apart else 0] += size
                 if point.inside:
