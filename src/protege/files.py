@@ -184,6 +184,7 @@ def _is_written(item: Path, parts: re.Match[str]) -> bool:
 
 
 LOG, CHECKPOINT = "metrics.jsonl", r"\d{8}\.(json|pt)"
+CHOICE = "choice/choice.json"  # what a run tried before it had a method
 _FOOTER = re.compile(rb"<footer>Made by (protege|understudy) from the files in this folder\.")
 
 
@@ -199,8 +200,11 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has written here: the beginning of its log or, where that was lost, a checkpoint or its result."""
+    """Whether a run has written here: the beginning of its log or, where that was lost, a checkpoint or its result; or
+    what it tried to choose its method."""
     if recorded(folder) or json_has(folder / "result.json", "version", "method", "student", "phases"):
+        return True
+    if json_has(folder / CHOICE, "version", "method", "tried"):
         return True
     records = [path for path in folder.glob("checkpoint/*.json") if re.fullmatch(CHECKPOINT, path.name)]
     return any(json_has(path, "sha256") and path.with_suffix(".pt").is_file() for path in records)

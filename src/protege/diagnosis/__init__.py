@@ -4,10 +4,11 @@
 both as pure functions of the measurements; `run/diagnose.py` puts them together as `protege.diagnose`.
 """
 
-from .recommend import Facts, Recommendation, facts_about, kinship, recommend
+from .recommend import Candidate, Facts, Recommendation, facts_about, kinship, recommend
 from .verdict import Finding, at_chance, judge, primary
 
 __all__ = [
+    "Candidate",
     "Facts",
     "Finding",
     "Recommendation",

@@ -1,15 +1,16 @@
-"""Which method, which target, which T, k and λ: rules from what is known, a pure function, with its reasons.
+"""Which methods, which target, which T, k and λ: rules from what is known, a pure function, with its reasons.
 
 Few samples and a student cut out of the teacher ask for FSKD (Li et al. 2020, 50 to 1000 samples), few samples for
 stagewise distillation (Kulkarni et al. 2020, from a tenth of the data), a far-away teacher for GPD (Guo et al. 2025),
-and everything else for a target of Tang et al. 2020 on the whole set. The numbers are as provisional as the verdict's.
+and everything else for a target of Tang et al. 2020 on the whole set. The numbers are as provisional as the verdict's,
+and so the first of the list is only the likeliest: ``--method auto`` tries them (`run/choice.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,9 +22,8 @@ from ..torch_utils import tensors_of
 from .measure import at_temperature
 from .verdict import FAILING, HEALTHY, RISK, WRONG, Finding, at_chance, judge, share, temperature_range
 
-# What measured best of the settings that a method has besides the target (docs/fskd.md, docs/skd.md).
-BEST: dict[str, dict[str, Any]] = {"fskd": {"solve": "kernel"}, "skd": {"inherit": True}}
 FEW = 1000  # samples in all, up to which a solve beats a descent
+UPDATES, GENTLY = 200, 0.01  # on the teacher's logits after a solve; the rate at which a thinned copy goes on
 HIGHEST = 8.0  # T
 MASS = 0.99  # of the teacher's probability that the k classes of topk hold
 MANY_CLASSES = 1000  # from which caches of whole rows are large; below, whole rows teach best (docs/understanding.md)
@@ -48,17 +48,36 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A method that may suit: its ``settings`` (keys of ``protege distill``), and what speaks for it.
+
+    ``variant`` tells it apart from another candidate of its method.
+    """
+
+    method: str
+    reason: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, {self.variant}" if self.variant else self.method
+
+
+@dataclass(frozen=True)
 class Recommendation:
     """A method, the settings to give it (keys of ``protege distill``), and a sentence for each choice.
 
     ``teaching`` is what suits a term on the teacher's rows: target, T, k and λ. It is in ``settings`` where the method
-    has such a term by itself.
+    has such a term by itself. ``candidates`` are all that may suit, the likeliest first, which is the method; one alone
+    needs no trial.
     """
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     teaching: dict[str, Any] = field(default_factory=dict)
+    candidates: list[Candidate] = field(default_factory=list)
 
 
 def facts_about(data: Any, positions: Tensor, student: Any = None, teacher: Any = None, trained: bool = False) -> Facts:
@@ -98,15 +117,30 @@ def recommend(facts: Facts, measured: dict[str, Any] | None = None) -> Recommend
         reason = "none: the teacher is at chance level and has nothing to teach; mend it, or train on the labels."
         return Recommendation("none", {}, [reason])
     findings = {finding.name: finding for finding in judge(measured)} if measured else {}
-    method, reason = _method(facts, findings)
-    teaching, reasons = ({}, []) if measured is None else _target(facts, measured, findings, method)
-    if not facts.labelled:
-        teaching["weight"] = 1.0
-        reasons = ["λ = 1: the transfer set has no labels.", *reasons[1:]]
-    if _usual(method):
-        return Recommendation(method, dict(teaching), [reason, *reasons], teaching)
-    reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
-    return Recommendation(method, BEST.get(method, {}), [reason, *reasons], teaching)
+
+    def teaching_of(method: str) -> tuple[dict[str, Any], list[str]]:
+        teaching, reasons = ({}, []) if measured is None else _target(facts, measured, findings, method)
+        if not facts.labelled:
+            teaching, reasons = {**teaching, "weight": 1.0}, ["λ = 1: the transfer set has no labels.", *reasons[1:]]
+        return teaching, reasons
+
+    suited = list(_suited(facts, findings))
+    candidates = [
+        replace(c, settings={**teaching_of(c.method)[0], **c.settings}) if _usual(c.method) else c
+        for c in suited
+        if c.method not in facts.refused
+    ]
+    first = candidates[0]  # kd takes any
+    passed = [
+        f"{method} would suit, but does not take these networks: {facts.refused[method]}."
+        for method in dict.fromkeys(c.method for c in suited)
+        if method in facts.refused
+    ]
+    teaching, reasons = teaching_of(first.method)
+    if not _usual(first.method):
+        reasons = [f"Should it be fine-tuned afterwards, {text}" for text in reasons]
+    why = " ".join([f"{first.name}: {first.reason}", *passed])
+    return Recommendation(first.method, first.settings, [why, *reasons], teaching, candidates)
 
 
 def _usual(method: str) -> TargetSettings | None:
@@ -115,26 +149,26 @@ def _usual(method: str) -> TargetSettings | None:
     return settings if isinstance(settings, TargetSettings) and "target" not in settings.idle(True) else None
 
 
-def _method(facts: Facts, findings: Mapping[str, Finding]) -> tuple[str, str]:
-    """The first that suits and takes these networks; kd takes any."""
-    passed = [f"{name} would suit, but does not take these networks: {why}." for name, why in facts.refused.items()]
-    suited = _suited(facts, findings)
-    method, reason = next((name, reason) for name, reason in suited if name not in facts.refused)
-    return method, " ".join([reason, *passed])
-
-
-def _suited(facts: Facts, findings: Mapping[str, Finding]) -> Iterator[tuple[str, str]]:
-    """Methods that suit, the best first, and why."""
+def _suited(facts: Facts, findings: Mapping[str, Finding]) -> Iterator[Candidate]:
+    """What suits, the likeliest first. Settings besides the target are those that measured best (docs/fskd.md,
+    docs/skd.md)."""
     few = facts.samples <= FEW
-    if facts.shrunk and (few or not facts.labelled):
+    if facts.shrunk:
         what = f"only {facts.samples} samples" if few else "no labels"
-        yield "fskd", f"fskd: the student was cut out of the teacher and there are {what}; whole kernels are solved."
+        why = "the student was cut out of the teacher"
+        solved = Candidate("fskd", f"{why}; whole kernels are solved.", {"solve": "kernel"})
+        if few or not facts.labelled:
+            yield replace(solved, reason=f"{why} and there are {what}; whole kernels are solved.")
+        updates = {"solve": "kernel", "finetune_steps": UPDATES}
+        yield Candidate("fskd", f"{why}; after the solve {UPDATES} updates.", updates, "updates")
+        yield Candidate("kd", f"{why}, and a low rate keeps what it has inherited.", {"lr": GENTLY}, "gently")
     if facts.labelled and (why := TASKS[facts.task].few(facts.samples, facts.classes)):
-        yield "skd", f"skd: {why}, and features say more of each than logits do."
+        yield Candidate("skd", f"{why}, and features say more of each than logits do.", {"inherit": True}, "inherit")
+        yield Candidate("simultaneous", f"{why}, and all stages learn at once.")
     gap = findings.get("gap")
     if gap and facts.labelled and gap.status in (RISK, FAILING):
-        yield "gpd", "gpd: the teacher is far ahead of the student, and a dynamic teacher bridges the gap."
-    yield "kd", "kd: a row of the teacher's says more than a label does."
+        yield Candidate("gpd", "the teacher is far ahead of the student, and a dynamic teacher bridges the gap.")
+    yield Candidate("kd", "a row of the teacher's says more than a label does.")
 
 
 def _target(

@@ -13,7 +13,7 @@ from ..settings import public
 from ..torch_utils import same_numbers
 from ..training.phase import Phase
 from .arguments import separate
-from .choice import with_method
+from .choice import chosen
 from .evaluate import evaluate
 from .prepare import prepare, preview_of
 from .recipe import labels_only, make_recipe
@@ -72,7 +72,7 @@ def preview(
     """
     given = {"teacher": teacher, "student": student, "data": data, "method": method, **settings}
     values, objects = separate(given, recipe)
-    return preview_of(prepare(make_recipe(with_method(values, objects)), objects, Path()))
+    return preview_of(prepare(make_recipe(chosen(values, objects)[0]), objects, Path()))
 
 
 @public

@@ -1,73 +1,127 @@
-"""Which method and settings a run has: those of the one that goes on; for method ``auto`` what a diagnosis advises."""
+"""Which method and settings a run has: those of the one that goes on; for ``auto`` the one that does best in short trials.
+
+A short list comes from what is known before (`diagnosis.recommend`). Each of it that takes the two networks is then
+taught briefly, by a run like any other whose rate has fallen to nothing at its end, and judged on samples held out of
+those to learn from; the test set is not there. The better half is taught for longer (successive halving: Jamieson &
+Talwalkar 2016, arXiv 1502.07943), and the best of them is what the run goes on with. Trials and run share the cache of
+the teacher's signals, as they learn from the same samples in the same views.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..diagnosis import at_chance
+from ..data import Data
+from ..diagnosis import Candidate, Recommendation, at_chance, facts_about, recommend
 from ..errors import UserError
+from ..files import CHOICE, is_run, write_json
 from ..methods.teaching import TARGET_KEYS, beside
+from ..models import held_out_by
 from ..numerics import deterministic
-from ..tasks import TASKS, find_task
+from ..tasks import TASKS, Task, find_task
+from ..training.progress import in_words
 from .diagnose import diagnose
-from .folder import resumed_settings
-from .recipe import MEMORY, Recipe, make_recipe, size_in_bytes
+from .folder import clear, resumed_settings
+from .prepare import open_data, prepare
+from .recipe import Recipe, make_recipe
+
+BUDGET = 0.4  # of the epochs of a run: those of all trials together
+HELD_OUT = 0.2  # of the samples to learn from: those that a trial is judged on
+MOST = 4  # that are tried
+LENGTHS = ("finetune_epochs", "finetune_steps")  # of phases that have one of their own
+
+_say = logging.getLogger("protege").info
 
 
-def with_method(given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with method ``auto`` replaced by what a diagnosis recommends; what is given stays as it is."""
+@dataclass(frozen=True)
+class Trials:
+    """Where trials lie, and what makes one: ``perform(given, out, resume=…)``, as for any run. ``hold`` keeps others
+    out of the folder ``out``."""
+
+    perform: Callable[..., Any]
+    out: Path
+    hold: Callable[[], None]
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class _Entrant:
+    """A candidate that takes the two networks, with its whole ``settings`` and what they come to."""
+
+    candidate: Candidate
+    settings: dict[str, Any]
+    recipe: Recipe
+
+    @property
+    def epochs(self) -> int:
+        """Of a phase, in full; 0 where nothing but `LENGTHS` says how long it takes."""
+        return 0 if self.candidate.method == "fskd" else self.recipe.epochs or 0
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known before any trial: the ``data`` without its test set, which is not looked at, and the advice."""
+
+    data: Data
+    task: Task
+    samples: int
+    labelled: bool
+    advice: Recommendation
+
+
+def chosen(
+    given: dict[str, Any], objects: Mapping[str, Any], trials: Trials | None = None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The settings, with method ``auto`` replaced by the best, and what was seen for that (``choice`` of
+    ``result.json``); what is given stays as it is. Without ``trials`` the likeliest method is the best."""
     if given.get("method") != "auto":
-        return given
+        if given.get("time") is not None:
+            raise UserError(
+                f"time = {given['time']!r} is for method 'auto', which makes its run as long; expected epochs of method "
+                f"{given.get('method') or 'kd'!r}: use epochs=…, or method='auto'."
+            )
+        return given, None
     for key in ("teacher", "student", "data"):
         if given.get(key) is None:
             raise UserError(f"method 'auto' has no {key}; expected one to look at: add {key}=….")
-    options = {key: given[key] for key in ("fraction", "samples", "seed", "precision") if given.get(key) is not None}
-    typed = make_recipe({k: v for k, v in given.items() if k in Recipe.model_fields} | {"method": "kd"})
-    if typed.task and not find_task(typed.task).labelled:
-        raise UserError(
-            f"method 'auto' goes by what a teacher says about classes, which the task {typed.task!r} does not have; "
-            "expected a method by name: choose kd or skd."
-        )
-    options = {key: getattr(typed, key) for key in options} | {"trust": typed.trust}
-    specs = {key: objects.get(key, given[key]) for key in ("teacher", "student", "data")}
-    with deterministic(typed.deterministic):
-        diagnosis = diagnose(
-            **specs,
-            **options,
-            classes=typed.classes,
-            image_size=typed.image_size,
-            memory_limit=size_in_bytes(typed.memory_limit or MEMORY),
-            skip_bad=typed.skip_bad,
-        )
-    if at_chance(diagnosis.result["teacher"]["transfer"]):
-        raise UserError(
-            f"method auto: the teacher {given['teacher']!r} is at chance level on the transfer set; expected a trained "
-            f"teacher: check that {TASKS[diagnosis.result['task']].suspects}, or train on the labels with "
-            "method='none'."
-        )
-    (advice,) = broadcast_object_list([diagnosis.recommendation])  # so that all processes do the same
-    chosen = {key: value for key, value in given.items() if value is not None and key != "method"}
-    settings = beside(advice.settings, chosen)
-    lines = [f"auto: method {advice.method}", *advice.reasons]
-    lines += [f"{key} = {chosen[key]} as you set it." for key in TARGET_KEYS if key in chosen]
-    if dropped := sorted(set(advice.settings) - set(settings) - set(chosen)):
-        lines.append(f"The advice on {', '.join(dropped)} does not suit that and is left out.")
-    for line in lines:
-        logging.getLogger("protege").info(line)
-    return {**settings, **chosen, "method": advice.method}
+    asked = {key: value for key, value in given.items() if value is not None and key != "method"}
+    common = make_recipe({k: v for k, v in asked.items() if k in Recipe.model_fields} | {"method": "kd"})
+    known = _look(common, objects)
+    entrants, left_out = _entrants(known, asked, objects)
+    record: dict[str, Any] = {"left_out": left_out, "tried": []}
+    best, why = entrants[0], "it is the only one that suits."
+    if len(entrants) > 1:
+        field = _field(entrants)
+        why = "it is the likeliest, and there are too few epochs to try several."
+        if trials is not None and len(field) > 1:
+            best, why, record["tried"] = _best(field, known, objects, trials, common.time)
+    settings = {**best.settings, **_length(best, record["tried"], common.time)}
+    record = {"method": best.candidate.name, "why": why, **record}
+    for line in (f"auto: {best.candidate.name}, as {why}", best.candidate.reason, *_target_reasons(best, known, asked)):
+        _say(line)
+    if trials is not None and PartialState().is_main_process and record["tried"]:
+        write_json(trials.out / CHOICE, {"version": 1, **record})
+    return settings, record
 
 
-def begun_settings(out: Path, given: dict[str, Any], objects: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the run that is to go on, or of one that was stopped before it began."""
+def begun_settings(
+    out: Path, given: dict[str, Any], objects: Mapping[str, Any], trials: Trials
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The settings of the run that is to go on, or of one that was stopped before it began, and its choice if it is
+    made only now."""
     if (out / "recipe.toml").exists():
-        chosen = {"method": None} if given.get("method") == "auto" else {}  # when the run began
-        return resumed_settings(out, {**given, **chosen})
-    given = with_method(given, objects)
+        kept = {"method": None} if given.get("method") == "auto" else {}  # when the run began
+        return resumed_settings(out, {**given, **kept}), None
+    given, choice = chosen(given, objects, trials)
     if given.get("student") is None:
         raise UserError(f"resume=True found no run in {str(out)!r}; expected a run's folder: name another with out=….")
     if any(out.glob("checkpoint/*.json")):
@@ -75,4 +129,183 @@ def begun_settings(out: Path, given: dict[str, Any], objects: Mapping[str, Any])
             f"resume=True found no recipe.toml in {str(out)!r}; expected the one that the run was begun with: put it "
             "back, or start anew with overwrite=True."
         )
-    return resumed_settings(out, given)
+    return resumed_settings(out, given), choice
+
+
+# ---- what is known before any trial --------------------------------------------------------------------------------
+
+
+def _look(common: Recipe, objects: Mapping[str, Any]) -> _Known:
+    if common.task and not find_task(common.task).labelled:
+        raise UserError(
+            f"method 'auto' goes by what a teacher says about classes, which the task {common.task!r} does not have; "
+            "expected a method by name: choose kd or skd."
+        )
+    specs = {key: objects.get(key, getattr(common, key)) for key in ("teacher", "student")}
+    data = replace(open_data(common, objects, held_out_by(*specs.values())), val=None, test=None)
+    with deterministic(common.deterministic):
+        if not data.labelled:
+            run = prepare(common, {**_copies(objects), "data": data}, Path())
+            positions = run.loop.train.positions
+            facts = facts_about(run.data, positions, run.student, run.teacher)
+            return _Known(data, run.task, len(positions), False, recommend(facts))
+        options = {key: getattr(common, key) for key in ("fraction", "samples", "seed", "precision", "trust")}
+        found = diagnose(data=data, classes=common.classes, **specs, **options)
+    if at_chance(found.result["teacher"]["transfer"]):
+        raise UserError(
+            f"method auto: the teacher {common.teacher!r} is at chance level on the transfer set; expected a trained "
+            f"teacher: check that {TASKS[found.result['task']].suspects}, or train on the labels with "
+            "method='none'."
+        )
+    (advice,) = broadcast_object_list([found.recommendation])  # so that all processes do the same
+    count = found.result["data"]["transfer_samples"]
+    return _Known(data, find_task(common.task or data.task), count, found.result["facts"]["labelled"], advice)
+
+
+def _entrants(
+    known: _Known, asked: dict[str, Any], objects: Mapping[str, Any]
+) -> tuple[list[_Entrant], list[dict[str, str]]]:
+    """The candidates that take these networks and settings; the others, and why not. Raises `UserError` where none
+    does."""
+    entrants, left_out, refusal = [], [], None
+    for candidate in known.advice.candidates:
+        settings = {**beside(candidate.settings, asked), **asked, "method": candidate.method}
+        try:
+            run = prepare(make_recipe(settings), {**_copies(objects), "data": known.data}, Path())
+        except UserError as error:
+            refusal = refusal or error
+            left_out.append({"name": candidate.name, "why": str(error)})
+        else:
+            entrants.append(_Entrant(candidate, settings, run.settings))
+    if not entrants:
+        assert refusal is not None
+        raise refusal
+    return entrants, left_out
+
+
+def _target_reasons(best: _Entrant, known: _Known, asked: Mapping[str, Any]) -> list[str]:
+    """Why its target is what it is."""
+    lines = known.advice.reasons[1:] if best.candidate == known.advice.candidates[0] else []
+    lines += [f"{key} = {asked[key]} as you set it." for key in TARGET_KEYS if key in asked]
+    if dropped := sorted(set(best.candidate.settings) - set(best.settings)):
+        lines.append(f"The advice on {', '.join(dropped)} does not suit that and is left out.")
+    return lines
+
+
+def _copies(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given in Python, with a student that may be taught."""
+    return {key: copy.deepcopy(value) if key == "student" else value for key, value in objects.items()}
+
+
+# ---- trials --------------------------------------------------------------------------------------------------------
+
+
+def _field(entrants: Sequence[_Entrant]) -> list[_Entrant]:
+    """Those of which the likeliest can be tried within the budget: an epoch each, at least."""
+    epochs = min((e.epochs for e in entrants if e.epochs), default=100)
+    return list(entrants[: min(MOST, int(BUDGET * epochs))])
+
+
+def _rounds(count: int, epochs: int) -> list[tuple[int, float]]:
+    """(how many are tried, for which share of their length) in each round."""
+    if count > 2 and BUDGET / 2 / count * epochs >= 1:
+        return [(count, BUDGET / 2 / count), (2, BUDGET / 4)]
+    return [(count, BUDGET / count)]
+
+
+def _best(
+    field: list[_Entrant], known: _Known, objects: Mapping[str, Any], trials: Trials, seconds: float | None
+) -> tuple[_Entrant, str, list[dict[str, Any]]]:
+    """The best of the field, why, and all that was tried."""
+    main = PartialState().is_main_process
+    if main:
+        trials.out.mkdir(parents=True, exist_ok=True)
+        trials.hold()
+        if trials.overwrite:
+            clear(trials.out, log=False, parts=["choice"])
+        (trials.out / CHOICE).parent.mkdir(exist_ok=True)
+        write_json(trials.out / CHOICE, {"version": 1, "method": None, "tried": []})
+    PartialState().wait_for_everyone()
+    _say(f"auto: tries {', '.join(e.candidate.name for e in field)} on samples held out of those to learn from")
+    epochs = min((e.epochs for e in field if e.epochs), default=100)
+    tried: list[dict[str, Any]] = []
+    for count, share in _rounds(len(field), epochs):
+        results = []
+        for entrant in field[:count]:
+            (seen,) = broadcast_object_list([_tried(entrant, share, known, objects, trials)])
+            tried.append(seen)
+            results.append((entrant, seen["held_out"]))
+        done = [(entrant, value) for entrant, value in results if value is not None]
+        if not done:
+            return field[0], "it is the likeliest, and no trial came to an end.", tried
+        sign = -1 if known.task.higher_is_better else 1
+        done.sort(key=lambda pair: sign * pair[1])  # of equal ones the likelier stays first
+        field = [entrant for entrant, _ in done]
+    metric = next(seen["metric"] for seen in reversed(tried) if seen["held_out"] is not None)
+    (_, value), *rest = done
+    others = f", {rest[0][0].candidate.name} at {rest[0][1]:.4f}" if rest else ""
+    return field[0], f"its {metric} on held-out samples was best: {value:.4f}{others}.", tried
+
+
+def _tried(
+    entrant: _Entrant, share: float, known: _Known, objects: Mapping[str, Any], trials: Trials
+) -> dict[str, Any]:
+    """What a candidate comes to when taught for a ``share`` of its length; a trial that is there already is read."""
+    name, settings = entrant.candidate.name, _short(entrant, share, known)
+    epochs = settings.get("epochs", 0)
+    folder = trials.out / "choice" / f"{name.replace(', ', '-').replace('_', '-')}-{max(1, epochs)}"
+    given = {**settings, **_copies(objects), "data": known.data}
+    seen = {"name": name, "method": entrant.candidate.method, "reason": entrant.candidate.reason}
+    seen |= {"epochs": epochs, "share": share, "folder": str(folder.relative_to(trials.out))}
+    try:
+        result = trials.perform(given, folder, resume=is_run(folder)).result
+    except UserError as error:
+        _say(f"auto: {name} failed: {error}")
+        return seen | {"held_out": None, "metric": "", "seconds": 0.0, "why": str(error)}
+    student = result["student"]
+    metric, value = known.task.metric, student.get("held_out", {}).get(known.task.metric)
+    if value is None:
+        metric, value = "agreement", student["metrics"].get("agreement")
+    shown = "" if value is None else f" {metric} {value:.4f}"
+    _say(f"auto: {name}:{shown} after {epochs or 'no'} epochs of {entrant.epochs} ({in_words(result['seconds'])})")
+    return seen | {"held_out": value, "metric": metric, "seconds": result["seconds"]}
+
+
+def _short(entrant: _Entrant, share: float, known: _Known) -> dict[str, Any]:
+    """A trial's settings: a schedule of its own for a ``share`` of the length, and other samples to be judged on.
+
+    The last state is kept, as one that is picked by the samples that judge it would look better than it is.
+    """
+    recipe = entrant.recipe
+
+    def part(whole: Any) -> int:
+        return max(1, math.floor(share * whole + 1e-9))
+
+    settings = {k: v for k, v in entrant.settings.items() if k not in ("time", "log_with")}
+    phases = {
+        name: {key: part(value) if key == "epochs" else value for key, value in changes.items()}
+        for name, changes in entrant.settings.get("phases", {}).items()
+    }
+    settings |= {key: part(whole) for key in LENGTHS if (whole := getattr(recipe, key, 0))}
+    settings |= {"select": "last", "patience": 0}
+    if entrant.epochs:
+        epochs = part(entrant.epochs)
+        settings |= {"epochs": epochs, "eval_every": epochs, "batch_size": recipe.batch_size}
+    if phases:
+        free = ("select", "patience", "eval_every")
+        settings["phases"] = {n: {k: v for k, v in c.items() if k not in free} for n, c in phases.items()}
+    if known.labelled:
+        return settings | {"validation": HELD_OUT}
+    settings.pop("fraction", None)  # without labels nothing can be held out: a trial learns from fewer
+    return settings | {"samples": max(1, math.ceil((1 - HELD_OUT) * known.samples))}
+
+
+def _length(best: _Entrant, tried: Sequence[Mapping[str, Any]], seconds: float | None) -> dict[str, Any]:
+    """The epochs that fit into what is left of the time, by what the trials have taken."""
+    mine = [seen for seen in tried if seen["name"] == best.candidate.name and seen["epochs"] and seen["seconds"]]
+    if seconds is None or not mine:
+        return {}
+    left = seconds - sum(seen["seconds"] for seen in tried)
+    an_epoch = max(seen["seconds"] / seen["epochs"] for seen in mine) / (1 - HELD_OUT)
+    fitting = max(1, min(best.epochs, math.floor(left / an_epoch)))
+    return {"epochs": fitting} if fitting < best.epochs else {}

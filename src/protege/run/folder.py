@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ OURS = {
     "pictures": r"\d+-\w+\.(png|jpg)|index\.json",
     "logs": r"protege",
     "checkpoint": CHECKPOINT,
+    "choice": r"choice\.json|[a-z]+(-[a-z]+)*-\d+",
     "student": "|".join(map(re.escape, MODEL_FILES)),
     "": r"recipe\.toml|result\.json|report\.html",
 }
-NAMES = (LOG, "result.json", "report.html", "checkpoint", "student", "signals", "pictures", "logs", "recipe.toml")
+NAMES = (LOG, "result.json", "report.html", "checkpoint", "choice", "student", "signals", "pictures", "logs", "recipe.toml")
 
 
 def present(out: Path, names: Sequence[str]) -> list[Path]:
@@ -178,13 +179,13 @@ def report(write: Callable[[Path], Any], out: Path) -> None:
         write(out)
 
 
-def clear(out: Path, log: bool = True) -> None:
-    """Remove what an earlier run left in ``out`` and nothing else; of a folder that is no run's, nothing. The ``log``,
-    by which the folder is known, goes last or stays until another takes its place."""
+def clear(out: Path, log: bool = True, parts: Collection[str] = tuple(OURS)) -> None:
+    """Remove what an earlier run left in these ``parts`` of ``out`` and nothing else; of a folder that is no run's,
+    nothing. The ``log``, by which the folder is known, goes last or stays until another takes its place."""
     if not is_run(out):
         return
-    for name, pattern in OURS.items():
-        folder = out / name
+    for name in parts:
+        folder, pattern = out / name, OURS[name]
         if folder.is_dir():
             clear_drafts(folder)
             for item in folder.iterdir():

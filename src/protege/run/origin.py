@@ -23,7 +23,7 @@ VERSION = 4
 PROBED = 8  # samples on which a network shows that it is the one
 LARGEST = 2**28  # weights; of more no copy is made for that
 FREE = frozenset(  # settings that decide how a run works, not what it comes to; and specs, for which digests stand
-    (*SPEC_KEYS, "workers", "checkpoint_seconds", "log_with", "cache", "cache_budget", "trust")
+    (*SPEC_KEYS, "workers", "checkpoint_seconds", "log_with", "cache", "cache_budget", "trust", "time")
 )
 
 

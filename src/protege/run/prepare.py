@@ -97,15 +97,7 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
         way = begun.get("origin", {}).get("held_out", BY_POSITION)
     s = _with_memory_limit(s, device)
     with in_turn(accelerator):  # the first may have to extract what the others then read
-        data = load_data(
-            objects.get("data", s.data),
-            image_size=s.image_size,
-            decoded_size=s.decoded_size,
-            memory_limit=size_in_bytes(s.memory_limit or MEMORY),
-            ranges=known_ranges(*specs.values()),
-            held_out=way,
-            skip_bad=s.skip_bad,
-        )
+        data = open_data(s, objects, way)
     task = task_of(s.task, data, s.data)
     if s.teacher is None:
         task = task.taught_by(None)
@@ -171,6 +163,20 @@ def prepare(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: boo
     )
     loop.plan.check(loop.world)
     return Run(s, method, method_settings, out, data, task, teacher, student, loop, outline, origin, lasting)
+
+
+def open_data(settings: Recipe, objects: Mapping[str, Any], held_out: str) -> Data:
+    """The data that ``settings`` name, or that is among the ``objects``."""
+    s = settings
+    return load_data(
+        objects.get("data", s.data),
+        image_size=s.image_size,
+        decoded_size=s.decoded_size,
+        memory_limit=size_in_bytes(s.memory_limit or MEMORY),
+        ranges=known_ranges(*(objects.get(key, getattr(s, key)) for key in ("teacher", "student"))),
+        held_out=held_out,
+        skip_bad=s.skip_bad,
+    )
 
 
 def prepare_alike(settings: Recipe, objects: Mapping[str, Any], out: Path, resume: bool = False) -> Run:

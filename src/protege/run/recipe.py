@@ -42,6 +42,17 @@ def size_in_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
+_SECONDS = {"": 1, "s": 1, "min": 60, "m": 60, "h": 3600}
+
+
+def seconds_in(value: Any) -> float:
+    """Seconds in a time such as ``90``, ``90s``, ``10m`` or ``1.5h``. Raises ValueError for what is none."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([a-z]*)", str(value).strip().lower())
+    if isinstance(value, bool) or not match or match[2] not in _SECONDS or not float(match[1]):
+        raise ValueError("expected a time such as 90s, 10m or 1.5h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 def _task(value: Any) -> Any:
     return None if value is None else task_name(value)
 
@@ -52,6 +63,7 @@ def _classes(value: Any) -> Any:
 
 
 Size = Annotated[str, BeforeValidator(_size)]
+Time = Annotated[float, BeforeValidator(seconds_in)]
 Classes = Annotated[str | tuple[str, ...] | None, BeforeValidator(_classes)]
 Views = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(number_or("all", "a number from 1"))]
 
@@ -72,6 +84,10 @@ class Recipe(FitSettings):
     )
     method: str = Field(
         "kd", description=f"how to teach: {', '.join([*METHODS, *offered()])}, auto, or package.module:name"
+    )
+
+    time: Time | None = Field(
+        None, description="of method auto: how long trials and run may take together, such as 90s, 10m or 1.5h"
     )
 
     fraction: float | None = Field(

@@ -28,9 +28,9 @@ from ..training.processes import in_turn
 from ..training.state import State
 from ..words import guess_to_beat
 from .arguments import separate
-from .choice import begun_settings, with_method
+from .choice import Trials, begun_settings, chosen
 from .finished import finished
-from .folder import SPEC_KEYS, check_out, clear, holding, refuse_in_the_way, report, told_how_to_go_on
+from .folder import OURS, SPEC_KEYS, check_out, clear, holding, refuse_in_the_way, report, told_how_to_go_on
 from .measure import Baseline, measure_after, measure_baseline, measure_speed, with_metrics
 from .origin import deciding, refuse_another
 from .prepare import Run, prepare_alike
@@ -61,13 +61,21 @@ def perform(
     """Teach a student as the settings ``given`` say, and leave a run folder ``out``."""
     if out is None:
         raise UserError("'out' is missing; expected the folder for this run as out=….")
-    out = Path(out)
-    with holding(out) as hold, told_how_to_go_on(out), lasting_decoders(), ExitStack() as numbers:
+    with told_how_to_go_on(Path(out)), lasting_decoders():
+        return _perform(given, Path(out), recipe, resume, overwrite)
+
+
+def _perform(
+    given: Mapping[str, Any], out: Path, recipe: str | Path | None = None, resume: bool = False, overwrite: bool = False
+) -> Result:
+    with holding(out) as hold, ExitStack() as numbers:
         check_out(out, resume=resume, overwrite=overwrite)
         if is_run(out):
             hold()  # before its checkpoint is read; a new folder is made after all has been checked
         values, objects = separate(given, recipe)
-        settings = make_recipe(begun_settings(out, values, objects) if resume else with_method(values, objects))
+        trials = Trials(_perform, out, hold, overwrite)
+        values, choice = begun_settings(out, values, objects, trials) if resume else chosen(values, objects, trials)
+        settings = make_recipe(values)
         refuse_in_the_way(settings, objects, out, resume, overwrite)
         numbers.enter_context(deterministic(settings.deterministic))  # before anything runs on a GPU
         if resume and is_finished(out):
@@ -79,7 +87,7 @@ def perform(
         _load_images(run)  # first, as it shows a bar of its own
         with run.loop.display:
             checkpoint = load_checkpoint(out / "checkpoint") if resume else None
-            start = check(run, checkpoint)
+            start = check(run, checkpoint, choice)
             open_folder(run, start, hold, resume, overwrite)
             with blaming(f"the task {settings.task!r}", bool(settings.task and is_own(settings.task))):
                 short_of: Exception | None = None
@@ -104,8 +112,11 @@ class Start:
     remember: Sequence[Callable[[], None]] = ()
 
 
-def check(run: Run, checkpoint: tuple[int, dict[str, Any]] | None) -> Start:
-    """Try everything that can be wrong, while nothing has been written. Raises `UserError` for the first of it."""
+def check(run: Run, checkpoint: tuple[int, dict[str, Any]] | None, choice: dict[str, Any] | None = None) -> Start:
+    """Try everything that can be wrong, while nothing has been written. Raises `UserError` for the first of it.
+
+    ``choice``: how the method was chosen, of a run that begins with that.
+    """
     loop, s = run.loop, run.settings
     begun, origin = {}, {}
     if checkpoint is not None:
@@ -122,6 +133,8 @@ def check(run: Run, checkpoint: tuple[int, dict[str, Any]] | None) -> Start:
     student = {"spec": s.student, **sizes(run.student, run.data, loop.device)}
     student |= {key: baseline.student[key] for key in ("before", "before_measured_on") if key in baseline.student}
     record = beginning_of(run, baseline.teacher, student)
+    if choice := choice or begun.get("choice"):
+        record["choice"] = choice
     record["origin"] = origin or {**run.origin, "settings": deciding(s.model_dump())}
     return Start(record, not begun, baseline.remember)
 
@@ -130,12 +143,13 @@ def open_folder(run: Run, start: Start, hold: Callable[[], None], resume: bool, 
     """Make the folder and keep it by ``hold``, which may be called again; of a run that begins now its record is the
     first thing written, by which the folder is known."""
     loop, s, main = run.loop, run.settings, run.loop.accelerator.is_main_process
+    tried = "choice" in start.record  # and so the folder is there, and is this run's
     if main:
         run.out.mkdir(parents=True, exist_ok=True)
         hold()
-        check_out(run.out, resume=resume, overwrite=overwrite)  # another may have been quicker
+        check_out(run.out, resume=resume or (tried and not overwrite), overwrite=overwrite)  # another may be quicker
         if overwrite:
-            clear(run.out, log=False)
+            clear(run.out, log=False, parts=[part for part in OURS if part != "choice" or not tried])
     if start.fresh:
         loop.begin(start.record)
     if main:
