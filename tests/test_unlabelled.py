@@ -160,7 +160,6 @@ def test_the_teacher_tells_how_many_classes_there_are(tmp_path):
         ("method 'gpd' needs labels, which the data", {"method": "gpd"}),
         ("target 'pt' needs labels", {"method": "kd", "target": "pt"}),
         ("select = best and patience need labels", {"method": "fskd", "finetune_steps": 2, "select": "best"}),
-        ("has no labels; expected some to judge a teacher by", {"method": "auto"}),
         (r"validation = 0\.2 needs labels", {"method": "kd", "validation": 0.2}),
     ],
 )

@@ -152,23 +152,32 @@ def _usual(method: str) -> TargetSettings | None:
 def _suited(facts: Facts, findings: Mapping[str, Finding]) -> Iterator[Candidate]:
     """What suits, the likeliest first. Settings besides the target are those that measured best (docs/fskd.md,
     docs/skd.md)."""
-    few = facts.samples <= FEW
+    solve, gap, wrong = facts.samples <= FEW, findings.get("gap"), findings.get("wrong")
     if facts.shrunk:
-        what = f"only {facts.samples} samples" if few else "no labels"
         why = "the student was cut out of the teacher"
-        solved = Candidate("fskd", f"{why}; whole kernels are solved.", {"solve": "kernel"})
-        if few or not facts.labelled:
-            yield replace(solved, reason=f"{why} and there are {what}; whole kernels are solved.")
+        what = f"only {facts.samples} samples" if solve else "no labels"
+        gently = Candidate("kd", f"{why}, and a low rate keeps what it has inherited.", {"lr": GENTLY}, "gently")
         updates = {"solve": "kernel", "finetune_steps": UPDATES}
-        yield Candidate("fskd", f"{why}; after the solve {UPDATES} updates.", updates, "updates")
-        yield Candidate("kd", f"{why}, and a low rate keeps what it has inherited.", {"lr": GENTLY}, "gently")
-    if facts.labelled and (why := TASKS[facts.task].few(facts.samples, facts.classes)):
-        yield Candidate("skd", f"{why}, and features say more of each than logits do.", {"inherit": True}, "inherit")
-        yield Candidate("simultaneous", f"{why}, and all stages learn at once.")
-    gap = findings.get("gap")
-    if gap and facts.labelled and gap.status in (RISK, FAILING):
-        yield Candidate("gpd", "the teacher is far ahead of the student, and a dynamic teacher bridges the gap.")
-    yield Candidate("kd", "a row of the teacher's says more than a label does.")
+        if solve or not facts.labelled:
+            yield Candidate("fskd", f"{why} and there are {what}; whole kernels are solved.", {"solve": "kernel"})
+        else:
+            yield gently
+        yield Candidate("fskd", f"{why}; {UPDATES} updates follow the solve.", updates, "updates")
+        if solve or not facts.labelled:
+            yield gently
+    few = TASKS[facts.task].few(facts.samples, facts.classes)
+    rows = Candidate("kd", "a row of the teacher's says more than a label does.")
+    if not facts.labelled:
+        yield rows
+        return
+    stages = "features say more of each sample than logits do"
+    skd = Candidate("skd", f"{few or stages}{few and f', and {stages}'}.", {"inherit": True}, "inherit")
+    together = Candidate("simultaneous", f"{stages}, and all stages learn at once.")
+    far = "the teacher is far ahead of the student, and a dynamic teacher bridges the gap."
+    gpd = [Candidate("gpd", far)] if gap and gap.status in (RISK, FAILING) else []
+    yield from [skd, *gpd, rows, together] if few else [*gpd, rows, together, skd]
+    if wrong and wrong.status in (RISK, FAILING):
+        yield Candidate("none", "the teacher is wrong too often to be sure that it helps.")
 
 
 def _target(

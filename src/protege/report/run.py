@@ -48,6 +48,7 @@ def write_run_report(folder: Path) -> Path:
         cards=cards(run, metric),
         charts=run_charts(run, metric),
         phases=phase_rows(run, metric),
+        choice=choice(run),
         networks=networks(run),
         solved=solved(run),
         speed=speed(run),
@@ -131,6 +132,25 @@ def speed(run: Run) -> SpeedTable | None:
     device = str(environment.get("device", ""))
     where = "" if device.startswith("cpu") or not device else f"on {device}"
     return speed_table([row for row in rows if records(row.get("speed"))], environment.get("threads"), where)
+
+
+def choice(run: Run) -> dict[str, Any]:
+    """How method auto chose: a sentence, and a row of each trial; empty where nothing was tried."""
+    made = run.part("choice")
+    rows = []
+    for tried in records(made.get("tried")):
+        known, metric = numbers(tried), str(tried.get("metric", ""))
+        epochs = words.count(known.get("epochs") or None)
+        figure = words.metric_value(metric, known.get("held_out")) if "held_out" in known else "failed"
+        rows.append([str(tried.get("name", "")), epochs, figure, words.duration(known.get("seconds"))])
+    if not rows:
+        return {}
+    name = words.metric_name(
+        next((str(tried["metric"]) for tried in records(made["tried"]) if tried.get("metric")), "")
+    )
+    why = f"Method auto chose {made.get('method', '')}: {made.get('why', '')} Each was taught briefly, its rate "
+    why += "falling to nothing, and judged on samples that it had not learned from; none of them is of the test set."
+    return {"note": why, "columns": ["tried", "epochs", name, "time"], "rows": rows}
 
 
 def phase_rows(run: Run, metric: str) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Which method and settings a run has: those of the one that goes on; for ``auto`` the one that does best in short trials.
+"""Which method and settings a run has: those of the one that goes on; for ``auto`` what does best in short trials.
 
 A short list comes from what is known before (`diagnosis.recommend`). Each of it that takes the two networks is then
 taught briefly, by a run like any other whose rate has fallen to nothing at its end, and judged on samples held out of
@@ -13,15 +13,15 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..data import Data
-from ..diagnosis import Candidate, Recommendation, at_chance, facts_about, recommend
+from ..data import Data, choose
+from ..diagnosis import Candidate, Facts, Recommendation, at_chance, facts_about, recommend
 from ..errors import UserError
 from ..files import CHOICE, is_run, write_json
 from ..methods.teaching import TARGET_KEYS, beside
@@ -37,6 +37,9 @@ from .recipe import Recipe, make_recipe
 BUDGET = 0.4  # of the epochs of a run: those of all trials together
 HELD_OUT = 0.2  # of the samples to learn from: those that a trial is judged on
 MOST = 4  # that are tried
+TELLING = 3  # epochs, so that a first round of halving says something
+COST = {"gpd": 3}  # an epoch of it, where that of others is 1 or so
+LOOKED_AT = 2000  # samples that teacher and student are read on
 LENGTHS = ("finetune_epochs", "finetune_steps")  # of phases that have one of their own
 
 _say = logging.getLogger("protege").info
@@ -86,8 +89,8 @@ def chosen(
     if given.get("method") != "auto":
         if given.get("time") is not None:
             raise UserError(
-                f"time = {given['time']!r} is for method 'auto', which makes its run as long; expected epochs of method "
-                f"{given.get('method') or 'kd'!r}: use epochs=…, or method='auto'."
+                f"time = {given['time']!r} is for method 'auto', which makes its run so long; expected epochs of "
+                f"method {given.get('method') or 'kd'!r}: use epochs=…, or method='auto'."
             )
         return given, None
     for key in ("teacher", "student", "data"):
@@ -149,17 +152,19 @@ def _look(common: Recipe, objects: Mapping[str, Any]) -> _Known:
             positions = run.loop.train.positions
             facts = facts_about(run.data, positions, run.student, run.teacher)
             return _Known(data, run.task, len(positions), False, recommend(facts))
-        options = {key: getattr(common, key) for key in ("fraction", "samples", "seed", "precision", "trust")}
-        found = diagnose(data=data, classes=common.classes, **specs, **options)
+        chosen_by = {key: getattr(common, key) for key in ("fraction", "samples", "seed")}
+        count = len(choose(data.train.labels, count=len(data.train), each=False, **chosen_by))
+        how = {key: getattr(common, key) for key in ("classes", "seed", "precision", "trust")}
+        found = diagnose(data=data, samples=min(count, max(LOOKED_AT, len(data.classes))), **specs, **how)
     if at_chance(found.result["teacher"]["transfer"]):
         raise UserError(
             f"method auto: the teacher {common.teacher!r} is at chance level on the transfer set; expected a trained "
             f"teacher: check that {TASKS[found.result['task']].suspects}, or train on the labels with "
             "method='none'."
         )
-    (advice,) = broadcast_object_list([found.recommendation])  # so that all processes do the same
-    count = found.result["data"]["transfer_samples"]
-    return _Known(data, find_task(common.task or data.task), count, found.result["facts"]["labelled"], advice)
+    facts = replace(Facts(**found.result["facts"]), samples=count)
+    (advice,) = broadcast_object_list([recommend(facts, found.result)])  # so that all processes do the same
+    return _Known(data, find_task(common.task or data.task), count, facts.labelled, advice)
 
 
 def _entrants(
@@ -201,16 +206,22 @@ def _copies(objects: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _field(entrants: Sequence[_Entrant]) -> list[_Entrant]:
-    """Those of which the likeliest can be tried within the budget: an epoch each, at least."""
-    epochs = min((e.epochs for e in entrants if e.epochs), default=100)
-    return list(entrants[: min(MOST, int(BUDGET * epochs))])
+    """Those that can be tried for an epoch at least, the likelier first."""
+    field: list[_Entrant] = []
+    for entrant in entrants:
+        larger = [*field, entrant]
+        if len(larger) <= MOST and _share(larger) * _epochs(larger) >= 1:
+            field = larger
+    return field
 
 
-def _rounds(count: int, epochs: int) -> list[tuple[int, float]]:
-    """(how many are tried, for which share of their length) in each round."""
-    if count > 2 and BUDGET / 2 / count * epochs >= 1:
-        return [(count, BUDGET / 2 / count), (2, BUDGET / 4)]
-    return [(count, BUDGET / count)]
+def _epochs(field: Sequence[_Entrant]) -> int:
+    return min((entrant.epochs for entrant in field if entrant.epochs), default=100)
+
+
+def _share(field: Sequence[_Entrant]) -> float:
+    """For which share of its length each can be taught, so that all are within the budget."""
+    return BUDGET / sum(COST.get(entrant.candidate.method, 1) for entrant in field)
 
 
 def _best(
@@ -227,11 +238,11 @@ def _best(
         write_json(trials.out / CHOICE, {"version": 1, "method": None, "tried": []})
     PartialState().wait_for_everyone()
     _say(f"auto: tries {', '.join(e.candidate.name for e in field)} on samples held out of those to learn from")
-    epochs = min((e.epochs for e in field if e.epochs), default=100)
     tried: list[dict[str, Any]] = []
-    for count, share in _rounds(len(field), epochs):
-        results = []
-        for entrant in field[:count]:
+    halved = len(field) > 2 and _share(field) / 2 * _epochs(field) >= TELLING
+    for last in (False, True) if halved else (True,):
+        share, results = _share(field) / (2 if halved else 1), []
+        for entrant in field:
             (seen,) = broadcast_object_list([_tried(entrant, share, known, objects, trials)])
             tried.append(seen)
             results.append((entrant, seen["held_out"]))
@@ -241,6 +252,8 @@ def _best(
         sign = -1 if known.task.higher_is_better else 1
         done.sort(key=lambda pair: sign * pair[1])  # of equal ones the likelier stays first
         field = [entrant for entrant, _ in done]
+        if not last:
+            field = field[: math.ceil(len(field) / 2)]
     metric = next(seen["metric"] for seen in reversed(tried) if seen["held_out"] is not None)
     (_, value), *rest = done
     others = f", {rest[0][0].candidate.name} at {rest[0][1]:.4f}" if rest else ""

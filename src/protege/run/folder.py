@@ -33,7 +33,18 @@ OURS = {
     "student": "|".join(map(re.escape, MODEL_FILES)),
     "": r"recipe\.toml|result\.json|report\.html",
 }
-NAMES = (LOG, "result.json", "report.html", "checkpoint", "choice", "student", "signals", "pictures", "logs", "recipe.toml")
+NAMES = (
+    LOG,
+    "result.json",
+    "report.html",
+    "checkpoint",
+    "choice",
+    "student",
+    "signals",
+    "pictures",
+    "logs",
+    "recipe.toml",
+)
 
 
 def present(out: Path, names: Sequence[str]) -> list[Path]:
