@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..data import Data, choose
 from ..diagnosis import Candidate, Facts, Recommendation, at_chance, facts_about, recommend
+from ..diagnosis.recommend import FEW
 from ..errors import UserError
 from ..files import CHOICE, is_run, write_json
 from ..methods.teaching import TARGET_KEYS, beside
@@ -102,6 +103,8 @@ def chosen(
     entrants, left_out = _entrants(known, asked, objects)
     record: dict[str, Any] = {"left_out": left_out, "tried": []}
     best, why = entrants[0], "it is the only one that suits."
+    if best.candidate.method == "fskd" and not known.labelled and known.samples <= FEW:
+        entrants, why = entrants[:1], "nothing does better from so few samples without labels."
     if len(entrants) > 1:
         field = _field(entrants)
         why = "it is the likeliest, and there are too few epochs to try several."

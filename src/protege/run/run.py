@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,23 +58,20 @@ def perform(
     recipe: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    trial: bool = False,
 ) -> Result:
-    """Teach a student as the settings ``given`` say, and leave a run folder ``out``."""
+    """Teach a student as the settings ``given`` say, and leave a run folder ``out``. A ``trial``
+    is part of another run, which tells how it goes on."""
     if out is None:
         raise UserError("'out' is missing; expected the folder for this run as out=….")
-    with told_how_to_go_on(Path(out)), lasting_decoders():
-        return _perform(given, Path(out), recipe, resume, overwrite)
-
-
-def _perform(
-    given: Mapping[str, Any], out: Path, recipe: str | Path | None = None, resume: bool = False, overwrite: bool = False
-) -> Result:
-    with holding(out) as hold, ExitStack() as numbers:
+    out = Path(out)
+    telling = nullcontext() if trial else told_how_to_go_on(out)
+    with holding(out) as hold, telling, lasting_decoders(), ExitStack() as numbers:
         check_out(out, resume=resume, overwrite=overwrite)
         if is_run(out):
             hold()  # before its checkpoint is read; a new folder is made after all has been checked
         values, objects = separate(given, recipe)
-        trials = Trials(_perform, out, hold, overwrite)
+        trials = Trials(partial(perform, trial=True), out, hold, overwrite)
         values, choice = begun_settings(out, values, objects, trials) if resume else chosen(values, objects, trials)
         settings = make_recipe(values)
         refuse_in_the_way(settings, objects, out, resume, overwrite)
