@@ -271,7 +271,7 @@ def _tried(
     epochs = settings.get("epochs", 0)
     folder = trials.out / "choice" / f"{name.replace(', ', '-').replace('_', '-')}-{max(1, epochs)}"
     given = {**settings, **_copies(objects), "data": known.data}
-    seen = {"name": name, "method": entrant.candidate.method, "reason": entrant.candidate.reason}
+    seen: dict[str, Any] = {"name": name, "method": entrant.candidate.method, "reason": entrant.candidate.reason}
     seen |= {"epochs": epochs, "share": share, "folder": str(folder.relative_to(trials.out))}
     try:
         result = trials.perform(given, folder, resume=is_run(folder)).result
