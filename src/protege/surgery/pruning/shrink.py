@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ...errors import UserError, shown
 from ...numerics import exact
 from ..layers import let_learn
-from .choose import by_layer, by_macs, by_ratio, removal_of
+from .choose import Choice, by_layer, by_macs, by_ratio, removal_of
 from .decouple import decouplable
-from .groups import PARTS, tied_channels
+from .groups import PARTS, Group, tied_channels
 from .law import Law
 from .removal import Site, remove, renewed
 from .result import LeftOut, Shrunk, kept_whole, matching, together
@@ -90,6 +90,18 @@ def shrink(
             break
         left_out += [LeftOut(groups[number].layers, why) for number, why in faults.items()]
         groups = [group for number, group in enumerate(groups) if number not in faults]
+    return cut(network, groups, every, choice, left_out, weights)
+
+
+def cut(
+    network: nn.Module,
+    groups: Sequence[Group],
+    every: Sequence[Group],
+    choice: Choice,
+    left_out: Sequence[LeftOut],
+    weights: Mapping[Site, tuple[str, int]],
+) -> Shrunk:
+    """A copy of the network without the units of `choice`, of `groups`; `every` holds those that could be chosen."""
     removal = removal_of(groups, choice)
     changed = renewed(network)
     remove(changed, removal)
