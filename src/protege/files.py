@@ -237,6 +237,11 @@ def is_shrunk(folder: Path) -> bool:
     return json_has(folder / "shrink.json", "version", "model", "how", "before", "after")
 
 
+def is_compressed(folder: Path) -> bool:
+    """Whether a model was compressed into this folder, or is being so."""
+    return json_has(folder / "compress.json", "version", "model", "budget", "frontier")
+
+
 def is_report(path: Path) -> bool:
     """Whether a page is one of this program's reports."""
     try:

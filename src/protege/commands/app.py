@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "Measure a model on a data set; prints JSON.",
     "diagnose": "Read a teacher before using it: what may go wrong, and which method and settings to take.",
     "shrink": "Make a smaller copy of a network, which remembers what it kept.",
+    "compress": "Make a model fit a budget, teach it on, and leave a file for a device.",
     "export": "Write a model as ONNX or int8, checked against the model itself.",
     "study": "Run a grid of runs and write one table.",
     "demo": "Teach a tiny network handwritten digits, ten images a class, and show what the teacher is worth.",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import usable
+from .compress import write_compress_report
 from .diagnosis import write_diagnosis_report
 from .export import write_export_report
 from .run import write_run_report
@@ -20,6 +21,7 @@ from .table import common_teacher, study_markdown
 __all__ = [
     "common_teacher",
     "study_markdown",
+    "write_compress_report",
     "write_diagnosis_report",
     "write_export_report",
     "write_report",
@@ -38,6 +40,8 @@ def write_report(folder: str | Path) -> Path:
         return write_study_report(folder)
     if (folder / "diagnosis.json").is_file():
         return write_diagnosis_report(folder)
+    if (folder / "compress.json").is_file():
+        return write_compress_report(folder)
     if (folder / "export.json").is_file():
         return write_export_report(folder)
     if any((folder / name).is_file() for name in ("result.json", "metrics.jsonl", "recipe.toml")):

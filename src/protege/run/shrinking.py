@@ -101,14 +101,7 @@ def shrink(
             layers=layers,
             parts=PARTS if parts is None else parts,
         )
-    kept = compose(original.kept, result.kept) if original.kept else result.kept
-    classes, named = original.classes, original.named
-    if not classes and opened is not None:
-        classes, named = opened.classes, opened.named
-    shrunk = Model(result.network, original.input, original.source, classes, original.task, kept=kept, named=named)
-    shrunk.held_out = original.held_out
-    shrunk.layout, shrunk.shape = original.layout, tuple(raw.shape[1:])
-    shrunk.structure = _reproducible(shrunk, original)
+    shrunk = shrunk_model(original, result, raw, opened)
     record: dict[str, Any] = {
         "version": 1,
         "model": str(model) if isinstance(model, str | Path) else type(original.network).__name__,
@@ -139,6 +132,20 @@ def shrink(
         write_json(Path(out) / RECORD, record)  # first: what lies beside it may be made anew
         shrunk.save(out, overwrite=True)
         logger.info("the shrunk model is in %s", out)
+    return shrunk
+
+
+def shrunk_model(original: Model, result: Shrunk, raw: Tensor, data: Data | None) -> Model:
+    """What is left of a model, which knows what it kept and how it is built again; `UserError` where it would be built
+    as another network."""
+    kept = compose(original.kept, result.kept) if original.kept else result.kept
+    classes, named = original.classes, original.named
+    if not classes and data is not None:
+        classes, named = data.classes, data.named
+    shrunk = Model(result.network, original.input, original.source, classes, original.task, kept=kept, named=named)
+    shrunk.held_out = original.held_out
+    shrunk.layout, shrunk.shape = original.layout, tuple(raw.shape[1:])
+    shrunk.structure = _reproducible(shrunk, original)
     return shrunk
 
 

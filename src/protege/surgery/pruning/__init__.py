@@ -4,8 +4,22 @@ pairs (Guo et al. 2018, arXiv 1808.05517); and what was changed, as JSON that ma
 
 from .decouple import Decoupled, decouple
 from .groups import PARTS
+from .path import Path, path_of
 from .result import LeftOut, Shrunk, compose, together
 from .shrink import shrink
 from .structure import rebuild, record
 
-__all__ = ["PARTS", "Decoupled", "LeftOut", "Shrunk", "compose", "decouple", "rebuild", "record", "shrink", "together"]
+__all__ = [
+    "PARTS",
+    "Decoupled",
+    "LeftOut",
+    "Path",
+    "Shrunk",
+    "compose",
+    "decouple",
+    "path_of",
+    "rebuild",
+    "record",
+    "shrink",
+    "together",
+]

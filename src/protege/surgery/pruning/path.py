@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ...numerics import exact
 from ..counting import count_parameters, profile
 from ..layers import inputs_of, outputs_of
-from .choose import Choice, by_shares
+from .choose import Choice, by_shares, removal_of
 from .cost import STEPS, Step, steps_of
 from .groups import PARTS, Group, tied_channels
 from .law import Law
-from .result import LeftOut, Shrunk, matching
+from .result import LeftOut, Shrunk, together
 from .shrink import cut
 
 
@@ -96,6 +96,10 @@ class Path:
     def cut(self, count: int) -> Shrunk:
         return cut(self.network, self.groups, self.every, self.choice(count), self.left_out, self.weights)
 
+    def reasons(self) -> list[str]:
+        """What stays whole, and why."""
+        return [str(part) for part in together(self.left_out)]
+
     def first(self, **most: float) -> int:
         """The number of places after which no more is left than the shares `macs` and `params`."""
         for number, place in enumerate(self.places):
@@ -117,8 +121,6 @@ def path_of(
     groups, left_out, weights = tied_channels(network, example.detach(), "l1")
     groups = [group for group in groups if group.part in parts]
     law = Law(network, example.detach())
-    from .choose import removal_of
-
     half = by_shares(groups, dict.fromkeys(range(len(groups)), 0.5))
     faults = law.faults({n: removal_of(groups, {n: units}) for n, units in half.items() if units})
     left_out += [LeftOut(groups[number].layers, why) for number, why in faults.items()]

@@ -1,0 +1,329 @@
+"""`protege compress`: a budget and a model in, a file for a device out.
+
+1. The cost of every channel is measured once (`protege.surgery.pruning.cost`), which gives a path from the whole network
+   to a tiny one; the budget is met at one place of it.
+2. At that place, at some before it and one behind it, the network is cut, solved for on a few images (`fskd`) and judged
+   on others: the frontier. Where the budget is met the other ways of shrinking are tried, too.
+3. The best one that meets the budget is taught on by the teacher, and kept so where that made it better.
+4. It is exported, and timed beside the teacher.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import Data, hold_out, load_data
+from ..errors import UserError
+from ..files import is_compressed
+from ..models import Model, framed_for, held_out_by, known_ranges, load_model
+from ..models.classes import in_order_of
+from ..numerics import exact
+from ..report import write_compress_report
+from ..run.evaluate import evaluate
+from ..run.folder import check_out, holding, remove, report
+from ..run.shrinking import example_of
+from ..settings import public
+from ..tasks import TASKS, shipped_task
+from ..torch_utils import copy_network, same_numbers
+from ..training.progress import Display
+from .budget import budget_of, quantity
+from .files import Files, format_of
+from .frontier import chosen, frontier
+from .judge import Judge
+from .mistakes import draw_mistakes
+from .search import Search
+from .teach import taught
+from .work import RECORD, Clock, Work, said
+
+JUDGED, MOST_JUDGED = 0.2, 1000  # of the training images, that judge candidates where there is no val split
+OURS = ("candidates", "teach", "student", "file", "mistakes", "report.html")
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress` leaves: the student, its metrics on the test set (or, without labels, on the images held out),
+    the frontier (a dict for each candidate, see `compress.json`), the file, and everything in ``compress.json``."""
+
+    student: Model = field(repr=False)
+    metrics: dict[str, float]
+    frontier: list[dict[str, Any]] = field(repr=False)
+    file: Path
+    result: dict[str, Any] = field(repr=False)
+    out: Path
+
+
+@public
+@same_numbers()
+@exact()
+def compress(
+    model: str | Path | nn.Module,
+    data: Any = None,
+    *,
+    macs: float | str | None = None,
+    params: float | str | None = None,
+    size: float | str | None = None,
+    latency: float | str | None = None,
+    accuracy_drop: float | None = None,
+    to: str | None = None,
+    int8: bool = False,
+    batch: int = 1,
+    threads: int | None = None,
+    time: float | str | None = None,
+    epochs: int | None = None,
+    image_size: int | None = None,
+    skip_bad: int = 0,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    trust: bool = False,
+) -> Compressed:
+    """Make a model small enough, teach it on, and leave it as a file for a device in the folder ``out``.
+
+    The budget, of which at least one is given: ``macs`` and ``params``, shares of the model's; ``size`` of the file
+    ("5MB", or bytes); ``latency`` of one batch ("8ms", or seconds), measured on this machine for ``batch`` images on
+    ``threads``; both also as a share ("40%"); ``accuracy_drop``, how much of the quality may be lost (0.01 is a point),
+    for the smallest network within it. ``to`` is a format of `protege.export`, or "folder" for the model's folder alone;
+    by default ONNX where its extra is installed. With ``int8`` the file holds int8 weights, as it does where the budget
+    cannot be met without. ``time`` ("10m", or seconds) bounds the whole: fewer candidates and epochs.
+
+    ``data`` are images, with labels or without. The training images are learned from; those of the val split, or a
+    fifth of the training images, judge candidates: by the labels where there are any, else by how often they agree with
+    the teacher. The test split judges the student that comes out, and nothing is chosen by it.
+
+    ``out`` holds ``candidates/`` (a model folder each), ``teach/`` (a run), ``student/``, ``file/`` (an export),
+    ``compress.json`` and ``report.html``. One that was stopped goes on with ``resume``. Raises `UserError` for bad
+    input, and for a budget that cannot be met, with the nearest that can.
+    """
+    budget = budget_of(macs, params, size, latency, accuracy_drop)
+    limit = None if time is None else quantity("time", time)
+    if out is None:
+        raise UserError("'out' is missing; expected the folder for what is made as out=….")
+    if data is None:
+        raise UserError("'data' is missing; expected images to solve for and to judge by as data=….")
+    kind = format_of(to, int8)
+    out = Path(out)
+    settings = {
+        "model": str(model) if isinstance(model, str | Path) else type(getattr(model, "network", model)).__name__,
+        "budget": budget.told(), "to": kind, "batch": batch, "threads": threads, "seed": seed,
+        "image_size": image_size, "epochs": epochs,
+    }
+    with holding(out) as hold, Display(True) as display:
+        check_out(
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            owned=is_compressed,
+            proof=f"{RECORD} of compress",
+            replaced=(RECORD, *OURS),
+        )
+        spent = _spent(out, settings) if resume else 0.0
+        teacher, opened = _opened(model, data, image_size, skip_bad, trust)
+        out.mkdir(parents=True, exist_ok=True)
+        hold()
+        if overwrite:
+            for name in OURS:
+                remove(out / name)
+        clock = Clock(spent, limit)
+        record = {"version": 1, **settings, "seconds": 0.0, "finished": False}
+        work = Work(teacher, opened, budget, record, out, seed, clock, display)
+        with Files(teacher, opened, kind, batch, threads) as files:
+            return perform(work, files, epochs)
+
+
+# ---- what is given -------------------------------------------------------------------------------------------------------
+
+
+def _opened(model: Any, data: Any, image_size: int | None, skip_bad: int, trust: bool) -> tuple[Model, Data]:
+    """A copy of the model, and the data in its order of classes with a val split: some of the training images where
+    there is none. Raises `UserError` where there are too few."""
+    ranges, way = known_ranges(model), held_out_by(model)
+    opened = load_data(data, image_size=image_size, ranges=ranges, held_out=way, skip_bad=skip_bad)
+    teacher = copy_network(load_model(model, data=opened, trained=True, trust=trust)).eval()
+    if teacher.input.kind != "image":
+        raise UserError("the model takes tokens; expected a network for images: compress knows only these.")
+    opened = framed_for(teacher, in_order_of(teacher, opened))
+    if opened.val is None:
+        labels = opened.train.labels if opened.labelled and opened.train.labels is not None else None
+        count = len(opened.train)
+        share = min(JUDGED, MOST_JUDGED / count)
+        kept, held = hold_out(torch.arange(count), labels, share, 0)
+        if not len(held):
+            raise UserError(
+                f"the data {opened.name!r} has {count} training images, of which none can be held out to judge by; "
+                "expected more: add images."
+            )
+        opened = replace(opened, train=opened.train.part(kept), val=opened.train.part(held))
+    return teacher, opened
+
+
+def _spent(out: Path, settings: Mapping[str, Any]) -> float:
+    """The seconds that the stopped call took. Raises `UserError` where that was called otherwise."""
+    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(dict(settings)))
+    for key, value in now.items():
+        if record.get(key) != value:
+            raise UserError(
+                f"{str(out)!r} was begun with {key} = {record.get(key)!r}, which is {value!r} now; expected the same: "
+                "give the same arguments, or start anew with overwrite=True."
+            )
+    return float(record.get("seconds", 0.0))
+
+
+class Clock:
+    """The seconds that were spent, and how many are left of those there are."""
+
+    def __init__(self, spent: float, limit: float | None) -> None:
+        self.began, self.limit = time.monotonic() - spent, limit
+
+    @property
+    def spent(self) -> float:
+        return time.monotonic() - self.began
+
+    def left(self, share: float = 1.0) -> float:
+        """The seconds that are left of a share of the time; without a limit, endless."""
+        return math.inf if self.limit is None else share * self.limit - self.spent
+
+
+@dataclass
+class Work:
+    """What every step needs: the networks and data, and the record that is written after each."""
+
+    teacher: Model
+    data: Data
+    budget: Budget
+    to: str
+    record: dict[str, Any]
+    out: Path
+    seed: int
+    clock: Clock
+    display: Display
+
+    def say(self, line: str) -> None:
+        left = f"  ({in_words(max(0, self.clock.left()))} left)" if self.clock.limit else ""
+        self.display.say(line + left, always=True)
+
+    def keep(self, **values: Any) -> None:
+        """Write the record with what is new."""
+        self.record |= {**values, "seconds": round(self.clock.spent, 1)}
+        write_json(self.out / RECORD, self.record)
+
+
+# ---- the steps -----------------------------------------------------------------------------------------------------------
+
+
+def perform(work: Work, batch: int, threads: int | None, epochs: int | None) -> Compressed:
+    """Search, teach, export; each part that lies in the folder is not made again."""
+    task = shipped_task(work.teacher.task) or TASKS[work.data.task]
+    labelled = work.data.labelled and task.labelled and bool(work.data.classes)
+    assert work.data.val is not None
+    raw = example_of(work.teacher, work.data)
+    work.keep(frontier=[])
+    judge = Judge(work.teacher, work.data.val, task, len(work.data.classes), labelled)
+    search = Search(work.teacher, work.data, raw, judge, work.out / "candidates", work.seed)
+    files = Files(work.teacher, work.data, work.to, raw, batch, threads)
+    whole = search.whole | (files.figures(work.teacher) if work.budget.measured else {})
+    samples = {"solved": len(search.positions), "judged": len(work.data.val), "labelled": labelled}
+    work.keep(teacher={"figures": whole, "metrics": judge.figures}, samples=samples, metric=judge.metric)
+    work.say(f"the teacher: {_said(whole, whole, judge.figures, judge.metric)}")
+
+    frontier = _frontier(work, search, files, whole)
+    best = _best(frontier, judge, work.budget, whole)
+    work.keep(frontier=[each.told(work.out) for each in frontier], chosen={"name": best.name, "why": _why(best, frontier, judge)})
+    student, taught = _taught(work, search, judge, best, epochs)
+    student.save(work.out / "student", overwrite=True)
+    work.keep(taught=taught)
+
+    exported = files.export(work.out / "student", work.out / "file")
+    metrics = {} if work.data.test is None or not labelled else evaluate(student, work.data)
+    of_teacher = {} if not metrics else evaluate(work.teacher, work.data)
+    figures = search.sizes(student) | exported["figures"]
+    final = {"figures": figures, "metrics": taught["metrics"], "test": metrics}
+    work.keep(
+        student=final,
+        teacher={**work.record["teacher"], "test": of_teacher},
+        file=exported["record"],
+        mistakes=draw_mistakes(work.teacher, student, work.data, labelled, work.out / "mistakes"),
+        finished=True,
+    )
+    report(write_compress_report, work.out)
+    path = work.out / "file" / exported["file"] if exported["file"] else work.out / "student"
+    work.say(f"{path}: {_said(figures, whole, metrics or taught['metrics'], judge.metric)}")
+    return Compressed(student, metrics or taught["metrics"], work.record["frontier"], path, work.record, work.out)
+
+
+def _frontier(work: Work, search: Search, files: Files, whole: Mapping[str, float]) -> list[Candidate]:
+    """The candidates, the one at the budget first, then others as there is time."""
+    found: list[Candidate] = []
+
+    def add(candidate: Candidate | None) -> None:
+        if candidate is None:
+            return
+        found.append(candidate)
+        said = _said(candidate.figures, whole, candidate.metrics, search.judge.metric)
+        work.say(f"{candidate.how} {candidate.name}: {said} ({in_words(candidate.seconds)})")
+        work.keep(frontier=[each.told(work.out) for each in found])
+
+    if not work.budget.limits:
+        for candidate in _within(search, work.budget.drop or 0.0):
+            add(candidate)
+        return found
+    at = search.place(work.budget, lambda model: _figures(search, files, model, work.budget), whole)
+    add(search.at(at))
+    share = search.way.places[at - 1].macs
+    further = [search.way.first(macs=share ** (k / POINTS)) for k in range(POINTS - 1, 0, -1)]
+    further.append(search.way.first(macs=share * BEHIND))
+    steps = [lambda how=how: search.by(how, found[0].figures["macs"] / search.whole["macs"]) for how in OTHERS]
+    steps += [lambda place=place: search.at(place) for place in dict.fromkeys(further) if place != at]
+    for step in steps:
+        if work.clock.left(SEARCH) < found[0].seconds:
+            work.say("there is no time for more candidates")
+            break
+        add(step())
+    return found
+
+
+def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
+    """Search, teach, export; what lies in the folder is not made again."""
+    task = shipped_task(work.teacher.task) or TASKS[work.data.task]
+    labelled = work.data.labelled and task.labelled and bool(work.data.classes)
+    assert work.data.val is not None
+    judge = Judge(work.teacher, work.data.val, task, len(work.data.classes), labelled)
+    measure = files.figures if work.budget.measured else lambda _: {}
+    search = Search(work.teacher, work.data, files.raw, judge, measure, work.out / "candidates", work.seed)
+    whole = search.figures(work.teacher)
+    samples = {"solved": len(search.positions), "judged": len(work.data.val), "labelled": labelled}
+    work.keep(frontier=[], teacher={"figures": whole, "metrics": judge.figures}, samples=samples, metric=judge.metric)
+    work.say(f"the teacher: {said(whole, whole, judge.figures, judge.metric)}")
+
+    candidates = frontier(work, search, whole)
+    best, why = chosen(work, judge, candidates, whole)
+    work.keep(chosen={"name": best.name, "why": why})
+    work.say(f"{best.name} goes on: {why}")
+
+    student, lesson = taught(work, search, best, labelled, epochs)
+    student.save(work.out / "student", overwrite=True)
+    work.keep(taught=lesson)
+
+    file, record = files.export(work.out / "student", work.out / "file", student)
+    tested = labelled and work.data.test is not None
+    tests = [evaluate(each, work.data) if tested else {} for each in (work.teacher, student)]
+    figures = search.sizes(student) | files.figures(student)
+    work.keep(
+        teacher={"figures": whole | files.figures(work.teacher), "metrics": judge.figures, "test": tests[0]},
+        student={"figures": figures, "metrics": lesson["metrics"], "test": tests[1]},
+        file=record,
+        mistakes=draw_mistakes(work.teacher, student, work.data, labelled, work.out / "mistakes"),
+        finished=True,
+    )
+    report(write_compress_report, work.out)
+    metrics = tests[1] or lesson["metrics"]
+    work.say(f"{file}: {said(figures, whole, metrics, judge.metric)}")
+    return Compressed(student, metrics, work.record["frontier"], file, work.record, work.out)

@@ -1,0 +1,100 @@
+"""The file of a model: how large it is, how long it takes beside the teacher's, and the one that is left."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import CLEAN, Augment, Data, batches
+from ..errors import UserError
+from ..models import Model
+from ..models.storage import bytes_of
+from ..run.exporting import export
+from ..run.formats import FORMATS, Images, opened
+from ..run.formats.program import quietly
+from ..run.latency import latencies
+from ..run.shrinking import example_of
+
+FOLDER = "folder"
+IN_INT8 = {"onnx": "onnx-int8"}  # the format that takes its place where the file must be smaller
+PROBED = 32  # images that a file of int8 is calibrated on while it is only measured
+
+
+def format_of(to: str | None, int8: bool) -> str:
+    """The format of the file: the one that is asked for, else ONNX where its extra is installed."""
+    if to is None:
+        installed = all(find_spec(package) for package in FORMATS["onnx"].packages)
+        to = "onnx" if installed else "int8" if int8 else FOLDER
+    if to not in (*FORMATS, FOLDER):
+        raise UserError(f"export to {to!r} is unknown; expected {', '.join(FORMATS)} or {FOLDER}: change to=….")
+    if int8 and to == FOLDER:
+        raise UserError("int8=True does not go with to='folder'; expected a file that holds int8: change to=….")
+    return IN_INT8.get(to, to) if int8 else to
+
+
+class Files:
+    """Makes files of models, to measure them, and the one that is left. The teacher's, which times are compared with,
+    is in floating point."""
+
+    def __init__(self, teacher: Model, data: Data, to: str, batch: int, threads: int | None) -> None:
+        self.data, self.to, self.batch, self.threads = data, to, batch, threads
+        self.raw = example_of(teacher, data)
+        self._teacher = teacher
+        self._reference: nn.Module | None = None
+        self._seconds = 0.0
+
+    def __enter__(self) -> Files:
+        self._folder = tempfile.TemporaryDirectory(prefix="protege-compress-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reference = None
+        self._folder.cleanup()
+
+    def figures(self, model: Model) -> dict[str, float]:
+        """``size`` in bytes and ``latency`` in seconds for one batch: the teacher's, times the share of it that the
+        model takes in turns with it."""
+        if self._reference is None:
+            plain = next((name for name, other in IN_INT8.items() if other == self.to), self.to)
+            self._reference, self._size = self._made(self._teacher, plain, "teacher")
+            (alone,) = self._timed([self._reference])
+            self._seconds = alone.seconds
+        if model is self._teacher:
+            return {"size": float(self._size), "latency": self._seconds}
+        network, size = self._made(model, self.to, "candidate")
+        _, own = self._timed([self._reference, network])
+        return {"size": float(size), "latency": self._seconds * own.ratio, "latency_spread": self._seconds * own.ratio_spread}
+
+    def _timed(self, networks: list[nn.Module]) -> list[Any]:
+        return latencies(networks, self.raw, batch=self.batch, threads=self.threads)
+
+    def _made(self, model: Model, to: str, name: str) -> tuple[nn.Module, int]:
+        if to == FOLDER:
+            return model, bytes_of(model.network)
+        kind, folder = FORMATS[to], Path(self._folder.name) / name
+        folder.mkdir(exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+        with quietly():
+            kind.make(model.cpu().eval(), self.raw, folder / kind.file, {}, self._images() if kind.int8 else Images())
+        return opened(folder / kind.file, self.threads), sum(file.stat().st_size for file in folder.iterdir())
+
+    def _images(self) -> Images:
+        parts = []
+        for samples in (self.data.train, self.data.val):
+            some = torch.arange(min(PROBED, len(samples)))
+            parts.append([batch.inputs.cpu() for batch in batches(samples, [some], CLEAN, Augment())])
+        return Images(*parts)
+
+    def export(self, folder: Path, out: Path, student: Model) -> tuple[Path, dict[str, Any]]:
+        """Leave the file of the student, whose ``folder`` is there, in ``out``: the path, and what `export` says."""
+        if self.to == FOLDER:
+            return folder, {"to": FOLDER, "file": str(folder.name)}
+        needed = {"data": self.data} if FORMATS[self.to].int8 else {}
+        record = export(student, to=self.to, out=out, overwrite=True, **needed)
+        return out / record["file"], record

@@ -1,0 +1,163 @@
+"""A compression's report: the frontier, what was chosen and why, the file beside the teacher, and where they differ."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from .. import words
+from .charts import Axis, Chart, Series, line_chart
+from .page import write_page
+from .read import numbers, read_json, records, table
+
+WAYS = {"path": "by the cost of channels", "l1": "l1", "slim": "slim", "decouple": "decouple"}
+
+
+def write_compress_report(folder: Path) -> Path:
+    """Write ``folder/report.html`` from the compress.json there and return its path.
+
+    Raises UserError when that is damaged, or the page cannot be written.
+    """
+    folder = Path(folder)
+    made = read_json(folder / "compress.json")
+    metric = str(made.get("metric", "agreement"))
+    teacher, student = table(made.get("teacher")), table(made.get("student"))
+    candidates = records(made.get("frontier"))
+    chosen = table(made.get("chosen"))
+    return write_page(
+        folder,
+        "compress.html",
+        title="protege compress",
+        headline=headline(made, teacher, student, metric),
+        metric=metric,
+        chart=picture(candidates, teacher, metric, str(chosen.get("name", ""))),
+        rows=[row(each, teacher, metric, chosen) for each in candidates],
+        networks=[("teacher", teacher), ("student", student)],
+        figures=figures,
+        chosen=str(chosen.get("why", "")),
+        notes=notes(made, metric),
+        mistakes=pictures(folder, records(made.get("mistakes"))),
+        labelled=bool(table(made.get("samples")).get("labelled")),
+    )
+
+
+def picture(candidates: list[dict[str, Any]], teacher: dict[str, Any], metric: str, chosen: str) -> Chart | None:
+    """Multiply-adds against quality, a line for the path and a mark for each other way."""
+    whole, factor = numbers(teacher.get("figures")).get("macs"), words.factor(metric)
+    level = numbers(teacher.get("metrics")).get(metric)
+    series, places, best = [], {}, []
+    for n, (how, label) in enumerate(WAYS.items()):
+        points = []
+        for each in candidates:
+            value, macs = numbers(each.get("metrics")).get(metric), numbers(each.get("figures")).get("macs")
+            if each.get("how") == how and value is not None and macs is not None and whole:
+                point = (100 * macs / whole, factor * value)
+                points.append(point)
+                places[point[0]] = f"{each.get('name')} ({label})"
+                if each.get("name") == chosen:
+                    best.append((*point, "chosen"))
+        if points:
+            series.append(Series(label, [sorted(points)], f"c{n}", marks=True))
+    return line_chart(
+        f"{words.metric_name(metric)} after solving, on images held out",
+        series,
+        x=Axis("multiply-adds, % of the teacher's", places=places, whole=False, point="candidate"),
+        level=None if level is None else (factor * level, "teacher"),
+        best=best,
+        unit=words.unit(metric),
+        height=280,
+    )
+
+
+def row(each: dict[str, Any], teacher: dict[str, Any], metric: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """One candidate of the table."""
+    costs, whole = numbers(each.get("figures")), numbers(teacher.get("figures"))
+    return {
+        "name": str(each.get("name")),
+        "how": WAYS.get(str(each.get("how")), str(each.get("how"))),
+        "folder": f"candidates/{Path(str(each.get('folder'))).name}",
+        "chosen": each.get("name") == chosen.get("name"),
+        "costs": [words.rough_share(costs[k] / whole[k]) if k in costs and whole.get(k) else "—" for k in ("macs", "params")],
+        "before": words.metric_value(metric, numbers(each.get("before")).get(metric)),
+        "after": words.metric_value(metric, numbers(each.get("metrics")).get(metric)),
+    }
+
+
+def figures(network: dict[str, Any], first: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a network costs, with its share of the first one's."""
+    own, whole = numbers(network.get("figures")), numbers(first.get("figures"))
+    say = {"macs": words.size, "params": words.size, "size": words.bytes_size, "latency": milliseconds}
+    return [
+        (text(own[key]), "" if network is first or not whole.get(key) else words.rough_share(own[key] / whole[key]))
+        if key in own
+        else ("—", "")
+        for key, text in say.items()
+    ]
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g}{words.NBSP}ms"
+
+
+def headline(made: dict[str, Any], teacher: dict[str, Any], student: dict[str, Any], metric: str) -> str:
+    """What came of it, in a sentence."""
+    if not student:
+        return f"{words.plural(len(records(made.get('frontier'))), 'candidate')} so far."
+    own, whole = numbers(student.get("figures")), numbers(teacher.get("figures"))
+    parts = [f"{words.rough_share(own['macs'] / whole['macs'])} of the multiply-adds"]
+    if own.get("latency") and whole.get("latency"):
+        parts.append(f"{words.rough_share(own['latency'] / whole['latency'])} of the time")
+    values = [numbers(each.get("test")) or numbers(each.get("metrics")) for each in (teacher, student)]
+    text = f"The student has {' and '.join(parts)}"
+    if all(metric in value for value in values):
+        text += f" and reaches {words.metric_value(metric, values[1][metric])} {words.metric_name(metric)}"
+        if metric != "agreement":
+            text += f", the teacher {words.metric_value(metric, values[0][metric])}"
+    return text + "."
+
+
+def notes(made: dict[str, Any], metric: str) -> list[tuple[str, str]]:
+    """What else is worth knowing."""
+    samples, lesson, file = numbers(made.get("samples")), table(made.get("taught")), table(made.get("file"))
+    facts = [("model", str(made.get("model"))), ("budget", budget(table(made.get("budget"))))]
+    if samples:
+        facts.append(("images", f"solved for on {samples.get('solved', 0):,.0f}, judged on {samples.get('judged', 0):,.0f}"))
+    if lesson:
+        before, after = (numbers(lesson.get(key)).get(metric) for key in ("before", "after"))
+        text = str(lesson.get("why", ""))
+        if after is not None:
+            text = f"{words.metric_value(metric, before)} → {words.metric_value(metric, after)}" + (f"; {text}" if text else "")
+        facts.append(("taught on", text))
+    if file:
+        facts.append(("file", str(file.get("file", ""))))
+    facts.append(("time", words.duration(numbers(made).get("seconds"))))
+    return facts
+
+
+def budget(limits: dict[str, Any]) -> str:
+    """The limits in words."""
+    parts = []
+    for name, limit in limits.items():
+        if name == "accuracy_drop":
+            parts.append(f"at most {100 * limit:g} points lost")
+            continue
+        value, share = table(limit).get("most"), table(limit).get("share")
+        if share is not None:
+            parts.append(f"{words.rough_share(share)} of the {name}")
+        elif name == "size":
+            parts.append(words.bytes_size(value))
+        else:
+            parts.append(milliseconds(value) if name == "latency" else f"{name} {value:g}")
+    return ", ".join(parts)
+
+
+def pictures(folder: Path, items: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The images with what the two take them for; those that are there."""
+    shown = []
+    for item in items:
+        path = folder / str(item.get("file"))
+        if path.is_file():
+            data = base64.b64encode(path.read_bytes()).decode()
+            shown.append({"data": data, **{key: str(item.get(key)) for key in ("teacher", "student")}})
+    return shown
