@@ -17,9 +17,13 @@ def command(
     macs: Annotated[str | None, Option(help="share of multiply-adds to be left at most, such as 0.4")] = None,
     params: Annotated[str | None, Option(help="share of parameters to be left at most")] = None,
     size: Annotated[str | None, Option(help="of the file at most: 5MB, or 25% of the model's")] = None,
-    latency: Annotated[str | None, Option(help="of a batch at most, on this machine: 8ms, or 40% of the model's")] = None,
+    latency: Annotated[
+        str | None, Option(help="of a batch at most, on this machine: 8ms, or 40% of the model's")
+    ] = None,
     accuracy_drop: Annotated[float | None, Option(help="loss that is allowed: 0.01 is a point")] = None,
-    to: Annotated[str | None, Option(help="format of the file, as for export, or folder; default: onnx if installed")] = None,
+    to: Annotated[
+        str | None, Option(help="format of the file, as for export, or folder; default: onnx if installed")
+    ] = None,
     int8: Annotated[bool, Option("--int8", help="a file of int8 weights")] = False,
     batch: Annotated[int, Option(help="images at once, for the latency")] = 1,
     threads: Annotated[int | None, Option(help="of the processor, for the latency")] = None,

@@ -112,8 +112,13 @@ def compress(
     out = Path(out)
     settings = {
         "model": str(model) if isinstance(model, str | Path) else type(getattr(model, "network", model)).__name__,
-        "budget": budget.told(), "to": kind, "batch": batch, "threads": threads, "seed": seed,
-        "image_size": image_size, "epochs": epochs,
+        "budget": budget.told(),
+        "to": kind,
+        "batch": batch,
+        "threads": threads,
+        "seed": seed,
+        "image_size": image_size,
+        "epochs": epochs,
     }
     with holding(out) as hold, Display(True) as display:
         check_out(
@@ -177,117 +182,7 @@ def _spent(out: Path, settings: Mapping[str, Any]) -> float:
     return float(record.get("seconds", 0.0))
 
 
-class Clock:
-    """The seconds that were spent, and how many are left of those there are."""
-
-    def __init__(self, spent: float, limit: float | None) -> None:
-        self.began, self.limit = time.monotonic() - spent, limit
-
-    @property
-    def spent(self) -> float:
-        return time.monotonic() - self.began
-
-    def left(self, share: float = 1.0) -> float:
-        """The seconds that are left of a share of the time; without a limit, endless."""
-        return math.inf if self.limit is None else share * self.limit - self.spent
-
-
-@dataclass
-class Work:
-    """What every step needs: the networks and data, and the record that is written after each."""
-
-    teacher: Model
-    data: Data
-    budget: Budget
-    to: str
-    record: dict[str, Any]
-    out: Path
-    seed: int
-    clock: Clock
-    display: Display
-
-    def say(self, line: str) -> None:
-        left = f"  ({in_words(max(0, self.clock.left()))} left)" if self.clock.limit else ""
-        self.display.say(line + left, always=True)
-
-    def keep(self, **values: Any) -> None:
-        """Write the record with what is new."""
-        self.record |= {**values, "seconds": round(self.clock.spent, 1)}
-        write_json(self.out / RECORD, self.record)
-
-
-# ---- the steps -----------------------------------------------------------------------------------------------------------
-
-
-def perform(work: Work, batch: int, threads: int | None, epochs: int | None) -> Compressed:
-    """Search, teach, export; each part that lies in the folder is not made again."""
-    task = shipped_task(work.teacher.task) or TASKS[work.data.task]
-    labelled = work.data.labelled and task.labelled and bool(work.data.classes)
-    assert work.data.val is not None
-    raw = example_of(work.teacher, work.data)
-    work.keep(frontier=[])
-    judge = Judge(work.teacher, work.data.val, task, len(work.data.classes), labelled)
-    search = Search(work.teacher, work.data, raw, judge, work.out / "candidates", work.seed)
-    files = Files(work.teacher, work.data, work.to, raw, batch, threads)
-    whole = search.whole | (files.figures(work.teacher) if work.budget.measured else {})
-    samples = {"solved": len(search.positions), "judged": len(work.data.val), "labelled": labelled}
-    work.keep(teacher={"figures": whole, "metrics": judge.figures}, samples=samples, metric=judge.metric)
-    work.say(f"the teacher: {_said(whole, whole, judge.figures, judge.metric)}")
-
-    frontier = _frontier(work, search, files, whole)
-    best = _best(frontier, judge, work.budget, whole)
-    work.keep(frontier=[each.told(work.out) for each in frontier], chosen={"name": best.name, "why": _why(best, frontier, judge)})
-    student, taught = _taught(work, search, judge, best, epochs)
-    student.save(work.out / "student", overwrite=True)
-    work.keep(taught=taught)
-
-    exported = files.export(work.out / "student", work.out / "file")
-    metrics = {} if work.data.test is None or not labelled else evaluate(student, work.data)
-    of_teacher = {} if not metrics else evaluate(work.teacher, work.data)
-    figures = search.sizes(student) | exported["figures"]
-    final = {"figures": figures, "metrics": taught["metrics"], "test": metrics}
-    work.keep(
-        student=final,
-        teacher={**work.record["teacher"], "test": of_teacher},
-        file=exported["record"],
-        mistakes=draw_mistakes(work.teacher, student, work.data, labelled, work.out / "mistakes"),
-        finished=True,
-    )
-    report(write_compress_report, work.out)
-    path = work.out / "file" / exported["file"] if exported["file"] else work.out / "student"
-    work.say(f"{path}: {_said(figures, whole, metrics or taught['metrics'], judge.metric)}")
-    return Compressed(student, metrics or taught["metrics"], work.record["frontier"], path, work.record, work.out)
-
-
-def _frontier(work: Work, search: Search, files: Files, whole: Mapping[str, float]) -> list[Candidate]:
-    """The candidates, the one at the budget first, then others as there is time."""
-    found: list[Candidate] = []
-
-    def add(candidate: Candidate | None) -> None:
-        if candidate is None:
-            return
-        found.append(candidate)
-        said = _said(candidate.figures, whole, candidate.metrics, search.judge.metric)
-        work.say(f"{candidate.how} {candidate.name}: {said} ({in_words(candidate.seconds)})")
-        work.keep(frontier=[each.told(work.out) for each in found])
-
-    if not work.budget.limits:
-        for candidate in _within(search, work.budget.drop or 0.0):
-            add(candidate)
-        return found
-    at = search.place(work.budget, lambda model: _figures(search, files, model, work.budget), whole)
-    add(search.at(at))
-    share = search.way.places[at - 1].macs
-    further = [search.way.first(macs=share ** (k / POINTS)) for k in range(POINTS - 1, 0, -1)]
-    further.append(search.way.first(macs=share * BEHIND))
-    steps = [lambda how=how: search.by(how, found[0].figures["macs"] / search.whole["macs"]) for how in OTHERS]
-    steps += [lambda place=place: search.at(place) for place in dict.fromkeys(further) if place != at]
-    for step in steps:
-        if work.clock.left(SEARCH) < found[0].seconds:
-            work.say("there is no time for more candidates")
-            break
-        add(step())
-    return found
+# ---- the steps --------------------------------------------------------------------------------------------------------
 
 
 def perform(work: Work, files: Files, epochs: int | None) -> Compressed:

@@ -68,7 +68,11 @@ class Files:
             return {"size": float(self._size), "latency": self._seconds}
         network, size = self._made(model, self.to, "candidate")
         _, own = self._timed([self._reference, network])
-        return {"size": float(size), "latency": self._seconds * own.ratio, "latency_spread": self._seconds * own.ratio_spread}
+        return {
+            "size": float(size),
+            "latency": self._seconds * own.ratio,
+            "latency_spread": self._seconds * own.ratio_spread,
+        }
 
     def _timed(self, networks: list[nn.Module]) -> list[Any]:
         return latencies(networks, self.raw, batch=self.batch, threads=self.threads)

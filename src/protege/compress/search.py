@@ -83,7 +83,9 @@ class Search:
 
     def _looked_at(self) -> Iterator[Tensor]:
         some = self.positions[torch.linspace(0, len(self.positions) - 1, min(LOOKED_AT, len(self.positions))).long()]
-        for batch in batches(self.data.train, list(some.split(CHUNK)), CLEAN, Augment(), device=device_of(self.teacher)):
+        for batch in batches(
+            self.data.train, list(some.split(CHUNK)), CLEAN, Augment(), device=device_of(self.teacher)
+        ):
             yield self.teacher.prepared(batch.inputs)
 
     # ---- where the budget is met -----------------------------------------------------------------------------------
@@ -188,4 +190,3 @@ class Search:
         setup = Setup(model, self.teacher, self.judge.task, settings, views)
         (phase,) = method(setup)
         return phase.solve(lambda done, total: None)  # type: ignore[union-attr]
-

@@ -78,7 +78,9 @@ def row(each: dict[str, Any], teacher: dict[str, Any], metric: str, chosen: dict
         "how": WAYS.get(str(each.get("how")), str(each.get("how"))),
         "folder": f"candidates/{Path(str(each.get('folder'))).name}",
         "chosen": each.get("name") == chosen.get("name"),
-        "costs": [words.rough_share(costs[k] / whole[k]) if k in costs and whole.get(k) else "—" for k in ("macs", "params")],
+        "costs": [
+            words.rough_share(costs[k] / whole[k]) if k in costs and whole.get(k) else "—" for k in ("macs", "params")
+        ],
         "before": words.metric_value(metric, numbers(each.get("before")).get(metric)),
         "after": words.metric_value(metric, numbers(each.get("metrics")).get(metric)),
     }
@@ -122,12 +124,16 @@ def notes(made: dict[str, Any], metric: str) -> list[tuple[str, str]]:
     samples, lesson, file = numbers(made.get("samples")), table(made.get("taught")), table(made.get("file"))
     facts = [("model", str(made.get("model"))), ("budget", budget(table(made.get("budget"))))]
     if samples:
-        facts.append(("images", f"solved for on {samples.get('solved', 0):,.0f}, judged on {samples.get('judged', 0):,.0f}"))
+        facts.append(
+            ("images", f"solved for on {samples.get('solved', 0):,.0f}, judged on {samples.get('judged', 0):,.0f}")
+        )
     if lesson:
         before, after = (numbers(lesson.get(key)).get(metric) for key in ("before", "after"))
         text = str(lesson.get("why", ""))
         if after is not None:
-            text = f"{words.metric_value(metric, before)} → {words.metric_value(metric, after)}" + (f"; {text}" if text else "")
+            text = f"{words.metric_value(metric, before)} → {words.metric_value(metric, after)}" + (
+                f"; {text}" if text else ""
+            )
         facts.append(("taught on", text))
     if file:
         facts.append(("file", str(file.get("file", ""))))
