@@ -8,7 +8,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "protege"
 FLOORS = [  # from the street down to the cellar: a room imports only rooms on floors below it
     {"commands": "one file a command; alone knows flags"},
-    {"compress": "a budget in, a file for a device out"},
+    {"compression": "a budget in, a file for a device out"},
     {"run": "from settings to a folder; one file a verb"},
     {"diagnosis": "reading a teacher", "report": "a folder as one HTML file"},
     {"methods": "one file a method: a plan of phases"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError, plain_in_sessions
 
 if TYPE_CHECKING:
-    from .compress import Compressed, compress
+    from .compression import Compressed, compress
     from .data import load_data
     from .models import InputSpec, Model, load_model
     from .run.api import Result, distill, evaluate, preview, train
@@ -39,7 +39,7 @@ __all__ = [
 
 _ROOMS = ("data", "diagnosis", "losses", "methods", "models", "report", "signals", "surgery", "tasks", "training")
 _PLACES = {
-    "compress.compress": ("Compressed", "compress"),
+    "compression": ("Compressed", "compress"),
     "data": ("load_data",),
     "models": ("InputSpec", "Model", "load_model"),
     "run.api": ("Result", "distill", "evaluate", "preview", "train"),

@@ -37,6 +37,6 @@ def command(
     overwrite: Overwrite = False,
 ) -> None:
     options = dict(locals())
-    from ..compress import compress
+    from ..compression import compress
 
     compress(**options)

@@ -152,9 +152,9 @@ def budget(limits: dict[str, Any]) -> str:
         if share is not None:
             parts.append(f"{words.rough_share(share)} of the {name}")
         elif name == "size":
-            parts.append(words.bytes_size(value))
+            parts.append(words.bytes_size(float(value or 0)))
         else:
-            parts.append(milliseconds(value) if name == "latency" else f"{name} {value:g}")
+            parts.append(milliseconds(float(value or 0)) if name == "latency" else f"{name} {value:g}")
     return ", ".join(parts)
 
 

@@ -7,8 +7,9 @@ parameters, so the layers that hurt most are thinned least.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class Sizes:
         self.macs, layers = profile(network, example)
         self.params = count_parameters(network)
         self.layers = layers
-        modules = {name: network.get_submodule(name) for name in layers}
+        modules: dict[str, Any] = {name: network.get_submodule(name) for name in layers}
         self.weights = {name: modules[name].weight.numel() for name in layers}
         self.widths = {name: (outputs_of(modules[name]), inputs_of(modules[name])) for name in layers}
         self.lost = {name: [0, 0] for name in layers}

@@ -1,5 +1,5 @@
 """From a trained model and a folder of photos to a file for a device: a budget, a search, teaching, an export."""
 
-from .compress import Compressed, compress
+from .front import Compressed, compress
 
 __all__ = ["Compressed", "compress"]

@@ -8,14 +8,11 @@ from typing import Any
 from ..files import is_run
 from ..models import Model
 from ..run.api import distill
-from ..training.progress import in_words
 from .search import Candidate, Search
 from .work import Work
 
 UPDATES = 1500  # on the teacher's outputs where there are no labels
 EPOCHS = 30  # with labels
-TEACH = 0.85  # of the time, by when teaching is over
-TRIED = 0.1  # of an epoch's samples
 
 
 def taught(
@@ -32,7 +29,6 @@ def taught(
     if not search.judge.better(metrics, best.metrics):
         work.say("teaching made nothing better: the network stays as it was solved")
         return search.load(best), record | {"after": metrics, "why": "teaching made nothing better"}
-    work.say(f"taught in {in_words(result.result['seconds'])}")
     return result.student, record | {"after": metrics, "metrics": metrics, "kept": True, "folder": "teach"}
 
 

@@ -1,9 +1,9 @@
 """`protege compress`: a budget and a model in, a file for a device out.
 
-1. The cost of every channel is measured once (`protege.surgery.pruning.cost`), which gives a path from the whole network
-   to a tiny one; the budget is met at one place of it.
-2. At that place, at some before it and one behind it, the network is cut, solved for on a few images (`fskd`) and judged
-   on others: the frontier. Where the budget is met the other ways of shrinking are tried, too.
+1. The cost of every channel is measured once (`protege.surgery.pruning.cost`), which gives a path from the whole
+   network to a tiny one; the budget is met at one place of it.
+2. At that place, at some before it and one behind it, the network is cut, solved for on a few images (`fskd`) and
+   judged on others: the frontier. Where the budget is met the other ways of shrinking are tried, too.
 3. The best one that meets the budget is taught on by the teacher, and kept so where that made it better.
 4. It is exported, and timed beside the teacher.
 """
@@ -28,7 +28,6 @@ from ..numerics import exact
 from ..report import write_compress_report
 from ..run.evaluate import evaluate
 from ..run.folder import check_out, holding, remove, report
-from ..run.shrinking import example_of
 from ..settings import public
 from ..tasks import TASKS, shipped_task
 from ..torch_utils import copy_network, same_numbers
@@ -89,10 +88,10 @@ def compress(
 
     The budget, of which at least one is given: ``macs`` and ``params``, shares of the model's; ``size`` of the file
     ("5MB", or bytes); ``latency`` of one batch ("8ms", or seconds), measured on this machine for ``batch`` images on
-    ``threads``; both also as a share ("40%"); ``accuracy_drop``, how much of the quality may be lost (0.01 is a point),
-    for the smallest network within it. ``to`` is a format of `protege.export`, or "folder" for the model's folder alone;
-    by default ONNX where its extra is installed. With ``int8`` the file holds int8 weights, as it does where the budget
-    cannot be met without. ``time`` ("10m", or seconds) bounds the whole: fewer candidates and epochs.
+    ``threads``; both also as a share ("40%"); ``accuracy_drop``, how much of the quality may be lost (0.01 is a
+    point), for the smallest network within it. ``to`` is a format of `protege.export`, or "folder" for the model's
+    folder alone; by default ONNX where its extra is installed. With ``int8`` the file holds int8 weights.
+    ``time`` ("10m", or seconds) bounds the whole: fewer candidates and epochs.
 
     ``data`` are images, with labels or without. The training images are learned from; those of the val split, or a
     fifth of the training images, judge candidates: by the labels where there are any, else by how often they agree with
@@ -143,7 +142,7 @@ def compress(
             return perform(work, files, epochs)
 
 
-# ---- what is given -------------------------------------------------------------------------------------------------------
+# ---- what is given ---------------------------------------------------------------------------------------------------
 
 
 def _opened(model: Any, data: Any, image_size: int | None, skip_bad: int, trust: bool) -> tuple[Model, Data]:
@@ -182,7 +181,7 @@ def _spent(out: Path, settings: Mapping[str, Any]) -> float:
     return float(record.get("seconds", 0.0))
 
 
-# ---- the steps --------------------------------------------------------------------------------------------------------
+# ---- the steps -------------------------------------------------------------------------------------------------------
 
 
 def perform(work: Work, files: Files, epochs: int | None) -> Compressed:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data import CLEAN, Augment, Data, batches
 from ..errors import UserError
@@ -90,7 +90,7 @@ class Files:
 
     def _images(self) -> Images:
         parts = []
-        for samples in (self.data.train, self.data.val):
+        for samples in filter(None, (self.data.train, self.data.val)):
             some = torch.arange(min(PROBED, len(samples)))
             parts.append([batch.inputs.cpu() for batch in batches(samples, [some], CLEAN, Augment())])
         return Images(*parts)
@@ -99,6 +99,6 @@ class Files:
         """Leave the file of the student, whose ``folder`` is there, in ``out``: the path, and what `export` says."""
         if self.to == FOLDER:
             return folder, {"to": FOLDER, "file": str(folder.name)}
-        needed = {"data": self.data} if FORMATS[self.to].int8 else {}
-        record = export(student, to=self.to, out=out, overwrite=True, **needed)
+        data = self.data if FORMATS[self.to].int8 else None
+        record = export(student, to=self.to, out=out, overwrite=True, data=data)
         return out / record["file"], record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from .. import words
 from ..training.progress import in_words
@@ -39,8 +40,8 @@ def frontier(work: Work, search: Search, whole: Mapping[str, float]) -> list[Can
     points = [search.way.first(macs=share ** (k / POINTS)) for k in range(POINTS - 1, 0, -1)]
     points.append(search.way.first(macs=share * BEHIND))
     macs = found[0].figures["macs"] / search.whole["macs"]
-    steps: list[Callable[[], Candidate | None]] = [lambda how=how: search.by(how, macs) for how in OTHERS]
-    steps += [lambda at=at: search.at(at) for at in dict.fromkeys(points) if at != place]
+    steps: list[Callable[[], Candidate | None]] = [partial(search.by, how, macs) for how in OTHERS]
+    steps += [partial(search.at, at) for at in dict.fromkeys(points) if at != place]
     for step in steps:
         if work.clock.left(SEARCH) < found[0].seconds:
             work.say("no time is left for more candidates")
