@@ -14,7 +14,7 @@ from protege import surgery
 from protege.methods import fskd
 from protege.models import zoo
 from protege.run import measure
-from protege.surgery.solving import moments
+from protege.surgery.solving import ridge
 
 
 class Residual(nn.Module):
@@ -79,10 +79,10 @@ def test_changes(change):
         assert value.shape == like.shape
 
 
-@pytest.mark.parametrize(("kernels", "large"), [(False, 0), (True, 0), (True, moments.LARGE)])
+@pytest.mark.parametrize(("kernels", "large"), [(False, 0), (True, 0), (True, ridge.LARGE)])
 def test_recovering(kernels, large, monkeypatch):
     """To the bits of a recovery on the processor."""
-    monkeypatch.setattr(moments, "LARGE", large)
+    monkeypatch.setattr(ridge, "LARGE", large)
     teacher, x = residual(), images(16)
     shrunk = surgery.shrink(teacher, x[:2], ratio=0.5)
     student = copy.deepcopy(shrunk.network)

@@ -72,8 +72,8 @@ def perform(
             hold()  # before its checkpoint is read; a new folder is made after all has been checked
         values, objects = separate(given, recipe)
         trials = Trials(partial(perform, trial=True), out, hold, overwrite)
-        values, choice = begun_settings(out, values, objects, trials) if resume else chosen(values, objects, trials)
-        settings = make_recipe(values)
+        complete, choice = begun_settings(out, values, objects, trials) if resume else chosen(values, objects, trials)
+        settings = make_recipe(complete)
         refuse_in_the_way(settings, objects, out, resume, overwrite)
         numbers.enter_context(deterministic(settings.deterministic))  # before anything runs on a GPU
         if resume and is_finished(out):
