@@ -9,11 +9,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import UserError
+from ..run.recipe import BYTES, SECONDS
 
-UNITS = {
-    "size": {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
+UNITS: dict[str, Mapping[str, float]] = {
+    "size": BYTES,
     "latency": {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0},
-    "time": {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0},
+    "time": SECONDS,
 }
 EXAMPLES = {"size": "5MB", "latency": "8ms", "time": "10m"}
 
@@ -108,11 +109,9 @@ def quantity(name: str, value: Any) -> float:
         amount = math.nan
     elif isinstance(value, str):
         match = re.fullmatch(r"\s*([\d.]+(?:e-?\d+)?)\s*([a-zµ]*)\s*", value, re.IGNORECASE)
-        plain = "" if "" in units else None
-        unit = match and (match[2].lower() or plain)
         try:
-            amount = float(match[1]) * units[unit] if match and unit in units else math.nan
-        except ValueError:
+            amount = float(match[1]) * units[match[2].lower()] if match else math.nan
+        except (ValueError, KeyError):
             amount = math.nan
     else:
         amount = float(value)

@@ -91,7 +91,8 @@ def compress(
     ``threads``; both also as a share ("40%"); ``accuracy_drop``, how much of the quality may be lost (0.01 is a
     point), for the smallest network within it. ``to`` is a format of `protege.export`, or "folder" for the model's
     folder alone; by default ONNX where its extra is installed. With ``int8`` the file holds int8 weights.
-    ``time`` ("10m", or seconds) bounds the whole: fewer candidates and epochs.
+    ``time`` ("10m", or seconds) bounds the search: two fifths of it, then there are no more candidates; teaching
+    takes its ``epochs``.
 
     ``data`` are images, with labels or without. The training images are learned from; those of the val split, or a
     fifth of the training images, judge candidates: by the labels where there are any, else by how often they agree with

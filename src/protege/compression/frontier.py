@@ -66,7 +66,7 @@ def _down(work: Work, search: Search, add: Callable[[Candidate], None]) -> None:
 
 def chosen(work: Work, judge: Judge, found: list[Candidate], whole: Mapping[str, float]) -> tuple[Candidate, str]:
     """The candidate that goes on, and why."""
-    fit = [each for each in found if work.budget.over(each.figures, whole) <= 1]
+    fit = [each for each in found if work.budget.over(each.figures, whole) <= 1] or found[:1]  # times shake
     if work.budget.drop is not None:
         near = [each for each in fit if judge.drop(each.metrics) <= BACK * work.budget.drop]
         smallest = min(near or fit[:1], key=lambda each: each.figures["macs"])

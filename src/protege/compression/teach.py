@@ -23,7 +23,7 @@ def taught(
     settings = _lesson(work, len(work.data.train), labelled, epochs)
     record: dict[str, Any] = {"settings": settings, "before": best.metrics, "metrics": best.metrics, "kept": False}
     if settings["epochs"] < 1:
-        return student, record | {"why": "no time was left to teach"}
+        return student, record | {"why": "epochs = 0"}
     result = distill(work.teacher, student, work.data, out=out, resume=is_run(out), seed=work.seed, **settings)
     metrics = search.judge(result.student)
     if not search.judge.better(metrics, best.metrics):

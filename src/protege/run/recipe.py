@@ -19,8 +19,8 @@ from ..synonyms import METHOD_NAMES, SETTING_NAMES, VALUE_NAMES
 from ..tasks import task_name
 from ..training import FitSettings
 
-_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+BYTES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+BYTES |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 MEMORY = "4GiB"  # of decoded images, unless more is at hand
@@ -30,7 +30,7 @@ def _size(value: Any) -> str:
     """A size such as ``4GiB`` or ``500 MB``, kept as text without the space; `size_in_bytes` reads it."""
     text = str(value).strip()
     match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zA-Z]*)", text)
-    if not match or match[2].lower() not in _UNITS:
+    if not match or match[2].lower() not in BYTES:
         raise ValueError("expected a size such as 4GiB or 500MB")
     return match[1] + match[2]
 
@@ -39,18 +39,18 @@ def size_in_bytes(text: str) -> int:
     """Bytes in a size such as ``4GiB``."""
     match = re.fullmatch(r"([\d.]+)([a-zA-Z]*)", text)
     assert match
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return int(float(match[1]) * BYTES[match[2].lower()])
 
 
-_SECONDS = {"": 1, "s": 1, "min": 60, "m": 60, "h": 3600}
+SECONDS = {"": 1, "s": 1, "min": 60, "m": 60, "h": 3600}
 
 
 def seconds_in(value: Any) -> float:
     """Seconds in a time such as ``90``, ``90s``, ``10m`` or ``1.5h``. Raises ValueError for what is none."""
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([a-z]*)", str(value).strip().lower())
-    if isinstance(value, bool) or not match or match[2] not in _SECONDS or not float(match[1]):
+    if isinstance(value, bool) or not match or match[2] not in SECONDS or not float(match[1]):
         raise ValueError("expected a time such as 90s, 10m or 1.5h")
-    return float(match[1]) * _SECONDS[match[2]]
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def _task(value: Any) -> Any:

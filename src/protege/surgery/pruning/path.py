@@ -20,6 +20,7 @@ from .choose import Choice, by_shares, removal_of
 from .cost import STEPS, Step, steps_of
 from .groups import PARTS, Group, tied_channels
 from .law import Law
+from .removal import Site
 from .result import LeftOut, Shrunk, together
 from .shrink import cut
 
@@ -82,9 +83,8 @@ class Path:
 
     network: nn.Module = field(repr=False)
     groups: list[Group] = field(repr=False)
-    every: list[Group] = field(repr=False)
     left_out: list[LeftOut]
-    weights: dict = field(repr=False)
+    weights: dict[Site, tuple[str, int]] = field(repr=False)
     law: Law = field(repr=False)
     places: list[Place] = field(repr=False)
 
@@ -95,7 +95,12 @@ class Path:
         return choice
 
     def cut(self, count: int) -> Shrunk:
-        return cut(self.network, self.groups, self.every, self.choice(count), self.left_out, self.weights)
+        """The network after the first `count` places. Groups that it does not stand losing so much of stay whole."""
+        choice = self.choice(count)
+        faults = self.law.faults({n: removal_of(self.groups, {n: units}) for n, units in choice.items()})
+        choice = {number: units for number, units in choice.items() if number not in faults}
+        left_out = [*self.left_out, *(LeftOut(self.groups[number].layers, why) for number, why in faults.items())]
+        return cut(self.network, self.groups, self.groups, choice, left_out, self.weights)
 
     def reasons(self) -> list[str]:
         """What stays whole, and why."""
@@ -116,9 +121,10 @@ def path_of(
     inputs: Iterable[Tensor],
     *,
     saving: Sequence[str] = ("macs",),
-    layers: Sequence[str] | None = None,
     parts: Sequence[str] = PARTS,
 ) -> Path:
+    """The path of a network that works on the prepared `example` [B, …], its costs measured on the prepared `inputs`
+    (chunks [B, …]). `saving`: what a step is worth, of "macs" and "params"."""
     groups, left_out, weights = tied_channels(network, example.detach(), "l1")
     groups = [group for group in groups if group.part in parts]
     law = Law(network, example.detach())
@@ -127,16 +133,23 @@ def path_of(
     left_out += [LeftOut(groups[number].layers, why) for number, why in faults.items()]
     groups = [group for number, group in enumerate(groups) if number not in faults]
     steps = steps_of(network, groups, inputs)
-    return Path(network, groups, groups, left_out, weights, law, _walk(network, example, groups, steps, saving))
+    return Path(network, groups, left_out, weights, law, _walk(network, example, groups, steps, saving))
 
 
-def _walk(network, example, groups, steps, saving) -> list[Place]:
+def _walk(
+    network: nn.Module,
+    example: Tensor,
+    groups: Sequence[Group],
+    steps: Sequence[list[Step] | None],
+    saving: Sequence[str],
+) -> list[Place]:
+    """All steps in the order of what they cost for what they save, those of one group in their own order."""
     sizes = Sizes(network, example)
     known = [some for some in steps if some]
     order: list[list[Step]] = []
     for group, some in zip(groups, steps, strict=True):
         order.append(some if some is not None else _unread(group, known))
-    losses: dict[int, dict] = {}
+    losses: dict[int, dict[tuple[str, int], int]] = {}
     taken = [0] * len(groups)
 
     def worth(number: int) -> float:
