@@ -352,7 +352,7 @@ CASES: dict[str, tuple[str, str]] = {
     "missing option": ("evaluate --data digits", r"missing option '--model'; see protege evaluate --help"),
     "command": (
         "distil",
-        r"no such command 'distil'; did you mean 'distill' \(the commands are demo, .*\); see protege --help",
+        r"no such command 'distil'; did you mean 'distill' \(the commands are compress, demo, .*\); see protege --help",
     ),
     "option by another name": (
         f"distill --learning-rate 1 {OUT}",
@@ -363,7 +363,7 @@ CASES: dict[str, tuple[str, str]] = {
         r"no such option --temperature; it is one of distill and diagnose; see",
     ),
     "command by another name": ("prune", r"no such command 'prune'; did you mean 'shrink'"),
-    "command unlike any": ("dance", r"no such command 'dance'; choose one of demo, diagnose, distill, .*train; see"),
+    "command unlike any": ("dance", r"no such command 'dance'; choose one of compress, demo, diagnose, distill, .*train; see"),
     "argument": (f"distill a.toml b.toml {OUT}", r"unexpected extra argument.*b.toml.*; see protege distill --help"),
     "jobs": (f"study {{i}}/study-key.toml --jobs 0 {OUT}", r"'--jobs'.*1.*; see protege study --help"),
 }
