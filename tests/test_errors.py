@@ -363,7 +363,10 @@ CASES: dict[str, tuple[str, str]] = {
         r"no such option --temperature; it is one of distill and diagnose; see",
     ),
     "command by another name": ("prune", r"no such command 'prune'; did you mean 'shrink'"),
-    "command unlike any": ("dance", r"no such command 'dance'; choose one of compress, demo, diagnose, distill, .*train; see"),
+    "command unlike any": (
+        "dance",
+        r"no such command 'dance'; choose one of compress, demo, diagnose, distill, .*train; see",
+    ),
     "argument": (f"distill a.toml b.toml {OUT}", r"unexpected extra argument.*b.toml.*; see protege distill --help"),
     "jobs": (f"study {{i}}/study-key.toml --jobs 0 {OUT}", r"'--jobs'.*1.*; see protege study --help"),
 }
