@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .. import words
 from ..errors import UserError
 from ..run.recipe import BYTES, SECONDS
 
@@ -29,9 +30,6 @@ class Limit:
     def over(self, figure: float, teacher: float) -> float:
         """The figure as a multiple of what is allowed."""
         return figure / (self.value if self.value is not None else self.share * teacher)  # type: ignore[operator]
-
-    def __str__(self) -> str:
-        return f"{self.value:g}" if self.value is not None else f"{self.share:.3g} of the teacher's"
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,13 @@ def quantity(name: str, value: Any) -> float:
             f"{name} is {value!r}; expected a positive number with a unit ({written}), such as {EXAMPLES[name]}."
         )
     return amount
+
+
+def written(name: str, figure: float) -> str:
+    """A figure with its unit."""
+    if name == "latency":
+        return f"{1000 * figure:.3g}{words.NBSP}ms"
+    return words.bytes_size(figure) if name == "size" else words.size(figure)
 
 
 def is_number(value: Any) -> bool:

@@ -48,6 +48,11 @@ class Files:
         self._reference: nn.Module | None = None
         self._seconds = 0.0
 
+    def in_int8(self) -> bool:
+        """Make files of int8 from now on, if this format has such and they were of floating point."""
+        self.to, before = IN_INT8.get(self.to, self.to), self.to
+        return self.to != before
+
     def __enter__(self) -> Files:
         self._folder = tempfile.TemporaryDirectory(prefix="protege-compress-")
         return self

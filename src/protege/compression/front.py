@@ -37,10 +37,11 @@ from .files import Files, format_of
 from .frontier import chosen, frontier
 from .judge import Judge
 from .mistakes import draw_mistakes
-from .search import Search
+from .search import Search, Unmet
 from .teach import taught
 from .work import RECORD, Clock, Work, said
 
+QUARTER = 0.3  # of the file's size, below which int8, which takes a little over a quarter, costs less than cutting
 JUDGED, MOST_JUDGED = 0.2, 1000  # of the training images, that judge candidates where there is no val split
 OURS = ("candidates", "teach", "student", "file", "mistakes", "report.html")
 
@@ -192,14 +193,22 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
     assert work.data.val is not None
     judge = Judge(work.teacher, work.data.val, task, len(work.data.classes), labelled)
     measure = files.figures if work.budget.measured else lambda _: {}
-    search = Search(work.teacher, work.data, files.raw, judge, measure, work.out / "candidates", work.seed)
-    whole = search.figures(work.teacher)
+    folder = work.out / "candidates"
+    search = Search(work.teacher, work.data, files.raw, judge, work.budget, measure, folder, work.seed)
+    whole = search.whole
     samples = {"solved": len(search.positions), "judged": len(work.data.val), "labelled": labelled}
     work.keep(frontier=[], teacher={"figures": whole, "metrics": judge.figures}, samples=samples, metric=judge.metric)
     work.say(f"the teacher: {said(whole, whole, judge.figures, judge.metric)}")
-
-    candidates = frontier(work, search, whole)
-    best, why = chosen(work, judge, candidates, whole)
+    if work.budget.shares(whole).get("size", 1) < QUARTER and files.in_int8():
+        work.say("the file holds int8, which is a quarter of the size")
+    try:
+        candidates = frontier(work, search)
+    except Unmet:
+        if not (work.budget.measured and files.in_int8()):
+            raise
+        work.say("no network in floating point meets the budget: the file holds int8")
+        candidates = frontier(work, search)
+    best, why = chosen(work, search, candidates)
     work.keep(chosen={"name": best.name, "why": why})
     work.say(f"{best.name} goes on: {why}")
 

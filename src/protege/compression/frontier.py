@@ -2,77 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Sequence
 
 from .. import words
 from ..training.progress import in_words
 from .judge import Judge
-from .search import OTHERS, Candidate, Search
+from .search import DECOUPLE, PATH, WAYS, Candidate, Search, Unmet
 from .work import Work, said
 
 POINTS = 4  # from the whole network to the budget
-BEHIND = 0.75  # of the budget's multiply-adds: one point further
+BEHIND = 0.75  # of the budget's share: one point further
 SEARCH = 0.4  # of the time, that the search may take
 STEP = 0.85  # of the multiply-adds, from one point to the next where only a loss of quality ends the way
+MARGIN = 1.02  # of a budget: times shake
 BACK = 3.0  # of the loss that is allowed, so much may be lost before teaching, which wins some of it back
 
 
-def frontier(work: Work, search: Search, whole: Mapping[str, float]) -> list[Candidate]:
-    """The candidates: the one at the budget first, the other ways of shrinking there, then points before and behind it,
-    as there is time."""
+def frontier(work: Work, search: Search) -> list[Candidate]:
+    """The candidates, as there is time: all ways of shrinking where the budget is met; then the best of them before
+    that and behind. Raises `UserError` where no way meets the budget."""
     found: list[Candidate] = []
 
-    def add(candidate: Candidate | None) -> None:
-        if candidate is not None:
+    def add(how: str, share: float) -> Candidate | None:
+        candidate = search.candidate(how, share)
+        if candidate is not None and all(candidate.folder != each.folder for each in found):
             found.append(candidate)
-            line = said(candidate.figures, whole, candidate.metrics, search.judge.metric)
-            work.say(f"{candidate.how}: {line}, in {in_words(candidate.seconds)}")
+            line = said(candidate.figures, search.whole, candidate.metrics, search.judge.metric)
+            work.say(f"{WAYS[how]}: {line}, in {in_words(candidate.seconds)}")
             work.keep(frontier=[each.told(work.out) for each in found])
+        return candidate
+
+    def late() -> bool:
+        return bool(found) and work.clock.left(SEARCH) < found[-1].seconds
 
     if not work.budget.limits:
         _down(work, search, add)
         return found
-
-    place = search.place(work.budget, whole)
-    add(search.at(place))
-    share = search.way.places[place - 1].macs
-    points = [search.way.first(macs=share ** (k / POINTS)) for k in range(POINTS - 1, 0, -1)]
-    points.append(search.way.first(macs=share * BEHIND))
-    macs = found[0].figures["macs"] / search.whole["macs"]
-    steps: list[Callable[[], Candidate | None]] = [partial(search.by, how, macs) for how in OTHERS]
-    steps += [partial(search.at, at) for at in dict.fromkeys(points) if at != place]
-    for step in steps:
-        if work.clock.left(SEARCH) < found[0].seconds:
-            work.say("no time is left for more candidates")
+    unmet: Unmet | None = None
+    places: dict[str, float] = {}
+    for how in WAYS:
+        if late():
             break
-        add(step())
+        try:
+            places[how] = search.place(how)
+        except Unmet as error:
+            unmet = unmet or error
+        else:
+            add(how, places[how])
+    if not found:
+        assert unmet is not None
+        raise unmet
+    best = best_of(search.judge, found)
+    share = places[best.how]
+    for point in [*(share ** (k / POINTS) for k in range(POINTS - 1, 0, -1)), share * BEHIND]:
+        if late():
+            break
+        add(best.how, point)
+    if late():
+        work.say("no time is left for more candidates")
     return found
 
 
-def _down(work: Work, search: Search, add: Callable[[Candidate], None]) -> None:
+def _down(work: Work, search: Search, add: Callable[[str, float], Candidate | None]) -> None:
     """Smaller and smaller, until more is lost than teaching is likely to win back."""
     assert work.budget.drop is not None
-    share, last = STEP, 0
-    while (place := search.way.first(macs=share)) < len(search.way.places):
-        if place != last:
-            candidate = search.at(place)
-            add(candidate)
+    for how in (PATH, DECOUPLE):
+        share = STEP
+        while (candidate := add(how, share)) is not None:
             lost = search.judge.drop(candidate.metrics)
-            if lost > BACK * work.budget.drop or work.clock.left(SEARCH) < candidate.seconds:
-                return
-        share, last = share * STEP, place
+            if (
+                lost > BACK * work.budget.drop
+                or work.clock.left(SEARCH) < candidate.seconds
+                or search.at_end(how, share)
+            ):
+                break
+            share *= STEP
 
 
-def chosen(work: Work, judge: Judge, found: list[Candidate], whole: Mapping[str, float]) -> tuple[Candidate, str]:
-    """The candidate that goes on, and why."""
-    fit = [each for each in found if work.budget.over(each.figures, whole) <= 1] or found[:1]  # times shake
-    if work.budget.drop is not None:
-        near = [each for each in fit if judge.drop(each.metrics) <= BACK * work.budget.drop]
-        smallest = min(near or fit[:1], key=lambda each: each.figures["macs"])
-        return smallest, "the smallest of which teaching is likely to win back what was lost"
-    best = fit[0]
-    for other in fit[1:]:
+def best_of(judge: Judge, found: Sequence[Candidate]) -> Candidate:
+    """The one with the best quality; of equal ones the first."""
+    best = found[0]
+    for other in found[1:]:
         if judge.better(other.metrics, best.metrics):
             best = other
-    return best, f"the best of {words.plural(len(fit), 'candidate')} within the budget on images held out"
+    return best
+
+
+def chosen(work: Work, search: Search, found: Sequence[Candidate]) -> tuple[Candidate, str]:
+    """The candidate that goes on, and why."""
+    drop, judge = work.budget.drop, search.judge
+    fit = [each for each in found if work.budget.over(each.figures, search.whole) <= MARGIN]
+    fit = fit or [min(found, key=lambda each: work.budget.over(each.figures, search.whole))]
+    if drop is not None:
+        near = [each for each in fit if judge.drop(each.metrics) <= BACK * drop]
+        if not near:
+            return best_of(judge, fit), "none keeps so much of the quality; it keeps the most"
+        smallest = min(near, key=lambda each: each.figures["macs"])
+        return smallest, "the smallest of which teaching is likely to win back what was lost"
+    return best_of(
+        judge, fit
+    ), f"the best of {words.plural(len(fit), 'candidate')} within the budget on images held out"

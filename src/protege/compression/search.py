@@ -25,16 +25,21 @@ from ..surgery import shrink as prune
 from ..surgery.pruning import Path as Way
 from ..surgery.pruning import path_of
 from ..torch_utils import copy_network, device_of
-from .budget import Budget
+from .budget import Budget, written
 from .judge import Judge
 
 SAMPLES = 500  # images that a candidate is solved for
 LOOKED_AT = 200  # of them, on which the cost of channels is measured
 CHUNK = 50
 RECORD = "candidate.json"
-MET = 0.97  # so much of a budget is used: nearer is not worth another file
+PATH, DECOUPLE = "path", "decouple"
+# Ways of shrinking, and what they are called: by the cost of channels, and those of `protege.shrink`.
+WAYS = {PATH: "by cost", DECOUPLE: "decoupled", "l1": "by l1", "slim": "by scales"}
+PLACES = "places.json"
+COUNTED = {"size": "params", "latency": "macs"}  # what a file's figures follow, roughly
+TRIES = 10  # networks that are made to find where a budget is met
+MET = 0.97  # so much of a budget is used: nearer is not worth another network
 CLOSER = 0.995
-OTHERS = ("l1", "slim", "decouple")  # ways of shrinking that are tried beside the path where the budget is met
 
 logger = logging.getLogger(__name__)
 Measure = Callable[[Model], dict[str, float]]
@@ -60,25 +65,41 @@ class Candidate:
         return {**vars(self), "folder": str(self.folder.relative_to(out))}
 
 
+class Unmet(UserError):
+    """A budget that the smallest network does not meet."""
+
+
 class Search:
     """Makes candidates from the ``teacher`` with the training images of ``data``, and keeps them in a folder ``out``:
-    what lies there is not made again."""
+    what lies there is not made again. Networks are shrunk in one of `WAYS` to a share of the teacher's multiply-adds
+    (of its parameters where the ``budget`` limits only these)."""
 
     def __init__(
-        self, teacher: Model, data: Data, raw: Tensor, judge: Judge, measure: Measure, out: Path, seed: int
+        self,
+        teacher: Model,
+        data: Data,
+        raw: Tensor,
+        judge: Judge,
+        budget: Budget,
+        measure: Measure,
+        out: Path,
+        seed: int,
     ) -> None:
-        self.teacher, self.data, self.raw, self.judge, self.measure, self.out = teacher, data, raw, judge, measure, out
+        self.teacher, self.data, self.raw, self.judge, self.budget = teacher, data, raw, judge, budget
+        self.measure, self.out = measure, out
         self.prepared = teacher.prepared(raw)
         count = min(SAMPLES, len(data.train))
         self.positions = choose(None, samples=count, seed=seed, count=len(data.train))
-        self.whole = self.sizes(teacher)
+        self.whole = self.figures(teacher)
+        limited = {COUNTED.get(name, name) for name in budget.limits}
+        self.counted = "params" if limited == {"params"} else "macs"
         self._way: Way | None = None
 
     @property
     def way(self) -> Way:
         """The path of removals, measured when it is first needed."""
         if self._way is None:
-            self._way = path_of(self.teacher.network, self.prepared, self._looked_at())
+            self._way = path_of(self.teacher.network, self.prepared, self._looked_at(), saving=(self.counted,))
         return self._way
 
     def _looked_at(self) -> Iterator[Tensor]:
@@ -88,59 +109,80 @@ class Search:
         ):
             yield self.teacher.prepared(batch.inputs)
 
-    # ---- where the budget is met -----------------------------------------------------------------------------------
+    def shrunk(self, how: str, share: float) -> Shrunk:
+        """The teacher's network shrunk to the share, or as near to it as its channels allow on the path. Raises
+        `UserError` where another way does not go there."""
+        if how == PATH:
+            return self.way.cut(self.way.first(**{self.counted: share}))
+        if how == DECOUPLE:
+            return decouple(self.teacher.network, None, macs=share, example=self.prepared)
+        return prune(self.teacher.network, self.prepared, how, macs=share)
 
-    def place(self, budget: Budget, teacher: Mapping[str, float]) -> int:
-        """The first place on the path where the budget is met, by making networks and measuring them. Raises
-        `UserError` where the smallest does not meet it."""
-        way, shares = self.way, budget.shares(teacher)
-        low, high = 0, len(way.places)  # the budget is not met at low, perhaps at high
-        over: dict[int, float] = {}
-        near = {"size": "params", "latency": "macs"}  # what a file's figures follow, roughly
-        guess = max(way.first(**{near.get(name, name): share}) for name, share in shares.items())
-        while high - low > 1 or high not in over:
-            guess = min(max(guess, low + 1), high)
-            if guess in over:
-                guess = (low + high) // 2
-            over[guess] = budget.over(self.figures(self._model(way.cut(guess))), teacher)
-            if over[guess] <= 1:
-                high = guess
-                if over[guess] > MET:
+    def place(self, how: str) -> float:
+        """The largest share at which the budget is met, by making networks and measuring them. Raises `Unmet` where
+        this way does not go so far."""
+        known = self.out / PLACES
+        places = json.loads(known.read_text(encoding="utf-8")) if json_has(known) else {}
+        if how not in places:
+            places[how] = self._place(how)
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(known, places)
+        return float(places[how])
+
+    def _place(self, how: str) -> float:
+        shares = self.budget.shares(self.whole)
+        low, high = 0.0, 1.0  # the budget is met at low, if anywhere, and not at high
+        share, best = min(shares.values()) * (CLOSER if self.budget.measured else 1.0), 0.0
+        for _ in range(TRIES):
+            try:
+                result = self.shrunk(how, share)
+            except UserError as error:  # this way does not go so far
+                if how == PATH:
+                    raise
+                raise Unmet(str(error)) from error
+            figures = self.figures(self._model(result))
+            over = self.budget.over(figures, self.whole)
+            if over <= 1:
+                low = best = share
+                if over > MET:
                     break
             else:
-                low = guess
-            if low == len(way.places):
-                raise UserError(self._unmet(budget, self.figures(self._model(way.cut(low))), teacher))
-            guess = way.first(macs=way.places[guess - 1].macs / over[guess] * CLOSER)
-        return high
+                high = share
+                if self.at_end(how, share):
+                    break
+            share = share / over * CLOSER
+            if not low < share < high:
+                share = (low + high) / 2
+        if not best:
+            raise Unmet(self._unmet(figures))
+        return best
 
-    def _unmet(self, budget: Budget, figures: Mapping[str, float], teacher: Mapping[str, float]) -> str:
-        name, limit = max(budget.limits.items(), key=lambda item: item[1].over(figures[item[0]], teacher[item[0]]))
-        nearest = figures[name] / teacher[name]
+    def at_end(self, how: str, share: float) -> bool:
+        """Whether nothing smaller lies behind the share on the path."""
+        return how == PATH and self.way.first(**{self.counted: share}) == len(self.way.places)
+
+    def _unmet(self, figures: Mapping[str, float]) -> str:
+        limits = self.budget.limits
+        name, limit = max(limits.items(), key=lambda item: item[1].over(figures[item[0]], self.whole[item[0]]))
+        nearest = figures[name] / self.whole[name]
         whole = "; ".join(self.way.reasons()[:3])
+        asked = f"{limit.share:.1%} of the teacher's" if limit.value is None else written(name, limit.value)
         return (
-            f"{name} = {limit} cannot be met; expected at least {figures[name]:.4g}, {nearest:.1%} of the teacher's"
+            f"{name} = {asked} cannot be met; expected at least {nearest:.1%} of the teacher's "
+            f"({written(name, figures[name])}), which the smallest network takes"
             f"{' (left whole: ' + whole + ')' if whole else ''}: give {name} that is larger."
         )
 
     # ---- candidates --------------------------------------------------------------------------------------------------
 
-    def at(self, count: int) -> Candidate:
-        """The network at a place of the path, as a candidate."""
-        share = self.way.places[count - 1].macs
-        return self._candidate(f"{share:.3f}", "path", lambda: self.way.cut(count))
-
-    def by(self, how: str, macs: float) -> Candidate | None:
-        """A candidate with the same share of multiply-adds, shrunk in another way; None where that cannot be."""
-
-        def made() -> Shrunk:
-            if how == "decouple":
-                return decouple(self.teacher.network, None, macs=macs, example=self.prepared)
-            return prune(self.teacher.network, self.prepared, how, macs=macs)
-
+    def candidate(self, how: str, share: float) -> Candidate | None:
+        """A network of the share, as a candidate; None where this way does not go there."""
+        name = f"{share:.3f}-{how}"
         try:
-            return self._candidate(f"{macs:.3f}-{how}", how, made)
+            return self._candidate(name, how, lambda: self.shrunk(how, share))
         except UserError as error:
+            if how == PATH:
+                raise
             logger.info("%s is left out: %s", how, error)
             return None
 

@@ -14,7 +14,7 @@ from ..data import Data
 from ..files import write_json
 from ..models import Model
 from ..training.progress import Display, in_words
-from .budget import Budget
+from .budget import Budget, written
 
 RECORD = "compress.json"
 
@@ -60,8 +60,5 @@ class Work:
 def said(figures: Mapping[str, float], whole: Mapping[str, float], metrics: Mapping[str, float], metric: str) -> str:
     """What a network costs, as shares of the teacher's, and what it is worth."""
     costs = [f"{figures[name] / whole[name]:.1%} of the {name}" for name in ("macs", "params") if name in figures]
-    if "size" in figures:
-        costs.append(words.bytes_size(figures["size"]))
-    if "latency" in figures:
-        costs.append(f"{1000 * figures['latency']:.3g} ms")
+    costs += [written(name, figures[name]) for name in ("size", "latency") if name in figures]
     return f"{', '.join(costs)}, {words.metric_name(metric)} {words.metric_value(metric, metrics[metric])}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,11 @@ class _Known:
 
 
 def chosen(
-    given: dict[str, Any], objects: Mapping[str, Any], trials: Trials | None = None
+    given: dict[str, Any], objects: Mapping[str, Any], trials: Trials | None = None, without: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The settings, with method ``auto`` replaced by the best, and what was seen for that (``choice`` of
-    ``result.json``); what is given stays as it is. Without ``trials`` the likeliest method is the best."""
+    ``result.json``); what is given stays as it is. Without ``trials`` the likeliest method is the best. Those named
+    ``without`` have been applied to the student already."""
     if given.get("method") != "auto":
         if given.get("time") is not None:
             raise UserError(
@@ -100,7 +101,7 @@ def chosen(
     asked = {key: value for key, value in given.items() if value is not None and key != "method"}
     common = make_recipe({k: v for k, v in asked.items() if k in Recipe.model_fields} | {"method": "kd"})
     known = _look(common, objects)
-    entrants, left_out = _entrants(known, asked, objects)
+    entrants, left_out = _entrants(known, asked, objects, without)
     record: dict[str, Any] = {"left_out": left_out, "tried": []}
     best, why = entrants[0], "it is the only one that suits."
     if best.candidate.method == "fskd" and not known.labelled and known.samples <= FEW:
@@ -120,14 +121,14 @@ def chosen(
 
 
 def begun_settings(
-    out: Path, given: dict[str, Any], objects: Mapping[str, Any], trials: Trials
+    out: Path, given: dict[str, Any], objects: Mapping[str, Any], trials: Trials, without: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The settings of the run that is to go on, or of one that was stopped before it began, and its choice if it is
     made only now."""
     if (out / "recipe.toml").exists():
         kept = {"method": None} if given.get("method") == "auto" else {}  # when the run began
         return resumed_settings(out, {**given, **kept}), None
-    given, choice = chosen(given, objects, trials)
+    given, choice = chosen(given, objects, trials, without)
     if given.get("student") is None:
         raise UserError(f"resume=True found no run in {str(out)!r}; expected a run's folder: name another with out=….")
     if any(out.glob("checkpoint/*.json")):
@@ -171,12 +172,14 @@ def _look(common: Recipe, objects: Mapping[str, Any]) -> _Known:
 
 
 def _entrants(
-    known: _Known, asked: dict[str, Any], objects: Mapping[str, Any]
+    known: _Known, asked: dict[str, Any], objects: Mapping[str, Any], without: Collection[str]
 ) -> tuple[list[_Entrant], list[dict[str, str]]]:
     """The candidates that take these networks and settings; the others, and why not. Raises `UserError` where none
     does."""
     entrants, left_out, refusal = [], [], None
     for candidate in known.advice.candidates:
+        if candidate.method in without:
+            continue
         settings = {**beside(candidate.settings, asked), **asked, "method": candidate.method}
         try:
             run = prepare(make_recipe(settings), {**_copies(objects), "data": known.data}, Path())

@@ -113,7 +113,9 @@ def decouple(
     for name, count in ranks.items():
         changed.set_submodule(name, _pair(network.get_submodule(name), factors[name], count))
     let_learn(changed)
-    return Shrunk(changed, kept_whole(network))
+    kept = kept_whole(network)
+    kept |= {f"{name}.pointwise": kept[name] for name in ranks}  # by which one who shrinks it again knows them
+    return Shrunk(changed, kept)
 
 
 def decouplable(network: nn.Module) -> list[str]:
