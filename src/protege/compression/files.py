@@ -94,16 +94,12 @@ class Files:
         return opened(folder / kind.file, self.threads), sum(file.stat().st_size for file in folder.iterdir())
 
     def _images(self) -> Images:
-        parts = []
-        for samples in filter(None, (self.data.train, self.data.val)):
-            some = torch.arange(min(PROBED, len(samples)))
-            parts.append([batch.inputs.cpu() for batch in batches(samples, [some], CLEAN, Augment())])
-        return Images(*parts)
+        some = torch.arange(min(PROBED, len(self.data.train)))
+        return Images([batch.inputs.cpu() for batch in batches(self.data.train, [some], CLEAN, Augment())])
 
     def export(self, folder: Path, out: Path, student: Model) -> tuple[Path, dict[str, Any]]:
         """Leave the file of the student, whose ``folder`` is there, in ``out``: the path, and what `export` says."""
         if self.to == FOLDER:
             return folder, {"to": FOLDER, "file": str(folder.name)}
-        data = self.data if FORMATS[self.to].int8 else None
-        record = export(student, to=self.to, out=out, overwrite=True, data=data)
+        record = export(student, to=self.to, out=out, overwrite=True, data=self.data)
         return out / record["file"], record

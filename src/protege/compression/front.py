@@ -26,7 +26,7 @@ from ..models import Model, framed_for, held_out_by, known_ranges, load_model
 from ..models.classes import in_order_of
 from ..numerics import exact
 from ..report import write_compress_report
-from ..run.evaluate import evaluate
+from ..run.exporting import test_metrics
 from ..run.folder import check_out, holding, remove, report
 from ..settings import public
 from ..tasks import TASKS, shipped_task
@@ -217,8 +217,7 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
     work.keep(taught=lesson)
 
     file, record = files.export(work.out / "student", work.out / "file", student)
-    tested = labelled and work.data.test is not None
-    tests = [evaluate(each, work.data) if tested else {} for each in (work.teacher, student)]
+    tests = [test_metrics(each, work.data if labelled else None) for each in (work.teacher, student)]
     figures = search.sizes(student) | files.figures(student)
     work.keep(
         teacher={"figures": whole | files.figures(work.teacher), "metrics": judge.figures, "test": tests[0]},

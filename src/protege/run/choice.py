@@ -35,7 +35,7 @@ from .folder import clear, resumed_settings
 from .prepare import open_data, prepare
 from .recipe import Recipe, make_recipe
 
-BUDGET = 0.4  # of the epochs of a run: those of all trials together
+BUDGET = 0.4  # of the epochs of a run, and of its time: those of all trials together
 HELD_OUT = 0.2  # of the samples to learn from: those that a trial is judged on
 MOST = 4  # that are tried
 TELLING = 3  # epochs, so that a first round of halving says something
@@ -107,10 +107,16 @@ def chosen(
     if best.candidate.method == "fskd" and not known.labelled and known.samples <= FEW:
         entrants, why = entrants[:1], "nothing does better from so few samples without labels."
     if len(entrants) > 1:
-        field = _field(entrants)
         why = "it is the likeliest, and there are too few epochs to try several."
-        if trials is not None and len(field) > 1:
-            best, why, record["tried"] = _best(field, known, objects, trials, common.time)
+    timed = common.time is not None and any(entrant.epochs > 1 for entrant in entrants)
+    if trials is not None and (timed or len(_field(entrants)) > 1):
+        _open_folder(trials)
+        if common.time is not None:
+            entrants, record["tried"] = _fitting(entrants, known, objects, trials, common.time)
+        best, field = entrants[0], _field(entrants)
+        if len(field) > 1:
+            best, why, tried = _best(field, known, objects, trials, common.time)
+            record["tried"] += tried
     settings = {**best.settings, **_length(best, record["tried"], common.time)}
     record = {"method": best.candidate.name, "why": why, **record}
     for line in (f"auto: {best.candidate.name}, as {why}", best.candidate.reason, *_target_reasons(best, known, asked)):
@@ -230,12 +236,28 @@ def _share(field: Sequence[_Entrant]) -> float:
     return BUDGET / sum(COST.get(entrant.candidate.method, 1) for entrant in field)
 
 
-def _best(
-    field: list[_Entrant], known: _Known, objects: Mapping[str, Any], trials: Trials, seconds: float | None
-) -> tuple[_Entrant, str, list[dict[str, Any]]]:
-    """The best of the field, why, and all that was tried."""
-    main = PartialState().is_main_process
-    if main:
+def _fitting(
+    entrants: list[_Entrant], known: _Known, objects: Mapping[str, Any], trials: Trials, seconds: float
+) -> tuple[list[_Entrant], list[dict[str, Any]]]:
+    """The same with no more epochs than there is time for, by how long one of the likeliest takes, and that trial."""
+    first = next((entrant for entrant in entrants if entrant.epochs > 1), None)
+    if first is None:
+        return entrants, []
+    (seen,) = broadcast_object_list([_tried(first, 1 / first.epochs, known, objects, trials)])
+    if not seen["seconds"]:
+        return entrants, [seen]
+    most = max(1, math.floor(seconds * (1 - HELD_OUT) / seen["seconds"]))
+    shortened = []
+    for entrant in entrants:
+        if entrant.epochs > most:
+            settings = {**entrant.settings, "epochs": most}
+            entrant = replace(entrant, settings=settings, recipe=make_recipe(settings))
+        shortened.append(entrant)
+    return shortened, [seen]
+
+
+def _open_folder(trials: Trials) -> None:
+    if PartialState().is_main_process:
         trials.out.mkdir(parents=True, exist_ok=True)
         trials.hold()
         if trials.overwrite:
@@ -243,15 +265,26 @@ def _best(
         (trials.out / CHOICE).parent.mkdir(exist_ok=True)
         write_json(trials.out / CHOICE, {"version": 1, "method": None, "tried": []})
     PartialState().wait_for_everyone()
+
+
+def _best(
+    field: list[_Entrant], known: _Known, objects: Mapping[str, Any], trials: Trials, seconds: float | None
+) -> tuple[_Entrant, str, list[dict[str, Any]]]:
+    """The best of the field, why, and all that was tried."""
     _say(f"auto: tries {', '.join(e.candidate.name for e in field)} on samples held out of those to learn from")
     tried: list[dict[str, Any]] = []
     halved = len(field) > 2 and _share(field) / 2 * _epochs(field) >= TELLING
     for last in (False, True) if halved else (True,):
         share, results = _share(field) / (2 if halved else 1), []
         for entrant in field:
+            if tried and seconds is not None and sum(seen["seconds"] for seen in tried) > BUDGET * seconds:
+                _say(f"auto: no time is left to try {entrant.candidate.name}")
+                continue
             (seen,) = broadcast_object_list([_tried(entrant, share, known, objects, trials)])
             tried.append(seen)
             results.append((entrant, seen["held_out"]))
+        if not results:
+            break
         done = [(entrant, value) for entrant, value in results if value is not None]
         if not done:
             return field[0], "it is the likeliest, and no trial came to an end.", tried

@@ -161,7 +161,7 @@ def _measured(
     to = result["to"]
     kind, task = FORMATS[to], shipped_task(original.task)
     judged = data if task is not None and task.labelled else None
-    metrics = {"float": _metrics(original, judged), "exported": _metrics(made.network, judged)}
+    metrics = {"float": test_metrics(original, judged), "exported": test_metrics(made.network, judged)}
     sizes = _figures(original, raw)
     rows = _forerunners(model, raw, data)
     networks: list[nn.Module | None] = [*(row["latency"] for row in rows), original]
@@ -224,7 +224,7 @@ def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, A
         try:
             network = load_model(Path(recorded["spec"]), data=data).cpu().eval()
             ordered = data and in_order_of(network, data)
-            row |= _figures(network, raw) | {"metrics": _metrics(network, ordered), "latency": network}
+            row |= _figures(network, raw) | {"metrics": test_metrics(network, ordered), "latency": network}
         except (UserError, RuntimeError):
             if role == "before":
                 continue
@@ -282,7 +282,8 @@ def _difference(model: nn.Module, exported: nn.Module, inputs: list[Tensor]) -> 
     return max(float((ours - theirs).abs().max()) for ours, theirs in pairs) / max(scale, 1e-30)
 
 
-def _metrics(network: nn.Module, data: Data | None) -> dict[str, float]:
+def test_metrics(network: nn.Module, data: Data | None) -> dict[str, float]:
+    """Of a network or an opened file on the test set; none where there is none, or no labels."""
     if data is None or data.test is None or not data.classes:
         return {}
     return run_evaluation(network, seen_by(network, data.test).to("cpu"), TASKS[data.task].metrics(len(data.classes)))[

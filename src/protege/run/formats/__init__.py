@@ -21,7 +21,7 @@ from ..latency import BATCHES
 @dataclass(frozen=True)
 class Images:
     """Batches of raw images [N, C, H, W] without labels: those that an int8 file's ranges are read off, and those by
-    which it is chosen, others if there are any."""
+    which it is chosen, others if there are any; without these a file is made as it comes, to be measured."""
 
     calibrating: Sequence[Tensor] = ()
     judging: Sequence[Tensor] = ()

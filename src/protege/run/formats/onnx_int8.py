@@ -93,7 +93,9 @@ class _Search:
         self.nodes = [node for node in self.model.graph.node if node.op_type in KINDS]
 
     def best(self) -> tuple[Any, list[str]]:
-        """The model, and the names of the layers that it leaves in floating point."""
+        """The model, and the names of the layers that it leaves in floating point. Where nobody judges, the first."""
+        if not self.judges:
+            return self._quantised(REACHES[0]), []
         tried = [(self._judged(made := self._quantised(reach)), reach, made) for reach in REACHES]
         closest, reach, made = min(tried, key=lambda entry: entry[0].error)
         if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
