@@ -14,7 +14,7 @@ from .work import Work
 UPDATES = 1500  # on the teacher's outputs where there are no labels
 EPOCHS = 30  # with labels
 BATCH = 64
-TEACHING = 0.9  # of the time, after which the file is made
+TEACHING = 0.85  # of the time, after which the file is made
 
 
 def taught(

@@ -98,7 +98,7 @@ def perform(
                 if short_of is not None:
                     run.loop.refuse_too_large()
                     raise short_of
-                result = end(run, start.record, state)
+                result = end(run, start.record, state, trial)
         return Result(run.student, result["student"]["metrics"], result, out)
 
 
@@ -184,8 +184,9 @@ def _load_images(run: Run) -> None:
             loop.accelerator.wait_for_everyone()
 
 
-def end(run: Run, record: dict[str, Any], state: State) -> dict[str, Any]:
-    """Measure the student, save it and write ``result.json``, which is returned, and the report."""
+def end(run: Run, record: dict[str, Any], state: State, trial: bool = False) -> dict[str, Any]:
+    """Measure the student, save it and write ``result.json``, which is returned, and the report. A ``trial`` is not
+    timed."""
     loop, student = run.loop, run.student
     metrics, details = measure_after(run)
     if (teacher := record["teacher"]) and (measured := with_metrics(run, teacher)) is not teacher:
@@ -195,7 +196,7 @@ def end(run: Run, record: dict[str, Any], state: State) -> dict[str, Any]:
     if loop.accelerator.is_main_process:
         student.held_out = run.data.held_out or student.held_out
         student.save(run.out / "student", overwrite=True)
-        result["speed"] = measure_speed(run)
+        result["speed"] = {} if trial else measure_speed(run)
         _draw(run)
         write_json(run.out / "result.json", result)
         report(write_run_report, run.out)
