@@ -43,7 +43,7 @@ from .work import RECORD, Clock, Work, said
 
 QUARTER = 0.3  # of the file's size, below which int8, which takes a little over a quarter, costs less than cutting
 JUDGED, MOST_JUDGED = 0.2, 1000  # of the training images, that judge candidates where there is no val split
-OURS = ("candidates", "teach", "student", "file", "mistakes", "report.html")
+OURS = ("candidates", "teach", "student", "file", "mistakes", "pictures", "report.html")
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
     judge = Judge(work.teacher, work.data.val, task, len(work.data.classes), labelled)
     measure = files.figures if work.budget.measured else lambda _: {}
     folder = work.out / "candidates"
-    search = Search(work.teacher, work.data, files.raw, judge, work.budget, measure, folder, work.seed)
+    given = work.teacher, work.data, files.raw, judge, work.budget, measure, folder, work.seed
+    search = Search(*given, work.display.reporter)
     whole = search.whole
     samples = {"solved": len(search.positions), "judged": len(work.data.val), "labelled": labelled}
     work.keep(frontier=[], teacher={"figures": whole, "metrics": judge.figures}, samples=samples, metric=judge.metric)
@@ -223,7 +224,7 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
         teacher={"figures": whole | files.figures(work.teacher), "metrics": judge.figures, "test": tests[0]},
         student={"figures": figures, "metrics": lesson["metrics"], "test": tests[1]},
         file=record,
-        mistakes=draw_mistakes(work.teacher, student, work.data, labelled, work.out / "mistakes"),
+        mistakes=draw_mistakes(work.teacher, student, work.data, task, labelled, work.out),
         finished=True,
     )
     report(write_compress_report, work.out)

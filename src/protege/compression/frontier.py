@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from .. import words
 from ..training.progress import in_words
 from .judge import Judge
-from .search import DECOUPLE, PATH, WAYS, Candidate, Search, Unmet
+from .search import DECOUPLE, HIDDEN, PATH, WAYS, Candidate, Search, Unmet
 from .work import Work, said
 
 POINTS = 4  # from the whole network to the budget
@@ -66,7 +66,7 @@ def frontier(work: Work, search: Search) -> list[Candidate]:
 def _down(work: Work, search: Search, add: Callable[[str, float], Candidate | None]) -> None:
     """Smaller and smaller, until more is lost than teaching is likely to win back."""
     assert work.budget.drop is not None
-    for how in (PATH, DECOUPLE):
+    for how in (PATH, HIDDEN, DECOUPLE):
         share = STEP
         while (candidate := add(how, share)) is not None:
             lost = search.judge.drop(candidate.metrics)

@@ -20,11 +20,12 @@ KEPT = 2**29  # bytes of the teacher's outputs that are kept
 class Judge:
     """Measures models against the teacher on held-out ``samples``: ``agreement`` (how often both decide alike),
     ``error`` (the squared difference of outputs as a share of their variance), and the task's metrics where there are
-    labels."""
+    labels. ``metric`` is the one that counts; without labels the agreement, of vectors the error."""
 
     def __init__(self, teacher: Model, samples: Samples, task: Task, classes: int, labelled: bool) -> None:
         self.teacher, self.samples, self.task, self.classes = teacher, samples, task, classes
-        self.metric = task.metric if labelled else "agreement"
+        self.metric = task.metric if labelled else "agreement" if task.named_classes else "error"
+        self.higher = task.higher_is_better if labelled else task.named_classes
         self.labelled = labelled
         self._kept: list[Tensor] | None = []
         self._spread = 0.0
@@ -35,12 +36,12 @@ class Judge:
         a, b = one[self.metric], other[self.metric]
         if a == b:
             return one["error"] < other["error"]
-        return (a > b) == (self.task.higher_is_better or not self.labelled)
+        return (a > b) == self.higher
 
     def drop(self, figures: dict[str, float]) -> float:
         """How much worse than the teacher's the metric is."""
         loss = self.figures[self.metric] - figures[self.metric]
-        return loss if self.task.higher_is_better or not self.labelled else -loss
+        return loss if self.higher else -loss
 
     def __call__(self, model: Model) -> dict[str, float]:
         return self._measure(model)

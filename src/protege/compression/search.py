@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,10 +32,18 @@ from .judge import Judge
 SAMPLES = 500  # images that a candidate is solved for
 LOOKED_AT = 200  # of them, on which the cost of channels is measured
 CHUNK = 50
+LARGE = 64 * 64  # pixels of an image, above which it has places enough to solve on without augmented views
 RECORD = "candidate.json"
-PATH, DECOUPLE = "path", "decouple"
-# Ways of shrinking, and what they are called: by the cost of channels, and those of `protege.shrink`.
-WAYS = {PATH: "by cost", DECOUPLE: "decoupled", "l1": "by l1", "slim": "by scales"}
+PATH, HIDDEN, DECOUPLE = "path", "hidden", "decouple"
+# Ways of shrinking, and what they are called: by the cost of channels, of all and of those within blocks alone (what
+# all blocks share, few images do not bring back), and those of `protege.shrink`.
+WAYS = {
+    PATH: "by cost",
+    HIDDEN: "by cost within blocks",
+    DECOUPLE: "decoupled",
+    "l1": "by l1",
+    "slim": "by scales",
+}
 PLACES = "places.json"
 COUNTED = {"size": "params", "latency": "macs"}  # what a file's figures follow, roughly
 TRIES = 10  # networks that are made to find where a budget is met
@@ -84,36 +93,39 @@ class Search:
         measure: Measure,
         out: Path,
         seed: int,
+        reporter: Callable[[str], Callable[[int, int], None]],
     ) -> None:
         self.teacher, self.data, self.raw, self.judge, self.budget = teacher, data, raw, judge, budget
-        self.measure, self.out = measure, out
+        self.measure, self.out, self.reporter = measure, out, reporter
         self.prepared = teacher.prepared(raw)
         count = min(SAMPLES, len(data.train))
         self.positions = choose(None, samples=count, seed=seed, count=len(data.train))
         self.whole = self.figures(teacher)
         limited = {COUNTED.get(name, name) for name in budget.limits}
         self.counted = "params" if limited == {"params"} else "macs"
-        self._way: Way | None = None
+        self._paths: dict[str, Way | None] = {}
 
-    @property
-    def way(self) -> Way:
-        """The path of removals, measured when it is first needed."""
-        if self._way is None:
-            self._way = path_of(self.teacher.network, self.prepared, self._looked_at(), saving=(self.counted,))
-        return self._way
+    def path(self, how: str) -> Way | None:
+        """The path of removals, measured when it is first needed; None for other ways, and where there is none."""
+        if how in (PATH, HIDDEN) and not self._paths:
+            way = path_of(self.teacher.network, self.prepared, self._looked_at(), saving=(self.counted,))
+            self._paths = {PATH: way, HIDDEN: way.only(("heads", "hidden"))}
+        return self._paths.get(how)
 
     def _looked_at(self) -> Iterator[Tensor]:
         some = self.positions[torch.linspace(0, len(self.positions) - 1, min(LOOKED_AT, len(self.positions))).long()]
-        for batch in batches(
-            self.data.train, list(some.split(CHUNK)), CLEAN, Augment(), device=device_of(self.teacher)
-        ):
+        parts, report = list(some.split(CHUNK)), self.reporter("what each channel costs")
+        for done, batch in enumerate(batches(self.data.train, parts, CLEAN, Augment(), device=device_of(self.teacher))):
+            report(done, len(parts))
             yield self.teacher.prepared(batch.inputs)
 
     def shrunk(self, how: str, share: float) -> Shrunk:
         """The teacher's network shrunk to the share, or as near to it as its channels allow on the path. Raises
         `UserError` where another way does not go there."""
-        if how == PATH:
-            return self.way.cut(self.way.first(**{self.counted: share}))
+        if way := self.path(how):
+            return way.cut(way.first(**{self.counted: share}))
+        if how == HIDDEN:
+            raise UserError("the network has no channels that all blocks share beside those within blocks.")
         if how == DECOUPLE:
             return decouple(self.teacher.network, None, macs=share, example=self.prepared)
         return prune(self.teacher.network, self.prepared, how, macs=share)
@@ -159,13 +171,16 @@ class Search:
 
     def at_end(self, how: str, share: float) -> bool:
         """Whether nothing smaller lies behind the share on the path."""
-        return how == PATH and self.way.first(**{self.counted: share}) == len(self.way.places)
+        way = self.path(how)
+        return way is not None and way.first(**{self.counted: share}) == len(way.places)
 
     def _unmet(self, figures: Mapping[str, float]) -> str:
         limits = self.budget.limits
         name, limit = max(limits.items(), key=lambda item: item[1].over(figures[item[0]], self.whole[item[0]]))
         nearest = figures[name] / self.whole[name]
-        whole = "; ".join(self.way.reasons()[:3])
+        way = self.path(PATH)
+        assert way is not None
+        whole = "; ".join(way.reasons()[:3])
         asked = f"{limit.share:.1%} of the teacher's" if limit.value is None else written(name, limit.value)
         return (
             f"{name} = {asked} cannot be met; expected at least {nearest:.1%} of the teacher's "
@@ -195,7 +210,7 @@ class Search:
         result = make()
         model = self._model(result)
         before = self.judge(model)
-        solved = self._solved(model)
+        solved = self._solved(model, self.reporter(f"{name}, layers solved for"))
         figures = self.figures(model)
         left_out = [str(part) for part in result.left_out]
         layers = solved.get("blocks", [])
@@ -223,12 +238,11 @@ class Search:
     def _model(self, result: Shrunk) -> Model:
         return shrunk_model(self.teacher, result, self.raw, self.data)
 
-    def _solved(self, model: Model) -> dict[str, Any]:
+    def _solved(self, model: Model, report: Callable[[int, int], None]) -> dict[str, Any]:
         """Align it with the teacher (`fskd`), whole kernels, on the images of the search."""
-        method = METHODS["fskd"]
-        settings = method.settings.model_validate({"solve": "kernel"})
-        train = self.data.train
+        method, train = METHODS["fskd"], self.data.train
+        given = {"solve": "kernel"} | ({"augmented": 0} if math.prod(train.shape[1:]) > LARGE else {})
         views = Views(train, self.positions, self.data.augment, 0, device_of(model), default_workers())
-        setup = Setup(model, self.teacher, self.judge.task, settings, views)
+        setup = Setup(model, self.teacher, self.judge.task, method.settings.model_validate(given), views)
         (phase,) = method(setup)
-        return phase.solve(lambda done, total: None)  # type: ignore[union-attr]
+        return phase.solve(report)  # type: ignore[union-attr]

@@ -14,7 +14,8 @@ from .work import Work
 UPDATES = 1500  # on the teacher's outputs where there are no labels
 EPOCHS = 30  # with labels
 BATCH = 64
-TEACHING = 0.85  # of the time, after which the file is made
+TEACHING = 0.9  # of the time, all but these seconds, is over when the file is made
+ENDING = 10.0
 
 
 def taught(
@@ -27,7 +28,7 @@ def taught(
     steps = math.ceil(len(work.data.train) / size)
     if epochs is None:
         epochs = EPOCHS if labelled else max(5, math.ceil(UPDATES / steps))
-    left = work.clock.left(TEACHING)
+    left = work.clock.left(TEACHING) - ENDING
     record: dict[str, Any] = {"epochs": epochs, "before": best.metrics, "metrics": best.metrics, "kept": False}
     if epochs < 1 or left <= 0:
         return student, record | {"why": "epochs = 0" if epochs < 1 else "no time was left"}

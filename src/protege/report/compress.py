@@ -10,8 +10,15 @@ from .. import words
 from .charts import Axis, Chart, Series, line_chart
 from .page import write_page
 from .read import numbers, read_json, records, table
+from .segmentation import scenes_in
 
-WAYS = {"path": "by the cost of channels", "l1": "l1", "slim": "slim", "decouple": "decouple"}
+WAYS = {  # of shrinking: what they are called, and their colour (c1 is the teacher's)
+    "path": ("by cost", "c0"),
+    "hidden": ("by cost within blocks", "c7"),
+    "decouple": ("decoupled", "c3"),
+    "l1": ("by l1", "c2"),
+    "slim": ("by scales", "c5"),
+}
 
 
 def write_compress_report(folder: Path) -> Path:
@@ -31,40 +38,53 @@ def write_compress_report(folder: Path) -> Path:
         title="protege compress",
         headline=headline(made, teacher, student, metric),
         metric=metric,
-        chart=picture(candidates, teacher, metric, str(chosen.get("name", ""))),
+        chart=picture(candidates, teacher, student, metric, str(chosen.get("name", ""))),
         rows=[row(each, teacher, metric, chosen) for each in candidates],
         networks=[("teacher", teacher), ("student", student)],
         figures=figures,
         chosen=str(chosen.get("why", "")),
         notes=notes(made, metric),
         mistakes=pictures(folder, records(made.get("mistakes"))),
+        scenes=scenes_in(folder / "pictures"),
         labelled=bool(table(made.get("samples")).get("labelled")),
     )
 
 
-def picture(candidates: list[dict[str, Any]], teacher: dict[str, Any], metric: str, chosen: str) -> Chart | None:
-    """Multiply-adds against quality, a line for the path and a mark for each other way."""
+def picture(
+    candidates: list[dict[str, Any]], teacher: dict[str, Any], student: dict[str, Any], metric: str, chosen: str
+) -> Chart | None:
+    """Multiply-adds against quality, from the teacher down a line for each way; the chosen one, and it taught on."""
     whole, factor = numbers(teacher.get("figures")).get("macs"), words.factor(metric)
     level = numbers(teacher.get("metrics")).get(metric)
-    series, places, best = [], {}, []
-    for n, (how, label) in enumerate(WAYS.items()):
+    if not whole:
+        return None
+
+    def point(network: dict[str, Any]) -> tuple[float, float] | None:
+        value, macs = numbers(network.get("metrics")).get(metric), numbers(network.get("figures")).get("macs")
+        return None if value is None or macs is None else (100 * macs / whole, factor * value)
+
+    start = point(teacher)
+    series, best = [], []
+    places = {} if start is None else {start[0]: "the teacher"}
+    for how, (label, colour) in WAYS.items():
         points = []
         for each in candidates:
-            value, macs = numbers(each.get("metrics")).get(metric), numbers(each.get("figures")).get("macs")
-            if each.get("how") == how and value is not None and macs is not None and whole:
-                point = (100 * macs / whole, factor * value)
-                points.append(point)
-                places[point[0]] = f"{each.get('name')} ({label})"
+            if each.get("how") == how and (place := point(each)) is not None:
+                points.append(place)
+                places[place[0]] = f"{each.get('name')} ({label})"
                 if each.get("name") == chosen:
-                    best.append((*point, "chosen"))
+                    best.append((*place, "chosen"))
         if points:
-            series.append(Series(label, [sorted(points)], f"c{n}", marks=True))
+            series.append(Series(label, [sorted([*points, *([start] if start else [])])], colour, marks=True))
+    if table(student).get("metrics") and (taught := point(student)) is not None:
+        best.append((*taught, "taught on"))
     return line_chart(
         f"{words.metric_name(metric)} after solving, on images held out",
         series,
-        x=Axis("multiply-adds, % of the teacher's", places=places, whole=False, point="candidate"),
+        x=Axis("multiply-adds, % of the teacher's", (0, 100), places=places, whole=False, point="candidate"),
         level=None if level is None else (factor * level, "teacher"),
         best=best,
+        y_range=[value for _, value, _ in best],
         unit=words.unit(metric),
         height=280,
     )
@@ -75,7 +95,7 @@ def row(each: dict[str, Any], teacher: dict[str, Any], metric: str, chosen: dict
     costs, whole = numbers(each.get("figures")), numbers(teacher.get("figures"))
     return {
         "name": str(each.get("name")),
-        "how": WAYS.get(str(each.get("how")), str(each.get("how"))),
+        "how": WAYS.get(str(each.get("how")), (str(each.get("how")),))[0],
         "folder": f"candidates/{Path(str(each.get('folder'))).name}",
         "chosen": each.get("name") == chosen.get("name"),
         "costs": [
@@ -134,7 +154,8 @@ def notes(made: dict[str, Any], metric: str) -> list[tuple[str, str]]:
             text = f"{words.metric_value(metric, before)} → {words.metric_value(metric, after)}" + (
                 f"; {text}" if text else ""
             )
-        facts.append(("taught on", text))
+        how = f"{lesson['method']}, {words.plural(lesson.get('epochs', 0), 'epoch')}: " if lesson.get("method") else ""
+        facts.append(("taught on", how + text))
     if file:
         facts.append(("file", str(file.get("file", ""))))
     facts.append(("time", words.duration(numbers(made).get("seconds"))))

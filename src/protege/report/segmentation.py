@@ -30,26 +30,37 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class Segmentation:
-    """What a segmentation run shows beside the figures of all runs: pictures as (data URI, caption), and rows."""
+class Scenes:
+    """Pictures as (data URI, caption), one list a scene, and what their colours mean."""
 
     scenes: list[list[tuple[str, str]]]
     classes: Legend
     difference: Legend
+
+
+@dataclass(frozen=True)
+class Segmentation(Scenes):
+    """What a segmentation run shows beside the figures of all runs."""
+
     columns: list[str]
     rows: list[ClassRow]
 
 
 def segmentation(run: Run) -> Segmentation | None:
     """The section of a segmentation run; None where neither pictures nor IoUs are there."""
-    folder, index = run.folder / "pictures", dict[str, Any]()
-    with suppress(UserError):  # damaged pictures are left out
+    seen = scenes_in(run.folder / "pictures")
+    overlaps = {role: per_class(run.part(role)) for role in ("teacher", "student") if "per_class_iou" in run.part(role)}
+    rows = class_rows(run, [colour for _, colour in seen.classes], overlaps)
+    return Segmentation(**vars(seen), columns=list(overlaps), rows=rows) if seen.scenes or rows else None
+
+
+def scenes_in(folder: Path) -> Scenes:
+    """The scenes that a segmentation's pictures show; none where they are damaged or gone."""
+    index = dict[str, Any]()
+    with suppress(UserError):
         index = read_json(folder / "index.json")
     scenes = [pictures for scene in records(index.get("scenes")) if (pictures := read_scene(folder, scene))]
-    classes, difference = (legend(index, part) for part in ("classes", "difference"))
-    overlaps = {role: per_class(run.part(role)) for role in ("teacher", "student") if "per_class_iou" in run.part(role)}
-    rows = class_rows(run, [colour for _, colour in classes], overlaps)
-    return Segmentation(scenes, classes, difference, list(overlaps), rows) if scenes or rows else None
+    return Scenes(scenes, legend(index, "classes"), legend(index, "difference"))
 
 
 def legend(index: dict[str, Any], part: str) -> Legend:

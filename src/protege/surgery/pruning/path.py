@@ -7,8 +7,9 @@ parameters, so the layers that hurt most are thinned least.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from ..counting import count_parameters, profile
 from ..layers import inputs_of, outputs_of
 from .choose import Choice, by_shares, removal_of
 from .cost import STEPS, Step, steps_of
-from .groups import PARTS, Group, tied_channels
+from .groups import Group, tied_channels
 from .law import Law
 from .removal import Site
 from .result import LeftOut, Shrunk, together
@@ -86,7 +87,20 @@ class Path:
     left_out: list[LeftOut]
     weights: dict[Site, tuple[str, int]] = field(repr=False)
     law: Law = field(repr=False)
-    places: list[Place] = field(repr=False)
+    steps: list[list[Step]] = field(repr=False)
+    sizes: Callable[[], Sizes] = field(repr=False)
+    saving: Sequence[str]
+    places: list[Place] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.places = _walk(self.sizes(), self.groups, self.steps, self.saving)
+
+    def only(self, parts: Sequence[str]) -> Path | None:
+        """The path on which nothing but these parts is thinned; None where it would be the same, or go nowhere."""
+        chosen = [number for number, group in enumerate(self.groups) if group.part in parts]
+        if len(chosen) in (0, len(self.groups)):
+            return None
+        return replace(self, groups=[self.groups[n] for n in chosen], steps=[self.steps[n] for n in chosen])
 
     def choice(self, count: int) -> Choice:
         choice: Choice = {}
@@ -121,34 +135,23 @@ def path_of(
     inputs: Iterable[Tensor],
     *,
     saving: Sequence[str] = ("macs",),
-    parts: Sequence[str] = PARTS,
 ) -> Path:
     """The path of a network that works on the prepared `example` [B, …], its costs measured on the prepared `inputs`
     (chunks [B, …]). `saving`: what a step is worth, of "macs" and "params"."""
     groups, left_out, weights = tied_channels(network, example.detach(), "l1")
-    groups = [group for group in groups if group.part in parts]
     law = Law(network, example.detach())
     half = by_shares(groups, dict.fromkeys(range(len(groups)), 0.5))
     faults = law.faults({n: removal_of(groups, {n: units}) for n, units in half.items() if units})
     left_out += [LeftOut(groups[number].layers, why) for number, why in faults.items()]
     groups = [group for number, group in enumerate(groups) if number not in faults]
-    steps = steps_of(network, groups, inputs)
-    return Path(network, groups, left_out, weights, law, _walk(network, example, groups, steps, saving))
+    measured = steps_of(network, groups, inputs)
+    known = [some for some in measured if some]
+    steps = [some or _unread(group, known) for group, some in zip(groups, measured, strict=True)]
+    return Path(network, groups, left_out, weights, law, steps, partial(Sizes, network, example), saving)
 
 
-def _walk(
-    network: nn.Module,
-    example: Tensor,
-    groups: Sequence[Group],
-    steps: Sequence[list[Step] | None],
-    saving: Sequence[str],
-) -> list[Place]:
+def _walk(sizes: Sizes, groups: Sequence[Group], order: Sequence[list[Step]], saving: Sequence[str]) -> list[Place]:
     """All steps in the order of what they cost for what they save, those of one group in their own order."""
-    sizes = Sizes(network, example)
-    known = [some for some in steps if some]
-    order: list[list[Step]] = []
-    for group, some in zip(groups, steps, strict=True):
-        order.append(some if some is not None else _unread(group, known))
     losses: dict[int, dict[tuple[str, int], int]] = {}
     taken = [0] * len(groups)
 
