@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import CLEAN, Augment, Data, batches
 from ..errors import UserError
-from ..models import Model
+from ..models import Model, framed_for, seen_by
 from ..models.storage import bytes_of
 from ..run.exporting import export
 from ..run.formats import FORMATS, Images, opened
@@ -90,12 +90,15 @@ class Files:
         for old in folder.iterdir():
             old.unlink()
         with quietly():
-            kind.make(model.cpu().eval(), self.raw, folder / kind.file, {}, self._images() if kind.int8 else Images())
-        return opened(folder / kind.file, self.threads), sum(file.stat().st_size for file in folder.iterdir())
+            images = self._images(model) if kind.int8 else Images()
+            raw = example_of(model, framed_for(model, self.data))
+            kind.make(model.cpu().eval(), raw, folder / kind.file, {}, images)
+        made = _OnItsOwn(opened(folder / kind.file, self.threads), raw)
+        return made, sum(file.stat().st_size for file in folder.iterdir())
 
-    def _images(self) -> Images:
-        some = torch.arange(min(PROBED, len(self.data.train)))
-        return Images([batch.inputs.cpu() for batch in batches(self.data.train, [some], CLEAN, Augment())])
+    def _images(self, model: Model) -> Images:
+        some, train = torch.arange(min(PROBED, len(self.data.train))), seen_by(model, self.data.train)
+        return Images([batch.inputs.cpu() for batch in batches(train, [some], CLEAN, Augment())])
 
     def export(self, folder: Path, out: Path, student: Model) -> tuple[Path, dict[str, Any]]:
         """Leave the file of the student, whose ``folder`` is there, in ``out``: the path, and what `export` says."""
@@ -103,3 +106,14 @@ class Files:
             return folder, {"to": FOLDER, "file": str(folder.name)}
         record = export(student, to=self.to, out=out, overwrite=True, data=self.data)
         return out / record["file"], record
+
+
+class _OnItsOwn(nn.Module):
+    """A file that gets images of its own size, as many as it is called on."""
+
+    def __init__(self, file: nn.Module, raw: Tensor) -> None:
+        super().__init__()
+        self.file, self.raw = file, raw
+
+    def forward(self, others: Tensor) -> Any:
+        return self.file(self.raw[torch.arange(len(others)) % len(self.raw)])

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from .. import words
 from ..training.progress import in_words
 from .judge import Judge
-from .search import DECOUPLE, HIDDEN, PATH, WAYS, Candidate, Search, Unmet
+from .search import Candidate, Search, Unmet
+from .ways import DECOUPLE, HIDDEN, PATH, PIXELS, WAYS
 from .work import Work, said
 
 POINTS = 4  # from the whole network to the budget
@@ -66,14 +67,14 @@ def frontier(work: Work, search: Search) -> list[Candidate]:
 def _down(work: Work, search: Search, add: Callable[[str, float], Candidate | None]) -> None:
     """Smaller and smaller, until more is lost than teaching is likely to win back."""
     assert work.budget.drop is not None
-    for how in (PATH, HIDDEN, DECOUPLE):
+    for how in (PATH, PIXELS, HIDDEN, DECOUPLE):
         share = STEP
         while (candidate := add(how, share)) is not None:
             lost = search.judge.drop(candidate.metrics)
             if (
                 lost > BACK * work.budget.drop
                 or work.clock.left(SEARCH) < candidate.seconds
-                or search.at_end(how, share)
+                or search.ways.at_end(how, share)
             ):
                 break
             share *= STEP

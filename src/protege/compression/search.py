@@ -19,31 +19,17 @@ from ..errors import UserError
 from ..files import json_has, write_json
 from ..methods import METHODS, Setup
 from ..models import Model, count_macs, count_parameters, load_model
-from ..run.shrinking import shrunk_model
 from ..signals import Views
-from ..surgery import Shrunk, decouple
-from ..surgery import shrink as prune
-from ..surgery.pruning import Path as Way
-from ..surgery.pruning import path_of
 from ..torch_utils import copy_network, device_of
 from .budget import Budget, written
 from .judge import Judge
+from .ways import PIXELS, WAYS, Ways
 
 SAMPLES = 500  # images that a candidate is solved for
 LOOKED_AT = 200  # of them, on which the cost of channels is measured
 CHUNK = 50
 LARGE = 64 * 64  # pixels of an image, above which it has places enough to solve on without augmented views
 RECORD = "candidate.json"
-PATH, HIDDEN, DECOUPLE = "path", "hidden", "decouple"
-# Ways of shrinking, and what they are called: by the cost of channels, of all and of those within blocks alone (what
-# all blocks share, few images do not bring back), and those of `protege.shrink`.
-WAYS = {
-    PATH: "by cost",
-    HIDDEN: "by cost within blocks",
-    DECOUPLE: "decoupled",
-    "l1": "by l1",
-    "slim": "by scales",
-}
 PLACES = "places.json"
 COUNTED = {"size": "params", "latency": "macs"}  # what a file's figures follow, roughly
 TRIES = 10  # networks that are made to find where a budget is met
@@ -97,20 +83,11 @@ class Search:
     ) -> None:
         self.teacher, self.data, self.raw, self.judge, self.budget = teacher, data, raw, judge, budget
         self.measure, self.out, self.reporter = measure, out, reporter
-        self.prepared = teacher.prepared(raw)
         count = min(SAMPLES, len(data.train))
         self.positions = choose(None, samples=count, seed=seed, count=len(data.train))
         self.whole = self.figures(teacher)
         limited = {COUNTED.get(name, name) for name in budget.limits}
-        self.counted = "params" if limited == {"params"} else "macs"
-        self._paths: dict[str, Way | None] = {}
-
-    def path(self, how: str) -> Way | None:
-        """The path of removals, measured when it is first needed; None for other ways, and where there is none."""
-        if how in (PATH, HIDDEN) and not self._paths:
-            way = path_of(self.teacher.network, self.prepared, self._looked_at(), saving=(self.counted,))
-            self._paths = {PATH: way, HIDDEN: way.only(("heads", "hidden"))}
-        return self._paths.get(how)
+        self.ways = Ways(teacher, data, raw, "params" if limited == {"params"} else "macs", self._looked_at)
 
     def _looked_at(self) -> Iterator[Tensor]:
         some = self.positions[torch.linspace(0, len(self.positions) - 1, min(LOOKED_AT, len(self.positions))).long()]
@@ -118,17 +95,6 @@ class Search:
         for done, batch in enumerate(batches(self.data.train, parts, CLEAN, Augment(), device=device_of(self.teacher))):
             report(done, len(parts))
             yield self.teacher.prepared(batch.inputs)
-
-    def shrunk(self, how: str, share: float) -> Shrunk:
-        """The teacher's network shrunk to the share, or as near to it as its channels allow on the path. Raises
-        `UserError` where another way does not go there."""
-        if way := self.path(how):
-            return way.cut(way.first(**{self.counted: share}))
-        if how == HIDDEN:
-            raise UserError("the network has no channels that all blocks share beside those within blocks.")
-        if how == DECOUPLE:
-            return decouple(self.teacher.network, None, macs=share, example=self.prepared)
-        return prune(self.teacher.network, self.prepared, how, macs=share)
 
     def place(self, how: str) -> float:
         """The largest share at which the budget is met, by making networks and measuring them. Raises `Unmet` where
@@ -147,12 +113,10 @@ class Search:
         share, best = min(shares.values()) * (CLOSER if self.budget.measured else 1.0), 0.0
         for _ in range(TRIES):
             try:
-                result = self.shrunk(how, share)
+                model, _ = self.ways.model(how, share)
             except UserError as error:  # this way does not go so far
-                if how == PATH:
-                    raise
                 raise Unmet(str(error)) from error
-            figures = self.figures(self._model(result))
+            figures = self.figures(model)
             over = self.budget.over(figures, self.whole)
             if over <= 1:
                 low = best = share
@@ -160,7 +124,7 @@ class Search:
                     break
             else:
                 high = share
-                if self.at_end(how, share):
+                if self.ways.at_end(how, share):
                     break
             share = share / over * CLOSER
             if not low < share < high:
@@ -169,18 +133,13 @@ class Search:
             raise Unmet(self._unmet(figures))
         return best
 
-    def at_end(self, how: str, share: float) -> bool:
-        """Whether nothing smaller lies behind the share on the path."""
-        way = self.path(how)
-        return way is not None and way.first(**{self.counted: share}) == len(way.places)
-
     def _unmet(self, figures: Mapping[str, float]) -> str:
         limits = self.budget.limits
         name, limit = max(limits.items(), key=lambda item: item[1].over(figures[item[0]], self.whole[item[0]]))
         nearest = figures[name] / self.whole[name]
-        way = self.path(PATH)
-        assert way is not None
-        whole = "; ".join(way.reasons()[:3])
+        path = self.ways.path()
+        assert path is not None
+        whole = "; ".join(path.reasons()[:3])
         asked = f"{limit.share:.1%} of the teacher's" if limit.value is None else written(name, limit.value)
         return (
             f"{name} = {asked} cannot be met; expected at least {nearest:.1%} of the teacher's "
@@ -193,28 +152,22 @@ class Search:
     def candidate(self, how: str, share: float) -> Candidate | None:
         """A network of the share, as a candidate; None where this way does not go there."""
         name = f"{share:.3f}-{how}"
-        try:
-            return self._candidate(name, how, lambda: self.shrunk(how, share))
-        except UserError as error:
-            if how == PATH:
-                raise
-            logger.info("%s is left out: %s", how, error)
-            return None
-
-    def _candidate(self, name: str, how: str, make: Callable[[], Shrunk]) -> Candidate:
         folder = self.out / name
         if json_has(folder / RECORD, "name", "metrics"):
             known = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             return Candidate(**{**known, "folder": folder})
         began = time.monotonic()
-        result = make()
-        model = self._model(result)
-        before = self.judge(model)
-        solved = self._solved(model, self.reporter(f"{name}, layers solved for"))
-        figures = self.figures(model)
-        left_out = [str(part) for part in result.left_out]
-        layers = solved.get("blocks", [])
-        made = Candidate(name, how, folder, figures, before, self.judge(model), layers, left_out)
+        try:
+            model, left_out = self.ways.model(how, share)
+            before = after = self.judge(model)
+            layers = []
+            if how != PIXELS:  # which loses nothing that could be solved for
+                layers = self._solved(model, self.reporter(f"{name}, layers solved for")).get("blocks", [])
+                after = self.judge(model)
+        except UserError as error:
+            logger.info("%s is left out: %s", WAYS[how], error)
+            return None
+        made = Candidate(name, how, folder, self.figures(model), before, after, layers, left_out)
         made.seconds = round(time.monotonic() - began, 2)
         folder.mkdir(parents=True, exist_ok=True)
         model.save(folder, overwrite=True)
@@ -234,9 +187,6 @@ class Search:
     def sizes(self, model: Model) -> dict[str, float]:
         """Multiply-adds and parameters."""
         return {"macs": float(count_macs(model, self.raw)), "params": float(count_parameters(model.network))}
-
-    def _model(self, result: Shrunk) -> Model:
-        return shrunk_model(self.teacher, result, self.raw, self.data)
 
     def _solved(self, model: Model, report: Callable[[int, int], None]) -> dict[str, Any]:
         """Align it with the teacher (`fskd`), whole kernels, on the images of the search."""

@@ -14,6 +14,7 @@ from .segmentation import scenes_in
 
 WAYS = {  # of shrinking: what they are called, and their colour (c1 is the teacher's)
     "path": ("by cost", "c0"),
+    "pixels": ("on smaller images", "c4"),
     "hidden": ("by cost within blocks", "c7"),
     "decouple": ("decoupled", "c3"),
     "l1": ("by l1", "c2"),
