@@ -17,7 +17,7 @@ from ..models.storage import bytes_of
 from ..run.exporting import export
 from ..run.formats import FORMATS, Images, opened
 from ..run.formats.program import quietly
-from ..run.latency import latencies
+from ..run.latency import SECONDS, Latency, latencies
 from ..run.shrinking import example_of
 
 FOLDER = "folder"
@@ -61,26 +61,25 @@ class Files:
         self._reference = None
         self._folder.cleanup()
 
-    def figures(self, model: Model) -> dict[str, float]:
-        """``size`` in bytes and ``latency`` in seconds for one batch: the teacher's, times the share of it that the
-        model takes in turns with it."""
+    def figures(self, model: Model, seconds: float = SECONDS) -> dict[str, float]:
+        """``size`` in bytes, and where ``seconds`` are given for it ``latency`` in seconds for one batch: the
+        teacher's, times the share of it that the model takes in turns with it."""
         if self._reference is None:
             plain = next((name for name, other in IN_INT8.items() if other == self.to), self.to)
             self._reference, self._size = self._made(self._teacher, plain, "teacher")
-            (alone,) = self._timed([self._reference])
-            self._seconds = alone.seconds
+        if seconds and not self._seconds:
+            self._seconds = self._timed([self._reference], SECONDS)[0].seconds
         if model is self._teacher:
-            return {"size": float(self._size), "latency": self._seconds}
+            return {"size": float(self._size)} | ({"latency": self._seconds} if seconds else {})
         network, size = self._made(model, self.to, "candidate")
-        _, own = self._timed([self._reference, network])
-        return {
-            "size": float(size),
-            "latency": self._seconds * own.ratio,
-            "latency_spread": self._seconds * own.ratio_spread,
-        }
+        figures = {"size": float(size)}
+        if seconds:
+            own = self._timed([self._reference, network], seconds)[1]
+            figures |= {"latency": self._seconds * own.ratio, "latency_spread": self._seconds * own.ratio_spread}
+        return figures
 
-    def _timed(self, networks: list[nn.Module]) -> list[Any]:
-        return latencies(networks, self.raw, batch=self.batch, threads=self.threads)
+    def _timed(self, networks: list[nn.Module], seconds: float) -> list[Latency]:
+        return latencies(networks, self.raw, batch=self.batch, threads=self.threads, seconds=seconds)
 
     def _made(self, model: Model, to: str, name: str) -> tuple[nn.Module, int]:
         if to == FOLDER:

@@ -11,8 +11,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from ..models.classes import in_order_of
 from ..numerics import exact
 from ..report import write_compress_report
 from ..run.exporting import test_metrics
-from ..run.folder import check_out, holding, remove, report
+from ..run.folder import check_out, holding, remove, remove_empty, report
 from ..settings import public
 from ..tasks import TASKS, shipped_task
 from ..torch_utils import copy_network, same_numbers
@@ -37,13 +39,15 @@ from .files import Files, format_of
 from .frontier import chosen, frontier
 from .judge import Judge
 from .mistakes import draw_mistakes
-from .search import Search, Unmet
+from .search import Measure, Search, Unmet
 from .teach import taught
 from .work import RECORD, Clock, Work, said
 
 QUARTER = 0.3  # of the file's size, below which int8, which takes a little over a quarter, costs less than cutting
+GLANCE = 0.5  # seconds in which a candidate is timed
 JUDGED, MOST_JUDGED = 0.2, 1000  # of the training images, that judge candidates where there is no val split
-OURS = ("candidates", "teach", "student", "file", "mistakes", "pictures", "report.html")
+CANDIDATES = "candidates"
+OURS = (CANDIDATES, "teach", "student", "file", "mistakes", "pictures", "report.html")
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def compress(
         "image_size": image_size,
         "epochs": epochs,
     }
-    with holding(out) as hold, Display(True) as display:
+    with gone_if_empty(out), holding(out) as hold, Display(True) as display:
         check_out(
             out,
             resume=resume,
@@ -141,7 +145,23 @@ def compress(
         record = {"version": 1, **settings, "seconds": 0.0, "finished": False}
         work = Work(teacher, opened, budget, record, out, seed, clock, display)
         with Files(teacher, opened, kind, batch, threads) as files:
-            return perform(work, files, epochs)
+            try:
+                return perform(work, files, epochs)
+            except Unmet:
+                if not (out / CANDIDATES).exists():
+                    remove(out / RECORD)  # nothing was made
+                raise
+
+
+@contextmanager
+def gone_if_empty(out: Path) -> Iterator[None]:
+    """A folder that is made meanwhile goes again where nothing is left in it."""
+    there = out.exists()
+    try:
+        yield
+    finally:
+        if not there:
+            remove_empty(out)
 
 
 # ---- what is given ---------------------------------------------------------------------------------------------------
@@ -192,9 +212,10 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
     labelled = work.data.labelled and task.labelled and bool(work.data.classes)
     assert work.data.val is not None
     judge = Judge(work.teacher, work.data.val, task, len(work.data.classes), labelled)
-    measure = files.figures if work.budget.measured else lambda _: {}
-    folder = work.out / "candidates"
-    given = work.teacher, work.data, files.raw, judge, work.budget, measure, folder, work.seed
+    measure = partial(files.figures, seconds=0.0 if work.budget.latency is None else GLANCE)
+    folder = work.out / CANDIDATES
+    measured: Measure = measure if work.budget.measured else lambda _: {}
+    given = work.teacher, work.data, files.raw, judge, work.budget, measured, folder, work.seed
     search = Search(*given, work.display.reporter)
     whole = search.whole
     samples = {"solved": len(search.positions), "judged": len(work.data.val), "labelled": labelled}

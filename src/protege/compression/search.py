@@ -33,7 +33,7 @@ RECORD = "candidate.json"
 PLACES = "places.json"
 COUNTED = {"size": "params", "latency": "macs"}  # what a file's figures follow, roughly
 TRIES = 10  # networks that are made to find where a budget is met
-MET = 0.97  # so much of a budget is used: nearer is not worth another network
+MET, MET_IN_TIME = 0.97, 0.9  # so much of a budget is used: nearer is not worth another network, or not to be measured
 CLOSER = 0.995
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Search:
             over = self.budget.over(figures, self.whole)
             if over <= 1:
                 low = best = share
-                if over > MET:
+                if over > (MET if self.budget.latency is None else MET_IN_TIME):
                     break
             else:
                 high = share

@@ -36,7 +36,7 @@ def taught(
     settings = {"method": "auto", "epochs": epochs, "batch_size": size, "seed": work.seed}
     settings |= {} if math.isinf(left) else {"time": f"{left:.0f}s"}
     begun = (out / "recipe.toml").exists()
-    result = perform(networks | ({} if begun else settings), out, resume=is_run(out), without=["fskd"])
+    result = perform(networks | ({} if begun else settings), out, resume=is_run(out), solved=True)
     after = search.judge(result.student)
     told = {"after": after, **{key: result.result.get(key) for key in ("method", "choice", "seconds")}}
     told["epochs"] = sum(phase["epochs"] for phase in result.result["phases"])

@@ -23,7 +23,7 @@ from .measure import at_temperature
 from .verdict import FAILING, HEALTHY, RISK, WRONG, Finding, at_chance, judge, share, temperature_range
 
 FEW = 1000  # samples in all, up to which a solve beats a descent
-UPDATES, GENTLY = 200, 0.01  # on the teacher's logits after a solve; the rate at which a thinned copy goes on
+UPDATES, GENTLY, SOLVED = 200, 0.01, 0.001  # after a solve; rates of a thinned copy, and of one that was solved for
 HIGHEST = 8.0  # T
 MASS = 0.99  # of the teacher's probability that the k classes of topk hold
 MANY_CLASSES = 1000  # from which caches of whole rows are large; below, whole rows teach best (docs/understanding.md)
@@ -35,7 +35,8 @@ class Facts:
     """What is known before anything is measured.
 
     ``samples``: of the transfer set. ``labelled``: whether it has labels. ``shrunk``: whether the student was made of
-    the teacher, by pruning or decoupling, and has inherited its weights (see `kinship`). ``refused``: methods that do
+    the teacher, by pruning or decoupling, and has inherited its weights (see `kinship`). ``solved``: whether `fskd` has
+    solved for them since. ``refused``: methods that do
     not take these two networks, and why (kd takes any).
     """
 
@@ -45,6 +46,7 @@ class Facts:
     labelled: bool
     shrunk: bool
     refused: Mapping[str, str] = field(default_factory=dict)
+    solved: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,14 +159,17 @@ def _suited(facts: Facts, findings: Mapping[str, Finding]) -> Iterator[Candidate
         why = "the student was cut out of the teacher"
         what = f"only {facts.samples} samples" if solve else "no labels"
         gently = Candidate("kd", f"{why}, and a low rate keeps what it has inherited.", {"lr": GENTLY}, "gently")
+        low = Candidate("kd", f"{why}, and a rate so low keeps what was solved for.", {"lr": SOLVED}, "very gently")
         updates = {"solve": "kernel", "finetune_steps": UPDATES}
-        if solve or not facts.labelled:
+        if facts.solved:
+            yield from (low, gently)
+        elif solve or not facts.labelled:
             yield Candidate("fskd", f"{why} and there are {what}; whole kernels are solved.", {"solve": "kernel"})
         else:
             yield gently
-        yield Candidate("fskd", f"{why}; {UPDATES} updates follow the solve.", updates, "updates")
-        if solve or not facts.labelled:
-            yield gently
+        if not facts.solved:
+            yield Candidate("fskd", f"{why}; {UPDATES} updates follow the solve.", updates, "updates")
+            yield from [gently] if solve or not facts.labelled else []
     few = TASKS[facts.task].few(facts.samples, facts.classes)
     rows = Candidate("kd", "a row of the teacher's says more than a label does.")
     if not facts.labelled:

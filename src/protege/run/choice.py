@@ -13,7 +13,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,11 @@ class _Known:
 
 
 def chosen(
-    given: dict[str, Any], objects: Mapping[str, Any], trials: Trials | None = None, without: Collection[str] = ()
+    given: dict[str, Any], objects: Mapping[str, Any], trials: Trials | None = None, solved: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The settings, with method ``auto`` replaced by the best, and what was seen for that (``choice`` of
-    ``result.json``); what is given stays as it is. Without ``trials`` the likeliest method is the best. Those named
-    ``without`` have been applied to the student already."""
+    ``result.json``); what is given stays as it is. Without ``trials`` the likeliest method is the best. ``solved``:
+    the student has been solved for by `fskd` already."""
     if given.get("method") != "auto":
         if given.get("time") is not None:
             raise UserError(
@@ -101,8 +101,8 @@ def chosen(
             raise UserError(f"method 'auto' has no {key}; expected one to look at: add {key}=….")
     asked = {key: value for key, value in given.items() if value is not None and key != "method"}
     common = make_recipe({k: v for k, v in asked.items() if k in Recipe.model_fields} | {"method": "kd"})
-    known = _look(common, objects)
-    entrants, left_out = _entrants(known, asked, objects, without)
+    known = _look(common, objects, solved)
+    entrants, left_out = _entrants(known, asked, objects)
     record: dict[str, Any] = {"left_out": left_out, "tried": []}
     best, why = entrants[0], "it is the only one that suits."
     if best.candidate.method == "fskd" and not known.labelled and known.samples <= FEW:
@@ -128,14 +128,14 @@ def chosen(
 
 
 def begun_settings(
-    out: Path, given: dict[str, Any], objects: Mapping[str, Any], trials: Trials, without: Collection[str] = ()
+    out: Path, given: dict[str, Any], objects: Mapping[str, Any], trials: Trials, solved: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The settings of the run that is to go on, or of one that was stopped before it began, and its choice if it is
     made only now."""
     if (out / "recipe.toml").exists():
         kept = {"method": None} if given.get("method") == "auto" else {}  # when the run began
         return resumed_settings(out, {**given, **kept}), None
-    given, choice = chosen(given, objects, trials, without)
+    given, choice = chosen(given, objects, trials, solved)
     if given.get("student") is None:
         raise UserError(f"resume=True found no run in {str(out)!r}; expected a run's folder: name another with out=….")
     if any(out.glob("checkpoint/*.json")):
@@ -149,7 +149,7 @@ def begun_settings(
 # ---- what is known before any trial --------------------------------------------------------------------------------
 
 
-def _look(common: Recipe, objects: Mapping[str, Any]) -> _Known:
+def _look(common: Recipe, objects: Mapping[str, Any], solved: bool) -> _Known:
     if common.task and not find_task(common.task).labelled:
         raise UserError(
             f"method 'auto' goes by what a teacher says about classes, which the task {common.task!r} does not have; "
@@ -162,7 +162,7 @@ def _look(common: Recipe, objects: Mapping[str, Any]) -> _Known:
             run = prepare(common, {**_copies(objects), "data": data}, Path())
             positions = run.loop.train.positions
             facts = facts_about(run.data, positions, run.student, run.teacher)
-            return _Known(data, run.task, len(positions), False, recommend(facts))
+            return _Known(data, run.task, len(positions), False, recommend(replace(facts, solved=solved)))
         chosen_by = {key: getattr(common, key) for key in ("fraction", "samples", "seed")}
         count = len(choose(data.train.labels, count=len(data.train), each=False, **chosen_by))
         how = {key: getattr(common, key) for key in ("classes", "seed", "precision", "trust")}
@@ -173,20 +173,18 @@ def _look(common: Recipe, objects: Mapping[str, Any]) -> _Known:
             f"teacher: check that {TASKS[found.result['task']].suspects}, or train on the labels with "
             "method='none'."
         )
-    facts = replace(Facts(**found.result["facts"]), samples=count)
+    facts = replace(Facts(**found.result["facts"]), samples=count, solved=solved)
     (advice,) = broadcast_object_list([recommend(facts, found.result)])  # so that all processes do the same
     return _Known(data, find_task(common.task or data.task), count, facts.labelled, advice)
 
 
 def _entrants(
-    known: _Known, asked: dict[str, Any], objects: Mapping[str, Any], without: Collection[str]
+    known: _Known, asked: dict[str, Any], objects: Mapping[str, Any]
 ) -> tuple[list[_Entrant], list[dict[str, str]]]:
     """The candidates that take these networks and settings; the others, and why not. Raises `UserError` where none
     does."""
     entrants, left_out, refusal = [], [], None
     for candidate in known.advice.candidates:
-        if candidate.method in without:
-            continue
         settings = {**beside(candidate.settings, asked), **asked, "method": candidate.method}
         try:
             run = prepare(make_recipe(settings), {**_copies(objects), "data": known.data}, Path())

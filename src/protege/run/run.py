@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,10 +59,10 @@ def perform(
     resume: bool = False,
     overwrite: bool = False,
     trial: bool = False,
-    without: Collection[str] = (),
+    solved: bool = False,
 ) -> Result:
     """Teach a student as the settings ``given`` say, and leave a run folder ``out``. A ``trial`` is part of another
-    run, which tells how it goes on. Method ``auto`` does not choose those named ``without``."""
+    run, which tells how it goes on. ``solved`` tells method ``auto`` that `fskd` has made the student."""
     if out is None:
         raise UserError("'out' is missing; expected the folder for this run as out=….")
     out = Path(out)
@@ -74,7 +74,7 @@ def perform(
         values, objects = separate(given, recipe)
         trials = Trials(partial(perform, trial=True), out, hold, overwrite)
         choose = partial(begun_settings, out) if resume else chosen
-        complete, choice = choose(values, objects, trials, without)
+        complete, choice = choose(values, objects, trials, solved)
         settings = make_recipe(complete)
         refuse_in_the_way(settings, objects, out, resume, overwrite)
         numbers.enter_context(deterministic(settings.deterministic))  # before anything runs on a GPU
