@@ -11,6 +11,8 @@ from .search import Candidate, Search, Unmet
 from .ways import DECOUPLE, HIDDEN, PATH, PIXELS, WAYS
 from .work import Work, said
 
+CUTS = ("l1", "slim")  # are not tried where the path, which chooses channels better,
+FAR = 0.1  # lies so far behind another way
 POINTS = 4  # from the whole network to the budget
 BEHIND = 0.75  # of the budget's share: one point further
 SEARCH = 0.4  # of the time, that the search may take
@@ -44,6 +46,8 @@ def frontier(work: Work, search: Search) -> list[Candidate]:
     for how in WAYS:
         if late():
             break
+        if how in CUTS and _left_behind(search.judge, found):
+            continue
         try:
             places[how] = search.place(how)
         except Unmet as error:
@@ -62,6 +66,12 @@ def frontier(work: Work, search: Search) -> list[Candidate]:
     if late():
         work.say("no time is left for more candidates")
     return found
+
+
+def _left_behind(judge: Judge, found: Sequence[Candidate]) -> bool:
+    """Whether removing channels loses far more here than another way, however they are chosen."""
+    paths = [judge.drop(each.metrics) for each in found if each.how == PATH]
+    return bool(paths) and paths[0] - judge.drop(best_of(judge, found).metrics) > FAR
 
 
 def _down(work: Work, search: Search, add: Callable[[str, float], Candidate | None]) -> None:

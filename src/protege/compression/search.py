@@ -93,8 +93,8 @@ class Search:
         some = self.positions[torch.linspace(0, len(self.positions) - 1, min(LOOKED_AT, len(self.positions))).long()]
         parts, report = list(some.split(CHUNK)), self.reporter("what each channel costs")
         for done, batch in enumerate(batches(self.data.train, parts, CLEAN, Augment(), device=device_of(self.teacher))):
-            report(done, len(parts))
             yield self.teacher.prepared(batch.inputs)
+            report(done + 1, len(parts))
 
     def place(self, how: str) -> float:
         """The largest share at which the budget is met, by making networks and measuring them. Raises `Unmet` where

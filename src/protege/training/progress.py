@@ -77,7 +77,7 @@ class Display:
             console.print(line, markup=False, soft_wrap=True)
 
     def reporter(self, title: str) -> Any:
-        """A callback ``(done, total)`` that starts and moves a bar of its own."""
+        """A callback ``(done, total)`` that starts and moves a bar of its own, which is gone when all is done."""
         began = False
 
         def report(done: int, total: int) -> None:
@@ -87,5 +87,8 @@ class Display:
                 began = True
             if done >= total or self.due():
                 self.move(done)
+            if done >= total and self.bars:
+                self.bars.remove_task(self._task)
+                self._task = None
 
         return report
