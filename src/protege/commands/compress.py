@@ -27,7 +27,7 @@ def command(
     int8: Annotated[bool, Option("--int8", help="a file of int8 weights")] = False,
     batch: Annotated[int, Option(help="images at once, for the latency")] = 1,
     threads: Annotated[int | None, Option(help="of the processor, for the latency")] = None,
-    time: Annotated[str | None, Option(help="such as 10m: two fifths of it are for the search")] = None,
+    time: Annotated[str | None, Option(help="of the whole, such as 10m: two fifths are for the search")] = None,
     epochs: Annotated[int | None, Option(help="of teaching; default: by the data")] = None,
     image_size: ImageSize = None,
     skip_bad: SkipBad = 0,

@@ -1,10 +1,9 @@
 """`protege compress`: a budget and a model in, a file for a device out.
 
-1. The cost of every channel is measured once (`protege.surgery.pruning.cost`), which gives a path from the whole
-   network to a tiny one; the budget is met at one place of it.
-2. At that place, at some before it and one behind it, the network is cut, solved for on a few images (`fskd`) and
-   judged on others: the frontier. Where the budget is met the other ways of shrinking are tried, too.
-3. The best one that meets the budget is taught on by the teacher, and kept so where that made it better.
+1. Each way of making the network smaller (`ways`) has a place where the budget is met. There the network is cut, solved
+   for on a few images (`fskd`) and judged on others.
+2. The best way is followed to larger networks and a smaller one: the frontier.
+3. The best candidate that meets the budget is taught on by the teacher, and kept so where that made it better.
 4. It is exported, and timed beside the teacher.
 """
 
@@ -96,8 +95,8 @@ def compress(
     ``threads``; both also as a share ("40%"); ``accuracy_drop``, how much of the quality may be lost (0.01 is a
     point), for the smallest network within it. ``to`` is a format of `protege.export`, or "folder" for the model's
     folder alone; by default ONNX where its extra is installed. With ``int8`` the file holds int8 weights.
-    ``time`` ("10m", or seconds) bounds the search: two fifths of it, then there are no more candidates; teaching
-    takes its ``epochs``.
+    ``time`` ("10m", or seconds) bounds the whole: two fifths are for the search, then teaching has as many of its
+    ``epochs`` as there is time for. The first candidate and the file are always made.
 
     ``data`` are images, with labels or without. The training images are learned from; those of the val split, or a
     fifth of the training images, judge candidates: by the labels where there are any, else by how often they agree with
