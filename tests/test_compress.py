@@ -1,14 +1,24 @@
 """`compress`: the budget is met by what comes out, and what is wrong with a budget is said in a sentence."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import protege
+from protege.compression.ways import Ways
+from protege.data import load_data
+from protege.diagnosis.recommend import Facts, recommend
+from protege.models import load_model
+from protege.run.shrinking import example_of
+from protege.surgery import decouple, plan_alignment, shrink
 from protege.surgery.counting import count_macs
-from protege.surgery.pruning import path_of
+from protege.surgery.pruning import compose, path_of
+from protege.surgery.tracing.walk import Walk
 
 
 def lopsided():
@@ -79,3 +89,89 @@ def test_a_budget_that_is_none_is_refused_in_a_sentence(tmp_path, options, words
     with pytest.raises(protege.UserError, match=words):
         protege.compress("zoo:mlp", "digits", out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def ways():
+    """Of a fresh residual network on images of 16 pixels."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=draw)
+    data = load_data(TensorDataset(images, torch.arange(40) % 10))
+    teacher = load_model("zoo:resnet8", data=data).eval()
+    raw = example_of(teacher, data)
+    return Ways(teacher, data, raw, "macs", lambda: [teacher.prepared(images[:8])])
+
+
+@pytest.mark.parametrize("how", ["path", "pixels", "hidden", "decouple", "l1"])
+def test_each_way_leaves_the_share_that_is_asked_for(ways, how):
+    model, _ = ways.model(how, 0.5)
+    assert count_macs(model, ways.raw) / count_macs(ways.teacher, ways.raw) == pytest.approx(0.5, abs=0.05)
+    assert model.kept
+    assert model(ways.raw).shape == ways.teacher(ways.raw).shape
+
+
+def test_on_smaller_images_the_network_is_the_same(ways):
+    model, _ = ways.model("pixels", 0.5)
+    size = model.input.size
+    assert size is not None
+    assert size[0] < 16
+    for name, value in ways.teacher.network.state_dict().items():
+        assert torch.equal(model.network.state_dict()[name], value)
+    with torch.no_grad():
+        smaller = F.interpolate(ways.raw, size, mode="bilinear", antialias=True, align_corners=False)
+        expected = ways.teacher.network(replace(ways.teacher.input, size=None)(smaller))
+        torch.testing.assert_close(model(ways.raw), expected)
+
+
+def test_within_blocks_nothing_that_all_blocks_share_is_removed(ways):
+    path = ways.path("hidden")
+    whole, thin = ways.teacher.network, path.cut(len(path.places)).network
+    stream = {name for group in ways.path().groups if group.part == "stream" for name in group.layers}
+    hidden = {name for group in path.groups for name in group.layers}
+    assert stream - hidden
+    for name in stream - hidden:
+        assert thin.get_submodule(name).weight.shape[0] == whole.get_submodule(name).weight.shape[0]
+    assert any(thin.get_submodule(name).weight.shape != whole.get_submodule(name).weight.shape for name in hidden)
+
+
+def test_a_decoupled_network_that_is_shrunk_again_is_aligned_whole():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(5)
+    )
+    x = torch.randn(2, 3, 10, 10)
+    network(x)
+    pairs = decouple(network.eval(), 2)
+    thin = shrink(pairs.network, x, ratio=0.5)
+    kept = compose(pairs.kept, thin.kept)
+    points = plan_alignment(Walk(thin.network, "student", x), Walk(network, "teacher", x), kept, True)
+    assert not points.left
+
+
+def test_a_size_of_a_quarter_is_met_in_int8_and_measured_on_the_file_that_is_left(tmp_path):
+    pytest.importorskip("onnxruntime")
+    teacher = protege.train("zoo:cnn_small", "digits", out=tmp_path / "teacher", epochs=2).student
+    result = protege.compress(teacher, "digits", size="29%", epochs=0, time="5s", out=tmp_path / "out")
+    assert result.file.name == "model_int8.onnx"
+    figures = {role: result.result[role]["figures"]["size"] for role in ("teacher", "student")}
+    assert figures["student"] == result.file.stat().st_size <= 0.29 * 1.02 * figures["teacher"]
+    assert result.result["file"]["compared"]["agreement"] > 0.9
+
+
+def test_images_without_labels_are_judged_by_agreement(tmp_path):
+    images = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8)
+    data = TensorDataset(images, torch.full((60,), -100))
+    result = protege.compress(
+        "zoo:resnet8?num_classes=5", data, params=0.5, to="folder", epochs=0, out=tmp_path / "out"
+    )
+    assert result.result["metric"] == "agreement"
+    assert result.metrics.keys() == {"agreement", "error"}
+    assert result.result["student"]["figures"]["params"] <= 0.5 * result.result["teacher"]["figures"]["params"]
+
+
+def test_a_solved_network_is_taught_at_a_lower_rate_first():
+    known = Facts("classification", 10, 300, labelled=False, shrunk=True)
+    assert [each.method for each in recommend(known).candidates][:2] == ["fskd", "fskd"]
+    solved = recommend(replace(known, solved=True)).candidates
+    assert all(each.method != "fskd" for each in solved)
+    assert solved[0].settings["lr"] < solved[1].settings["lr"]

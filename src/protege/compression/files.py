@@ -14,7 +14,7 @@ from ..data import CLEAN, Augment, Data, batches
 from ..errors import UserError
 from ..models import Model, framed_for, seen_by
 from ..models.storage import bytes_of
-from ..run.exporting import export
+from ..run.exporting import export, interface_of, texts_of
 from ..run.formats import FORMATS, Images, opened
 from ..run.formats.program import quietly
 from ..run.latency import SECONDS, Latency, latencies
@@ -71,8 +71,11 @@ class Files:
             self._seconds = self._timed([self._reference], SECONDS)[0].seconds
         if model is self._teacher:
             return {"size": float(self._size)} | ({"latency": self._seconds} if seconds else {})
-        network, size = self._made(model, self.to, "candidate")
+        return self._measured(*self._made(model, self.to, "candidate"), seconds)
+
+    def _measured(self, network: nn.Module, size: int, seconds: float) -> dict[str, float]:
         figures = {"size": float(size)}
+        assert self._reference is not None
         if seconds:
             own = self._timed([self._reference, network], seconds)[1]
             figures |= {"latency": self._seconds * own.ratio, "latency_spread": self._seconds * own.ratio_spread}
@@ -90,8 +93,10 @@ class Files:
             old.unlink()
         with quietly():
             images = self._images(model) if kind.int8 else Images()
-            raw = example_of(model, framed_for(model, self.data))
-            kind.make(model.cpu().eval(), raw, folder / kind.file, {}, images)
+            data = framed_for(model, self.data)
+            raw = example_of(model, data)
+            texts = texts_of(model, interface_of(model, kind, raw, data))
+            kind.make(model.cpu().eval(), raw, folder / kind.file, texts, images)
         made = _OnItsOwn(opened(folder / kind.file, self.threads), raw)
         return made, sum(file.stat().st_size for file in folder.iterdir())
 
@@ -99,12 +104,18 @@ class Files:
         some, train = torch.arange(min(PROBED, len(self.data.train))), seen_by(model, self.data.train)
         return Images([batch.inputs.cpu() for batch in batches(train, [some], CLEAN, Augment())])
 
-    def export(self, folder: Path, out: Path, student: Model) -> tuple[Path, dict[str, Any]]:
-        """Leave the file of the student, whose ``folder`` is there, in ``out``: the path, and what `export` says."""
+    def export(self, folder: Path, out: Path, student: Model) -> tuple[Path, dict[str, Any], dict[str, float]]:
+        """Leave the file of the student, whose ``folder`` is there, in ``out``: the path, what `export` says, and its
+        `figures`."""
+        self.figures(self._teacher)
         if self.to == FOLDER:
-            return folder, {"to": FOLDER, "file": str(folder.name)}
+            stays = {"to": FOLDER, "file": folder.name}
+            return folder, stays, self._measured(student, bytes_of(student.network), SECONDS)
         record = export(student, to=self.to, out=out, overwrite=True, data=self.data)
-        return out / record["file"], record
+        file = out / record["file"]
+        raw = example_of(student, framed_for(student, self.data))
+        network = _OnItsOwn(opened(file, self.threads), raw)
+        return file, record, self._measured(network, record["bytes"]["exported"], SECONDS)
 
 
 class _OnItsOwn(nn.Module):

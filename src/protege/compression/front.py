@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,9 +34,9 @@ from ..settings import public
 from ..tasks import TASKS, shipped_task
 from ..torch_utils import copy_network, same_numbers
 from ..training.progress import Display
-from .budget import budget_of, quantity
+from .budget import budget_of, quantity, written
 from .files import Files, format_of
-from .frontier import chosen, frontier
+from .frontier import MARGIN, chosen, frontier
 from .judge import Judge
 from .mistakes import draw_mistakes
 from .search import Measure, Search, Unmet
@@ -44,6 +45,7 @@ from .work import RECORD, Clock, Work, said
 
 QUARTER = 0.3  # of the file's size, below which int8, which takes a little over a quarter, costs less than cutting
 GLANCE = 0.5  # seconds in which a candidate is timed
+logger = logging.getLogger(__name__)
 JUDGED, MOST_JUDGED = 0.2, 1000  # of the training images, that judge candidates where there is no val split
 CANDIDATES = "candidates"
 OURS = (CANDIDATES, "teach", "student", "file", "mistakes", "pictures", "report.html")
@@ -237,9 +239,9 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
     student.save(work.out / "student", overwrite=True)
     work.keep(taught=lesson)
 
-    file, record = files.export(work.out / "student", work.out / "file", student)
+    file, record, costs = files.export(work.out / "student", work.out / "file", student)
     tests = [test_metrics(each, work.data if labelled else None) for each in (work.teacher, student)]
-    figures = search.sizes(student) | files.figures(student)
+    figures = search.sizes(student) | costs
     work.keep(
         teacher={"figures": whole | files.figures(work.teacher), "metrics": judge.figures, "test": tests[0]},
         student={"figures": figures, "metrics": lesson["metrics"], "test": tests[1]},
@@ -247,6 +249,10 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
         mistakes=draw_mistakes(work.teacher, student, work.data, task, labelled, work.out),
         finished=True,
     )
+    for name, limit in work.budget.limits.items():
+        if limit.over(figures[name], whole.get(name, figures[name])) > MARGIN:
+            more = ", as layers of it stay in floating point" if record.get("float_layers") else ""
+            logger.warning("the file's %s is %s, which is over its limit%s", name, written(name, figures[name]), more)
     report(write_compress_report, work.out)
     metrics = tests[1] or lesson["metrics"]
     work.say(f"{file}: {said(figures, whole, metrics, judge.metric)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..training.agreement import judges_of
 from ..training.evaluate import evaluate as run_evaluation
 from ..version import __version__
 from .folder import check_out
-from .formats import FORMATS, Images, Made
+from .formats import FORMATS, Format, Images, Made
 from .formats.closeness import closeness
 from .formats.program import quietly
 from .latency import MOST, speeds
@@ -101,17 +101,14 @@ def export(
         chosen = choose(None, samples=count, seed=seed, count=len(opened.train))
         if count < samples:
             logger.info("calibrated on %d images: there are no more", count)
-    interface = {
-        "input": {"dtype": "uint8", "shape": kind.shape(raw), "layout": kind.layout, **original.input.to_dict()},
-        "classes": _classes(original, opened),
-    }
-    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in interface.items()}
-    texts |= {"task": original.task, "made_by": f"protege {__version__}"}
+    interface = interface_of(original, kind, raw, opened)
     out.mkdir(parents=True, exist_ok=True)
     with drafts(out, "export") as work:  # what is there stays until the new one is whole
         file = work / kind.file
         with quietly():
-            made = kind.make(original, raw, file, texts, _images(opened, chosen) if kind.int8 else Images())
+            made = kind.make(
+                original, raw, file, texts_of(original, interface), _images(opened, chosen) if kind.int8 else Images()
+            )
         inputs = [torch.randint(0, 256, (count, *raw.shape[1:]), dtype=torch.uint8) for count in (1, 2, 5)]
         if opened is not None:
             inputs += list(_batches(opened.train, chosen[:BATCH] if len(chosen) else torch.arange(1)))
@@ -146,6 +143,18 @@ def export(
     if advice := _slower(result):
         logger.warning("%s", advice)
     return result
+
+
+def interface_of(model: Model, kind: Format, raw: Tensor, data: Data | None) -> dict[str, Any]:
+    """What the input of a file is, and what its outputs are called."""
+    form = {"dtype": "uint8", "shape": kind.shape(raw), "layout": kind.layout}
+    return {"input": {**form, **model.input.to_dict()}, "classes": _classes(model, data)}
+
+
+def texts_of(model: Model, interface: Mapping[str, Any]) -> dict[str, str]:
+    """What a file's metadata say."""
+    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in interface.items()}
+    return texts | {"task": model.task, "made_by": f"protege {__version__}"}
 
 
 def _classes(model: Model, data: Data | None) -> list[str]:
