@@ -4,9 +4,8 @@
 
 A row is a teacher, the images (500 without labels, or 5,000 with), the share of multiply-adds, a seed (which also draws
 the images) and a way. "compress" has SECONDS for all it does; "usual" is ``shrink(how="l1", macs=…)``, solved for on
-500 of the images as `compress` does, and then taught by method auto for the rest of the time. Both are judged on the first
-4,000 test images, which neither sees. Rows that are there are left out; three seeds at 0.35, which come first, one
-elsewhere.
+500 of the images as `compress` does, then taught by method auto for the rest of the time. Both are judged on the first
+4,000 test images, which neither sees. Rows that are there are left out; three seeds at 0.35, one elsewhere.
 """
 
 from __future__ import annotations
