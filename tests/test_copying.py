@@ -79,6 +79,17 @@ def test_shared_weights_stay_shared_and_what_has_no_copy_is_shared():
     assert copied.workers is not network.workers
 
 
+def test_a_copy_has_what_is_to_be_shared_and_hooks_of_its_own():
+    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    copied = copy_network(network, [network[0].weight])
+    assert copied[0].weight is network[0].weight
+    assert copied[0].bias is not network[0].bias
+    copied[1].register_forward_hook(lambda *_: None)
+    assert copied[1]._forward_hooks
+    assert not network[1]._forward_hooks
+    assert not copied[0]._forward_hooks
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("norm", [None, "weight_norm", "spectral_norm"])
 def test_every_room_takes_such_a_network(norm, tmp_path):

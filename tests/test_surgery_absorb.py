@@ -4,13 +4,16 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from protege.surgery import absorb
 from protege.surgery.solving.absorb import folded, has_intercept, settle
-from protege.surgery.solving.linear import of_module, patches
+from protege.surgery.solving.linear import linear_in, of_module, patches
+from protege.surgery.tracing.calls import Weight
 
 LIMITS = settings(max_examples=40, deadline=None, database=None)
 
@@ -195,3 +198,26 @@ def test_what_cannot_be_absorbed_is_refused(layer, q, intercept):
     with pytest.raises(ValueError, match=r"absorb|outputs|intercept"):
         absorb(layer, q, intercept)
     assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
+
+
+def known_of(*tensors):
+    return {id(tensor): Weight(tensor, {"weight": tensor}) for tensor in tensors}
+
+
+def test_what_treats_channels_apart_is_not_linear_in_its_weight():
+    x, weight = torch.randn(4, 6), torch.randn(6, 6)
+    assert linear_in(F.linear, (x, weight), {}, known_of(weight)).side == 0
+    for call in (torch.mul, torch.add, lambda x, w: x @ w.T.flip(1), lambda x, w: x @ w.T.cumsum(1)):
+        assert linear_in(call, (x, weight), {}, known_of(weight)) is None
+    kernel = torch.randn(6, 1, 3, 3)  # of each input one output
+    layer = linear_in(F.conv2d, (torch.randn(2, 6, 5, 5), kernel), {"groups": 6}, known_of(kernel))
+    assert layer.blocks == 6
+    alone = lambda x, w: F.conv2d(x, w, groups=6)  # noqa: E731
+    assert linear_in(alone, (torch.randn(2, 6, 5, 5), kernel), {}, known_of(kernel)) is None
+
+
+def test_whether_a_wide_layer_is_linear_takes_no_longer_than_the_layer():
+    x, weight = torch.randn(2, 4000), torch.randn(4000, 4000)
+    with FlopCounterMode(display=False) as counted:
+        assert linear_in(F.linear, (x, weight), {}, known_of(weight)) is not None
+    assert counted.get_total_flops() <= 10 * weight.numel() * 2 * len(x)

@@ -232,19 +232,22 @@ def trained_by(network: nn.Module) -> set[nn.Module]:
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def copy_network(network: Network) -> Network:
-    """A network of its own with the same weights, buffers and modes.
+def copy_network(network: Network, shared: Iterable[Tensor] = ()) -> Network:
+    """A network of its own with the same weights, buffers and modes; tensors that are ``shared`` are in both.
 
     Unlike `copy.deepcopy` it takes networks that were just run with gradients: of a tensor that a forward pass left
     behind (an attention map, a loss, the weight that `weight_norm` computed) the copy has the value, without what it
     was computed from. What cannot be copied at all, such as a lock or an open file, both networks share.
     """
+    common: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    for value in [value for module in network.modules() for value in vars(module).values()]:
+        if type(value) is OrderedDict and not value:  # hooks that there are not: most of what there is to copy
+            common[id(value)] = OrderedDict()
     with _Detached():
         try:
-            return copy.deepcopy(network)
+            return copy.deepcopy(network, {**common})
         except TypeError:
-            shared = {id(value): value for value in _uncopyable(network, set())}
-            return copy.deepcopy(network, shared)
+            return copy.deepcopy(network, common | {id(value): value for value in _uncopyable(network, set())})
 
 
 class _Detached(TorchFunctionMode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,14 @@ class Known:
     tensor: Tensor  # kept, so that its id stays its own
     tags: list[Tags] = field(default_factory=list)  # on dimensions of their own each
     parameter: str | None = None
-    elements: np.ndarray | None = None
+    moved: np.ndarray | None = None  # its elements, where it is not the parameter as it is
+
+    @cached_property
+    def elements(self) -> np.ndarray | None:
+        """Which of the parameter's elements it holds."""
+        if self.moved is not None or self.parameter is None:
+            return self.moved
+        return np.arange(self.tensor.numel()).reshape(tuple(self.tensor.shape))
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class Channels:
         if id(tensor) in self.known:
             return self.known[id(tensor)]
         for name in self.names.get(id(tensor), [])[:1]:
-            return Known(tensor, [], name, np.arange(tensor.numel()).reshape(tuple(tensor.shape)))
+            return Known(tensor, [], name)
         return Known(tensor)
 
     # ---- parameters --------------------------------------------------------------------------------------------------

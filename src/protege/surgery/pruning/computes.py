@@ -16,7 +16,7 @@ from .ties import Tags, aligned, lined, merged, varying
 def elementwise(state: Channels, call: Replay, operands: list[Known], result: Tensor) -> Known:
     """What a call gives whose result depends, at each place, on what its operands have there."""
     if len(operands) == 1:
-        return Known(result, operands[0].tags, operands[0].parameter, operands[0].elements)
+        return Known(result, operands[0].tags, operands[0].parameter, operands[0].moved)
     shape = tuple(result.shape)
     tags = [aligned(tags, len(shape)) for known in operands for tags in known.tags]
     parameters, plain = [], []

@@ -93,7 +93,7 @@ def _reference(network: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, 
 
 def _fault(network: nn.Module, x: Tensor, tolerance: float, removal: Removal) -> str | None:
     """Why this network does not stand the removal."""
-    pruned = renewed(network)
+    pruned = renewed(network, network.parameters())
     try:
         remove(pruned, removal)
     except CannotRemove as error:
@@ -186,20 +186,26 @@ def _zeroed(
 ) -> Iterator[nn.Module]:
     """The network with zeros for the channels that go, whatever writes them; `mixed` is what the pruned network's
     modules of `mixing` gave."""
-    network = renewed(network)
-    hooks = []
+    filled: list[tuple[str, int, Tensor]] = []
+    hooked: list[tuple[str, Any]] = []
     for site, gone in removal.items():
         index = torch.tensor(sorted(gone))
         if site.side == "parameter":
-            _zero(network, site.name, site.dim, index)
+            filled.append((site.name, site.dim, index))
         elif site.side == "through":
-            hooks.append(network.get_submodule(site.name).register_forward_hook(_zeros_along(site.dim, index)))
+            hooked.append((site.name, _zeros_along(site.dim, index)))
         elif site.side in ("out", "both") and site.name not in mixing:
             module = network.get_submodule(site.name)
-            hooks.append(module.register_forward_hook(_zeros(module, index)))
+            hooked.append((site.name, _zeros(module, index)))
             if isinstance(module, nn.Linear):  # some attentions take its weights and never call it
-                _zero(network, f"{site.name}.weight", 0, index)
-                _zero(network, f"{site.name}.bias", 0, index)
+                filled += [(f"{site.name}.weight", 0, index), (f"{site.name}.bias", 0, index)]
+    own = {id(_tensor(network, name)) for name, _, _ in filled}
+    network = renewed(network, [parameter for parameter in network.parameters() if id(parameter) not in own])
+    for name, dim, index in filled:
+        if (tensor := _tensor(network, name)) is not None:  # a bias
+            with torch.no_grad():
+                tensor.index_fill_(dim, index.to(tensor.device), 0)
+    hooks = [network.get_submodule(name).register_forward_hook(hook) for name, hook in hooked]
     for name, gone in mixing.items():
         if isinstance(mixed.get(name), Tensor):
             hook = _over_the_rest(pruned.get_submodule(name), gone, mixed[name].shape)
@@ -211,13 +217,10 @@ def _zeroed(
             handle.remove()
 
 
-def _zero(network: nn.Module, name: str, dim: int, index: Tensor) -> None:
-    """Fill channels of a parameter or buffer with zeros."""
+def _tensor(network: nn.Module, name: str) -> Tensor | None:
+    """A parameter or buffer, or None in its place."""
     path, _, key = name.rpartition(".")
-    tensor = getattr(network.get_submodule(path), key)
-    if tensor is not None:  # a bias
-        with torch.no_grad():
-            tensor.index_fill_(dim, index.to(tensor.device), 0)
+    return getattr(network.get_submodule(path), key)
 
 
 def _zeros(module: Any, index: Tensor) -> Any:

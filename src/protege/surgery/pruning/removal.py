@@ -5,7 +5,7 @@ The modules that can have other sizes stand in one table (`KINDS`), which serves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,9 +194,10 @@ def _cut_depthwise(conv: Any, name: str, gone: Sequence[int]) -> None:
             _cut(conv, key, 0, gone)
 
 
-def renewed(network: nn.Module) -> nn.Module:
-    """A copy in the same modes without what some modules keep of their weights until they are trained on."""
-    fresh = copy_network(network)
+def renewed(network: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """A copy in the same modes without what some modules keep of their weights until they are trained on; both have the
+    tensors that are ``shared``."""
+    fresh = copy_network(network, shared)
     forget(fresh)
     return fresh
 

@@ -50,11 +50,11 @@ def _product(state: Channels, product: Product) -> Known | None:
     if name is None:
         return None
     shape = tuple(state.tensors[name].shape)
-    if known.elements is not None:
+    if known.moved is not None:
         plain = np.arange(known.tensor.numel()).reshape(shape)
-        if weight.dim() == 2 and into is not None and np.array_equal(known.elements, plain.T):
+        if weight.dim() == 2 and into is not None and np.array_equal(known.moved, plain.T):
             out, into = into, out
-        elif not np.array_equal(known.elements, plain):
+        elif not np.array_equal(known.moved, plain):
             return None
     elif shape != tuple(weight.shape):
         return None

@@ -117,9 +117,9 @@ def _linear_in(
         biases = [w for other, w in known.items() if other != key and w.value.numel() == channels]
         bias = biases[0] if len(biases) == 1 else None
         shift = 0 if bias is None else given[id(bias.value)].reshape(-1, *[1] * (output.dim() - 1 - dim))
-        q = _noise((groups, channels // groups, channels // groups), 1, output.device)
-        expected = mixed(output - shift, q, dim) + shift
-        if not close(run({**given, key: mixed(given[key], q, side)}), expected, EXACT):
+        q = _noise((2, groups, channels // groups), 1, output.device)
+        expected = _neighbours_mixed(output - shift, q, dim) + shift
+        if not close(run({**given, key: _neighbours_mixed(given[key], q, side)}), expected, EXACT):
             continue
         layer = Linear(weight, bias, side, dim - output.dim(), groups, window, kernel=False)
         whole = (output - shift).movedim(dim, -1).flatten(0, -2)
@@ -155,7 +155,7 @@ def _fresh(args: tuple, kwargs: dict[str, Any], shapes: Mapping[int, tuple[int, 
 
 def _noise(shape: Sequence[int], seed: int, device: torch.device | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(device or "cpu")
+    return torch.empty(tuple(shape), dtype=torch.float64).uniform_(-1, 1, generator=generator).to(device or "cpu")
 
 
 def _on_rows(layer: Linear, inputs: Tensor, weight: Tensor, outputs: Tensor) -> bool:
@@ -248,6 +248,13 @@ def mixed(value: Tensor, q: Tensor, dim: int) -> Tensor:
     value = value.movedim(dim, -1)
     value = torch.einsum("...bi,bio->...bo", value.unflatten(-1, q.shape[:2]), q.to(value)).flatten(-2)
     return value.movedim(-1, dim)
+
+
+def _neighbours_mixed(value: Tensor, q: Tensor, dim: int) -> Tensor:
+    """A value each of whose channels is a sum of itself and of the one before it, times ``q`` [2, blocks, m]: a matrix,
+    too, but in m steps and not in m². What is the same before and behind this one, drawn at random, is so for all."""
+    value = value.movedim(dim, -1).unflatten(-1, q.shape[1:])
+    return (value * q[0] + value.roll(1, -1) * q[1]).flatten(-2).movedim(-1, dim)
 
 
 def of_module(layer: nn.Module) -> Linear:
