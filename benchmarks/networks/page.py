@@ -44,11 +44,13 @@ def write(page: Path, results: Path, names: Sequence[str]) -> None:
 
 def _place(path: Path) -> str:
     heads = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if '"machine"' in line]
-    commits = list(dict.fromkeys(cell["commit"] for cell in last(path).values()))
-    shown = commits[0] if len(commits) == 1 else f"{commits[0]} to {commits[-1]}"
+    used = {cell["commit"] for cell in last(path).values()}
+    heads = [head for head in heads if head["commit"] in used] or heads
+    spans = [list(dict.fromkeys(head[key] for head in heads)) for key in ("commit", "date")]
+    commits, dates = (" to ".join(dict.fromkeys((span[0], span[-1]))) for span in spans)
     versions = ", ".join(f"{name} {number}" for name, number in heads[-1]["versions"].items())
-    limit = f"at most {heads[-1]['limit']:.0f} s a cell"
-    return f"commit {shown}, {heads[-1]['date']}, {heads[-1]['machine']}, {limit}; {versions}"
+    limit = f"at most {max(head['limit'] for head in heads):.0f} s a cell"
+    return f"commit {commits}, {dates}, {heads[-1]['machine']}, {limit}; {versions}"
 
 
 def _totals(cells: Cells, names: Sequence[str]) -> str:
