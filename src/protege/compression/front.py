@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from ..data import Data, hold_out, load_data
@@ -108,6 +109,10 @@ def compress(
     ``compress.json`` and ``report.html``. One that was stopped goes on with ``resume``. Raises `UserError` for bad
     input, and for a budget that cannot be met, with the nearest that can.
     """
+    if PartialState().num_processes > 1:
+        raise UserError(
+            "compress was started as several processes; expected one: start it without torchrun or accelerate."
+        )
     budget = budget_of(macs, params, size, latency, accuracy_drop)
     limit = None if time is None else quantity("time", time)
     if out is None:

@@ -35,8 +35,9 @@ def frontier(work: Work, search: Search) -> list[Candidate]:
             work.keep(frontier=[each.told(work.out) for each in found])
         return candidate
 
-    def late() -> bool:
-        return bool(found) and work.clock.left(SEARCH) < found[-1].seconds
+    def late(how: str) -> bool:
+        solved = [each.seconds for each in found if each.how != PIXELS] if how != PIXELS else []
+        return bool(found) and work.clock.left(SEARCH) < max(solved, default=0.0)
 
     if not work.budget.limits:
         _down(work, search, add)
@@ -44,7 +45,7 @@ def frontier(work: Work, search: Search) -> list[Candidate]:
     unmet: Unmet | None = None
     places: dict[str, float] = {}
     for how in WAYS:
-        if late():
+        if late(how):
             break
         if how in CUTS and _left_behind(search.judge, found):
             continue
@@ -60,10 +61,10 @@ def frontier(work: Work, search: Search) -> list[Candidate]:
     best = best_of(search.judge, found)
     share = places[best.how]
     for point in [*(share ** (k / POINTS) for k in range(POINTS - 1, 0, -1)), share * BEHIND]:
-        if late():
+        if late(best.how):
             break
         add(best.how, point)
-    if late():
+    if late(PATH):
         work.say("no time is left for more candidates")
     return found
 
@@ -77,7 +78,7 @@ def _left_behind(judge: Judge, found: Sequence[Candidate]) -> bool:
 def _down(work: Work, search: Search, add: Callable[[str, float], Candidate | None]) -> None:
     """Smaller and smaller, until more is lost than teaching is likely to win back."""
     assert work.budget.drop is not None
-    for how in (PATH, PIXELS, HIDDEN, DECOUPLE):
+    for how in (PIXELS, PATH, DECOUPLE, HIDDEN):
         share = STEP
         while (candidate := add(how, share)) is not None:
             lost = search.judge.drop(candidate.metrics)

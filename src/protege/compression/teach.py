@@ -37,6 +37,8 @@ def taught(
     settings |= {} if math.isinf(left) else {"time": f"{left:.0f}s"}
     begun = (out / "recipe.toml").exists()
     result = perform(networks | ({} if begun else settings), out, resume=is_run(out), solved=True)
+    for network in (work.teacher, result.student):  # the run may have taken them to an accelerator
+        network.cpu()
     after = search.judge(result.student)
     told = {"after": after, **{key: result.result.get(key) for key in ("method", "choice", "seconds")}}
     told["epochs"] = sum(phase["epochs"] for phase in result.result["phases"])

@@ -19,13 +19,13 @@ from ..surgery.pruning.result import kept_whole
 from ..torch_utils import copy_network, eval_mode, logits_in
 
 PATH, HIDDEN, PIXELS, DECOUPLE = "path", "hidden", "pixels", "decouple"
-# What they are called: by the cost of channels, of all and of those within blocks alone (what all blocks share, few
+# What they are called, in the order in which they are tried: by the cost of channels, of all and of those within blocks alone (what all blocks share, few
 # images do not bring back), on smaller images, and those of `protege.shrink`.
 WAYS = {
-    PATH: "by cost",
     PIXELS: "on smaller images",
-    HIDDEN: "by cost within blocks",
+    PATH: "by cost",
     DECOUPLE: "decoupled",
+    HIDDEN: "by cost within blocks",
     "l1": "by l1",
     "slim": "by scales",
 }
@@ -56,10 +56,10 @@ class Ways:
         """A smaller copy, on the path as near as its channels allow, and what of it stayed whole. Raises `UserError`
         where this way does not go there."""
         network = self.teacher.network
+        if how == HIDDEN and not self._shared_is_cut(share):
+            raise UserError("what all blocks share stays whole on the path, too.")
         if path := self.path(how):
             shrunk = path.cut(path.first(**{self.counted: share}))
-        elif how == HIDDEN:
-            raise UserError("the network has no channels that all blocks share beside those within blocks.")
         elif how == PIXELS:
             return self._on_smaller_images(share), []
         elif how == DECOUPLE:
@@ -68,6 +68,14 @@ class Ways:
             shrunk = shrink(network, self.prepared, how, macs=share)
         model = shrunk_model(self.teacher, shrunk, self.raw, self.data)
         return model, [str(part) for part in shrunk.left_out]
+
+    def _shared_is_cut(self, share: float) -> bool:
+        """Whether there is a path within blocks alone, and the one of all removes something else at the share."""
+        path = self.path()
+        if path is None or self.path(HIDDEN) is None:
+            return False
+        cut = path.choice(path.first(**{self.counted: share}))
+        return any(path.groups[number].part == "stream" for number in cut)
 
     def at_end(self, how: str, share: float) -> bool:
         """Whether nothing smaller lies behind the share on the path."""
