@@ -102,12 +102,17 @@ def ways():
     return Ways(teacher, data, raw, "macs", lambda: [teacher.prepared(images[:8])])
 
 
-@pytest.mark.parametrize("how", ["path", "pixels", "hidden", "decouple", "l1"])
+@pytest.mark.parametrize("how", ["path", "pixels", "decouple", "l1"])
 def test_each_way_leaves_the_share_that_is_asked_for(ways, how):
     model, _ = ways.model(how, 0.5)
     assert count_macs(model, ways.raw) / count_macs(ways.teacher, ways.raw) == pytest.approx(0.5, abs=0.05)
     assert model.kept
     assert model(ways.raw).shape == ways.teacher(ways.raw).shape
+
+
+def test_within_blocks_is_no_way_of_its_own_where_nothing_else_would_go(ways):
+    with pytest.raises(protege.UserError, match="stays whole"):
+        ways.model("hidden", 0.95)
 
 
 def test_on_smaller_images_the_network_is_the_same(ways):

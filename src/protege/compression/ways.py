@@ -19,8 +19,8 @@ from ..surgery.pruning.result import kept_whole
 from ..torch_utils import copy_network, eval_mode, logits_in
 
 PATH, HIDDEN, PIXELS, DECOUPLE = "path", "hidden", "pixels", "decouple"
-# What they are called, in the order in which they are tried: by the cost of channels, of all and of those within blocks alone (what all blocks share, few
-# images do not bring back), on smaller images, and those of `protege.shrink`.
+# What they are called, in the order in which they are tried: by the cost of channels, of all and of those within blocks
+# alone (what all blocks share, few images do not bring back), on smaller images, and those of `protege.shrink`.
 WAYS = {
     PIXELS: "on smaller images",
     PATH: "by cost",
