@@ -180,3 +180,67 @@ def test_a_solved_network_is_taught_at_a_lower_rate_first():
     solved = recommend(replace(known, solved=True)).candidates
     assert all(each.method != "fskd" for each in solved)
     assert solved[0].settings["lr"] < solved[1].settings["lr"]
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A small network for digits, as a folder."""
+    out = tmp_path_factory.mktemp("teacher")
+    protege.train("zoo:cnn_tiny", "digits", out=out, epochs=15, lr=0.05, overwrite=True)
+    return out / "student"
+
+
+def test_a_call_whose_time_is_over_goes_on_with_all_that_was_made(taught, tmp_path):
+    call = {"macs": 0.5, "to": "folder", "epochs": 1, "time": "60s", "out": tmp_path / "out"}
+    first = protege.compress(taught, "digits", **call)
+    record = json.loads((tmp_path / "out" / "compress.json").read_text())
+    (tmp_path / "out" / "compress.json").write_text(json.dumps({**record, "finished": False, "seconds": 1000.0}))
+    again = protege.compress(taught, "digits", **call, resume=True)
+    assert [each["name"] for each in again.frontier] == [each["name"] for each in first.frontier]
+    assert again.metrics == first.metrics
+    assert protege.compress(taught, "digits", **call, resume=True).metrics == first.metrics  # finished
+
+
+def test_another_model_does_not_go_on(taught, tmp_path):
+    call = {"macs": 0.5, "to": "folder", "epochs": 0, "time": "3s", "out": tmp_path / "out"}
+    protege.compress(taught, "digits", **call)
+    other = protege.load_model(taught, network=None)
+    with torch.no_grad():
+        next(other.network.parameters()).add_(1)
+    other.save(tmp_path / "other")
+    record = json.loads((tmp_path / "out" / "compress.json").read_text())
+    (tmp_path / "out" / "compress.json").write_text(json.dumps({**record, "model": str(tmp_path / "other")}))
+    with pytest.raises(protege.UserError, match="another model"):
+        protege.compress(tmp_path / "other", "digits", **call, resume=True)
+
+
+def test_a_model_that_was_shrunk_before_is_solved_for_like_others(taught, tmp_path):
+    half = protege.shrink(taught, ratio=0.2, data="digits", out=tmp_path / "half")
+    result = protege.compress(half, "digits", macs=0.8, to="folder", epochs=0, time="30s", out=tmp_path / "out")
+    path = next(each for each in result.frontier if each["how"] == "path")
+    assert path["layers"]
+    assert path["metrics"]["agreement"] > path["before"]["agreement"] - 0.05
+
+
+def test_the_smallest_within_a_loss_is_found_and_the_search_ends(taught, tmp_path):
+    result = protege.compress(taught, "digits", accuracy_drop=0.9, to="folder", epochs=0, out=tmp_path / "out")
+    assert result.result["met"] == {"accuracy_drop": True}
+    least = min(each["figures"]["macs"] for each in result.frontier)
+    assert result.result["student"]["figures"]["macs"] == least
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch": 0}, "batch is 0"),
+        ({"threads": -1}, "threads is -1"),
+        ({"epochs": -3}, "epochs is -3"),
+        ({"seed": -1}, "seed"),
+        ({"to": "folder", "int8": True}, "int8=True does not go with"),
+        ({"to": "litert", "int8": True}, "int8=True does not go with"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_anything_is_made(tmp_path, options, words):
+    with pytest.raises(protege.UserError, match=words):
+        protege.compress("zoo:mlp", "digits", macs=0.5, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

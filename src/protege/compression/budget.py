@@ -17,6 +17,7 @@ UNITS: dict[str, Mapping[str, float]] = {
     "latency": {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0},
     "time": SECONDS,
 }
+MARGIN = 1.02  # of a latency
 EXAMPLES = {"size": "5MB", "latency": "8ms", "time": "10m"}
 
 
@@ -58,6 +59,13 @@ class Budget:
         """The figure that is farthest over its limit, as a multiple of it; 1 or less where the budget is met."""
         ratios = [limit.over(figures[name], teacher[name]) for name, limit in self.limits.items()]
         return max(ratios, default=0.0)
+
+    def met(self, figures: Mapping[str, float], teacher: Mapping[str, float]) -> dict[str, bool]:
+        """Whether each limit is kept; times shake."""
+        return {
+            name: limit.over(figures[name], teacher[name]) <= (MARGIN if name == "latency" else 1.0)
+            for name, limit in self.limits.items()
+        }
 
     def shares(self, teacher: Mapping[str, float]) -> dict[str, float]:
         """The limits as shares of the teacher's figures."""

@@ -14,7 +14,7 @@ from ..data import CLEAN, Augment, Data, batches
 from ..errors import UserError
 from ..models import Model, framed_for, seen_by
 from ..models.storage import bytes_of
-from ..run.exporting import export, interface_of, texts_of
+from ..run.exporting import export, interface_of, require, texts_of
 from ..run.formats import FORMATS, Images, opened
 from ..run.formats.program import quietly
 from ..run.latency import SECONDS, Latency, latencies
@@ -22,6 +22,7 @@ from ..run.shrinking import example_of
 
 FOLDER = "folder"
 IN_INT8 = {"onnx": "onnx-int8"}  # the format that takes its place where the file must be smaller
+LONGEST = 120  # seconds for the turns of networks of one batch
 PROBED = 32  # images that a file of int8 is calibrated on while it is only measured
 
 
@@ -34,7 +35,15 @@ def format_of(to: str | None, int8: bool) -> str:
         raise UserError(f"export to {to!r} is unknown; expected {', '.join(FORMATS)} or {FOLDER}: change to=….")
     if int8 and to == FOLDER:
         raise UserError("int8=True does not go with to='folder'; expected a file that holds int8: change to=….")
-    return IN_INT8.get(to, to) if int8 else to
+    if to == FOLDER:
+        return to
+    to = IN_INT8.get(to, to) if int8 else to
+    kind = FORMATS[to]
+    if int8 and not kind.int8:
+        known = ", ".join(name for name, each in FORMATS.items() if each.int8)
+        raise UserError(f"int8=True does not go with to={to!r}; expected a format that holds int8 ({known}).")
+    require(kind.packages, kind.extra)
+    return to
 
 
 class Files:
@@ -82,7 +91,15 @@ class Files:
         return figures
 
     def _timed(self, networks: list[nn.Module], seconds: float) -> list[Latency]:
-        return latencies(networks, self.raw, batch=self.batch, threads=self.threads, seconds=seconds)
+        while True:  # of a batch that takes longer fewer would be timed at once
+            times = latencies(networks, self.raw, batch=self.batch, threads=self.threads, seconds=seconds)
+            if times[0].batch == self.batch:
+                return times
+            seconds *= 2
+            if seconds > LONGEST:
+                raise UserError(
+                    f"batch = {self.batch} takes too long to time; expected at most {times[0].batch}: change batch=…."
+                )
 
     def _made(self, model: Model, to: str, name: str) -> tuple[nn.Module, int]:
         if to == FOLDER:
@@ -104,18 +121,21 @@ class Files:
         some, train = torch.arange(min(PROBED, len(self.data.train))), seen_by(model, self.data.train)
         return Images([batch.inputs.cpu() for batch in batches(train, [some], CLEAN, Augment())])
 
-    def export(self, folder: Path, out: Path, student: Model) -> tuple[Path, dict[str, Any], dict[str, float]]:
-        """Leave the file of the student, whose ``folder`` is there, in ``out``: the path, what `export` says, and its
-        `figures`."""
+    def export(
+        self, folder: Path, out: Path, student: Model
+    ) -> tuple[Path, dict[str, Any], dict[str, float], nn.Module]:
+        """Leave the file of the student, whose ``folder`` is there, in ``out``: the path, what `export` says, its
+        `figures`, and what runs it."""
         self.figures(self._teacher)
         if self.to == FOLDER:
             stays = {"to": FOLDER, "file": folder.name}
-            return folder, stays, self._measured(student, bytes_of(student.network), SECONDS)
+            return folder, stays, self._measured(student, bytes_of(student.network), SECONDS), student
         record = export(student, to=self.to, out=out, overwrite=True, data=self.data)
         file = out / record["file"]
         raw = example_of(student, framed_for(student, self.data))
-        network = _OnItsOwn(opened(file, self.threads), raw)
-        return file, record, self._measured(network, record["bytes"]["exported"], SECONDS)
+        network = opened(file, self.threads)
+        costs = self._measured(_OnItsOwn(network, raw), record["bytes"]["exported"], SECONDS)
+        return file, record, costs, network
 
 
 class _OnItsOwn(nn.Module):

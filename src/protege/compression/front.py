@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,25 +22,28 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from ..data import Data, hold_out, load_data
+from .. import words
+from ..data import Data, choose, hold_out, load_data
 from ..errors import UserError
 from ..files import is_compressed
-from ..models import Model, framed_for, held_out_by, known_ranges, load_model
+from ..models import Model, framed_for, held_out_by, known_ranges, load_model, seen_by
 from ..models.classes import in_order_of
 from ..numerics import exact
 from ..report import write_compress_report
-from ..run.exporting import test_metrics
-from ..run.folder import check_out, holding, remove, remove_empty, report
+from ..run.folder import check_out, holding, refuse_among_images, remove, remove_empty, report
+from ..run.formats import FORMATS
+from ..run.origin import origin_of
+from ..run.recipe import checked
 from ..settings import public
-from ..tasks import TASKS, shipped_task
+from ..tasks import TASKS, Task, shipped_task
 from ..torch_utils import copy_network, same_numbers
 from ..training.progress import Display
 from .budget import budget_of, quantity, written
-from .files import Files, format_of
-from .frontier import MARGIN, chosen, frontier
+from .files import FOLDER, Files, format_of
+from .frontier import chosen, frontier
 from .judge import Judge
 from .mistakes import draw_mistakes
-from .search import Measure, Search, Unmet
+from .search import Measure, Search, Unmet, load_again
 from .teach import taught
 from .work import RECORD, Clock, Work, said
 
@@ -119,8 +122,18 @@ def compress(
         raise UserError("'out' is missing; expected the folder for what is made as out=….")
     if data is None:
         raise UserError("'data' is missing; expected images to solve for and to judge by as data=….")
+    counted(batch=batch, threads=1 if threads is None else threads)
+    counted(0, epochs=0 if epochs is None else epochs)
+    checked(seed=seed)
     kind = format_of(to, int8)
     out = Path(out)
+    if isinstance(data, str):
+        refuse_among_images(out, data)
+    if overwrite and isinstance(model, str | Path) and Path(model).resolve().is_relative_to(out.resolve()):
+        raise UserError(
+            f"overwrite=True would replace the model {str(model)!r}, which lies in out={str(out)!r}; expected another "
+            "folder: change out=…."
+        )
     settings = {
         "model": str(model) if isinstance(model, str | Path) else type(getattr(model, "network", model)).__name__,
         "budget": budget.told(),
@@ -140,15 +153,25 @@ def compress(
             proof=f"{RECORD} of compress",
             replaced=(RECORD, *OURS),
         )
-        spent = _spent(out, settings) if resume else 0.0
+        before = _begun(out, settings) if resume else {}
         teacher, opened = _opened(model, data, image_size, skip_bad, trust)
+        origin = origin_of(opened, None, teacher, True)
+        if before and before.get("origin") != origin:
+            raise UserError(
+                f"resume=True found another model or other images than {str(out)!r} was begun with; expected the same: "
+                "bring them back, or start anew with overwrite=True."
+            )
+        if before.get("finished"):
+            display.say(f"{str(out)!r} is finished already; nothing is left to do", always=True)
+            return _finished(out, before, teacher)
+        opened = _with_judges(opened)
         out.mkdir(parents=True, exist_ok=True)
         hold()
         if overwrite:
             for name in OURS:
                 remove(out / name)
-        clock = Clock(spent, limit)
-        record = {"version": 1, **settings, "seconds": 0.0, "finished": False}
+        clock = Clock(float(before.get("seconds", 0.0)), limit)
+        record = {**before, "version": 1, **settings, "origin": origin, "seconds": 0.0, "finished": False}
         work = Work(teacher, opened, budget, record, out, seed, clock, display)
         with Files(teacher, opened, kind, batch, threads) as files:
             try:
@@ -174,14 +197,19 @@ def gone_if_empty(out: Path) -> Iterator[None]:
 
 
 def _opened(model: Any, data: Any, image_size: int | None, skip_bad: int, trust: bool) -> tuple[Model, Data]:
-    """A copy of the model, and the data in its order of classes with a val split: some of the training images where
-    there is none. Raises `UserError` where there are too few."""
+    """A copy of the model, and the data in its order of classes."""
     ranges, way = known_ranges(model), held_out_by(model)
     opened = load_data(data, image_size=image_size, ranges=ranges, held_out=way, skip_bad=skip_bad)
-    teacher = copy_network(load_model(model, data=opened, trained=True, trust=trust)).eval()
+    teacher = copy_network(load_model(model, data=opened, trained=True, trust=trust)).cpu().eval()
+    teacher.kept = {}  # of an earlier shrinking: what is left is told of this model
     if teacher.input.kind != "image":
         raise UserError("the model takes tokens; expected a network for images: compress knows only these.")
-    opened = framed_for(teacher, in_order_of(teacher, opened))
+    return teacher, framed_for(teacher, in_order_of(teacher, opened))
+
+
+def _with_judges(opened: Data) -> Data:
+    """The data with a val split: some of the training images where there is none, some of it where it is large. Raises
+    `UserError` where there are too few."""
     if opened.val is None:
         labels = opened.train.labels if opened.labelled and opened.train.labels is not None else None
         count = len(opened.train)
@@ -192,12 +220,22 @@ def _opened(model: Any, data: Any, image_size: int | None, skip_bad: int, trust:
                 f"the data {opened.name!r} has {count} training images, of which none can be held out to judge by; "
                 "expected more: add images."
             )
-        opened = replace(opened, train=opened.train.part(kept), val=opened.train.part(held))
-    return teacher, opened
+        return replace(opened, train=opened.train.part(kept), val=opened.train.part(held))
+    some = choose(
+        opened.val.labels, samples=min(MOST_JUDGED, len(opened.val)), seed=0, count=len(opened.val), each=False
+    )
+    return replace(opened, val=opened.val.part(some))
 
 
-def _spent(out: Path, settings: Mapping[str, Any]) -> float:
-    """The seconds that the stopped call took. Raises `UserError` where that was called otherwise."""
+def counted(least: int = 1, **values: int) -> None:
+    """Raise `UserError` for values that are no whole numbers from the least."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"{name} is {value!r}; expected a whole number from {least}: change {name}=….")
+
+
+def _begun(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the stopped call. Raises `UserError` where that was called otherwise."""
     record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     now = json.loads(json.dumps(dict(settings)))
     for key, value in now.items():
@@ -206,7 +244,14 @@ def _spent(out: Path, settings: Mapping[str, Any]) -> float:
                 f"{str(out)!r} was begun with {key} = {record.get(key)!r}, which is {value!r} now; expected the same: "
                 "give the same arguments, or start anew with overwrite=True."
             )
-    return float(record.get("seconds", 0.0))
+    return record
+
+
+def _finished(out: Path, record: dict[str, Any], teacher: Model) -> Compressed:
+    """What a finished call has left."""
+    student, kept = load_again(out / "student", teacher), record["student"]
+    file = out / "file" / record["file"]["file"] if record["file"]["to"] != FOLDER else out / "student"
+    return Compressed(student, kept["test"] or kept["metrics"], record["frontier"], file, record, out)
 
 
 # ---- the steps -------------------------------------------------------------------------------------------------------
@@ -227,7 +272,7 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
     samples = {"solved": len(search.positions), "judged": len(work.data.val), "labelled": labelled}
     work.keep(frontier=[], teacher={"figures": whole, "metrics": judge.figures}, samples=samples, metric=judge.metric)
     work.say(f"the teacher: {said(whole, whole, judge.figures, judge.metric)}")
-    if work.budget.shares(whole).get("size", 1) < QUARTER and files.in_int8():
+    if (work.budget.shares(whole).get("size", 1) < QUARTER or work.record.get("in_int8")) and files.in_int8():
         work.say("the file holds int8, which is a quarter of the size")
     try:
         candidates = frontier(work, search)
@@ -235,8 +280,13 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
         if not (work.budget.measured and files.in_int8()):
             raise
         work.say("no network in floating point meets the budget: the file holds int8")
+        work.keep(in_int8=True)
         candidates = frontier(work, search)
+    before = work.record.get("chosen", {})
     best, why = chosen(work, search, candidates)
+    for each in candidates:
+        if each.name == before.get("name"):
+            best, why = each, before["why"]  # which may have been taught on already
     work.keep(chosen={"name": best.name, "why": why})
     work.say(f"{best.name} goes on: {why}")
 
@@ -244,21 +294,42 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
     student.save(work.out / "student", overwrite=True)
     work.keep(taught=lesson)
 
-    file, record, costs = files.export(work.out / "student", work.out / "file", student)
-    tests = [test_metrics(each, work.data if labelled else None) for each in (work.teacher, student)]
-    figures = search.sizes(student) | costs
+    file, record, costs, network = files.export(work.out / "student", work.out / "file", student)
+    rounded = files.to != FOLDER and FORMATS[files.to].int8
+    metrics = judge(network, seen_by(student, work.data.val)) if rounded else lesson["metrics"]
+    tests = _tested(work, task, labelled, [(work.teacher, work.teacher), (student, student), (network, student)])
+    figures, costs_of_teacher = search.sizes(student) | costs, whole | files.figures(work.teacher)
+    met = work.budget.met(figures, costs_of_teacher)
+    if work.budget.drop is not None:
+        met["accuracy_drop"] = judge.drop(metrics) <= work.budget.drop
     work.keep(
-        teacher={"figures": whole | files.figures(work.teacher), "metrics": judge.figures, "test": tests[0]},
-        student={"figures": figures, "metrics": lesson["metrics"], "test": tests[1]},
+        teacher={"figures": costs_of_teacher, "metrics": judge.figures, "test": tests[0]},
+        student={"figures": figures, "metrics": metrics, "test": tests[2] if rounded else tests[1]},
+        in_float={"metrics": lesson["metrics"], "test": tests[1]} if rounded else {},
+        met=met,
         file=record,
         mistakes=draw_mistakes(work.teacher, student, work.data, task, labelled, work.out),
         finished=True,
     )
-    for name, limit in work.budget.limits.items():
-        if limit.over(figures[name], whole.get(name, figures[name])) > MARGIN:
-            more = ", as layers of it stay in floating point" if record.get("float_layers") else ""
-            logger.warning("the file's %s is %s, which is over its limit%s", name, written(name, figures[name]), more)
+    for name in [name for name, kept in met.items() if not kept]:
+        if name == "accuracy_drop":
+            what = f"{words.metric_value(judge.metric, judge.drop(metrics))} lower on the images held out"
+        else:
+            what = written(name, figures[name])
+        more = "; layers of it stay in floating point" if record.get("float_layers") else ""
+        logger.warning("what is left does not keep the limit of %s: it is %s%s", name, what, more)
     report(write_compress_report, work.out)
-    metrics = tests[1] or lesson["metrics"]
+    metrics = work.record["student"]["test"] or metrics
     work.say(f"{file}: {said(figures, whole, metrics, judge.metric)}")
     return Compressed(student, metrics, work.record["frontier"], file, work.record, work.out)
+
+
+def _tested(
+    work: Work, task: Task, labelled: bool, networks: Sequence[tuple[nn.Module, Model]]
+) -> list[dict[str, float]]:
+    """What networks, shown what these models see, are worth on the test set, if there is one."""
+    test = work.data.test
+    if test is None:
+        return [{} for _ in networks]
+    tester = Judge(work.teacher, test, task, len(work.data.classes), labelled)
+    return [tester(network, seen_by(model, test)) for network, model in networks]

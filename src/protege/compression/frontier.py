@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .. import words
+from ..errors import UserError
 from ..training.progress import in_words
 from .judge import Judge
 from .search import Candidate, Search, Unmet
@@ -17,7 +18,6 @@ POINTS = 4  # from the whole network to the budget
 BEHIND = 0.75  # of the budget's share: one point further
 SEARCH = 0.4  # of the time, that the search may take
 STEP = 0.85  # of the multiply-adds, from one point to the next where only a loss of quality ends the way
-MARGIN = 1.02  # of a budget: times shake
 BACK = 3.0  # of the loss that is allowed, so much may be lost before teaching, which wins some of it back
 
 
@@ -35,38 +35,48 @@ def frontier(work: Work, search: Search) -> list[Candidate]:
             work.keep(frontier=[each.told(work.out) for each in found])
         return candidate
 
-    def late(how: str) -> bool:
+    def late(how: str, share: float | None = None) -> bool:
+        """Whether there is no time to make a candidate that has not been made."""
+        if search.has(how, share):
+            return False
         solved = [each.seconds for each in found if each.how != PIXELS] if how != PIXELS else []
         return bool(found) and work.clock.left(SEARCH) < max(solved, default=0.0)
 
     if not work.budget.limits:
         _down(work, search, add)
+        if not found:
+            raise UserError(_refusal(search))
         return found
-    unmet: Unmet | None = None
+    unmet: dict[str, Unmet] = {}
     places: dict[str, float] = {}
     for how in WAYS:
         if late(how):
-            break
+            continue
         if how in CUTS and _left_behind(search.judge, found):
             continue
         try:
             places[how] = search.place(how)
         except Unmet as error:
-            unmet = unmet or error
+            unmet[how] = error
         else:
             add(how, places[how])
     if not found:
-        assert unmet is not None
-        raise unmet
+        if search.refused:
+            raise UserError(_refusal(search))
+        raise unmet.get(PATH) or next(iter(unmet.values()))
     best = best_of(search.judge, found)
     share = places[best.how]
     for point in [*(share ** (k / POINTS) for k in range(POINTS - 1, 0, -1)), share * BEHIND]:
-        if late(best.how):
-            break
-        add(best.how, point)
+        if not late(best.how, point):
+            add(best.how, point)
     if late(PATH):
         work.say("no time is left for more candidates")
     return found
+
+
+def _refusal(search: Search) -> str:
+    how, why = next(iter(search.refused.items()))
+    return f"the network cannot be made smaller: {WAYS[how]}: {why}"
 
 
 def _left_behind(judge: Judge, found: Sequence[Candidate]) -> bool:
@@ -79,16 +89,13 @@ def _down(work: Work, search: Search, add: Callable[[str, float], Candidate | No
     """Smaller and smaller, until more is lost than teaching is likely to win back."""
     assert work.budget.drop is not None
     for how in (PIXELS, PATH, DECOUPLE, HIDDEN):
-        share = STEP
-        while (candidate := add(how, share)) is not None:
-            lost = search.judge.drop(candidate.metrics)
-            if (
-                lost > BACK * work.budget.drop
-                or work.clock.left(SEARCH) < candidate.seconds
-                or search.ways.at_end(how, share)
-            ):
+        share, last = STEP, dict[str, float]()
+        while (candidate := add(how, share)) is not None and candidate.figures != last:
+            if search.judge.drop(candidate.metrics) > BACK * work.budget.drop or search.ways.at_end(how, share):
                 break
-            share *= STEP
+            share, last = share * STEP, candidate.figures
+            if work.clock.left(SEARCH) < candidate.seconds and not search.has(how, share):
+                break
 
 
 def best_of(judge: Judge, found: Sequence[Candidate]) -> Candidate:
@@ -103,8 +110,10 @@ def best_of(judge: Judge, found: Sequence[Candidate]) -> Candidate:
 def chosen(work: Work, search: Search, found: Sequence[Candidate]) -> tuple[Candidate, str]:
     """The candidate that goes on, and why."""
     drop, judge = work.budget.drop, search.judge
-    fit = [each for each in found if work.budget.over(each.figures, search.whole) <= MARGIN]
-    fit = fit or [min(found, key=lambda each: work.budget.over(each.figures, search.whole))]
+    fit = [each for each in found if all(work.budget.met(each.figures, search.whole).values())]
+    if not fit:
+        nearest = min(found, key=lambda each: work.budget.over(each.figures, search.whole))
+        return nearest, "no candidate is within the budget when measured again; it is the nearest"
     if drop is not None:
         near = [each for each in fit if judge.drop(each.metrics) <= BACK * drop]
         if not near:

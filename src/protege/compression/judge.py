@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import CLEAN, Augment, Batch, Samples, batches, forward_size
 from ..models import Model
@@ -34,6 +35,8 @@ class Judge:
     def better(self, one: dict[str, float], other: dict[str, float]) -> bool:
         """Whether the first figures are better than the second: by the metric, where that is the same by the error."""
         a, b = one[self.metric], other[self.metric]
+        if math.isnan(a) or math.isnan(b):
+            return math.isnan(b) and not math.isnan(a)
         if a == b:
             return one["error"] < other["error"]
         return (a > b) == self.higher
@@ -43,18 +46,19 @@ class Judge:
         loss = self.figures[self.metric] - figures[self.metric]
         return loss if self.higher else -loss
 
-    def __call__(self, model: Model) -> dict[str, float]:
-        return self._measure(model)
+    def __call__(self, model: nn.Module, samples: Samples | None = None) -> dict[str, float]:
+        """Of a model, or an opened file that takes the ``samples`` as they are framed for it."""
+        return self._measure(model, samples)
 
     @exact()
     @torch.no_grad()
-    def _measure(self, model: Model, first: bool = False) -> dict[str, float]:
+    def _measure(self, model: nn.Module, samples: Samples | None = None, first: bool = False) -> dict[str, float]:
         metrics = self.task.metrics(self.classes, device_of(model)) if self.labelled else None
         same = count = 0
         error = spread = total = 0.0
         mean: Tensor | None = None
         with eval_mode(model, self.teacher):
-            for number, batch in enumerate(self._batches(model)):
+            for number, batch in enumerate(self._batches(model, samples)):
                 outputs = logits_in(model(batch.inputs))
                 theirs = self._theirs(number, batch, outputs if first else None)
                 alike = outputs.argmax(self.task.class_dim) == theirs.argmax(self.task.class_dim)
@@ -75,9 +79,11 @@ class Judge:
         figures = {"agreement": same / max(count, 1), "error": error / self._spread}
         return figures | (metrics.compute() if metrics is not None else {})
 
-    def _batches(self, model: Model) -> Iterator[Batch]:
+    def _batches(self, model: nn.Module, samples: Samples | None) -> Iterator[Batch]:
         order = torch.arange(len(self.samples)).split(forward_size(self.samples, BATCH))
-        return batches(self.samples, list(order), CLEAN, Augment(), device=device_of(model))
+        return batches(
+            self.samples if samples is None else samples, list(order), CLEAN, Augment(), device=device_of(model)
+        )
 
     def _theirs(self, number: int, batch: Batch, outputs: Tensor | None) -> Tensor:
         """The teacher's outputs for a batch, computed once where there is room for them."""
@@ -87,4 +93,7 @@ class Judge:
                 if sum(part.nbytes for part in self._kept) > KEPT:
                     self._kept = None
             return outputs
-        return logits_in(self.teacher(batch.inputs)) if self._kept is None else self._kept[number]
+        if self._kept is not None:
+            return self._kept[number]
+        original = next(iter(batches(self.samples, [batch.index.cpu()], CLEAN, Augment())))
+        return logits_in(self.teacher(original.inputs.to(device_of(self.teacher))))

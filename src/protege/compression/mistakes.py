@@ -28,7 +28,8 @@ def draw_mistakes(
     such are written into ``out/pictures``."""
     for name in (FOLDER, SCENES):
         remove(out / name)
-    if not task.named_classes:
+    channels = data.train.shape[0]
+    if not task.named_classes or channels not in (1, 3):
         return []
     samples = data.test if data.test is not None else data.val
     assert samples is not None

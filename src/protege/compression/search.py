@@ -86,6 +86,7 @@ class Search:
         count = min(SAMPLES, len(data.train))
         self.positions = choose(None, samples=count, seed=seed, count=len(data.train))
         self.whole = self.figures(teacher)
+        self.refused: dict[str, str] = {}  # ways that give no candidate, and why
         limited = {COUNTED.get(name, name) for name in budget.limits}
         self.ways = Ways(teacher, data, raw, "params" if limited == {"params"} else "macs", self._looked_at)
 
@@ -99,24 +100,31 @@ class Search:
     def place(self, how: str) -> float:
         """The largest share at which the budget is met, by making networks and measuring them. Raises `Unmet` where
         this way does not go so far."""
-        known = self.out / PLACES
-        places = json.loads(known.read_text(encoding="utf-8")) if json_has(known) else {}
+        places = self._places()
         if how not in places:
             places[how] = self._place(how)
             self.out.mkdir(parents=True, exist_ok=True)
-            write_json(known, places)
-        return float(places[how])
+            write_json(self.out / PLACES, places)
+        return places[how]
+
+    def _places(self) -> dict[str, float]:
+        known = self.out / PLACES
+        return json.loads(known.read_text(encoding="utf-8")) if json_has(known) else {}
 
     def _place(self, how: str) -> float:
         shares = self.budget.shares(self.whole)
         low, high = 0.0, 1.0  # the budget is met at low, if anywhere, and not at high
-        share, best = min(shares.values()) * (CLOSER if self.budget.measured else 1.0), 0.0
+        share, best, reason = min(shares.values()) * (CLOSER if self.budget.measured else 1.0), 0.0, ""
+        figures: dict[str, float] = {}
         for _ in range(TRIES):
             try:
-                model, _ = self.ways.model(how, share)
-            except UserError as error:  # this way does not go so far
-                raise Unmet(str(error)) from error
-            figures = self.figures(model)
+                figures = self.figures(self.ways.model(how, share)[0])
+            except UserError as error:  # this way does not go so far; perhaps it need not
+                reason = reason or str(error)
+                if not self.budget.measured:
+                    break
+                low, share = share, (share + high) / 2
+                continue
             over = self.budget.over(figures, self.whole)
             if over <= 1:
                 low = best = share
@@ -129,9 +137,9 @@ class Search:
             share = share / over * CLOSER
             if not low < share < high:
                 share = (low + high) / 2
-        if not best:
-            raise Unmet(self._unmet(figures))
-        return best
+        if best:
+            return best
+        raise Unmet(reason or self._unmet(figures))
 
     def _unmet(self, figures: Mapping[str, float]) -> str:
         limits = self.budget.limits
@@ -151,9 +159,8 @@ class Search:
 
     def candidate(self, how: str, share: float) -> Candidate | None:
         """A network of the share, as a candidate; None where this way does not go there."""
-        name = f"{share:.3f}-{how}"
-        folder = self.out / name
-        if json_has(folder / RECORD, "name", "metrics"):
+        name, folder = self._named(how, share)
+        if self.has(how, share):
             known = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             return Candidate(**{**known, "folder": folder})
         began = time.monotonic()
@@ -165,6 +172,7 @@ class Search:
                 layers = self._solved(model, self.reporter(f"{name}, layers solved for")).get("blocks", [])
                 after = self.judge(model)
         except UserError as error:
+            self.refused.setdefault(how, str(error))
             logger.info("%s is left out: %s", WAYS[how], error)
             return None
         made = Candidate(name, how, folder, self.figures(model), before, after, layers, left_out)
@@ -174,11 +182,19 @@ class Search:
         write_json(folder / RECORD, {**made.told(self.out), "folder": name})
         return made
 
+    def _named(self, how: str, share: float) -> tuple[str, Path]:
+        name = f"{share:.3f}-{how}"
+        return name, self.out / name
+
+    def has(self, how: str, share: float | None = None) -> bool:
+        """Whether the candidate has been made, or the one where the budget is met."""
+        if share is None:
+            share = self._places().get(how)
+        return share is not None and json_has(self._named(how, share)[1] / RECORD, "name", "metrics")
+
     def load(self, candidate: Candidate) -> Model:
         """A candidate's model, from its folder."""
-        named = json.loads((candidate.folder / "config.json").read_text(encoding="utf-8"))["model"]
-        network = None if named else copy_network(self.teacher.network)  # of the user's own
-        return load_model(candidate.folder, network=network, trust=True)
+        return load_again(candidate.folder, self.teacher)
 
     def figures(self, model: Model) -> dict[str, float]:
         """What a model costs: `sizes`, and what must be measured for the budget."""
@@ -196,3 +212,10 @@ class Search:
         setup = Setup(model, self.teacher, self.judge.task, method.settings.model_validate(given), views)
         (phase,) = method(setup)
         return phase.solve(report)  # type: ignore[union-attr]
+
+
+def load_again(folder: Path, teacher: Model) -> Model:
+    """A model that was made of the teacher's, from its folder."""
+    named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
+    network = None if named else copy_network(teacher.network)  # of the user's own
+    return load_model(folder, network=network, trust=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..errors import UserError
 from ..files import is_run
 from ..models import Model
 from ..run.run import perform
@@ -30,13 +31,17 @@ def taught(
         epochs = EPOCHS if labelled else max(5, math.ceil(UPDATES / steps))
     left = work.clock.left(TEACHING) - ENDING
     record: dict[str, Any] = {"epochs": epochs, "before": best.metrics, "metrics": best.metrics, "kept": False}
-    if epochs < 1 or left <= 0:
+    if epochs < 1 or (left <= 0 and not is_run(out)):
         return student, record | {"why": "epochs = 0" if epochs < 1 else "no time was left"}
     networks = {"teacher": work.teacher, "student": student, "data": work.data}
     settings = {"method": "auto", "epochs": epochs, "batch_size": size, "seed": work.seed}
     settings |= {} if math.isinf(left) else {"time": f"{left:.0f}s"}
     begun = (out / "recipe.toml").exists()
-    result = perform(networks | ({} if begun else settings), out, resume=is_run(out), solved=True)
+    try:
+        result = perform(networks | ({} if begun else settings), out, resume=is_run(out), solved=True)
+    except UserError as error:
+        work.say(f"it is not taught on: {error}")
+        return search.load(best), record | {"why": str(error)}
     for network in (work.teacher, result.student):  # the run may have taken them to an accelerator
         network.cpu()
     after = search.judge(result.student)

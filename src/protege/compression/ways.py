@@ -86,7 +86,7 @@ class Ways:
         """The network as it is, which gets smaller images: what convolutions cost goes with their pixels."""
         if self.counted == "params":
             raise UserError("smaller images take no parameters away.")
-        sides = self.raw.shape[2:]
+        sides = self.prepared.shape[2:]
         steps = [max(1, min(LEAST, side // GRAIN)) for side in sides]
         height, width = (
             max(step, math.floor(side * share**0.5 / step + 1e-9) * step)

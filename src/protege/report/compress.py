@@ -41,7 +41,11 @@ def write_compress_report(folder: Path) -> Path:
         metric=metric,
         chart=picture(candidates, teacher, student, metric, str(chosen.get("name", ""))),
         rows=[row(each, teacher, metric, chosen) for each in candidates],
-        networks=[("teacher", teacher), ("student", student)],
+        networks=[
+            ("teacher", teacher),
+            ("student as int8" if made.get("in_float") else "student", student),
+            ("student before int8", table(made.get("in_float"))),
+        ],
         figures=figures,
         chosen=str(chosen.get("why", "")),
         notes=notes(made, metric),
@@ -159,6 +163,8 @@ def notes(made: dict[str, Any], metric: str) -> list[tuple[str, str]]:
         facts.append(("taught on", how + text))
     if file:
         facts.append(("file", str(file.get("file", ""))))
+    if missed := [str(name) for name, kept in table(made.get("met")).items() if kept is False]:
+        facts.append(("limits that are not kept", ", ".join(missed)))
     facts.append(("time", words.duration(numbers(made).get("seconds"))))
     return facts
 

@@ -84,7 +84,7 @@ def export(
         raise UserError(f"export to {to!r} is unknown; expected one of {', '.join(FORMATS)}: change to=….")
     kind = FORMATS[to]
     checked(samples=samples, seed=seed)
-    _require(kind.packages, kind.extra)
+    require(kind.packages, kind.extra)
     if kind.int8 and data is None:
         raise UserError(f"export to {to} got no data; expected a few images to calibrate on: give data=….")
     out = Path(out)
@@ -170,7 +170,7 @@ def _measured(
     to = result["to"]
     kind, task = FORMATS[to], shipped_task(original.task)
     judged = data if task is not None and task.labelled else None
-    metrics = {"float": test_metrics(original, judged), "exported": test_metrics(made.network, judged)}
+    metrics = {"float": metrics_on_test(original, judged), "exported": metrics_on_test(made.network, judged)}
     sizes = _figures(original, raw)
     rows = _forerunners(model, raw, data)
     networks: list[nn.Module | None] = [*(row["latency"] for row in rows), original]
@@ -233,7 +233,7 @@ def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, A
         try:
             network = load_model(Path(recorded["spec"]), data=data).cpu().eval()
             ordered = data and in_order_of(network, data)
-            row |= _figures(network, raw) | {"metrics": test_metrics(network, ordered), "latency": network}
+            row |= _figures(network, raw) | {"metrics": metrics_on_test(network, ordered), "latency": network}
         except (UserError, RuntimeError):
             if role == "before":
                 continue
@@ -243,7 +243,8 @@ def _forerunners(model: Any, raw: Tensor, data: Data | None) -> list[dict[str, A
     return rows
 
 
-def _require(packages: Sequence[str], extra: str) -> None:
+def require(packages: Sequence[str], extra: str) -> None:
+    """Raise `UserError` where a package is missing, with the extra that brings it."""
     for package in packages:
         try:
             with quietly():
@@ -291,7 +292,7 @@ def _difference(model: nn.Module, exported: nn.Module, inputs: list[Tensor]) -> 
     return max(float((ours - theirs).abs().max()) for ours, theirs in pairs) / max(scale, 1e-30)
 
 
-def test_metrics(network: nn.Module, data: Data | None) -> dict[str, float]:
+def metrics_on_test(network: nn.Module, data: Data | None) -> dict[str, float]:
     """Of a network or an opened file on the test set; none where there is none, or no labels."""
     if data is None or data.test is None or not data.classes:
         return {}

@@ -272,7 +272,7 @@ def refuse_in_the_way(settings: Recipe, objects: Mapping[str, Any], out: Path, r
                 "another folder for what learns from it: change out=…."
             )
     if "data" not in objects:
-        _refuse_among_images(out, settings.data)
+        refuse_among_images(out, settings.data)
     if settings.cache is not None:
         _refuse_cache_in(out, usable(settings.cache, "cache"), resume)
     elif is_run(cache_root()) or cache_root().resolve() == out.resolve():
@@ -281,7 +281,7 @@ def refuse_in_the_way(settings: Recipe, objects: Mapping[str, Any], out: Path, r
         )
 
 
-def _refuse_among_images(out: Path, spec: str) -> None:
+def refuse_among_images(out: Path, spec: str) -> None:
     """Raise where a run's folder would be read as a class of the images that it learns from."""
     kind, _, rest = spec.partition(":")
     folder = usable(rest.split("?")[0], "data").resolve()

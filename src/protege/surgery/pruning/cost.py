@@ -57,7 +57,7 @@ class _Reading:
 
     def covariance(self) -> Tensor:
         mean = self.total / self.rows
-        return self.gram / self.rows - torch.outer(mean, mean)
+        return (self.gram / self.rows - torch.outer(mean, mean)).float()
 
 
 def steps_of(network: nn.Module, groups: Sequence[Group], inputs: Iterable[Tensor]) -> list[list[Step] | None]:
@@ -120,7 +120,7 @@ def _readings(group: Group, modules: dict[str, Any]) -> list[_Reading]:
             continue
         size = len(group.units)
         columns = torch.tensor([sorted(positions) for positions in of_unit]).T.contiguous()
-        zeros = torch.zeros(size, size), torch.zeros(size)
+        zeros = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
         if _weight(modules[site.name], columns, torch.ones(outputs_of(modules[site.name]))) is not None:
             readings.append(_Reading(site.name, columns, *zeros))
     return readings
