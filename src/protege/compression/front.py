@@ -9,25 +9,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import nn
 
 from .. import words
-from ..data import Data, choose, hold_out, load_data
 from ..errors import UserError
 from ..files import is_compressed
-from ..models import Model, framed_for, held_out_by, known_ranges, load_model, seen_by
-from ..models.classes import in_order_of
+from ..models import Model, seen_by
 from ..numerics import exact
 from ..report import write_compress_report
 from ..run.folder import check_out, holding, refuse_among_images, remove, remove_empty, report
@@ -36,11 +32,12 @@ from ..run.origin import origin_of
 from ..run.recipe import checked
 from ..settings import public
 from ..tasks import TASKS, Task, shipped_task
-from ..torch_utils import copy_network, same_numbers
+from ..torch_utils import same_numbers
 from ..training.progress import Display
 from .budget import budget_of, quantity, written
 from .files import FOLDER, Files, format_of
 from .frontier import chosen, frontier
+from .given import begun, counted, opened_for, with_judges
 from .judge import Judge
 from .mistakes import draw_mistakes
 from .search import Measure, Search, Unmet, load_again
@@ -50,7 +47,6 @@ from .work import RECORD, Clock, Work, said
 QUARTER = 0.3  # of the file's size, below which int8, which takes a little over a quarter, costs less than cutting
 GLANCE = 0.5  # seconds in which a candidate is timed
 logger = logging.getLogger(__name__)
-JUDGED, MOST_JUDGED = 0.2, 1000  # of the training images, that judge candidates where there is no val split
 CANDIDATES = "candidates"
 OURS = (CANDIDATES, "teach", "student", "file", "mistakes", "pictures", "report.html")
 
@@ -153,8 +149,8 @@ def compress(
             proof=f"{RECORD} of compress",
             replaced=(RECORD, *OURS),
         )
-        before = _begun(out, settings) if resume else {}
-        teacher, opened = _opened(model, data, image_size, skip_bad, trust)
+        before = begun(out, settings) if resume else {}
+        teacher, opened = opened_for(model, data, image_size, skip_bad, trust)
         origin = origin_of(opened, None, teacher, True)
         if before and before.get("origin") != origin:
             raise UserError(
@@ -164,7 +160,7 @@ def compress(
         if before.get("finished"):
             display.say(f"{str(out)!r} is finished already; nothing is left to do", always=True)
             return _finished(out, before, teacher)
-        opened = _with_judges(opened)
+        opened = with_judges(opened)
         out.mkdir(parents=True, exist_ok=True)
         hold()
         if overwrite:
@@ -191,60 +187,6 @@ def gone_if_empty(out: Path) -> Iterator[None]:
     finally:
         if not there:
             remove_empty(out)
-
-
-# ---- what is given ---------------------------------------------------------------------------------------------------
-
-
-def _opened(model: Any, data: Any, image_size: int | None, skip_bad: int, trust: bool) -> tuple[Model, Data]:
-    """A copy of the model, and the data in its order of classes."""
-    ranges, way = known_ranges(model), held_out_by(model)
-    opened = load_data(data, image_size=image_size, ranges=ranges, held_out=way, skip_bad=skip_bad)
-    teacher = copy_network(load_model(model, data=opened, trained=True, trust=trust)).cpu().eval()
-    teacher.kept = {}  # of an earlier shrinking: what is left is told of this model
-    if teacher.input.kind != "image":
-        raise UserError("the model takes tokens; expected a network for images: compress knows only these.")
-    return teacher, framed_for(teacher, in_order_of(teacher, opened))
-
-
-def _with_judges(opened: Data) -> Data:
-    """The data with a val split: some of the training images where there is none, some of it where it is large. Raises
-    `UserError` where there are too few."""
-    if opened.val is None:
-        labels = opened.train.labels if opened.labelled and opened.train.labels is not None else None
-        count = len(opened.train)
-        share = min(JUDGED, MOST_JUDGED / count)
-        kept, held = hold_out(torch.arange(count), labels, share, 0)
-        if not len(held):
-            raise UserError(
-                f"the data {opened.name!r} has {count} training images, of which none can be held out to judge by; "
-                "expected more: add images."
-            )
-        return replace(opened, train=opened.train.part(kept), val=opened.train.part(held))
-    some = choose(
-        opened.val.labels, samples=min(MOST_JUDGED, len(opened.val)), seed=0, count=len(opened.val), each=False
-    )
-    return replace(opened, val=opened.val.part(some))
-
-
-def counted(least: int = 1, **values: int) -> None:
-    """Raise `UserError` for values that are no whole numbers from the least."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{name} is {value!r}; expected a whole number from {least}: change {name}=….")
-
-
-def _begun(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of the stopped call. Raises `UserError` where that was called otherwise."""
-    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(dict(settings)))
-    for key, value in now.items():
-        if record.get(key) != value:
-            raise UserError(
-                f"{str(out)!r} was begun with {key} = {record.get(key)!r}, which is {value!r} now; expected the same: "
-                "give the same arguments, or start anew with overwrite=True."
-            )
-    return record
 
 
 def _finished(out: Path, record: dict[str, Any], teacher: Model) -> Compressed:
