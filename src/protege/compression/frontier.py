@@ -25,6 +25,7 @@ def frontier(work: Work, search: Search) -> list[Candidate]:
     """The candidates, as there is time: all ways of shrinking where the budget is met; then the best of them before
     that and behind. Raises `UserError` where no way meets the budget."""
     found: list[Candidate] = []
+    search.late = lambda: work.clock.left(SEARCH) < 0
 
     def add(how: str, share: float) -> Candidate | None:
         candidate = search.candidate(how, share)

@@ -87,6 +87,7 @@ class Search:
         self.positions = choose(None, samples=count, seed=seed, count=len(data.train))
         self.whole = self.figures(teacher)
         self.refused: dict[str, str] = {}  # ways that give no candidate, and why
+        self.late: Callable[[], bool] = lambda: False  # whether the time for the search is over
         limited = {COUNTED.get(name, name) for name in budget.limits}
         self.ways = Ways(teacher, data, raw, "params" if limited == {"params"} else "macs", self._looked_at)
 
@@ -128,7 +129,7 @@ class Search:
             over = self.budget.over(figures, self.whole)
             if over <= 1:
                 low = best = share
-                if over > (MET if self.budget.latency is None else MET_IN_TIME):
+                if self.late() or over > (MET if self.budget.latency is None else MET_IN_TIME):
                     break
             else:
                 high = share
