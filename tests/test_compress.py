@@ -78,7 +78,7 @@ def test_a_model_is_compressed_within_its_budget_and_goes_on_where_it_was_stoppe
     ("options", "words"),
     [
         ({}, "no budget"),
-        ({"macs": 1.5}, "share"),
+        ({"macs": 1.5}, "less than the whole"),
         ({"size": "5 apples"}, "unit"),
         ({"latency": "-8ms"}, "unit"),
         ({"accuracy_drop": 2}, "fraction"),

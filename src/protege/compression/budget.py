@@ -103,7 +103,8 @@ def limit_of(name: str, value: Any) -> Limit:
         except ValueError:
             share = math.nan
         if isinstance(value, bool) or not 0 < share < 1:
-            raise UserError(f"{name} is {value!r}; expected a share of the teacher's above 0 and below 1, such as 0.4.")
+            such = "0.4" if name in ("macs", "params") else "40%"
+            raise UserError(f"{name} is {value!r}; expected less than the whole of the model's, such as {such}.")
         return Limit(share=share)
     return Limit(value=quantity(name, value))
 

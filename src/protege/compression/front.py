@@ -40,11 +40,12 @@ from .frontier import chosen, frontier
 from .given import begun, counted, opened_for, with_judges
 from .judge import Judge
 from .mistakes import draw_mistakes
-from .search import Measure, Search, Unmet, load_again
+from .search import COUNTED, Measure, Search, Unmet, load_again
 from .teach import taught
 from .work import RECORD, Clock, Work, said
 
 QUARTER = 0.3  # of the file's size, below which int8, which takes a little over a quarter, costs less than cutting
+FEW = 50  # images that judge
 GLANCE = 0.5  # seconds in which a candidate is timed
 logger = logging.getLogger(__name__)
 CANDIDATES = "candidates"
@@ -149,7 +150,7 @@ def compress(
             proof=f"{RECORD} of compress",
             replaced=(RECORD, *OURS),
         )
-        before = begun(out, settings) if resume else {}
+        before = begun(out, settings) if resume and (out / RECORD).exists() else {}
         teacher, opened = opened_for(model, data, image_size, skip_bad, trust)
         origin = origin_of(opened, None, teacher, True)
         if before and before.get("origin") != origin:
@@ -172,7 +173,7 @@ def compress(
         with Files(teacher, opened, kind, batch, threads) as files:
             try:
                 return perform(work, files, epochs)
-            except Unmet:
+            except UserError:
                 if not (out / CANDIDATES).exists():
                     remove(out / RECORD)  # nothing was made
                 raise
@@ -213,13 +214,21 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
     whole = search.whole
     samples = {"solved": len(search.positions), "judged": len(work.data.val), "labelled": labelled}
     work.keep(frontier=[], teacher={"figures": whole, "metrics": judge.figures}, samples=samples, metric=judge.metric)
+    if short := judge.shortfall:
+        raise UserError(
+            f"the model is at chance level on the images held out ({short.what} {short.reached:.3f}, chance "
+            f"{short.chance:.3f}); expected a trained one: check that {task.suspects}."
+        )
     work.say(f"the teacher: {said(whole, whole, judge.figures, judge.metric)}")
+    work.say(f"solves for {samples['solved']} images, judges by {words.plural(samples['judged'], 'other')}")
+    if samples["judged"] < FEW:
+        logger.warning("%d images are few to judge by; expected %d: add images", samples["judged"], FEW)
     if (work.budget.shares(whole).get("size", 1) < QUARTER or work.record.get("in_int8")) and files.in_int8():
         work.say("the file holds int8, which is a quarter of the size")
     try:
         candidates = frontier(work, search)
-    except Unmet:
-        if not (work.budget.measured and files.in_int8()):
+    except Unmet as error:
+        if error.name not in COUNTED or not files.in_int8():
             raise
         work.say("no network in floating point meets the budget: the file holds int8")
         work.keep(in_int8=True)

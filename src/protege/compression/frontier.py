@@ -100,11 +100,14 @@ def _down(work: Work, search: Search, add: Callable[[str, float], Candidate | No
 
 
 def best_of(judge: Judge, found: Sequence[Candidate]) -> Candidate:
-    """The one with the best quality; of equal ones the first."""
+    """The one with the best quality; of equal ones that with the fewest multiply-adds."""
     best = found[0]
     for other in found[1:]:
-        if judge.better(other.metrics, best.metrics):
-            best = other
+        if other.metrics[judge.metric] == best.metrics[judge.metric]:
+            better = other.figures["macs"] < best.figures["macs"]
+        else:
+            better = judge.better(other.metrics, best.metrics)
+        best = other if better else best
     return best
 
 

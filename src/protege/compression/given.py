@@ -28,7 +28,10 @@ def opened_for(model: Any, data: Any, image_size: int | None, skip_bad: int, tru
     teacher.kept = {}  # of an earlier shrinking: what is left is told of this model
     if teacher.input.kind != "image":
         raise UserError("the model takes tokens; expected a network for images: compress knows only these.")
-    return teacher, framed_for(teacher, in_order_of(teacher, opened))
+    opened = framed_for(teacher, in_order_of(teacher, opened))
+    if image_size is None:  # photos come at the size that the model takes
+        opened = opened.framed(teacher.input.frame, teacher.input.size)
+    return teacher, opened
 
 
 def with_judges(opened: Data) -> Data:
@@ -63,6 +66,11 @@ def begun(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     now = json.loads(json.dumps(dict(settings)))
     for key, value in now.items():
+        if record.get(key) != value and isinstance(value, dict):
+            raise UserError(
+                f"{str(out)!r} was begun with another {key}; expected the same: give the same arguments, or start anew "
+                "with overwrite=True."
+            )
         if record.get(key) != value:
             raise UserError(
                 f"{str(out)!r} was begun with {key} = {record.get(key)!r}, which is {value!r} now; expected the same: "

@@ -12,6 +12,7 @@ from ..data import CLEAN, Augment, Batch, Samples, batches, forward_size
 from ..models import Model
 from ..numerics import exact
 from ..tasks import Task
+from ..tasks.task import Shortfall
 from ..torch_utils import device_of, eval_mode, logits_in
 
 BATCH = 250
@@ -30,6 +31,7 @@ class Judge:
         self.labelled = labelled
         self._kept: list[Tensor] | None = []
         self._spread = 0.0
+        self.shortfall: Shortfall | None = None  # of the teacher
         self.figures = self._measure(teacher, first=True)
 
     def better(self, one: dict[str, float], other: dict[str, float]) -> bool:
@@ -77,7 +79,11 @@ class Judge:
         if first:
             self._spread = max(spread, 1e-30)
         figures = {"agreement": same / max(count, 1), "error": error / self._spread}
-        return figures | (metrics.compute() if metrics is not None else {})
+        if metrics is not None:
+            figures |= metrics.compute()
+            if first:
+                self.shortfall = self.task.shortfall(figures, metrics.details())
+        return figures
 
     def _batches(self, model: nn.Module, samples: Samples | None) -> Iterator[Batch]:
         order = torch.arange(len(self.samples)).split(forward_size(self.samples, BATCH))

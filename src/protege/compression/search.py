@@ -32,7 +32,7 @@ LARGE = 64 * 64  # pixels of an image, above which it has places enough to solve
 RECORD = "candidate.json"
 PLACES = "places.json"
 COUNTED = {"size": "params", "latency": "macs"}  # what a file's figures follow, roughly
-TRIES = 10  # networks that are made to find where a budget is met
+TRIES = 7  # networks that are made to find where a budget is met
 MET, MET_IN_TIME = 0.97, 0.9  # so much of a budget is used: nearer is not worth another network, or not to be measured
 CLOSER = 0.995
 
@@ -61,7 +61,11 @@ class Candidate:
 
 
 class Unmet(UserError):
-    """A budget that the smallest network does not meet."""
+    """A budget that the smallest network does not meet, and the ``name`` of the limit."""
+
+    def __init__(self, text: str, name: str = "") -> None:
+        super().__init__(text)
+        self.name = name
 
 
 class Search:
@@ -140,9 +144,9 @@ class Search:
                 share = (low + high) / 2
         if best:
             return best
-        raise Unmet(reason or self._unmet(figures))
+        raise Unmet(reason) if reason else self._unmet(figures)
 
-    def _unmet(self, figures: Mapping[str, float]) -> str:
+    def _unmet(self, figures: Mapping[str, float]) -> Unmet:
         limits = self.budget.limits
         name, limit = max(limits.items(), key=lambda item: item[1].over(figures[item[0]], self.whole[item[0]]))
         nearest = figures[name] / self.whole[name]
@@ -150,10 +154,11 @@ class Search:
         assert path is not None
         whole = "; ".join(path.reasons()[:3])
         asked = f"{limit.share:.1%} of the teacher's" if limit.value is None else written(name, limit.value)
-        return (
+        return Unmet(
             f"{name} = {asked} cannot be met; expected at least {nearest:.1%} of the teacher's "
             f"({written(name, figures[name])}), which the smallest network takes"
-            f"{' (left whole: ' + whole + ')' if whole else ''}: give {name} that is larger."
+            f"{' (left whole: ' + whole + ')' if whole else ''}: give {name} that is larger.",
+            name,
         )
 
     # ---- candidates --------------------------------------------------------------------------------------------------

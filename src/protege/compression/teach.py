@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .. import words
 from ..errors import UserError
 from ..files import is_run
 from ..models import Model
@@ -31,11 +32,11 @@ def taught(
         epochs = EPOCHS if labelled else max(5, math.ceil(UPDATES / steps))
     left = work.clock.left(TEACHING) - ENDING
     record: dict[str, Any] = {"epochs": epochs, "before": best.metrics, "metrics": best.metrics, "kept": False}
-    if epochs < 1 or (left <= 0 and not is_run(out)):
+    if epochs < 1 or (left < 1 and not is_run(out)):
         return student, record | {"why": "epochs = 0" if epochs < 1 else "no time was left"}
     networks = {"teacher": work.teacher, "student": student, "data": work.data}
     settings = {"method": "auto", "epochs": epochs, "batch_size": size, "seed": work.seed}
-    settings |= {} if math.isinf(left) else {"time": f"{left:.0f}s"}
+    settings |= {} if math.isinf(left) else {"time": f"{max(1, left):.0f}s"}
     begun = (out / "recipe.toml").exists()
     try:
         result = perform(networks | ({} if begun else settings), out, resume=is_run(out), solved=True)
@@ -48,6 +49,9 @@ def taught(
     told = {"after": after, **{key: result.result.get(key) for key in ("method", "choice", "seconds")}}
     told["epochs"] = sum(phase["epochs"] for phase in result.result["phases"])
     if not search.judge.better(after, best.metrics):
-        work.say("teaching made nothing better: the network stays as it was solved")
+        before, now = (
+            words.metric_value(search.judge.metric, each[search.judge.metric]) for each in (best.metrics, after)
+        )
+        work.say(f"teaching made nothing better on images held out ({before} → {now}): it stays as it was solved for")
         return search.load(best), record | told | {"why": "teaching made nothing better"}
     return result.student, record | told | {"metrics": after, "kept": True, "folder": "teach"}
