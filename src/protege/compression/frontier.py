@@ -16,7 +16,7 @@ CUTS = ("l1", "slim")  # are not tried where the path, which chooses channels be
 FAR = 0.1  # lies so far behind another way
 POINTS = 4  # from the whole network to the budget
 BEHIND = 0.75  # of the budget's share: one point further
-SEARCH = 0.4  # of the time, that the search may take
+SEARCH, MOST = 0.4, 0.7  # of the time, that the search may take; and until two ways that differ most have been tried
 STEP = 0.85  # of the multiply-adds, from one point to the next where only a loss of quality ends the way
 BACK = 3.0  # of the loss that is allowed, so much may be lost before teaching, which wins some of it back
 
@@ -41,7 +41,8 @@ def frontier(work: Work, search: Search) -> list[Candidate]:
         if search.has(how, share):
             return False
         solved = [each.seconds for each in found if each.how != PIXELS] if how != PIXELS else []
-        return bool(found) and work.clock.left(SEARCH) < max(solved, default=0.0)
+        untried = how in (PATH, DECOUPLE) and all(each.how != how for each in found)
+        return bool(found) and work.clock.left(MOST if untried else SEARCH) < max(solved, default=0.0)
 
     if not work.budget.limits:
         _down(work, search, add)
