@@ -208,6 +208,7 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
     judge = Judge(work.teacher, work.data.val, task, len(work.data.classes), labelled)
     measure = partial(files.figures, seconds=0.0 if work.budget.latency is None else GLANCE)
     folder = work.out / CANDIDATES
+    files.figures(work.teacher, seconds=0)  # so that one that no file can be made of is told at once
     measured: Measure = measure if work.budget.measured else lambda _: {}
     given = work.teacher, work.data, files.raw, judge, work.budget, measured, folder, work.seed
     search = Search(*given, work.display.reporter)

@@ -41,6 +41,7 @@ from .shrinking import example_of, open_for
 
 RECORD = "export.json"
 SAME = 1e-3  # the largest difference of outputs of a file in floating point, as a share of the largest output
+RESIZED = 1e-2  # the same where images are resized in the file: pixels halfway between two levels may go to either
 BATCH = 16  # images at once
 JUDGES = 64  # images by which an int8 file is chosen, at most
 COMPARED = 500  # images on which a file is compared with its model, at most
@@ -113,10 +114,11 @@ def export(
         if opened is not None:
             inputs += list(_batches(opened.train, chosen[:BATCH] if len(chosen) else torch.arange(1)))
         difference = _difference(original, made.network, inputs)
-        if not kind.int8 and not difference <= SAME:
+        allowed = SAME if original.input.size in (None, tuple(raw.shape[2:])) else RESIZED
+        if not kind.int8 and not difference <= allowed:
             raise UserError(
                 f"the {kind.title} file gives outputs that differ by {difference:.1e} of the largest; expected at most "
-                f"{SAME:g}: the network has an operation that {kind.title} computes otherwise, so export another."
+                f"{allowed:g}: the network has an operation that {kind.title} computes otherwise, so export another."
             )
         files = sorted(work.iterdir())  # weights beyond a size have a file of their own
         result: dict[str, Any] = {
