@@ -222,7 +222,7 @@ def raw(side):
 
 
 def test_only_what_the_command_made_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr("protege.run.exporting._require", lambda *_: None)
+    monkeypatch.setattr("protege.run.exporting.require", lambda *_: None)
     (tmp_path / "model.onnx").write_text("mine")
     with pytest.raises(UserError, match=r"would replace 'model.onnx' .* no export.json of an export beside it"):
         export("zoo:cnn_tiny", to="onnx", data="digits", out=tmp_path, overwrite=True)
@@ -277,7 +277,7 @@ def test_a_missing_extra_is_named(to, package, extra, tmp_path, monkeypatch):
 
 
 def test_int8_without_data_and_full_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr("protege.run.exporting._require", lambda *_: None)
+    monkeypatch.setattr("protege.run.exporting.require", lambda *_: None)
     for to in ("int8", "onnx-int8"):
         with pytest.raises(UserError, match=f"export to {to} got no data; .* a few images to calibrate on: give data="):
             export("zoo:cnn_tiny", to=to, out=tmp_path / "out")
@@ -294,7 +294,7 @@ class Branching(torch.nn.Module):
 
 
 def test_what_cannot_be_traced_is_told_and_nothing_else(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("protege.run.exporting._require", lambda *_: None)
+    monkeypatch.setattr("protege.run.exporting.require", lambda *_: None)
     model = Model(Branching(), InputSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3))
     with pytest.raises(UserError, match="cannot be traced for export"):
         export(model, to="onnx", out=tmp_path / "out")
