@@ -365,7 +365,7 @@ def test_a_loop_of_ones_own_without_a_shared_disk(tmp_path):
         Source.compute = lambda self, inputs: forwarded.append(len(inputs)) or original(self, inputs)
         signals.BLOCK = 10
         data = [(image.numpy(), number % CLASSES) for number, image in enumerate(pictures().pixels[..., 0])]
-        cache = TeacherCache(model(seed=3), data, views=1, augment="none")
+        cache = TeacherCache(model(seed=3), data, views=1, augment="none", precision="fp32")
         batches = [batch for _ in range(2) for batch in cache.loader(16)]
         assert cache.fill() == 0
         said = {"passes": forwarded, "index": torch.cat([batch.index for batch in batches])}

@@ -1,6 +1,7 @@
 """A teacher's outputs in a loop of one's own: exact, paid for once, and in the files of a run."""
 
 import doctest
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from protege.data import load_data
 from protege.errors import UserError
 from protege.losses import divergence, topk
 from protege.models import InputSpec, Model
-from protege.signals import Feature, Logits, Source, TeacherCache, TopK, teacher
+from protege.signals import Feature, Logits, Source, TopK, teacher
 
-QUICK = {"epochs": 2, "batch_size": 64, "checkpoint_seconds": 1e9}
+QUICK = {"epochs": 2, "batch_size": 64, "checkpoint_seconds": 1e9, "precision": "fp32"}
+# What processors with bf16 would take by default is tested in test_numerics.py.
+TeacherCache = partial(protege.signals.TeacherCache, precision="fp32")
 
 
 @pytest.fixture
