@@ -63,7 +63,7 @@ def test_the_start_of_a_run_is_taken_apart(digits_teacher, tmp_path):
     def child() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "protege"]:
             del sys.modules[name]  # to be imported in its time
-        runpy.run_path(str(BENCHMARKS / "start.py"))["child"](settings, 0.01)
+        runpy.run_path(str(BENCHMARKS / "start.py"))["child"](settings, 0.0005)
 
     done = forks.Fork(child)
     assert done.wait() == 0, done.stderr
