@@ -249,14 +249,16 @@ def perform(work: Work, files: Files, epochs: int | None) -> Compressed:
     file, record, costs, network = files.export(work.out / "student", work.out / "file", student)
     rounded = files.to != FOLDER and FORMATS[files.to].int8
     metrics = judge(network, seen_by(student, work.data.val)) if rounded else lesson["metrics"]
-    tests = _tested(work, task, labelled, [(work.teacher, work.teacher), (student, student), (network, student)])
+    judged: list[tuple[nn.Module, Model]] = [(work.teacher, work.teacher), (student, student)]
+    judged += [(network, student)] if rounded else []
+    tests = _tested(work, task, labelled, judged)
     figures, costs_of_teacher = search.sizes(student) | costs, whole | files.figures(work.teacher)
     met = work.budget.met(figures, costs_of_teacher)
     if work.budget.drop is not None:
         met["accuracy_drop"] = judge.drop(metrics) <= work.budget.drop
     work.keep(
         teacher={"figures": costs_of_teacher, "metrics": judge.figures, "test": tests[0]},
-        student={"figures": figures, "metrics": metrics, "test": tests[2] if rounded else tests[1]},
+        student={"figures": figures, "metrics": metrics, "test": tests[-1]},
         in_float={"metrics": lesson["metrics"], "test": tests[1]} if rounded else {},
         met=met,
         file=record,
